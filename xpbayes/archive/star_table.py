@@ -1,0 +1,383 @@
+"""The star table: one Parquet layout that every command reads and writes.
+
+A `StarTable` keeps what the archive knows (64-bit source_id, coordinates, labels, quality columns) in NumPy;
+`StarTable.stars()` gives the float32 batch that the mathematics sees. Column names, units and meanings are in
+`schema.star_table_columns`; channel set, labels, provenance and cuts are in the file's metadata.
+A star that no likelihood can use stays in the table with a reason (`problems`); a file that cannot be read raises
+InputError with one sentence.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from xpbayes.calibration.whitening import unpack
+from xpbayes.channels import Channels
+from xpbayes.errors import InputError, nearest
+from xpbayes.schema import STAR_TABLE_VERSION, star_table_columns
+from xpbayes.stars import Stars
+
+METADATA_KEY = b"xpbayes"
+OK = "ok"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One selection and what it removed.
+
+    Attributes:
+        what: the rule in words.
+        removed: number of stars it removed.
+        left: number of stars after it.
+    """
+
+    what: str
+    removed: int
+    left: int
+
+
+@dataclass(frozen=True)
+class StarTable:
+    """Stars with everything the archive knows about them.
+
+    Attributes:
+        channels: the channel set of `flux`.
+        label_names: stellar labels, Teff first.
+        source_id: (star,) int64.
+        flux: (star, channel) float32 [1e-18 W m^-2 nm^-1].
+        xp_whitening: (star, packed) float32, see `schema`.
+        band_inverse_error: (star, band) float32.
+        columns: every other scalar column, (star,) each; missing floats are NaN.
+        cuts: the selections that led to this table.
+        provenance: where it came from and what was assumed, in words.
+        extra_units: units of columns that the schema does not know.
+    """
+
+    channels: Channels
+    label_names: tuple[str, ...]
+    source_id: NDArray[np.int64]
+    flux: NDArray[np.float32]
+    xp_whitening: NDArray[np.float32]
+    band_inverse_error: NDArray[np.float32]
+    columns: dict[str, NDArray[Any]]
+    cuts: tuple[Cut, ...] = ()
+    provenance: dict[str, str] = field(default_factory=dict)
+    extra_units: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.source_id)
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        """Return a float column, all NaN if the table has none of that name."""
+        if name not in self.columns:
+            return np.full(len(self), np.nan)
+        return np.asarray(self.columns[name], dtype=np.float64)
+
+    def labels(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return (star, label) labels and errors in internal units, NaN where missing."""
+        value = np.stack([self.column(n) for n in self.label_names], axis=1)
+        error = np.stack([self.column(f"{n}_error") for n in self.label_names], axis=1)
+        return value, error
+
+    def channel_present(self) -> NDArray[np.bool_]:
+        """(star, channel) which channels carry weight."""
+        n = self.channels.n_xp
+        diagonal = np.cumsum(np.arange(1, n + 1)) - 1  # positions of the diagonal in the packed triangle
+        return np.concatenate([self.xp_whitening[:, diagonal], self.band_inverse_error], axis=1) != 0
+
+    def take(self, index: NDArray[Any], cut: str | None = None) -> "StarTable":
+        """Select stars; with `cut`, record the rule and its count."""
+        picked = replace(
+            self,
+            source_id=self.source_id[index],
+            flux=self.flux[index],
+            xp_whitening=self.xp_whitening[index],
+            band_inverse_error=self.band_inverse_error[index],
+            columns={k: v[index] for k, v in self.columns.items()},
+        )
+        if cut is None:
+            return picked
+        return replace(picked, cuts=(*self.cuts, Cut(cut, len(self) - len(picked), len(picked))))
+
+    def problems(self) -> NDArray[np.str_]:
+        """(star,) 'ok', or why no likelihood can use the star."""
+        reason = np.full(len(self), OK, dtype="U64")
+        present = self.channel_present()
+
+        def mark(bad: NDArray[np.bool_], text: str) -> None:
+            reason[bad & (reason == OK)] = text
+
+        finite_weights = np.isfinite(self.xp_whitening).all(axis=1) & np.isfinite(self.band_inverse_error).all(axis=1)
+        mark(~finite_weights, "flux error is not finite")
+        mark((self.band_inverse_error < 0).any(axis=1), "flux error is negative")
+        mark((~np.isfinite(self.flux) & present).any(axis=1), "flux is not finite")
+        mark(present.sum(axis=1) == 0, "no channel was measured")
+        mark((present & (self.flux > 0)).sum(axis=1) < 3, "fewer than three channels have a positive flux")
+        for name in ("parallax", "reddening", "spectroscopic_parallax", *self.label_names):
+            mark(self.column(f"{name}_error") <= 0, f"{name}_error is not positive")
+        return reason
+
+    def stars(self, *, spectroscopic_parallax: bool = False, label_error_floor: Sequence[float] = ()) -> Stars:
+        """Build the float32 batch.
+
+        Args:
+            spectroscopic_parallax: use that column where Gaia's parallax is missing. It is derived from the labels:
+                for training only.
+            label_error_floor: (label,) added to the label errors in quadrature [kK, dex, ...]; none if empty.
+        """
+        label, label_error = self.labels()
+        if len(label_error_floor):
+            label_error = np.hypot(label_error, np.asarray(label_error_floor))
+        parallax, parallax_error = self.column("parallax"), self.column("parallax_error")
+        if spectroscopic_parallax:
+            use = ~(np.isfinite(parallax) & np.isfinite(parallax_error))
+            parallax = np.where(use, self.column("spectroscopic_parallax"), parallax)
+            parallax_error = np.where(use, self.column("spectroscopic_parallax_error"), parallax_error)
+        flux = np.where(self.channel_present(), self.flux, 0.0)
+        scale = np.max(np.abs(np.where(np.isfinite(flux), flux, 0.0)), axis=1, initial=1e-20)[:, None]
+        labels = _measured("labels", label, label_error)
+        return Stars(
+            flux=(flux / scale).astype(np.float32),
+            whitening=unpack(self.xp_whitening * scale, self.band_inverse_error * scale, self.channels.n_xp),
+            ln_scale=np.log(scale[:, 0]).astype(np.float32),
+            **_measured("parallax", parallax, parallax_error),
+            labels=labels["labels"],
+            label_inv_error=labels["labels_inv_error"],
+            **_measured("reddening", self.column("reddening"), self.column("reddening_error")),
+        )
+
+
+def _measured(name: str, value: NDArray[np.float64], error: NDArray[np.float64]) -> dict[str, Any]:
+    """Value and inverse error as float32, weight 0 where either is missing."""
+    known = np.isfinite(value) & np.isfinite(error) & (error > 0)
+    inverse = np.zeros_like(value)
+    np.divide(1.0, error, out=inverse, where=known)
+    return {
+        name: np.where(known, value, 0.0).astype(np.float32),
+        f"{name}_inv_error": inverse.astype(np.float32),
+    }
+
+
+def write_star_table(table: StarTable, path: str | os.PathLike[str]) -> Path:
+    """Write a star table, under a temporary name first.
+
+    Args:
+        table: what to write.
+        path: a `.parquet` file; parent folders are made.
+    """
+    path = Path(path)
+    columns = star_table_columns(table.channels, table.label_names)
+    metadata = {
+        "xpbayes": json.dumps(
+            {
+                "kind": "star table",
+                "version": STAR_TABLE_VERSION,
+                "channels": json.loads(table.channels.to_json()),
+                "labels": table.label_names,
+                "cuts": [vars(c) for c in table.cuts],
+                "provenance": table.provenance,
+            }
+        )
+    }
+    arrays: dict[str, pa.Array] = {}
+    lists = {"flux": table.flux, "xp_whitening": table.xp_whitening, "band_inverse_error": table.band_inverse_error}
+    fields = []
+    for column in columns:
+        if column.name == "source_id":
+            arrays[column.name] = pa.array(table.source_id, type=column.type)
+        elif column.name in lists:
+            arrays[column.name] = fixed_list(lists[column.name], column.type)
+        elif column.name in table.columns:
+            arrays[column.name] = pa.array(table.columns[column.name], type=column.type, from_pandas=True)
+        else:
+            continue
+        fields.append(column.field())
+    for name, values in table.columns.items():
+        if name not in arrays:
+            arrays[name] = pa.array(values, from_pandas=True)
+            fields.append(
+                pa.field(name, arrays[name].type, metadata={"unit": table.extra_units.get(name, ""), "description": ""})
+            )
+    schema = pa.schema(fields, metadata=metadata)
+    write_parquet(pa.Table.from_arrays([arrays[f.name] for f in fields], schema=schema), path)
+    return path
+
+
+def fixed_list(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
+    """Turn a (row, item) array into an Arrow fixed-size list column."""
+    flat = np.ascontiguousarray(values).reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat, type=kind.value_type), kind.list_size)
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Write Parquet as the house does: byte-stream-split floats, zstd, temporary name, rename."""
+    temporary = path.with_name(path.name + ".tmp")
+    plain = [f.name for f in table.schema if pa.types.is_integer(f.type) or pa.types.is_dictionary(f.type)]
+    floats = [
+        f"{f.name}.list.element" if pa.types.is_fixed_size_list(f.type) else f.name
+        for f in table.schema
+        if pa.types.is_floating(f.type) or pa.types.is_fixed_size_list(f.type)
+    ]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(
+            table,
+            temporary,
+            compression="zstd",
+            use_dictionary=[n for n in plain if n != "source_id"],
+            use_byte_stream_split=floats,
+            row_group_size=16_384,
+        )
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another output") from error
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    if not path.exists():
+        raise InputError(f"{path}: no such file; check the path")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, not a star table; name one .parquet file")
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"{path}: is not a complete Parquet file ({str(error).splitlines()[0].rstrip('.')}); write or copy it again"
+        ) from error
+
+
+def file_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the xpbayes metadata of a Parquet file; InputError if it has none."""
+    path = Path(path)
+    raw = (_open(path).schema_arrow.metadata or {}).get(METADATA_KEY)
+    if raw is None:
+        raise InputError(f"{path}: is Parquet but not a file of xpbayes (no metadata); write it with xpbayes")
+    return json.loads(raw)
+
+
+def read_star_table(path: str | os.PathLike[str]) -> StarTable:
+    """Read a star table.
+
+    Raises:
+        InputError: the file is missing, truncated, empty, of another kind, lacks a column, has a wrong unit, or
+            repeats a source_id.
+    """
+    path = Path(path)
+    metadata = file_metadata(path)
+    if metadata.get("kind") != "star table":
+        raise InputError(f"{path}: holds a {metadata.get('kind', 'file of unknown kind')}, not a star table")
+    if metadata["version"] > STAR_TABLE_VERSION:
+        raise InputError(
+            f"{path}: star table version {metadata['version']} is newer than this xpbayes reads "
+            f"({STAR_TABLE_VERSION}); upgrade xpbayes"
+        )
+    channels = Channels.from_json(json.dumps(metadata["channels"]))
+    labels = tuple(metadata["labels"])
+    try:
+        table = _open(path).read()
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: is damaged ({str(error).splitlines()[0]}); write or copy it again") from error
+    _check_columns(table, channels, labels, path)
+    if table.num_rows == 0:
+        raise InputError(f"{path}: has no stars; nothing to do")
+    source_id = table["source_id"].to_numpy()
+    unique, first, count = np.unique(source_id, return_index=True, return_counts=True)
+    if (count > 1).any():
+        raise InputError(
+            f"{path}: {(count > 1).sum()} source_ids occur more than once (first: {unique[count > 1][0]}, row "
+            f"{first[count > 1][0]}); keep one row a star"
+        )
+    lists = ("flux", "xp_whitening", "band_inverse_error")
+    matrices = {
+        name: _matrix(table[name], path, name)
+        if name in table.column_names
+        else np.zeros((table.num_rows, 0), np.float32)
+        for name in lists
+    }
+    scalars = {
+        name: table[name].to_numpy(zero_copy_only=False)
+        for name in table.column_names
+        if name not in lists and name != "source_id"
+    }
+    known = {c.name for c in star_table_columns(channels, labels)}
+    return StarTable(
+        channels=channels,
+        label_names=labels,
+        source_id=source_id,
+        **matrices,
+        columns=scalars,
+        cuts=tuple(Cut(**c) for c in metadata.get("cuts", [])),
+        provenance=metadata.get("provenance", {}),
+        extra_units={
+            f.name: (f.metadata or {}).get(b"unit", b"").decode() for f in table.schema if f.name not in known
+        },
+    )
+
+
+def _matrix(column: pa.ChunkedArray, path: Path, name: str) -> NDArray[np.float32]:
+    if column.null_count:
+        raise InputError(f"{path}: {column.null_count} rows have no {name}; write zeros in the weights instead of nulls")
+    array = column.combine_chunks()
+    size = column.type.list_size
+    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(column), size).astype(np.float32, copy=False)
+
+
+def _check_columns(table: pa.Table, channels: Channels, labels: tuple[str, ...], path: Path) -> None:
+    expected = star_table_columns(channels, labels)
+    missing = [c.name for c in expected if c.required and c.name not in table.column_names]
+    if missing:
+        raise InputError(
+            f"{path}: {len(missing)} required column{'s are' if len(missing) > 1 else ' is'} missing "
+            f"(first: {missing[0]}){nearest(missing[0], table.column_names)}; write the table with xpbayes"
+        )
+    for column in expected:
+        if column.name not in table.column_names:
+            continue
+        have = table.schema.field(column.name)
+        if have.type != column.type:
+            raise InputError(f"{path}: column {column.name} has type {have.type}, expected {column.type}")
+        unit = (have.metadata or {}).get(b"unit", b"").decode()
+        if unit != column.unit:
+            raise InputError(
+                f"{path}: column {column.name} is in '{unit}', expected '{column.unit}'; convert it and write it again"
+            )
+
+
+def file_checksum(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, as ``sha256:...``."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def split_by_source_id(source_id: NDArray[np.int64], fraction: float, seed: int = 0) -> NDArray[np.bool_]:
+    """Choose a reproducible held-out subset: the same star is always on the same side, whatever else is in the table.
+
+    Args:
+        source_id: (star,) int64.
+        fraction: expected share held out.
+        seed: another seed is another split.
+
+    Returns:
+        (star,) True where held out.
+    """
+    # splitmix64 (Steele, Lea & Flood 2014): source_id's low bits are not random, its hash's are.
+    with np.errstate(over="ignore"):
+        z = source_id.astype(np.uint64) + np.uint64(seed + 1) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+    uniform = (z >> np.uint64(11)).astype(np.float64) / 2.0**53
+    return uniform < fraction

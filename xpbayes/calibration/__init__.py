@@ -1,0 +1,1 @@
+"""From survey measurements to fluxes with covariances on the channel set."""

@@ -1,0 +1,117 @@
+"""How well a star's parameters are known: the Fisher matrix (ZGR23 Eq. 21 to 23) and the Hessian's sign (Eq. 20).
+
+Linear parameters here: (labels..., E [mag], parallax [mas]), in that order.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from numpy.typing import NDArray
+
+from xpbayes.models.forward import ForwardModel, predict_flux
+from xpbayes.models.objective import objective
+from xpbayes.models.prior import LabelPrior
+from xpbayes.stars import Stars
+
+
+def to_linear(parameters: Float[Array, "*star parameter"]) -> Float[Array, "*star parameter"]:
+    """(labels, ln E, ln parallax) to (labels, E, parallax)."""
+    return jnp.concatenate([parameters[..., :-2], jnp.exp(parameters[..., -2:])], axis=-1)
+
+
+def whitened_jacobian(
+    model: ForwardModel, star: Stars, parameters: Float[Array, " parameter"]
+) -> Float[Array, "channel parameter"]:
+    """Derivatives of the whitened flux by (labels, E, parallax), for one star at (labels, ln E, ln parallax)."""
+
+    def flux(linear: Array) -> Array:
+        sampled = jnp.concatenate([linear[:-2], jnp.log(linear[-2:])])
+        return star.whitening @ predict_flux(model, sampled, star.ln_scale)
+
+    return jax.jacfwd(flux)(to_linear(parameters))
+
+
+@jax.jit
+def fisher_matrices(
+    model: ForwardModel, stars: Stars, parameters: Float[Array, "star parameter"]
+) -> Float[Array, "star parameter parameter"]:
+    """I = J^T C^-1 J + diag(0, ..., 0, 1 / sigma_parallax^2); the prior is not included (Eq. 21, 22).
+
+    Args:
+        model: the trained forward model.
+        stars: a batch.
+        parameters: (star, label + 2) solutions: labels, ln E, ln parallax.
+    """
+    with jax.default_matmul_precision("highest"):
+
+        def one(star: Stars, u: Array) -> Array:
+            jacobian = whitened_jacobian(model, star, u)
+            return (jacobian.T @ jacobian).at[-1, -1].add(star.parallax_inv_error**2)
+
+        return jax.vmap(one)(stars, parameters)
+
+
+@jax.jit
+def hessians(
+    model: ForwardModel, prior: LabelPrior, stars: Stars, parameters: Float[Array, "star parameter"]
+) -> Float[Array, "star parameter parameter"]:
+    """Full Hessian of L in (labels, ln E, ln parallax) (Eq. 20)."""
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(lambda star, u: jax.hessian(partial(objective, model, prior, star))(u))(stars, parameters)
+
+
+def are_positive_definite(matrices: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """(star,) whether each symmetric matrix is positive definite, judged after scaling to unit diagonal."""
+    m = np.asarray(matrices, dtype=np.float64)
+    diagonal = np.diagonal(m, axis1=1, axis2=2)
+    finite = np.isfinite(m).all(axis=(1, 2)) & (diagonal > 0).all(axis=1)
+    scale = 1.0 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
+    correlation = np.where(finite[:, None, None], m, 0.0) * scale[:, :, None] * scale[:, None, :]
+    return finite & (np.linalg.eigvalsh(correlation)[:, 0] > 0)
+
+
+MAX_CONDITION = 1e12
+"""Eigenvalues of a scaled Fisher matrix below the largest over this are floored: a direction without information gets
+a huge error instead of a negative variance."""
+
+
+def invert_positive(matrices: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Invert information matrices so that the result is positive definite (C = I^-1, Eq. 23).
+
+    Args:
+        matrices: (star, parameter, parameter) symmetric.
+
+    Returns:
+        (star, parameter, parameter) float64 covariances; NaN where the input is not finite.
+    """
+    m = np.asarray(matrices, dtype=np.float64)
+    finite = np.isfinite(m).all(axis=(1, 2))
+    safe = np.where(finite[:, None, None], m, np.eye(m.shape[1]))
+    diagonal = np.diagonal(safe, axis1=1, axis2=2)
+    scale = 1.0 / np.sqrt(np.maximum(diagonal, 1e-300))
+    value, vector = np.linalg.eigh(safe * scale[:, :, None] * scale[:, None, :])
+    value = np.maximum(value, value[:, -1:] / MAX_CONDITION)
+    inverse = (vector / value[:, None, :]) @ vector.transpose(0, 2, 1)
+    covariance = inverse * scale[:, :, None] * scale[:, None, :]
+    covariance = 0.5 * (covariance + covariance.transpose(0, 2, 1))
+    covariance[~finite] = np.nan
+    return covariance
+
+
+def upper_triangle(matrices: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Pack symmetric matrices: upper triangle, row by row, as in ZGR23 Table 2."""
+    row, column = np.triu_indices(matrices.shape[-1])
+    return matrices[:, row, column].astype(np.float32)
+
+
+def from_upper_triangle(packed: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The inverse of `upper_triangle`."""
+    n = int((np.sqrt(8 * packed.shape[-1] + 1) - 1) / 2)
+    row, column = np.triu_indices(n)
+    full = np.zeros((len(packed), n, n))
+    full[:, row, column] = packed
+    full[:, column, row] = packed
+    return full

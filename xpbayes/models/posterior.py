@@ -1,0 +1,200 @@
+"""The posterior, twice the same density: as NumPyro models, and as the objective of the fast per-star solver.
+
+Both are built from the same functions (`forward`, `likelihood`, `prior`); tests/models compares them.
+Sites are `labels`, `ln_E`, `ln_plx` (each star) and `weights_i`, `biases_i`, `ln_R` (the model). A star is sampled in
+ln E and ln parallax with improper flat priors; the factor `jacobian` turns them into flat priors in E and parallax
+(METHOD 3: under AutoDelta a positive site with a flat prior would find another mode).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from jaxtyping import Array, Float
+from numpyro import handlers
+from numpyro.distributions import constraints
+
+from xpbayes.models.forward import ForwardModel, layer_sizes, predict_flux
+from xpbayes.models.likelihood import half_log_det_precision, n_observed, whitened_residual
+from xpbayes.models.prior import LabelPrior, draw_labels, ln_prior
+from xpbayes.stars import Stars
+
+
+class WhitenedNormal(dist.Distribution):
+    """Gaussian given by a lower-triangular whitening factor; missing components (zero rows) do not count.
+
+    Args:
+        loc: (..., channel) mean.
+        whitening: (..., channel, channel) W with W^T W the inverse covariance.
+        robust_scale: s > 0 replaces chi^2 by s asinh(chi^2 / s), as the ZGR23 authors do in training (s = 660); the
+            normalisation stays the Gaussian's. 0 leaves chi^2 as it is.
+    """
+
+    arg_constraints = {"loc": constraints.real_vector, "whitening": constraints.real_matrix}
+    support = constraints.real_vector
+    pytree_data_fields = ("loc", "whitening")
+    pytree_aux_fields = ("robust_scale",)
+
+    def __init__(self, loc: Array, whitening: Array, robust_scale: float = 0.0, *, validate_args: bool | None = None):
+        self.loc, self.whitening, self.robust_scale = loc, whitening, robust_scale
+        batch = jnp.broadcast_shapes(loc.shape[:-1], whitening.shape[:-2])
+        super().__init__(batch_shape=batch, event_shape=loc.shape[-1:], validate_args=validate_args)
+
+    def log_prob(self, value: Array) -> Array:
+        """ln density over the observed components."""
+        residual = jnp.vectorize(whitened_residual, signature="(n),(n),(n,n)->(n)")(self.loc, value, self.whitening)
+        chi2 = jnp.sum(residual**2, axis=-1)
+        if self.robust_scale > 0:
+            chi2 = self.robust_scale * jnp.arcsinh(chi2 / self.robust_scale)
+        ln_norm = half_log_det_precision(self.whitening) - 0.5 * n_observed(self.whitening) * jnp.log(2 * jnp.pi)
+        return ln_norm - 0.5 * chi2
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Draw; missing components come out at their mean."""
+        noise = jax.random.normal(key, sample_shape + self.batch_shape + self.event_shape, dtype=self.loc.dtype)
+        diagonal = jnp.diagonal(self.whitening, axis1=-2, axis2=-1)
+        missing = diagonal <= 0
+        factor = self.whitening + jnp.eye(diagonal.shape[-1]) * missing[..., None]
+        factor = jnp.broadcast_to(factor, noise.shape + noise.shape[-1:])
+        white = jax.scipy.linalg.solve_triangular(factor, noise[..., None], lower=True)[..., 0]
+        return self.loc + jnp.where(missing, 0.0, white)
+
+
+class LabelMixture(dist.Distribution):
+    """The label prior as a NumPyro distribution."""
+
+    support = constraints.real_vector
+    pytree_data_fields = ("prior",)
+
+    def __init__(self, prior: LabelPrior, *, validate_args: bool | None = None):
+        self.prior = prior
+        super().__init__(batch_shape=(), event_shape=prior.mean.shape[-1:], validate_args=validate_args)
+
+    def log_prob(self, value: Array) -> Array:
+        """ln p, normalised."""
+        return jnp.vectorize(lambda labels: ln_prior(self.prior, labels), signature="(n)->()")(value)
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Draw labels."""
+        n = 1
+        for size in sample_shape:
+            n *= size
+        return draw_labels(self.prior, key, n).reshape(*sample_shape, *self.event_shape)
+
+
+def _flat(shape: tuple[int, ...] = ()) -> dist.Distribution:
+    """Improper flat prior over reals of the given event shape."""
+    support = constraints.independent(constraints.real, len(shape)) if shape else constraints.real
+    return dist.ImproperUniform(support, (), event_shape=shape)
+
+
+def _measured(name: str, value: Array, observed: Array, inverse_error: Array) -> None:
+    """Observe a scalar with a Gaussian error, or nothing where the inverse error is zero."""
+    known = inverse_error > 0
+    sigma = 1.0 / jnp.where(known, inverse_error, 1.0)
+    numpyro.sample(name, dist.Normal(value, sigma).mask(known), obs=observed)
+
+
+def _observe_stars(
+    model: ForwardModel, stars: Stars, labels: Array, ln_extinction: Array, ln_parallax: Array, robust_scale: float
+) -> None:
+    """Likelihood of a batch inside its plate: fluxes, parallax and reddening, and the Jacobian of ln E, ln parallax."""
+    numpyro.factor("jacobian", ln_extinction + ln_parallax)
+    _measured("parallax", jnp.exp(ln_parallax), stars.parallax, stars.parallax_inv_error)
+    _measured("reddening", jnp.exp(ln_extinction), stars.reddening, stars.reddening_inv_error)
+    parameters = jnp.concatenate([labels, ln_extinction[..., None], ln_parallax[..., None]], axis=-1)
+    predict = jnp.vectorize(lambda p, scale: predict_flux(model, p, scale), signature="(p),()->(c)")
+    predicted = predict(parameters, stars.ln_scale)
+    numpyro.sample("flux", WhitenedNormal(predicted, stars.whitening, robust_scale), obs=stars.flux)
+
+
+def model_sites(shape: "ModelShape") -> ForwardModel:
+    """Sample the model: W ~ N(0, n_W / N_star), flat biases, flat ln R (METHOD 3)."""
+    sizes = layer_sizes(shape.label_center.shape[0], shape.hidden, shape.n_channels)
+    n_weights = sum(i * o for i, o in sizes)
+    sigma = (n_weights / shape.n_stars) ** 0.5
+    weights = tuple(
+        numpyro.sample(f"weights_{i}", dist.Normal(0.0, sigma).expand(size).to_event(2))
+        for i, size in enumerate(sizes)
+    )
+    biases = tuple(numpyro.sample(f"biases_{i}", _flat((out,))) for i, (_, out) in enumerate(sizes))
+    ln_curve = numpyro.sample("ln_R", _flat((shape.n_channels,)))
+    return ForwardModel(weights, biases, ln_curve, shape.label_center, shape.label_scale)
+
+
+class ModelShape(NamedTuple):
+    """What the training posterior needs to know beside the stars.
+
+    Attributes:
+        hidden: neurons per hidden layer.
+        n_channels: number of channels.
+        n_stars: number of stars of the whole training set, for the weight prior and for scaling batches.
+        label_center, label_scale: (label,) normalisation of the network's inputs.
+        robust_scale: see `WhitenedNormal`.
+    """
+
+    hidden: tuple[int, ...]
+    n_channels: int
+    n_stars: int
+    label_center: Float[Array, " label"]
+    label_scale: Float[Array, " label"]
+    robust_scale: float = 0.0
+
+
+def training_posterior(stars: Stars, shape: ModelShape) -> None:
+    """ZGR23 Eq. 10: model and stars together, labels as measurements.
+
+    Args:
+        stars: the training stars, or a batch of them: a batch's terms are scaled by n_stars / batch size, so that its
+            density is an unbiased estimate of the whole.
+        shape: see `ModelShape`.
+    """
+    model = model_sites(shape)
+    with handlers.scale(scale=shape.n_stars / len(stars)), numpyro.plate("star", len(stars)):
+        labels = numpyro.sample("labels", _flat((stars.labels.shape[-1],)))
+        ln_extinction = numpyro.sample("ln_E", _flat())
+        ln_parallax = numpyro.sample("ln_plx", _flat())
+        for i in range(stars.labels.shape[-1]):
+            _measured(f"label_{i}", labels[..., i], stars.labels[..., i], stars.label_inv_error[..., i])
+        _observe_stars(model, stars, labels, ln_extinction, ln_parallax, shape.robust_scale)
+
+
+def star_posterior(stars: Stars, model: ForwardModel, prior: LabelPrior) -> None:
+    """METHOD 5: stars without labels under a trained model; ZGR23 Eq. 17 to 19.
+
+    Args:
+        stars: a batch; labels are not looked at.
+        model: the trained forward model.
+        prior: the Gaussian mixture over labels.
+    """
+    with numpyro.plate("star", len(stars)):
+        labels = numpyro.sample("labels", LabelMixture(prior))
+        ln_extinction = numpyro.sample("ln_E", _flat())
+        ln_parallax = numpyro.sample("ln_plx", _flat())
+        _observe_stars(model, stars, labels, ln_extinction, ln_parallax, 0.0)
+
+
+def star_sites(parameters: Float[Array, "star parameter"]) -> dict[str, Any]:
+    """Turn the solver's parameter vectors into values of the NumPyro sites."""
+    return {"labels": parameters[..., :-2], "ln_E": parameters[..., -2], "ln_plx": parameters[..., -1]}
+
+
+def model_site_values(model: ForwardModel) -> dict[str, Any]:
+    """Turn a forward model into values of the NumPyro sites."""
+    values: dict[str, Any] = {f"weights_{i}": w for i, w in enumerate(model.weights)}
+    values |= {f"biases_{i}": b for i, b in enumerate(model.biases)}
+    return values | {"ln_R": model.ln_curve}
+
+
+def model_from_sites(values: dict[str, Any], label_center: Array, label_scale: Array) -> ForwardModel:
+    """The inverse of `model_site_values`."""
+    n_layers = sum(name.startswith("weights_") for name in values)
+    return ForwardModel(
+        weights=tuple(values[f"weights_{i}"] for i in range(n_layers)),
+        biases=tuple(values[f"biases_{i}"] for i in range(n_layers)),
+        ln_curve=values["ln_R"],
+        label_center=label_center,
+        label_scale=label_scale,
+    )

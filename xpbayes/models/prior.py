@@ -1,0 +1,67 @@
+"""The prior on a star's labels: a mixture of full-covariance Gaussians, properly normalised (ZGR23 Section 4.1)."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+class LabelPrior(eqx.Module):
+    """A Gaussian mixture in label space.
+
+    Attributes:
+        ln_weight: (component,) ln of the mixture weights.
+        mean: (component, label) [kK, dex, dex, ...].
+        whitening: (component, label, label) P with P P^T the precision matrix (scikit-learn's precisions_cholesky).
+        ln_threshold: () 0.1 % quantile of ln p over draws of the mixture itself: below it a star is of an unlikely
+            type (Eq. 25).
+    """
+
+    ln_weight: Float[Array, " component"]
+    mean: Float[Array, "component label"]
+    whitening: Float[Array, "component label label"]
+    ln_threshold: Float[Array, ""]
+
+
+def component_ln_density(prior: LabelPrior, labels: Float[Array, " label"]) -> Float[Array, " component"]:
+    """ln (weight x density) of every component at one point."""
+    white = jnp.einsum("kd,kde->ke", labels - prior.mean, prior.whitening)
+    ln_det = jnp.sum(jnp.log(jnp.diagonal(prior.whitening, axis1=1, axis2=2)), axis=1)
+    n_labels = labels.shape[0]
+    return prior.ln_weight + ln_det - 0.5 * n_labels * np.log(2.0 * np.pi) - 0.5 * jnp.sum(white**2, axis=1)
+
+
+def ln_prior(prior: LabelPrior, labels: Float[Array, " label"]) -> Float[Array, ""]:
+    """ln p(labels), normalised over label space.
+
+    Args:
+        prior: the mixture.
+        labels: (label,) [kK, dex, dex, ...].
+    """
+    return jax.nn.logsumexp(component_ln_density(prior, labels))
+
+
+def precision_bound(prior: LabelPrior, labels: Float[Array, " label"]) -> Float[Array, "label label"]:
+    """Mean precision of the components, weighted by their responsibilities: positive definite everywhere.
+
+    An upper bound, in the sense of expectation-maximisation, to the Hessian of -ln p.
+    """
+    share = jax.nn.softmax(component_ln_density(prior, labels))
+    return jnp.einsum("k,kde,kfe->df", share, prior.whitening, prior.whitening)
+
+
+def draw_labels(prior: LabelPrior, key: Array, n: int) -> Float[Array, "draw label"]:
+    """Draw labels from the mixture.
+
+    Args:
+        prior: the mixture.
+        key: JAX random key.
+        n: number of draws.
+    """
+    which, noise = jax.random.split(key)
+    component = jax.random.categorical(which, prior.ln_weight, shape=(n,))
+    white = jax.random.normal(noise, (n, prior.mean.shape[1]), dtype=prior.mean.dtype)
+    # precision = P P^T, so labels = mean + P^-T z.
+    solve = jax.vmap(lambda p, z: jnp.linalg.solve(p.T, z))
+    return prior.mean[component] + solve(prior.whitening[component], white)

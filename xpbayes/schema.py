@@ -1,0 +1,229 @@
+"""Every column of a star table and of a catalogue, once: name, type, unit, UCD, one sentence. Flag bits, once.
+
+Writers, readers, documentation and exports all take their columns from here.
+"""
+
+from dataclasses import dataclass
+from enum import IntFlag
+
+import pyarrow as pa
+
+from xpbayes.channels import FLUX_UNIT, Channels
+
+STAR_TABLE_VERSION = 1
+CATALOGUE_VERSION = 1
+
+LABEL_UNITS = {"teff": "kK", "feh": "dex", "logg": "dex", "alpha_m": "dex"}
+LABEL_UCDS = {
+    "teff": "phys.temperature.effective",
+    "feh": "phys.abund.Z",
+    "logg": "phys.gravity",
+    "alpha_m": "phys.abund",
+}
+DEFAULT_LABELS = ("teff", "feh", "logg")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a file.
+
+    Attributes:
+        name: column name.
+        type: Arrow type.
+        unit: unit in VOUnit syntax, "" if none.
+        ucd: IVOA UCD1+, "" if none fits.
+        description: one sentence.
+        required: a reader refuses a file without it.
+    """
+
+    name: str
+    type: pa.DataType
+    unit: str
+    ucd: str
+    description: str
+    required: bool = True
+
+    def field(self) -> pa.Field:
+        """Return the Arrow field with unit, UCD and description in its metadata."""
+        return pa.field(
+            self.name,
+            self.type,
+            metadata={"unit": self.unit, "ucd": self.ucd, "description": self.description},
+        )
+
+
+def star_table_columns(channels: Channels, labels: tuple[str, ...] = DEFAULT_LABELS) -> tuple[Column, ...]:
+    """List the columns of a star table.
+
+    Args:
+        channels: the channel set of the fluxes.
+        labels: names of the stellar labels, Teff first.
+    """
+    f32 = pa.float32()
+    columns = [
+        Column("source_id", pa.int64(), "", "meta.id;meta.main", "Gaia DR3 source identifier"),
+        Column("ra", pa.float64(), "deg", "pos.eq.ra;meta.main", "right ascension (ICRS)", required=False),
+        Column("dec", pa.float64(), "deg", "pos.eq.dec;meta.main", "declination (ICRS)", required=False),
+        Column("flux", pa.list_(f32, len(channels)), FLUX_UNIT, "phot.flux.density", "observed flux in every channel"),
+        Column(
+            "xp_whitening",
+            pa.list_(f32, channels.n_packed),
+            f"({FLUX_UNIT})-1",
+            "stat.covariance",
+            "packed lower triangle, row by row, of W with W^T W the inverse covariance of the XP samples; "
+            "zero rows and columns where a sample is missing",
+        ),
+        Column(
+            "band_inverse_error",
+            pa.list_(f32, channels.n_bands),
+            f"({FLUX_UNIT})-1",
+            "stat.error;phot.flux.density",
+            "1/sigma of the flux in every broad band, 0 where missing",
+        ),
+        Column("parallax", f32, "mas", "pos.parallax.trig", "parallax measured by Gaia", required=False),
+        Column(
+            "parallax_error", f32, "mas", "stat.error;pos.parallax.trig", "standard error of parallax", required=False
+        ),
+        Column(
+            "spectroscopic_parallax",
+            f32,
+            "mas",
+            "pos.parallax.spect",
+            "parallax implied by the labels and the dereddened Ks magnitude; may constrain training only",
+            required=False,
+        ),
+        Column(
+            "spectroscopic_parallax_error",
+            f32,
+            "mas",
+            "stat.error;pos.parallax.spect",
+            "standard error of spectroscopic_parallax",
+            required=False,
+        ),
+        Column("reddening", f32, "mag", "phot.color.excess", "estimate of the extinction scalar E", required=False),
+        Column(
+            "reddening_error",
+            f32,
+            "mag",
+            "stat.error;phot.color.excess",
+            "standard error of reddening",
+            required=False,
+        ),
+    ]
+    for name in labels:
+        unit, ucd = LABEL_UNITS.get(name, ""), LABEL_UCDS.get(name, "")
+        columns.append(Column(name, f32, unit, ucd, f"spectroscopic label {name}", required=False))
+        columns.append(
+            Column(
+                f"{name}_error", f32, unit, f"stat.error;{ucd}", f"standard error of the label {name}", required=False
+            )
+        )
+    # A set without bands, or without XP samples, has no such column: Parquet has no lists of length zero.
+    return tuple(c for c in columns if not (pa.types.is_fixed_size_list(c.type) and c.type.list_size == 0))
+
+
+class QualityFlag(IntFlag):
+    """quality_flags (ZGR23 Table 2). Bits are never reused; below 8 = basic reliability, 0 = strict."""
+
+    UNCERTAIN_TEFF = 1 << 0
+    """The confidence in Teff is below 0.5."""
+    UNCERTAIN_FEH = 1 << 1
+    """The confidence in [Fe/H] is below 0.5."""
+    UNCERTAIN_LOGG = 1 << 2
+    """The confidence in log g is below 0.5."""
+    POOR_FIT = 1 << 3
+    """chi2_opt / 61 exceeds 2 (Eq. 24), or there is no fit at all."""
+    UNLIKELY_TYPE = 1 << 4
+    """ln_prior lies below the model's threshold (Eq. 25)."""
+    PARALLAX_TENSION = 1 << 5
+    """The fitted parallax is more than 10 sigma from the measured one (Eq. 26)."""
+
+
+N_TRIU = 15
+"""Entries of the upper triangle of the 5 x 5 covariance, row by row."""
+PARAMETERS = ("teff", "feh", "logg", "extinction", "parallax")
+PARAMETER_UNITS = ("kK", "dex", "dex", "mag", "mas")
+
+
+def parameter_names(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the fitted parameters of a star: the labels, then extinction and parallax."""
+    return (*labels, "extinction", "parallax")
+
+
+def catalogue_columns(n_labels: int = 3) -> tuple[Column, ...]:
+    """List the columns of a catalogue: ZGR23 Table 2, then what the solver has to say.
+
+    Args:
+        n_labels: number of stellar labels; Table 2 has three, hence five parameters and fifteen covariances.
+    """
+    f32, boolean = pa.float32(), pa.bool_()
+    n_parameters = n_labels + 2
+    n_triu = n_parameters * (n_parameters + 1) // 2
+    mixed = "kK, dex, dex, mag, mas" if n_labels == 3 else "kK, dex..., mag, mas"
+    order = (
+        "(Teff, [Fe/H], log g, E, parallax)" if n_labels == 3 else "(labels in the model's order, then E and parallax)"
+    )
+    return (
+        Column("gdr3_source_id", pa.int64(), "", "meta.id;meta.main", "Gaia DR3 source identifier"),
+        Column("ra", pa.float64(), "deg", "pos.eq.ra;meta.main", "right ascension (ICRS)"),
+        Column("dec", pa.float64(), "deg", "pos.eq.dec;meta.main", "declination (ICRS)"),
+        Column(
+            "stellar_params_est",
+            pa.list_(f32, n_parameters),
+            mixed,
+            "stat.max;phys",
+            f"posterior mode, in the sampled coordinates, of {order}",
+        ),
+        Column(
+            "stellar_params_err",
+            pa.list_(f32, n_parameters),
+            mixed,
+            "stat.error;phys",
+            f"1-sigma errors of {order}: square roots of the diagonal of stellar_params_cov_triu",
+        ),
+        Column("chi2_opt", f32, "", "stat.fit.chi2", "chi^2 of the flux at the solution"),
+        Column("ln_prior", f32, "", "stat.likelihood", "ln of the Gaussian-mixture prior on the labels at the solution"),
+        Column("teff_confidence", f32, "", "stat.probability", "confidence that Teff is reliable; null until trained"),
+        Column("feh_confidence", f32, "", "stat.probability", "confidence that [Fe/H] is reliable; null until trained"),
+        Column("logg_confidence", f32, "", "stat.probability", "confidence that log g is reliable; null until trained"),
+        Column("quality_flags", pa.uint8(), "", "meta.code.qual", "bits of QualityFlag; below 8 basic, 0 strict"),
+        Column(
+            "stellar_params_icov_triu",
+            pa.list_(f32, n_triu),
+            "",
+            "stat.covariance",
+            f"upper triangle, row by row, of the Fisher matrix of {order}",
+        ),
+        Column(
+            "stellar_params_cov_triu",
+            pa.list_(f32, n_triu),
+            "",
+            "stat.covariance",
+            f"upper triangle, row by row, of its inverse, the covariance of {order}",
+        ),
+        Column("n_obs", pa.int16(), "", "meta.number", "channels that entered the fit"),
+        Column("dof", pa.int16(), "", "stat.fit.dof", "n_obs, plus one for a parallax, minus the number of parameters"),
+        Column("converged", boolean, "", "meta.code.qual", "the scaled gradient test was met"),
+        Column("n_iterations", pa.int16(), "", "meta.number", "solver iterations of the winning start"),
+        Column(
+            "newton_decrement",
+            f32,
+            "",
+            "stat.fit.residual",
+            "g^T H^-1 g of the objective at the solution: what one more Newton step could still gain, twice over",
+        ),
+        Column("hessian_positive", boolean, "", "meta.code.qual", "the full Hessian at the solution is positive definite"),
+        Column("method", pa.dictionary(pa.int8(), pa.string()), "", "meta.code", "how the errors were computed"),
+        Column(
+            "status",
+            pa.dictionary(pa.int8(), pa.string()),
+            "",
+            "meta.code.status",
+            "'ok', or why the star has no solution",
+        ),
+    )
+
+
+def arrow_schema(columns: tuple[Column, ...], metadata: dict[str, str]) -> pa.Schema:
+    """Build an Arrow schema from columns and file-level metadata."""
+    return pa.schema([c.field() for c in columns], metadata=metadata)

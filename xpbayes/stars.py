@@ -1,0 +1,60 @@
+"""A batch of stars ready for jit and vmap: float32 arrays and nothing else.
+
+A missing value is the same everywhere: infinite variance, that is weight zero. A missing channel has a zero row and
+column in the whitening factor; a missing parallax, label or reddening has inverse error 0 and any finite value.
+Gaia's 64-bit source_id stays outside (`archive.star_table.StarTable`): 32-bit JAX silently changes it.
+"""
+
+from dataclasses import replace
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Stars(eqx.Module):
+    """One star, or a batch of stars along a leading axis.
+
+    Attributes:
+        flux: (star, channel) observed flux density, in units of the star's own scale; any finite value where missing.
+        whitening: (star, channel, channel) W with W^T W the inverse covariance of `flux`; zero rows and columns where
+            missing.
+        ln_scale: (star,) ln of the star's scale [1e-18 W m^-2 nm^-1]: with fluxes near one, float32 keeps its digits.
+        parallax: (star,) [mas].
+        parallax_inv_error: (star,) 1/sigma [1/mas], 0 where missing.
+        labels: (star, label) stellar labels, Teff first [kK, dex, dex, ...].
+        label_inv_error: (star, label) 1/sigma, 0 where missing.
+        reddening: (star,) estimate of E [mag].
+        reddening_inv_error: (star,) 1/sigma [1/mag], 0 where missing.
+    """
+
+    flux: Float[Array, "*star channel"]
+    whitening: Float[Array, "*star channel channel"]
+    ln_scale: Float[Array, "*star"]
+    parallax: Float[Array, "*star"]
+    parallax_inv_error: Float[Array, "*star"]
+    labels: Float[Array, "*star label"]
+    label_inv_error: Float[Array, "*star label"]
+    reddening: Float[Array, "*star"]
+    reddening_inv_error: Float[Array, "*star"]
+
+    def __len__(self) -> int:
+        return self.flux.shape[0]
+
+    def take(self, index: Array | slice) -> "Stars":
+        """Select stars by index, mask or slice."""
+        return jax.tree.map(lambda leaf: leaf[index], self)
+
+    def blind(self, *, parallax: bool = True) -> "Stars":
+        """Return the stars as inference may see them: no labels, no reddening, and no parallax if asked.
+
+        Args:
+            parallax: keep the parallax measurement.
+        """
+        return replace(
+            self,
+            label_inv_error=jnp.zeros_like(self.label_inv_error),
+            reddening_inv_error=jnp.zeros_like(self.reddening_inv_error),
+            parallax_inv_error=self.parallax_inv_error if parallax else jnp.zeros_like(self.parallax_inv_error),
+        )
