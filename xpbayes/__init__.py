@@ -1,0 +1,55 @@
+"""xpbayes: stellar parameters with honest uncertainties from Gaia XP spectra.
+
+The verbs of the command line are functions here; they are imported when first used, so that ``import xpbayes`` is quick.
+
+>>> import xpbayes
+>>> xpbayes.__version__
+'0.1.0'
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "train": "xpbayes.pipeline",
+    "infer": "xpbayes.pipeline",
+    "predict_flux": "xpbayes.pipeline",
+    "report": "xpbayes.pipeline",
+    "demo": "xpbayes.pipeline",
+    "fetch_apogee": "xpbayes.pipeline",
+    "bundled_stars": "xpbayes.pipeline",
+    "TrainedModel": "xpbayes.modelfile",
+    "load_model": "xpbayes.modelfile",
+    "save_model": "xpbayes.modelfile",
+    "StarTable": "xpbayes.archive.star_table",
+    "read_star_table": "xpbayes.archive.star_table",
+    "write_star_table": "xpbayes.archive.star_table",
+    "read_catalogue": "xpbayes.catalogue.table",
+    "TrainingConfig": "xpbayes.config",
+    "InferenceConfig": "xpbayes.config",
+    "InputError": "xpbayes.errors",
+    "QualityFlag": "xpbayes.schema",
+}
+
+__all__ = [*_WHERE, "__version__"]
+
+if TYPE_CHECKING:
+    from xpbayes.archive.star_table import StarTable, read_star_table, write_star_table
+    from xpbayes.catalogue.table import read_catalogue
+    from xpbayes.config import InferenceConfig, TrainingConfig
+    from xpbayes.errors import InputError
+    from xpbayes.modelfile import TrainedModel, load_model, save_model
+    from xpbayes.pipeline import bundled_stars, demo, fetch_apogee, infer, predict_flux, report, train
+    from xpbayes.schema import QualityFlag
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'xpbayes' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

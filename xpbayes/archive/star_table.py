@@ -7,7 +7,6 @@ A star that no likelihood can use stays in the table with a reason (`problems`);
 InputError with one sentence.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -82,10 +81,15 @@ class StarTable:
             return np.full(len(self), np.nan)
         return np.asarray(self.columns[name], dtype=np.float64)
 
-    def labels(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return (star, label) labels and errors in internal units, NaN where missing."""
-        value = np.stack([self.column(n) for n in self.label_names], axis=1)
-        error = np.stack([self.column(f"{n}_error") for n in self.label_names], axis=1)
+    def labels(self, names: Sequence[str] | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return (star, label) labels and errors in internal units, NaN where missing.
+
+        Args:
+            names: which labels; all of the table if None. A label that the table lacks is missing for every star.
+        """
+        names = self.label_names if names is None else names
+        value = np.stack([self.column(n) for n in names], axis=1)
+        error = np.stack([self.column(f"{n}_error") for n in names], axis=1)
         return value, error
 
     def channel_present(self) -> NDArray[np.bool_]:
@@ -126,15 +130,22 @@ class StarTable:
             mark(self.column(f"{name}_error") <= 0, f"{name}_error is not positive")
         return reason
 
-    def stars(self, *, spectroscopic_parallax: bool = False, label_error_floor: Sequence[float] = ()) -> Stars:
+    def stars(
+        self,
+        labels: Sequence[str] | None = None,
+        *,
+        spectroscopic_parallax: bool = False,
+        label_error_floor: Sequence[float] = (),
+    ) -> Stars:
         """Build the float32 batch.
 
         Args:
+            labels: which labels, in which order; all of the table if None.
             spectroscopic_parallax: use that column where Gaia's parallax is missing. It is derived from the labels:
                 for training only.
             label_error_floor: (label,) added to the label errors in quadrature [kK, dex, ...]; none if empty.
         """
-        label, label_error = self.labels()
+        label, label_error = self.labels(labels)
         if len(label_error_floor):
             label_error = np.hypot(label_error, np.asarray(label_error_floor))
         parallax, parallax_error = self.column("parallax"), self.column("parallax_error")
@@ -144,14 +155,14 @@ class StarTable:
             parallax_error = np.where(use, self.column("spectroscopic_parallax_error"), parallax_error)
         flux = np.where(self.channel_present(), self.flux, 0.0)
         scale = np.max(np.abs(np.where(np.isfinite(flux), flux, 0.0)), axis=1, initial=1e-20)[:, None]
-        labels = _measured("labels", label, label_error)
+        measured_labels = _measured("labels", label, label_error)
         return Stars(
             flux=(flux / scale).astype(np.float32),
             whitening=unpack(self.xp_whitening * scale, self.band_inverse_error * scale, self.channels.n_xp),
             ln_scale=np.log(scale[:, 0]).astype(np.float32),
             **_measured("parallax", parallax, parallax_error),
-            labels=labels["labels"],
-            label_inv_error=labels["labels_inv_error"],
+            labels=measured_labels["labels"],
+            label_inv_error=measured_labels["labels_inv_error"],
             **_measured("reddening", self.column("reddening"), self.column("reddening_error")),
         )
 
@@ -351,33 +362,3 @@ def _check_columns(table: pa.Table, channels: Channels, labels: tuple[str, ...],
             raise InputError(
                 f"{path}: column {column.name} is in '{unit}', expected '{column.unit}'; convert it and write it again"
             )
-
-
-def file_checksum(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, as ``sha256:...``."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return f"sha256:{digest.hexdigest()}"
-
-
-def split_by_source_id(source_id: NDArray[np.int64], fraction: float, seed: int = 0) -> NDArray[np.bool_]:
-    """Choose a reproducible held-out subset: the same star is always on the same side, whatever else is in the table.
-
-    Args:
-        source_id: (star,) int64.
-        fraction: expected share held out.
-        seed: another seed is another split.
-
-    Returns:
-        (star,) True where held out.
-    """
-    # splitmix64 (Steele, Lea & Flood 2014): source_id's low bits are not random, its hash's are.
-    with np.errstate(over="ignore"):
-        z = source_id.astype(np.uint64) + np.uint64(seed + 1) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z = z ^ (z >> np.uint64(31))
-    uniform = (z >> np.uint64(11)).astype(np.float64) / 2.0**53
-    return uniform < fraction

@@ -26,7 +26,10 @@ The sampled correlation that it implies differs from that of three real sources 
 
 @lru_cache(maxsize=4)
 def _design(grid: tuple[float, ...]) -> NDArray[np.float64]:
-    from gaiaxpy.calibrator import calibrator
+    import matplotlib
+
+    with matplotlib.rc_context():  # importing GaiaXPy turns on LaTeX for every figure of the process
+        from gaiaxpy.calibrator import calibrator
 
     # A private function: there is no public door to the design matrices. tests/calibration guards it with
     # GaiaXPy's own calibrate().

@@ -11,6 +11,7 @@ not emptied along directions in which the labels could be moved instead. S then 
 which keeps it positive definite and raises the likelihood at every iteration.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -19,8 +20,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from xpbayes.models.forward import ForwardModel, predict_flux
-from xpbayes.models.likelihood import whitened_residual
-from xpbayes.stars import Stars
+from xpbayes.models.likelihood import add_model_error, whitened_residual
+from xpbayes.stars import Stars, chunk_size
 
 START_SIGMA = 0.02
 """Relative model error per direction before the first iteration."""
@@ -29,7 +30,7 @@ TAIL_DOF = 20.0
 FREE_REDDENING_SIGMA, FREE_LN_PARALLAX_SIGMA = 1.0, 1.0
 """Prior widths of E [mag] and ln parallax where a star has no estimate."""
 CHUNK = 512
-MAX_STARS = 3000
+MAX_STARS = 3072
 """Stars that an estimate uses, evenly spread: the covariance of 62 directions needs no more."""
 
 
@@ -144,12 +145,14 @@ def learn_model_error(
         (channel, rank) F, and the mean ln likelihood per star before each iteration.
     """
     directions = allowed_directions(model.ln_curve)
-    if len(stars) > MAX_STARS:
-        picked = np.linspace(0, len(stars) - 1, MAX_STARS).astype(int)
-        stars, parameters = stars.take(jnp.asarray(picked)), parameters[picked]
+    # Whole chunks only, so that one program serves all; fewer stars than one chunk are all used.
+    n_used = min(len(stars), MAX_STARS)
+    size = min(n_used, CHUNK)
+    n_used -= n_used % size
+    picked = np.linspace(0, len(stars) - 1, n_used).astype(int)
     collected = [
-        _collect(model, directions, stars.take(slice(i, i + CHUNK)), parameters[i : i + CHUNK])
-        for i in range(0, len(stars), CHUNK)
+        _collect(model, directions, stars.take(jnp.asarray(rows)), parameters[rows])
+        for rows in picked.reshape(-1, size)
     ]
     q = directions.shape[1]
     if start is None:
@@ -162,11 +165,33 @@ def learn_model_error(
         factor = jnp.asarray(np.linalg.cholesky(covariance), jnp.float32)
         totals = [_expect(sums, factor) for sums in collected]
         moment = np.sum([np.asarray(t[0], dtype=np.float64) for t in totals], axis=0)
-        history.append(float(sum(t[2] for t in totals)) / len(stars))
-        covariance = 0.5 * (moment + moment.T) / len(stars) + 1e-9 * np.eye(q)
+        history.append(float(sum(t[2] for t in totals)) / n_used)
+        covariance = 0.5 * (moment + moment.T) / n_used + 1e-9 * np.eye(q)
     return directions @ jnp.asarray(np.linalg.cholesky(covariance), jnp.float32), history
 
 
 def relative_sigma(factor: Float[Array, "channel rank"]) -> np.ndarray:
     """(channel,) 1-sigma relative model error per channel."""
     return np.asarray(jnp.sqrt(jnp.sum(factor**2, axis=1)))
+
+
+@jax.jit
+def _whitening_with_model_error(stars: Stars, factor: Array) -> Array:
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(lambda star: add_model_error(star.whitening, star.flux, factor))(stars)
+
+
+def fold_in_model_error(stars: Stars, factor: Float[Array, "channel rank"] | None) -> Stars:
+    """Return the stars with the model's own error in their whitening factors; unchanged if there is none.
+
+    Args:
+        stars: a batch.
+        factor: (channel, rank) F, S = F F^T.
+    """
+    if factor is None:
+        return stars
+    n, size = len(stars), chunk_size(len(stars), CHUNK)
+    parts = [
+        _whitening_with_model_error(stars.take(slice(i, i + size)).padded(size), factor) for i in range(0, n, size)
+    ]
+    return replace(stars, whitening=jnp.concatenate(parts)[:n])

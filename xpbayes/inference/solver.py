@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from xpbayes.models.forward import ForwardModel
-from xpbayes.models.objective import residuals, smooth_part
-from xpbayes.models.prior import LabelPrior, precision_bound
+from xpbayes.models.objective import Curvature, curvature, flux_residuals
+from xpbayes.models.prior import LabelPrior
 from xpbayes.stars import Stars
 
 DECREMENT_TOLERANCE = 1e-4
@@ -35,24 +35,6 @@ CLIPPED_PIVOT = 1e-7
 """Pivots of scaled matrices are raised to this: directions without information get small steps, not NaN."""
 
 
-class Curvature(NamedTuple):
-    """L and its derivatives at one point.
-
-    Attributes:
-        value: () L.
-        size: () sum of the magnitudes that L was added from: its rounding error scales with this, not with L.
-        gradient: (parameter,).
-        hessian: (parameter, parameter) positive definite approximation.
-        jacobian: (residual, parameter) of the residuals.
-    """
-
-    value: Float[Array, ""]
-    size: Float[Array, ""]
-    gradient: Float[Array, " parameter"]
-    hessian: Float[Array, "parameter parameter"]
-    jacobian: Float[Array, "residual parameter"]
-
-
 class Solution(NamedTuple):
     """Where the solver stopped, per star.
 
@@ -69,41 +51,6 @@ class Solution(NamedTuple):
     decrement: Float[Array, " star"]
     converged: Bool[Array, " star"]
     n_iterations: Int[Array, " star"]
-
-
-class _State(NamedTuple):
-    parameters: Array
-    at: Curvature
-    damping: Array
-    decrement: Array
-    converged: Array
-    n_iterations: Array
-
-
-def curvature(
-    model: ForwardModel, prior: LabelPrior | None, star: Stars, parameters: Float[Array, " parameter"]
-) -> Curvature:
-    """Evaluate L, its gradient and a positive definite Hessian for one star."""
-    r, push = jax.linearize(lambda u: residuals(model, star, u), parameters)
-    jacobian = jax.vmap(push, out_axes=1)(jnp.eye(parameters.size, dtype=parameters.dtype))
-    gauss_newton = 2.0 * jacobian.T @ jacobian
-    # What Gauss-Newton leaves out: the residuals' own curvature, contracted with the residuals. The whitening enters
-    # it once, as a fixed vector, so it costs little more than the network's second derivative.
-    bend = jax.hessian(lambda u: 2.0 * jnp.vdot(r, residuals(model, star, u)))(parameters)
-    smooth, smooth_gradient = jax.value_and_grad(smooth_part, argnums=1)(prior, parameters)
-    exact, bounded = gauss_newton + bend, gauss_newton
-    if prior is not None:
-        exact = exact + jax.hessian(smooth_part, argnums=1)(prior, parameters)
-        n = parameters.size - 2
-        bounded = bounded.at[:n, :n].add(2.0 * precision_bound(prior, parameters[:n]))
-    chi2 = r @ r
-    return Curvature(
-        value=chi2 + smooth,
-        size=chi2 + jnp.abs(smooth),
-        gradient=2.0 * jacobian.T @ r + smooth_gradient,
-        hessian=jnp.where(smallest_pivot(exact) > MIN_PIVOT, exact, bounded),
-        jacobian=jacobian,
-    )
 
 
 def _equilibrated_factor(matrix: Array) -> tuple[list[list[Array]], Array, Array]:
@@ -154,46 +101,62 @@ def solve_positive(matrix: Float[Array, "n n"], vector: Float[Array, " n"]) -> F
     return jnp.stack(x) * scale
 
 
-def _decrement(at: Curvature) -> Array:
-    return jnp.abs(at.gradient @ solve_positive(at.hessian, at.gradient))
+class _Point(NamedTuple):
+    """Where a star stands: L, its rounding scale, gradient, the positive definite Hessian in use, flux Jacobian."""
+
+    value: Array
+    size: Array
+    gradient: Array
+    hessian: Array
+    flux_jacobian: Array
+    decrement: Array
+
+
+def _evaluate(model: ForwardModel, prior: LabelPrior | None, star: Stars, parameters: Array) -> _Point:
+    at: Curvature = curvature(model, prior, star, parameters)
+    hessian = jnp.where(smallest_pivot(at.hessian) > MIN_PIVOT, at.hessian, at.bound)
+    decrement = jnp.abs(at.gradient @ solve_positive(hessian, at.gradient))
+    return _Point(at.value, at.size, at.gradient, hessian, at.flux_jacobian, decrement)
+
+
+class _State(NamedTuple):
+    parameters: Array
+    at: _Point
+    damping: Array
+    converged: Array
+    n_iterations: Array
 
 
 def _advance(model: ForwardModel, prior: LabelPrior | None, star: Stars, state: _State) -> _State:
     """One damped step of one star; a converged star stays as it is."""
-    diagonal = jnp.diagonal(state.at.hessian)
-    damped = state.at.hessian + state.damping * jnp.diag(diagonal)
-    step = -solve_positive(damped, state.at.gradient)
+    at = state.at
+    damped = at.hessian + state.damping * jnp.diag(jnp.diagonal(at.hessian))
+    step = -solve_positive(damped, at.gradient)
     limit = jnp.concatenate([MAX_SCALED_STEP * model.label_scale, jnp.full(2, MAX_LOG_STEP, step.dtype)])
     step = step * jnp.minimum(1.0, 1.0 / jnp.max(jnp.abs(step) / limit))
     # Without a parallax, L is a narrow bent valley in (log g, parallax). Geodesic acceleration (Transtrum & Sethna
     # 2012) follows the bend: the residuals' second derivative along the step, met by one more solve.
-    along = lambda u: jax.jvp(lambda v: residuals(model, star, v), (u,), (step,))[1]  # noqa: E731
+    along = lambda u: jax.jvp(lambda v: flux_residuals(model, star, v), (u,), (step,))[1]  # noqa: E731
     second = jax.jvp(along, (state.parameters,), (step,))[1]
-    bend = -solve_positive(damped, state.at.jacobian.T @ second)
+    bend = -solve_positive(damped, second @ at.flux_jacobian)
     share = jnp.max(jnp.abs(bend) / limit) / jnp.maximum(jnp.max(jnp.abs(step) / limit), 1e-12)
     step = jnp.where(share < MAX_BEND, step + bend, step)
-    trial = state.parameters + step
-    at = curvature(model, prior, star, trial)
-    decrement = _decrement(at)
-    better = at.value <= state.at.value + ACCEPT_ROUNDING * state.at.size
-    # Next to the mode L itself is all rounding; there the gradient decides.
-    better |= (at.value <= state.at.value + 100.0 * ACCEPT_ROUNDING * state.at.size) & (
-        decrement < 0.5 * state.decrement
-    )
-    better &= jnp.all(jnp.isfinite(at.gradient)) & jnp.all(jnp.isfinite(at.hessian))
 
-    kept = jax.tree.map(lambda new, old: jnp.where(better, new, old), (trial, at), (state.parameters, state.at))
+    trial = state.parameters + step
+    new = _evaluate(model, prior, star, trial)
+    better = new.value <= at.value + ACCEPT_ROUNDING * at.size
+    # Next to the mode L itself is all rounding; there the gradient decides.
+    better |= (new.value <= at.value + 100.0 * ACCEPT_ROUNDING * at.size) & (new.decrement < 0.5 * at.decrement)
+    better &= jnp.all(jnp.isfinite(new.gradient)) & jnp.all(jnp.isfinite(new.hessian))
+
+    parameters, at = jax.tree.map(
+        lambda yes, no: jnp.where(better, yes, no), (trial, new), (state.parameters, at)
+    )
     damping = jnp.clip(jnp.where(better, state.damping * 0.1, state.damping * 8.0), MIN_DAMPING, MAX_DAMPING)
     # Damped to a standstill without progress is a failure that shows in `converged`, not an endless loop.
-    moved = _State(
-        parameters=kept[0],
-        at=kept[1],
-        damping=damping,
-        decrement=jnp.where(better, decrement, state.decrement),
-        converged=better & (decrement < DECREMENT_TOLERANCE),
-        n_iterations=state.n_iterations + 1,
-    )
-    return jax.tree.map(lambda new, old: jnp.where(state.converged, old, new), moved, state)
+    converged = better & (at.decrement < DECREMENT_TOLERANCE)
+    moved = _State(parameters, at, damping, converged, state.n_iterations + 1)
+    return jax.tree.map(lambda yes, no: jnp.where(state.converged, no, yes), moved, state)
 
 
 @partial(jax.jit, static_argnames="max_iterations")
@@ -216,12 +179,10 @@ def solve(
     with jax.default_matmul_precision("highest"):
 
         def begin(star: Stars, parameters: Array) -> _State:
-            at = curvature(model, prior, star, parameters)
             return _State(
                 parameters=parameters,
-                at=at,
+                at=_evaluate(model, prior, star, parameters),
                 damping=jnp.asarray(FIRST_DAMPING, parameters.dtype),
-                decrement=_decrement(at),
                 converged=jnp.asarray(False),
                 n_iterations=jnp.asarray(0, jnp.int32),
             )
@@ -231,4 +192,4 @@ def solve(
 
         advance = jax.vmap(partial(_advance, model, prior))
         state = jax.lax.while_loop(unfinished, lambda s: advance(stars, s), jax.vmap(begin)(stars, start))
-    return Solution(state.parameters, state.at.value, state.decrement, state.converged, state.n_iterations)
+    return Solution(state.parameters, state.at.value, state.at.decrement, state.converged, state.n_iterations)

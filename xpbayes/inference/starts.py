@@ -45,6 +45,7 @@ class StartGrid(NamedTuple):
     ln_prior: Float[Array, " node"]
 
 
+@partial(jax.jit, static_argnames=("n_nodes", "seed"))
 def make_grid(model: ForwardModel, prior: LabelPrior, n_nodes: int = 1024, seed: int = 0) -> StartGrid:
     """Draw nodes from the label prior, half of them from its components with equal weights.
 

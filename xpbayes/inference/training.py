@@ -17,12 +17,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from xpbayes.config import Phase, TrainingConfig
-from xpbayes.inference.model_error import learn_model_error, relative_sigma
+from xpbayes.inference.model_error import fold_in_model_error, learn_model_error, relative_sigma
 from xpbayes.inference.solver import solve
 from xpbayes.models.forward import ForwardModel, initial_model
-from xpbayes.models.likelihood import add_model_error
 from xpbayes.models.prior import LabelPrior, draw_labels, ln_prior
-from xpbayes.stars import Stars
+from xpbayes.stars import Stars, chunk_size
 
 STAR_CHUNK = 4096
 MIN_START_EXTINCTION = 0.02
@@ -69,7 +68,9 @@ def fit_label_prior(labels: np.ndarray, n_components: int, seed: int) -> LabelPr
     from sklearn.mixture import GaussianMixture
 
     center, scale = labels.mean(axis=0), labels.std(axis=0)
-    fit = GaussianMixture(n_components, reg_covar=1e-4, max_iter=300, random_state=seed).fit((labels - center) / scale)
+    fit = GaussianMixture(
+        n_components, reg_covar=1e-4, max_iter=200, init_params="k-means++", random_state=seed
+    ).fit((labels - center) / scale)
     whitening = fit.precisions_cholesky_ / scale[None, :, None]
     prior = LabelPrior(
         ln_weight=jnp.asarray(np.log(fit.weights_), jnp.float32),
@@ -101,23 +102,6 @@ def _guess_model(stars: Stars, parameters: np.ndarray, wavelength_nm: np.ndarray
     return initial_model(
         jax.random.key(config.seed), np.asarray(stars.labels), mean, np.log(curve), hidden=config.hidden
     )
-
-
-@partial(jax.jit, static_argnames="chunk")
-def _with_model_error(stars: Stars, factor: Array, chunk: int = 512) -> Array:
-    with jax.default_matmul_precision("highest"):
-        return jax.lax.map(
-            lambda star: add_model_error(star.whitening, star.flux, factor), stars, batch_size=chunk
-        )
-
-
-def fold_in_model_error(stars: Stars, factor: Float[Array, "channel rank"] | None) -> Stars:
-    """Return the stars with the model's own error in their whitening factors."""
-    if factor is None:
-        return stars
-    from dataclasses import replace
-
-    return replace(stars, whitening=_with_model_error(stars, factor))
 
 
 def train(
@@ -200,33 +184,36 @@ def run_model_phase(
     shape = ModelShape(
         config.hidden, stars.flux.shape[1], n_stars, model.label_center, model.label_scale, phase.robust_scale
     )
+    schedule = optax.cosine_decay_schedule(phase.learning_rate, phase.epochs * n_batches, phase.final_rate)
 
     def posterior(batch: Stars, fixed: dict[str, Any]) -> None:
         handlers.condition(training_posterior, data=fixed)(batch, shape)
 
-    guide = AutoDelta(posterior, init_loc_fn=init_to_value(values=model_site_values(model)))
-    schedule = optax.cosine_decay_schedule(phase.learning_rate, phase.epochs * n_batches, phase.final_rate)
-    optimiser = optax.chain(optax.clip_by_global_norm(10.0 * n_stars), optax.adam(schedule))
-    svi = SVI(posterior, guide, optimiser, Trace_ELBO())
-
-    start_key, order_key = jax.random.split(key)
-    state = svi.init(start_key, stars.take(slice(0, batch_size)), star_sites(parameters[:batch_size]))
-
+    # One program for the whole phase: outside of jit, SVI's own start would compile hundreds of single operations.
     @jax.jit
-    def epoch(state: Any, stars: Stars, parameters: Array, order: Array) -> tuple[Any, Array]:
+    def run(key: Array, stars: Stars, parameters: Array, order: Array) -> tuple[dict[str, Array], Array]:
+        guide = AutoDelta(posterior, init_loc_fn=init_to_value(values=model_site_values(model)))
+        svi = SVI(posterior, guide, optax.adam(schedule), Trace_ELBO())
+
         def step(state: Any, index: Array) -> tuple[Any, Array]:
             return svi.update(state, stars.take(index), star_sites(parameters[index]))
 
         with jax.default_matmul_precision("highest"):
-            return jax.lax.scan(step, state, order)
+            state = svi.init(key, stars.take(order[0]), star_sites(parameters[order[0]]))
+            state, loss = jax.lax.scan(step, state, order)
+        return svi.get_params(state), loss
 
-    losses = []
-    for epoch_key in jax.random.split(order_key, phase.epochs):
-        order = jax.random.permutation(epoch_key, n_stars)[: n_batches * batch_size].reshape(n_batches, batch_size)
-        state, loss = epoch(state, stars, parameters, order)
-        losses.append(float(jnp.mean(loss)) / n_stars)
-    values = {name.removesuffix("_auto_loc"): value for name, value in svi.get_params(state).items()}
-    return model_from_sites(values, model.label_center, model.label_scale), losses
+    start_key, order_key = jax.random.split(key)
+    order = np.stack(
+        [
+            np.asarray(jax.random.permutation(k, n_stars)[: n_batches * batch_size]).reshape(n_batches, batch_size)
+            for k in jax.random.split(order_key, phase.epochs)
+        ]
+    )
+    found, loss = run(start_key, stars, parameters, jnp.asarray(order.reshape(-1, batch_size)))
+    values = {name.removesuffix("_auto_loc"): value for name, value in found.items()}
+    losses = np.asarray(loss, np.float64).reshape(phase.epochs, n_batches).mean(axis=1) / n_stars
+    return model_from_sites(values, model.label_center, model.label_scale), losses.tolist()
 
 
 def run_star_phase(
@@ -237,9 +224,10 @@ def run_star_phase(
     Returns:
         the new parameters, the share of stars that converged, and the mean of L per star.
     """
-    solutions = [
-        solve(model, None, stars.take(slice(i, i + STAR_CHUNK)), parameters[i : i + STAR_CHUNK], phase.epochs)
-        for i in range(0, len(stars), STAR_CHUNK)
-    ]
-    together = jax.tree.map(lambda *parts: jnp.concatenate(parts), *solutions)
+    n, size = len(stars), chunk_size(len(stars), STAR_CHUNK)
+    solutions = []
+    for i in range(0, n, size):
+        start = jnp.pad(parameters[i : i + size], ((0, max(0, i + size - n)), (0, 0)), mode="edge")
+        solutions.append(solve(model, None, stars.take(slice(i, i + size)).padded(size), start, phase.epochs))
+    together = jax.tree.map(lambda *parts: jnp.concatenate(parts)[:n], *solutions)
     return together.parameters, float(jnp.mean(together.converged)), float(jnp.mean(together.objective))

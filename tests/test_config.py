@@ -1,0 +1,42 @@
+import pytest
+
+from xpbayes.config import Settings, TrainingConfig
+from xpbayes.errors import InputError
+
+
+def test_defaults_need_no_file():
+    assert Settings.read(None).training == TrainingConfig()
+
+
+def test_flags_override_the_file(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text("[training]\nseed = 3\nbatch_size = 64\n")
+    settings = Settings.read(path, training={"seed": 5, "split_seed": None})
+    assert (settings.training.seed, settings.training.batch_size, settings.training.split_seed) == (5, 64, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[training]\nsede = 1\n", r"unknown setting 'training.sede' \(did you mean 'seed'\?\)"),
+        ("[trainig]\nseed = 1\n", r"unknown setting 'trainig' \(did you mean 'training'\?\)"),
+        ("[[training.phases]]\nupdate = 'model'\nepoch = 3\n", r"did you mean 'epochs'\?"),
+        ("[training]\nvalidation_fraction = 1.5\n", "validation_fraction.*less than 1"),
+        ("[training\n", "not valid TOML"),
+    ],
+)
+def test_a_bad_file_is_one_sentence(tmp_path, text, message):
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        Settings.read(path)
+    assert "\n" not in str(caught.value) and "run.toml" in str(caught.value)
+
+
+def test_a_missing_file_is_one_sentence(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        Settings.read(tmp_path / "none.toml")
+
+
+def test_label_error_floor_extends_to_further_labels():
+    assert TrainingConfig().floor_for(4) == (0.02, 0.02, 0.02, 0.02)

@@ -1,0 +1,225 @@
+"""Drawing: each function takes finished numbers and returns a matplotlib figure.
+
+House style: one sans-serif face, no chart junk, colours that survive colour-blindness and grey-scale print.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xpbayes.analysis.extinction_curve import CurveComparison
+from xpbayes.analysis.spectra import SpectrumFit
+from xpbayes.analysis.validation import Comparison, running_percentiles
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, BLUE, ORANGE, GREY, LIGHT = "#1b1f24", "#1f6fb4", "#d9622b", "#8a929c", "#d5dae0"
+LABEL_TEXT = {"teff": "Teff", "feh": "[Fe/H]", "logg": "log g", "alpha_m": "[α/M]"}
+LABEL_UNIT = {"teff": "K", "feh": "dex", "logg": "dex", "alpha_m": "dex"}
+"""Units on pages; inside, Teff is in kK."""
+MAX_POINTS = 20_000
+"""Points drawn in a scatter plot at most."""
+
+
+def display_scale(label: str) -> float:
+    """Factor from internal to displayed units: Teff is shown in K."""
+    return 1e3 if label == "teff" else 1.0
+
+
+def _figure(columns: int, rows: int, width: float, height: float) -> "tuple[Figure, NDArray]":
+    """A figure without pyplot's global state."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    style = {
+        "font.size": 9.5,
+        "axes.edgecolor": GREY,
+        "axes.labelcolor": INK,
+        "text.color": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 10,
+        "axes.titlelocation": "left",
+        "legend.frameon": False,
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+        axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, axes
+
+
+def _thin(n: int) -> NDArray[np.int64]:
+    return np.linspace(0, n - 1, min(n, MAX_POINTS)).astype(int)
+
+
+def kiel(
+    training: NDArray[np.floating], inferred: NDArray[np.floating], titles: tuple[str, str] = ("training labels", "")
+) -> "Figure":
+    """Kiel diagrams of training labels and inferred stars, coloured by [Fe/H].
+
+    Args:
+        training, inferred: (star, 3) Teff [kK], [Fe/H], log g.
+        titles: of the two panels.
+    """
+    figure, axes = _figure(2, 1, 9.0, 4.2)
+    both = np.concatenate([training, inferred])
+    x_low, x_high = np.percentile(1e3 * both[:, 0], [0.05, 99.95])
+    y_low, y_high = np.percentile(both[:, 2], [0.05, 99.95])
+    for axis, values, title in zip(axes[0], (training, inferred), titles, strict=True):
+        picked = values[_thin(len(values))]
+        dots = axis.scatter(
+            1e3 * picked[:, 0], picked[:, 2], c=picked[:, 1], s=3, lw=0, vmin=-1.5, vmax=0.5, cmap="viridis"
+        )
+        axis.set(title=f"{title} ({len(values):,} stars)", xlabel="Teff [K]", ylabel="log g [dex]")
+        axis.set_xlim(x_high + 150, x_low - 150)
+        axis.set_ylim(y_high + 0.2, y_low - 0.2)
+    figure.colorbar(dots, ax=axes[0], label="[Fe/H] [dex]", pad=0.01, extend="both")
+    return figure
+
+
+def extinction_curve(
+    wavelength_nm: NDArray[np.floating], learned: NDArray[np.floating], published: Sequence[CurveComparison]
+) -> "Figure":
+    """The learned R(lambda), published curves, and their ratio."""
+    figure, axes = _figure(1, 2, 8.2, 5.4)
+    top, bottom = axes[:, 0]
+    top.plot(wavelength_nm, learned, "o", ms=3, color=INK, label="xpbayes", zorder=5)
+    shades = {"CCM89, R_V = 3.1": (BLUE, "-"), "G23, R_V = 3.1": (ORANGE, "-")}
+    for curve in published:
+        colour, line = shades.get(curve.name, (GREY, ":"))
+        name = curve.name.replace("R_V", "$R_V$")
+        top.plot(curve.wavelength_nm, curve.value, line, color=colour, lw=1.2, label=f"{name} (rms {curve.rms:.1%})")
+        at = np.searchsorted(wavelength_nm, curve.wavelength_nm)
+        bottom.plot(curve.wavelength_nm, learned[at] / curve.value, line, color=colour, lw=1.2)
+    bottom.axhline(1.0, color=INK, lw=0.6)
+    top.set(ylabel="R, optical depth per unit E", xscale="log", yscale="log")
+    bottom.set(xlabel="wavelength [nm]", ylabel="learned / published", xscale="log", ylim=(0.7, 1.3))
+    for axis in (top, bottom):
+        _plain_log_ticks(axis)
+    top.legend(fontsize=8, ncols=2)
+    return figure
+
+
+def _plain_log_ticks(axis: "Axes") -> None:
+    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
+
+    low, high = axis.get_xlim()
+    ticks = [t for t in (400, 500, 600, 800, 1000, 1500, 2000, 3000, 5000) if low <= t <= high]
+    axis.xaxis.set_major_locator(FixedLocator(ticks))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(ScalarFormatter())
+    if axis.get_yscale() == "log":
+        axis.yaxis.set_major_locator(FixedLocator([0.1, 0.2, 0.5, 1, 2, 3, 4, 5]))
+        axis.yaxis.set_major_formatter(ScalarFormatter())
+        axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def spectra(
+    wavelength_nm: NDArray[np.floating], n_xp: int, examples: Sequence[tuple[str, SpectrumFit]]
+) -> "Figure":
+    """Observed and predicted flux of example stars, with residuals in sigma below each.
+
+    Args:
+        wavelength_nm: (channel,) [nm].
+        n_xp: number of XP samples, drawn as a line; bands are drawn as points.
+        examples: title and fit of each star.
+    """
+    from matplotlib.gridspec import GridSpecFromSubplotSpec
+
+    columns = 2
+    rows = -(-len(examples) // columns)
+    figure, axes = _figure(columns, rows, 9.4, 2.9 * rows)
+    for panel, (title, fit) in zip(axes.flat, examples, strict=False):
+        grid = GridSpecFromSubplotSpec(2, 1, panel.get_subplotspec(), height_ratios=(2.4, 1), hspace=0.06)
+        panel.remove()
+        top, bottom = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
+        bottom.sharex(top)
+        scale = np.nanmax(fit.observed)
+        top.plot(wavelength_nm, fit.predicted / scale, color=ORANGE, lw=1.4, label="model")
+        top.errorbar(
+            wavelength_nm, fit.observed / scale, fit.error / scale, fmt="o", ms=2.2, lw=0.6, color=INK, label="data"
+        )
+        top.set_title(title, fontsize=9)
+        top.tick_params(labelbottom=False)
+        top.set_ylabel("flux / maximum")
+        bottom.axhline(0, color=GREY, lw=0.6)
+        bottom.axhspan(-1, 1, color=LIGHT, lw=0)
+        bottom.plot(wavelength_nm, fit.residual, "o", ms=2.2, color=INK)
+        limit = max(3.0, 1.1 * np.nanmax(np.abs(fit.residual)))
+        bottom.set(ylim=(-limit, limit), ylabel="residual [σ]", xlabel="wavelength [nm]", xscale="log")
+        for axis in (top, bottom):
+            axis.spines[["top", "right"]].set_visible(False)
+        _plain_log_ticks(bottom)
+        top.minorticks_off()
+        if panel is axes.flat[0]:
+            top.legend(fontsize=8)
+    for panel in axes.flat[len(examples) :]:
+        panel.remove()
+    return figure
+
+
+def against_labels(comparison: Comparison) -> "Figure":
+    """Inferred minus label against the label, with running 16th, 50th and 84th percentiles."""
+    n = len(comparison.label_names)
+    figure, axes = _figure(n, 2, 3.2 * n, 5.6)
+    for i, name in enumerate(comparison.label_names):
+        factor = display_scale(name)
+        label, difference = factor * comparison.label[:, i], factor * comparison.difference[:, i]
+        picked = _thin(len(label))
+        top, bottom = axes[:, i]
+        text, unit = LABEL_TEXT.get(name, name), LABEL_UNIT.get(name, "")
+        low, high = np.percentile(label, [0.2, 99.8])
+        top.plot(label[picked], (label + difference)[picked], ".", ms=1.6, color=BLUE, alpha=0.5, rasterized=True)
+        top.plot([low, high], [low, high], color=INK, lw=0.7)
+        top.set(xlim=(low, high), ylim=(low, high), ylabel=f"inferred {text} [{unit}]", title=text)
+        reach = np.percentile(np.abs(difference), 98)
+        bottom.plot(label[picked], difference[picked], ".", ms=1.6, color=BLUE, alpha=0.5, rasterized=True)
+        centre, lines = running_percentiles(label, difference)
+        for k, style in enumerate(("--", "-", "--")):
+            bottom.plot(centre, lines[:, k], style, color=ORANGE, lw=1.5)
+        bottom.axhline(0, color=INK, lw=0.7)
+        bottom.set(xlim=(low, high), ylim=(-reach, reach), xlabel=f"label {text} [{unit}]", ylabel="inferred − label")
+    return figure
+
+
+def pulls(comparison: Comparison) -> "Figure":
+    """Histograms of (inferred - label) / error beside a unit Gaussian."""
+    n = len(comparison.label_names)
+    figure, axes = _figure(n, 1, 3.2 * n, 2.9)
+    edges = np.linspace(-6, 6, 61)
+    x = np.linspace(-6, 6, 301)
+    for i, name in enumerate(comparison.label_names):
+        axis = axes[0, i]
+        values = np.clip(comparison.pull[:, i], -6, 6)  # the outermost bins collect what lies beyond
+        axis.hist(values, edges, density=True, color=BLUE, alpha=0.75, lw=0)
+        axis.plot(x, np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi), color=INK, lw=1.2)
+        axis.set(
+            title=LABEL_TEXT.get(name, name), xlabel="(inferred − label) / σ", ylabel="density" if i == 0 else ""
+        )
+    return figure
+
+
+def model_spectrum(wavelength_nm: NDArray[np.floating], flux: NDArray[np.floating], title: str) -> "Figure":
+    """One predicted spectrum."""
+    figure, axes = _figure(1, 1, 7.0, 3.6)
+    axis = axes[0, 0]
+    axis.plot(wavelength_nm, flux, "o-", ms=3, lw=1.0, color=BLUE)
+    axis.set(
+        xlabel="wavelength [nm]",
+        ylabel="flux [10$^{-18}$ W m$^{-2}$ nm$^{-1}$]",
+        xscale="log",
+        yscale="log",
+        title=title,
+    )
+    _plain_log_ticks(axis)
+    from matplotlib.ticker import LogFormatterMathtext, LogLocator
+
+    axis.yaxis.set_major_locator(LogLocator())
+    axis.yaxis.set_major_formatter(LogFormatterMathtext())
+    return figure

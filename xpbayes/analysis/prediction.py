@@ -1,0 +1,46 @@
+"""What `xpbayes predict` shows: a table on the terminal, a figure in a file."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xpbayes.channels import FLUX_UNIT
+from xpbayes.errors import InputError
+
+if TYPE_CHECKING:
+    from xpbayes.pipeline import Prediction
+
+
+def print_prediction(prediction: "Prediction") -> None:
+    """Print one row per channel; a warning goes to standard error when the star is of an unlikely type."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(caption=f"flux in {FLUX_UNIT}; model error is the 1-sigma relative error of the model itself")
+    for heading in ("channel", "wavelength [nm]", "flux", "model error"):
+        table.add_column(heading, justify="left" if heading == "channel" else "right")
+    for name, wavelength, flux, error in zip(
+        prediction.channels, prediction.wavelength_nm, prediction.flux, prediction.model_error, strict=True
+    ):
+        table.add_row(name, f"{wavelength:.1f}", f"{flux:.6g}", f"{error:.2%}")
+    Console().print(table)
+    if prediction.unlikely:
+        Console(stderr=True).print(
+            f"note: ln prior = {prediction.ln_prior:.1f} is below the model's threshold: no such stars were in the "
+            f"training sample, the prediction is an extrapolation"
+        )
+
+
+def draw_prediction(prediction: "Prediction", path: Path) -> None:
+    """Write a figure of the predicted spectrum.
+
+    Raises:
+        InputError: the file cannot be written, or its ending names no figure format.
+    """
+    from xpbayes.analysis.figures import model_spectrum
+
+    if path.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise InputError(f"{path}: a figure's name ends in .png, .pdf or .svg")
+    try:
+        model_spectrum(prediction.wavelength_nm, prediction.flux, "predicted flux").savefig(path, dpi=150)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another output") from error

@@ -1,0 +1,94 @@
+"""Observed and predicted flux of single stars, with residuals in units of their errors: numbers only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from xpbayes.archive.star_table import StarTable
+from xpbayes.calibration.whitening import unpack
+from xpbayes.modelfile import TrainedModel
+from xpbayes.models.forward import predict_flux
+
+EXAMPLE_KINDS = (
+    ("hot dwarf", (7.2, 0.0, 4.2)),
+    ("Sun-like star", (5.77, 0.0, 4.44)),
+    ("K dwarf", (4.5, -0.1, 4.6)),
+    ("M dwarf", (3.7, -0.1, 4.7)),
+    ("red clump giant", (4.8, -0.1, 2.5)),
+    ("metal-poor giant", (4.7, -1.3, 1.8)),
+)
+"""Kinds of star and the labels (kK, dex, dex) that an example of each should have."""
+
+TINY = 1e-9
+"""Floor for E [mag] and parallax [mas] before taking logarithms."""
+
+
+@dataclass(frozen=True)
+class SpectrumFit:
+    """One star's fit.
+
+    Attributes:
+        observed, predicted: (channel,) flux [1e-18 W m^-2 nm^-1]; NaN where not observed.
+        error: (channel,) 1-sigma marginal error, measurement and model together, same unit.
+    """
+
+    observed: NDArray[np.float64]
+    predicted: NDArray[np.float64]
+    error: NDArray[np.float64]
+
+    @property
+    def residual(self) -> NDArray[np.float64]:
+        """(channel,) (observed - predicted) / error."""
+        return (self.observed - self.predicted) / self.error
+
+
+def spectrum_fit(
+    model: TrainedModel, stars: StarTable, row: int, estimate: NDArray[np.floating]
+) -> SpectrumFit:
+    """Compare one star's flux with the model at given parameters.
+
+    Args:
+        model: the trained model.
+        stars: the star table.
+        row: the star's row there.
+        estimate: (parameter,) labels, E [mag], parallax [mas].
+    """
+    present = stars.channel_present()[row]
+    whitening = unpack(stars.xp_whitening[row : row + 1], stars.band_inverse_error[row : row + 1], stars.channels.n_xp)
+    inside = np.ix_(present, present)
+    inverse = np.linalg.inv(whitening[0].astype(np.float64)[inside])
+    variance = np.full(len(present), np.nan)
+    variance[present] = np.sum(inverse**2, axis=1)  # diagonal of W^-1 W^-T
+    observed = np.where(present, stars.flux[row].astype(np.float64), np.nan)
+    if model.model_error is not None:
+        variance += observed**2 * np.sum(np.asarray(model.model_error, np.float64) ** 2, axis=1)
+    ln_e, ln_plx = np.log(np.maximum(estimate[-2:], TINY))
+    parameters = jnp.asarray([*estimate[:-2], ln_e, ln_plx], jnp.float32)
+    predicted = np.asarray(jax.jit(predict_flux)(model.forward, parameters), np.float64)
+    return SpectrumFit(observed, np.where(present, predicted, np.nan), np.sqrt(variance))
+
+
+def choose_examples(
+    estimate: NDArray[np.floating], label_scale: Sequence[float], kinds: Sequence[tuple[str, Sequence[float]]]
+) -> list[tuple[str, int]]:
+    """For each kind of star, find the row whose labels are nearest, each row once.
+
+    Args:
+        estimate: (star, label) inferred labels.
+        label_scale: (label,) what counts as one unit of distance.
+        kinds: names and the labels to look for.
+    """
+    left = np.ones(len(estimate), bool)
+    chosen = []
+    n = min(estimate.shape[1], 3)
+    for name, wanted in kinds[: len(estimate)]:
+        offset = (estimate[:, :n] - np.asarray(wanted)[:n]) / np.asarray(label_scale)[:n]
+        distance = np.where(left, np.sum(offset**2, axis=1), np.inf)
+        row = int(np.argmin(distance))
+        left[row] = False
+        chosen.append((name, row))
+    return chosen

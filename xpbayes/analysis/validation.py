@@ -1,0 +1,169 @@
+"""Inferred parameters against labels: scatter, bias, pulls, coverage. Numbers only; `figures.py` draws them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from xpbayes.archive.star_table import OK, StarTable
+from xpbayes.catalogue.table import list_column
+from xpbayes.errors import InputError
+
+MAD_TO_SIGMA = 1.4826
+"""Standard deviation of a Gaussian over its median absolute deviation."""
+GIANT_LOGG = 3.5
+"""Stars with a label below are counted as giants."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Solved stars that have labels.
+
+    Attributes:
+        source_id: (star,).
+        label_names: names of the labels.
+        estimate, error: (star, label) inferred values and 1-sigma errors [kK, dex, ...].
+        label, label_error: (star, label) spectroscopic values and errors, error floor included.
+        row: (star,) row of each star in the star table.
+    """
+
+    source_id: NDArray[np.int64]
+    label_names: tuple[str, ...]
+    estimate: NDArray[np.float64]
+    error: NDArray[np.float64]
+    label: NDArray[np.float64]
+    label_error: NDArray[np.float64]
+    row: NDArray[np.int64]
+
+    @property
+    def difference(self) -> NDArray[np.float64]:
+        """(star, label) inferred minus label."""
+        return self.estimate - self.label
+
+    @property
+    def pull(self) -> NDArray[np.float64]:
+        """(star, label) difference in units of both errors together."""
+        return self.difference / np.hypot(self.error, self.label_error)
+
+    @property
+    def giant(self) -> NDArray[np.bool_]:
+        """(star,) True for giants, by label; all False without a log g label."""
+        if "logg" not in self.label_names:
+            return np.zeros(len(self.source_id), bool)
+        return self.label[:, self.label_names.index("logg")] < GIANT_LOGG
+
+
+def compare(
+    catalogue: pa.Table, stars: StarTable, label_names: Sequence[str], label_error_floor: Sequence[float] = ()
+) -> Comparison:
+    """Match a catalogue with the labels of a star table.
+
+    Args:
+        catalogue: the catalogue.
+        stars: a star table that holds its stars.
+        label_names: the model's labels.
+        label_error_floor: added to the label errors in quadrature, as in training.
+
+    Raises:
+        InputError: not one solved star of the catalogue has labels in the table.
+    """
+    order = np.argsort(stars.source_id)
+    source_id = catalogue["gdr3_source_id"].to_numpy()
+    at = np.minimum(np.searchsorted(stars.source_id, source_id, sorter=order), len(stars) - 1)
+    row = order[at]
+    names = tuple(label_names)
+    label = np.stack([stars.column(n)[row] for n in names], axis=1)
+    label_error = np.stack([stars.column(f"{n}_error")[row] for n in names], axis=1)
+    if len(label_error_floor):
+        label_error = np.hypot(label_error, np.asarray(label_error_floor))
+    use = (stars.source_id[row] == source_id) & np.isfinite(label).all(axis=1) & np.isfinite(label_error).all(axis=1)
+    use &= catalogue["status"].combine_chunks().cast(pa.string()).to_numpy(zero_copy_only=False) == OK
+    if not use.any():
+        raise InputError("no solved star of the catalogue has labels in the star table; give the table it came from")
+    n = len(names)
+    return Comparison(
+        source_id=source_id[use],
+        label_names=names,
+        estimate=list_column(catalogue, "stellar_params_est")[use, :n],
+        error=list_column(catalogue, "stellar_params_err")[use, :n],
+        label=label[use],
+        label_error=label_error[use],
+        row=row[use],
+    )
+
+
+def robust_scatter(values: NDArray[np.floating]) -> float:
+    """1.4826 x median absolute deviation from the median."""
+    return float(MAD_TO_SIGMA * np.median(np.abs(values - np.median(values))))
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How one label compares for one group of stars.
+
+    Attributes:
+        label: name of the label.
+        group: 'all', 'giants' or 'dwarfs'.
+        n: number of stars.
+        scatter: robust scatter [kK or dex].
+        bias: median difference [kK or dex].
+        coverage68, coverage95: shares of stars within 1 and 1.96 sigma, label errors included.
+    """
+
+    label: str
+    group: str
+    n: int
+    scatter: float
+    bias: float
+    coverage68: float
+    coverage95: float
+
+
+def accuracy(comparison: Comparison) -> list[Accuracy]:
+    """Tabulate scatter, bias and coverage for every label, overall and for giants and dwarfs."""
+    groups = {"all": np.ones(len(comparison.source_id), bool)}
+    if "logg" in comparison.label_names:
+        groups |= {"giants": comparison.giant, "dwarfs": ~comparison.giant}
+    rows = []
+    for i, name in enumerate(comparison.label_names):
+        for group, member in groups.items():
+            if not member.any():
+                continue
+            difference, pull = comparison.difference[member, i], np.abs(comparison.pull[member, i])
+            rows.append(
+                Accuracy(
+                    name,
+                    group,
+                    int(member.sum()),
+                    robust_scatter(difference),
+                    float(np.median(difference)),
+                    float(np.mean(pull < 1.0)),
+                    float(np.mean(pull < 1.959964)),
+                )
+            )
+    return rows
+
+
+def running_percentiles(
+    x: NDArray[np.floating],
+    y: NDArray[np.floating],
+    n_bins: int = 15,
+    percentiles: tuple[float, ...] = (16.0, 50.0, 84.0),
+    min_count: int = 15,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Percentiles of y in bins of x between its 1st and 99th percentile.
+
+    Returns:
+        (bin,) centres and (bin, percentile) values, NaN in bins of fewer than `min_count` stars.
+    """
+    edges = np.linspace(*np.percentile(x, [1, 99]), n_bins + 1)
+    which = np.digitize(x, edges) - 1
+    out = np.full((n_bins, len(percentiles)), np.nan)
+    for i in range(n_bins):
+        inside = y[which == i]
+        if len(inside) >= min_count:
+            out[i] = np.percentile(inside, percentiles)
+    return 0.5 * (edges[:-1] + edges[1:]), out
+

@@ -1,0 +1,135 @@
+"""Gaia's source table: astrometry, photometry and quality columns of every star, and its parallax zero point.
+
+Out: a `Table` with the columns below where the file has them. The zero point of Lindegren et al. (2021, A&A 649, A4)
+comes from the authors' package gaiadr3-zeropoint; it is off by default.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xpbayes.archive.tables import SOURCE_ID, Field, Table, read_tables
+from xpbayes.errors import InputError
+
+POSITIONS = ("ra", "dec")
+FLOATS = (
+    "ra",
+    "dec",
+    "ra_error",
+    "dec_error",
+    "ref_epoch",
+    "parallax",
+    "parallax_error",
+    "pmra",
+    "pmra_error",
+    "pmdec",
+    "pmdec_error",
+    "ruwe",
+    "astrometric_excess_noise",
+    "fidelity_v2",
+    "norm_dg",
+    "phot_g_mean_mag",
+    "phot_bp_mean_mag",
+    "phot_rp_mean_mag",
+    "phot_g_mean_flux",
+    "phot_g_mean_flux_error",
+    "phot_bp_mean_flux",
+    "phot_bp_mean_flux_error",
+    "phot_rp_mean_flux",
+    "phot_rp_mean_flux_error",
+    "phot_bp_rp_excess_factor",
+    "phot_bp_n_obs",
+    "phot_rp_n_obs",
+    "visibility_periods_used",
+    "bp_chi_squared",
+    "rp_chi_squared",
+    "bp_n_measurements",
+    "rp_n_measurements",
+    "nu_eff_used_in_astrometry",
+    "pseudocolour",
+    "ecl_lat",
+)
+ALIASES = {
+    "phot_g_mean_mag": ("gmag", "g"),
+    "phot_bp_mean_mag": ("bpmag", "bp"),
+    "phot_rp_mean_mag": ("rpmag", "rp"),
+    "ra": ("ra_icrs",),
+    "dec": ("de_icrs",),
+    "parallax": ("plx",),
+    "parallax_error": ("e_plx",),
+    "phot_bp_rp_excess_factor": ("bp_rp_flux_excess",),
+}
+FIELDS = (
+    SOURCE_ID,
+    *(Field(name, aliases=ALIASES.get(name, ())) for name in FLOATS),
+    Field("astrometric_params_solved", "integer"),
+)
+UNITS = {
+    **{n: "mag" for n in ("phot_g_mean_mag", "phot_bp_mean_mag", "phot_rp_mean_mag")},
+    **{f"phot_{b}_mean_flux{e}": "s-1" for b in ("g", "bp", "rp") for e in ("", "_error")},
+    **{n: "mas.yr-1" for n in ("pmra", "pmra_error", "pmdec", "pmdec_error")},
+    **{n: "mas" for n in ("ra_error", "dec_error", "astrometric_excess_noise")},
+    "ref_epoch": "yr",
+    "nu_eff_used_in_astrometry": "um-1",
+    "pseudocolour": "um-1",
+    "ecl_lat": "deg",
+}
+"""Units of columns that the star table's schema does not know."""
+
+ZERO_POINT_NAME = "Lindegren et al. 2021 (gaiadr3-zeropoint)"
+ZERO_POINT_COLUMNS = (
+    "phot_g_mean_mag",
+    "nu_eff_used_in_astrometry",
+    "pseudocolour",
+    "ecl_lat",
+    "astrometric_params_solved",
+)
+
+
+def read_gaia_source(paths: list[Path]) -> Table:
+    """Read one or more files of Gaia's source table, with or without columns of gaiaedr3_spurious and xp_summary."""
+    return read_tables(paths, FIELDS)
+
+
+def parallax_zero_point(table: Table) -> NDArray[np.float64]:
+    """Compute the parallax zero point, to be subtracted from the parallax.
+
+    Args:
+        table: with phot_g_mean_mag, nu_eff_used_in_astrometry, pseudocolour, ecl_lat and astrometric_params_solved.
+
+    Returns:
+        (star,) zero point [mas]; NaN outside the recipe's range (6 < G < 21 and its colours) or without five or six
+        astrometric parameters.
+
+    Raises:
+        InputError: the package or one of the columns is not there.
+    """
+    try:
+        from zero_point import zpt
+    except ImportError as error:
+        raise InputError("the parallax zero point needs gaiadr3-zeropoint; pip install 'xpbayes[archive]'") from error
+    missing = [n for n in ZERO_POINT_COLUMNS if n not in table]
+    if missing:
+        raise InputError(
+            f"the parallax zero point needs {len(missing)} more columns of Gaia's source table (first: {missing[0]}); "
+            f"fetch the table with them, or set parallax_zero_point = false"
+        )
+    magnitude, nu_eff, pseudocolour, latitude = (table.floats(n) for n in ZERO_POINT_COLUMNS[:4])
+    solved = table.columns["astrometric_params_solved"]
+    five, six = solved == 31, solved == 95
+    with np.errstate(invalid="ignore"):
+        usable = np.isfinite(magnitude) & np.isfinite(latitude) & (magnitude >= 6) & (magnitude <= 21)
+        usable &= (five & (nu_eff >= 1.1) & (nu_eff <= 1.9)) | (six & (pseudocolour >= 1.24) & (pseudocolour <= 1.72))
+    zero_point = np.full(len(table), np.nan)
+    if usable.any():
+        zpt.load_tables()
+        zero_point[usable] = zpt.get_zpt(
+            magnitude[usable],
+            np.nan_to_num(nu_eff[usable]),
+            np.nan_to_num(pseudocolour[usable]),
+            latitude[usable],
+            solved[usable],
+            _warnings=False,
+        )
+    return zero_point

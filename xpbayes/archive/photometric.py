@@ -1,0 +1,190 @@
+"""2MASS and unWISE: from catalogue rows to band fluxes and inverse errors, with every cut counted.
+
+In: a table with the surveys' own columns, one row a source_id, and Gaia's norm_dg. Out: `BandFluxes`. A band that is
+missing or cut has inverse error 0: infinite variance (METHOD 2).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from pydantic import Field as Setting
+
+from xpbayes.archive.star_table import Cut
+from xpbayes.archive.tables import SOURCE_ID, Field, Table, read_tables
+from xpbayes.calibration.photometry import LN10_OVER_2P5, flux_from_magnitude
+from xpbayes.channels import BANDS
+from xpbayes.errors import InputError
+
+UNWISE_ZERO_POINT = 22.5
+"""Vega magnitude of one unWISE nanomaggy (Schlafly et al. 2019)."""
+
+TWO_MASS_BANDS, UNWISE_BANDS = ("J", "H", "Ks"), ("W1", "W2")
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TwoMassCuts(_Settings):
+    """Which 2MASS magnitudes count."""
+
+    quality: str = Setting("A", min_length=1, description="letters of ph_qual that are good, band by band")
+    norm_dg_max: float = Setting(-5.0, description="a star with a larger norm_dg is crowded (ZGR23 Section 2.3)")
+    error_floor: float = Setting(0.01, ge=0, description="fraction of the flux added in quadrature to its error")
+
+
+class UnwiseCuts(_Settings):
+    """Which unWISE fluxes count."""
+
+    norm_dg_max: float = Setting(-10.0, description="a star with a larger norm_dg is crowded (ZGR23 Section 2.4)")
+    fracflux_min: float = Setting(0.5, ge=0, le=1, description="least share of the flux at the star that is its own")
+    quality_min: float = Setting(0.9, ge=0, le=1, description="least PSF-weighted share of good pixels (qf)")
+    flags_allowed: int = Setting(0, ge=0, description="bits of flags_unwise that may be set")
+    error_floor: float = Setting(0.01, ge=0, description="fraction of the flux added in quadrature to its error")
+
+
+@dataclass(frozen=True)
+class BandFluxes:
+    """Fluxes in some bands, one row a star.
+
+    Attributes:
+        bands: names, in order.
+        flux: (star, band) [1e-18 W m^-2 nm^-1], 0 where missing.
+        inverse_error: (star, band) 1/sigma, 0 where missing or cut.
+        cuts: per rule, how many measurements (not stars) it removed.
+    """
+
+    bands: tuple[str, ...]
+    flux: NDArray[np.float64]
+    inverse_error: NDArray[np.float64]
+    cuts: tuple[Cut, ...]
+
+
+def _two_mass_fields() -> tuple[Field, ...]:
+    fields = [SOURCE_ID, Field("ph_qual", "text", ("qflg", "tmass_ph_qual"))]
+    for band in ("j", "h", "ks"):
+        short = band[0]
+        fields.append(Field(f"{band}_m", aliases=(f"{short}_m", f"{short}mag", f"tmass_{band}_m")))
+        fields.append(
+            Field(
+                f"{band}_msigcom",
+                aliases=(f"{short}_msigcom", f"e_{short}mag", f"{band}_m_error", f"{short}_m_error"),
+            )
+        )
+    return tuple(fields)
+
+
+def _unwise_fields() -> tuple[Field, ...]:
+    fields = [SOURCE_ID]
+    for n in ("1", "2"):
+        fields += [
+            Field(f"flux_w{n}", aliases=(f"w{n}_flux", f"fluxw{n}", f"fw{n}")),
+            Field(f"dflux_w{n}", aliases=(f"w{n}_dflux", f"e_fw{n}", f"dfluxw{n}", f"flux_w{n}_error")),
+            Field(f"mag_w{n}_vg", aliases=(f"mag_w{n}", f"w{n}_mag", f"w{n}mag", f"w{n}mpro")),
+            Field(f"mag_w{n}_error", aliases=(f"dmag_w{n}", f"w{n}_mag_error", f"e_w{n}mag", f"w{n}sigmpro")),
+            Field(f"fracflux_w{n}", aliases=(f"w{n}_fracflux", f"ffw{n}")),
+            Field(f"qf_w{n}", aliases=(f"w{n}_qf", f"qfw{n}")),
+            Field(f"flags_unwise_w{n}", "integer", (f"w{n}_flags_unwise",)),
+        ]
+    return tuple(fields)
+
+
+TWO_MASS_FIELDS, UNWISE_FIELDS = _two_mass_fields(), _unwise_fields()
+
+
+def read_two_mass(paths: list[Path]) -> Table:
+    """Read 2MASS matches: source_id, j_m, j_msigcom, ..., ph_qual; InputError if no magnitude is there."""
+    return _require(read_tables(paths, TWO_MASS_FIELDS), ("j_m", "h_m", "ks_m"), paths, "2MASS magnitudes")
+
+
+def read_unwise(paths: list[Path]) -> Table:
+    """Read unWISE matches: source_id, flux_w1, dflux_w1, ... or magnitudes; InputError if neither is there."""
+    names = ("flux_w1", "flux_w2", "mag_w1_vg", "mag_w2_vg")
+    return _require(read_tables(paths, UNWISE_FIELDS), names, paths, "unWISE fluxes or magnitudes")
+
+
+def _require(table: Table, names: tuple[str, ...], paths: list[Path], what: str) -> Table:
+    if not any(n in table for n in names):
+        raise InputError(f"{paths[0]}: has no {what} (none of {', '.join(names)}); name another table")
+    return table
+
+
+class _Counter:
+    """Applies rules to measurements and counts what each one removes."""
+
+    def __init__(self, survey: str, measured: NDArray[np.bool_]) -> None:
+        self.survey, self.keep = survey, measured.copy()
+        n = int(measured.sum())
+        self.cuts = [Cut(f"{survey}: magnitudes or fluxes measured", int(measured.size - n), n)]
+
+    def cut(self, what: str, bad: NDArray[np.bool_]) -> None:
+        removed = int((self.keep & bad).sum())
+        self.keep &= ~bad
+        self.cuts.append(Cut(f"{self.survey}: {what}", removed, int(self.keep.sum())))
+
+
+def two_mass_fluxes(table: Table, norm_dg: NDArray[np.float64], cuts: TwoMassCuts) -> BandFluxes:
+    """Convert 2MASS magnitudes to fluxes.
+
+    Args:
+        table: one row a star (see `Table.align`); missing magnitudes are NaN.
+        norm_dg: (star,) Gaia's crowding measure; NaN, no neighbour within 30 arcsec, is not crowded.
+        cuts: which magnitudes count.
+    """
+    magnitude = np.stack([table.floats(f"{b.lower()}_m") for b in TWO_MASS_BANDS], axis=1)
+    error = np.stack([table.floats(f"{b.lower()}_msigcom") for b in TWO_MASS_BANDS], axis=1)
+    counter = _Counter("2MASS", np.isfinite(magnitude) & np.isfinite(error) & (error > 0))
+    letters = table.columns.get("ph_qual", np.full(len(table), "", dtype="U3"))
+    good = np.array([[c in cuts.quality for c in text.ljust(3)[:3]] for text in letters.tolist()], bool).reshape(-1, 3)
+    counter.cut(f"ph_qual not in '{cuts.quality}'", ~good)
+    counter.cut(f"norm_dg > {cuts.norm_dg_max:g}", _crowded(norm_dg, cuts.norm_dg_max))
+    return _from_magnitudes(TWO_MASS_BANDS, magnitude, error, counter, cuts.error_floor)
+
+
+def unwise_fluxes(table: Table, norm_dg: NDArray[np.float64], cuts: UnwiseCuts) -> BandFluxes:
+    """Convert unWISE fluxes (Vega nanomaggies) or, where there are none, magnitudes.
+
+    Args:
+        table: one row a star (see `Table.align`).
+        norm_dg: (star,) Gaia's crowding measure; NaN is not crowded.
+        cuts: which measurements count.
+    """
+
+    def both(pattern: str) -> NDArray[np.float64]:
+        return np.stack([table.floats(pattern.format(n)).astype(np.float64) for n in (1, 2)], axis=1)
+
+    flux, flux_error = both("flux_w{}"), both("dflux_w{}")
+    magnitude, error = both("mag_w{}_vg"), both("mag_w{}_error")
+    positive = (flux > 0) & (flux_error > 0)
+    magnitude = np.where(positive, UNWISE_ZERO_POINT - 2.5 * np.log10(np.where(positive, flux, 1.0)), magnitude)
+    error = np.where(positive, flux_error / np.where(positive, flux, 1.0) / LN10_OVER_2P5, error)
+    counter = _Counter("unWISE", np.isfinite(magnitude) & np.isfinite(error) & (error > 0))
+    with np.errstate(invalid="ignore"):  # an absent quality column is NaN: nothing to cut on
+        counter.cut(f"fracflux < {cuts.fracflux_min:g}", both("fracflux_w{}") < cuts.fracflux_min)
+        counter.cut(f"qf < {cuts.quality_min:g}", both("qf_w{}") < cuts.quality_min)
+    flags = np.stack([table.columns.get(f"flags_unwise_w{n}", np.zeros(len(table), np.int64)) for n in (1, 2)], axis=1)
+    counter.cut("flags_unwise", (np.maximum(flags, 0) & ~cuts.flags_allowed) != 0)
+    counter.cut(f"norm_dg > {cuts.norm_dg_max:g}", _crowded(norm_dg, cuts.norm_dg_max))
+    return _from_magnitudes(UNWISE_BANDS, magnitude, error, counter, cuts.error_floor)
+
+
+def _crowded(norm_dg: NDArray[np.float64], limit: float) -> NDArray[np.bool_]:
+    with np.errstate(invalid="ignore"):
+        return np.asarray(norm_dg > limit)[:, None]
+
+
+def _from_magnitudes(
+    bands: tuple[str, ...],
+    magnitude: NDArray[np.float64],
+    error: NDArray[np.float64],
+    counter: _Counter,
+    floor: float,
+) -> BandFluxes:
+    magnitude = np.where(counter.keep, magnitude, np.nan)
+    pairs = [flux_from_magnitude(magnitude[:, i], error[:, i], BANDS[b], floor) for i, b in enumerate(bands)]
+    return BandFluxes(
+        bands, np.stack([p[0] for p in pairs], axis=1), np.stack([p[1] for p in pairs], axis=1), tuple(counter.cuts)
+    )

