@@ -5,6 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Compiled programs are shared by test workers, by the command lines they start, and by the next run.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax
 import numpy as np
@@ -17,10 +20,10 @@ from xpbayes.modelfile import TrainedModel
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 SHORT_PHASES = (
-    Phase(update="model", epochs=40, learning_rate=4e-3, final_rate=0.2, robust_scale=660.0),
+    Phase(update="model", epochs=30, learning_rate=4e-3, final_rate=0.2, robust_scale=660.0),
     Phase(update="stars", epochs=8),
     Phase(update="model_error", epochs=5),
-    Phase(update="model", epochs=40, learning_rate=3e-3, final_rate=0.02, robust_scale=660.0),
+    Phase(update="model", epochs=30, learning_rate=3e-3, final_rate=0.02, robust_scale=660.0),
     Phase(update="stars", epochs=8),
     Phase(update="model_error", epochs=6),
 )

@@ -19,7 +19,9 @@ def test_json_round_trip_is_exact():
 
 
 def test_difference_is_named():
-    with pytest.raises(InputError, match=r"stars\.parquet has 64 channels and the model has 66: 2 missing \(first: W1\)"):
+    with pytest.raises(
+        InputError, match=r"stars\.parquet has 64 channels and the model has 66: 2 missing \(first: W1\)"
+    ):
         xp_channels().require_same(xp_channels(("J", "H", "Ks")), "the model", "stars.parquet")
 
 

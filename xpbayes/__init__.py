@@ -1,6 +1,7 @@
 """xpbayes: stellar parameters with honest uncertainties from Gaia XP spectra.
 
-The verbs of the command line are functions here; they are imported when first used, so that ``import xpbayes`` is quick.
+The verbs of the command line are functions here; they are imported when first used, so that ``import xpbayes`` is
+quick.
 
 >>> import xpbayes
 >>> xpbayes.__version__
@@ -33,7 +34,27 @@ _WHERE = {
     "QualityFlag": "xpbayes.schema",
 }
 
-__all__ = [*_WHERE, "__version__"]
+__all__ = [
+    "InferenceConfig",
+    "InputError",
+    "QualityFlag",
+    "StarTable",
+    "TrainedModel",
+    "TrainingConfig",
+    "__version__",
+    "bundled_stars",
+    "demo",
+    "fetch_apogee",
+    "infer",
+    "load_model",
+    "predict_flux",
+    "read_catalogue",
+    "read_star_table",
+    "report",
+    "save_model",
+    "train",
+    "write_star_table",
+]
 
 if TYPE_CHECKING:
     from xpbayes.archive.star_table import StarTable, read_star_table, write_star_table

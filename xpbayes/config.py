@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from xpbayes.errors import InputError, nearest
 
-
 S = TypeVar("S", bound=BaseModel)
 
 
@@ -36,7 +35,7 @@ def _model(epochs: int, rate: float, final: float = 0.1) -> Phase:
 
 
 _STARS = Phase(update="stars", epochs=8)
-_ERROR = Phase(update="model_error", epochs=10)
+_ERROR = Phase(update="model_error", epochs=20)
 
 DEFAULT_PHASES = (
     _model(50, 4e-3),

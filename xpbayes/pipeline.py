@@ -80,7 +80,9 @@ def train(
         )
     for cut in training.cuts:
         say(f"cut: {cut.what}: {cut.removed} removed, {cut.left} left")
-    batch = training.stars(config.labels, spectroscopic_parallax=True, label_error_floor=config.floor_for(len(config.labels)))
+    batch = training.stars(
+        config.labels, spectroscopic_parallax=True, label_error_floor=config.floor_for(len(config.labels))
+    )
     learned = learn(batch, training.channels.wavelengths, config, say)
     model = TrainedModel(
         forward=learned.model,
@@ -109,8 +111,8 @@ def train(
         },
     )
     if out is not None:
-        save_model(model, out)
-        say(f"wrote {out}")
+        say(f"wrote {save_model(model, out)}")
+        model = load_model(out)  # what the next user gets, checksum included
     return model
 
 
@@ -182,10 +184,10 @@ def infer(
     def progress(done: int, total: int, rate: float) -> None:
         say(f"inferred {done} of {total} stars ({rate:.0f} stars/s)")
 
-    inferred = solve(trained.forward, trained.prior, trained.model_error, usable.stars(trained.labels), config, progress)
-    rows = catalogue_rows(
-        table, status, inferred, float(trained.prior.ln_threshold), use_parallax=config.use_parallax
+    inferred = solve(
+        trained.forward, trained.prior, trained.model_error, usable.stars(trained.labels), config, progress
     )
+    rows = catalogue_rows(table, status, inferred, float(trained.prior.ln_threshold), use_parallax=config.use_parallax)
     measured = np.isfinite(table.column("parallax")) & np.isfinite(table.column("parallax_error"))
     catalogue = to_arrow(
         rows,
@@ -418,7 +420,7 @@ def versions() -> dict[str, str]:
 
 def _table(stars: StarTable | PathLike) -> tuple[StarTable, dict[str, Any]]:
     if isinstance(stars, StarTable):
-        return stars, {"path": "in memory", "n_stars": len(stars)}
+        return stars, {"path": "a table in memory", "checksum": "", "n_stars": len(stars)}
     table = read_star_table(stars)
     return table, {"path": Path(stars).name, "checksum": file_checksum(stars), "n_stars": len(table)}
 

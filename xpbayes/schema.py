@@ -182,7 +182,9 @@ def catalogue_columns(n_labels: int = 3) -> tuple[Column, ...]:
             f"1-sigma errors of {order}: square roots of the diagonal of stellar_params_cov_triu",
         ),
         Column("chi2_opt", f32, "", "stat.fit.chi2", "chi^2 of the flux at the solution"),
-        Column("ln_prior", f32, "", "stat.likelihood", "ln of the Gaussian-mixture prior on the labels at the solution"),
+        Column(
+            "ln_prior", f32, "", "stat.likelihood", "ln of the Gaussian-mixture prior on the labels at the solution"
+        ),
         Column("teff_confidence", f32, "", "stat.probability", "confidence that Teff is reliable; null until trained"),
         Column("feh_confidence", f32, "", "stat.probability", "confidence that [Fe/H] is reliable; null until trained"),
         Column("logg_confidence", f32, "", "stat.probability", "confidence that log g is reliable; null until trained"),
@@ -212,7 +214,9 @@ def catalogue_columns(n_labels: int = 3) -> tuple[Column, ...]:
             "stat.fit.residual",
             "g^T H^-1 g of the objective at the solution: what one more Newton step could still gain, twice over",
         ),
-        Column("hessian_positive", boolean, "", "meta.code.qual", "the full Hessian at the solution is positive definite"),
+        Column(
+            "hessian_positive", boolean, "", "meta.code.qual", "the full Hessian at the solution is positive definite"
+        ),
         Column("method", pa.dictionary(pa.int8(), pa.string()), "", "meta.code", "how the errors were computed"),
         Column(
             "status",

@@ -5,6 +5,7 @@ column in the whitening factor; a missing parallax, label or reddening has inver
 Gaia's 64-bit source_id stays outside (`archive.star_table.StarTable`): 32-bit JAX silently changes it.
 """
 
+import math
 from dataclasses import replace
 
 import equinox as eqx
@@ -72,5 +73,5 @@ def chunk_size(n_stars: int, largest: int, multiple: int = 64) -> int:
         largest: the largest chunk wanted.
         multiple: sizes are rounded up to a multiple of this.
     """
-    n_chunks = max(1, -(-n_stars // largest))
-    return -(-(-(-n_stars // n_chunks)) // multiple) * multiple
+    n_chunks = max(1, math.ceil(n_stars / largest))
+    return math.ceil(n_stars / n_chunks / multiple) * multiple

@@ -4,7 +4,7 @@ House style: one sans-serif face, no chart junk, colours that survive colour-bli
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ def _figure(columns: int, rows: int, width: float, height: float) -> "tuple[Figu
     import matplotlib
     from matplotlib.figure import Figure
 
-    style = {
+    style: Any = {
         "font.size": 9.5,
         "axes.edgecolor": GREY,
         "axes.labelcolor": INK,

@@ -73,7 +73,7 @@ def spectrum_fit(
 
 
 def choose_examples(
-    estimate: NDArray[np.floating], label_scale: Sequence[float], kinds: Sequence[tuple[str, Sequence[float]]]
+    estimate: NDArray[np.floating], label_scale: NDArray[np.floating], kinds: Sequence[tuple[str, Sequence[float]]]
 ) -> list[tuple[str, int]]:
     """For each kind of star, find the row whose labels are nearest, each row once.
 

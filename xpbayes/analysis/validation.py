@@ -158,7 +158,8 @@ def running_percentiles(
     Returns:
         (bin,) centres and (bin, percentile) values, NaN in bins of fewer than `min_count` stars.
     """
-    edges = np.linspace(*np.percentile(x, [1, 99]), n_bins + 1)
+    low, high = np.percentile(x, [1, 99])
+    edges = np.linspace(low, high, n_bins + 1)
     which = np.digitize(x, edges) - 1
     out = np.full((n_bins, len(percentiles)), np.nan)
     for i in range(n_bins):

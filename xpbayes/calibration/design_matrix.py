@@ -33,7 +33,7 @@ def _design(grid: tuple[float, ...]) -> NDArray[np.float64]:
 
     # A private function: there is no public door to the design matrices. tests/calibration guards it with
     # GaiaXPy's own calibrate().
-    build = getattr(calibrator, "__generate_xp_matrices_and_merge")  # noqa: B009 - mangled inside a class, not here
+    build = getattr(calibrator, "__generate_xp_matrices_and_merge")
     with contextlib.redirect_stdout(io.StringIO()):
         bases, merge = build("calibrator", np.asarray(grid), BP_MODEL, RP_MODEL)
     return np.hstack([bases[band].design_matrix.T * np.asarray(merge[band])[:, None] for band in bases])

@@ -4,6 +4,8 @@ Any such factor gives the same chi^2. Ours is lower triangular, from a Cholesky 
 applied to the few covariances that need it. NumPy, float64 in, float32 out.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.lapack import dtrtri
@@ -60,7 +62,7 @@ def _whiten_floored(matrix: NDArray[np.float64]) -> tuple[NDArray[np.float64], b
     # W = Dhat^(-1/2) U^T is square, not triangular; its QR factor R has R^T R = W^T W, and reversing rows and columns
     # before and after turns the upper triangle into a lower one.
     square = vector.T / np.sqrt(np.maximum(value, EIGENVALUE_FLOOR))[:, None]
-    upper = np.linalg.qr(square[:, ::-1], mode="r")
+    upper: NDArray[np.float64] = np.linalg.qr(square[:, ::-1]).R
     lower = upper[::-1, ::-1]
     return lower * np.sign(np.diag(lower))[:, None], binds
 
@@ -71,9 +73,7 @@ def pack(factor: NDArray[np.floating]) -> NDArray[np.float32]:
     return factor[:, row, column].astype(np.float32)
 
 
-def unpack(
-    packed: NDArray[np.float32], band_inverse_error: NDArray[np.float32], n_xp: int
-) -> NDArray[np.float32]:
+def unpack(packed: NDArray[np.floating], band_inverse_error: NDArray[np.floating], n_xp: int) -> Any:
     """Assemble the full whitening factor of XP samples and bands.
 
     Args:

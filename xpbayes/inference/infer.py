@@ -106,7 +106,7 @@ def infer(
     left = np.flatnonzero(~solution.converged)
     for start in range(0, len(left), 256):
         rows = left[start : start + 256]
-        chunk = fold_in_model_error(jax.tree.map(jnp.asarray, blind.take(rows)).padded(256), model_error)
+        chunk = fold_in_model_error(jax.tree.map(jnp.asarray, blind.take(jnp.asarray(rows))).padded(256), model_error)
         begin = jnp.asarray(solution.parameters[np.pad(rows, (0, 256 - len(rows)), mode="edge")])
         again = solve(model, prior, chunk, begin, config.max_iterations_second)
         for name, value in again._asdict().items():

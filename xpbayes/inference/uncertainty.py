@@ -67,12 +67,14 @@ def are_positive_definite(matrices: NDArray[np.floating]) -> NDArray[np.bool_]:
     """(star,) whether each symmetric matrix is positive definite, judged after scaling to unit diagonal."""
     m = np.asarray(matrices, dtype=np.float64)
     diagonal = np.diagonal(m, axis1=1, axis2=2)
-    finite = np.isfinite(m).all(axis=(1, 2)) & (diagonal > 0).all(axis=1)
+    finite: NDArray[np.bool_] = np.asarray(np.isfinite(m).all(axis=(1, 2)) & (diagonal > 0).all(axis=1))
     scale = 1.0 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
     correlation = np.where(finite[:, None, None], m, 0.0) * scale[:, :, None] * scale[:, None, :]
     return finite & (np.linalg.eigvalsh(correlation)[:, 0] > 0)
 
 
+NO_INFORMATION = 1e-20
+"""Diagonal entries are raised to this [1/kK^2, 1/dex^2, ...]: a parameter that nothing constrains."""
 MAX_CONDITION = 1e12
 """Eigenvalues of a scaled Fisher matrix below the largest over this are floored: a direction without information gets
 a huge error instead of a negative variance."""
@@ -88,10 +90,10 @@ def invert_positive(matrices: NDArray[np.floating]) -> NDArray[np.float64]:
         (star, parameter, parameter) float64 covariances; NaN where the input is not finite.
     """
     m = np.asarray(matrices, dtype=np.float64)
-    finite = np.isfinite(m).all(axis=(1, 2))
+    finite: NDArray[np.bool_] = np.asarray(np.isfinite(m).all(axis=(1, 2)))
     safe = np.where(finite[:, None, None], m, np.eye(m.shape[1]))
     diagonal = np.diagonal(safe, axis1=1, axis2=2)
-    scale = 1.0 / np.sqrt(np.maximum(diagonal, 1e-300))
+    scale = 1.0 / np.sqrt(np.maximum(diagonal, NO_INFORMATION))
     value, vector = np.linalg.eigh(safe * scale[:, :, None] * scale[:, None, :])
     value = np.maximum(value, value[:, -1:] / MAX_CONDITION)
     inverse = (vector / value[:, None, :]) @ vector.transpose(0, 2, 1)

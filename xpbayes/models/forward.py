@@ -90,7 +90,7 @@ def initial_model(
 
 
 def _network(model: ForwardModel, labels: Float[Array, " label"]) -> tuple[Float[Array, " channel"], Float[Array, ""]]:
-    """ln f_abs as a shape (channel,) of order one and a level () common to all channels."""
+    """Ln f_abs as a shape (channel,) of order one and a level () common to all channels."""
     x = (labels - model.label_center) / model.label_scale
     for weight, bias in zip(model.weights[:-1], model.biases[:-1], strict=True):
         x = jnp.tanh(x @ weight + bias)

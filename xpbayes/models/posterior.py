@@ -43,7 +43,7 @@ class WhitenedNormal(dist.Distribution):
         super().__init__(batch_shape=batch, event_shape=loc.shape[-1:], validate_args=validate_args)
 
     def log_prob(self, value: Array) -> Array:
-        """ln density over the observed components."""
+        """Ln density over the observed components."""
         residual = jnp.vectorize(whitened_residual, signature="(n),(n),(n,n)->(n)")(self.loc, value, self.whitening)
         chi2 = jnp.sum(residual**2, axis=-1)
         if self.robust_scale > 0:
@@ -73,7 +73,7 @@ class LabelMixture(dist.Distribution):
         super().__init__(batch_shape=(), event_shape=prior.mean.shape[-1:], validate_args=validate_args)
 
     def log_prob(self, value: Array) -> Array:
-        """ln p, normalised."""
+        """Ln p, normalised."""
         return jnp.vectorize(lambda labels: ln_prior(self.prior, labels), signature="(n)->()")(value)
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:

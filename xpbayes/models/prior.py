@@ -27,7 +27,7 @@ class LabelPrior(eqx.Module):
 
 
 def component_ln_density(prior: LabelPrior, labels: Float[Array, " label"]) -> Float[Array, " component"]:
-    """ln (weight x density) of every component at one point."""
+    """Ln (weight x density) of every component at one point."""
     white = jnp.einsum("kd,kde->ke", labels - prior.mean, prior.whitening)
     ln_det = jnp.sum(jnp.log(jnp.diagonal(prior.whitening, axis1=1, axis2=2)), axis=1)
     n_labels = labels.shape[0]
@@ -35,7 +35,7 @@ def component_ln_density(prior: LabelPrior, labels: Float[Array, " label"]) -> F
 
 
 def ln_prior(prior: LabelPrior, labels: Float[Array, " label"]) -> Float[Array, ""]:
-    """ln p(labels), normalised over label space.
+    """Ln p(labels), normalised over label space.
 
     Args:
         prior: the mixture.

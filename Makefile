@@ -1,0 +1,43 @@
+# Two commands do everything:  make demo   make test
+# They need python3 (3.11 or later), make and PyPI; everything lands in .venv and .tools here.
+PYTHON ?= python3
+TOOLS := .tools
+UV := $(TOOLS)/bin/uv
+RUN := .venv/bin
+export UV_PYTHON_DOWNLOADS := never
+export OPENBLAS_NUM_THREADS := 1
+
+.PHONY: demo test setup lint benchmark clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo   train on real stars, infer held-out ones, write demo/report.html (about 3 minutes)"
+	@echo "make test   run the tests (under 10 minutes)"
+	@echo "make lint   ruff and mypy"
+
+$(UV):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "xpbayes needs Python 3.11 or later; name one with make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
+
+setup: $(UV)
+	@$(UV) sync --quiet --frozen --python $(TOOLS)/bin/python
+
+demo: setup
+	$(RUN)/xpbayes demo --out demo
+	@echo "open demo/report.html"
+
+test: setup
+	$(RUN)/python -m pytest --numprocesses 2 --dist loadfile
+
+lint: setup
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+
+benchmark: setup
+	$(RUN)/python benchmarks/first_light.py
+
+clean:
+	rm -rf .venv .tools build dist demo docs/_build *.egg-info

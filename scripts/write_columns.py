@@ -1,0 +1,59 @@
+"""Write docs/columns.md from the schema: `python scripts/write_columns.py`. A test checks that it is up to date."""
+
+from pathlib import Path
+
+from xpbayes.channels import xp_channels
+from xpbayes.schema import Column, QualityFlag, catalogue_columns, star_table_columns
+
+TARGET = Path(__file__).resolve().parents[1] / "docs" / "columns.md"
+FLAG_SENTENCES = {
+    QualityFlag.UNCERTAIN_TEFF: "the confidence in Teff is below 0.5",
+    QualityFlag.UNCERTAIN_FEH: "the confidence in [Fe/H] is below 0.5",
+    QualityFlag.UNCERTAIN_LOGG: "the confidence in log g is below 0.5",
+    QualityFlag.POOR_FIT: "chi2_opt / 61 exceeds 2 (Eq. 24), or there is no fit",
+    QualityFlag.UNLIKELY_TYPE: "ln_prior is below the model's threshold (Eq. 25)",
+    QualityFlag.PARALLAX_TENSION: "fitted and measured parallax differ by more than 10 sigma (Eq. 26)",
+}
+
+
+def table(columns: tuple[Column, ...]) -> str:
+    """One Markdown table."""
+    lines = ["| column | type | unit | meaning |", "|---|---|---|---|"]
+    for c in columns:
+        kind = str(c.type).replace("fixed_size_list<item: ", "list<").replace("dictionary<values=", "dictionary<")
+        lines.append(f"| `{c.name}` | `{kind}` | {c.unit or '–'} | {c.description} |")
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """The whole page."""
+    flags = "\n".join(
+        f"| {int(f).bit_length() - 1} | {int(f)} | `{f.name}` | {text} |" for f, text in FLAG_SENTENCES.items()
+    )
+    return f"""# What each column means
+
+Made from `xpbayes/schema.py` by `scripts/write_columns.py`. Units and descriptions are also in each file's metadata.
+
+## Catalogue
+
+{table(catalogue_columns())}
+
+### quality_flags
+
+Below 8: basic reliability; 0: strict. Bits are never reused.
+
+| bit | value | name | meaning |
+|---|---|---|---|
+{flags}
+
+## Star table
+
+For 66 channels and the labels Teff, [Fe/H] and log g. Further columns are kept as they are.
+
+{table(star_table_columns(xp_channels()))}
+"""
+
+
+if __name__ == "__main__":
+    TARGET.write_text(page())
+    print(TARGET)

@@ -1,0 +1,43 @@
+import numpy as np
+from numpy.testing import assert_allclose
+
+from xpbayes.analysis.spectra import EXAMPLE_KINDS, choose_examples, spectrum_fit
+from xpbayes.pipeline import predict_flux
+
+
+def test_prediction_is_that_of_predict_flux(trained, sample):
+    estimate = np.array([5.8, 0.0, 4.4, 0.1, 1.5])
+    fit = spectrum_fit(trained, sample, 3, estimate)
+    other = predict_flux(trained, teff=5800, feh=0, logg=4.4, extinction=0.1, parallax=1.5)
+    assert_allclose(fit.predicted, other.flux, rtol=1e-4)
+
+
+def test_errors_are_the_marginal_ones_of_measurement_and_model(trained, sample):
+    """Against a dense inverse of the precision, model error added by hand."""
+    n = sample.channels.n_xp
+    lower = np.zeros((n, n))
+    lower[np.tril_indices(n)] = sample.xp_whitening[3]
+    measured = np.concatenate(
+        [np.diag(np.linalg.inv(lower.T @ lower)), 1 / sample.band_inverse_error[3].astype(float) ** 2]
+    )
+    factor = np.asarray(trained.model_error, float)
+    total = measured + sample.flux[3].astype(float) ** 2 * np.diag(factor @ factor.T)
+    fit = spectrum_fit(trained, sample, 3, np.array([5.8, 0.0, 4.4, 0.1, 1.5]))
+    assert_allclose(fit.error, np.sqrt(total), rtol=1e-3)
+    assert_allclose(fit.residual, (fit.observed - fit.predicted) / fit.error)
+
+
+def test_missing_bands_are_not_drawn(trained, sample):
+    from dataclasses import replace
+
+    bands = sample.band_inverse_error.copy()
+    bands[3, 1] = 0
+    fit = spectrum_fit(trained, replace(sample, band_inverse_error=bands), 3, np.array([5.8, 0, 4.4, 0.1, 1.5]))
+    assert np.isnan(fit.observed[62]) and np.isfinite(fit.observed[[61, 63]]).all()
+
+
+def test_examples_are_the_nearest_and_distinct():
+    stars = np.array([kind[1] for kind in EXAMPLE_KINDS])[::-1] + 0.01
+    chosen = choose_examples(stars, (1, 1, 1), EXAMPLE_KINDS)
+    assert [row for _, row in chosen] == [5, 4, 3, 2, 1, 0]
+    assert len({row for _, row in choose_examples(np.zeros((6, 3)), (1, 1, 1), EXAMPLE_KINDS)}) == 6

@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from tests.conftest import with_columns
+from xpbayes.analysis.validation import Comparison, accuracy, compare, robust_scatter, running_percentiles
+from xpbayes.config import InferenceConfig
+from xpbayes.errors import InputError
+from xpbayes.pipeline import infer
+
+RNG = np.random.default_rng(0)
+
+
+def _comparison(n=20_000, scale=1.0, bias=0.0):
+    label = np.stack([RNG.uniform(3.5, 7, n), RNG.normal(0, 0.3, n), RNG.uniform(1, 5, n)], axis=1)
+    error = np.tile([0.1, 0.1, 0.2], (n, 1))
+    label_error = np.tile([0.02, 0.03, 0.05], (n, 1))
+    noise = RNG.normal(size=(n, 3)) * np.hypot(error, label_error) * scale + bias
+    return Comparison(
+        np.arange(n), ("teff", "feh", "logg"), label + noise, error, label, label_error, np.arange(n)
+    )  # fmt: skip
+
+
+def test_scatter_of_a_gaussian_is_sigma():
+    values = RNG.normal(3, 0.7, 50_000)
+    assert abs(robust_scatter(values) - 0.7) < 5 * 0.7 * 1.17 / np.sqrt(50_000)  # MAD's efficiency is 37 %
+    assert robust_scatter(np.append(values, [1e9] * 100)) < 0.72  # and outliers do not move it
+
+
+def test_honest_errors_cover_as_they_should():
+    for row in accuracy(_comparison()):
+        assert abs(row.coverage68 - 0.6827) < 5 * np.sqrt(0.68 * 0.32 / row.n)
+        assert abs(row.coverage95 - 0.95) < 5 * np.sqrt(0.95 * 0.05 / row.n)
+        assert abs(row.bias) < 5 * 1.25 * row.scatter / np.sqrt(row.n)
+
+
+def test_dishonest_errors_are_seen():
+    """The must-fail case: true scatter twice the stated one, or a bias of one sigma."""
+    assert all(row.coverage68 < 0.45 for row in accuracy(_comparison(scale=2)))
+    assert all(row.bias > 0.09 for row in accuracy(_comparison(bias=0.1)))
+
+
+def test_giants_and_dwarfs_partition_the_stars():
+    rows = {(r.label, r.group): r.n for r in accuracy(_comparison(1000))}
+    assert rows["teff", "giants"] + rows["teff", "dwarfs"] == rows["teff", "all"] == 1000
+
+
+def test_running_percentiles_against_a_loop():
+    x, y = RNG.uniform(0, 10, 5000), RNG.normal(size=5000)
+    centre, lines = running_percentiles(x, y, n_bins=7)
+    low, high = np.percentile(x, [1, 99])
+    width = (high - low) / 7
+    for i in range(7):
+        inside = y[(x >= low + i * width) & (x < low + (i + 1) * width)]
+        assert_allclose(centre[i], low + (i + 0.5) * width)
+        assert_allclose(lines[i], np.percentile(inside, [16, 50, 84]))
+
+
+def test_sparse_bins_are_left_empty():
+    _, lines = running_percentiles(np.arange(20.0), np.arange(20.0), n_bins=10)
+    assert np.isnan(lines).all()
+
+
+class TestCompare:
+    @pytest.fixture(scope="class")
+    def catalogue(self, trained, sample):
+        return infer(trained, sample.take(np.arange(100)), config=InferenceConfig(n_nodes=256, n_starts=1))
+
+    def test_stars_are_matched_by_source_id(self, catalogue, sample):
+        shuffled = sample.take(RNG.permutation(len(sample)))
+        result = compare(catalogue, shuffled, ("teff", "feh", "logg"))
+        assert np.array_equal(shuffled.source_id[result.row], result.source_id)
+        assert_allclose(result.label[:, 0], shuffled.column("teff")[result.row])
+
+    def test_unlabelled_stars_are_left_out(self, catalogue, sample):
+        expected = np.isfinite(sample.labels(("teff", "feh", "logg"))[0][:100]).all(axis=1).sum()
+        assert len(compare(catalogue, sample, ("teff", "feh", "logg")).source_id) == expected
+
+    def test_error_floor_is_in_quadrature(self, catalogue, sample):
+        plain, floored = (compare(catalogue, sample, ("teff",), f) for f in ((), (0.02,)))
+        assert_allclose(floored.label_error, np.hypot(plain.label_error, 0.02))
+
+    def test_no_common_star_is_one_sentence(self, catalogue, sample):
+        with pytest.raises(InputError, match="no solved star of the catalogue has labels"):
+            compare(catalogue, sample.take(np.arange(200, 300)), ("teff",))
+        unlabelled = with_columns(sample, teff=np.full(len(sample), np.nan))
+        with pytest.raises(InputError, match="no solved star"):
+            compare(catalogue, unlabelled, ("teff",))

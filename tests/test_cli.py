@@ -1,0 +1,181 @@
+"""The command line as a user meets it: every mistake one sentence on standard error and exit status 2."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "xpbayes", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def refused(*arguments: object) -> str:
+    """Run, expect a refusal, and return its one sentence."""
+    result = run(*arguments)
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("xpbayes: ")]
+    assert len(lines) == 1 and result.stdout == ""
+    return lines[0]
+
+
+def test_help_names_every_verb():
+    text = run("--help").stdout
+    for verb in ("demo", "fetch", "train", "infer", "report", "predict"):
+        assert verb in text
+
+
+def test_version():
+    assert run("--version").stdout.strip() == "0.1.0"
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom xpbayes.cli import app\nfrom typer.testing import CliRunner\n"
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
+        "heavy = {'jax', 'numpyro', 'gaiaxpy', 'arviz', 'astropy', 'matplotlib', 'pandas', 'sklearn', 'pyarrow', 'numpy'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_predict_prints_a_table_and_draws(model_folder, tmp_path):
+    figure = tmp_path / "sun.png"
+    result = run("predict", model_folder, "--teff", 5800, "--feh", 0, "--logg", 4.4, "--extinction", 0.1,
+                 "--parallax", 1, "--plot", figure)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "xp392" in result.stdout and "Ks" in result.stdout
+    assert figure.stat().st_size > 5000
+
+
+def test_predict_in_kilokelvin_is_refused(model_folder):
+    assert "in kelvin" in refused("predict", model_folder, "--teff", 5.8, "--feh", 0, "--logg", 4.4)
+
+
+def test_predict_without_a_label_is_refused(model_folder):
+    assert "'logg' is missing" in refused("predict", model_folder, "--teff", 5800, "--feh", 0)
+
+
+def test_infer_then_report(model_folder, star_file, tmp_path):
+    catalogue = tmp_path / "out" / "catalogue.parquet"
+    result = run("infer", model_folder, star_file, "--out", catalogue, "--no-parallax", "--only", "held-out")
+    assert result.returncode == 0, result.stderr
+    assert "stars/s" in result.stderr and result.stdout.strip() == str(catalogue)
+    page = tmp_path / "report.html"
+    result = run("report", model_folder, catalogue, star_file, "--out", page)
+    assert result.returncode == 0, result.stderr
+    assert "No parallax was used" in page.read_text()
+
+
+@pytest.fixture
+def damaged(star_file, tmp_path):
+    """Star tables with one thing wrong each."""
+
+    def make(kind: str) -> Path:
+        path = tmp_path / f"{kind}.parquet"
+        table = pq.read_table(star_file)
+        if kind == "truncated":
+            path.write_bytes(star_file.read_bytes()[:9000])
+            return path
+        if kind == "column":
+            table = table.drop_columns(["flux"])
+        if kind == "unit":
+            i = table.schema.get_field_index("flux")
+            table = table.cast(table.schema.set(i, table.schema.field(i).with_metadata({b"unit": b"Jy"})))
+        if kind == "duplicate":
+            table = pa.concat_tables([table, table.slice(0, 1)])
+        if kind == "empty":
+            table = table.slice(0, 0)
+        if kind == "nan":
+            i = table.schema.get_field_index("flux")
+            n = table.schema.field(i).type.list_size
+            values = pa.array(np.full(len(table) * n, np.nan, np.float32))
+            table = table.set_column(i, table.schema.field(i), pa.FixedSizeListArray.from_arrays(values, n))
+        pq.write_table(table, path)
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("truncated", "not a complete Parquet file"),
+        ("column", "first: flux"),
+        ("unit", "is in 'Jy', expected '1e-18 W m-2 nm-1'"),
+        ("duplicate", "occur more than once"),
+        ("empty", "has no stars"),
+        ("nan", "can be used"),
+    ],
+)
+def test_bad_star_tables(kind, message, damaged, model_folder, tmp_path):
+    assert message in refused("infer", model_folder, damaged(kind), "--out", tmp_path / "c.parquet", "-q")
+    assert not (tmp_path / "c.parquet").exists()
+
+
+def test_negative_errors_get_rows_with_a_reason(star_file, model_folder, tmp_path):
+    """A bad star never stops a batch."""
+    table = pq.read_table(star_file)
+    i = table.schema.get_field_index("band_inverse_error")
+    n = table.schema.field(i).type.list_size
+    values = table.column(i).combine_chunks().flatten().to_numpy().copy()
+    values[:n] = -1
+    column = pa.FixedSizeListArray.from_arrays(pa.array(values), n)
+    bad = tmp_path / "negative.parquet"
+    pq.write_table(table.set_column(i, table.schema.field(i), column), bad)
+    result = run("infer", model_folder, bad, "--out", tmp_path / "c.parquet")
+    assert result.returncode == 0, result.stderr
+    assert "not solved: 1 stars, flux error is negative" in result.stderr
+    catalogue = pq.read_table(tmp_path / "c.parquet")
+    assert len(catalogue) == len(table)
+    assert catalogue["status"][0].as_py() == "flux error is negative"
+
+
+def test_a_model_for_other_channels(model_folder, star_file, tmp_path):
+    import json
+
+    table = pq.read_table(star_file)
+    about = json.loads(table.schema.metadata[b"xpbayes"])
+    about["channels"]["names"][-1] = "W1"
+    other = tmp_path / "other.parquet"
+    pq.write_table(table.replace_schema_metadata({"xpbayes": json.dumps(about)}), other)
+    sentence = refused("infer", model_folder, other, "--out", tmp_path / "c.parquet", "-q")
+    assert "1 missing (first: Ks), 1 unknown (first: W1)" in sentence
+
+
+def test_an_unwritable_output(model_folder, star_file, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in refused("infer", model_folder, star_file, "--out", tmp_path / "file" / "c.parquet")
+
+
+def test_not_a_model(star_file, tmp_path):
+    assert "is not a model" in refused("infer", tmp_path, star_file, "--out", tmp_path / "c.parquet")
+
+
+def test_an_unknown_setting_names_the_nearest(star_file, tmp_path):
+    settings = tmp_path / "run.toml"
+    settings.write_text("[training]\nvalidation_fracton = 0.1\n")
+    sentence = refused("train", star_file, "--out", tmp_path / "m", "--settings", settings)
+    assert "did you mean 'validation_fraction'" in sentence
+
+
+def test_an_unknown_flag_names_the_nearest(star_file, tmp_path):
+    result = run("train", star_file, "--out", tmp_path / "m", "--sed", 3)
+    assert result.returncode == 2 and "--seed" in result.stderr
+
+
+def test_too_few_stars_to_train(star_file, tmp_path):
+    sentence = refused("train", star_file, "--out", tmp_path / "m", "--validation-fraction", 0.9, "-q")
+    assert "training stars are left" in sentence

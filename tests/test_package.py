@@ -1,0 +1,46 @@
+"""The house: quick imports, links that cannot split the package, documented columns."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import xpbayes
+
+ROOT = Path(xpbayes.__file__).parents[1]
+
+
+def test_importing_xpbayes_is_quick_in_what_it_imports():
+    code = "import sys, xpbayes; print([m for m in ('jax', 'numpy', 'pyarrow') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_every_public_name_exists_and_is_documented():
+    for name in xpbayes.__all__:
+        assert getattr(xpbayes, name) is not None
+        if name != "__version__":
+            assert getattr(xpbayes, name).__doc__
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        xpbayes.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("room", ["models", "inference", "analysis"])
+def test_links_show_the_rooms_but_refuse_to_be_imported(room):
+    link = ROOT / room
+    if not link.is_symlink():
+        pytest.skip("an installed package has no links beside it")
+    assert link.resolve() == ROOT / "xpbayes" / room
+    run = subprocess.run(
+        [sys.executable, "-c", f"import {room}"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert f"import xpbayes.{room}, not the link" in run.stderr
+
+
+def test_version_matches_the_metadata():
+    from importlib.metadata import version
+
+    assert version("xpbayes") == xpbayes.__version__
