@@ -58,7 +58,9 @@ def main() -> None:
     inference = time.perf_counter() - begun
 
     rows = accuracy(compare(catalogue, kept, model.labels, config.floor_for(3)))
-    print(f"\n{len(kept)} stars after cuts; {model.card['n_training']} trained on, {len(catalogue)} held out; flux only")
+    print(
+        f"\n{len(kept)} stars after cuts; {model.card['n_training']} trained on, {len(catalogue)} held out; flux only"
+    )
     print(f"{'label':6} {'group':8} {'n':>6} {'scatter':>9} {'bias':>9} {'68 %':>6} {'95 %':>6}  target")
     for row in rows:
         unit = 1e3 if row.label == "teff" else 1.0
@@ -79,7 +81,9 @@ def main() -> None:
     sigma = np.median(list_column(catalogue, "stellar_params_err"), axis=0)
     print(f"converged {converged:.2%}, positive definite Hessian {positive:.2%}, median sigma {np.round(sigma, 4)}")
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(f"training {training:.0f} s, inference {inference:.0f} s ({len(catalogue) / inference:.0f} stars/s, compilation")
+    print(
+        f"training {training:.0f} s, inference {inference:.0f} s ({len(catalogue) / inference:.0f} stars/s, compilation"
+    )
     print(f"included), peak memory {memory:.1f} GB, {os.cpu_count()} cores")
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,9 +69,107 @@ def fetch_bundled(
     print(out)
 
 
+class Table(StrEnum):
+    """Tables of the Gaia archive that `fetch gaia` knows."""
+
+    GAIA = "gaia"
+    TWO_MASS = "two_mass"
+
+
+@fetch.command("gaia")
+def fetch_gaia(
+    out: Annotated[Path | None, typer.Option(help="Folder for the chunks (.parquet).")] = None,
+    table: Annotated[Table, typer.Option(help="Which table: the source table, or 2MASS matches.")] = Table.GAIA,
+    chunks: Annotated[int, typer.Option(help="Cut the source_id range into so many queries.")] = 256,
+    first: Annotated[int, typer.Option(help="First source_id of the range.")] = 0,
+    last: Annotated[int | None, typer.Option(help="Last source_id of the range; the whole sky by default.")] = None,
+    print_adql: Annotated[bool, typer.Option("--print-adql", help="Print what would be sent and stop.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Query the Gaia archive for stars with XP spectra, chunk by chunk; what is there already is kept."""
+    from xpbayes.archive.adql import LAST_SOURCE_ID, chunked_queries
+
+    queries = list(chunked_queries(table.value, chunks, first, LAST_SOURCE_ID if last is None else last))
+    if print_adql:
+        print("\n\n".join(f"-- {query.name}\n{query.adql}" for query in queries))
+        return
+    if out is None:
+        raise InputError("fetch gaia needs --out DIR for its chunks, or --print-adql")
+    from xpbayes.archive.gaia_archive import fetch_tables
+
+    for path in fetch_tables(queries, out, say=_say(quiet)):
+        print(path)
+
+
+@fetch.command("spectra")
+def fetch_spectra(
+    ids: Annotated[Path, typer.Argument(help="Text file with one Gaia DR3 source_id per line.")],
+    out: Annotated[Path, typer.Option(help="Folder for the spectra (.csv).")],
+    sampled: Annotated[bool, typer.Option("--sampled", help="Sampled spectra instead of continuous ones.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Download the XP spectra of given stars from the Gaia archive; what is there already is kept."""
+    try:
+        source_ids = [int(line) for line in ids.read_text().split()]
+    except OSError as error:
+        raise InputError(f"{ids}: cannot be read ({error.strerror}); check the path") from error
+    except ValueError as error:
+        raise InputError(f"{ids}: is not a list of whole numbers ({error}); give one source_id per line") from error
+    from xpbayes.archive.gaia_archive import fetch_spectra as run
+
+    for path in run(source_ids, out, product="XP_SAMPLED" if sampled else "XP_CONTINUOUS", say=_say(quiet)):
+        print(path)
+
+
+@app.command()
+def prepare(
+    survey: Annotated[Path, typer.Argument(help="survey.toml: which files make the survey.")],
+    out: Annotated[Path, typer.Option(help="Folder for the star tables.")],
+    quiet: Quiet = False,
+) -> None:
+    """Turn survey files (Gaia XP, 2MASS, unWISE, labels, reddening) into star tables."""
+    from xpbayes.archive.prepare import prepare as run
+
+    for path in run(survey, out, _say(quiet)):
+        print(path)
+
+
+@app.command()
+def simulate(
+    model: Annotated[Path, typer.Argument(help="Folder of the model to draw from.")],
+    stars: Annotated[int, typer.Option(min=1, help="How many stars.")],
+    out: Annotated[Path, typer.Option(help="Folder for the survey's files.")],
+    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+    like: Annotated[Path | None, typer.Option(help="Real continuous spectra whose errors to imitate.")] = None,
+    missing_band: Annotated[float, typer.Option(help="Share of absent 2MASS and unWISE bands.")] = 0.0,
+    missing_side: Annotated[float, typer.Option(help="Share of stars without BP or RP.")] = 0.0,
+    crowded: Annotated[float, typer.Option(help="Share of crowded stars.")] = 0.0,
+    binaries: Annotated[float, typer.Option(help="Share of unresolved binaries.")] = 0.0,
+    outliers: Annotated[float, typer.Option(help="Share of stars with a wrong stretch of spectrum.")] = 0.0,
+    labelled: Annotated[float, typer.Option(help="Share of stars with labels.")] = 1.0,
+    quiet: Quiet = False,
+) -> None:
+    """Write a survey drawn from a trained model, in the official file formats, truth beside it."""
+    from xpbayes.archive.simulate import Recipe
+    from xpbayes.archive.simulate import simulate as run
+
+    recipe = Recipe(
+        seed=seed,
+        like=like,
+        missing_band=missing_band,
+        missing_side=missing_side,
+        crowded=crowded,
+        binaries=binaries,
+        outliers=outliers,
+        labelled=labelled,
+    )
+    for path in run(model, stars, out, recipe, _say(quiet)):
+        print(path)
+
+
 @app.command()
 def train(
-    stars: Annotated[Path, typer.Argument(help="Star table with labels.")],
+    stars: Annotated[Path, typer.Argument(help="Star table with labels, or a folder of them.")],
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
     settings: Settings = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the initial weights and the batches.")] = None,
@@ -102,7 +201,7 @@ def train(
 @app.command()
 def infer(
     model: Annotated[Path, typer.Argument(help="Folder of the model.")],
-    stars: Annotated[Path, typer.Argument(help="Star table.")],
+    stars: Annotated[Path, typer.Argument(help="Star table, folder of them, or survey.toml.")],
     out: Annotated[Path, typer.Option(help="Catalogue to write (.parquet).")],
     settings: Settings = None,
     parallax: Annotated[bool | None, typer.Option(help="Use measured parallaxes (default) or not.")] = None,

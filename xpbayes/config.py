@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -138,10 +138,11 @@ def parse_settings(kind: type[S], data: dict[str, Any], where: str) -> S:
 def _fields_at(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """Names of the settings that the table at a location knows."""
     for part in location:
-        if isinstance(part, int):
-            kind = Phase
-            continue
-        annotation = kind.model_fields[part].annotation if part in kind.model_fields else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            kind = annotation
+        if isinstance(part, int) or part not in kind.model_fields:
+            continue  # an index into a list of tables: its kind was found with the list's name
+        annotation = kind.model_fields[part].annotation
+        for candidate in (annotation, *get_args(annotation)):  # the table itself, or the element of a tuple of tables
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                kind = candidate
+                break
     return list(kind.model_fields)

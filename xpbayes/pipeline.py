@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -23,8 +23,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from xpbayes.archive.selection import held_out_by_source_id, training_cuts
-from xpbayes.archive.star_table import OK, StarTable, read_star_table, write_star_table
-from xpbayes.catalogue.table import catalogue_rows, to_arrow, write_catalogue
+from xpbayes.archive.star_table import OK, StarTable, read_star_tables, write_star_table
+from xpbayes.catalogue.table import catalogue_rows, describe, to_arrow, write_catalogue
 from xpbayes.checksum import file_checksum
 from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.errors import InputError, nearest
@@ -49,7 +49,7 @@ def train(
     """Train a model on stars with labels.
 
     Args:
-        stars: a star table or its path.
+        stars: a star table, its path, or a folder of star tables.
         out: folder for the model; nothing is written if None.
         config: settings; the defaults if None.
         say: receives progress, one line at a time.
@@ -117,7 +117,7 @@ def train(
 
 
 def _parallax_used(table: StarTable) -> str:
-    measured = np.isfinite(table.column("parallax")) & np.isfinite(table.column("parallax_error"))
+    measured = _measured_parallax(table)
     if measured.all():
         return "measured"
     return "spectroscopic, derived from the labels" if not measured.any() else "measured, spectroscopic where missing"
@@ -148,7 +148,8 @@ def infer(
 
     Args:
         model: a trained model or its folder.
-        stars: a star table or its path.
+        stars: a star table, its path, a folder of star tables, or a survey.toml, whose files are then read, calibrated
+            and solved part by part.
         out: Parquet file for the catalogue; nothing is written if None.
         config: settings; the defaults if None.
         only: 'all', or 'held-out' / 'training' for that side of the model's own split.
@@ -163,23 +164,57 @@ def infer(
     Example:
         >>> catalogue = xpbayes.infer("model", "stars.parquet", out="catalogue.parquet")  # doctest: +SKIP
     """
-    from xpbayes.inference.infer import infer as solve
-
     config = config or InferenceConfig()
     begun = time.perf_counter()
     trained = load_model(model) if not isinstance(model, TrainedModel) else model
-    table, source = _table(stars)
     _check_writable(out)
-    table = choose_stars(trained, table, only)
-    trained.channels.require_same(table.channels, "the model", str(source["path"]))
+    stream, source = _stream(stars, out, say)
+    parts: list[pa.Table] = []
+    n_seen = n_with_parallax = n_unusable = 0
+    for table in stream:
+        n_seen += len(table)
+        chosen = choose_stars(trained, table, only)
+        if not len(chosen):
+            continue
+        trained.channels.require_same(chosen.channels, "the model", str(source["path"]))
+        part, unusable = _infer_part(trained, chosen, config, say)
+        n_unusable += unusable
+        n_with_parallax += int(_measured_parallax(chosen).sum()) if config.use_parallax else 0
+        parts.append(part)
+    n_rows = sum(len(part) for part in parts)
+    if not n_rows:
+        raise InputError(f"{source['path']}: none of its {n_seen} stars is on the {only} side of the model's split")
+    if n_unusable == n_rows:
+        raise InputError(f"{source['path']}: none of its {n_rows} stars can be used")
+    about = {
+        "labels": trained.labels,
+        "channels": json.loads(trained.channels.to_json()),
+        "model": {k: trained.card.get(k) for k in ("created", "arrays_checksum", "n_training", "split")},
+        "input": {**source, "n_stars": n_seen},
+        "settings": config.model_dump(mode="json"),
+        "selection": only,
+        "n_with_parallax": n_with_parallax,
+        "seconds": round(time.perf_counter() - begun, 2),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+    }
+    catalogue = describe(pa.concat_tables(parts).unify_dictionaries(), about)
+    if out is not None:
+        write_catalogue(catalogue, out)
+        say(f"wrote {out}")
+    return catalogue
+
+
+def _infer_part(trained: TrainedModel, table: StarTable, config: InferenceConfig, say: Say) -> tuple[pa.Table, int]:
+    """Catalogue rows of one star table, and how many of its stars could not be used."""
+    from xpbayes.inference.infer import infer as solve
+
     status = table.problems()
     usable = table.take(np.flatnonzero(status == OK))
     for reason, count in sorted(Counter(status.tolist()).items()):
         if reason != OK:
             first = table.source_id[status == reason][0]
             say(f"not solved: {count} stars, {reason} (first: source_id {first}); they get a row that says so")
-    if not len(usable):
-        raise InputError(f"{source['path']}: none of its {len(table)} stars can be used")
 
     def progress(done: int, total: int, rate: float) -> None:
         say(f"inferred {done} of {total} stars ({rate:.0f} stars/s)")
@@ -188,27 +223,38 @@ def infer(
         trained.forward, trained.prior, trained.model_error, usable.stars(trained.labels), config, progress
     )
     rows = catalogue_rows(table, status, inferred, float(trained.prior.ln_threshold), use_parallax=config.use_parallax)
-    measured = np.isfinite(table.column("parallax")) & np.isfinite(table.column("parallax_error"))
-    catalogue = to_arrow(
-        rows,
-        len(trained.labels),
-        {
-            "labels": trained.labels,
-            "channels": json.loads(trained.channels.to_json()),
-            "model": {k: trained.card.get(k) for k in ("created", "arrays_checksum", "n_training", "split")},
-            "input": source,
-            "settings": config.model_dump(mode="json"),
-            "selection": only,
-            "n_with_parallax": int(measured.sum()) if config.use_parallax else 0,
-            "seconds": round(time.perf_counter() - begun, 2),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": versions(),
-        },
-    )
-    if out is not None:
-        write_catalogue(catalogue, out)
-        say(f"wrote {out}")
-    return catalogue
+    return to_arrow(rows, len(trained.labels)), len(table) - len(usable)
+
+
+def _measured_parallax(table: StarTable) -> NDArray[np.bool_]:
+    return np.isfinite(table.column("parallax")) & np.isfinite(table.column("parallax_error"))
+
+
+def _stream(stars: StarTable | PathLike, out: PathLike | None, say: Say) -> tuple[Iterator[StarTable], dict[str, Any]]:
+    """Star tables one after the other, and what they are: a table, a file, a folder of files, or a survey.toml."""
+    if isinstance(stars, StarTable) or Path(stars).suffix != ".toml":
+        table, source = _table(stars)
+        return iter([table]), source
+    from xpbayes.archive.prepare import QUARANTINE, read_companions, stream_stars
+    from xpbayes.archive.quarantine import write_quarantine
+    from xpbayes.archive.survey_config import read_survey
+
+    path = Path(stars)
+    # Inference wants every star with a spectrum, whatever the survey selects for training.
+    survey = read_survey(path).model_copy(update={"select": "all"})
+
+    def parts() -> Iterator[StarTable]:
+        companions = read_companions(survey, path.parent, say)
+        rejected = list(companions.rejected)
+        for part in stream_stars(survey, path.parent, companions):
+            rejected += part.rejected
+            yield part.table
+        if rejected:
+            say(f"{len(rejected)} rows could not be used (first: {rejected[0].file}, row {rejected[0].row})")
+            if out is not None:
+                say(f"wrote {write_quarantine(rejected, Path(out).with_suffix('.' + QUARANTINE))}")
+
+    return parts(), {"path": path.name, "checksum": file_checksum(path)}
 
 
 SELECTIONS = ("all", "held-out", "training")
@@ -225,10 +271,7 @@ def choose_stars(model: TrainedModel, table: StarTable, only: str) -> StarTable:
         return table
     split = model.card["split"]
     held_out = held_out_by_source_id(table.source_id, split["fraction"], split["seed"])
-    chosen = table.take(held_out if only == "held-out" else ~held_out)
-    if not len(chosen):
-        raise InputError(f"none of the {len(table)} stars is on the {only} side of the model's split")
-    return chosen
+    return table.take(held_out if only == "held-out" else ~held_out)
 
 
 # -------------------------------------------------------------------------------------------------------- prediction
@@ -421,8 +464,10 @@ def versions() -> dict[str, str]:
 def _table(stars: StarTable | PathLike) -> tuple[StarTable, dict[str, Any]]:
     if isinstance(stars, StarTable):
         return stars, {"path": "a table in memory", "checksum": "", "n_stars": len(stars)}
-    table = read_star_table(stars)
-    return table, {"path": Path(stars).name, "checksum": file_checksum(stars), "n_stars": len(table)}
+    table = read_star_tables(stars)
+    path = Path(stars)
+    checksum = "" if path.is_dir() else file_checksum(path)
+    return table, {"path": path.name, "checksum": checksum, "n_stars": len(table)}
 
 
 def _check_writable(out: PathLike | None) -> None:

@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 
 from xpbayes.archive.gaia_source import parallax_zero_point, read_gaia_source
 from xpbayes.archive.tables import Table

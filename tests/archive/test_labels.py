@@ -42,8 +42,8 @@ def test_the_nearest_star_within_a_quarter_arcsecond_matches():
     s = stars()
     near = 0.2 / 3600
     found = match_positions(s, s.ra + np.array([0, near, 2 * near]), s.dec + np.array([near, 0, near]), 2016.0)
-    # 0.2" in right ascension is less on the sky away from the equator; the third is 0.2" up and 0.2" across at 60 deg
-    assert_array_equal(found, [1000, 2000, 3000])
+    # The third is 0.2" up and, at 60 degrees, 0.4" x cos(60) = 0.2" across: 0.28" away.
+    assert_array_equal(found, [1000, 2000, -1])
     assert_array_equal(match_positions(s, s.ra, s.dec + 0.3 / 3600, 2016.0), [-1, -1, -1])
     assert_array_equal(match_positions(s, np.array([np.nan]), np.array([0.0]), 2016.0), [-1])
 
@@ -77,7 +77,9 @@ def test_lamost_and_hot_payne_join_at_7000_kelvin(tmp_path):
 
 def test_the_visit_with_the_highest_signal_to_noise_wins(tmp_path):
     s = stars()
-    rows = [f"x,{s.ra[0]},{s.dec[0]},{snr},90,90,{t},40,0,0.05,4,0.1" for snr, t in ((30, 5000), (80, 5100), (50, 5200))]
+    rows = [
+        f"x,{s.ra[0]},{s.dec[0]},{snr},90,90,{t},40,0,0.05,4,0.1" for snr, t in ((30, 5000), (80, 5100), (50, 5200))
+    ]
     part = read_labels(LabelSurvey(survey="lamost_afgk", files=("x",)), [lamost(tmp_path / "l.csv", rows)], NAMES, s)
     joined = join_labels([part])
     assert len(part) == 3 and len(joined) == 1

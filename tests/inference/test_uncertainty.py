@@ -48,6 +48,27 @@ def test_fisher_equals_a_finite_difference_one(trained, stars, x64):
         assert_allclose(fisher[i], expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
 
 
+def test_hessian_in_float32_has_the_sign_of_the_one_in_float64(trained, sample):
+    """Judged at solutions of 200 real stars, where the smallest scaled eigenvalue is about 1e-4."""
+    from xpbayes.config import InferenceConfig
+    from xpbayes.inference.infer import infer
+    from xpbayes.inference.model_error import fold_in_model_error
+    from xpbayes.models.objective import objective
+
+    stars = sample.take(np.arange(200)).stars(trained.labels).blind(parallax=False)
+    result = infer(
+        trained.forward, trained.prior, trained.model_error, stars, InferenceConfig(n_nodes=256, n_starts=1)
+    )
+    u = np.concatenate([result.estimate[:, :3], np.log(result.estimate[:, 3:])], axis=1)
+    folded = fold_in_model_error(jax.tree.map(jnp.asarray, stars), trained.model_error)
+    with jax.enable_x64(True):
+        model, prior, batch, at = as_double((trained.forward, trained.prior, folded, u))
+        exact = jax.vmap(lambda s, v: jax.hessian(lambda x: objective(model, prior, s, x))(v))(batch, at)
+        expected = are_positive_definite(np.asarray(exact))
+    assert np.mean(result.hessian_positive == expected) > 0.98
+    assert np.mean(expected[result.converged]) > 0.98
+
+
 def test_inverse_is_the_inverse_and_positive():
     root = RNG.normal(size=(20, 5, 5)) * np.array([1e-2, 1, 1, 10, 1e2])
     matrices = root.transpose(0, 2, 1) @ root

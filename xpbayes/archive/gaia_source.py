@@ -66,10 +66,10 @@ FIELDS = (
     Field("astrometric_params_solved", "integer"),
 )
 UNITS = {
-    **{n: "mag" for n in ("phot_g_mean_mag", "phot_bp_mean_mag", "phot_rp_mean_mag")},
+    **dict.fromkeys(("phot_g_mean_mag", "phot_bp_mean_mag", "phot_rp_mean_mag"), "mag"),
     **{f"phot_{b}_mean_flux{e}": "s-1" for b in ("g", "bp", "rp") for e in ("", "_error")},
-    **{n: "mas.yr-1" for n in ("pmra", "pmra_error", "pmdec", "pmdec_error")},
-    **{n: "mas" for n in ("ra_error", "dec_error", "astrometric_excess_noise")},
+    **dict.fromkeys(("pmra", "pmra_error", "pmdec", "pmdec_error"), "mas.yr-1"),
+    **dict.fromkeys(("ra_error", "dec_error", "astrometric_excess_noise"), "mas"),
     "ref_epoch": "yr",
     "nu_eff_used_in_astrometry": "um-1",
     "pseudocolour": "um-1",

@@ -13,17 +13,21 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri
 
 from xpbayes.archive.tables import SOURCE_ID, Field, Table, read_tables
 from xpbayes.errors import InputError
 
 MapQuery = Callable[[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
-"""(star,) ra [deg], dec [deg], distance [pc] -> (star,) one random draw of E from the map's posterior, NaN outside."""
+"""(star,) ra [deg], dec [deg], distance [pc] -> (star, sample) samples of E from the map's posterior, NaN outside."""
 
 N_DRAWS = 32
 """Draws of parallax and map together: the mean is then good to sigma_E / 6."""
 FAR_PC = 1e5
 """Distance of a parallax draw that is not positive: beyond all the dust."""
+
+ERROR_FLOOR = 1e-3
+"""Least error of an estimate [mag]: every draw of a map may give the same value, the sky does not."""
 
 FIELDS = (
     SOURCE_ID,
@@ -39,6 +43,7 @@ def read_reddening(paths: list[Path]) -> Table:
 
 def monte_carlo_reddening(
     query: MapQuery,
+    source_id: NDArray[np.int64],
     ra: NDArray[np.float64],
     dec: NDArray[np.float64],
     parallax: NDArray[np.float64],
@@ -49,42 +54,51 @@ def monte_carlo_reddening(
     """Estimate reddening with the uncertainties of both the map and the parallax.
 
     Args:
-        query: one random draw of the map per position and distance.
+        query: samples of the map per position and distance.
+        source_id: (star,) seeds each star's draws, so that they do not depend on the other stars of a batch.
         ra: (star,) right ascension [deg].
         dec: (star,) declination [deg].
         parallax: (star,) [mas].
         parallax_error: (star,) 1-sigma error [mas].
         n_draws: draws per star.
-        seed: of the parallax draws.
+        seed: another seed is another set of draws.
 
     Returns:
         (star,) mean and standard deviation of E [mag]; NaN where the position, the parallax or the map has no value.
     """
-    rng = np.random.default_rng(seed)
     usable = np.isfinite(ra) & np.isfinite(dec) & np.isfinite(parallax) & np.isfinite(parallax_error)
     mean, error = np.full(len(ra), np.nan), np.full(len(ra), np.nan)
-    if not usable.any():
+    n = int(usable.sum())
+    if not n:
         return mean, error
-    total, square = np.zeros(int(usable.sum())), np.zeros(int(usable.sum()))
-    for _ in range(n_draws):
-        draw = parallax[usable] + parallax_error[usable] * rng.standard_normal(total.size)
+    draws = np.empty((n_draws, n))
+    for i in range(n_draws):
+        stream = 2 * (seed * n_draws + i)
+        draw = parallax[usable] + parallax_error[usable] * ndtri(_uniform(source_id[usable], stream))
         distance = np.where(draw > 1e3 / FAR_PC, 1e3 / np.where(draw > 0, draw, 1.0), FAR_PC)
-        value = np.asarray(query(ra[usable], dec[usable], distance), np.float64)
-        total += value  # one draw outside the map leaves the star without an estimate
-        square += value**2
-    mean[usable] = total / n_draws
-    variance = (square - total**2 / n_draws) / max(n_draws - 1, 1)
-    error[usable] = np.sqrt(np.maximum(variance, 0.0))
+        samples = np.asarray(query(ra[usable], dec[usable], distance), np.float64)
+        which = (_uniform(source_id[usable], stream + 1) * samples.shape[1]).astype(np.int64)
+        draws[i] = samples[np.arange(n), which]  # one draw outside the map leaves the star without an estimate
+    mean[usable], error[usable] = draws.mean(axis=0), draws.std(axis=0, ddof=1)
     return mean, error
 
 
-def bayestar19(map_file: Path | None = None, max_samples: int | None = 5, seed: int = 0) -> MapQuery:
+def _uniform(source_id: NDArray[np.int64], stream: int) -> NDArray[np.float64]:
+    """(star,) numbers in (0, 1) that look random and depend on source_id and stream only (splitmix64)."""
+    with np.errstate(over="ignore"):
+        z = source_id.astype(np.uint64) + np.uint64(stream + 1) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+    return ((z >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
+
+
+def bayestar19(map_file: Path | None = None, max_samples: int | None = 5) -> MapQuery:
     """Open the Bayestar19 map (Green et al. 2019).
 
     Args:
         map_file: ``bayestar2019.h5``; dustmaps' own place if None.
         max_samples: samples of the map's posterior to hold in memory; all if None.
-        seed: of the draws from the map.
 
     Raises:
         InputError: dustmaps or the map's data are not there.
@@ -98,7 +112,6 @@ def bayestar19(map_file: Path | None = None, max_samples: int | None = 5, seed: 
         )
     with contextlib.redirect_stdout(io.StringIO()):
         dust = dustmaps.BayestarQuery(map_fname=str(place), max_samples=max_samples, version="bayestar2019")
-    rng = np.random.default_rng(seed)
 
     def query(
         ra: NDArray[np.float64], dec: NDArray[np.float64], distance_pc: NDArray[np.float64]
@@ -107,13 +120,7 @@ def bayestar19(map_file: Path | None = None, max_samples: int | None = 5, seed: 
         from astropy.coordinates import SkyCoord
 
         coordinates = SkyCoord(ra * u.deg, dec * u.deg, distance=distance_pc * u.pc)
-        # dustmaps draws from NumPy's global generator: lend it a seeded state, and give the user's back.
-        state = np.random.get_state()
-        np.random.seed(int(rng.integers(2**32)))
-        try:
-            return np.asarray(dust.query(coordinates, mode="random_sample"), np.float64)
-        finally:
-            np.random.set_state(state)
+        return np.asarray(dust.query(coordinates, mode="samples"), np.float64)
 
     return query
 

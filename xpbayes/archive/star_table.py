@@ -335,6 +335,59 @@ def read_star_table(path: str | os.PathLike[str]) -> StarTable:
     )
 
 
+def read_star_tables(path: str | os.PathLike[str]) -> StarTable:
+    """Read one star table, or all of a folder as one.
+
+    Raises:
+        InputError: as `read_star_table`; or the folder holds none, tables of different kinds, or a star twice.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return read_star_table(folder)
+    files = sorted(folder.glob("*.parquet"))
+    if not files:
+        raise InputError(f"{folder}: holds no star table (*.parquet); name a star table or a folder of them")
+    return join_star_tables([read_star_table(f) for f in files], [f.name for f in files])
+
+
+def join_star_tables(tables: Sequence[StarTable], names: Sequence[str]) -> StarTable:
+    """Put star tables one after the other.
+
+    Args:
+        tables: at least one; all with the same channels and labels.
+        names: what to call each in a message.
+    """
+    first = tables[0]
+    for table, name in zip(tables[1:], names[1:], strict=True):
+        first.channels.require_same(table.channels, names[0], name)
+        if table.label_names != first.label_names:
+            raise InputError(f"{name} has labels {table.label_names} and {names[0]} has {first.label_names}")
+    source_id = np.concatenate([t.source_id for t in tables])
+    unique, count = np.unique(source_id, return_counts=True)
+    if (count > 1).any():
+        raise InputError(
+            f"{names[0]} and others: {(count > 1).sum()} source_ids occur in more than one table (first: "
+            f"{unique[count > 1][0]}); keep one row a star"
+        )
+    columns = {}
+    for name in dict.fromkeys(key for t in tables for key in t.columns):
+        parts = [t.columns[name] if name in t.columns else np.full(len(t), np.nan) for t in tables]
+        columns[name] = np.concatenate(parts)
+    counted: dict[str, Cut] = {}
+    for cut in (c for t in tables for c in t.cuts):  # the same rule in every part is one rule
+        before = counted.get(cut.what, Cut(cut.what, 0, 0))
+        counted[cut.what] = Cut(cut.what, before.removed + cut.removed, before.left + cut.left)
+    return replace(
+        first,
+        source_id=source_id,
+        flux=np.concatenate([t.flux for t in tables]),
+        xp_whitening=np.concatenate([t.xp_whitening for t in tables]),
+        band_inverse_error=np.concatenate([t.band_inverse_error for t in tables]),
+        columns=columns,
+        cuts=tuple(counted.values()),
+    )
+
+
 def _matrix(column: pa.ChunkedArray, path: Path, name: str) -> NDArray[np.float32]:
     if column.null_count:
         raise InputError(

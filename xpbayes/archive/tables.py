@@ -170,7 +170,7 @@ def _opened(path: Path, kind: str) -> tuple[Any, Sequence[str], Any]:
     if kind == "parquet":
         file = rows.open_parquet(path)
         return (
-            (lambda: file.close()),
+            file.close,
             file.schema_arrow.names,
             lambda name: file.read(columns=[name]).column(0),
         )

@@ -106,13 +106,12 @@ def catalogue_rows(
     }
 
 
-def to_arrow(rows: dict[str, Any], n_labels: int, metadata: dict[str, Any]) -> pa.Table:
+def to_arrow(rows: dict[str, Any], n_labels: int) -> pa.Table:
     """Give the rows their types, units and descriptions.
 
     Args:
         rows: from `catalogue_rows`.
         n_labels: number of stellar labels.
-        metadata: what produced the catalogue: model, input, settings.
     """
     columns = catalogue_columns(n_labels)
     arrays = []
@@ -125,8 +124,18 @@ def to_arrow(rows: dict[str, Any], n_labels: int, metadata: dict[str, Any]) -> p
             arrays.append(pa.array(values.tolist(), type=pa.string()).dictionary_encode().cast(column.type))
         else:
             arrays.append(pa.array(values, from_pandas=True).cast(column.type))
-    about = {"xpbayes": json.dumps({"kind": "catalogue", "version": CATALOGUE_VERSION, **metadata})}
-    return pa.Table.from_arrays(arrays, schema=arrow_schema(columns, about))
+    return pa.Table.from_arrays(arrays, schema=arrow_schema(columns, {}))
+
+
+def describe(catalogue: pa.Table, about: dict[str, Any]) -> pa.Table:
+    """Attach what produced the catalogue: model, input, settings.
+
+    Args:
+        catalogue: rows of one run.
+        about: JSON-ready metadata.
+    """
+    text = json.dumps({"kind": "catalogue", "version": CATALOGUE_VERSION, **about})
+    return catalogue.replace_schema_metadata({"xpbayes": text})
 
 
 def write_catalogue(catalogue: pa.Table, path: str | Path) -> Path:

@@ -85,11 +85,14 @@ def infer(
         config: the settings.
         progress: receives stars done, stars in total, and stars per second.
     """
+    if not len(stars):
+        return _nothing(model.n_labels + 2)
     begun = time.perf_counter()
     blind = stars.blind(parallax=config.use_parallax)
     grid = make_grid(model, prior, config.n_nodes)
     total = len(stars)
-    size = chunk_size(total, config.chunk_size)
+    # Whole chunks of the one size where there is more than one: a stream of parts then needs one program.
+    size = config.chunk_size if total > config.chunk_size else chunk_size(total, config.chunk_size)
     chunks, solutions = [], []
     for start in range(0, total, size):
         count = min(size, total - start)
@@ -124,6 +127,23 @@ def infer(
         converged=solution.converged,
         n_iterations=solution.n_iterations,
         **results,
+    )
+
+
+def _nothing(n_parameters: int) -> Inferred:
+    """Results of no stars: a part of a stream may hold none that can be used."""
+    one, square = np.zeros(0, np.float32), np.zeros((0, n_parameters, n_parameters))
+    return Inferred(
+        estimate=np.zeros((0, n_parameters), np.float32),
+        fisher=square.astype(np.float32),
+        covariance=square,
+        chi2=one,
+        ln_prior=one,
+        objective=one,
+        decrement=one,
+        converged=one.astype(bool),
+        n_iterations=one.astype(np.int32),
+        hessian_positive=one.astype(bool),
     )
 
 

@@ -1,0 +1,365 @@
+"""Getting data from Gaia's archive: catalogue tables by TAP, chunk by chunk, and XP spectra by DataLink.
+
+A chunk is a file; a finished chunk is never fetched again, an unfinished one leaves nothing behind. Failures of the
+network or the server are retried with growing pauses; a chunk with more rows than the archive returns at once is cut
+in two.
+The protocol is pyvo's and is imported where used.
+"""
+
+import hashlib
+import io
+import json
+import os
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xpbayes.archive.adql import Query
+from xpbayes.archive.star_table import write_parquet
+from xpbayes.errors import InputError
+
+Say = Callable[[str], None]
+
+TAP_URL = "https://gea.esac.esa.int/tap-server/tap"
+DATALINK_URL = "https://gea.esac.esa.int/data-server/data"
+"""Gaia's archive at ESAC: TAP, and the data server behind its DataLink."""
+
+MAX_ROWS = 3_000_000
+"""Most rows that an anonymous asynchronous job returns."""
+SPECTRA_PER_REQUEST = 2000
+"""The archive's limit on identifiers per DataLink request is 5,000; smaller requests lose less when they fail."""
+RECORD = "fetch.json"
+PRODUCTS = ("XP_CONTINUOUS", "XP_SAMPLED")
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How often a failed request is repeated.
+
+    Attributes:
+        retries: repetitions after the first try.
+        pause_s: before the first repetition; doubled each time [s].
+        timeout_s: of one request; a job on the server may run ten times longer [s].
+        poll_s: between looks at a running job [s].
+    """
+
+    retries: int = 5
+    pause_s: float = 5.0
+    timeout_s: float = 300.0
+    poll_s: float = 5.0
+
+
+class _RetryError(Exception):
+    """The request may succeed if repeated."""
+
+
+class _TooManyRowsError(Exception):
+    """The archive cut the result."""
+
+
+def fetch_tables(
+    queries: Iterable[Query],
+    out: Path,
+    *,
+    url: str = TAP_URL,
+    max_rows: int = MAX_ROWS,
+    patience: Patience = Patience(),
+    say: Say = lambda line: None,
+) -> list[Path]:
+    """Run queries and store each chunk as Parquet, ready for ``[gaia]`` and ``[two_mass]`` of a survey.toml.
+
+    Args:
+        queries: the chunks, from `adql.chunked_queries`.
+        out: folder of the chunks; chunks that are there already, from the same queries, are kept.
+        url: of the TAP service.
+        max_rows: a result of this many rows is taken for cut, and its range is halved.
+        patience: how often to retry.
+        say: receives one line per chunk.
+
+    Returns:
+        the chunks' files, in order; a chunk without rows has no file.
+
+    Raises:
+        InputError: the archive refuses a query, or does not answer after all retries; or the folder's chunks come from
+            other queries.
+    """
+    _folder(out)
+    record = _Record.read(out)
+    files: list[Path] = []
+    todo = list(queries)[::-1]
+    while todo:
+        query = todo.pop()
+        digest = hashlib.sha256(query.adql.encode()).hexdigest()
+        path = out / f"{query.name}.parquet"
+        done = record.find(query.name, digest, out)
+        if done == "split":
+            todo += query.halves()[::-1]
+            continue
+        if done is not None and (done == 0 or path.is_file()):
+            say(f"{query.name}: already there")
+            files += [path] if done else []
+            continue
+        try:
+            table = _patiently(lambda q=query: _run(q, url, max_rows, patience), query.name, patience, say)  # type: ignore[misc]
+        except _TooManyRowsError:
+            if query.first == query.last:
+                raise InputError(
+                    f"{query.name}: one source_id gives more than {max_rows} rows; raise max_rows"
+                ) from None
+            say(f"{query.name}: more than {max_rows} rows, fetched in halves")
+            record.add(query.name, digest, "split", out)
+            todo += query.halves()[::-1]
+            continue
+        n = len(table)
+        if n:
+            write_parquet(_to_arrow(table), path)
+            files.append(path)
+        record.add(query.name, digest, n, out)
+        say(f"{query.name}: {n} rows")
+    return files
+
+
+def fetch_spectra(
+    source_ids: Sequence[int],
+    out: Path,
+    *,
+    product: str = "XP_CONTINUOUS",
+    url: str = DATALINK_URL,
+    per_request: int = SPECTRA_PER_REQUEST,
+    patience: Patience = Patience(),
+    say: Say = lambda line: None,
+) -> list[Path]:
+    """Download XP spectra of given stars through DataLink, as the archive's own CSV.
+
+    Args:
+        source_ids: which stars; repeated ones are asked for once.
+        out: folder of the files; requests that were answered before are kept.
+        product: 'XP_CONTINUOUS' or 'XP_SAMPLED'.
+        url: of the data server.
+        per_request: stars per request.
+        patience: how often to retry.
+        say: receives one line per request.
+
+    Returns:
+        one CSV file per request, in order; a request without spectra has no file.
+
+    Raises:
+        InputError: an unknown product, no source_ids, or the archive does not answer after all retries.
+    """
+    if product not in PRODUCTS:
+        raise InputError(f"unknown product '{product}'; use {' or '.join(PRODUCTS)}")
+    ids = sorted({int(i) for i in source_ids})
+    if not ids or ids[0] <= 0:
+        raise InputError("no source_ids to fetch spectra for, or one that is not positive; give Gaia DR3 source_ids")
+    _folder(out)
+    record = _Record.read(out)
+    files: list[Path] = []
+    for start in range(0, len(ids), per_request):
+        chunk = ids[start : start + per_request]
+        digest = hashlib.sha256((product + ",".join(map(str, chunk))).encode()).hexdigest()
+        name = f"{product}-{start // per_request:06d}"
+        path = out / f"{name}.csv"
+        done = record.find(name, digest, out)
+        if done is not None and (done == 0 or path.is_file()):
+            say(f"{name}: already there")
+            files += [path] if done else []
+            continue
+        text = _patiently(lambda c=chunk: _download(c, product, url, patience), name, patience, say)  # type: ignore[misc]
+        n = sum(1 for line in text.splitlines() if line and not line.startswith(b"#")) - 1
+        if n > 0:
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_bytes(text)
+            os.replace(temporary, path)
+            files.append(path)
+        record.add(name, digest, max(n, 0), out)
+        say(f"{name}: {max(n, 0)} spectra for {len(chunk)} stars")
+    return files
+
+
+def _folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be made ({error.strerror}); choose another folder") from error
+
+
+@dataclass
+class _Record:
+    """What a folder holds: per chunk the checksum of its query and its number of rows, or 'split'."""
+
+    chunks: dict[str, dict[str, Any]]
+
+    @classmethod
+    def read(cls, out: Path) -> "_Record":
+        path = out / RECORD
+        if not path.is_file():
+            return cls({})
+        try:
+            return cls(dict(json.loads(path.read_text())["chunks"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: is damaged ({error!r}); delete it and fetch again") from error
+
+    def find(self, name: str, digest: str, out: Path) -> int | str | None:
+        if name not in self.chunks:
+            return None
+        if self.chunks[name]["query"] != digest:
+            raise InputError(f"{out}: chunk {name} was fetched with another query; choose another folder")
+        rows: int | str = self.chunks[name]["rows"]
+        return rows
+
+    def add(self, name: str, digest: str, rows: int | str, out: Path) -> None:
+        self.chunks[name] = {"query": digest, "rows": rows}
+        temporary = out / f"{RECORD}.tmp"
+        temporary.write_text(json.dumps({"chunks": self.chunks}, indent=1) + "\n")
+        os.replace(temporary, out / RECORD)
+
+
+def _patiently(request: Callable[[], Any], name: str, patience: Patience, say: Say) -> Any:
+    """Repeat a request until it succeeds or patience ends."""
+    pause = patience.pause_s
+    for attempt in range(patience.retries + 1):
+        try:
+            return request()
+        except _RetryError as error:
+            if attempt == patience.retries:
+                raise InputError(
+                    f"{name}: no complete answer after {attempt + 1} tries ({error}); finished chunks are kept, "
+                    f"run the same command again to go on"
+                ) from error
+            say(f"{name}: {error}; trying again in {pause:g} s")
+            time.sleep(pause)
+            pause *= 2
+    raise AssertionError("unreachable")
+
+
+def _run(query: Query, url: str, max_rows: int, patience: Patience) -> Any:
+    """Run one query as an asynchronous job; astropy Table."""
+    import warnings
+
+    import requests
+    from pyvo.dal import DALFormatError, DALOverflowWarning, DALQueryError, DALServiceError, TAPService
+    from urllib3.exceptions import HTTPError
+
+    session = _session(patience)
+    job = None
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            job = TAPService(url, session=session).submit_job(query.adql, maxrec=max_rows)
+            job.run()
+            _wait(job, patience)
+            result = job.fetch_result()
+        if len(result) >= max_rows or any(issubclass(w.category, DALOverflowWarning) for w in caught):
+            raise _TooManyRowsError
+        return result.to_table()
+    except DALQueryError as error:
+        raise InputError(
+            f"{query.name}: the archive refuses the query ({_first_line(error)}), see --print-adql"
+        ) from error
+    except (DALServiceError, DALFormatError, requests.RequestException, HTTPError, OSError) as error:
+        raise _RetryError(_first_line(error)) from error
+    except (ValueError, IndexError, KeyError) as error:  # what a cut VOTable makes of astropy's parser
+        raise _RetryError(f"the answer is not a complete VOTable: {_first_line(error)}") from error
+    finally:
+        if job is not None:
+            _forget(job)
+
+
+def _wait(job: Any, patience: Patience) -> None:
+    """Look at a job until it is done; raise what it has to say if it failed."""
+    deadline = time.monotonic() + 10 * patience.timeout_s
+    while job.phase not in ("COMPLETED", "ERROR", "ABORTED"):
+        if time.monotonic() > deadline:
+            raise _RetryError(f"the job is still {job.phase} after {10 * patience.timeout_s:.0f} s")
+        time.sleep(patience.poll_s)
+    if job.phase == "ABORTED":
+        raise _RetryError("the archive aborted the job")
+    job.raise_if_error()
+
+
+def _forget(job: Any) -> None:
+    """Delete a job on the server; if that fails, the archive's own clean-up will."""
+    import contextlib
+
+    with contextlib.suppress(Exception):
+        job.delete()
+
+
+def _session(patience: Patience) -> Any:
+    """A session whose every request has a time limit, which pyvo does not set."""
+    import requests
+
+    class Limited(requests.Session):
+        def request(self, *args: Any, **kwargs: Any) -> Any:
+            kwargs.setdefault("timeout", patience.timeout_s)
+            return super().request(*args, **kwargs)
+
+    return Limited()
+
+
+def _download(ids: Sequence[int], product: str, url: str, patience: Patience) -> bytes:
+    """Ask for spectra; the CSV inside the archive's answer, b'' if it has none."""
+    import requests
+
+    data = {
+        "RETRIEVAL_TYPE": product,
+        "DATA_STRUCTURE": "RAW",
+        "FORMAT": "csv",
+        "RELEASE": "Gaia DR3",
+        "VALID_DATA": "false",
+        "USE_ZIP_ALWAYS": "true",
+        "ID": ",".join(map(str, ids)),
+    }
+    try:
+        with _session(patience) as session:
+            answer = session.post(url, data=data)
+            content = answer.content
+    except (requests.RequestException, OSError) as error:
+        raise _RetryError(_first_line(error)) from error
+    if answer.status_code in (429,) or answer.status_code >= 500:
+        raise _RetryError(f"the archive answers with status {answer.status_code}")
+    if answer.status_code >= 400:
+        raise InputError(
+            f"{product}: the archive refuses the request with status {answer.status_code}; check the source_ids"
+        )
+    length = answer.headers.get("Content-Length")
+    if length is not None and int(length) != len(content):
+        raise _RetryError(f"{len(content)} of {length} bytes arrived")
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = [n for n in archive.namelist() if n.lower().endswith(".csv")]
+            return archive.read(members[0]) if members else b""
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise _RetryError(f"the answer is not a complete zip file ({_first_line(error)})") from error
+
+
+def _to_arrow(table: Any) -> Any:
+    """Masked astropy table to Arrow: nulls stay nulls, integers stay integers."""
+    import numpy as np
+    import pyarrow as pa
+
+    arrays, names = [], []
+    for name in table.colnames:
+        column = table[name]
+        mask = np.ma.getmaskarray(column) if hasattr(column, "mask") else np.zeros(len(column), bool)
+        values = np.asarray(np.ma.getdata(column))
+        if values.dtype.kind in "OSU":
+            text = [
+                None if m else (v.decode() if isinstance(v, bytes) else str(v))
+                for v, m in zip(values, mask, strict=True)
+            ]
+            arrays.append(pa.array(text, pa.string()))
+        else:
+            if values.dtype.kind == "f":
+                mask = mask | np.isnan(values)
+            arrays.append(pa.array(values.astype(values.dtype.newbyteorder("=")), mask=mask))
+        names.append(name)
+    return pa.table(arrays, names=names)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

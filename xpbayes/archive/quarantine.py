@@ -1,0 +1,55 @@
+"""Rows that could not be used: each with its file, its number, its source_id and a reason, never dropped in silence.
+
+Rows in = rows out + rows quarantined. A reader hands its rejected rows on with its batches; `write_quarantine` puts
+them into a CSV beside the star tables.
+"""
+
+import csv
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+UNKNOWN_SOURCE = -1
+"""source_id of a row whose own could not be read."""
+
+QUARANTINE_COLUMNS = ("file", "row", "source_id", "reason")
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """One row that could not be used.
+
+    Attributes:
+        file: the file's name.
+        row: the row's number in the file; the first row of data is 1.
+        source_id: Gaia's identifier, or `UNKNOWN_SOURCE`.
+        reason: what is wrong, in words.
+    """
+
+    file: str
+    row: int
+    source_id: int
+    reason: str
+
+
+def write_quarantine(rows: Iterable[Rejected], path: Path) -> Path:
+    """Write rejected rows as CSV, under a temporary name first.
+
+    Args:
+        rows: what to write; the file has only its header if there are none.
+        path: the file; its folder must exist.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(QUARANTINE_COLUMNS)
+        writer.writerows((r.file, r.row, r.source_id, r.reason) for r in rows)
+    os.replace(temporary, path)
+    return path
+
+
+def read_quarantine(path: Path) -> list[Rejected]:
+    """Read what `write_quarantine` wrote."""
+    with open(path, newline="") as stream:
+        return [Rejected(r["file"], int(r["row"]), int(r["source_id"]), r["reason"]) for r in csv.DictReader(stream)]

@@ -1,0 +1,133 @@
+"""survey.toml: which files make a survey, and which measurements of them count. Reading one touches no data."""
+
+import glob
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from xpbayes.archive.labels import LabelSurvey, TrainingCuts
+from xpbayes.archive.photometric import TwoMassCuts, UnwiseCuts
+from xpbayes.archive.reddening import N_DRAWS
+from xpbayes.channels import BANDS, Channels, xp_channels
+from xpbayes.config import parse_settings
+from xpbayes.errors import InputError
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")  # a misspelt key is an error, never a default
+
+
+FILES = "files, * allowed; relative to survey.toml"
+
+
+class XpSettings(_Settings):
+    """XP spectra, continuous or sampled; every other table is joined to them by source_id."""
+
+    files: tuple[str, ...] = Field(min_length=1, description=FILES)
+    error_scaling: Literal["published", "divided"] = Field(
+        "published", description="coefficient errors as published, or divided by bp/rp_standard_deviation"
+    )
+
+
+class GaiaSettings(_Settings):
+    """Gaia's source table."""
+
+    files: tuple[str, ...] = Field((), description=FILES)
+    parallax_zero_point: bool = Field(False, description="subtract the zero point of Lindegren et al. (2021)")
+
+
+class TwoMassSettings(_Settings):
+    """2MASS matches by source_id."""
+
+    files: tuple[str, ...] = Field((), description=FILES)
+    cuts: TwoMassCuts = TwoMassCuts()
+
+
+class UnwiseSettings(_Settings):
+    """The unWISE matches by source_id."""
+
+    files: tuple[str, ...] = Field((), description=FILES)
+    cuts: UnwiseCuts = UnwiseCuts()
+
+
+class ReddeningSettings(_Settings):
+    """Reddening estimates."""
+
+    source: Literal["none", "columns", "bayestar19"] = Field("none", description="where estimates come from")
+    files: tuple[str, ...] = Field((), description=f"for columns: {FILES}")
+    map_file: str | None = Field(None, description="for bayestar19: bayestar2019.h5, if not where dustmaps keeps it")
+    n_draws: int = Field(N_DRAWS, ge=2, description="for bayestar19: draws of parallax and map per star")
+    seed: int = Field(0, ge=0, description="of these draws")
+
+
+class SurveySettings(_Settings):
+    """A whole survey.toml."""
+
+    bands: tuple[str, ...] = Field(("J", "H", "Ks", "W1", "W2"), description="broad bands beside the 61 XP samples")
+    label_names: tuple[str, ...] = Field(("teff", "feh", "logg"), min_length=1, description="labels, Teff first")
+    select: Literal["auto", "all", "labelled", "training"] = Field(
+        "auto", description="which stars are written; auto: labelled ones if there are labels; training: after the cuts"
+    )
+    stars_per_file: int = Field(16_384, ge=1, description="most stars per output file")
+    xp: XpSettings
+    gaia: GaiaSettings = GaiaSettings()
+    two_mass: TwoMassSettings = TwoMassSettings()
+    unwise: UnwiseSettings = UnwiseSettings()
+    labels: tuple[LabelSurvey, ...] = ()
+    training_cuts: TrainingCuts = TrainingCuts()
+    reddening: ReddeningSettings = ReddeningSettings()
+
+    def channels(self) -> Channels:
+        """Return the channel set: 66 by default; InputError for an unknown band."""
+        return xp_channels(self.bands)
+
+
+def read_survey(path: Path) -> SurveySettings:
+    """Read and check a survey.toml.
+
+    Raises:
+        InputError: no such file, not TOML, an unknown key, settings that contradict each other.
+    """
+    try:
+        data = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is not valid TOML ({error})") from error
+    survey = parse_settings(SurveySettings, data, str(path))
+    survey.channels()
+    for label in survey.labels:
+        label.preset()
+    if survey.select in ("labelled", "training") and not survey.labels:
+        raise InputError(f"{path}: select = '{survey.select}' needs labels; add a [[labels]] table")
+    if survey.reddening.source == "columns" and not survey.reddening.files:
+        raise InputError(f"{path}: reddening.source = 'columns' needs reddening.files")
+    for name, bands in (("two_mass", ("J", "H", "Ks")), ("unwise", ("W1", "W2"))):
+        if getattr(survey, name).files and not set(bands) & set(survey.bands):
+            raise InputError(f"{path}: [{name}] has files but bands has none of {', '.join(bands)}; add the bands")
+    if not set(survey.bands) <= set(BANDS):
+        raise InputError(f"{path}: bands knows {', '.join(BANDS)}")
+    return survey
+
+
+def expand(patterns: tuple[str, ...], base: Path) -> list[Path]:
+    """Turn file names and patterns into a sorted list of files, each once.
+
+    Args:
+        patterns: names, with * ? and ** where wanted.
+        base: folder that relative names start from.
+
+    Raises:
+        InputError: a name or pattern has no file.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        whole = str(base / pattern)
+        names = sorted(glob.glob(whole, recursive=True)) if glob.has_magic(whole) else [whole]
+        files = [Path(n) for n in names if Path(n).is_file()]
+        if not files:
+            raise InputError(f"{whole}: no such file; check the path")
+        found.update(dict.fromkeys(files))
+    return list(found)

@@ -1,0 +1,268 @@
+"""Gaia XP_CONTINUOUS spectra: coefficients, errors and correlations, from every format that users hold.
+
+Bulk ``XpContinuousMeanSpectrum_*.csv.gz``, CSV, ECSV, FITS, VOTable, Avro as GaiaXPy reads it, Parquet and HATS with
+list columns, HDF5 mirrors; arrays in one cell or flattened over columns ``bp_coeff_0, bp_coeff_1, ...``.
+Out: a stream of `XpBatch`. How many coefficients there are, the file says. A source may lack BP or RP; a row that
+cannot be used is quarantined. Not here: what coefficients mean (`calibration/xp_covariance.py`).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xpbayes.archive.quarantine import UNKNOWN_SOURCE, Rejected
+from xpbayes.archive.rows import SOURCE_ID, ArrayParser, Cell, Rows, Wanted, integer, number, open_rows
+from xpbayes.calibration.xp_covariance import XpSide
+from xpbayes.errors import InputError
+
+BATCH_SIZE = 512
+"""Rows per batch: 3,190 doubles a row, 13 MB."""
+
+CORRELATION_TOLERANCE = 1e-5
+"""Published correlations are float32: this far beyond 1 is rounding."""
+
+
+def _side_columns(side: str) -> tuple[Wanted, ...]:
+    solution = (f"{side}Spec", "solution")
+    return (
+        Wanted(f"{side}_n_parameters", path=(*solution, "numberOfParameters")),
+        Wanted(f"{side}_coefficients", (f"{side}_coeffs",), (f"{side}_coeff_",), (*solution, "parameters")),
+        Wanted(
+            f"{side}_coefficient_errors",
+            (f"{side}_coeff_errors", f"{side}_errors"),
+            (f"e_{side}_coeff_", f"{side}_coeff_err_"),
+        ),
+        Wanted(f"{side}_coefficient_correlations", (f"{side}_correlations",)),
+        Wanted(f"{side}_coefficient_covariances", path=(*solution, "covariance")),
+        Wanted(f"{side}_standard_deviation", path=(*solution, "standardDeviation")),
+    )
+
+
+COLUMNS = (SOURCE_ID, *_side_columns("bp"), *_side_columns("rp"))
+
+
+@dataclass(frozen=True)
+class XpBatch:
+    """Consecutive rows of a file, all with the same coefficient counts.
+
+    Attributes:
+        source_id: (star,) int64.
+        row: (star,) row numbers in the file, the first is 1.
+        bp: BP of every source.
+        rp: RP of every source.
+        rejected: rows met on the way that could not be used.
+    """
+
+    source_id: NDArray[np.int64]
+    row: NDArray[np.int64]
+    bp: XpSide
+    rp: XpSide
+    rejected: tuple[Rejected, ...]
+
+    def __len__(self) -> int:
+        return len(self.source_id)
+
+
+@dataclass(frozen=True)
+class _Solution:
+    """One side of one row; `correlation` is None where there is none."""
+
+    coefficient: NDArray[np.float64]
+    error: NDArray[np.float64]
+    correlation: NDArray[np.float64] | None
+    standard_deviation: float
+
+
+def read_xp_continuous(path: str | Path, batch_size: int = BATCH_SIZE) -> Iterator[XpBatch]:
+    """Read a file of continuous XP spectra, batch by batch.
+
+    Args:
+        path: the file; its suffix names the format.
+        batch_size: most rows per batch; a batch ends early where coefficient counts change.
+
+    Yields:
+        `XpBatch`es; over all of them, rows + rejected rows = rows of the file.
+
+    Raises:
+        InputError: no such file, not of that format, or no coefficients and errors in it.
+    """
+    path = Path(path)
+    rows = open_rows(path, COLUMNS)
+    for side in ("bp", "rp"):
+        if f"{side}_coefficients" in rows.found and not (
+            {f"{side}_coefficient_errors", f"{side}_coefficient_covariances"} & rows.found
+        ):
+            raise InputError(
+                f"{path}: has {side}_coefficients but no {side}_coefficient_errors; get the table with its errors"
+            )
+    if not {"bp_coefficients", "rp_coefficients"} & rows.found:
+        raise InputError(
+            f"{path}: has neither bp_coefficients nor rp_coefficients; name a file of continuous XP spectra"
+        )
+    return _batches(path, rows, batch_size)
+
+
+def _batches(path: Path, rows: Rows, batch_size: int) -> Iterator[XpBatch]:
+    parse = ArrayParser()
+    good: list[tuple[int, int, _Solution | None, _Solution | None]] = []
+    rejected: list[Rejected] = []
+    shape: list[tuple[int, bool] | None] = [None, None]  # coefficients and correlations of the batch's BP and RP
+    for item in rows.cells:
+        if isinstance(item, Rejected):
+            rejected.append(item)
+            continue
+        row, cells = item
+        source = UNKNOWN_SOURCE
+        try:
+            source = read_source_id(cells[0])
+            sides = (_solution("bp", cells[1:7], parse), _solution("rp", cells[7:13], parse))
+            if sides[0] is None and sides[1] is None:
+                raise ValueError("neither BP nor RP coefficients")
+        except ValueError as error:
+            rejected.append(Rejected(path.name, row, source, str(error)))
+            continue
+        new = [None if s is None else (len(s.coefficient), s.correlation is not None) for s in sides]
+        if len(good) >= batch_size or any(
+            n is not None and s is not None and n != s for n, s in zip(new, shape, strict=True)
+        ):
+            yield _assemble(path, good, rejected)
+            good, rejected, shape = [], [], [None, None]
+        shape = [n or s for n, s in zip(new, shape, strict=True)]
+        good.append((row, source, *sides))
+    if good or rejected:
+        yield _assemble(path, good, rejected)
+
+
+def read_source_id(cell: Cell) -> int:
+    """Read a source_id; ValueError with the reason if it is missing or none that Gaia could have given."""
+    try:
+        value = integer(cell)
+    except ValueError as error:
+        raise ValueError(f"source_id is {error}") from error
+    if value is None:
+        raise ValueError("source_id is missing")
+    if not 0 < value < 2**63:
+        raise ValueError(f"source_id {value} is outside 1 ... 2^63 - 1")
+    return value
+
+
+def _solution(side: str, cells: list[Cell], parse: ArrayParser) -> _Solution | None:
+    """Read one side of one row; None where it is missing; ValueError with the reason where it is unusable."""
+    n_cell, coefficient_cell, error_cell, correlation_cell, covariance_cell, deviation_cell = cells
+    coefficient = _array(side, "coefficients", coefficient_cell, parse)
+    if coefficient is None:
+        return None
+    try:
+        announced = integer(n_cell)
+        deviation = number(deviation_cell)
+    except ValueError as error:
+        raise ValueError(f"{side}_n_parameters or {side}_standard_deviation is {error}") from error
+    k = len(coefficient) if announced is None else announced
+    _expect(side, "coefficients", coefficient, k)
+    sigma = _array(side, "coefficient_errors", error_cell, parse)
+    correlation = _array(side, "coefficient_correlations", correlation_cell, parse)
+    covariance = _array(side, "coefficient_covariances", covariance_cell, parse)
+    if sigma is None and covariance is not None:
+        sigma, correlation = _from_covariance(side, covariance, k, deviation)
+    if sigma is None:
+        raise ValueError(f"{side}_coefficient_errors are missing")
+    _expect(side, "coefficient_errors", sigma, k)
+    if correlation is not None:
+        if len(correlation) == k * k:
+            correlation = correlation.reshape(k, k)[np.tril_indices(k, -1)]
+        _expect(side, "coefficient_correlations", correlation, k * (k - 1) // 2)
+    return _Solution(coefficient, sigma, correlation, deviation)
+
+
+def _array(side: str, what: str, cell: Cell, parse: ArrayParser) -> NDArray[np.float64] | None:
+    if cell is None:
+        return None
+    try:
+        return parse(cell)
+    except ValueError as error:
+        raise ValueError(f"{side}_{what} is {error}") from error
+
+
+def _expect(side: str, what: str, values: NDArray[np.float64], count: int) -> None:
+    if len(values) != count:
+        raise ValueError(f"{side}_{what} has {len(values)} values, not {count}")
+
+
+def _from_covariance(
+    side: str, values: NDArray[np.float64], k: int, deviation: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Errors and packed correlations of a covariance that was scaled by 1 / standard deviation squared."""
+    row, column = np.tril_indices(k)
+    if len(values) == k * k:
+        values = values.reshape(k, k)[row, column]
+    _expect(side, "coefficient_covariances", values, k * (k + 1) // 2)
+    if not deviation > 0:
+        raise ValueError(f"{side}_standard_deviation is missing, and the covariances are in its units")
+    variance = values[row == column]
+    if not (variance > 0).all():
+        raise ValueError(f"{side}_coefficient_covariances has a variance that is not positive")
+    sigma = np.sqrt(variance)
+    strict = row != column
+    return sigma * deviation, values[strict] / (sigma[row[strict]] * sigma[column[strict]])
+
+
+def _assemble(
+    path: Path, good: list[tuple[int, int, _Solution | None, _Solution | None]], rejected: list[Rejected]
+) -> XpBatch:
+    """Stack rows and look for values that no covariance can hold: vectorised, because it is the common case."""
+    source_id = np.array([g[1] for g in good], np.int64)
+    row = np.array([g[0] for g in good], np.int64)
+    reason = np.full(len(good), "", dtype="U80")
+    sides = []
+    for at, name in ((2, "bp"), (3, "rp")):
+        side = _stack([g[at] for g in good])  # type: ignore[misc]
+        sides.append(side)
+        for what, bad in _faults(side):
+            reason[(reason == "") & bad] = f"{name}_{what}"
+    keep = reason == ""
+    if not keep.all():
+        rejected = rejected + [
+            Rejected(path.name, int(row[i]), int(source_id[i]), str(reason[i])) for i in np.flatnonzero(~keep)
+        ]
+        source_id, row, sides = source_id[keep], row[keep], [s.take(keep) for s in sides]
+    return XpBatch(source_id, row, sides[0], sides[1], tuple(sorted(rejected, key=lambda r: r.row)))
+
+
+def _stack(solutions: list[_Solution | None]) -> XpSide:
+    n = len(solutions)
+    present = np.array([s is not None for s in solutions], bool)
+    first = next((s for s in solutions if s is not None), None)
+    k = 0 if first is None else len(first.coefficient)
+    has_correlation = first is not None and first.correlation is not None
+    side = XpSide(
+        coefficient=np.zeros((n, k)),
+        error=np.ones((n, k)),
+        correlation=np.zeros((n, k * (k - 1) // 2)) if has_correlation else None,
+        standard_deviation=np.full(n, np.nan),
+        present=present,
+    )
+    for i, solution in enumerate(solutions):
+        if solution is None:
+            continue
+        side.coefficient[i], side.error[i] = solution.coefficient, solution.error
+        side.standard_deviation[i] = solution.standard_deviation
+        if side.correlation is not None:
+            side.correlation[i] = solution.correlation
+    return side
+
+
+def _faults(side: XpSide) -> list[tuple[str, NDArray[np.bool_]]]:
+    with np.errstate(invalid="ignore"):
+        faults = [
+            ("coefficients has a value that is not finite", np.asarray(~np.isfinite(side.coefficient).all(axis=1))),
+            ("coefficient_errors has a value that is not finite", np.asarray(~np.isfinite(side.error).all(axis=1))),
+            ("coefficient_errors has a value that is not positive", np.asarray((side.error <= 0).any(axis=1))),
+        ]
+        if side.correlation is not None:
+            # Written so that NaN fails too.
+            inside = np.abs(side.correlation).max(axis=1, initial=0.0) <= 1.0 + CORRELATION_TOLERANCE
+            faults.append(("coefficient_correlations has a value outside [-1, 1]", ~inside))
+    return faults
