@@ -14,7 +14,7 @@ from xpbayes.modelfile import TrainedModel
 from xpbayes.models.forward import predict_flux
 
 EXAMPLE_KINDS = (
-    ("hot dwarf", (7.2, 0.0, 4.2)),
+    ("hot star", (7.2, 0.0, 4.2)),
     ("Sun-like star", (5.77, 0.0, 4.44)),
     ("K dwarf", (4.5, -0.1, 4.6)),
     ("M dwarf", (3.7, -0.1, 4.7)),

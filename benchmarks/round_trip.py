@@ -1,0 +1,70 @@
+"""Round trip: a survey drawn from a model, written to official files, prepared, inferred, compared with the truth.
+
+Prints how well the generator's fluxes come back, and the pulls of every parameter for stars with every band.
+Usage: python benchmarks/round_trip.py MODEL [--stars 20000]
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import numpy as np
+import pyarrow.parquet as pq
+
+import xpbayes
+from xpbayes.archive.prepare import prepare
+from xpbayes.archive.simulate import Recipe, simulate
+from xpbayes.archive.star_table import read_star_tables
+from xpbayes.catalogue.table import list_column
+
+PARAMETERS = ("teff", "feh", "logg", "extinction", "parallax")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--stars", type=int, default=20_000)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        survey, tables = Path(scratch) / "survey", Path(scratch) / "stars"
+        seconds = {}
+        begun = time.perf_counter()
+        simulate(Path(arguments.model), arguments.stars, survey, Recipe(missing_band=0.05, missing_side=0.02))
+        seconds["simulate"] = time.perf_counter() - begun
+        begun = time.perf_counter()
+        prepare(survey / "survey.toml", tables)
+        seconds["prepare"] = time.perf_counter() - begun
+        stars = read_star_tables(tables)
+        begun = time.perf_counter()
+        catalogue = xpbayes.infer(arguments.model, stars, say=lambda line: None)
+        seconds["infer"] = time.perf_counter() - begun
+        truth = pq.read_table(survey / "truth.parquet")
+    row = {int(s): i for i, s in enumerate(truth["source_id"].to_numpy())}
+    order = np.array([row[int(s)] for s in stars.source_id])
+    observed = list_column(truth, "flux_observed")[order]
+    present = stars.channel_present() & np.isfinite(observed)
+    worst = np.max(np.abs(stars.flux[present] / observed[present].astype(np.float32) - 1))
+    print(
+        f"{len(stars)} of {arguments.stars} stars came back; largest relative flux difference {worst:.1e} (float32: 6e-8)"
+    )
+
+    true = np.stack([truth[name].to_numpy() for name in PARAMETERS], axis=1)[order]
+    pull = (list_column(catalogue, "stellar_params_est") - true) / list_column(catalogue, "stellar_params_err")
+    complete = present.all(axis=1) & np.isfinite(pull).all(axis=1)
+    print(f"pulls of {complete.sum()} stars with every band (target: standard deviation 1.00 +- 0.05)")
+    print(f"{'parameter':11} {'mean':>7} {'std':>7} {'robust':>7} {'|pull| < 1':>11}")
+    for name, values in zip(PARAMETERS, pull[complete].T, strict=True):
+        robust = 1.4826 * np.median(np.abs(values - np.median(values)))
+        met = "met" if abs(values.std() - 1) <= 0.05 else "MISSED"
+        print(
+            f"{name:11} {values.mean():7.3f} {values.std():7.3f} {robust:7.3f} {np.mean(np.abs(values) < 1):11.3f} {met}"
+        )
+    print(", ".join(f"{stage} {value:.0f} s" for stage, value in seconds.items()))
+
+
+if __name__ == "__main__":
+    main()
