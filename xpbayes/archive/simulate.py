@@ -23,7 +23,7 @@ from xpbayes.archive.xp_continuous import read_xp_continuous
 from xpbayes.calibration.design_matrix import LN_ERROR_SHAPE, design_matrix
 from xpbayes.calibration.error_model import inflate
 from xpbayes.calibration.photometry import FLUX_ERROR_FLOOR, LN10_OVER_2P5, zero_point_flux
-from xpbayes.calibration.xp_covariance import FLUX_UNIT_SI, XpSide, coefficient_covariance
+from xpbayes.calibration.xp_covariance import FLUX_UNIT_SI, XpSide, coefficient_covariance, merge_weights
 from xpbayes.channels import BANDS, XP_GRID_NM
 from xpbayes.errors import InputError
 from xpbayes.modelfile import TrainedModel, load_model
@@ -313,6 +313,14 @@ def _observe_xp(
     design = design_matrix() / FLUX_UNIT_SI
     k = design.shape[1] // 2
     n_xp = XP_GRID_NM.size
+    # A merged sample is a sum of both sides. Each side alone must give the star's flux there too, or a star without
+    # BP would have a wrong 642 nm sample: such rows are replaced by one row a side.
+    w_bp, w_rp = merge_weights()
+    merged = np.flatnonzero((w_bp > 0) & (w_rp > 0))
+    bp_alone, rp_alone = np.zeros((2, len(merged), 2 * k))
+    bp_alone[:, :k] = design[merged, :k] / w_bp[merged, None]
+    rp_alone[:, k:] = design[merged, k:] / w_rp[merged, None]
+    sides_apart = np.vstack([np.delete(design, merged, axis=0), bp_alone, rp_alone])
     for first in range(start, stop, NUMBER_ROWS):
         at = np.arange(first, min(first + NUMBER_ROWS, stop))
         flux = stars.flux[at, :n_xp] * (1.0 + stars.model_error[at, :n_xp])
@@ -329,9 +337,11 @@ def _observe_xp(
             target[odd, low : low + 10] *= 1.0 + 0.3 * rng.choice([-1.0, 1.0])
         # Coefficients that give these samples exactly, each order moved in proportion to its typical error.
         typical = np.exp(np.concatenate([errors.profile[0][0], errors.profile[1][0]]))
-        coefficient = typical * (target @ np.linalg.pinv(design * typical, rcond=1e-14).T)
+        wanted = np.hstack([np.delete(target, merged, axis=1), target[:, merged], target[:, merged]])
+        inverse = np.linalg.pinv(sides_apart * typical, rcond=1e-14).T
+        coefficient = typical * (wanted @ inverse)
         # One step of refinement: the bases are nearly degenerate, and the samples should come back to 1e-12.
-        coefficient += typical * ((target - coefficient @ design.T) @ np.linalg.pinv(design * typical, rcond=1e-14).T)
+        coefficient += typical * ((wanted - coefficient @ sides_apart.T) @ inverse)
         full = []
         for i, side in enumerate(sides):
             factor = np.linalg.cholesky(coefficient_covariance(side))
@@ -339,7 +349,10 @@ def _observe_xp(
             present = (stars.has_bp, stars.has_rp)[i][at]
             values = coefficient[:, i * k : (i + 1) * k] + noise
             full.append(XpSide(values, side.error, side.correlation, side.standard_deviation, present))
-        observed[at, :n_xp] = np.concatenate([s.coefficient for s in full], axis=1) @ design.T
+        noisy = np.concatenate([s.coefficient for s in full], axis=1)
+        observed[at, :n_xp] = noisy @ design.T
+        for alone, has_other in ((rp_alone, stars.has_bp[at]), (bp_alone, stars.has_rp[at])):
+            observed[np.ix_(at[~has_other], merged)] = noisy[~has_other] @ alone.T
         yield _Spectra(stars, at, full[0], full[1])
 
 

@@ -7,6 +7,7 @@ GaiaXPy owns the bases. It takes seconds to import, so it is imported inside.
 
 import contextlib
 import io
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -24,11 +25,18 @@ The sampled correlation that it implies differs from that of three real sources 
 (equal errors: 0.14-0.19; a diagonal: 0.17-0.19)."""
 
 
-@lru_cache(maxsize=4)
-def _design(grid: tuple[float, ...]) -> NDArray[np.float64]:
+@contextlib.contextmanager
+def figures_left_alone() -> Iterator[None]:
+    """Import GaiaXPy inside this: on import it turns on LaTeX for every matplotlib figure of the process."""
     import matplotlib
 
-    with matplotlib.rc_context():  # importing GaiaXPy turns on LaTeX for every figure of the process
+    with matplotlib.rc_context():
+        yield
+
+
+@lru_cache(maxsize=4)
+def _design(grid: tuple[float, ...]) -> NDArray[np.float64]:
+    with figures_left_alone():
         from gaiaxpy.calibrator import calibrator
 
     # A private function: there is no public door to the design matrices. tests/calibration guards it with

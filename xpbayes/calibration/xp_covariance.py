@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.lapack import dpotrf, dtrtri, dtrttp
 
-from xpbayes.calibration.design_matrix import design_matrix
+from xpbayes.calibration.design_matrix import design_matrix, figures_left_alone
 from xpbayes.calibration.error_model import inflate
 from xpbayes.calibration.whitening import EIGENVALUE_FLOOR, pack, whiten
 from xpbayes.channels import BP_RP_BOUNDARY_NM, XP_GRID_NM
@@ -97,7 +97,8 @@ def merge_weights(grid_nm: NDArray[np.float64] = XP_GRID_NM) -> tuple[NDArray[np
     Returns:
         (sample,) weight of BP and (sample,) weight of RP, adding up to one.
     """
-    from gaiaxpy.core.satellite import BP_WL, RP_WL
+    with figures_left_alone():
+        from gaiaxpy.core.satellite import BP_WL, RP_WL
 
     rp = np.clip((np.asarray(grid_nm, np.float64) - RP_WL.low) / (BP_WL.high - RP_WL.low), 0.0, 1.0)
     return 1.0 - rp, rp
