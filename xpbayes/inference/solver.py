@@ -64,7 +64,7 @@ def _equilibrated_factor(matrix: Array) -> tuple[list[list[Array]], Array, Array
     scale = 1.0 / jnp.sqrt(jnp.maximum(jnp.abs(diagonal), 1e-30))
     a = matrix * scale[:, None] * scale[None, :]
     lower: list[list[Array]] = []
-    smallest = jnp.min(diagonal)
+    smallest = a[0, 0]
     for i in range(n):
         row: list[Array] = []
         for j in range(i):
