@@ -3,17 +3,9 @@
 from pathlib import Path
 
 from xpbayes.channels import xp_channels
-from xpbayes.schema import Column, QualityFlag, catalogue_columns, star_table_columns
+from xpbayes.schema import FLAG_SENTENCES, Column, catalogue_columns, star_table_columns
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "columns.md"
-FLAG_SENTENCES = {
-    QualityFlag.UNCERTAIN_TEFF: "the confidence in Teff is below 0.5",
-    QualityFlag.UNCERTAIN_FEH: "the confidence in [Fe/H] is below 0.5",
-    QualityFlag.UNCERTAIN_LOGG: "the confidence in log g is below 0.5",
-    QualityFlag.POOR_FIT: "chi2_opt / 61 exceeds 2 (Eq. 24), or there is no fit",
-    QualityFlag.UNLIKELY_TYPE: "ln_prior is below the model's threshold (Eq. 25)",
-    QualityFlag.PARALLAX_TENSION: "fitted and measured parallax differ by more than 10 sigma (Eq. 26)",
-}
 
 
 def table(columns: tuple[Column, ...]) -> str:

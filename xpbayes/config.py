@@ -11,11 +11,13 @@ from xpbayes.errors import InputError, nearest
 S = TypeVar("S", bound=BaseModel)
 
 
-class _Settings(BaseModel):
+class FrozenSettings(BaseModel):
+    """A table of settings: immutable, unknown keys refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")  # a misspelt key is an error, never a default
 
 
-class Phase(_Settings):
+class Phase(FrozenSettings):
     """One training phase: what moves, how, for how long. The others stay where they are."""
 
     update: Literal["model", "stars", "model_error"] = Field(
@@ -52,7 +54,7 @@ DEFAULT_PHASES = (
 )
 
 
-class TrainingConfig(_Settings):
+class TrainingConfig(FrozenSettings):
     """How `xpbayes train` learns a model."""
 
     labels: tuple[str, ...] = Field(("teff", "feh", "logg"), min_length=1, description="label columns, Teff first")
@@ -75,7 +77,7 @@ class TrainingConfig(_Settings):
         return (*floor[:n_labels], *((floor[-1],) * (n_labels - len(floor))))
 
 
-class InferenceConfig(_Settings):
+class InferenceConfig(FrozenSettings):
     """How `xpbayes infer` solves stars."""
 
     use_parallax: bool = Field(True, description="use the stars' measured parallaxes")
@@ -86,7 +88,7 @@ class InferenceConfig(_Settings):
     chunk_size: int = Field(2048, ge=1, description="stars solved together")
 
 
-class Settings(_Settings):
+class Settings(FrozenSettings):
     """A whole run, as a TOML file: tables [training] and [inference]."""
 
     training: TrainingConfig = TrainingConfig()

@@ -117,7 +117,7 @@ def train(
 
 
 def _parallax_used(table: StarTable) -> str:
-    measured = _measured_parallax(table)
+    measured = table.is_measured("parallax")
     if measured.all():
         return "measured"
     return "spectroscopic, derived from the labels" if not measured.any() else "measured, spectroscopic where missing"
@@ -179,7 +179,7 @@ def infer(
         trained.channels.require_same(chosen.channels, "the model", str(source["path"]))
         part, unusable = _infer_part(trained, chosen, config, say)
         n_unusable += unusable
-        n_with_parallax += int(_measured_parallax(chosen).sum()) if config.use_parallax else 0
+        n_with_parallax += int(chosen.is_measured("parallax").sum()) if config.use_parallax else 0
         parts.append(part)
     n_rows = sum(len(part) for part in parts)
     if not n_rows:
@@ -224,10 +224,6 @@ def _infer_part(trained: TrainedModel, table: StarTable, config: InferenceConfig
     )
     rows = catalogue_rows(table, status, inferred, float(trained.prior.ln_threshold), use_parallax=config.use_parallax)
     return to_arrow(rows, len(trained.labels)), len(table) - len(usable)
-
-
-def _measured_parallax(table: StarTable) -> NDArray[np.bool_]:
-    return np.isfinite(table.column("parallax")) & np.isfinite(table.column("parallax_error"))
 
 
 def _stream(stars: StarTable | PathLike, out: PathLike | None, say: Say) -> tuple[Iterator[StarTable], dict[str, Any]]:

@@ -139,15 +139,15 @@ class QualityFlag(IntFlag):
     """The fitted parallax is more than 10 sigma from the measured one (Eq. 26)."""
 
 
-N_TRIU = 15
-"""Entries of the upper triangle of the 5 x 5 covariance, row by row."""
-PARAMETERS = ("teff", "feh", "logg", "extinction", "parallax")
-PARAMETER_UNITS = ("kK", "dex", "dex", "mag", "mas")
-
-
-def parameter_names(labels: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of the fitted parameters of a star: the labels, then extinction and parallax."""
-    return (*labels, "extinction", "parallax")
+FLAG_SENTENCES = {
+    QualityFlag.UNCERTAIN_TEFF: "the confidence in Teff is below 0.5",
+    QualityFlag.UNCERTAIN_FEH: "the confidence in [Fe/H] is below 0.5",
+    QualityFlag.UNCERTAIN_LOGG: "the confidence in log g is below 0.5",
+    QualityFlag.POOR_FIT: "chi2_opt / 61 exceeds 2 (Eq. 24), or there is no fit",
+    QualityFlag.UNLIKELY_TYPE: "ln_prior is below the model's threshold (Eq. 25)",
+    QualityFlag.PARALLAX_TENSION: "fitted and measured parallax differ by more than 10 sigma (Eq. 26)",
+}
+"""Each flag in one plain sentence, for documents and pages."""
 
 
 def catalogue_columns(n_labels: int = 3) -> tuple[Column, ...]:

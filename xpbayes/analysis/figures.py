@@ -120,14 +120,11 @@ def _plain_log_ticks(axis: "Axes") -> None:
         axis.yaxis.set_minor_formatter(NullFormatter())
 
 
-def spectra(
-    wavelength_nm: NDArray[np.floating], n_xp: int, examples: Sequence[tuple[str, SpectrumFit]]
-) -> "Figure":
+def spectra(wavelength_nm: NDArray[np.floating], examples: Sequence[tuple[str, SpectrumFit]]) -> "Figure":
     """Observed and predicted flux of example stars, with residuals in sigma below each.
 
     Args:
         wavelength_nm: (channel,) [nm].
-        n_xp: number of XP samples, drawn as a line; bands are drawn as points.
         examples: title and fit of each star.
     """
     from matplotlib.gridspec import GridSpecFromSubplotSpec

@@ -23,10 +23,11 @@ from xpbayes.analysis.spectra import EXAMPLE_KINDS, choose_examples, spectrum_fi
 from xpbayes.analysis.validation import Accuracy, Comparison, accuracy, compare
 from xpbayes.archive.selection import held_out_by_source_id, training_cuts
 from xpbayes.archive.star_table import OK, StarTable
-from xpbayes.catalogue.table import list_column, read_catalogue
+from xpbayes.catalogue.table import list_column, read_catalogue, text_column
+from xpbayes.config import TrainingConfig
 from xpbayes.errors import InputError
 from xpbayes.modelfile import TrainedModel
-from xpbayes.schema import QualityFlag
+from xpbayes.schema import FLAG_SENTENCES, QualityFlag
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,11 +86,6 @@ def accuracy_rows(rows: Sequence[Accuracy]) -> list[dict[str, str]]:
 def flag_rows(catalogue: pa.Table) -> list[dict[str, str]]:
     """How many stars carry each flag, and the sentence that explains it."""
     flags = catalogue["quality_flags"].to_numpy()
-    sentences = {
-        QualityFlag.POOR_FIT: "χ² / 61 exceeds 2, or there is no fit",
-        QualityFlag.UNLIKELY_TYPE: "the label prior at the solution is below the model's threshold",
-        QualityFlag.PARALLAX_TENSION: "fitted and measured parallax differ by more than 10 σ",
-    }
     n = len(flags)
     rows = [
         {
@@ -99,7 +95,8 @@ def flag_rows(catalogue: pa.Table) -> list[dict[str, str]]:
             "share": f"{np.mean((flags & int(flag)) > 0):.1%}",
             "meaning": text,
         }
-        for flag, text in sentences.items()
+        for flag, text in FLAG_SENTENCES.items()
+        if flag >= QualityFlag.POOR_FIT  # the confidence bits cannot be set before confidences exist
     ]
     passing = int(np.sum(flags < 8))
     rows.append(
@@ -160,12 +157,10 @@ def write_report(
         raise InputError(f"{catalogue_path}: was made with labels {metadata['labels']}, the model has {model.labels}")
     if metadata["model"].get("arrays_checksum") not in (None, model.card.get("arrays_checksum")):
         raise InputError(f"{catalogue_path}: was made with another model; name the model that made it")
-    status = catalogue["status"].combine_chunks().cast(pa.string()).to_numpy(zero_copy_only=False)
+    status = text_column(catalogue, "status")
     solved = status == OK
     estimate = list_column(catalogue, "stellar_params_est")[solved]
-    settings = model.card["settings"]
-    floor = settings["label_error_floor"]
-    floor = [*floor, *[floor[-1]] * len(model.labels)][: len(model.labels)]
+    floor = TrainingConfig.model_validate(model.card["settings"]).floor_for(len(model.labels))
     comparison: Comparison | None
     try:
         comparison = compare(catalogue, stars, model.labels, floor)
@@ -197,7 +192,6 @@ def write_report(
         "model": model,
         "card": model.card,
         "metadata": metadata,
-        "n_rows": len(catalogue),
         "n_solved": int(solved.sum()),
         "n_converged": int(np.sum(catalogue["converged"].to_numpy(zero_copy_only=False)[solved])),
         "parallax": parallax_sentence(metadata),
@@ -218,7 +212,7 @@ def write_report(
                 "The learned extinction curve beside CCM89 and G23, and their ratio",
             ),
             "spectra": _embed(
-                figures.spectra(wavelength, model.channels.n_xp, examples),
+                figures.spectra(wavelength, examples),
                 "Observed and model spectra of example stars with residuals in units of sigma",
             )
             if examples

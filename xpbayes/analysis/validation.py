@@ -8,7 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from xpbayes.archive.star_table import OK, StarTable
-from xpbayes.catalogue.table import list_column
+from xpbayes.catalogue.table import list_column, text_column
 from xpbayes.errors import InputError
 
 MAD_TO_SIGMA = 1.4826
@@ -79,7 +79,7 @@ def compare(
     if len(label_error_floor):
         label_error = np.hypot(label_error, np.asarray(label_error_floor))
     use = (stars.source_id[row] == source_id) & np.isfinite(label).all(axis=1) & np.isfinite(label_error).all(axis=1)
-    use &= catalogue["status"].combine_chunks().cast(pa.string()).to_numpy(zero_copy_only=False) == OK
+    use &= text_column(catalogue, "status") == OK
     if not use.any():
         raise InputError("no solved star of the catalogue has labels in the star table; give the table it came from")
     n = len(names)

@@ -12,12 +12,12 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Setting
 
 from xpbayes.archive.quarantine import Rejected
 from xpbayes.archive.star_table import Cut
 from xpbayes.archive.tables import NO_ID, Field, Table, read_tables
+from xpbayes.config import FrozenSettings
 from xpbayes.errors import InputError, nearest
 
 GAIA_EPOCH = 2016.0
@@ -28,11 +28,7 @@ SENTINEL = -900.0
 LabelNames = tuple[str, ...]
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class LabelColumns(_Settings):
+class LabelColumns(FrozenSettings):
     """Which columns of a label catalogue mean what; of several names, the first that the file has."""
 
     source_id: tuple[str, ...] = Setting((), description="Gaia DR3 source_id")
@@ -152,7 +148,7 @@ SURVEYS: dict[str, SurveyPreset] = {
 }
 
 
-class LabelSurvey(_Settings):
+class LabelSurvey(FrozenSettings):
     """One label catalogue: a ``[[labels]]`` table of survey.toml."""
 
     survey: str = Setting("custom", description=f"what is known about the survey: one of {', '.join(SURVEYS)}")
@@ -180,7 +176,7 @@ class LabelSurvey(_Settings):
         return SURVEYS[self.survey]
 
 
-class TrainingCuts(_Settings):
+class TrainingCuts(FrozenSettings):
     """Which labelled stars are good enough to train on; null switches a cut off. Defaults: ZGR23 Section 2.5."""
 
     snr_min: float | None = Setting(20.0, description="every S/N of the label survey exceeds this")

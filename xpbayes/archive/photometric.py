@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Setting
 
 from xpbayes.archive.star_table import Cut
 from xpbayes.archive.tables import SOURCE_ID, Field, Table, read_tables
 from xpbayes.calibration.photometry import LN10_OVER_2P5, flux_from_magnitude
 from xpbayes.channels import BANDS
+from xpbayes.config import FrozenSettings
 from xpbayes.errors import InputError
 
 UNWISE_ZERO_POINT = 22.5
@@ -24,11 +24,7 @@ UNWISE_ZERO_POINT = 22.5
 TWO_MASS_BANDS, UNWISE_BANDS = ("J", "H", "Ks"), ("W1", "W2")
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TwoMassCuts(_Settings):
+class TwoMassCuts(FrozenSettings):
     """Which 2MASS magnitudes count."""
 
     quality: str = Setting("A", min_length=1, description="letters of ph_qual that are good, band by band")
@@ -36,7 +32,7 @@ class TwoMassCuts(_Settings):
     error_floor: float = Setting(0.01, ge=0, description="fraction of the flux added in quadrature to its error")
 
 
-class UnwiseCuts(_Settings):
+class UnwiseCuts(FrozenSettings):
     """Which unWISE fluxes count."""
 
     norm_dg_max: float = Setting(-10.0, description="a star with a larger norm_dg is crowded (ZGR23 Section 2.4)")

@@ -27,8 +27,7 @@ def training_cuts(table: StarTable, labels: Sequence[str], teff_max: float) -> S
     table = table.take(complete, f"a label or its error is missing ({', '.join(labels)})")
     if "teff" in labels:
         table = table.take(table.column("teff") < teff_max, f"Teff not below {1e3 * teff_max:.0f} K")
-    distance = np.isfinite(table.column("parallax")) & np.isfinite(table.column("parallax_error"))
-    distance |= np.isfinite(table.column("spectroscopic_parallax"))
+    distance = table.is_measured("parallax") | np.isfinite(table.column("spectroscopic_parallax"))
     table = table.take(distance, "neither a parallax nor a spectroscopic parallax")
     return table.take(table.channel_present().all(axis=1), "a channel is missing (training needs all)")
 

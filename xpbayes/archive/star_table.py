@@ -81,6 +81,10 @@ class StarTable:
             return np.full(len(self), np.nan)
         return np.asarray(self.columns[name], dtype=np.float64)
 
+    def is_measured(self, name: str) -> NDArray[np.bool_]:
+        """(star,) which stars have a finite value and a finite error of that name."""
+        return np.isfinite(self.column(name)) & np.isfinite(self.column(f"{name}_error"))
+
     def labels(self, names: Sequence[str] | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return (star, label) labels and errors in internal units, NaN where missing.
 
@@ -150,7 +154,7 @@ class StarTable:
             label_error = np.hypot(label_error, np.asarray(label_error_floor))
         parallax, parallax_error = self.column("parallax"), self.column("parallax_error")
         if spectroscopic_parallax:
-            use = ~(np.isfinite(parallax) & np.isfinite(parallax_error))
+            use = ~self.is_measured("parallax")
             parallax = np.where(use, self.column("spectroscopic_parallax"), parallax)
             parallax_error = np.where(use, self.column("spectroscopic_parallax_error"), parallax_error)
         flux = np.where(self.channel_present(), self.flux, 0.0)

@@ -5,24 +5,19 @@ import tomllib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from xpbayes.archive.labels import LabelSurvey, TrainingCuts
 from xpbayes.archive.photometric import TwoMassCuts, UnwiseCuts
 from xpbayes.archive.reddening import N_DRAWS
 from xpbayes.channels import BANDS, Channels, xp_channels
-from xpbayes.config import parse_settings
+from xpbayes.config import FrozenSettings, parse_settings
 from xpbayes.errors import InputError
-
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")  # a misspelt key is an error, never a default
-
 
 FILES = "files, * allowed; relative to survey.toml"
 
 
-class XpSettings(_Settings):
+class XpSettings(FrozenSettings):
     """XP spectra, continuous or sampled; every other table is joined to them by source_id."""
 
     files: tuple[str, ...] = Field(min_length=1, description=FILES)
@@ -31,28 +26,28 @@ class XpSettings(_Settings):
     )
 
 
-class GaiaSettings(_Settings):
+class GaiaSettings(FrozenSettings):
     """Gaia's source table."""
 
     files: tuple[str, ...] = Field((), description=FILES)
     parallax_zero_point: bool = Field(False, description="subtract the zero point of Lindegren et al. (2021)")
 
 
-class TwoMassSettings(_Settings):
+class TwoMassSettings(FrozenSettings):
     """2MASS matches by source_id."""
 
     files: tuple[str, ...] = Field((), description=FILES)
     cuts: TwoMassCuts = TwoMassCuts()
 
 
-class UnwiseSettings(_Settings):
+class UnwiseSettings(FrozenSettings):
     """The unWISE matches by source_id."""
 
     files: tuple[str, ...] = Field((), description=FILES)
     cuts: UnwiseCuts = UnwiseCuts()
 
 
-class ReddeningSettings(_Settings):
+class ReddeningSettings(FrozenSettings):
     """Reddening estimates."""
 
     source: Literal["none", "columns", "bayestar19"] = Field("none", description="where estimates come from")
@@ -62,7 +57,7 @@ class ReddeningSettings(_Settings):
     seed: int = Field(0, ge=0, description="of these draws")
 
 
-class SurveySettings(_Settings):
+class SurveySettings(FrozenSettings):
     """A whole survey.toml."""
 
     bands: tuple[str, ...] = Field(("J", "H", "Ks", "W1", "W2"), description="broad bands beside the 61 XP samples")

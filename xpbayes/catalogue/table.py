@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xpbayes.archive.star_table import OK, StarTable, file_metadata, write_parquet
-from xpbayes.channels import Channels
 from xpbayes.errors import InputError
 from xpbayes.inference.infer import Inferred
 from xpbayes.inference.uncertainty import upper_triangle
@@ -75,7 +74,7 @@ def catalogue_rows(
     covariance = spread(inferred.covariance, np.nan)
     chi2, ln_prior = spread(inferred.chi2, np.nan), spread(inferred.ln_prior, np.nan)
     parallax, parallax_error = table.column("parallax"), table.column("parallax_error")
-    measured = np.isfinite(parallax) & np.isfinite(parallax_error) & use_parallax
+    measured = table.is_measured("parallax") & use_parallax
     n_obs = table.channel_present().sum(axis=1)
     finite = np.isfinite(inferred.estimate).all(axis=1) & np.isfinite(inferred.covariance).all(axis=(1, 2))
     reason = status.astype("U64").copy()
@@ -163,12 +162,12 @@ def read_catalogue(path: str | Path) -> tuple[pa.Table, dict[str, Any]]:
     return table, metadata
 
 
+def text_column(table: pa.Table, name: str) -> NDArray[np.str_]:
+    """(row,) values of a dictionary-encoded text column."""
+    return table[name].combine_chunks().cast(pa.string()).to_numpy(zero_copy_only=False)
+
+
 def list_column(table: pa.Table, name: str) -> NDArray[np.float64]:
     """(row, item) values of a fixed-size list column, NaN where null."""
     column = table[name].combine_chunks()
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1).astype(np.float64)
-
-
-def channels_of(metadata: dict[str, Any]) -> Channels:
-    """The channel set that a catalogue was made with."""
-    return Channels.from_json(json.dumps(metadata["channels"]))
