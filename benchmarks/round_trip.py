@@ -1,6 +1,8 @@
 """Round trip: a survey drawn from a model, written to official files, prepared, inferred, compared with the truth.
 
-Prints how well the generator's fluxes come back, and the pulls of every parameter for stars with every band.
+Prints how well the generator's fluxes come back, the amplitudes of the noise that was drawn, and the pulls of every
+parameter for stars with every band: of the optimum with its Fisher errors, and of the posterior's mean with its
+standard deviation.
 Usage: python benchmarks/round_trip.py MODEL [--stars 20000]
 """
 
@@ -17,11 +19,33 @@ import pyarrow.parquet as pq
 
 import xpbayes
 from xpbayes.archive.prepare import prepare
-from xpbayes.archive.simulate import Recipe, simulate
 from xpbayes.archive.star_table import read_star_tables
 from xpbayes.catalogue.table import list_column
+from xpbayes.simulation.recipe import Recipe
+from xpbayes.simulation.survey import simulate
 
 PARAMETERS = ("teff", "feh", "logg", "extinction", "parallax")
+
+
+ESTIMATES = (
+    ("optimum, Fisher errors", "stellar_params_est", "stellar_params_err"),
+    ("posterior mean and standard deviation", "stellar_params_mean", "stellar_params_std"),
+)
+"""What is compared with the truth: a name, the catalogue's estimate, its error."""
+
+
+def print_pulls(what: str, pull: np.ndarray) -> None:
+    """Print mean and spread of (star, parameter) pulls, and whether the spread is one."""
+    print(f"{what}: pulls of {len(pull)} stars with every band (target: standard deviation 1.00 +- 0.05)")
+    if not len(pull):
+        return
+    print(f"{'parameter':11} {'mean':>7} {'std':>7} {'robust':>7} {'|pull| < 1':>11}")
+    for name, values in zip(PARAMETERS, pull.T, strict=True):
+        robust = 1.4826 * np.median(np.abs(values - np.median(values)))
+        met = "met" if abs(values.std() - 1) <= 0.05 else "MISSED"
+        print(
+            f"{name:11} {values.mean():7.3f} {values.std():7.3f} {robust:7.3f} {np.mean(np.abs(values) < 1):11.3f} {met}"
+        )
 
 
 def main() -> None:
@@ -53,16 +77,12 @@ def main() -> None:
     print(f"{len(stars)} of {arguments.stars} stars came back; largest flux difference {worst:.1e} of the star's peak")
 
     true = np.stack([truth[name].to_numpy() for name in PARAMETERS], axis=1)[order]
-    pull = (list_column(catalogue, "stellar_params_est") - true) / list_column(catalogue, "stellar_params_err")
-    complete = present.all(axis=1) & np.isfinite(pull).all(axis=1)
-    print(f"pulls of {complete.sum()} stars with every band (target: standard deviation 1.00 +- 0.05)")
-    print(f"{'parameter':11} {'mean':>7} {'std':>7} {'robust':>7} {'|pull| < 1':>11}")
-    for name, values in zip(PARAMETERS, pull[complete].T, strict=True):
-        robust = 1.4826 * np.median(np.abs(values - np.median(values)))
-        met = "met" if abs(values.std() - 1) <= 0.05 else "MISSED"
-        print(
-            f"{name:11} {values.mean():7.3f} {values.std():7.3f} {robust:7.3f} {np.mean(np.abs(values) < 1):11.3f} {met}"
-        )
+    amplitude = truth["amplitude"].to_numpy()[order]
+    low, middle, high = np.quantile(amplitude, (0.16, 0.5, 0.84))
+    print(f"amplitude of the noise: 16, 50, 84 % quantiles {low:.2f}, {middle:.2f}, {high:.2f}")
+    for what, estimate, error in ESTIMATES:
+        pull = (list_column(catalogue, estimate) - true) / list_column(catalogue, error)
+        print_pulls(what, pull[present.all(axis=1) & np.isfinite(pull).all(axis=1)])
     print(", ".join(f"{stage} {value:.0f} s" for stage, value in seconds.items()))
 
 

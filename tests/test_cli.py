@@ -32,7 +32,7 @@ def refused(*arguments: object) -> str:
 
 def test_help_names_every_verb():
     text = run("--help").stdout
-    for verb in ("demo", "fetch", "train", "infer", "report", "predict"):
+    for verb in ("demo", "fetch", "train", "infer", "verify", "export", "report", "predict"):
         assert verb in text
 
 

@@ -16,6 +16,12 @@ __version__ = "0.1.0"
 _WHERE = {
     "train": "xpbayes.pipeline",
     "infer": "xpbayes.pipeline",
+    "infer_parts": "xpbayes.pipeline",
+    "verify": "xpbayes.pipeline",
+    "export": "xpbayes.pipeline",
+    "confidence": "xpbayes.pipeline",
+    "fit": "xpbayes.pipeline",
+    "dust_map": "xpbayes.pipeline",
     "predict_flux": "xpbayes.pipeline",
     "report": "xpbayes.pipeline",
     "demo": "xpbayes.pipeline",
@@ -43,9 +49,14 @@ __all__ = [
     "TrainingConfig",
     "__version__",
     "bundled_stars",
+    "confidence",
     "demo",
+    "dust_map",
+    "export",
     "fetch_apogee",
+    "fit",
     "infer",
+    "infer_parts",
     "load_model",
     "predict_flux",
     "read_catalogue",
@@ -53,6 +64,7 @@ __all__ = [
     "report",
     "save_model",
     "train",
+    "verify",
     "write_star_table",
 ]
 
@@ -62,7 +74,21 @@ if TYPE_CHECKING:
     from xpbayes.config import InferenceConfig, TrainingConfig
     from xpbayes.errors import InputError
     from xpbayes.modelfile import TrainedModel, load_model, save_model
-    from xpbayes.pipeline import bundled_stars, demo, fetch_apogee, infer, predict_flux, report, train
+    from xpbayes.pipeline import (
+        bundled_stars,
+        confidence,
+        demo,
+        dust_map,
+        export,
+        fetch_apogee,
+        fit,
+        infer,
+        infer_parts,
+        predict_flux,
+        report,
+        train,
+        verify,
+    )
     from xpbayes.schema import QualityFlag
 
 

@@ -147,11 +147,13 @@ def simulate(
     binaries: Annotated[float, typer.Option(help="Share of unresolved binaries.")] = 0.0,
     outliers: Annotated[float, typer.Option(help="Share of stars with a wrong stretch of spectrum.")] = 0.0,
     labelled: Annotated[float, typer.Option(help="Share of stars with labels.")] = 1.0,
+    sky: Annotated[bool, typer.Option("--sky", help="A disc of stars in a known 3D dust distribution.")] = False,
+    region: Annotated[str | None, typer.Option(help="With --sky: 'l,b,radius' [deg]; the whole sky if none.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Write a survey drawn from a trained model, in the official file formats, truth beside it."""
-    from xpbayes.archive.simulate import Recipe
-    from xpbayes.archive.simulate import simulate as run
+    from xpbayes.simulation.recipe import Recipe
+    from xpbayes.simulation.survey import simulate as run
 
     recipe = Recipe(
         seed=seed,
@@ -163,7 +165,15 @@ def simulate(
         outliers=outliers,
         labelled=labelled,
     )
-    for path in run(model, stars, out, recipe, _say(quiet)):
+    if region is not None and not sky:
+        raise InputError("--region is a piece of the sky of --sky; give both")
+    if sky:
+        from xpbayes.simulation.sky import simulate_sky
+
+        files = simulate_sky(model, stars, out, recipe, region, _say(quiet))
+    else:
+        files = run(model, stars, out, recipe, _say(quiet))
+    for path in files:
         print(path)
 
 
@@ -172,15 +182,21 @@ def train(
     stars: Annotated[Path, typer.Argument(help="Star table with labels, or a folder of them.")],
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
     settings: Settings = None,
+    preset: Annotated[str | None, typer.Option(help="default, or zgr23: the paper's own six training phases.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the initial weights and the batches.")] = None,
     validation_fraction: Annotated[float | None, typer.Option(help="Share of source_ids held out.")] = None,
     split_seed: Annotated[int | None, typer.Option(help="Which split by source_id.")] = None,
     model_error: Annotated[
         bool | None, typer.Option(help="Learn a covariance of the model's own error (default) or not (the paper).")
     ] = None,
+    epochs_scale: Annotated[float | None, typer.Option(help="Multiply the epochs of gradient phases.")] = None,
+    held_out_stars: Annotated[
+        int | None, typer.Option(help="Held-out stars inferred for the model card; 0 skips it.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last phase of a stopped run.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Learn a model from stars with labels."""
+    """Learn a model from stars with labels, and print its card."""
     from xpbayes.config import Settings as Run
 
     run = Run.read(
@@ -189,33 +205,193 @@ def train(
             "seed": seed,
             "validation_fraction": validation_fraction,
             "split_seed": split_seed,
+            "preset": preset,
             "model_error": model_error,
+            "epochs_scale": epochs_scale,
+            "held_out_stars": held_out_stars,
         },
     )
     from xpbayes.pipeline import train as learn
 
-    learn(stars, out, run.training, _say(quiet))
+    model = learn(stars, out, run.training, _say(quiet), resume=resume)
+    if not quiet:
+        from rich.console import Console
+
+        from xpbayes.analysis.model_card import print_card
+
+        print_card(model, Console(stderr=True))
     print(out)
+
+
+@app.command()
+def card(model: Annotated[Path, typer.Argument(help="Folder of the model.")]) -> None:
+    """Print a model's card: what it was trained on, where it can be trusted, how good it is, its limits."""
+    from xpbayes.analysis.model_card import print_card
+    from xpbayes.modelfile import load_model
+
+    print_card(load_model(model))
 
 
 @app.command()
 def infer(
     model: Annotated[Path, typer.Argument(help="Folder of the model.")],
-    stars: Annotated[Path, typer.Argument(help="Star table, folder of them, or survey.toml.")],
-    out: Annotated[Path, typer.Option(help="Catalogue to write (.parquet).")],
+    stars: Annotated[list[Path], typer.Argument(help="Star tables, folders of them, survey.toml files.")],
+    out: Annotated[
+        Path, typer.Option(help="Catalogue: one file if it ends in .parquet, else a folder of parts for any size.")
+    ],
     settings: Settings = None,
     parallax: Annotated[bool | None, typer.Option(help="Use measured parallaxes (default) or not.")] = None,
     only: Annotated[str, typer.Option(help="all, or held-out / training: a side of the model's own split.")] = "all",
     n_starts: Annotated[int | None, typer.Option(help="Starts refined per star.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the folder of parts.")] = False,
+    engine: Annotated[str, typer.Option(help="local, or dask: who does the work.")] = "local",
+    processes: Annotated[int | None, typer.Option(help="Worker processes; one a GPU, else one a core.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler; else workers here.")] = None,
+    shard: Annotated[str | None, typer.Option(help="i/n: this is job i of n, the first is 0.")] = None,
+    stars_per_part: Annotated[int | None, typer.Option(min=1, help="Most rows of a part.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Infer stellar parameters without labels and write a catalogue."""
     from xpbayes.config import Settings as Run
 
     run = Run.read(settings, inference={"use_parallax": parallax, "n_starts": n_starts})
-    from xpbayes.pipeline import infer as solve
+    if out.suffix == ".parquet":
+        for_parts = {"--resume": resume, "--shard": shard, "--scheduler": scheduler, "--processes": processes,
+                     "--stars-per-part": stars_per_part, "--engine": engine != "local"}  # fmt: skip
+        given = [flag for flag, value in for_parts.items() if value]
+        if given:
+            raise InputError(f"{given[0]} is for catalogues in parts; name a folder with --out, not {out.name}")
+        from xpbayes.pipeline import infer as solve
 
-    solve(model, stars, out, run.inference, only, _say(quiet))
+        solve(model, stars, out, run.inference, only, _say(quiet))
+    else:
+        from xpbayes.engine import parse_shard
+        from xpbayes.pipeline import STARS_PER_PART, infer_parts
+
+        infer_parts(
+            model,
+            stars,
+            out,
+            run.inference,
+            only,
+            resume=resume,
+            engine=engine,
+            processes=processes,
+            scheduler=scheduler,
+            shard=parse_shard(shard) if shard is not None else None,
+            stars_per_part=stars_per_part or STARS_PER_PART,
+            say=_say(quiet),
+        )
+    print(out)
+
+
+@app.command()
+def verify(
+    catalogue: Annotated[Path, typer.Argument(help="Folder of a catalogue in parts.")],
+    quiet: Quiet = False,
+) -> None:
+    """Re-check a finished catalogue: checksums, rows, schema, repeated stars, covariances."""
+    from xpbayes.pipeline import verify as check
+
+    check(catalogue, _say(quiet))
+    print(catalogue)
+
+
+class ExportFormat(StrEnum):
+    """What `export` writes."""
+
+    HATS = "hats"
+    VOTABLE = "votable"
+    FITS = "fits"
+
+
+@app.command()
+def export(
+    catalogue: Annotated[Path, typer.Argument(help="Catalogue: a file or a folder of parts.")],
+    out: Annotated[Path, typer.Option(help="File to write; for hats, a folder.")],
+    format: Annotated[ExportFormat, typer.Option(help="hats, votable or fits.")],
+    approximate_positions: Annotated[
+        bool, typer.Option("--approximate-positions", help="hats: take missing positions from source_id (to 0.9').")
+    ] = False,
+    processes: Annotated[int | None, typer.Option(help="hats: worker processes.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write a catalogue as HATS, VOTable or FITS, with units, UCDs and descriptions."""
+    from xpbayes.pipeline import export as write
+
+    print(write(catalogue, out, format.value, approximate_positions, processes, _say(quiet)))
+
+
+@app.command()
+def confidence(
+    model: Annotated[Path, typer.Argument(help="Folder of the model.")],
+    catalogue: Annotated[Path, typer.Argument(help="What it inferred for held-out stars.")],
+    stars: Annotated[Path, typer.Argument(help="Star table with labels that the catalogue was inferred from.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the model with classifiers; MODEL itself if none.")
+    ] = None,
+    figures: Annotated[Path | None, typer.Option(help="Folder for figures and numbers of how well they work.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, batches and dropout.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Train classifiers that say how far Teff, [Fe/H] and log g of each star can be trusted."""
+    from xpbayes.analysis.confidence import print_check
+    from xpbayes.inference.confidence import ConfidenceConfig
+    from xpbayes.pipeline import confidence as learn
+
+    target = model if out is None else out
+    _, check = learn(model, catalogue, stars, target, ConfidenceConfig(seed=seed), figures, _say(quiet))
+    print_check(check)
+    print(target)
+
+
+@app.command()
+def fit(
+    model: Annotated[Path, typer.Argument(help="Folder of the model.")],
+    stars: Annotated[Path, typer.Argument(help="Star table, folder of them, or survey.toml.")],
+    source_id: Annotated[list[int], typer.Option(help="Gaia DR3 source_id; give it once per star.")],
+    out: Annotated[Path, typer.Option(help="Folder for fit.json and one figure per star.")],
+    settings: Settings = None,
+    parallax: Annotated[bool | None, typer.Option(help="Use measured parallaxes (default) or not.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Fit a few stars: parameters with errors, every optimum found, and a figure of data and model."""
+    from xpbayes.config import Settings as Run
+
+    run = Run.read(settings, inference={"use_parallax": parallax})
+    from xpbayes.analysis.star_page import print_star
+    from xpbayes.pipeline import fit as solve
+
+    for star in solve(model, stars, source_id, out, run.inference, _say(quiet)):
+        print_star(star)
+
+
+class Mean(StrEnum):
+    """How `dustmap` averages."""
+
+    BINS = "bins"
+    JOINT = "joint"
+
+
+@app.command()
+def dustmap(
+    catalogue: Annotated[Path, typer.Argument(help="Catalogue: a file or a folder of parts.")],
+    out: Annotated[Path, typer.Option(help="Folder for maps (FITS), figures and numbers.")],
+    method: Annotated[
+        Mean, typer.Option(help="bins: the paper's means in hard distance bins; joint: full (E, parallax) covariances.")
+    ] = Mean.BINS,
+    keep_prior: Annotated[
+        bool, typer.Option("--keep-prior", help="Average the posterior modes as they are, as the paper did.")
+    ] = False,
+    edges: Annotated[str | None, typer.Option(help="Distance bins of the sky maps, e.g. '0,0.5,1,2,5' [kpc].")] = None,
+    min_stars: Annotated[int, typer.Option(min=2, help="Least stars of a pixel.")] = 10,
+    quiet: Quiet = False,
+) -> None:
+    """Make a 3D dust map: adaptive HEALPix maps of mean extinction by distance, a view from above, figures."""
+    from xpbayes.analysis.dust_map.settings import dust_map_config
+    from xpbayes.pipeline import dust_map as run
+
+    run(catalogue, out, dust_map_config(method.value, keep_prior, edges, min_stars), _say(quiet))
     print(out)
 
 

@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from xpbayes.errors import InputError, nearest
 
@@ -18,18 +18,74 @@ class FrozenSettings(BaseModel):
 
 
 class Phase(FrozenSettings):
-    """One training phase: what moves, how, for how long. The others stay where they are."""
+    """One training phase: what moves, on which stars, how, for how long. The others stay where they are."""
 
-    update: Literal["model", "stars", "model_error"] = Field(
-        description="'model': network and R(lambda) by SVI with an AutoDelta guide; 'stars': every star's parameters by "
-        "the second-order solver; 'model_error': covariance of the model's own error by expectation-maximisation"
+    update: Literal["model", "stars", "both", "model_error", "self_cleaning"] = Field(
+        description="'model': network and R(lambda) by SVI with an AutoDelta guide; 'stars': every star's parameters; "
+        "'both': the model, then the batch's stars, alternating inside each step; 'model_error': covariance of the "
+        "model's own error by expectation-maximisation; 'self_cleaning': nothing moves, outliers are marked"
     )
-    epochs: int = Field(1, ge=1, description="passes over the stars (model), or iterations (stars, model_error)")
-    learning_rate: float = Field(1e-3, gt=0, description="Adam's rate at the start of a model phase")
-    final_rate: float = Field(0.05, gt=0, le=1, description="share of the rate left at the end (cosine decay)")
+    stars: Literal["all", "high_quality", "survivors"] = Field(
+        "all", description="which stars take part: 'high_quality' as in Eq. 15, 'survivors' of the last self-cleaning"
+    )
+    epochs: int = Field(
+        1,
+        ge=1,
+        description="passes over the stars (model, both), steps of each star or iterations (stars, model_error)",
+    )
+    optimizer: Literal["adam", "sgd", "newton"] | None = Field(
+        None, description="default: adam for the model, newton - the second-order solver - for stars alone"
+    )
+    momentum: float = Field(0.0, ge=0, lt=1, description="of SGD on the model; a star's SGD never has any")
+    learning_rate: float = Field(
+        1e-3, gt=0, description="rate at the start: the model's, or the stars' if only they move"
+    )
+    star_learning_rate: float = Field(1e-4, gt=0, description="the stars' rate at the start where both move")
+    schedule: Literal["cosine", "steps"] = Field(
+        "cosine", description="'cosine': falls to final_rate of the start; 'steps': times step_factor each step_epochs"
+    )
+    final_rate: float = Field(0.05, gt=0, le=1, description="share of the rate left at the end (cosine)")
+    step_factor: float = Field(0.1, gt=0, le=1, description="what each step multiplies the rate by (steps)")
+    step_epochs: int = Field(32, ge=1, description="epochs between steps of the rate (steps)")
+    gradient_clip: float = Field(
+        0.0,
+        ge=0,
+        description="longest gradient, of all of the model or of each star site over its batch; 0: any",
+    )
     robust_scale: float = Field(
-        0.0, ge=0, description="s > 0 replaces chi^2 by s asinh(chi^2/s) in a model phase (the ZGR23 authors: 660)"
+        0.0, ge=0, description="s > 0 replaces chi^2 by s asinh(chi^2/s) for the model (the ZGR23 authors: 660)"
     )
+    max_parameter_pull: float = Field(
+        4.0,
+        gt=0,
+        description="self-cleaning drops stars whose labels or parallax moved by more sigma from their values",
+    )
+    max_flux_pull: float = Field(
+        4.0, ge=0, description="and those with a flux residual of more sigma in any channel; 0: any (the paper's rule)"
+    )
+    max_mean_square: float = Field(
+        0.0, ge=0, description="and those whose squared residuals average more; 0: any (the ZGR23 authors' code: 5)"
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.optimizer == "newton" and self.update != "stars":
+            raise ValueError("optimizer 'newton' is for phases that update stars alone")
+        if self.update == "both" and self.optimizer == "adam":
+            raise ValueError("optimizer 'adam' would move stars outside of the batch; a phase of both needs 'sgd'")
+        return self
+
+    @property
+    def method(self) -> str:
+        """The optimiser in use."""
+        return self.optimizer or {"stars": "newton", "both": "sgd"}.get(self.update, "adam")
+
+    def scaled(self, factor: float) -> Self:
+        """The same phase with another number of gradient epochs; solver and EM iterations are left alone."""
+        if factor == 1 or self.update in ("model_error", "self_cleaning") or self.method == "newton":
+            return self
+        shorter = {name: max(1, round(factor * getattr(self, name))) for name in ("epochs", "step_epochs")}
+        return self.model_copy(update=shorter)
 
 
 def _model(epochs: int, rate: float, final: float = 0.1) -> Phase:
@@ -53,10 +109,45 @@ DEFAULT_PHASES = (
     _ERROR,
 )
 
+_SGD: dict[str, Any] = {
+    "epochs": 128, "optimizer": "sgd", "schedule": "steps", "step_factor": 0.1, "step_epochs": 32, "gradient_clip": 1000.0
+}  # fmt: skip
+_SGD_MODEL = _SGD | {"momentum": 0.5, "robust_scale": 660.0}
+
+ZGR23_PHASES = (
+    Phase(update="model", stars="high_quality", learning_rate=1e-3, **_SGD_MODEL),
+    Phase(update="both", stars="high_quality", learning_rate=1e-5, star_learning_rate=1e-4, **_SGD_MODEL),
+    Phase(update="stars", learning_rate=1e-4, **_SGD),
+    Phase(update="self_cleaning"),
+    Phase(update="both", stars="survivors", learning_rate=1e-7, star_learning_rate=1e-5, **_SGD_MODEL),
+    Phase(
+        update="stars", optimizer="adam", epochs=4096, learning_rate=1e-2,
+        schedule="steps", step_factor=0.5, step_epochs=512,
+    ),
+)  # fmt: skip
+"""ZGR23 Table 1 and Section 3.2, phase by phase. Robust loss and clipping are from the authors' code."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "zgr23": {"phases": ZGR23_PHASES, "model_error": False, "batch_size": 512},
+}
+"""What a preset changes; settings given beside it win."""
+
+
+class HighQuality(FrozenSettings):
+    """Which stars are of high quality (ZGR23 Eq. 15)."""
+
+    max_label_error: tuple[float, ...] = Field(
+        (0.2, 0.2, 0.2), min_length=1, description="errors stay below [kK, dex, dex]; the last repeats"
+    )
+    min_parallax_over_error: float = Field(10.0, description="parallax over its error exceeds this")
+    max_reddening_error: float = Field(0.1, gt=0, description="the error of E stays below this [mag]")
+
 
 class TrainingConfig(FrozenSettings):
     """How `xpbayes train` learns a model."""
 
+    preset: Literal["default", "zgr23"] = Field("default", description="'zgr23': the paper's own six training phases")
     labels: tuple[str, ...] = Field(("teff", "feh", "logg"), min_length=1, description="label columns, Teff first")
     hidden: tuple[int, ...] = Field((32, 32, 32), min_length=1, description="neurons per hidden layer")
     validation_fraction: float = Field(0.2, ge=0, lt=1, description="share of source_ids held out")
@@ -64,12 +155,27 @@ class TrainingConfig(FrozenSettings):
     seed: int = Field(0, ge=0, description="of the initial weights and the batches")
     batch_size: int = Field(256, ge=1, description="stars per step of a model phase")
     teff_max: float = Field(8.5, gt=0, description="training stars are cooler than this [kK]")
+    min_channels: int | None = Field(
+        None, ge=1, description="training stars were measured in at least so many channels; all by default"
+    )
     label_error_floor: tuple[float, ...] = Field(
         (0.02, 0.02, 0.02), description="added to label errors in quadrature [kK, dex, dex]; the last repeats"
     )
     prior_components: int = Field(16, ge=1, description="Gaussians in the label prior")
     model_error: bool = Field(True, description="learn a covariance of the model's own error; false is the paper")
     phases: tuple[Phase, ...] = Field(DEFAULT_PHASES, min_length=1, description="alternating phases, in order")
+    epochs_scale: float = Field(1.0, gt=0, description="multiplies the epochs of every gradient phase; for trials")
+    high_quality: HighQuality = HighQuality()
+    held_out_stars: int = Field(
+        1000, ge=0, description="held-out stars inferred after training, for the model card's accuracy; 0: none"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            return PRESETS.get(str(data.get("preset", "default")), {}) | data
+        return data
 
     def floor_for(self, n_labels: int) -> tuple[float, ...]:
         """Label error floor, one per label."""
@@ -83,8 +189,10 @@ class InferenceConfig(FrozenSettings):
     use_parallax: bool = Field(True, description="use the stars' measured parallaxes")
     n_nodes: int = Field(1024, ge=32, description="label nodes of the start search")
     n_starts: int = Field(3, ge=1, le=16, description="starts refined per star")
-    max_iterations: int = Field(25, ge=1, description="solver iterations in the first pass")
-    max_iterations_second: int = Field(200, ge=1, description="and in the second, for stars that did not converge")
+    max_iterations: int = Field(200, ge=10, description="solver iterations at most; few stars need more than ten")
+    n_draws: int = Field(
+        256, ge=0, description="importance draws per star for means and quantiles, a power of two; 0 leaves them out"
+    )
     chunk_size: int = Field(2048, ge=1, description="stars solved together")
 
 

@@ -1,27 +1,31 @@
 """A trained model on disk: a folder with `model.safetensors` (arrays) and `card.json` (everything else).
 
 The card says what the model was trained on, how, and where it can be trusted; it repeats the checksum of the arrays,
-so that a half-copied model is noticed. Loading needs no NumPyro.
+so that a half-copied model is noticed. Loading needs no NumPyro. A model with confidence classifiers has a third file,
+`confidence.safetensors`: they are trained later, and the model's own arrays and their checksum stay as they were.
 """
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from xpbayes.channels import Channels
 from xpbayes.checksum import file_checksum
 from xpbayes.errors import InputError
+from xpbayes.inference.support import LabelSupport
+from xpbayes.models.confidence import ConfidenceNets, feature_names
 from xpbayes.models.forward import ForwardModel
+from xpbayes.models.model_error import ModelError
 from xpbayes.models.prior import LabelPrior
 
 CARD_VERSION = 1
 ARRAYS, CARD = "model.safetensors", "card.json"
+CONFIDENCE = "confidence.safetensors"
 
 
 @dataclass(frozen=True)
@@ -31,19 +35,23 @@ class TrainedModel:
     Attributes:
         forward: network, extinction curve and normalisation.
         prior: Gaussian mixture over the labels.
-        model_error: (channel, rank) F with S = F F^T the covariance of the model's relative error; None if it was
+        model_error: covariance of the model's relative error and tail, by kind of star; None if it was
             switched off.
         channels: the channel set that it predicts.
         labels: names of the stellar labels, in order.
         card: the model card; see `pipeline.train` for its keys.
+        confidence: classifiers of the estimates' reliability; None until `pipeline.confidence` has trained them.
+        support: where in label space the model was trained; None in models of version 0.1.
     """
 
     forward: ForwardModel
     prior: LabelPrior
-    model_error: Float[Array, "channel rank"] | None
+    model_error: ModelError | None
     channels: Channels
     labels: tuple[str, ...]
     card: dict[str, Any]
+    confidence: ConfidenceNets | None = None
+    support: LabelSupport | None = None
 
 
 def save_model(model: TrainedModel, folder: str | os.PathLike[str]) -> Path:
@@ -63,25 +71,87 @@ def save_model(model: TrainedModel, folder: str | os.PathLike[str]) -> Path:
         "prior.ln_threshold": model.prior.ln_threshold,
     }
     if model.model_error is not None:
-        arrays["model_error"] = model.model_error
+        arrays |= {f"model_error.{f.name}": getattr(model.model_error, f.name) for f in fields(model.model_error)}
+    if model.support is not None:
+        arrays |= {f"support.{f.name}": getattr(model.support, f.name) for f in fields(model.support)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f"{ARRAYS}.tmp"
         save_file({k: np.array(v, dtype=np.float32, order="C") for k, v in arrays.items()}, temporary)
         os.replace(temporary, folder / ARRAYS)
         card = {
+            **model.card,  # first: what a loaded card says of its own arrays is not true of these
             "version": CARD_VERSION,
             "channels": json.loads(model.channels.to_json()),
             "labels": list(model.labels),
             "arrays_checksum": file_checksum(folder / ARRAYS),
-            **model.card,
         }
+        if model.confidence is None:
+            card.pop("confidence", None)
+        else:
+            card["confidence"] = {**card["confidence"], "arrays_checksum": _save_confidence(model.confidence, folder)}
         temporary = folder / f"{CARD}.tmp"
         temporary.write_text(json.dumps(card, indent=1) + "\n")
         os.replace(temporary, folder / CARD)
+        if model.confidence is None:
+            (folder / CONFIDENCE).unlink(missing_ok=True)  # of a model that this one replaces
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror or error}); choose another output") from error
     return folder
+
+
+def _save_confidence(nets: ConfidenceNets, folder: Path) -> str:
+    """Write the classifiers' arrays and return their checksum."""
+    from safetensors.numpy import save_file
+
+    arrays = {f"weights.{i}": w for i, w in enumerate(nets.weights)}
+    arrays |= {f"biases.{i}": b for i, b in enumerate(nets.biases)}
+    arrays |= {"center": nets.center, "inverse_scale": nets.inverse_scale, "indicator": nets.indicator}
+    temporary = folder / f"{CONFIDENCE}.tmp"
+    save_file({k: np.array(v, dtype=np.float32, order="C") for k, v in arrays.items()}, temporary)
+    os.replace(temporary, folder / CONFIDENCE)
+    return file_checksum(folder / CONFIDENCE)
+
+
+def _load_confidence(folder: Path, about: dict[str, Any], features: tuple[str, ...]) -> ConfidenceNets:
+    """Read the classifiers that the card describes.
+
+    Args:
+        folder: the model's folder.
+        about: the card's entry `confidence`.
+        features: what this xpbayes computes for the model.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = folder / CONFIDENCE
+    again = "run 'xpbayes confidence' or copy the model again"
+    if not path.is_file():
+        raise InputError(f"{path}: is missing, though the card describes it; {again}")
+    try:
+        checksum, targets, known = about["arrays_checksum"], tuple(about["targets"]), tuple(about["features"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder / CARD}: its entry 'confidence' is damaged ({error!r}); {again}") from error
+    if file_checksum(path) != checksum:
+        raise InputError(f"{path}: is not the file that the card describes; {again}")
+    if known != features:
+        raise InputError(
+            f"{path}: was trained on {len(known)} features, this xpbayes computes {len(features)} others; {again}"
+        )
+    try:
+        arrays = {k: jnp.asarray(v) for k, v in load_file(path).items()}
+    except SafetensorError as error:
+        raise InputError(f"{path}: is damaged ({error}); {again}") from error
+    n_layers = sum(k.startswith("weights.") for k in arrays)
+    return ConfidenceNets(
+        weights=tuple(arrays[f"weights.{i}"] for i in range(n_layers)),
+        biases=tuple(arrays[f"biases.{i}"] for i in range(n_layers)),
+        center=arrays["center"],
+        inverse_scale=arrays["inverse_scale"],
+        indicator=arrays["indicator"],
+        targets=targets,
+        features=known,
+    )
 
 
 def load_model(folder: str | os.PathLike[str]) -> TrainedModel:
@@ -123,8 +193,16 @@ def load_model(folder: str | os.PathLike[str]) -> TrainedModel:
         prior=LabelPrior(
             arrays["prior.ln_weight"], arrays["prior.mean"], arrays["prior.whitening"], arrays["prior.ln_threshold"]
         ),
-        model_error=arrays.get("model_error"),
+        model_error=ModelError(**{f.name: arrays[f"model_error.{f.name}"] for f in fields(ModelError)})
+        if "model_error.covariance" in arrays
+        else None,
         channels=channels,
         labels=labels,
         card=card,
+        support=LabelSupport(**{f.name: arrays[f"support.{f.name}"] for f in fields(LabelSupport)})
+        if "support.labels" in arrays
+        else None,
+        confidence=_load_confidence(folder, card["confidence"], feature_names(labels, channels.names))
+        if "confidence" in card
+        else None,
     )

@@ -10,30 +10,51 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache, partial
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from xpbayes.archive.hashing import uniform_from_id
 from xpbayes.archive.selection import held_out_by_source_id, training_cuts
-from xpbayes.archive.star_table import OK, StarTable, read_star_tables, write_star_table
-from xpbayes.catalogue.table import catalogue_rows, describe, to_arrow, write_catalogue
+from xpbayes.archive.star_table import OK, StarTable, join_star_tables, read_star_tables, write_star_table
+from xpbayes.catalogue.table import catalogue_rows, describe, read_catalogue, to_arrow, write_catalogue
 from xpbayes.checksum import file_checksum
 from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.errors import InputError, nearest
 from xpbayes.modelfile import CARD, TrainedModel, load_model, save_model
 
+if TYPE_CHECKING:
+    from xpbayes.analysis.confidence import ConfidenceCheck
+    from xpbayes.analysis.dust_map.build import DustMaps
+    from xpbayes.analysis.dust_map.settings import DustMapConfig
+    from xpbayes.analysis.star_page import StarFit
+    from xpbayes.archive.companions import Companions
+    from xpbayes.catalogue.inputs import Chunk, Layout
+    from xpbayes.catalogue.parts import PartRecord
+    from xpbayes.inference.confidence import ConfidenceConfig
+
 Say = Callable[[str], None]
 PathLike = str | Path
+CHECKPOINT = "checkpoint.safetensors"
+"""Beside the model while it is trained: what a stopped run goes on from."""
+DRAW_STREAM = 17
+"""Of the hash that gives every source_id its own random numbers: draws do not depend on who shares a batch."""
 MIN_TRAINING_STARS = 200
 """Fewer stars cannot pin down a network and a 16-component prior."""
+
+
+STARS_PER_PART = 32_768
+"""Rows of a part of a catalogue: some 15 MB, and less than a minute of one core's work lost to a kill."""
 
 
 def quiet(line: str) -> None:
@@ -44,7 +65,12 @@ def quiet(line: str) -> None:
 
 
 def train(
-    stars: StarTable | PathLike, out: PathLike | None = None, config: TrainingConfig | None = None, say: Say = quiet
+    stars: StarTable | PathLike,
+    out: PathLike | None = None,
+    config: TrainingConfig | None = None,
+    say: Say = quiet,
+    *,
+    resume: bool = False,
 ) -> TrainedModel:
     """Train a model on stars with labels.
 
@@ -53,16 +79,20 @@ def train(
         out: folder for the model; nothing is written if None.
         config: settings; the defaults if None.
         say: receives progress, one line at a time.
+        resume: go on after the last phase that ended, if an earlier run to the same `out` was stopped.
 
     Returns:
-        the model; its `card` says what it was trained on and how.
+        the model; its `card` says what it was trained on and how, how good it is, and which checks it passed.
 
     Raises:
-        InputError: the table cannot be used, or too few stars remain.
+        InputError: the table cannot be used, too few stars remain, or the run to resume had other stars or settings.
 
     Example:
         >>> model = xpbayes.train("stars.parquet", out="model")  # doctest: +SKIP
     """
+    from xpbayes.analysis.training_checks import check_training
+    from xpbayes.inference.self_cleaning import with_absolute_magnitudes
+    from xpbayes.inference.support import make_support
     from xpbayes.inference.training import train as learn
 
     config = config or TrainingConfig()
@@ -70,7 +100,7 @@ def train(
     table, source = _table(stars)
     _check_writable(out)
     _require_labels(table, config.labels, str(source["path"]))
-    kept = training_cuts(table, config.labels, config.teff_max)
+    kept = training_cuts(table, config.labels, config.teff_max, config.min_channels)
     held = held_out_by_source_id(kept.source_id, config.validation_fraction, config.split_seed)
     training = kept.take(~held, "held out for validation, by source_id")
     if len(training) < MIN_TRAINING_STARS:
@@ -83,7 +113,12 @@ def train(
     batch = training.stars(
         config.labels, spectroscopic_parallax=True, label_error_floor=config.floor_for(len(config.labels))
     )
-    learned = learn(batch, training.channels.wavelengths, config, say)
+    checkpoint = None if out is None else Path(out) / CHECKPOINT
+    learned = learn(batch, training.channels.wavelengths, config, say, checkpoint, resume=resume)
+    labels = training.labels(config.labels)[0]
+    for phase in learned.record.phases:
+        if "diagnostic" in phase:
+            phase["diagnostic"] = with_absolute_magnitudes(phase["diagnostic"], training.column("phot_g_mean_mag"))
     model = TrainedModel(
         forward=learned.model,
         prior=learned.prior,
@@ -109,11 +144,28 @@ def train(
             "training_seconds": round(time.perf_counter() - begun, 2),
             "versions": versions(),
         },
+        support=make_support(learned.prior, labels, np.asarray(learned.model.label_scale), config.seed),
     )
+    model.card["held_out"] = _assess(model, kept.take(held), config) if config.held_out_stars and held.any() else {}
+    checks = check_training(model.forward, model.channels, model.labels, labels, model.card["held_out"])
+    model.card["checks"] = [vars(check) for check in checks]
+    for check in checks:
+        say(check.line)
     if out is not None:
         say(f"wrote {save_model(model, out)}")
+        Path(out, CHECKPOINT).unlink(missing_ok=True)
         model = load_model(out)  # what the next user gets, checksum included
     return model
+
+
+def _assess(model: TrainedModel, held_out: StarTable, config: TrainingConfig) -> dict[str, Any]:
+    """Accuracy on held-out stars, evenly picked, as inference by default would see them."""
+    from xpbayes.analysis.model_card import held_out_entry
+
+    rows = np.unique(np.linspace(0, len(held_out) - 1, min(config.held_out_stars, len(held_out))).astype(int))
+    stars, how = held_out.take(rows), InferenceConfig()
+    floor = config.floor_for(len(config.labels))
+    return held_out_entry(model, infer(model, stars, config=how), stars, floor, use_parallax=how.use_parallax)
 
 
 def _parallax_used(table: StarTable) -> str:
@@ -138,7 +190,7 @@ def _require_labels(table: StarTable, labels: tuple[str, ...], where: str) -> No
 
 def infer(
     model: TrainedModel | PathLike,
-    stars: StarTable | PathLike,
+    stars: StarTable | PathLike | Sequence[PathLike],
     out: PathLike | None = None,
     config: InferenceConfig | None = None,
     only: str = "all",
@@ -149,7 +201,7 @@ def infer(
     Args:
         model: a trained model or its folder.
         stars: a star table, its path, a folder of star tables, or a survey.toml, whose files are then read, calibrated
-            and solved part by part.
+            and solved part by part; or several of these.
         out: Parquet file for the catalogue; nothing is written if None.
         config: settings; the defaults if None.
         only: 'all', or 'held-out' / 'training' for that side of the model's own split.
@@ -187,9 +239,7 @@ def infer(
     if n_unusable == n_rows:
         raise InputError(f"{source['path']}: none of its {n_rows} stars can be used")
     about = {
-        "labels": trained.labels,
-        "channels": json.loads(trained.channels.to_json()),
-        "model": {k: trained.card.get(k) for k in ("created", "arrays_checksum", "n_training", "split")},
+        **_about(trained),
         "input": {**source, "n_stars": n_seen},
         "settings": config.model_dump(mode="json"),
         "selection": only,
@@ -203,6 +253,200 @@ def infer(
         write_catalogue(catalogue, out)
         say(f"wrote {out}")
     return catalogue
+
+
+def infer_parts(
+    model: PathLike,
+    inputs: PathLike | Sequence[PathLike],
+    out: PathLike,
+    config: InferenceConfig | None = None,
+    only: str = "all",
+    *,
+    resume: bool = False,
+    engine: str = "local",
+    processes: int | None = None,
+    scheduler: str | None = None,
+    shard: tuple[int, int] | None = None,
+    stars_per_part: int = STARS_PER_PART,
+    say: Say = quiet,
+) -> Path:
+    """Infer any number of stars into a catalogue in parts, in memory that does not grow with them.
+
+    However often the run is killed and gone on with, and whichever engine does it, the parts are the same bytes.
+
+    Args:
+        model: folder of the model.
+        inputs: star tables, folders of them, survey.toml files; one or several.
+        out: folder for the catalogue: parts, ``manifest.json``, ``quarantine.csv``.
+        config: settings; the defaults if None.
+        only: 'all', or 'held-out' / 'training' for that side of the model's own split.
+        resume: go on with what `out` holds; else it must be empty.
+        engine: 'local', processes of this machine, or 'dask'.
+        processes: how many; one a device or core, as far as memory goes, if None.
+        scheduler: address of a running Dask scheduler; None starts workers on this machine.
+        shard: (i, n): do only every n-th chunk, from the i-th on, beside n - 1 other jobs; implies `resume`. Whoever
+            is last completes the manifest.
+        stars_per_part: most rows of a part.
+        say: receives progress, one line at a time.
+
+    Returns:
+        the folder.
+
+    Raises:
+        InputError: inputs, model and folder do not fit together; an input has changed, gone or is damaged; the disk
+            is full; a source_id is in several parts.
+
+    Example:
+        >>> xpbayes.infer_parts("model", ["a.parquet", "b.parquet"], "catalogue/")  # doctest: +SKIP
+    """
+    from xpbayes import engine as engines
+    from xpbayes.catalogue import manifest as manifests
+    from xpbayes.catalogue.inputs import lay_out
+    from xpbayes.catalogue.parts import clean, read_records
+    from xpbayes.catalogue.progress import Progress
+    from xpbayes.catalogue.verify import check_repeated
+
+    engines.check_engine(engine)
+    if scheduler is not None and engine != "dask":
+        raise InputError(f"--scheduler {scheduler} is for the engine dask; add --engine dask")
+    config, folder, model = config or InferenceConfig(), Path(out), Path(model).absolute()
+    _check_selection(only)
+    trained = load_model(model)
+    layout = lay_out([inputs] if isinstance(inputs, str | Path) else inputs, trained.channels, stars_per_part)
+    settings = config.model_dump(mode="json")
+    about = {**_about(trained), "settings": settings, "selection": only}
+    identity = manifests.make_identity(layout, model, about, settings, versions())
+    _check_writable(folder / manifests.MANIFEST)
+    manifest = manifests.open_run(folder, identity, resume=resume or shard is not None)
+    clean(folder, everything=manifest["complete"])
+    if manifest["complete"]:
+        say(f"{folder} is complete already: {manifest['totals']['rows_written']:,} rows")
+        return folder
+
+    records = read_records(folder)
+    manifests.check_inputs_unchanged(layout, records)
+    mine = [c for c in layout.chunks if shard is None or c.number % shard[1] == shard[0]]
+    kept = manifests.keep_layout(folder, layout)
+    job = _Job(str(folder.absolute()), str(model), config, only, kept, manifests.identity_checksum(identity))
+
+    def run(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+        if engine == "dask":
+            return engines.run_dask(work, items, scheduler, processes, say)
+        return engines.run_local(work, items, processes, say)
+
+    rejected = manifests.keep_tables(folder, layout, say)
+    done = manifests.finished_chunks(folder, layout, mine, records, say)
+    progress = Progress(sum(c.weight for c in mine), say)
+    progress.already([r for c in done for r in done[c]], sum(c.weight for c in done))
+    left = [c for c in mine if c not in done]
+    if done or len(left) != len(mine):
+        say(f"{len(done)} of {len(mine)} chunks are done already")
+    for chunk, made in run(partial(_infer_chunk, job), left) if left else ():
+        progress.add(made, chunk.weight)
+
+    finished = manifests.complete(folder, layout, manifest, rejected)
+    if finished is None:
+        say(f"this job's {len(mine)} chunks are done; other jobs' are not, and the last of them completes {folder}")
+        return folder
+    total = finished["totals"]
+    say(
+        f"{total['rows_read']:,} rows read: {total['rows_written']:,} written, {total['rows_not_selected']:,} not "
+        f"selected, {total['rows_quarantined']:,} quarantined; {total['bytes'] / 1e6:,.1f} MB in {folder}"
+    )
+    check_repeated(folder, finished)
+    if not total["status"].get(OK):
+        raise InputError(
+            f"{folder}: none of its {total['rows_read']} rows has a solution; see {manifests.MANIFEST} for the reasons"
+        )
+    return folder
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker needs to know, small enough to be sent with every chunk.
+
+    Attributes:
+        folder: of the catalogue.
+        model: folder of the model.
+        config: settings.
+        only: side of the model's split.
+        layout: file that keeps the layout.
+        identity: checksum of everything that the run is made from, so that nothing is kept from an earlier one.
+    """
+
+    folder: str
+    model: str
+    config: InferenceConfig
+    only: str
+    layout: str
+    identity: str
+
+
+@lru_cache(maxsize=1)
+def _at_work(job: _Job) -> tuple[TrainedModel, "Layout", "list[Companions]"]:
+    """Model, layout, and the tables to be joined to spectra: read once by each worker."""
+    from xpbayes.catalogue.manifest import kept_layout, kept_tables
+
+    layout = kept_layout(job.layout)
+    return load_model(job.model), layout, kept_tables(Path(job.folder), layout)
+
+
+def _infer_chunk(job: _Job, chunk: "Chunk") -> list["PartRecord"]:
+    """Read, calibrate, solve and write one chunk: the one function that every engine calls.
+
+    Parts that are there already stay as they are; for the same input, the others are always the same bytes.
+    """
+    from xpbayes.catalogue.inputs import read_chunk
+    from xpbayes.catalogue.parts import PartDraft, read_record, write_part
+    from xpbayes.catalogue.prefetch import prefetched
+
+    trained, layout, companions = _at_work(job)
+    folder, file = Path(job.folder), layout.files[chunk.file]
+    records: list[PartRecord] = []
+    rows: list[pa.Table] = []
+    draft: PartDraft | None = None
+    known: PartRecord | None = None
+    with prefetched(read_chunk(layout, chunk, companions)) as pieces:
+        for piece in pieces:
+            if draft is None:
+                known = read_record(folder, chunk.file, piece.block)
+                draft = PartDraft(chunk.file, piece.block)
+            if known is None:
+                chosen = choose_stars(trained, piece.table, job.only)
+                part = _infer_piece(trained, chosen, job.config)
+                measured = int(chosen.is_measured("parallax").sum()) if job.config.use_parallax else 0
+                draft.add(piece.n_read, len(piece.table) - len(chosen), measured, part, piece.rejected)
+                rows.append(part)
+            if piece.ends_part:
+                if known is None:
+                    table = describe(pa.concat_tables(rows).unify_dictionaries(), _about_part(trained, job))
+                    known = write_part(folder, table, draft.record(file.path, last=piece.ends_chunk))
+                records.append(known)
+                rows, draft = [], None
+    return records
+
+
+def _infer_piece(trained: TrainedModel, table: StarTable, config: InferenceConfig) -> pa.Table:
+    """Catalogue rows of some thousand stars, by the one compiled program that serves every piece of a run."""
+    usable = np.flatnonzero(table.problems() == OK)
+    missing = config.chunk_size - len(usable)
+    if not len(usable) or missing <= 0:
+        return _infer_part(trained, table, config, quiet)[0]
+    index = np.concatenate([np.arange(len(table)), np.full(missing, usable[-1])])
+    return _infer_part(trained, table.take(index), config, quiet)[0].slice(0, len(table))
+
+
+def _about(trained: TrainedModel) -> dict[str, Any]:
+    """What every catalogue says about the model that it was made with."""
+    model = {k: trained.card.get(k) for k in ("created", "arrays_checksum", "n_training", "split")}
+    if trained.confidence is not None:
+        model["confidence_checksum"] = trained.card["confidence"].get("arrays_checksum")
+    return {"labels": trained.labels, "channels": json.loads(trained.channels.to_json()), "model": model}
+
+
+def _about_part(trained: TrainedModel, job: _Job) -> dict[str, Any]:
+    """Metadata of a part: the same for all parts, and no time or host in it."""
+    return {**_about(trained), "settings": job.config.model_dump(mode="json"), "selection": job.only}
 
 
 def _infer_part(trained: TrainedModel, table: StarTable, config: InferenceConfig, say: Say) -> tuple[pa.Table, int]:
@@ -220,14 +464,44 @@ def _infer_part(trained: TrainedModel, table: StarTable, config: InferenceConfig
         say(f"inferred {done} of {total} stars ({rate:.0f} stars/s)")
 
     inferred = solve(
-        trained.forward, trained.prior, trained.model_error, usable.stars(trained.labels), config, progress
+        trained.forward,
+        trained.prior,
+        trained.model_error,
+        usable.stars(trained.labels),
+        config,
+        progress,
+        (uniform_from_id(usable.source_id, DRAW_STREAM) * 2.0**32).astype(np.uint32),
     )
     rows = catalogue_rows(table, status, inferred, float(trained.prior.ln_threshold), use_parallax=config.use_parallax)
+    if trained.support is not None:
+        from xpbayes.inference.support import extrapolation
+
+        labels = jnp.asarray(inferred.estimate[:, : len(trained.labels)])
+        rows["extrapolation"] = np.full(len(table), np.nan, np.float32)
+        rows["extrapolation"][status == OK] = extrapolation(trained.support, trained.prior, labels)
+    if trained.confidence is not None:
+        from xpbayes.catalogue.confidence import confidence_columns
+
+        filled, notes = confidence_columns(trained, table, rows)
+        rows |= filled
+        for note in notes:
+            say(note)
     return to_arrow(rows, len(trained.labels)), len(table) - len(usable)
 
 
-def _stream(stars: StarTable | PathLike, out: PathLike | None, say: Say) -> tuple[Iterator[StarTable], dict[str, Any]]:
+def _stream(
+    stars: StarTable | PathLike | Sequence[PathLike], out: PathLike | None, say: Say
+) -> tuple[Iterator[StarTable], dict[str, Any]]:
     """Star tables one after the other, and what they are: a table, a file, a folder of files, or a survey.toml."""
+    if not isinstance(stars, StarTable | str | Path):
+        if len(stars) == 1:
+            return _stream(stars[0], out, say)
+        streams = [_stream(one, out, say) for one in stars]
+        names = " ".join(str(source["path"]) for _, source in streams)
+        return chain.from_iterable(stream for stream, _ in streams), {
+            "path": names,
+            "checksum": [source["checksum"] for _, source in streams],
+        }
     if isinstance(stars, StarTable) or Path(stars).suffix != ".toml":
         table, source = _table(stars)
         return iter([table]), source
@@ -256,18 +530,226 @@ def _stream(stars: StarTable | PathLike, out: PathLike | None, say: Say) -> tupl
 SELECTIONS = ("all", "held-out", "training")
 
 
+def _check_selection(only: str) -> None:
+    if only not in SELECTIONS:
+        raise InputError(f"'{only}' is no selection of stars{nearest(only, SELECTIONS)}; use {', '.join(SELECTIONS)}")
+
+
 def choose_stars(model: TrainedModel, table: StarTable, only: str) -> StarTable:
     """Select one side of the split that the model was trained with.
 
     'training' is that side of the source_id split, whether or not a star passed the training cuts.
     """
-    if only not in SELECTIONS:
-        raise InputError(f"'{only}' is no selection of stars{nearest(only, SELECTIONS)}; use {', '.join(SELECTIONS)}")
+    _check_selection(only)
     if only == "all":
         return table
     split = model.card["split"]
     held_out = held_out_by_source_id(table.source_id, split["fraction"], split["seed"])
     return table.take(held_out if only == "held-out" else ~held_out)
+
+
+def verify(catalogue: PathLike, say: Say = quiet) -> None:
+    """Re-check a finished catalogue in parts.
+
+    Args:
+        catalogue: its folder.
+        say: receives every problem, and a line if there are none.
+
+    Raises:
+        InputError: it is not finished, or something is wrong with it.
+    """
+    from xpbayes.catalogue.verify import verify_catalogue
+
+    found = verify_catalogue(Path(catalogue))
+    for problem in found.problems:
+        say(problem)
+    if found.problems:
+        raise InputError(f"{catalogue}: {len(found.problems)} problems (first: {found.problems[0]})")
+    say(f"{found.n_rows:,} rows in {found.n_parts} parts: every check passed")
+
+
+def export(
+    catalogue: PathLike,
+    out: PathLike,
+    format: str,
+    approximate_positions: bool = False,
+    processes: int | None = None,
+    say: Say = quiet,
+) -> Path:
+    """Write a catalogue in another format, with the schema's units, UCDs and descriptions.
+
+    Args:
+        catalogue: a catalogue file, or the folder of a catalogue in parts.
+        out: file to write; for 'hats' a folder that must not exist.
+        format: 'hats', 'votable' or 'fits'.
+        approximate_positions: for 'hats', where ra and dec are missing: use the HEALPix pixel in the source_id.
+        processes: for 'hats', workers; chosen if None.
+        say: receives progress.
+
+    Returns:
+        what was written.
+
+    Raises:
+        InputError: it cannot be read or written, positions are missing, or a package is.
+    """
+    from xpbayes.catalogue import export as exports
+    from xpbayes.catalogue.reader import open_catalogue
+
+    opened, target = open_catalogue(catalogue), Path(out)
+    _check_writable(target)
+    if format == "hats":
+        exports.write_hats(opened, target, approximate_positions=approximate_positions, processes=processes)
+    elif format == "votable":
+        exports.write_votable(opened, target)
+    elif format == "fits":
+        exports.write_fits(opened, target)
+    else:
+        raise InputError(f"'{format}' is no format{nearest(format, exports.FORMATS)}; use {', '.join(exports.FORMATS)}")
+    say(f"wrote {target}: {opened.n_rows:,} rows")
+    return target
+
+
+# ------------------------------------------------------------------------------------------ confidences, single stars
+
+
+def confidence(
+    model: TrainedModel | PathLike,
+    catalogue: PathLike,
+    stars: StarTable | PathLike,
+    out: PathLike | None = None,
+    config: "ConfidenceConfig | None" = None,
+    figures: PathLike | None = None,
+    say: Say = quiet,
+) -> "tuple[TrainedModel, ConfidenceCheck]":
+    """Train classifiers of how reliable the estimates are (ZGR23 Section 4.4, Appendix B).
+
+    Args:
+        model: a trained model or its folder.
+        catalogue: what it inferred for stars that it never saw (``only="held-out"``).
+        stars: the star table that the catalogue was inferred from, with labels.
+        out: folder for the model with its classifiers, its own folder perhaps; nothing is written if None.
+        config: settings; Appendix B's if None.
+        figures: folder for figures and numbers of how well the confidences work; none if None.
+        say: receives progress, one line at a time.
+
+    Returns:
+        the model with classifiers, and how they do on the stars held out from training them.
+
+    Raises:
+        InputError: the catalogue is another model's or holds stars of the training side; too few stars remain.
+
+    Example:
+        >>> model, check = xpbayes.confidence("model", "catalogue.parquet", "stars.parquet")  # doctest: +SKIP
+    """
+    from xpbayes.analysis.confidence import held_out_fits, judge, write_check
+    from xpbayes.inference.confidence import ConfidenceConfig, confidences, train_confidence
+    from xpbayes.models.confidence import feature_names
+
+    config = config or ConfidenceConfig()
+    begun = time.perf_counter()
+    trained = load_model(model) if not isinstance(model, TrainedModel) else model
+    _check_writable(out if out is None else Path(out) / CARD)
+    _check_writable(figures if figures is None else Path(figures) / CARD)
+    rows, about = read_catalogue(catalogue)
+    table, source = _table(stars)
+    trained.channels.require_same(table.channels, "the model", str(source["path"]))
+    fits = held_out_fits(trained, rows, about, table, str(catalogue))
+    split = {"by": "source_id hash", "fraction": config.validation_fraction, "seed": trained.card["split"]["seed"] + 1}
+    validation = held_out_by_source_id(fits.comparison.source_id, split["fraction"], split["seed"])
+    say(f"{len(validation)} held-out stars with labels pass the basic cut, {fits.n_failed_basic_cut} do not")
+    names = feature_names(trained.labels, trained.channels.names)
+    learned = train_confidence(fits.features, fits.chi2_eps, validation, fits.targets, names, config, say)
+    check = judge(fits, validation, learned.nets.targets, confidences(learned.nets, fits.features))
+    entry = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "catalogue": {k: about.get(k) for k in ("created", "input", "selection", "settings", "n_with_parallax")},
+        "stars": source,
+        "features": list(names),
+        "split": split,
+        "n_failed_basic_cut": fits.n_failed_basic_cut,
+        **learned.record,
+        **check.numbers(),
+        "seconds": round(time.perf_counter() - begun, 2),
+        "versions": versions(),
+    }
+    trained = replace(trained, confidence=learned.nets, card={**trained.card, "confidence": entry})
+    if figures is not None:
+        for path in write_check(check, Path(figures)):
+            say(f"wrote {path}")
+    if out is not None:
+        say(f"wrote {save_model(trained, out)}")
+        trained = load_model(out)
+    return trained, check
+
+
+def fit(
+    model: TrainedModel | PathLike,
+    stars: StarTable | PathLike,
+    source_ids: Sequence[int],
+    out: PathLike | None = None,
+    config: InferenceConfig | None = None,
+    say: Say = quiet,
+) -> "list[StarFit]":
+    """Fit a handful of stars and find every optimum of their posteriors that many starts can reach.
+
+    Args:
+        model: a trained model or its folder.
+        stars: a star table, its path, a folder of star tables, or a survey.toml.
+        source_ids: which stars; each fit's order is theirs.
+        out: folder for ``fit.json`` and one figure a star; nothing is written if None.
+        config: settings; the defaults if None.
+        say: receives progress, one line at a time.
+
+    Raises:
+        InputError: a source_id is not there, or model and stars do not fit together.
+
+    Example:
+        >>> stars = xpbayes.fit("model", "stars.parquet", [4295806720], out="fit")  # doctest: +SKIP
+    """
+    from xpbayes.analysis.star_page import star_fits, write_fits
+    from xpbayes.inference.modes import find_modes
+
+    config = config or InferenceConfig()
+    trained = load_model(model) if not isinstance(model, TrainedModel) else model
+    _check_writable(out if out is None else Path(out) / CARD)
+    table, where = _pick_stars(stars, list(dict.fromkeys(source_ids)), say)
+    trained.channels.require_same(table.channels, "the model", where)
+    rows, _ = _infer_part(trained, table, config, say)
+    usable = table.take(np.flatnonzero(table.problems() == OK))
+    say(f"looking for other optima of {len(usable)} stars")
+    modes = (
+        find_modes(trained.forward, trained.prior, trained.model_error, usable.stars(trained.labels), config)
+        if len(usable)
+        else []
+    )
+    found = dict(zip(usable.source_id.tolist(), modes, strict=True))
+    fits = star_fits(trained, table, rows, found, parallax_used=config.use_parallax)
+    if out is not None:
+        for path in write_fits(fits, Path(out)):
+            say(f"wrote {path}")
+    return fits
+
+
+def _pick_stars(stars: StarTable | PathLike, wanted: list[int], say: Say) -> tuple[StarTable, str]:
+    """The stars of given source_ids, in that order, and what they came from; reading stops when all are found."""
+    stream, source = _stream(stars, None, say)
+    found: list[StarTable] = []
+    missing = set(wanted)
+    for table in stream:
+        row = {int(s): i for i, s in enumerate(table.source_id.tolist()) if s in missing}
+        if row:
+            found.append(table.take(np.array(list(row.values()))))
+            missing -= row.keys()
+        if not missing:
+            break
+    if missing or not found:
+        first = next((s for s in wanted if s in missing), None)
+        raise InputError(
+            f"{source['path']}: {len(missing)} of {len(wanted)} source_ids are not there (first: {first}); check them"
+        )
+    table = join_star_tables(found, [str(source["path"])] * len(found))
+    at = {int(s): i for i, s in enumerate(table.source_id.tolist())}
+    return table.take(np.array([at[s] for s in wanted])), str(source["path"])
 
 
 # -------------------------------------------------------------------------------------------------------- prediction
@@ -410,6 +892,35 @@ def report(
     path = write_report(trained, catalogue, table, Path(out), timings or {})
     say(f"wrote {path}")
     return path
+
+
+def dust_map(
+    catalogue: PathLike, out: PathLike | None = None, config: "DustMapConfig | None" = None, say: Say = quiet
+) -> "DustMaps":
+    """Make a three-dimensional dust map from a catalogue's extinctions and parallaxes (ZGR23 Section 5.4).
+
+    Args:
+        catalogue: a catalogue file, or the folder of a catalogue in parts; it is streamed.
+        out: folder for sky.fits, profile.fits, birds_eye.fits, figures and dust_map.json; nothing is written if None.
+        config: cuts, resolutions, distance bins, kind of mean; the paper's if None.
+        say: receives progress.
+
+    Returns:
+        the maps; `profile.extinction(coords, distance)` answers queries.
+
+    Raises:
+        InputError: no finished catalogue, a missing column, or no star passes the cuts.
+    """
+    from xpbayes.analysis.dust_map.build import ABOUT, build_dust_map, write_dust_map
+
+    if out is None:
+        return build_dust_map(Path(catalogue), config, say=say)
+    _check_writable(Path(out) / ABOUT)
+    Path(out).mkdir(parents=True, exist_ok=True)
+    maps = build_dust_map(Path(catalogue), config, scratch=Path(out), say=say)
+    for path in write_dust_map(maps, Path(out)):
+        say(f"wrote {path}")
+    return maps
 
 
 def demo(out: PathLike, say: Say = quiet) -> Path:

@@ -171,7 +171,7 @@ def catalogue_columns(n_labels: int = 3) -> tuple[Column, ...]:
             "stellar_params_est",
             pa.list_(f32, n_parameters),
             mixed,
-            "stat.max;phys",
+            "phys;stat.max",
             f"posterior mode, in the sampled coordinates, of {order}",
         ),
         Column(
@@ -185,9 +185,27 @@ def catalogue_columns(n_labels: int = 3) -> tuple[Column, ...]:
         Column(
             "ln_prior", f32, "", "stat.likelihood", "ln of the Gaussian-mixture prior on the labels at the solution"
         ),
-        Column("teff_confidence", f32, "", "stat.probability", "confidence that Teff is reliable; null until trained"),
-        Column("feh_confidence", f32, "", "stat.probability", "confidence that [Fe/H] is reliable; null until trained"),
-        Column("logg_confidence", f32, "", "stat.probability", "confidence that log g is reliable; null until trained"),
+        Column(
+            "teff_confidence",
+            f32,
+            "",
+            "stat.probability",
+            "probability that Teff agrees with spectroscopy (Eq. 27); null where the model has no classifier",
+        ),
+        Column(
+            "feh_confidence",
+            f32,
+            "",
+            "stat.probability",
+            "probability that [Fe/H] agrees with spectroscopy (Eq. 27); null where the model has no classifier",
+        ),
+        Column(
+            "logg_confidence",
+            f32,
+            "",
+            "stat.probability",
+            "probability that log g agrees with spectroscopy (Eq. 27); null where the model has no classifier",
+        ),
         Column("quality_flags", pa.uint8(), "", "meta.code.qual", "bits of QualityFlag; below 8 basic, 0 strict"),
         Column(
             "stellar_params_icov_triu",
@@ -202,6 +220,60 @@ def catalogue_columns(n_labels: int = 3) -> tuple[Column, ...]:
             "",
             "stat.covariance",
             f"upper triangle, row by row, of its inverse, the covariance of {order}",
+        ),
+        Column(
+            "laplace_cov_triu",
+            pa.list_(f32, n_triu),
+            "",
+            "stat.covariance",
+            f"upper triangle, row by row, of the covariance of {order} from the full posterior's Hessian, prior included",
+        ),
+        *(
+            Column(
+                f"stellar_params_{name}",
+                pa.list_(f32, n_parameters),
+                mixed,
+                ucd,
+                f"{what} of {order} over the posterior, from importance-reweighted draws; null if none were asked for",
+            )
+            for name, ucd, what in (
+                ("mean", "phys;stat.mean", "mean"),
+                ("std", "phys;stat.stdev", "standard deviation"),
+                ("median", "phys;stat.median", "median"),
+                ("p16", "phys;stat.value", "16 % quantile"),
+                ("p84", "phys;stat.value", "84 % quantile"),
+            )
+        ),
+        Column(
+            "k_hat",
+            f32,
+            "",
+            "stat.fit.param",
+            "Pareto shape of the importance weights; above 0.7 mean, std and quantiles cannot be trusted",
+        ),
+        Column("n_effective", f32, "", "meta.number", "effective number of importance draws"),
+        Column("n_modes", pa.int16(), "", "meta.number", "distinct optima found within 9 of the best in L"),
+        Column(
+            "runner_up_est",
+            pa.list_(f32, n_parameters),
+            mixed,
+            "phys;stat.max",
+            f"the second optimum's {order}; null if there is one only",
+        ),
+        Column(
+            "runner_up_delta",
+            f32,
+            "",
+            "stat.likelihood",
+            "by how much L = -2 ln posterior is higher at the second optimum",
+        ),
+        Column(
+            "extrapolation",
+            f32,
+            "",
+            "stat.value",
+            "how far outside the training sample the star lies: 0 its middle, 1 its outermost thousandth; null where the "
+            "model has no record of it",
         ),
         Column("n_obs", pa.int16(), "", "meta.number", "channels that entered the fit"),
         Column("dof", pa.int16(), "", "stat.fit.dof", "n_obs, plus one for a parallax, minus the number of parameters"),

@@ -6,12 +6,21 @@ Gaia's 64-bit source_id stays outside (`archive.star_table.StarTable`): 32-bit J
 """
 
 import math
+import os
 from dataclasses import replace
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+# On the CPU every program runs in the thread that calls it, and on one core. XLA's pool of threads made our programs
+# hardly faster, and on a machine of two cores it now and then stood still for ever inside a loop of matrix products.
+# Many cores are used by many processes instead (`engine.py`). XLA reads its flags when it first compiles.
+_ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
+if _ONE_THREAD.split("=", maxsplit=1)[0] not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_ONE_THREAD}".strip()
+jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 class Stars(eqx.Module):
@@ -28,6 +37,7 @@ class Stars(eqx.Module):
         label_inv_error: (star, label) 1/sigma, 0 where missing.
         reddening: (star,) estimate of E [mag].
         reddening_inv_error: (star,) 1/sigma [1/mag], 0 where missing.
+        tail: (star,) 1 / degrees of freedom of the Student t that the fluxes follow; 0 is a Gaussian.
     """
 
     flux: Float[Array, "*star channel"]
@@ -39,6 +49,7 @@ class Stars(eqx.Module):
     label_inv_error: Float[Array, "*star label"]
     reddening: Float[Array, "*star"]
     reddening_inv_error: Float[Array, "*star"]
+    tail: Float[Array, "*star"]
 
     def __len__(self) -> int:
         return self.flux.shape[0]

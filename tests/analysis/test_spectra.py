@@ -1,7 +1,10 @@
+import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.testing import assert_allclose
 
 from xpbayes.analysis.spectra import EXAMPLE_KINDS, choose_examples, spectrum_fit
+from xpbayes.models.model_error import kind_weights
 from xpbayes.pipeline import predict_flux
 
 
@@ -13,18 +16,34 @@ def test_prediction_is_that_of_predict_flux(trained, sample):
 
 
 def test_errors_are_the_marginal_ones_of_measurement_and_model(trained, sample):
-    """Against a dense inverse of the precision, model error added by hand."""
+    """Against a dense inverse of the precision; S = sum_k w_k S_k and the Student t's weight added by hand."""
     n = sample.channels.n_xp
     lower = np.zeros((n, n))
     lower[np.tril_indices(n)] = sample.xp_whitening[3]
-    measured = np.concatenate(
-        [np.diag(np.linalg.inv(lower.T @ lower)), 1 / sample.band_inverse_error[3].astype(float) ** 2]
-    )
-    factor = np.asarray(trained.model_error, float)
-    total = measured + sample.flux[3].astype(float) ** 2 * np.diag(factor @ factor.T)
+    measured = np.diag(np.append(np.zeros(n), 1 / sample.band_inverse_error[3].astype(float) ** 2))
+    measured[:n, :n] = np.linalg.inv(lower.T @ lower)
+    flux = sample.flux[3].astype(float)
+    star = jax.tree.map(lambda leaf: jnp.asarray(leaf[3]), sample.take(np.arange(4)).stars(trained.labels))
+    weight = np.asarray(kind_weights(trained.model_error, star), float)
+    relative = np.einsum("k,kij->ij", weight, np.asarray(trained.model_error.covariance, float))
+    total = measured + flux[:, None] * relative * flux
     fit = spectrum_fit(trained, sample, 3, np.array([5.8, 0.0, 4.4, 0.1, 1.5]))
-    assert_allclose(fit.error, np.sqrt(total), rtol=1e-3)
+    chi2 = (fit.observed - fit.predicted) @ np.linalg.solve(total, fit.observed - fit.predicted)
+    nu = 1.0 / (weight @ np.asarray(trained.model_error.tail, float))
+    assert chi2 > 2 * len(flux)  # these are not the star's parameters: the error bars must be wider for it
+    assert_allclose(fit.error, np.sqrt(np.diag(total) * (nu + chi2) / (nu + len(flux))), rtol=5e-3)
     assert_allclose(fit.residual, (fit.observed - fit.predicted) / fit.error)
+
+
+def test_without_a_model_error_a_bad_fit_keeps_the_measured_errors(trained, sample):
+    from dataclasses import replace
+
+    n = sample.channels.n_xp
+    lower = np.zeros((n, n))
+    lower[np.tril_indices(n)] = sample.xp_whitening[3]
+    fit = spectrum_fit(replace(trained, model_error=None), sample, 3, np.array([5.8, 0.0, 4.4, 0.1, 1.5]))
+    assert_allclose(fit.error[:n], np.sqrt(np.diag(np.linalg.inv(lower.T @ lower))), rtol=1e-3)
+    assert_allclose(fit.error[n:], 1 / sample.band_inverse_error[3], rtol=1e-4)
 
 
 def test_missing_bands_are_not_drawn(trained, sample):

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -206,11 +208,87 @@ def test_a_wrong_survey_is_refused_in_one_sentence(tmp_path, text, sentence):
     assert not list(tmp_path.glob("out/*.parquet"))
 
 
-def test_a_folder_with_star_tables_is_left_alone(tmp_path):
+def test_a_folder_with_other_star_tables_is_left_alone(tmp_path):
     config = survey(tmp_path / "s")
-    prepare(config, tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.parquet").write_bytes(b"")
     with pytest.raises(InputError, match="already holds star tables"):
         prepare(config, tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.parquet"]
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+
+
+def test_a_second_run_skips_what_is_done(tmp_path):
+    config = survey(tmp_path / "s", 'select = "all"')
+    first = prepare(config, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    times = [p.stat().st_mtime_ns for p in first]
+    said: list[str] = []
+    assert prepare(config, tmp_path / "out", said.append) == first
+    assert said[0] == "1 of 1 XP files were done before"
+    assert [p.stat().st_mtime_ns for p in first] == times and contents(tmp_path / "out") == before
+    (tmp_path / "s" / "bulk.csv.gz").touch()  # another time, the same bytes
+    assert prepare(config, tmp_path / "out") == first
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda s: write(s / "bulk.csv.gz", LINES[:-1]), "bulk.csv.gz: has changed"),
+        (lambda s: write(s / "tmass.csv", ["source_id,j_m,j_msigcom", f"{IDS[0]},12,0.1"]), "with another tmass.csv"),
+        (lambda s: write(s / "more.csv.gz", LINES), "begun with 1 XP files, now there are 2"),
+        (lambda s: s.joinpath("survey.toml").write_text(_other_scaling(s)), "other settings of 'xp'"),
+        (lambda s: next(s.parent.glob("out/*.parquet")).unlink(), "1 star tables have gone"),
+    ],
+)
+def test_changed_inputs_and_settings_are_refused_in_one_sentence(tmp_path, change, sentence):
+    config = survey(tmp_path / "s", 'select = "all"')
+    prepare(config, tmp_path / "out")
+    change(tmp_path / "s")
+    with pytest.raises(InputError, match="^[^\n]+start again$") as error:
+        prepare(config, tmp_path / "out")
+    assert sentence in str(error.value)
+
+
+def _other_scaling(folder) -> str:
+    return (folder / "survey.toml").read_text().replace("[xp]", '[xp]\nerror_scaling = "divided"')
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from xpbayes.archive import prepare as module
+left = int(sys.argv[3])
+replace = os.replace
+def dying(source, target):  # every file appears by a rename: dying before and after one covers every moment
+    global left
+    left -= 1
+    if left == 0 and sys.argv[4] == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+os.replace = dying
+module.prepare(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path):
+    """Two SIGKILLs and a resume against an undisturbed run: two XP files, five tables, a star in both files."""
+    config = survey(tmp_path / "s", 'select = "all"\nstars_per_file = 5')
+    write(tmp_path / "s" / "more.csv.gz", [LINES[0], *LINES[-2:], LINES[5].replace(str(IDS[4]), "77")])
+    prepare(config, tmp_path / "whole")
+    for nth, when in ((4, "before"), (6, "after")):  # among the tables of the first file; beside its record
+        command = [sys.executable, "-c", KILLED, str(config), str(tmp_path / "out"), str(nth), when]
+        assert subprocess.run(command, capture_output=True, check=False).returncode == -9
+        assert not (tmp_path / "out" / "prepare.json").exists()
+    prepare(config, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert len(contents(tmp_path / "out")) == 6
+    assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
 def test_nothing_left_is_an_error_that_keeps_the_evidence(tmp_path):

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
+from xpbayes.archive.cells import ArrayParser, LineParser, integer
 from xpbayes.archive.quarantine import UNKNOWN_SOURCE
-from xpbayes.archive.rows import ArrayParser, integer
+from xpbayes.archive.text_file import TextFile
 from xpbayes.archive.xp_continuous import COLUMNS, read_xp_continuous
 from xpbayes.errors import InputError
 
@@ -434,3 +435,80 @@ def test_an_array_without_any_number_is_missing_either_way(monkeypatch, fast, te
     if not fast:
         monkeypatch.setitem(__import__("sys").modules, "simdjson", None)
     assert ArrayParser()(text) is None
+
+
+def test_a_votable_as_text_is_streamed_and_a_binary_one_is_read(tmp_path, monkeypatch):
+    from astropy.table import Table
+
+    from xpbayes.archive import binary_file
+
+    table = made_up(7)
+    whole = Table({k: np.stack(v) if isinstance(v[0], np.ndarray) else v for k, v in table.items()})
+    monkeypatch.setattr("xpbayes.archive.rows.ROWS_AT_ONCE", 3)
+    for serialisation in ("tabledata", "binary", "binary2"):
+        path = tmp_path / f"{serialisation}.vot"
+        whole.write(path, format="votable", tabledata_format=serialisation)
+        check_same(path, table)
+    sizes = []
+    original = binary_file._votable_blocks
+    monkeypatch.setattr(
+        binary_file, "_votable_blocks", lambda *a: (sizes.append(len(b["source_id"])) or b for b in original(*a))
+    )
+    check_same(tmp_path / "tabledata.vot", table)
+    assert sizes == [3, 3, 1]
+
+
+def test_a_votable_that_is_cut_gives_its_whole_rows(tmp_path):
+    from astropy.table import Table
+
+    table = made_up(7)
+    whole = Table({k: np.stack(v) if isinstance(v[0], np.ndarray) else v for k, v in table.items()})
+    path = tmp_path / "x.vot"
+    whole.write(path, format="votable")
+    text = path.read_bytes()
+    path.write_bytes(text[: text.rindex(b"<TR>") + 40])
+    batches, (bad,) = read_all(path)
+    assert sum(len(b) for b in batches) == 6 and bad.row == 7 and "damaged from this row on" in bad.reason
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'1,"[1,2]",3',
+        b'1,"(1,2)",3',
+        b"1,null,3",
+        b"1,,3",
+        b'1,"[1,NaN]",3',
+        b'1,"1,2",3',
+        b"1,[1,2],3",
+        b'1,"[1,2],3',
+        b'1,"[[1,2]]",3',
+        b'1,"[1,null]",3',
+        b"true,1,3",
+        b'99999999999999999999,"[1]",3',
+        b'"[1]","2,3"',
+        b'1,"[1]""[2]",3',
+    ],
+)
+def test_a_line_read_at_once_is_what_its_cells_are(tmp_path, line):
+    """The fast way through a line never says anything else than splitting it and reading cell by cell."""
+    file = tmp_path / "x.csv"
+    file.write_bytes(b"source_id,array,number\n" + line + b"\n")
+    text = TextFile(file)
+    cells = LineParser(3, [0, 1, 2])(line)
+    if cells is None:
+        return  # left to the careful way
+    expected = text.split(line)
+    parse = ArrayParser()
+    assert cells[0] == integer(expected[0]) and cells[2] == integer(expected[2])
+    if isinstance(cells[1], np.ndarray):
+        assert_array_equal(cells[1], parse(expected[1]))
+    else:
+        assert cells[1] is None and parse(expected[1]) is None
+
+
+def test_the_archives_own_lines_are_read_at_once():
+    line = b'4295806720,"[1.5,-2e-3]",null,"[7]",3'
+    cells = LineParser(5, [0, 1, 2, 4])(line)
+    assert cells is not None and cells[0] == 4295806720 and cells[2] is None and cells[3] == 3
+    assert_array_equal(cells[1], [1.5, -2e-3])

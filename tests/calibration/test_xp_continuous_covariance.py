@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose
 
 from xpbayes.archive.xp_continuous import read_xp_continuous
 from xpbayes.calibration.error_model import inflate
-from xpbayes.calibration.whitening import pack, whiten
+from xpbayes.calibration.whitening import pack, whiten, whiten_packed
 from xpbayes.calibration.xp_covariance import (
     FLUX_UNIT_SI,
     XpSide,
@@ -18,7 +18,6 @@ from xpbayes.calibration.xp_covariance import (
     coefficient_covariance,
     merge_weights,
     sample_spectra,
-    whiten_packed,
 )
 from xpbayes.channels import XP_GRID_NM
 

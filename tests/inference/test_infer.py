@@ -1,11 +1,20 @@
+"""Inference of a batch: what it must not look at, what it must not depend on, and how optima are told apart."""
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
+from tests.conftest import as_double
 from xpbayes.config import InferenceConfig
-from xpbayes.inference.infer import infer
+from xpbayes.inference.infer import choose_optima, infer, laplace_covariance, refine
+from xpbayes.inference.model_error import fold_in_model_error
+from xpbayes.inference.solver import Solution, solve
+from xpbayes.inference.starts import find_starts, make_grid
+from xpbayes.models.objective import objective
 
-SIMPLE = InferenceConfig(use_parallax=False, n_nodes=256, n_starts=2)
+SIMPLE = InferenceConfig(use_parallax=False, n_nodes=256, n_starts=2, n_draws=64)
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +30,36 @@ def inferred(trained, stars):
 def test_every_star_has_a_finite_answer_with_a_positive_covariance(inferred):
     assert inferred.estimate.shape == (150, 5) and np.isfinite(inferred.estimate).all()
     assert np.all(np.linalg.eigvalsh(inferred.covariance) > 0)
+    assert np.all(np.linalg.eigvalsh(inferred.laplace) > 0)
     assert inferred.converged.mean() > 0.97 and inferred.hessian_positive.mean() > 0.97
+
+
+def test_summaries_and_runners_up_are_there_where_they_should_be(inferred):
+    for name in ("mean", "std", "median", "low", "high"):
+        assert getattr(inferred, name).shape == (150, 5) and np.isfinite(getattr(inferred, name)).all()
+    assert np.all(inferred.low <= inferred.median) and np.all(inferred.median <= inferred.high)
+    several = inferred.n_modes > 1
+    assert several.any() and not several.all()
+    assert_array_equal(np.isfinite(inferred.runner_up).all(axis=1), several)
+    assert_array_equal(np.isfinite(inferred.runner_up_delta), several)
+    assert np.all(inferred.runner_up_delta[several] >= 0)
+
+
+def test_no_draws_no_summaries(trained, stars):
+    found = infer(
+        trained.forward, trained.prior, trained.model_error, stars.take(slice(0, 20)),
+        SIMPLE.model_copy(update={"n_draws": 0}),
+    )  # fmt: skip
+    for name in ("mean", "std", "median", "low", "high", "k_hat", "n_effective"):
+        assert np.isnan(getattr(found, name)).all()
+    assert np.isfinite(found.estimate).all()
+
+
+def test_no_stars_no_results(trained, stars, inferred):
+    found = infer(trained.forward, trained.prior, trained.model_error, stars.take(slice(0, 0)), SIMPLE)
+    for name, value in vars(inferred).items():
+        empty = getattr(found, name)
+        assert empty.shape == (0, *value.shape[1:]) and empty.dtype == value.dtype, name
 
 
 def test_labels_have_no_influence(trained, stars, inferred):
@@ -44,6 +82,11 @@ def test_chunks_do_not_matter(trained, stars, inferred):
     # The same arithmetic in another chunk: identical up to float32 rounding of the batched search.
     same = np.isclose(small.objective, inferred.objective, atol=0.02)
     assert same.mean() > 0.98
+    # A star's seed goes with its row, whatever its chunk: the draws are the same ones.
+    steady = same & (small.n_modes == inferred.n_modes) & (inferred.k_hat < 0.5)
+    assert steady.mean() > 0.4
+    shift = np.abs(small.mean - inferred.mean)[steady] / inferred.std[steady]
+    assert np.mean(shift < 0.05) > 0.95
 
 
 def test_it_recovers_labels_far_better_than_chance(trained, sample, inferred):
@@ -60,6 +103,120 @@ def test_a_measured_parallax_is_used_when_asked(trained, stars):
         stars, parallax=np.full(150, 1.0, np.float32), parallax_inv_error=np.full(150, 100.0, np.float32)
     )
     result = infer(
-        trained.forward, trained.prior, trained.model_error, with_parallax, SIMPLE.model_copy(update={"use_parallax": True})
+        trained.forward,
+        trained.prior,
+        trained.model_error,
+        with_parallax,
+        SIMPLE.model_copy(update={"use_parallax": True}),
     )
     assert np.median(np.abs(result.estimate[:, -1] - 1.0)) < 0.05
+
+
+# ------------------------------------------------------------------------------------------------ several starts
+
+
+@pytest.fixture(scope="module")
+def refined(trained, stars):
+    some = jax.tree.map(jnp.asarray, stars.take(slice(0, 64)).blind(parallax=False))
+    some = fold_in_model_error(some, trained.model_error)
+    starts = find_starts(trained.forward, trained.prior, make_grid(trained.forward, trained.prior, 256), some, 2)
+    return some, starts, refine(trained.forward, trained.prior, some, starts, 200)
+
+
+def test_refining_in_stages_finds_what_one_long_run_finds(trained, refined):
+    """Every start alone to the end, against starts that are gathered, merged and given up on the way."""
+    some, starts, staged = refined
+    long = [solve(trained.forward, trained.prior, some, starts[:, k], 300) for k in range(2)]
+    best = np.min([np.where(s.converged, s.objective, np.inf) for s in long], axis=0)
+    assert staged.objective.shape == (64, 2) and staged.parameters.shape == (64, 2, 5)
+    found = staged.objective.min(axis=1)
+    assert np.mean(found <= best + 0.02) > 0.96
+
+
+def test_given_up_starts_are_never_the_answer(refined):
+    """Infinite L and unconverged; at least one start of every star is left."""
+    staged = refined[2]
+    lost = ~np.isfinite(staged.objective)
+    assert lost.any() and not staged.converged[lost].any()
+    assert np.all(~lost.all(axis=1))
+
+
+def _solution(objective, parameters, converged=None):
+    """One star from hand-made solutions of several starts."""
+    value = np.array([objective], np.float32)
+    converged = np.ones(value.shape, bool) if converged is None else np.array([converged])
+    number = np.arange(value.size, dtype=np.int32)[None]
+    return Solution(np.array([parameters], np.float32), value, 0 * value, converged, number)
+
+
+def _isotropic(parameters):
+    """Hessian 2 I: L = |u|^2 around the mode, so that distances are in sigmas of L / 2."""
+    return 2.0 * jnp.tile(jnp.eye(parameters.shape[1]), (parameters.shape[0], 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("objective", "places", "converged", "n_modes", "runner_up", "delta"),
+    [
+        pytest.param([1.0, 1.0, 1.1], [0.0, 0.1, -0.2], None, 1, None, np.inf, id="thrice the same"),
+        pytest.param([5.0, 3.0, 5.1], [4.0, 0.0, 4.1], None, 2, 4.0, 2.0, id="the second found twice"),
+        pytest.param([5.0, 3.0, 4.0], [4.0, 0.0, -4.0], None, 3, -4.0, 1.0, id="three, the nearest in L is second"),
+        pytest.param([3.0, 4.0, 5.0], [0.0, 4.0, 8.0], [True, False, True], 2, 8.0, 2.0, id="not converged"),
+        pytest.param([3.0, 12.5, 5.0], [0.0, 4.0, 0.1], None, 1, None, np.inf, id="too far above"),
+        pytest.param([3.0, 11.9, np.inf], [0.0, 4.0, 9.0], None, 2, 4.0, 8.9, id="just near enough"),
+        pytest.param([np.nan, 2.0, 2.5], [7.0, 0.0, 3.0], None, 2, 3.0, 0.5, id="a start of NaN"),
+        pytest.param([2.0, 2.1, 2.2], [0.0, 0.45, 0.9], None, 2, 0.9, 0.2, id="near ones are one, the next is not"),
+    ],
+)
+def test_distinct_optima_are_counted(objective, places, converged, n_modes, runner_up, delta):
+    parameters = [[0.0, x, 0.0] for x in places]
+    found = choose_optima(_solution(objective, parameters, converged), _isotropic)
+    assert found.n_modes.tolist() == [n_modes]
+    winner = int(np.nanargmin(objective))
+    assert_array_equal(found.best.parameters[0], np.array(parameters[winner], np.float32))
+    assert found.best.objective[0] == np.float32(objective[winner]) and found.best.n_iterations[0] == winner
+    assert_allclose(found.runner_up[0, 1], places[winner] if runner_up is None else runner_up, rtol=1e-6)
+    assert_allclose(found.delta[0], delta, rtol=1e-5)
+
+
+def test_distance_is_in_the_best_optimum_s_sigmas():
+    """The same step is another optimum where the posterior is sharp, and the same one where it is wide."""
+    solution = _solution([1.0, 1.5], [[0.0, 0.0], [0.3, 0.3]])
+    for curvature, expected in ((0.1, 1), (10.0, 2)):
+        found = choose_optima(solution, lambda u, c=curvature: c * jnp.eye(2)[None])
+        assert found.n_modes.tolist() == [expected]
+
+
+def test_stars_are_counted_apart():
+    """Several stars at once equal one after the other."""
+    random = np.random.default_rng(0)
+    parts = [
+        _solution(random.uniform(0, 12, 4), random.choice([0.0, 0.1, 3.0], (4, 3)), random.random(4) < 0.8)
+        for _ in range(40)
+    ]
+    together = choose_optima(Solution(*(np.concatenate(leaves) for leaves in zip(*parts, strict=True))), _isotropic)
+    alone = [choose_optima(part, _isotropic) for part in parts]
+    assert_array_equal(together.n_modes, np.concatenate([a.n_modes for a in alone]))
+    assert_array_equal(together.runner_up, np.concatenate([a.runner_up for a in alone]))
+    assert set(together.n_modes) == {1, 2, 3} or len(set(together.n_modes)) > 1
+
+
+def test_laplace_covariance_is_the_inverse_hessian_of_ln_p(x64, trained, stars, inferred):
+    """In (labels, E, parallax): D (-d2 ln p / du2)^-1 D, by automatic differentiation at the mode."""
+    folded = fold_in_model_error(
+        jax.tree.map(jnp.asarray, stars.take(slice(0, 8)).blind(parallax=False)), trained.model_error
+    )
+    model, prior, batch = as_double((trained.forward, trained.prior, folded))
+    linear = np.asarray(inferred.estimate[:8], float)
+    u = np.concatenate([linear[:, :3], np.log(linear[:, 3:])], axis=1)
+    hessian = np.asarray(
+        jax.jit(jax.vmap(lambda s, v: jax.hessian(lambda x: objective(model, prior, s, x))(v)))(batch, jnp.asarray(u))
+    )
+    scale = np.ones((8, 5))
+    scale[:, 3:] = linear[:, 3:]
+    expected = np.linalg.inv(0.5 * hessian) * scale[:, :, None] * scale[:, None, :]
+    assert_allclose(laplace_covariance(hessian, u), expected, rtol=1e-6)
+    error = np.sqrt(np.diagonal(expected, axis1=1, axis2=2))
+    positive = inferred.hessian_positive[:8] & (np.linalg.eigvalsh(hessian)[:, 0] > 0)
+    found = np.sqrt(np.diagonal(inferred.laplace[:8], axis1=1, axis2=2))
+    assert positive.sum() >= 6
+    assert np.mean(np.abs(found / error - 1)[positive] < 0.05) > 0.9

@@ -1,5 +1,7 @@
 """The batched solver against optimistix, against itself in other batches, and against problems it must not solve."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from tests.conftest import as_double
 from xpbayes.inference.model_error import fold_in_model_error
-from xpbayes.inference.solver import smallest_pivot, solve, solve_positive
+from xpbayes.inference.solver import best_ln_parallax, smallest_pivot, solve, solve_positive
 from xpbayes.inference.starts import find_starts, make_grid
 from xpbayes.models.objective import objective
 
@@ -85,13 +87,58 @@ def test_too_few_iterations_are_not_called_converged(problem, trained):
 
 def test_a_star_of_nan_is_not_called_converged(problem, trained):
     stars, starts = problem
-    spoilt = jax.tree.map(lambda leaf: leaf, stars)
     flux = stars.flux.at[5, 10].set(jnp.nan)
-    from dataclasses import replace
-
-    result = solve(trained.forward, trained.prior, replace(spoilt, flux=flux), starts[:, 0], 60)
+    result = solve(trained.forward, trained.prior, replace(stars, flux=flux), starts[:, 0], 60)
     assert not bool(result.converged[5])
     assert np.mean(np.delete(np.asarray(result.converged), 5)) > 0.9
+
+
+def _scan(model, star, u, sigma):
+    """Ln parallax of least L on a line of 20,001 points, and L there; the objective alone is the judge."""
+    reach = u[-1] + jnp.linspace(-1.0, 1.0, 20_001) * sigma
+    value = jax.vmap(lambda x: objective(model, None, star, u.at[-1].set(x)))(reach)
+    best = jnp.argmin(value)
+    assert 0 < int(best) < 20_000, "the least value is at the end of the line"
+    return float(reach[best]), float(value[best])
+
+
+@pytest.mark.parametrize("tail", [0.0, 0.3])
+@pytest.mark.parametrize("measured", [None, "agrees", "three sigma off", "negative"])
+def test_best_parallax_is_the_least_on_a_line(problem, solution, trained, x64, tail, measured):
+    """Labels and E away from the mode; with and without a measured parallax, of ten per cent where there is one."""
+    stars, model = as_double((problem[0], trained.forward))
+    for i in (1, 7, 20, 41):
+        u = jnp.asarray(solution.parameters[i], jnp.float64) + jnp.array([0.05, 0.02, -0.1, 0.05, 0.0])
+        star = replace(stars.take(i), tail=jnp.asarray(tail))
+        star = replace(star, parallax_inv_error=jnp.asarray(0.0))
+        alone, _ = _scan(model, star, u, 2.0)
+        if measured is not None:
+            plx = np.exp(alone)
+            value = {"agrees": 1.0, "three sigma off": 1.3, "negative": -0.2}[measured] * plx
+            star = replace(star, parallax=jnp.asarray(value), parallax_inv_error=jnp.asarray(10.0 / plx))
+        expected, least = _scan(model, star, u, 2.0)
+        found = best_ln_parallax(model, star, u.at[-1].add(0.3))
+        assert_allclose(found, expected, atol=2e-3)
+        assert objective(model, None, star, u.at[-1].set(found)) < least + 0.02
+
+
+def test_best_parallax_of_a_star_of_nothing_stays_put(problem, trained):
+    """No flux and no parallax: nothing to solve for, and no NaN."""
+    star = problem[0].take(0)
+    nothing = replace(star, whitening=0 * star.whitening, parallax_inv_error=jnp.asarray(0.0))
+    u = jnp.array([5.0, 0.0, 4.0, -1.0, 0.2])
+    assert bool(jnp.isfinite(best_ln_parallax(trained.forward, nothing, u)))
+
+
+def test_tails_are_among_the_stars(problem):
+    """The other tests solve Student t fluxes, as the trained model error has them."""
+    assert np.mean(np.asarray(problem[0].tail) > 0) == 1
+
+
+def test_gaussian_stars_converge_as_well(problem, trained):
+    stars, starts = problem
+    gaussian = replace(stars, tail=jnp.zeros_like(stars.tail))
+    assert np.mean(solve(trained.forward, trained.prior, gaussian, starts[:, 0], 60).converged) > 0.9
 
 
 def test_small_systems_are_solved(x64):

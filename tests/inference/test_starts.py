@@ -79,7 +79,7 @@ def test_a_star_on_a_node_starts_there(trained, grid):
     zero = jnp.zeros(1)
     star = Stars(
         (flux / jnp.max(flux))[None], jnp.diag(jnp.max(flux) / (0.01 * flux))[None], jnp.log(jnp.max(flux))[None],
-        zero, zero, jnp.zeros((1, 3)), jnp.zeros((1, 3)), zero, zero,
+        zero, zero, jnp.zeros((1, 3)), jnp.zeros((1, 3)), zero, zero, zero,
     )  # fmt: skip
     found = np.asarray(find_starts(trained.forward, trained.prior, grid, star, 1))[0, 0]
     assert n == 64

@@ -1,13 +1,26 @@
+"""The forward model: laws of light, a network written out in NumPy, and its closed-form derivatives."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from xpbayes.models.forward import initial_model, ln_absolute_flux, n_parameters, predict_flux
+from tests.conftest import as_double
+from xpbayes.models.forward import (
+    expand_ln_flux,
+    initial_model,
+    ln_absolute_flux,
+    n_parameters,
+    predict_flux,
+    predict_ln_flux,
+    second_along,
+    weighted_hessian,
+)
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.normal([5.0, -0.2, 3.0], [0.8, 0.3, 1.0], (500, 3))
+HERE = np.array([4.4, -0.6, 2.1, -1.2, 0.7])
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +67,72 @@ def test_inputs_are_normalised_by_the_labels(model):
     low, middle, high = np.percentile(LABELS, [16, 50, 84], axis=0)
     assert_allclose(model.label_center, middle, rtol=1e-6)
     assert_allclose(model.label_scale, (high - low) / 2, rtol=1e-6)
+
+
+@pytest.fixture(scope="module", params=[(7,), (4, 6), (5, 3, 8)], ids=["one layer", "two", "three"])
+def bent(request):
+    """Small networks with weights and biases large enough to bend, and layers of unequal size; four labels once."""
+    n_labels = 4 if len(request.param) == 2 else 3
+    labels = RNG.normal(size=(200, n_labels)) * 0.7 + 1.0
+    found = initial_model(jax.random.key(1), labels, np.linspace(0, 1, 9), np.linspace(0.5, -1, 9), request.param)
+    weights = tuple(w + 0.5 * RNG.normal(size=w.shape).astype(np.float32) for w in found.weights)
+    biases = tuple(b + 0.3 * RNG.normal(size=b.shape).astype(np.float32) for b in found.biases)
+    return type(found)(weights, biases, found.ln_curve, found.label_center, found.label_scale)
+
+
+def _point(model):
+    return jnp.asarray(np.append(RNG.normal(1.0, 0.5, model.n_labels), RNG.normal([-1.0, 0.4], 0.3)))
+
+
+def test_expansion_equals_automatic_differentiation(bent, x64):
+    model = as_double(bent)
+    for _ in range(5):
+        u = _point(model)
+        at = expand_ln_flux(model, u, 2.5)
+        assert_allclose(at.value, predict_ln_flux(model, u, 2.5), rtol=1e-13, atol=1e-13)
+        assert_allclose(at.slope, jax.jacfwd(lambda v: predict_ln_flux(model, v, 2.5))(u), rtol=1e-11, atol=1e-13)
+
+
+def test_weighted_hessian_equals_automatic_differentiation(bent, x64):
+    model = as_double(bent)
+    for _ in range(5):
+        u, weight = _point(model), jnp.asarray(RNG.normal(size=9))
+        found = weighted_hessian(model, expand_ln_flux(model, u), weight)
+        expected = jax.hessian(lambda v, w=weight: w @ predict_ln_flux(model, v))(u)
+        assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
+        assert np.abs(expected[: model.n_labels, : model.n_labels]).max() > 0.01, "nothing bends: nothing was tested"
+
+
+def test_second_along_equals_two_forward_derivatives(bent, x64):
+    model = as_double(bent)
+    for _ in range(5):
+        u, step = _point(model), jnp.asarray(RNG.normal(size=model.n_labels + 2))
+
+        def along(t, u=u, step=step):
+            return predict_ln_flux(model, u + t * step)
+
+        found = second_along(model, expand_ln_flux(model, u), step)
+        assert_allclose(found, jax.jacfwd(jax.jacfwd(along))(0.0), rtol=1e-10, atol=1e-12)
+
+
+def test_second_along_and_weighted_hessian_are_one_quadratic_form(bent, x64):
+    """sum_c w_c step^T H_c step both ways."""
+    model = as_double(bent)
+    u, step, weight = _point(model), jnp.asarray(RNG.normal(size=model.n_labels + 2)), jnp.asarray(RNG.normal(size=9))
+    at = expand_ln_flux(model, u)
+    assert_allclose(
+        step @ weighted_hessian(model, at, weight) @ step, weight @ second_along(model, at, step), rtol=1e-10
+    )
+
+
+def test_derivatives_hold_in_single_precision(model):
+    """The catalogue runs in float32: the closed forms keep five digits of the largest entry."""
+    u, weight = jnp.asarray(HERE, jnp.float32), jnp.asarray(RNG.normal(size=66), jnp.float32)
+    at = expand_ln_flux(model, u)
+    found = np.asarray(weighted_hessian(model, at, weight))
+    with jax.enable_x64(True):
+        double, v, w = as_double((model, u, weight))
+        slope = np.asarray(jax.jacfwd(lambda x: predict_ln_flux(double, x))(v))
+        expected = np.asarray(jax.hessian(lambda x: w @ predict_ln_flux(double, x))(v))
+    assert_allclose(at.slope, slope, atol=1e-5 * np.abs(slope).max())
+    assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())

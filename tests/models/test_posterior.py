@@ -6,7 +6,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 import optax
 import pytest
 from numpy.testing import assert_allclose
@@ -15,6 +14,8 @@ from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoDelta
 from numpyro.infer.initialization import init_to_value
 from numpyro.infer.util import log_density
+from scipy.stats import chi2 as chi2_law
+from scipy.stats import f, kstest, multivariate_normal, multivariate_t
 
 from tests.conftest import as_double
 from xpbayes.models.forward import initial_model
@@ -22,7 +23,7 @@ from xpbayes.models.objective import curvature, objective
 from xpbayes.models.posterior import (
     LabelMixture,
     ModelShape,
-    WhitenedNormal,
+    WhitenedStudent,
     model_from_sites,
     model_site_values,
     star_posterior,
@@ -36,7 +37,7 @@ N = 1000
 
 
 def _random_stars(stars: Stars) -> Stars:
-    """Real stars with random bands and parallaxes missing, in float64."""
+    """Real stars with random bands and parallaxes missing, a third of them Gaussian, in float64."""
     stars = jax.tree.map(np.array, stars)
     n, n_channels = stars.flux.shape
     whitening = stars.whitening.astype(float)
@@ -54,6 +55,7 @@ def _random_stars(stars: Stars) -> Stars:
         parallax=parallax,
         parallax_inv_error=np.where(RNG.random(n) < 0.5, 1 / 0.05, 0.0),
         reddening_inv_error=np.where(RNG.random(n) < 0.5, stars.reddening_inv_error, 0.0),
+        tail=np.where(RNG.random(n) < 1 / 3, 0.0, RNG.uniform(0.01, 1.0, n)),
     )
 
 
@@ -71,8 +73,12 @@ def _per_star(density, points):
 
 
 def test_inference_objective_equals_numpyro(problem, trained, x64):
-    """L(u1) - L(u2) = -2 [ln p(u1) - ln p(u2)] for each of 1,000 real stars, missing bands and parallax included."""
+    """L(u1) - L(u2) = -2 [ln p(u1) - ln p(u2)] for each of 1,000 real stars.
+
+    Missing bands and parallaxes, Gaussian fluxes and Student t are all among them.
+    """
     stars, points = as_double(problem)
+    assert 0.2 < np.mean(np.asarray(stars.tail) == 0) < 0.5
     stars, model, prior = stars.blind(), as_double(trained.forward), as_double(trained.prior)
     ours = _per_star(
         lambda u: jax.vmap(lambda star, v: objective(model, prior, star, v))(stars, jnp.asarray(u)), points
@@ -137,25 +143,25 @@ def _no_stars(trained) -> Stars:
     zero = np.zeros((1,), np.float32)
     return Stars(
         np.ones((1, n), np.float32), np.zeros((1, n, n), np.float32), zero, zero, zero,
-        np.zeros((1, 3), np.float32), np.zeros((1, 3), np.float32), zero, zero,
+        np.zeros((1, 3), np.float32), np.zeros((1, 3), np.float32), zero, zero, zero,
     )  # fmt: skip
 
 
-def test_curvature_equals_automatic_differentiation(problem, trained, x64):
+def test_curvature_of_real_stars_equals_automatic_differentiation(problem, trained, x64):
+    """The trained network and real covariances; every case of small models is in test_objective."""
     stars, points = as_double(problem)
-    model = as_double(trained.forward)
-    for prior in (None, as_double(trained.prior)):
-        ours = jax.jit(partial(curvature, model, prior))
-        target = partial(objective, model, prior)
-        differentiated = [jax.jit(f) for f in (target, jax.grad(target, argnums=1), jax.hessian(target, argnums=1))]
-        for i in (0, 17, 500):
-            star, u = stars.take(i), jnp.asarray(points[1][i])
-            at = ours(star, u)
-            value, gradient, hessian = (f(star, u) for f in differentiated)
-            assert_allclose(at.value, value, rtol=1e-12)
-            assert_allclose(at.gradient, gradient, rtol=1e-9, atol=1e-7)
-            assert_allclose(at.hessian, hessian, rtol=1e-9, atol=1e-6)
-            assert np.linalg.eigvalsh(at.bound)[0] >= -1e-9 * np.linalg.eigvalsh(at.bound)[-1]
+    model, prior = as_double(trained.forward), as_double(trained.prior)
+    ours = jax.jit(lambda star, u: curvature(model, prior, star, u)[0])
+    target = partial(objective, model, prior)
+    differentiated = [jax.jit(g) for g in (target, jax.grad(target, argnums=1), jax.hessian(target, argnums=1))]
+    tails = np.asarray(stars.tail)
+    for i in (*np.flatnonzero(tails == 0)[:2], *np.flatnonzero(tails > 0)[:3]):
+        star, u = stars.take(int(i)), jnp.asarray(points[1][i])
+        at = ours(star, u)
+        value, gradient, hessian = (g(star, u) for g in differentiated)
+        assert_allclose(at.value, value, rtol=1e-12)
+        assert_allclose(at.gradient, gradient, rtol=1e-9, atol=1e-7)
+        assert_allclose(at.hessian, hessian, rtol=1e-9, atol=1e-9 * np.abs(hessian).max())
 
 
 def test_jacobian_puts_the_mode_where_it_belongs(trained):
@@ -180,31 +186,80 @@ def test_jacobian_puts_the_mode_where_it_belongs(trained):
     assert_allclose(expected, 0.0485, rtol=2e-3)
 
 
-def test_whitened_normal_is_a_gaussian(x64):
-    """Its density and draws against a dense multivariate normal."""
+def _scale_matrix(missing=()):
+    """A 5 x 5 scale matrix and its whitening factor with rows and columns of missing components zero."""
     root = RNG.normal(size=(5, 5))
-    covariance = root @ root.T + np.eye(5)
-    whitening = jnp.asarray(np.linalg.inv(np.linalg.cholesky(covariance)))
-    mean = jnp.arange(5.0)
-    ours = WhitenedNormal(mean, whitening)
-    reference = numpyro.distributions.MultivariateNormal(mean, jnp.asarray(covariance))
-    x = jnp.asarray(RNG.normal(size=(7, 5)))
-    assert_allclose(ours.log_prob(x), reference.log_prob(x), rtol=1e-10)
-    draws = np.asarray(ours.sample(jax.random.key(0), (40_000,)))
-    assert_allclose(np.cov(draws.T), covariance, atol=5 * covariance.max() * np.sqrt(2 / 40_000))
+    matrix = root @ root.T + np.eye(5)
+    present = np.setdiff1d(np.arange(5), missing)
+    whitening = np.zeros((5, 5))
+    inside = np.ix_(present, present)
+    whitening[inside] = np.linalg.inv(np.linalg.cholesky(matrix[inside]))
+    return matrix[inside], present, jnp.asarray(whitening)
 
 
-def test_whitened_normal_leaves_missing_components_alone():
+@pytest.mark.parametrize("missing", [(), (2,), (0, 4)])
+@pytest.mark.parametrize("tail", [0.0, 0.02, 0.25, 1.0])
+def test_density_is_scipy_s(x64, tail, missing):
+    """SciPy's Student t, or Gaussian, of the components that are there; normalised, a batch at once."""
+    matrix, present, whitening = _scale_matrix(missing)
+    mean, x = np.arange(5.0), RNG.normal(0, 3, (7, 5))
+    kind = partial(multivariate_t, df=1 / tail, shape=matrix) if tail else partial(multivariate_normal, cov=matrix)
+    ours = WhitenedStudent(jnp.asarray(mean), whitening, tail)
+    assert_allclose(ours.log_prob(jnp.asarray(x)), kind(mean[present]).logpdf(x[:, present]), rtol=1e-10)
+
+
+def test_a_batch_may_mix_gaussians_and_students(x64):
+    """One whitening and tail per star, as the models use it."""
+    parts = [_scale_matrix(m) for m in ((), (1,), (3,))]
+    tails, x = np.array([0.0, 0.1, 0.5]), RNG.normal(size=(3, 5))
+    batch = WhitenedStudent(jnp.zeros((3, 5)), jnp.stack([p[2] for p in parts]), jnp.asarray(tails))
+    assert batch.batch_shape == (3,) and batch.event_shape == (5,)
+    found = batch.log_prob(jnp.asarray(x))
+    for i, (_, _, whitening) in enumerate(parts):
+        alone = WhitenedStudent(jnp.zeros(5), whitening, tails[i]).log_prob(jnp.asarray(x[i]))
+        assert_allclose(found[i], alone, rtol=1e-12)
+
+
+def test_gaussian_draws_have_the_covariance(x64):
+    matrix, _, whitening = _scale_matrix()
+    draws = np.asarray(WhitenedStudent(jnp.arange(5.0), whitening).sample(jax.random.key(0), (40_000,)))
+    assert_allclose(draws.mean(0), np.arange(5.0), atol=5 * np.sqrt(matrix.max() / 40_000))
+    assert_allclose(np.cov(draws.T), matrix, atol=5 * matrix.max() * np.sqrt(2 / 40_000))
+
+
+def test_student_draws_have_their_moments_and_their_tail(x64):
+    """Covariance nu / (nu - 2) times the scale matrix; chi^2 / n follows Fisher's F of n and nu."""
+    matrix, _, whitening = _scale_matrix()
+    nu, n = 8.0, 40_000
+    draws = np.asarray(WhitenedStudent(jnp.zeros(5), whitening, 1 / nu).sample(jax.random.key(1), (n,)))
+    assert_allclose(np.cov(draws.T), matrix * nu / (nu - 2), atol=10 * matrix.max() * np.sqrt(2 / n))
+    chi2 = np.einsum("si,si->s", draws, np.linalg.solve(matrix, draws.T).T)
+    assert kstest(chi2 / 5, f(5, nu).cdf).pvalue > 0.01
+    assert kstest(chi2, chi2_law(5).cdf).pvalue < 1e-6, "a Gaussian's would fit: nothing was tested"
+
+
+def test_draws_of_a_mixed_batch_keep_to_their_own_law(x64):
+    """Per batch element, with a sample shape in front."""
+    mixed = WhitenedStudent(jnp.zeros((2, 5)), jnp.eye(5), jnp.array([0.0, 0.5]))
+    chi2 = np.sum(np.asarray(mixed.sample(jax.random.key(2), (20_000,))) ** 2, axis=-1)
+    assert chi2.shape == (20_000, 2)
+    assert kstest(chi2[:, 0], chi2_law(5).cdf).pvalue > 0.01 and kstest(chi2[:, 1] / 5, f(5, 2).cdf).pvalue > 0.01
+
+
+@pytest.mark.parametrize("tail", [0.0, 0.3])
+def test_missing_components_are_drawn_at_their_mean(tail):
     whitening = jnp.eye(4).at[2, 2].set(0.0)
-    draw = WhitenedNormal(jnp.full(4, 7.0), whitening).sample(jax.random.key(0), (3,))
-    assert np.all(np.asarray(draw)[:, 2] == 7.0)
+    draw = np.asarray(WhitenedStudent(jnp.full(4, 7.0), whitening, tail).sample(jax.random.key(0), (3,)))
+    assert np.all(draw[:, 2] == 7.0) and np.all(draw[:, [0, 1, 3]] != 7.0)
 
 
 def test_robust_scale_flattens_the_tail():
-    normal, robust = (WhitenedNormal(jnp.zeros(3), jnp.eye(3), s) for s in (0.0, 10.0))
+    """s asinh(rho / s): unchanged for small rho, logarithmic beyond."""
+    normal, robust = (WhitenedStudent(jnp.zeros(3), jnp.eye(3), 0.0, s) for s in (0.0, 10.0))
     near, far = jnp.full(3, 0.1), jnp.full(3, 100.0)
     assert_allclose(robust.log_prob(near), normal.log_prob(near), rtol=1e-4)
-    assert robust.log_prob(far) > 0.01 * normal.log_prob(far)
+    at_mean = float(normal.log_prob(jnp.zeros(3)))
+    assert_allclose(robust.log_prob(far) - at_mean, -0.5 * 10 * np.arcsinh(3e4 / 10), rtol=1e-4)
 
 
 def test_label_mixture_draws(trained):

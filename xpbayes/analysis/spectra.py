@@ -6,12 +6,15 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 from numpy.typing import NDArray
 
 from xpbayes.archive.star_table import StarTable
-from xpbayes.calibration.whitening import unpack
 from xpbayes.modelfile import TrainedModel
-from xpbayes.models.forward import predict_flux
+from xpbayes.models.forward import ForwardModel, predict_flux
+from xpbayes.models.likelihood import deviance, n_observed, whitened_residual
+from xpbayes.models.model_error import ModelError, with_model_error
+from xpbayes.stars import Stars
 
 EXAMPLE_KINDS = (
     ("hot star", (7.2, 0.0, 4.2)),
@@ -33,7 +36,8 @@ class SpectrumFit:
 
     Attributes:
         observed, predicted: (channel,) flux [1e-18 W m^-2 nm^-1]; NaN where not observed.
-        error: (channel,) 1-sigma marginal error, measurement and model together, same unit.
+        error: (channel,) 1-sigma marginal error, measurement and model together, same unit. A star that fits worse than
+            its kind has wider ones, as it has less weight in the posterior: the Student t's slope at its chi^2.
     """
 
     observed: NDArray[np.float64]
@@ -46,9 +50,7 @@ class SpectrumFit:
         return (self.observed - self.predicted) / self.error
 
 
-def spectrum_fit(
-    model: TrainedModel, stars: StarTable, row: int, estimate: NDArray[np.floating]
-) -> SpectrumFit:
+def spectrum_fit(model: TrainedModel, stars: StarTable, row: int, estimate: NDArray[np.floating]) -> SpectrumFit:
     """Compare one star's flux with the model at given parameters.
 
     Args:
@@ -58,18 +60,28 @@ def spectrum_fit(
         estimate: (parameter,) labels, E [mag], parallax [mas].
     """
     present = stars.channel_present()[row]
-    whitening = unpack(stars.xp_whitening[row : row + 1], stars.band_inverse_error[row : row + 1], stars.channels.n_xp)
-    inside = np.ix_(present, present)
-    inverse = np.linalg.inv(whitening[0].astype(np.float64)[inside])
-    variance = np.full(len(present), np.nan)
-    variance[present] = np.sum(inverse**2, axis=1)  # diagonal of W^-1 W^-T
-    observed = np.where(present, stars.flux[row].astype(np.float64), np.nan)
-    if model.model_error is not None:
-        variance += observed**2 * np.sum(np.asarray(model.model_error, np.float64) ** 2, axis=1)
     ln_e, ln_plx = np.log(np.maximum(estimate[-2:], TINY))
     parameters = jnp.asarray([*estimate[:-2], ln_e, ln_plx], jnp.float32)
-    predicted = np.asarray(jax.jit(predict_flux)(model.forward, parameters), np.float64)
-    return SpectrumFit(observed, np.where(present, predicted, np.nan), np.sqrt(variance))
+    star = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), stars.take(np.array([row])).stars(model.labels))
+    predicted, whitening, slope = _compare(model.forward, model.model_error, star, parameters)
+    inverse = np.linalg.inv(np.asarray(whitening, np.float64)[np.ix_(present, present)])
+    scale = np.exp(float(star.ln_scale))
+    error = np.full(len(present), np.nan)
+    error[present] = scale * np.sqrt(np.sum(inverse**2, axis=1) / float(slope))  # diagonal of W^-1 W^-T
+    observed = np.where(present, stars.flux[row].astype(np.float64), np.nan)
+    return SpectrumFit(observed, np.where(present, scale * np.asarray(predicted, np.float64), np.nan), error)
+
+
+@jax.jit
+def _compare(
+    forward: ForwardModel, error: ModelError | None, star: Stars, parameters: Array
+) -> tuple[Array, Array, Array]:
+    """(channel,) prediction on the star's scale, (channel, channel) whitening, model error included, () slope."""
+    with jax.default_matmul_precision("highest"):
+        star = star if error is None else with_model_error(error, star)
+        predicted = predict_flux(forward, parameters, star.ln_scale)
+        chi2 = jnp.sum(whitened_residual(predicted, star.flux, star.whitening) ** 2)
+        return predicted, star.whitening, deviance(chi2, n_observed(star.whitening), star.tail).slope
 
 
 def choose_examples(

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.archive.tables import SOURCE_ID, Field, Table, read_tables
+from xpbayes.archive.companion_table import SortedRuns, read_companion
+from xpbayes.archive.tables import SOURCE_ID, Field, Table
 from xpbayes.errors import InputError
 
 POSITIONS = ("ra", "dec")
@@ -87,9 +88,23 @@ ZERO_POINT_COLUMNS = (
 )
 
 
-def read_gaia_source(paths: list[Path]) -> Table:
-    """Read one or more files of Gaia's source table, with or without columns of gaiaedr3_spurious and xp_summary."""
-    return read_tables(paths, FIELDS)
+def read_gaia_source(paths: list[Path], scratch: Path | None = None, zero_point: bool = False) -> Table | SortedRuns:
+    """Read one or more files of Gaia's source table, with or without columns of gaiaedr3_spurious and xp_summary.
+
+    Args:
+        paths: the files.
+        scratch: folder for a table that is larger than memory should hold; None holds it in memory.
+        zero_point: subtract the parallax zero point and keep it as a column of its own, NaN where it is unknown.
+    """
+    return read_companion(paths, FIELDS, scratch, correct_parallax if zero_point else lambda table: table)
+
+
+def correct_parallax(table: Table) -> Table:
+    """Subtract the zero point from the parallaxes; a star outside the recipe's range keeps its own."""
+    known = parallax_zero_point(table)
+    corrected = table.floats("parallax") - np.nan_to_num(known)
+    columns = {**table.columns, "parallax": corrected, "parallax_zero_point": known}
+    return Table(columns, table.rejected, table.n_read)
 
 
 def parallax_zero_point(table: Table) -> NDArray[np.float64]:

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field as Setting
 
+from xpbayes.archive.companion_table import SortedRuns, read_companion
 from xpbayes.archive.star_table import Cut
-from xpbayes.archive.tables import SOURCE_ID, Field, Table, read_tables
+from xpbayes.archive.tables import SOURCE_ID, Field, Table
 from xpbayes.calibration.photometry import LN10_OVER_2P5, flux_from_magnitude
 from xpbayes.channels import BANDS
 from xpbayes.config import FrozenSettings
@@ -91,18 +92,29 @@ def _unwise_fields() -> tuple[Field, ...]:
 TWO_MASS_FIELDS, UNWISE_FIELDS = _two_mass_fields(), _unwise_fields()
 
 
-def read_two_mass(paths: list[Path]) -> Table:
-    """Read 2MASS matches: source_id, j_m, j_msigcom, ..., ph_qual; InputError if no magnitude is there."""
-    return _require(read_tables(paths, TWO_MASS_FIELDS), ("j_m", "h_m", "ks_m"), paths, "2MASS magnitudes")
+def read_two_mass(paths: list[Path], scratch: Path | None = None) -> Table | SortedRuns:
+    """Read 2MASS matches: source_id, j_m, j_msigcom, ..., ph_qual; InputError if no magnitude is there.
+
+    Args:
+        paths: the files.
+        scratch: folder for a table that is larger than memory should hold; None holds it in memory.
+    """
+    table = read_companion(paths, TWO_MASS_FIELDS, scratch)
+    return _require(table, ("j_m", "h_m", "ks_m"), paths, "2MASS magnitudes")
 
 
-def read_unwise(paths: list[Path]) -> Table:
-    """Read unWISE matches: source_id, flux_w1, dflux_w1, ... or magnitudes; InputError if neither is there."""
+def read_unwise(paths: list[Path], scratch: Path | None = None) -> Table | SortedRuns:
+    """Read unWISE matches: source_id, flux_w1, dflux_w1, ... or magnitudes; InputError if neither is there.
+
+    Args:
+        paths: the files.
+        scratch: folder for a table that is larger than memory should hold; None holds it in memory.
+    """
     names = ("flux_w1", "flux_w2", "mag_w1_vg", "mag_w2_vg")
-    return _require(read_tables(paths, UNWISE_FIELDS), names, paths, "unWISE fluxes or magnitudes")
+    return _require(read_companion(paths, UNWISE_FIELDS, scratch), names, paths, "unWISE fluxes or magnitudes")
 
 
-def _require(table: Table, names: tuple[str, ...], paths: list[Path], what: str) -> Table:
+def _require(table: Table | SortedRuns, names: tuple[str, ...], paths: list[Path], what: str) -> Table | SortedRuns:
     if not any(n in table for n in names):
         raise InputError(f"{paths[0]}: has no {what} (none of {', '.join(names)}); name another table")
     return table

@@ -1,334 +1,41 @@
-"""From survey files to star tables: every table of a survey.toml, joined to its XP spectra.
+"""From survey files to star tables on disk: `prepare`, which can be interrupted at any moment and run again.
 
-`stream_stars` yields star tables one after the other, flat in memory, for whoever wants to solve them at once;
-`prepare` writes them, with the quarantine and a manifest beside. Every row of the XP files is accounted for:
-rows read = stars written + stars cut + rows quarantined.
+The tables of an XP file are written under temporary names and renamed; then the file's record is written, which says
+that it is done. A re-run skips recorded files and does the others anew: it ends with the same bytes as an undisturbed run.
+Records and settings are in ``.prepare`` beside the tables. A re-run with other inputs or settings is refused.
 """
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from xpbayes.archive import gaia_source, labels, photometric
-from xpbayes.archive import reddening as dust_maps
+from xpbayes.archive.companion_table import SeenIds
+from xpbayes.archive.companions import Companions, read_companions
 from xpbayes.archive.quarantine import Rejected, write_quarantine
-from xpbayes.archive.star_table import Cut, StarTable, write_star_table
+from xpbayes.archive.star_table import write_star_table
+from xpbayes.archive.stream import stream_file, stream_stars
 from xpbayes.archive.survey_config import SurveySettings, expand, read_survey
-from xpbayes.archive.tables import Table
-from xpbayes.archive.xp import read_xp, xp_product
-from xpbayes.calibration.xp_covariance import CalibratedXp
+from xpbayes.checksum import file_checksum
 from xpbayes.errors import InputError
+
+__all__ = ["MANIFEST", "QUARANTINE", "Companions", "prepare", "read_companions", "stream_stars"]
 
 Say = Callable[[str], None]
 
 MANIFEST, QUARANTINE = "prepare.json", "quarantine.csv"
-LABEL_EXTRAS = ("label_snr", "label_survey")
-
-
-@dataclass(frozen=True)
-class Companions:
-    """The tables that are joined to the spectra, each read once; None where the survey has none.
-
-    Attributes:
-        gaia: Gaia's source table, parallaxes as they are to be used.
-        two_mass: 2MASS matches.
-        unwise: unWISE matches.
-        star_labels: one row a labelled star.
-        reddening: the user's own estimates.
-        dust: a dust map.
-        rejected: rows of all these tables that could not be read.
-        notes: what was assumed, for the provenance.
-    """
-
-    gaia: Table | None
-    two_mass: Table | None
-    unwise: Table | None
-    star_labels: labels.StarLabels | None
-    reddening: Table | None
-    dust: dust_maps.MapQuery | None
-    rejected: tuple[Rejected, ...]
-    notes: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Part:
-    """Stars of one XP file, or some of them.
-
-    Attributes:
-        file: the XP file.
-        table: the stars that were selected, with the counts of what was not.
-        rejected: rows of this part that could not be used.
-        n_read: rows of the XP file that this part accounts for.
-        n_cut: of these, stars that were read but not selected.
-        n_floored: of these, stars whose covariance needed ZGR23's eigenvalue floor.
-    """
-
-    file: Path
-    table: StarTable
-    rejected: tuple[Rejected, ...]
-    n_read: int
-    n_cut: int
-    n_floored: int
-
-
-def read_companions(survey: SurveySettings, base: Path, say: Say) -> Companions:
-    """Read everything but the spectra.
-
-    Args:
-        survey: which files.
-        base: folder that relative names start from.
-        say: receives one line per table.
-    """
-    notes: dict[str, str] = {}
-    rejected: list[Rejected] = []
-
-    def table(name: str, patterns: tuple[str, ...], read: Callable[[list[Path]], Table]) -> Table | None:
-        if not patterns:
-            return None
-        files = expand(patterns, base)
-        out = read(files)
-        rejected.extend(out.rejected)
-        repeated = len(out) - len(np.unique(out.columns["source_id"]))
-        say(
-            f"{name}: {len(out)} rows from {len(files)} file{'s' if len(files) > 1 else ''}"
-            + (f", {len(out.rejected)} quarantined" if out.rejected else "")
-            + (f", {repeated} repeated (first kept)" if repeated else "")
-        )
-        return out
-
-    gaia = table("Gaia source table", survey.gaia.files, gaia_source.read_gaia_source)
-    if gaia is not None and survey.gaia.parallax_zero_point:
-        zero_point = gaia_source.parallax_zero_point(gaia)
-        corrected = gaia.floats("parallax") - np.nan_to_num(zero_point)
-        gaia = Table(
-            {**gaia.columns, "parallax": corrected, "parallax_zero_point": zero_point}, gaia.rejected, gaia.n_read
-        )
-        n = int((~np.isfinite(zero_point)).sum())
-        notes["parallax_zero_point"] = f"{gaia_source.ZERO_POINT_NAME}; {n} stars outside its range left as they are"
-    elif gaia is not None:
-        notes["parallax_zero_point"] = "not corrected"
-    two_mass = table("2MASS", survey.two_mass.files, photometric.read_two_mass)
-    unwise = table("unWISE", survey.unwise.files, photometric.read_unwise)
-    if (two_mass is not None or unwise is not None) and (gaia is None or "norm_dg" not in gaia):
-        notes["crowding"] = "norm_dg unknown: crowded stars are not cut from 2MASS and unWISE"
-    star_labels = None
-    if survey.labels:
-        positions = labels.Positions.of(gaia) if gaia is not None else None
-        parts = [labels.read_labels(s, expand(s.files, base), survey.label_names, positions) for s in survey.labels]
-        star_labels = labels.join_labels(parts)
-        rejected.extend(star_labels.rejected)
-        for c in star_labels.cuts:
-            say(f"{c.what}: {c.removed} removed, {c.left} left")
-        notes["labels"] = ", ".join(s.survey for s in survey.labels)
-    own, dust = None, None
-    if survey.reddening.source == "columns":
-        own = table("reddening", survey.reddening.files, dust_maps.read_reddening)
-        notes["reddening"] = "the user's own columns"
-    elif survey.reddening.source == "bayestar19":
-        place = survey.reddening.map_file
-        dust = dust_maps.bayestar19(base / place if place else None)
-        notes["reddening"] = f"Bayestar19, {survey.reddening.n_draws} draws over map and parallax"
-    return Companions(gaia, two_mass, unwise, star_labels, own, dust, tuple(rejected), notes)
-
-
-def stream_stars(survey: SurveySettings, base: Path, companions: Companions) -> Iterator[Part]:
-    """Read, calibrate and join the spectra, some thousand stars at a time.
-
-    Args:
-        survey: which files.
-        base: folder that relative names start from.
-        companions: what `read_companions` returned.
-
-    Yields:
-        parts in the order of the files; a source_id that came before is quarantined.
-    """
-    seen = np.zeros(0, np.int64)
-    for path in expand(survey.xp.files, base):
-        held: list[tuple[NDArray[np.int64], NDArray[np.int64], CalibratedXp]] = []
-        rejected: list[Rejected] = []
-        n_held = 0
-        for rows in read_xp(path, survey.xp.error_scaling):
-            repeated = np.isin(rows.source_id, seen)
-            _, first = np.unique(rows.source_id, return_index=True)
-            again = np.ones(len(rows), bool)
-            again[first] = False
-            repeated |= again
-            rejected += rows.rejected
-            rejected += [
-                Rejected(path.name, int(rows.row[i]), int(rows.source_id[i]), "source_id was there before")
-                for i in np.flatnonzero(repeated)
-            ]
-            keep = ~repeated
-            kept = rows.xp if keep.all() else _take(rows.xp, keep)  # the common case without a copy
-            held.append((rows.source_id[keep], rows.row[keep], kept))
-            seen = np.union1d(seen, rows.source_id)
-            n_held += int(keep.sum())
-            if n_held >= survey.stars_per_file:
-                yield _join(survey, path, held, rejected, companions)
-                held, rejected, n_held = [], [], 0
-        if n_held or rejected:
-            yield _join(survey, path, held, rejected, companions)
-
-
-def _take(xp: CalibratedXp, index: NDArray[np.bool_]) -> CalibratedXp:
-    return CalibratedXp(xp.flux[index], xp.whitening[index], xp.present[index], xp.floored[index])
-
-
-def _join(
-    survey: SurveySettings,
-    path: Path,
-    held: list[tuple[NDArray[np.int64], NDArray[np.int64], CalibratedXp]],
-    rejected: list[Rejected],
-    companions: Companions,
-) -> Part:
-    channels = survey.channels()
-    source_id = np.concatenate([h[0] for h in held])
-    flux = np.concatenate([h[2].flux for h in held])
-    n = len(source_id)
-    n_floored = int(sum(h[2].floored.sum() for h in held))
-    columns: dict[str, NDArray[Any]] = {}
-    units: dict[str, str] = {}
-    cuts = [Cut("rows read", len(rejected), n)]
-    norm_dg = np.full(n, np.nan)
-    if companions.gaia is not None:
-        gaia, known = companions.gaia.align(source_id)
-        cuts.append(Cut("in Gaia's source table", 0, int(known.sum())))
-        columns |= {
-            name: values if name in gaia_source.POSITIONS else values.astype(np.float32)
-            for name, values in gaia.columns.items()
-            if name not in ("source_id", "astrometric_params_solved")
-        }
-        units |= {k: v for k, v in gaia_source.UNITS.items() if k in columns}
-        norm_dg = gaia.floats("norm_dg")
-    band_flux, band_weight = np.zeros((n, len(survey.bands))), np.zeros((n, len(survey.bands)))
-    for out in _bands(survey, companions, source_id, norm_dg):
-        cuts += out.cuts
-        for i, band in enumerate(out.bands):
-            if band in survey.bands:
-                band_flux[:, survey.bands.index(band)] = out.flux[:, i]
-                band_weight[:, survey.bands.index(band)] = out.inverse_error[:, i]
-    table = StarTable(
-        channels=channels,
-        label_names=survey.label_names,
-        source_id=source_id,
-        flux=np.concatenate([flux, band_flux.astype(np.float32)], axis=1),
-        xp_whitening=np.concatenate([h[2].whitening for h in held]),
-        band_inverse_error=band_weight.astype(np.float32),
-        columns=columns
-        | _label_columns(survey, companions, source_id)
-        | _reddening(survey, companions, columns, n, source_id),
-        cuts=tuple(cuts),
-        provenance={
-            "source": path.name,
-            "xp_product": xp_product(path),
-            "xp_error_scaling": survey.xp.error_scaling,
-            "xp_correlation": "published" if xp_product(path) == "continuous" else "implied by the XP bases",
-            "eigenvalue_floor": f"{n_floored} of {n} stars",
-            **companions.notes,
-        },
-        extra_units=units,
-    )
-    table = _select(survey, table, path)
-    return Part(path, table, tuple(rejected), n + len(rejected), n - len(table), n_floored)
-
-
-def _bands(
-    survey: SurveySettings, companions: Companions, source_id: NDArray[np.int64], norm_dg: NDArray[np.float64]
-) -> Iterator[photometric.BandFluxes]:
-    if companions.two_mass is not None:
-        aligned, _ = companions.two_mass.align(source_id)
-        yield photometric.two_mass_fluxes(aligned, norm_dg, survey.two_mass.cuts)
-    if companions.unwise is not None:
-        aligned, _ = companions.unwise.align(source_id)
-        yield photometric.unwise_fluxes(aligned, norm_dg, survey.unwise.cuts)
-
-
-def _label_columns(
-    survey: SurveySettings, companions: Companions, source_id: NDArray[np.int64]
-) -> dict[str, NDArray[Any]]:
-    if companions.star_labels is None:
-        return {}
-    found = companions.star_labels
-    rows: dict[str, NDArray[Any]] = {"source_id": found.source_id, "label_snr": found.snr, "label_survey": found.survey}
-    for i, name in enumerate(found.names):
-        rows[name], rows[f"{name}_error"] = found.value[:, i], found.error[:, i]
-    aligned, _ = Table(rows, (), len(found)).align(source_id)
-    return {
-        name: values.astype(np.float32) if values.dtype.kind == "f" else values
-        for name, values in aligned.columns.items()
-        if name != "source_id"
-    }
-
-
-def _reddening(
-    survey: SurveySettings,
-    companions: Companions,
-    gaia: dict[str, NDArray[Any]],
-    n: int,
-    source_id: NDArray[np.int64],
-) -> dict[str, NDArray[Any]]:
-    if companions.reddening is not None:
-        aligned, _ = companions.reddening.align(source_id)
-        value, error = aligned.floats("reddening"), aligned.floats("reddening_error")
-    elif companions.dust is not None:
-        needed = ("ra", "dec", "parallax", "parallax_error")
-        lost = [name for name in needed if name not in gaia]
-        if lost:
-            raise InputError(f"reddening by bayestar19 needs {lost[0]} in Gaia's source table; name it under [gaia]")
-        ra, dec, parallax, parallax_error = (gaia[name].astype(np.float64) for name in needed)
-        value, error = dust_maps.monte_carlo_reddening(
-            companions.dust,
-            source_id,
-            ra,
-            dec,
-            parallax,
-            parallax_error,
-            n_draws=survey.reddening.n_draws,
-            seed=survey.reddening.seed,
-        )
-    else:
-        return {}
-    # An estimate without any scatter (no dust in front, in every draw) is exact in the map, not in the sky.
-    usable = np.isfinite(value) & np.isfinite(error)
-    error = np.where(usable, np.maximum(error, dust_maps.ERROR_FLOOR), np.nan)
-    return {
-        "reddening": np.where(usable, value, np.nan).astype(np.float32),
-        "reddening_error": error.astype(np.float32),
-    }
-
-
-def _select(survey: SurveySettings, table: StarTable, path: Path) -> StarTable:
-    select = survey.select
-    if select == "auto":
-        select = "labelled" if survey.labels else "all"
-    if select == "all":
-        return table
-    table = table.take(np.isfinite(table.column(survey.label_names[0])), "no label")
-    if select == "labelled" or not len(table):
-        return table
-    names = [
-        "label_snr",
-        "teff_error",
-        "feh_error",
-        "logg_error",
-        "parallax",
-        "parallax_error",
-        "fidelity_v2",
-        "phot_bp_rp_excess_factor",
-    ]
-    keep, counts = labels.training_cuts(survey.training_cuts, {n: table.column(n) for n in names}, path.name)
-    table = table.take(keep)
-    return StarTable(**{**vars(table), "cuts": (*table.cuts, *counts)})
+WORK, DONE = ".prepare", "files"
+"""Folder of records beside the tables, and in it the records of finished XP files."""
+TOTALS = ("rows_read", "stars_written", "stars_cut", "rows_quarantined", "eigenvalue_floor")
 
 
 def prepare(config_path: Path, out: Path, say: Say = lambda line: None) -> list[Path]:
-    """Turn the files of a survey.toml into star tables.
+    """Turn the files of a survey.toml into star tables; go on where an earlier run of the same survey ended.
 
     Args:
         config_path: the survey.toml.
@@ -339,29 +46,56 @@ def prepare(config_path: Path, out: Path, say: Say = lambda line: None) -> list[
         the star tables, in the order of the XP files.
 
     Raises:
-        InputError: a file, column or setting is missing or wrong; the folder already holds star tables; no star is
-            left.
+        InputError: a file, column or setting is missing or wrong; the folder holds star tables of another survey, or
+            of this one with other inputs or settings; no star is left.
     """
     config_path, out = Path(config_path), Path(out)
     survey = read_survey(config_path)
     base = config_path.parent
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file; name a folder")
-    if out.is_dir() and any(out.glob("*.parquet")):
-        raise InputError(f"{out}: already holds star tables; choose another folder or empty it")
     inputs = expand(survey.xp.files, base)
-    companions = read_companions(survey, base, say)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be made ({error.strerror}); choose another folder") from error
-    written: list[Path] = []
-    rejected = list(companions.rejected)
-    numbers: dict[Path, int] = {}
-    totals = {"rows_read": 0, "stars_written": 0, "stars_cut": 0, "rows_quarantined": 0, "eigenvalue_floor": 0}
+    work = _open_folder(out)
+    about = {
+        "settings": survey.model_dump(mode="json"),
+        "inputs": [path.name for path in inputs],
+        "companions": _companion_identities(survey, base),
+    }
+    _require_same(work / "survey.json", about, out)
+    stems = [_stem(path, inputs) for path in inputs]
+    done = {stem: record for stem in stems if (record := _read_record(work, stem)) is not None}
+    for path, stem in zip(inputs, stems, strict=True):
+        if stem in done:
+            _require_unchanged(path, done[stem]["input"], out)
+    if done:
+        say(f"{len(done)} of {len(inputs)} XP files were done before")
+    scratch = work / "companions"
+    shutil.rmtree(scratch, ignore_errors=True)
+    companions = None
+    seen = SeenIds()
+    for path, stem in zip(inputs, stems, strict=True):
+        if stem in done:
+            seen.add(np.load(work / DONE / f"{stem}.npy"))
+            continue
+        if companions is None:
+            companions = read_companions(survey, base, say, scratch)
+            _write_json(work / "companions.json", _summary(companions))
+        done[stem] = _prepare_file(survey, path, stem, out, companions, seen, say)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return _finish(config_path, out, survey, inputs, [done[stem] for stem in stems], say)
+
+
+def _prepare_file(
+    survey: SurveySettings, path: Path, stem: str, out: Path, companions: Companions, seen: SeenIds, say: Say
+) -> dict[str, Any]:
+    """Write the star tables of one XP file, then its record."""
+    identity = _identity(path)
+    before = seen.all()
+    totals = dict.fromkeys(TOTALS, 0)
     cuts: dict[str, list[int]] = {}
-    for part in stream_stars(survey, base, companions):
+    rejected: list[Rejected] = []
+    tables: list[dict[str, str]] = []
+    for part in stream_file(survey, path, companions, seen):
         totals["rows_read"] += part.n_read
+        totals["stars_written"] += len(part.table)
         totals["stars_cut"] += part.n_cut
         totals["rows_quarantined"] += len(part.rejected)
         totals["eigenvalue_floor"] += part.n_floored
@@ -369,45 +103,181 @@ def prepare(config_path: Path, out: Path, say: Say = lambda line: None) -> list[
         for cut in part.table.cuts:
             removed, left = cuts.get(cut.what, [0, 0])
             cuts[cut.what] = [removed + cut.removed, left + cut.left]
-        if not len(part.table):
-            continue
-        number = numbers.get(part.file, 0)
-        numbers[part.file] = number + 1
-        written.append(write_star_table(part.table, out / f"{_stem(part.file, inputs)}-{number:04d}.parquet"))
-        totals["stars_written"] += len(part.table)
-        say(f"{written[-1].name}: {len(part.table)} stars")
+        if len(part.table):
+            table = write_star_table(part.table, out / f"{stem}-{len(tables):04d}.parquet")
+            tables.append({"name": table.name, "checksum": file_checksum(table)})
+            say(f"{table.name}: {len(part.table)} stars")
     if totals["rows_read"] != totals["stars_written"] + totals["stars_cut"] + totals["rows_quarantined"]:
-        raise RuntimeError(f"rows were lost: {totals}")  # a bug of ours, never the user's
-    write_quarantine(rejected, out / QUARANTINE)
+        raise RuntimeError(f"{path}: rows were lost: {totals}")  # a bug of ours, never the user's
+    record = {
+        "input": {**identity, "checksum": file_checksum(path)},
+        "tables": tables,
+        "totals": totals,
+        "cuts": cuts,
+        "rejected": [asdict(r) for r in rejected],
+    }
+    _write(out / WORK / DONE / f"{stem}.npy", lambda temporary: _save_ids(temporary, np.setdiff1d(seen.all(), before)))
+    _write_json(out / WORK / DONE / f"{stem}.json", record)  # the last: from here on the file is done
+    return record
+
+
+def _finish(
+    config_path: Path,
+    out: Path,
+    survey: SurveySettings,
+    inputs: list[Path],
+    records: list[dict[str, Any]],
+    say: Say,
+) -> list[Path]:
+    """Write the quarantine and the manifest of all files together."""
+    companions = json.loads((out / WORK / "companions.json").read_text())
+    totals = {name: sum(r["totals"][name] for r in records) for name in TOTALS}
+    cuts: dict[str, list[int]] = {}
+    for record in records:
+        for what, (removed, left) in record["cuts"].items():
+            before = cuts.get(what, [0, 0])
+            cuts[what] = [before[0] + removed, before[1] + left]
+    rejected = [*companions["rejected"], *(r for record in records for r in record["rejected"])]
+    write_quarantine((Rejected(**r) for r in rejected), out / QUARANTINE)
+    tables = [t for record in records for t in record["tables"]]
     manifest = {
         "kind": "prepared survey",
         "settings": survey.model_dump(mode="json"),
-        "inputs": [p.name for p in inputs],
-        "tables": [p.name for p in written],
+        "inputs": [{"name": r["input"]["name"], "checksum": r["input"]["checksum"]} for r in records],
+        "tables": tables,
         "totals": totals,
-        "label_cuts": [asdict(c) for c in companions.star_labels.cuts] if companions.star_labels else [],
-        "cuts": [{"what": k, "removed": v[0], "left": v[1]} for k, v in cuts.items()],
-        "notes": companions.notes,
+        "label_cuts": companions["label_cuts"],
+        "cuts": [{"what": what, "removed": removed, "left": left} for what, (removed, left) in cuts.items()],
+        "notes": companions["notes"],
     }
-    temporary = out / f"{MANIFEST}.tmp"
-    temporary.write_text(json.dumps(manifest, indent=2) + "\n")
-    os.replace(temporary, out / MANIFEST)
+    _write_json(out / MANIFEST, manifest)
     for what, (removed, left) in cuts.items():
         say(f"{what}: {removed} removed, {left} left")
     say(
         f"{totals['rows_read']} rows read: {totals['stars_written']} stars written, {totals['stars_cut']} cut, "
         f"{totals['rows_quarantined']} quarantined ({QUARANTINE})"
     )
-    if not written:
+    if not tables:
         raise InputError(
             f"{config_path}: no star is left of {totals['rows_read']} rows ({totals['rows_quarantined']} quarantined, "
             f"{totals['stars_cut']} cut); see {out / QUARANTINE} and {out / MANIFEST}"
         )
-    return written
+    lost = [t["name"] for t in tables if not (out / t["name"]).is_file()]
+    if lost:
+        raise InputError(
+            f"{out}: {len(lost)} star tables have gone since they were written (first: {lost[0]}); put them back, or "
+            f"delete {out} to start again"
+        )
+    return [out / t["name"] for t in tables]
+
+
+# ------------------------------------------------------------------------------------------------ what was done before
+
+
+def _open_folder(out: Path) -> Path:
+    """Return the folder of records, made if absent; refuse a place that is something else's."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; name a folder")
+    work = out / WORK
+    if out.is_dir() and not work.is_dir() and any(out.glob("*.parquet")):
+        raise InputError(f"{out}: already holds star tables that prepare did not write; choose another folder")
+    try:
+        (work / DONE).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be made ({error.strerror}); choose another folder") from error
+    return work
+
+
+def _require_same(path: Path, about: dict[str, Any], out: Path) -> None:
+    """Keep the settings and companion tables of the first run, and refuse any others."""
+    if not path.is_file():
+        _write_json(path, about)
+        return
+    before = json.loads(path.read_text())
+    for key, now in about["settings"].items():
+        if before["settings"].get(key) != now:
+            raise InputError(
+                f"{out}: was begun with other settings of '{key}'; put them back, choose another folder, or delete {out} "
+                f"to start again"
+            )
+    if before["inputs"] != about["inputs"]:
+        raise InputError(
+            f"{out}: was begun with {len(before['inputs'])} XP files, now there are {len(about['inputs'])} or they have "
+            f"other names; put them back, choose another folder, or delete {out} to start again"
+        )
+    then = {f["name"]: f for f in before["companions"]}
+    for file in about["companions"]:
+        if then.get(file["name"], {}).get("checksum") != file["checksum"]:
+            raise InputError(
+                f"{out}: was begun with another {file['name']}; put that back, choose another folder, or delete {out} to "
+                f"start again"
+            )
+    if len(then) != len(about["companions"]):
+        raise InputError(
+            f"{out}: was begun with {len(then)} companion tables, now there are {len(about['companions'])}; put them back "
+            f"or delete {out} to start again"
+        )
+
+
+def _require_unchanged(path: Path, recorded: dict[str, Any], out: Path) -> None:
+    """Refuse an XP file that is not the one whose tables are there; size and time spare reading it again."""
+    now = _identity(path)
+    if all(now[k] == recorded[k] for k in now) or file_checksum(path) == recorded["checksum"]:
+        return
+    raise InputError(
+        f"{path}: has changed since its star tables were written; choose another folder, or delete {out} to start again"
+    )
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    status = path.stat()
+    return {"name": path.name, "size": status.st_size, "modified": status.st_mtime_ns}
+
+
+def _companion_identities(survey: SurveySettings, base: Path) -> list[dict[str, str]]:
+    patterns: list[tuple[str, ...]] = [survey.gaia.files, survey.two_mass.files, survey.unwise.files]
+    patterns += [one.files for one in survey.labels]
+    patterns += [survey.reddening.files]
+    files: Iterable[Path] = (path for names in patterns if names for path in expand(names, base))
+    return [{"name": path.name, "checksum": file_checksum(path)} for path in files]
+
+
+def _summary(companions: Companions) -> dict[str, Any]:
+    """What the manifest needs to know of the companion tables, should they not be read again."""
+    label_cuts = companions.star_labels.cuts if companions.star_labels else ()
+    return {
+        "rejected": [asdict(r) for r in companions.rejected],
+        "label_cuts": [asdict(c) for c in label_cuts],
+        "notes": companions.notes,
+    }
+
+
+def _read_record(work: Path, stem: str) -> dict[str, Any] | None:
+    path = work / DONE / f"{stem}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _save_ids(path: Path, ids: Any) -> None:
+    with open(path, "wb") as stream:
+        np.save(stream, ids)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    _write(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write under a temporary name, then rename."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); make room there") from error
 
 
 def _stem(path: Path, inputs: list[Path]) -> str:
-    """A file's name without its suffixes; with its folder's where two inputs share a name."""
+    """A file's name without its suffixes; with its number where two inputs share a name."""
     stem = path.name.split(".")[0]
     if sum(p.name.split(".")[0] == stem for p in inputs) > 1:
         return f"{inputs.index(path):04d}-{stem}"

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from xpbayes.archive.tables import SOURCE_ID, Field, Table, read_tables
+from xpbayes.archive.companion_table import SortedRuns, read_companion
+from xpbayes.archive.hashing import uniform_from_id
+from xpbayes.archive.tables import SOURCE_ID, Field, Table
 from xpbayes.errors import InputError
 
 MapQuery = Callable[[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
@@ -36,9 +38,14 @@ FIELDS = (
 )
 
 
-def read_reddening(paths: list[Path]) -> Table:
-    """Read the user's own estimates: source_id, reddening, reddening_error [mag]."""
-    return read_tables(paths, FIELDS)
+def read_reddening(paths: list[Path], scratch: Path | None = None) -> Table | SortedRuns:
+    """Read the user's own estimates: source_id, reddening, reddening_error [mag].
+
+    Args:
+        paths: the files.
+        scratch: folder for a table that is larger than memory should hold; None holds it in memory.
+    """
+    return read_companion(paths, FIELDS, scratch)
 
 
 def monte_carlo_reddening(
@@ -74,23 +81,13 @@ def monte_carlo_reddening(
     draws = np.empty((n_draws, n))
     for i in range(n_draws):
         stream = 2 * (seed * n_draws + i)
-        draw = parallax[usable] + parallax_error[usable] * ndtri(_uniform(source_id[usable], stream))
+        draw = parallax[usable] + parallax_error[usable] * ndtri(uniform_from_id(source_id[usable], stream))
         distance = np.where(draw > 1e3 / FAR_PC, 1e3 / np.where(draw > 0, draw, 1.0), FAR_PC)
         samples = np.asarray(query(ra[usable], dec[usable], distance), np.float64)
-        which = (_uniform(source_id[usable], stream + 1) * samples.shape[1]).astype(np.int64)
+        which = (uniform_from_id(source_id[usable], stream + 1) * samples.shape[1]).astype(np.int64)
         draws[i] = samples[np.arange(n), which]  # one draw outside the map leaves the star without an estimate
     mean[usable], error[usable] = draws.mean(axis=0), draws.std(axis=0, ddof=1)
     return mean, error
-
-
-def _uniform(source_id: NDArray[np.int64], stream: int) -> NDArray[np.float64]:
-    """(star,) numbers in (0, 1) that look random and depend on source_id and stream only (splitmix64)."""
-    with np.errstate(over="ignore"):
-        z = source_id.astype(np.uint64) + np.uint64(stream + 1) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z = z ^ (z >> np.uint64(31))
-    return ((z >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
 
 
 def bayestar19(map_file: Path | None = None, max_samples: int | None = 5) -> MapQuery:

@@ -168,7 +168,13 @@ class StarTable:
             labels=measured_labels["labels"],
             label_inv_error=measured_labels["labels_inv_error"],
             **_measured("reddening", self.column("reddening"), self.column("reddening_error")),
+            **_gaussian(len(flux)),
         )
+
+
+def _gaussian(n: int) -> dict[str, Any]:
+    """Measurement errors alone have no tail; the model's own error may bring one."""
+    return {"tail": np.zeros(n, np.float32)}
 
 
 def _measured(name: str, value: NDArray[np.float64], error: NDArray[np.float64]) -> dict[str, Any]:

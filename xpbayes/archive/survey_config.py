@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from xpbayes.archive.labels import LabelSurvey, TrainingCuts
+from xpbayes.archive.label_surveys import LabelSurvey
+from xpbayes.archive.labels import TrainingCuts
 from xpbayes.archive.photometric import TwoMassCuts, UnwiseCuts
 from xpbayes.archive.reddening import N_DRAWS
 from xpbayes.channels import BANDS, Channels, xp_channels

@@ -6,20 +6,22 @@ Out: a stream of `XpBatch`. How many coefficients there are, the file says. A so
 cannot be used is quarantined. Not here: what coefficients mean (`calibration/xp_covariance.py`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xpbayes.archive.cells import ArrayParser, Cell, integer, number
+from xpbayes.archive.columns import SOURCE_ID, Wanted
 from xpbayes.archive.quarantine import UNKNOWN_SOURCE, Rejected
-from xpbayes.archive.rows import SOURCE_ID, ArrayParser, Cell, Rows, Wanted, integer, number, open_rows
+from xpbayes.archive.rows import Rows, open_rows
 from xpbayes.calibration.xp_covariance import XpSide
 from xpbayes.errors import InputError
 
-BATCH_SIZE = 512
-"""Rows per batch: 3,190 doubles a row, 13 MB."""
+BATCH_SIZE = 128
+"""Rows per batch: 3,190 doubles a row, 3 MB, which the processor's cache can hold."""
 
 CORRELATION_TOLERANCE = 1e-5
 """Published correlations are float32: this far beyond 1 is rounding."""
@@ -107,12 +109,10 @@ def read_xp_continuous(path: str | Path, batch_size: int = BATCH_SIZE) -> Iterat
 
 def _batches(path: Path, rows: Rows, batch_size: int) -> Iterator[XpBatch]:
     parse = ArrayParser()
-    good: list[tuple[int, int, _Solution | None, _Solution | None]] = []
-    rejected: list[Rejected] = []
-    shape: list[tuple[int, bool] | None] = [None, None]  # coefficients and correlations of the batch's BP and RP
+    batch = _Batch(path.name, batch_size)
     for item in rows.cells:
         if isinstance(item, Rejected):
-            rejected.append(item)
+            batch.rejected.append(item)
             continue
         row, cells = item
         source = UNKNOWN_SOURCE
@@ -122,18 +122,14 @@ def _batches(path: Path, rows: Rows, batch_size: int) -> Iterator[XpBatch]:
             if sides[0] is None and sides[1] is None:
                 raise ValueError("neither BP nor RP coefficients")
         except ValueError as error:
-            rejected.append(Rejected(path.name, row, source, str(error)))
+            batch.rejected.append(Rejected(path.name, row, source, str(error)))
             continue
-        new = [None if s is None else (len(s.coefficient), s.correlation is not None) for s in sides]
-        if len(good) >= batch_size or any(
-            n is not None and s is not None and n != s for n, s in zip(new, shape, strict=True)
-        ):
-            yield _assemble(path, good, rejected)
-            good, rejected, shape = [], [], [None, None]
-        shape = [n or s for n, s in zip(new, shape, strict=True)]
-        good.append((row, source, *sides))
-    if good or rejected:
-        yield _assemble(path, good, rejected)
+        if not batch.fits(sides):
+            yield batch.finish()
+            batch = _Batch(path.name, batch_size)
+        batch.add(row, source, sides)
+    if batch.n or batch.rejected:
+        yield batch.finish()
 
 
 def read_source_id(cell: Cell) -> int:
@@ -209,49 +205,67 @@ def _from_covariance(
     return sigma * deviation, values[strict] / (sigma[row[strict]] * sigma[column[strict]])
 
 
-def _assemble(
-    path: Path, good: list[tuple[int, int, _Solution | None, _Solution | None]], rejected: list[Rejected]
-) -> XpBatch:
-    """Stack rows and look for values that no covariance can hold: vectorised, because it is the common case."""
-    source_id = np.array([g[1] for g in good], np.int64)
-    row = np.array([g[0] for g in good], np.int64)
-    reason = np.full(len(good), "", dtype="U80")
-    sides = []
-    for at, name in ((2, "bp"), (3, "rp")):
-        side = _stack([g[at] for g in good])  # type: ignore[misc]
-        sides.append(side)
-        for what, bad in _faults(side):
-            reason[(reason == "") & bad] = f"{name}_{what}"
-    keep = reason == ""
-    if not keep.all():
-        rejected = rejected + [
-            Rejected(path.name, int(row[i]), int(source_id[i]), str(reason[i])) for i in np.flatnonzero(~keep)
-        ]
-        source_id, row, sides = source_id[keep], row[keep], [s.take(keep) for s in sides]
-    return XpBatch(source_id, row, sides[0], sides[1], tuple(sorted(rejected, key=lambda r: r.row)))
+class _Batch:
+    """Rows of equal coefficient counts, each written to its place at once: nothing is held twice."""
+
+    def __init__(self, file: str, size: int) -> None:
+        self.file, self.size, self.n = file, size, 0
+        self.rejected: list[Rejected] = []
+        self._source_id, self._row = np.empty(size, np.int64), np.empty(size, np.int64)
+        self._sides: list[XpSide | None] = [None, None]
+
+    def fits(self, solutions: Sequence[_Solution | None]) -> bool:
+        """Tell whether there is room for one more row, and its arrays are as long as those before."""
+        return self.n < self.size and all(
+            new is None
+            or side is None
+            or (len(new.coefficient) == side.n_coefficients and (new.correlation is None) == (side.correlation is None))
+            for new, side in zip(solutions, self._sides, strict=True)
+        )
+
+    def add(self, row: int, source_id: int, solutions: Sequence[_Solution | None]) -> None:
+        """Add a row that fits."""
+        i = self.n
+        self.n += 1
+        self._source_id[i], self._row[i] = source_id, row
+        for at, solution in enumerate(solutions):
+            if solution is None:
+                continue
+            side = self._sides[at] = self._sides[at] or _absent_side(self.size, solution)
+            side.present[i], side.standard_deviation[i] = True, solution.standard_deviation
+            side.coefficient[i], side.error[i] = solution.coefficient, solution.error
+            if side.correlation is not None:
+                side.correlation[i] = solution.correlation
+
+    def finish(self) -> XpBatch:
+        """Look for values that no covariance can hold, vectorised because it is the common case, and take them out."""
+        source_id, row = self._source_id[: self.n], self._row[: self.n]
+        sides = [(side or _absent_side(self.size, None)).take(slice(0, self.n)) for side in self._sides]
+        reason = np.full(self.n, "", dtype="U80")
+        for name, side in zip(("bp", "rp"), sides, strict=True):
+            for what, bad in _faults(side):
+                if bad.any():
+                    reason[(reason == "") & bad & side.present] = f"{name}_{what}"
+        keep = reason == ""
+        if not keep.all():
+            self.rejected += [
+                Rejected(self.file, int(row[i]), int(source_id[i]), str(reason[i])) for i in np.flatnonzero(~keep)
+            ]
+            source_id, row, sides = source_id[keep], row[keep], [s.take(keep) for s in sides]
+        return XpBatch(source_id, row, sides[0], sides[1], tuple(sorted(self.rejected, key=lambda r: r.row)))
 
 
-def _stack(solutions: list[_Solution | None]) -> XpSide:
-    n = len(solutions)
-    present = np.array([s is not None for s in solutions], bool)
-    first = next((s for s in solutions if s is not None), None)
-    k = 0 if first is None else len(first.coefficient)
-    has_correlation = first is not None and first.correlation is not None
-    side = XpSide(
+def _absent_side(n: int, like: _Solution | None) -> XpSide:
+    """A side that no row has yet, for rows like the given one."""
+    k = 0 if like is None else len(like.coefficient)
+    correlated = like is not None and like.correlation is not None
+    return XpSide(
         coefficient=np.zeros((n, k)),
         error=np.ones((n, k)),
-        correlation=np.zeros((n, k * (k - 1) // 2)) if has_correlation else None,
+        correlation=np.zeros((n, k * (k - 1) // 2)) if correlated else None,
         standard_deviation=np.full(n, np.nan),
-        present=present,
+        present=np.zeros(n, bool),
     )
-    for i, solution in enumerate(solutions):
-        if solution is None:
-            continue
-        side.coefficient[i], side.error[i] = solution.coefficient, solution.error
-        side.standard_deviation[i] = solution.standard_deviation
-        if side.correlation is not None:
-            side.correlation[i] = solution.correlation
-    return side
 
 
 def _faults(side: XpSide) -> list[tuple[str, NDArray[np.bool_]]]:
@@ -262,7 +276,8 @@ def _faults(side: XpSide) -> list[tuple[str, NDArray[np.bool_]]]:
             ("coefficient_errors has a value that is not positive", np.asarray((side.error <= 0).any(axis=1))),
         ]
         if side.correlation is not None:
-            # Written so that NaN fails too.
-            inside = np.abs(side.correlation).max(axis=1, initial=0.0) <= 1.0 + CORRELATION_TOLERANCE
+            # Written so that NaN fails too, and without a copy of the largest array.
+            high, low = side.correlation.max(axis=1, initial=0.0), side.correlation.min(axis=1, initial=0.0)
+            inside = (high <= 1.0 + CORRELATION_TOLERANCE) & (low >= -1.0 - CORRELATION_TOLERANCE)
             faults.append(("coefficient_correlations has a value outside [-1, 1]", ~inside))
     return faults

@@ -47,4 +47,7 @@ def inflate(
     same_side = is_bp[:, None] == is_bp[None, :]
     fraction2 = OVERALL_FRACTION**2 + SIDE_FRACTION**2 * same_side
     np.fill_diagonal(fraction2, fraction2.diagonal() + INDEPENDENT_FRACTION**2)
-    return covariance + fraction2 * flux[:, :, None] * flux[:, None, :]
+    inflated = flux[:, :, None] * flux[:, None, :]
+    inflated *= fraction2  # in place: three such arrays do not fit into the cache
+    inflated += covariance
+    return inflated

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg.lapack import dtrtri
+from scipy.linalg.lapack import dpotrf, dtrtri, dtrttp
 
 EIGENVALUE_FLOOR = 1e-9
 """ZGR23, Section 2.1 [(1e-18 W m^-2 nm^-1)^2]."""
@@ -28,31 +28,60 @@ def whiten(
         eigenvalue floor was needed.
     """
     n_star, n_sample, _ = covariance.shape
-    if present is None:
-        present = np.ones((n_star, n_sample), dtype=bool)
-    # An absent sample becomes an independent one of unit variance for the factorisation, then a zero row and column.
-    both = present[:, :, None] & present[:, None, :]
-    filled = np.where(both, covariance, np.eye(n_sample))
-    factor = np.empty_like(filled)
-    floored = np.zeros(n_star, dtype=bool)
-    for i, matrix in enumerate(filled):
-        try:
-            factor[i] = _invert_lower(np.linalg.cholesky(matrix))
-            # |W|_F^2 = tr C^-1 >= 1 / smallest eigenvalue: below 1/floor no eigenvalue can be under the floor.
-            safe = bool(np.sum(factor[i] ** 2) <= 1.0 / EIGENVALUE_FLOOR)
-        except np.linalg.LinAlgError:
-            safe = False
-        if not safe:
-            factor[i], floored[i] = _whiten_floored(matrix)
-    factor *= both
+    packed, floored = _packed_factors(covariance, present)
+    factor = np.zeros((n_star, n_sample, n_sample))
+    row, column = np.tril_indices(n_sample)
+    factor[:, row, column] = packed
     return factor, floored
 
 
-def _invert_lower(lower: NDArray[np.float64]) -> NDArray[np.float64]:
-    inverse, status = dtrtri(lower, lower=1)
-    if status != 0:
-        raise np.linalg.LinAlgError(f"dtrtri failed with status {status}")
-    return np.tril(inverse)
+def whiten_packed(
+    covariance: NDArray[np.float64], present: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Compute the same factors as the star table stores them.
+
+    Args:
+        covariance: (star, sample, sample), symmetric; entries of absent samples are ignored.
+        present: (star, sample) which samples were measured; all if None.
+
+    Returns:
+        (star, packed) float32 lower triangles, row by row, and (star,) whether the eigenvalue floor was needed.
+    """
+    packed, floored = _packed_factors(covariance, present)
+    return packed.astype(np.float32), floored
+
+
+def _packed_factors(
+    covariance: NDArray[np.float64], present: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """(star, packed) float64 lower triangles of W: LAPACK on one matrix after the other, which beats any batching."""
+    n_star, n_sample, _ = covariance.shape
+    row, column = np.tril_indices(n_sample)
+    packed = np.empty((n_star, len(row)))
+    floored = np.zeros(n_star, dtype=bool)
+    if present is None:
+        present = np.ones((n_star, n_sample), bool)
+    whole = np.asarray(present.all(axis=1))
+    for i in range(n_star):
+        matrix = covariance[i]
+        if not whole[i]:
+            # An absent sample becomes an independent one of unit variance for the factorisation, then a zero row and
+            # column.
+            both = present[i][:, None] & present[i]
+            matrix = np.where(both, matrix, np.eye(n_sample))
+        # Fortran's view of a row-major lower triangle is an upper one, column after column: our packing.
+        upper, status = dpotrf(matrix.T, lower=0, clean=0)
+        if status == 0:
+            upper, status = dtrtri(upper, lower=0, overwrite_c=1)
+        if status == 0:
+            packed[i], status = dtrttp(upper, "U")
+        # |W|_F^2 = tr C^-1 >= 1 / smallest eigenvalue: below 1/floor no eigenvalue can be under the floor.
+        if status != 0 or not packed[i] @ packed[i] <= 1.0 / EIGENVALUE_FLOOR:
+            factor, floored[i] = _whiten_floored(matrix)
+            packed[i] = factor[row, column]
+        if not whole[i]:
+            packed[i] *= both[row, column]
+    return packed, floored
 
 
 def _whiten_floored(matrix: NDArray[np.float64]) -> tuple[NDArray[np.float64], bool]:

@@ -12,11 +12,10 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg.lapack import dpotrf, dtrtri, dtrttp
 
 from xpbayes.calibration.design_matrix import design_matrix, figures_left_alone
 from xpbayes.calibration.error_model import inflate
-from xpbayes.calibration.whitening import EIGENVALUE_FLOOR, pack, whiten
+from xpbayes.calibration.whitening import whiten_packed
 from xpbayes.channels import BP_RP_BOUNDARY_NM, XP_GRID_NM
 
 ErrorScaling = Literal["published", "divided"]
@@ -130,10 +129,10 @@ def coefficient_counts(grid_nm: NDArray[np.float64] = XP_GRID_NM) -> tuple[int, 
 
 @lru_cache(maxsize=8)
 def _triangle_index(k: int) -> NDArray[np.intp]:
-    """(k * k,) where each entry of the full correlation matrix sits in [1, strict lower triangle]."""
+    """(k * k,) where each entry of the full correlation matrix sits in its strict lower triangle; any place for ones."""
     index = np.zeros((k, k), np.intp)
     row, column = np.tril_indices(k, -1)
-    index[row, column] = index[column, row] = np.arange(1, row.size + 1)
+    index[row, column] = index[column, row] = np.arange(row.size)
     return index.ravel()
 
 
@@ -156,10 +155,9 @@ def coefficient_covariance(side: XpSide, scaling: ErrorScaling = "published") ->
         full = np.zeros((n, k, k))
         full[:, np.arange(k), np.arange(k)] = error**2
         return full
-    packed = np.empty((n, side.correlation.shape[1] + 1))
-    packed[:, 0] = 1.0
-    packed[:, 1:] = side.correlation
-    full = np.take(packed, _triangle_index(k), axis=1).reshape(n, k, k)
+    flat = np.take(side.correlation, _triangle_index(k), axis=1)
+    flat[:, :: k + 1] = 1.0
+    full = flat.reshape(n, k, k)
     full *= error[:, :, None]
     full *= error[:, None, :]
     return full
@@ -250,42 +248,3 @@ def calibrate(
         empty = np.zeros((0, m), np.float32)
         return CalibratedXp(empty, np.zeros((0, m * (m + 1) // 2), np.float32), empty.astype(bool), np.zeros(0, bool))
     return CalibratedXp(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-
-def whiten_packed(
-    covariance: NDArray[np.float64], present: NDArray[np.bool_]
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Whiten and pack a batch: the same factors as `whitening.whiten` and `pack`, four times faster.
-
-    LAPACK works on one matrix in place; whatever it cannot factor, or where the floor might bind, or where a sample is
-    missing, takes the careful path.
-
-    Args:
-        covariance: (star, sample, sample), symmetric.
-        present: (star, sample) which samples were measured.
-
-    Returns:
-        (star, packed) float32 lower triangles and (star,) whether the eigenvalue floor was needed.
-    """
-    n, m, _ = covariance.shape
-    packed = np.empty((n, m * (m + 1) // 2), np.float32)
-    floored = np.zeros(n, bool)
-    whole = present.all(axis=1)
-    careful = np.flatnonzero(~whole).tolist()
-    for i in np.flatnonzero(whole):
-        # Fortran's view of a row-major lower triangle is an upper one, column after column: our packing.
-        upper, status = dpotrf(covariance[i].T, lower=0, clean=0)
-        if status == 0:
-            inverse, status = dtrtri(upper, lower=0, overwrite_c=1)
-        if status == 0:
-            values, status = dtrttp(inverse, "U")
-            # |W|_F^2 = tr C^-1 >= 1 / smallest eigenvalue: below 1/floor no eigenvalue can be under the floor.
-            if float(values @ values) <= 1.0 / EIGENVALUE_FLOOR:
-                packed[i] = values
-                continue
-        careful.append(int(i))
-    if careful:
-        chosen = np.asarray(sorted(careful))
-        factor, floored[chosen] = whiten(covariance[chosen], present[chosen])
-        packed[chosen] = pack(factor)
-    return packed, floored

@@ -22,6 +22,8 @@ CHI2_CHANNELS = 61
 """Eq. 24 divides by 61 whatever was observed; n_obs and dof stand beside it."""
 MAX_REDUCED_CHI2 = 2.0
 MAX_PARALLAX_PULL = 10.0
+MODE, DRAWS = "mode+laplace", "mode+laplace+importance"
+"""What `method` says: how far up the ladder of approximations a star was taken."""
 
 
 def quality_flags(
@@ -94,13 +96,25 @@ def catalogue_rows(
         "quality_flags": quality_flags(chi2, ln_prior, ln_threshold, estimate[:, -1], parallax, parallax_error),
         "stellar_params_icov_triu": upper_triangle(spread(inferred.fisher, np.nan)),
         "stellar_params_cov_triu": upper_triangle(covariance),
+        "laplace_cov_triu": upper_triangle(spread(inferred.laplace, np.nan)),
+        "stellar_params_mean": spread(inferred.mean, np.nan),
+        "stellar_params_std": spread(inferred.std, np.nan),
+        "stellar_params_median": spread(inferred.median, np.nan),
+        "stellar_params_p16": spread(inferred.low, np.nan),
+        "stellar_params_p84": spread(inferred.high, np.nan),
+        "k_hat": spread(inferred.k_hat, np.nan),
+        "n_effective": spread(inferred.n_effective, np.nan),
+        "n_modes": spread(inferred.n_modes, 0).astype(np.int16),
+        "runner_up_est": spread(inferred.runner_up, np.nan),
+        "runner_up_delta": spread(inferred.runner_up_delta, np.nan),
+        "extrapolation": nothing,
         "n_obs": n_obs.astype(np.int16),
         "dof": (n_obs + measured - n_parameters).astype(np.int16),
         "converged": spread(inferred.converged, False),
         "n_iterations": spread(inferred.n_iterations, 0).astype(np.int16),
         "newton_decrement": spread(inferred.decrement, np.nan),
         "hessian_positive": spread(inferred.hessian_positive, False),
-        "method": np.where(solved, "mode+fisher", "none"),
+        "method": np.where(solved, np.where(np.isnan(spread(inferred.k_hat, np.nan)), MODE, DRAWS), "none"),
         "status": reason,
     }
 
@@ -146,9 +160,14 @@ def write_catalogue(catalogue: pa.Table, path: str | Path) -> Path:
 def read_catalogue(path: str | Path) -> tuple[pa.Table, dict[str, Any]]:
     """Read a catalogue and its metadata.
 
+    Args:
+        path: a file, or the folder of a catalogue in parts.
+
     Raises:
-        InputError: not a catalogue, damaged, or lacking a column.
+        InputError: not a catalogue, not finished, damaged, or lacking a column.
     """
+    if Path(path).is_dir():
+        return _read_parts(Path(path))
     metadata = file_metadata(path)
     if metadata.get("kind") != "catalogue":
         raise InputError(f"{path}: holds a {metadata.get('kind', 'file of unknown kind')}, not a catalogue")
@@ -160,6 +179,15 @@ def read_catalogue(path: str | Path) -> tuple[pa.Table, dict[str, Any]]:
     if missing:
         raise InputError(f"{path}: {len(missing)} columns are missing (first: {missing[0]}); infer it again")
     return table, metadata
+
+
+def _read_parts(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
+    """A catalogue in parts as one table; the metadata gain the counts of the manifest."""
+    from xpbayes.catalogue.reader import open_catalogue
+
+    catalogue = open_catalogue(folder)
+    tables = [read_catalogue(path)[0] for path in catalogue.files]
+    return pa.concat_tables(tables).unify_dictionaries(), catalogue.about
 
 
 def text_column(table: pa.Table, name: str) -> NDArray[np.str_]:

@@ -1,37 +1,52 @@
-"""Learn the covariance of the model's own error from stars whose labels are known.
+"""Learn the model's own error from stars whose labels are known.
 
-A star's relative model error delta (channel,) is taken as N(0, S), S confined to directions that parallax and
-extinction cannot mimic: orthogonal to (1, ..., 1) and to R. Left free, S eats those two (a 15 % "model error", and an
-R(lambda) 5 % off). In the whitened frame the residual of a star is
+A star's relative model error delta (channel,) is confined to directions that parallax and extinction cannot mimic:
+orthogonal to (1, ..., 1) and to R. Left free, its covariance S eats those two (a 15 % "model error", and an R(lambda)
+5 % off). In the whitened frame the residual of a star is
 
-    y = B delta + G eta + noise,   B = W diag(f),   G = dy/d(parameters),   noise ~ N(0, 1),
+    y = B delta + G eta + noise,   B = W diag(f),   G = dy/d(parameters),
 
 with eta the star's parameter errors under its labels, parallax and reddening estimates. eta is marginalised, so S is
-not emptied along directions in which the labels could be moved instead. S then follows by expectation-maximisation,
-which keeps it positive definite and raises the likelihood at every iteration.
+not emptied along directions in which the labels could be moved instead. delta and noise share one amplitude per star
+(Student t). S and the tail of every kind of star then follow by expectation-maximisation.
 """
 
-from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from numpy.typing import NDArray
+from scipy.special import gammaln
 
-from xpbayes.models.forward import ForwardModel, predict_flux
-from xpbayes.models.likelihood import add_model_error, whitened_residual
+from xpbayes.models.forward import ForwardModel, predict_flux, predict_ln_flux
+from xpbayes.models.likelihood import whitened_residual
+from xpbayes.models.model_error import ModelError, kind_weights, mean_covariance, raw_features, with_model_error
 from xpbayes.stars import Stars, chunk_size
 
 START_SIGMA = 0.02
 """Relative model error per direction before the first iteration."""
-TAIL_DOF = 20.0
-"""Degrees of freedom of the multivariate Student t that down-weights outliers (binaries, wrong labels)."""
+START_DOF = 5.0
+DOF_GRID = np.geomspace(2.0, 100.0, 25)
+"""Degrees of freedom to choose from; a star's own residuals decide its amplitude at the lower end already."""
+ITERATIONS_BEFORE_DOF = 3
+"""From an isotropic start the tail would be blamed on the shape of S."""
 FREE_REDDENING_SIGMA, FREE_LN_PARALLAX_SIGMA = 1.0, 1.0
 """Prior widths of E [mag] and ln parallax where a star has no estimate."""
 CHUNK = 512
-MAX_STARS = 3072
-"""Stars that an estimate uses, evenly spread: the covariance of 62 directions needs no more."""
+MAX_STARS = 8192
+"""Stars that an estimate uses, evenly spread."""
+N_KINDS = 16
+MIN_STARS_PER_KIND = 300
+N_SHAPES = 3
+FEATURE_POWER = 0.5
+"""Features are divided by their spread to this power: between equal weights and their natural ones in ln flux."""
+PRIOR_STARS = 60.0
+"""A kind's covariance is drawn towards the average one with the weight of so many stars."""
+
+
+T = TypeVar("T")
 
 
 class _Sums(NamedTuple):
@@ -100,29 +115,87 @@ def _collect(model: ForwardModel, directions: Array, stars: Stars, parameters: A
             n_obs=jnp.sum(jnp.diagonal(star.whitening) > 0).astype(y.dtype),
         )
 
-    with jax.default_matmul_precision("highest"):
-        return jax.vmap(one)(stars, parameters)
+    return jax.vmap(one)(stars, parameters)
 
 
 @jax.jit
-def _expect(sums: _Sums, factor: Array) -> tuple[Array, Array, Array]:
-    """Sums over stars of weight x posterior second moment, of weights, and of ln likelihood, given S = F F^T."""
+def _expect(sums: _Sums, covariance: Array, weight: Array, dof: Array) -> tuple[Array, Array, Array]:
+    """Expectation step for a chunk of stars.
 
-    def one(star: _Sums) -> tuple[Array, Array, Array]:
-        q = factor.shape[1]
-        inner = jnp.eye(q) + factor.T @ star.precision @ factor
-        lower = jnp.linalg.cholesky(inner)
-        half = jax.scipy.linalg.solve_triangular(lower, factor.T, lower=True)  # V = half^T half
+    Args:
+        sums: of the chunk.
+        covariance: (kind, q, q) S_k.
+        weight: (star, kind).
+        dof: (kind,) degrees of freedom.
+
+    Returns:
+        (kind, q, q) sums of kind weight x expected second moment of delta in units of the star's own amplitude;
+        (star,) chi^2 under C + S; (star,) ln det of the same in the whitened frame.
+    """
+    q = covariance.shape[-1]
+
+    def one(star: _Sums, w: Array) -> tuple[Array, Array, Array]:
+        factor = jnp.linalg.cholesky(jnp.tensordot(w, covariance, axes=1))
+        lower = jnp.linalg.cholesky(jnp.eye(q) + factor.T @ star.precision @ factor)
+        half = jax.scipy.linalg.solve_triangular(lower, factor.T, lower=True)  # half^T half = posterior covariance
         mean = half.T @ (half @ star.pull)
         chi2 = jnp.maximum(star.chi2 - jnp.sum((half @ star.pull) ** 2), 0.0)
-        weight = (TAIL_DOF + star.n_obs) / (TAIL_DOF + chi2)
-        ln_det = 2.0 * jnp.sum(jnp.log(jnp.diagonal(lower)))
-        ln_like = -0.5 * ln_det - 0.5 * (TAIL_DOF + star.n_obs) * jnp.log1p(chi2 / TAIL_DOF)
-        return half.T @ half + weight * jnp.outer(mean, mean), weight, ln_like
+        nu = 1.0 / (w @ (1.0 / dof))
+        amplitude = (nu + star.n_obs) / (nu + chi2)
+        moment = half.T @ half + amplitude * jnp.outer(mean, mean)
+        return moment, chi2, 2.0 * jnp.sum(jnp.log(jnp.diagonal(lower)))
 
-    with jax.default_matmul_precision("highest"):
-        moment, weight, ln_like = jax.vmap(one)(sums)
-        return jnp.sum(moment, axis=0), jnp.sum(weight), jnp.sum(ln_like)
+    moment, chi2, ln_det = jax.vmap(one)(sums, weight)
+    return jnp.einsum("sk,sij->kij", weight, moment), chi2, ln_det
+
+
+def _ln_likelihood(dof: NDArray[np.float64], chi2: NDArray, ln_det: NDArray, n_obs: NDArray) -> NDArray[np.float64]:
+    """Ln density of a multivariate Student t in the whitened frame."""
+    norm = gammaln(0.5 * (dof + n_obs)) - gammaln(0.5 * dof) - 0.5 * n_obs * np.log(0.5 * dof)
+    return norm - 0.5 * ln_det - 0.5 * (dof + n_obs) * np.log1p(chi2 / dof)
+
+
+def _find_kinds(model: ForwardModel, stars: Stars, parameters: Array) -> ModelError:
+    """Cut the training stars into kinds by what their spectra look like; nothing is known of their errors yet."""
+    from sklearn.cluster import KMeans
+
+    predicted = np.asarray(
+        jax.jit(jax.vmap(lambda u: predict_ln_flux(model, u)))(parameters), dtype=np.float64
+    )  # noiseless spectra, dust included
+    shape = predicted - predicted.mean(axis=1, keepdims=True)
+    _, _, directions = np.linalg.svd(shape - shape.mean(axis=0), full_matrices=False)
+    shapes = jnp.asarray(directions[:N_SHAPES].T, jnp.float32)
+    features = np.asarray(_features(shapes, stars), np.float64)
+    center, scale = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6) ** FEATURE_POWER
+    n_kinds = int(np.clip(len(features) // MIN_STARS_PER_KIND, 1, N_KINDS))
+    found = KMeans(n_kinds, n_init=4, random_state=0).fit((features - center) / scale)
+    to_kind = np.linalg.norm((features - center)[:, None] / scale - found.cluster_centers_, axis=2)
+    n_channels = stars.flux.shape[1]
+    return ModelError(
+        shapes=shapes,
+        feature_center=jnp.asarray(center, jnp.float32),
+        feature_scale=jnp.asarray(scale, jnp.float32),
+        kinds=jnp.asarray(found.cluster_centers_, jnp.float32),
+        width=jnp.asarray(0.5 * np.median(np.partition(to_kind, min(1, n_kinds - 1), axis=1)[:, min(1, n_kinds - 1)])),
+        covariance=jnp.zeros((n_kinds, n_channels, n_channels)),
+        tail=jnp.full(n_kinds, 1.0 / START_DOF),
+        share=jnp.full(n_kinds, 1.0 / n_kinds),
+    )
+
+
+def _double(tree: T) -> T:
+    """Turn the float32 leaves of a pytree into float64; call where that is enabled."""
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), tree)
+
+
+@jax.jit
+def _features(shapes: Array, stars: Stars) -> Array:
+    return jax.vmap(lambda star: raw_features(shapes, star))(stars)
+
+
+@jax.jit
+def _weights(error: ModelError, stars: Stars) -> Array:
+    return jax.vmap(lambda star: kind_weights(error, star))(stars)
 
 
 def learn_model_error(
@@ -130,68 +203,98 @@ def learn_model_error(
     stars: Stars,
     parameters: Float[Array, "star parameter"],
     n_iterations: int,
-    start: Float[Array, "channel rank"] | None = None,
-) -> tuple[Float[Array, "channel rank"], list[float]]:
-    """Estimate F, with S = F F^T the covariance of the model's relative error.
+    start: ModelError | None = None,
+) -> tuple[ModelError, list[float]]:
+    """Estimate the covariance of the model's relative error, and its tail, for every kind of star.
 
     Args:
         model: the forward model.
         stars: stars with labels, and with the measurement's own whitening (no model error in it).
         parameters: (star, label + 2) current solutions.
         n_iterations: of expectation-maximisation.
-        start: F to begin with; small and isotropic if None.
+        start: the estimate to begin with, whose kinds are kept; small and isotropic if None.
 
     Returns:
-        (channel, rank) F, and the mean ln likelihood per star before each iteration.
+        the model error, and the mean ln likelihood per star before each iteration.
     """
     directions = allowed_directions(model.ln_curve)
+    basis = np.asarray(directions, dtype=np.float64)
     # Whole chunks only, so that one program serves all; fewer stars than one chunk are all used.
     n_used = min(len(stars), MAX_STARS)
     size = min(n_used, CHUNK)
     n_used -= n_used % size
     picked = np.linspace(0, len(stars) - 1, n_used).astype(int)
-    collected = [
-        _collect(model, directions, stars.take(jnp.asarray(rows)), parameters[rows])
-        for rows in picked.reshape(-1, size)
-    ]
-    q = directions.shape[1]
-    if start is None:
-        covariance = np.eye(q) * START_SIGMA**2
-    else:
-        inside = np.asarray(directions, dtype=np.float64).T @ np.asarray(start, dtype=np.float64)
-        covariance = inside @ inside.T + 1e-8 * np.eye(q)
+    used = stars.take(jnp.asarray(picked))
+    error = start if start is not None else _find_kinds(model, used, parameters[picked])
+    weight = np.asarray(_weights(error, used), np.float64)
+    # Double precision: chi^2 is what is left of sums a thousand times larger, and a star whose chi^2 rounds to nothing
+    # would be given an amplitude without bounds.
+    with jax.enable_x64(True):
+        collected = [
+            _collect(
+                _double(model),
+                _double(directions),
+                _double(used.take(slice(i, i + size))),
+                _double(parameters[picked[i : i + size]]),
+            )
+            for i in range(0, n_used, size)
+        ]
+    n_obs = np.concatenate([np.asarray(sums.n_obs, np.float64) for sums in collected])
+    q = basis.shape[1]
+    dof = 1.0 / np.asarray(error.tail, np.float64)
+    covariance = basis.T @ np.asarray(error.covariance, dtype=np.float64) @ basis
+    covariance += (START_SIGMA**2 if start is None else 1e-8) * np.eye(q)
     history = []
-    for _ in range(n_iterations):
-        factor = jnp.asarray(np.linalg.cholesky(covariance), jnp.float32)
-        totals = [_expect(sums, factor) for sums in collected]
-        moment = np.sum([np.asarray(t[0], dtype=np.float64) for t in totals], axis=0)
-        history.append(float(sum(t[2] for t in totals)) / n_used)
-        covariance = 0.5 * (moment + moment.T) / n_used + 1e-9 * np.eye(q)
-    return directions @ jnp.asarray(np.linalg.cholesky(covariance), jnp.float32), history
+    for iteration in range(n_iterations):
+        with jax.enable_x64(True):
+            found = [
+                _expect(sums, *(jnp.asarray(v) for v in (covariance, weight[i * size : (i + 1) * size], dof)))
+                for i, sums in enumerate(collected)
+            ]
+        moment = np.sum([np.asarray(f[0], np.float64) for f in found], axis=0)
+        chi2, ln_det = (np.concatenate([np.asarray(f[j], np.float64) for f in found]) for j in (1, 2))
+        nu = 1.0 / (weight @ (1.0 / dof))
+        history.append(float(np.mean(_ln_likelihood(nu, chi2, ln_det, n_obs))))
+        overall = moment.sum(axis=0) / n_used
+        members = weight.sum(axis=0)
+        covariance = (moment + PRIOR_STARS * overall) / (members + PRIOR_STARS)[:, None, None]
+        covariance = 0.5 * (covariance + covariance.transpose(0, 2, 1)) + 1e-9 * np.eye(q)
+        if start is not None or iteration >= ITERATIONS_BEFORE_DOF:
+            by_dof = np.stack([_ln_likelihood(v, chi2, ln_det, n_obs) for v in DOF_GRID], axis=1)
+            by_kind = weight.T @ by_dof + PRIOR_STARS * by_dof.mean(axis=0)
+            dof = DOF_GRID[np.argmax(by_kind, axis=1)]
+    return ModelError(
+        shapes=error.shapes,
+        feature_center=error.feature_center,
+        feature_scale=error.feature_scale,
+        kinds=error.kinds,
+        width=error.width,
+        covariance=jnp.asarray(basis @ covariance @ basis.T, jnp.float32),
+        tail=jnp.asarray(1.0 / dof, jnp.float32),
+        share=jnp.asarray(weight.mean(axis=0), jnp.float32),
+    ), history
 
 
-def relative_sigma(factor: Float[Array, "channel rank"]) -> np.ndarray:
-    """(channel,) 1-sigma relative model error per channel."""
-    return np.asarray(jnp.sqrt(jnp.sum(factor**2, axis=1)))
+def relative_sigma(error: ModelError) -> NDArray[np.float64]:
+    """(channel,) 1-sigma relative model error per channel, averaged over the kinds of star."""
+    return np.sqrt(np.diagonal(np.asarray(mean_covariance(error), np.float64)))
 
 
 @jax.jit
-def _whitening_with_model_error(stars: Stars, factor: Array) -> Array:
+def _fold_in(error: ModelError, stars: Stars) -> Stars:
     with jax.default_matmul_precision("highest"):
-        return jax.vmap(lambda star: add_model_error(star.whitening, star.flux, factor))(stars)
+        return jax.vmap(lambda star: with_model_error(error, star))(stars)
 
 
-def fold_in_model_error(stars: Stars, factor: Float[Array, "channel rank"] | None) -> Stars:
-    """Return the stars with the model's own error in their whitening factors; unchanged if there is none.
+def fold_in_model_error(stars: Stars, error: ModelError | None) -> Stars:
+    """Return the stars with the model's own error in their whitening factors and tails; unchanged if there is none.
 
     Args:
-        stars: a batch.
-        factor: (channel, rank) F, S = F F^T.
+        stars: a batch, with the measurement's own whitening.
+        error: the model error, or None.
     """
-    if factor is None:
+    if error is None:
         return stars
     n, size = len(stars), chunk_size(len(stars), CHUNK)
-    parts = [
-        _whitening_with_model_error(stars.take(slice(i, i + size)).padded(size), factor) for i in range(0, n, size)
-    ]
-    return replace(stars, whitening=jnp.concatenate(parts)[:n])
+    parts = [_fold_in(error, stars.take(slice(i, i + size)).padded(size)) for i in range(0, n, size)]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:n], *parts)

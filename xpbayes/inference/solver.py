@@ -1,8 +1,13 @@
 """Find the mode of one star's posterior: damped Newton steps, batched over stars.
 
-Every iteration costs one evaluation of residuals, Jacobian and curvature. The curvature is the exact Hessian of L where
-that is positive definite; elsewhere Gauss-Newton's 2 J^T J plus a positive bound to the label prior's. Damping follows
-Levenberg and Marquardt, scaled by the curvature's diagonal, so that units of the parameters do not matter.
+Every iteration costs one evaluation of residuals, Jacobian and curvature, at the trial point; what it yields decides
+whether the trial is taken and where the next one lies. The curvature is the exact Hessian of L where that is positive
+definite; elsewhere Gauss-Newton's 2 J^T J plus a positive bound to the label prior's. Damping follows Levenberg and
+Marquardt, scaled by the curvature's diagonal, so that units of the parameters do not matter.
+
+Without a parallax, L is a narrow bent valley in (log g, parallax): a dwarf nearby is a giant far away. So the parallax is
+eliminated (variable projection): steps are damped in the other parameters alone, and at every trial the parallax is
+first brought to its best value there, a linear least-squares amplitude since the flux goes with its square.
 A star that has converged is frozen: its answer does not depend on who shares its batch.
 """
 
@@ -13,8 +18,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from xpbayes.models.forward import ForwardModel
-from xpbayes.models.objective import Curvature, curvature, flux_residuals
+from xpbayes.models.forward import ForwardModel, predict_flux
+from xpbayes.models.likelihood import deviance, n_observed
+from xpbayes.models.objective import curvature
 from xpbayes.models.prior import LabelPrior
 from xpbayes.stars import Stars
 
@@ -29,6 +35,8 @@ ACCEPT_ROUNDING = 2e-6
 """A step may raise L by this fraction of what L is summed from: float32 cannot see smaller changes."""
 MAX_BEND = 0.75
 """A bend longer than this share of the step is not trusted."""
+PARALLAX_ROUNDS = 2
+"""Where the parallax is measured, its exponential is expanded so many times; the flux all but fixes it already."""
 MIN_PIVOT = 3e-6
 """The exact Hessian is used where its scaled Cholesky pivots exceed this, else the positive definite bound."""
 CLIPPED_PIVOT = 1e-7
@@ -101,61 +109,118 @@ def solve_positive(matrix: Float[Array, "n n"], vector: Float[Array, " n"]) -> F
     return jnp.stack(x) * scale
 
 
-class _Point(NamedTuple):
-    """Where a star stands: L, its rounding scale, gradient, the positive definite Hessian in use, flux Jacobian."""
+def best_ln_parallax(model: ForwardModel, star: Stars, parameters: Float[Array, " parameter"]) -> Float[Array, ""]:
+    """Ln parallax that minimises L with all other parameters as they are.
 
+    Args:
+        model: the forward model.
+        star: one star.
+        parameters: (label + 2,) labels, ln E, ln parallax; the last is where the search begins.
+    """
+    both = star.whitening @ jnp.stack([predict_flux(model, parameters, star.ln_scale), star.flux], axis=1)
+    white, observed = both[:, 0], both[:, 1]
+    power = jnp.maximum(white @ white, 1e-30)
+    amplitude = jnp.clip(white @ observed / power, 1e-4, 1e4)
+    misfit = jnp.sum((amplitude * white - observed) ** 2)
+    weight = deviance(misfit, n_observed(star.whitening), star.tail).slope
+    by_flux = 0.5 * jnp.log(amplitude)
+    flux_precision = 4.0 * weight * amplitude**2 * power
+    shift = by_flux
+    for _ in range(PARALLAX_ROUNDS):
+        plx = jnp.exp(parameters[-1] + shift)
+        measured = shift + (star.parallax - plx) / plx  # as the measurement has it, to first order
+        precision = (plx * star.parallax_inv_error) ** 2
+        # The flat prior in parallax adds one to the slope of ln p.
+        shift = (flux_precision * by_flux + precision * measured + 1.0) / (flux_precision + precision)
+    return jnp.where(jnp.isfinite(shift), parameters[-1] + shift, parameters[-1])
+
+
+def _damped_step(hessian: Array, gradient: Array, damping: Array) -> Array:
+    """Levenberg and Marquardt's step with the parallax, the last parameter, eliminated and not damped."""
+    across, own = hessian[:-1, -1], jnp.maximum(hessian[-1, -1], 1e-30)
+    reduced = hessian[:-1, :-1] - jnp.outer(across, across) / own
+    damped = reduced + damping * jnp.diag(jnp.abs(jnp.diagonal(reduced)))
+    others = -solve_positive(damped, gradient[:-1] - across * gradient[-1] / own)
+    return jnp.append(others, -(gradient[-1] + across @ others) / own)
+
+
+class _State(NamedTuple):
+    """One star: the best point so far with its derivatives, and the trial to evaluate next."""
+
+    parameters: Array
     value: Array
     size: Array
     gradient: Array
     hessian: Array
-    flux_jacobian: Array
     decrement: Array
-
-
-def _evaluate(model: ForwardModel, prior: LabelPrior | None, star: Stars, parameters: Array) -> _Point:
-    at: Curvature = curvature(model, prior, star, parameters)
-    hessian = jnp.where(smallest_pivot(at.hessian) > MIN_PIVOT, at.hessian, at.bound)
-    decrement = jnp.abs(at.gradient @ solve_positive(hessian, at.gradient))
-    return _Point(at.value, at.size, at.gradient, hessian, at.flux_jacobian, decrement)
-
-
-class _State(NamedTuple):
-    parameters: Array
-    at: _Point
+    trial: Array
     damping: Array
     converged: Array
     n_iterations: Array
 
 
+def _begin(parameters: Array) -> _State:
+    n = parameters.size
+    number = partial(jnp.asarray, dtype=parameters.dtype)
+    return _State(
+        parameters=parameters,
+        value=number(jnp.inf),
+        size=number(0.0),
+        gradient=jnp.full(n, jnp.inf, parameters.dtype),
+        hessian=jnp.eye(n, dtype=parameters.dtype),
+        decrement=number(jnp.inf),
+        trial=parameters,
+        damping=number(FIRST_DAMPING),
+        converged=jnp.asarray(False),
+        n_iterations=jnp.asarray(0, jnp.int32),
+    )
+
+
 def _advance(model: ForwardModel, prior: LabelPrior | None, star: Stars, state: _State) -> _State:
-    """One damped step of one star; a converged star stays as it is."""
-    at = state.at
-    damped = at.hessian + state.damping * jnp.diag(jnp.diagonal(at.hessian))
-    step = -solve_positive(damped, at.gradient)
+    """Evaluate one star's trial, take it or not, and choose the next; a converged star stays as it is."""
+    trial = state.trial.at[-1].set(best_ln_parallax(model, star, state.trial))
+    new, bend_along = curvature(model, prior, star, trial)
+    definite = smallest_pivot(new.hessian) > MIN_PIVOT
+    new_hessian = jnp.where(definite, new.hessian, new.bound)
+    new_decrement = jnp.abs(new.gradient @ solve_positive(new_hessian, new.gradient))
+    better = new.value <= state.value + ACCEPT_ROUNDING * state.size
+    # Next to the mode L itself is all rounding; there the gradient decides.
+    near = new.value <= state.value + 100.0 * ACCEPT_ROUNDING * state.size
+    better |= near & (new_decrement < state.decrement)
+    better &= jnp.isfinite(new.value) & jnp.all(jnp.isfinite(new.gradient)) & jnp.all(jnp.isfinite(new_hessian))
+    first = state.n_iterations == 0
+    damping = jnp.where(better, state.damping * 0.1, state.damping * 8.0)
+    parameters, value, size, gradient, hessian, decrement = jax.tree.map(
+        lambda yes, no: jnp.where(better, yes, no),
+        (trial, new.value, new.size, new.gradient, new_hessian, new_decrement),
+        (state.parameters, state.value, state.size, state.gradient, state.hessian, state.decrement),
+    )
+    damping = jnp.where(first, state.damping, jnp.clip(damping, MIN_DAMPING, MAX_DAMPING))
+
+    step = _damped_step(hessian, gradient, damping)
     limit = jnp.concatenate([MAX_SCALED_STEP * model.label_scale, jnp.full(2, MAX_LOG_STEP, step.dtype)])
     step = step * jnp.minimum(1.0, 1.0 / jnp.max(jnp.abs(step) / limit))
-    # Without a parallax, L is a narrow bent valley in (log g, parallax). Geodesic acceleration (Transtrum & Sethna
-    # 2012) follows the bend: the residuals' second derivative along the step, met by one more solve.
-    along = lambda u: jax.jvp(lambda v: flux_residuals(model, star, v), (u,), (step,))[1]  # noqa: E731
-    second = jax.jvp(along, (state.parameters,), (step,))[1]
-    bend = -solve_positive(damped, second @ at.flux_jacobian)
+    # Geodesic acceleration (Transtrum & Sethna 2012) follows what bend is left: the residuals' second derivative along
+    # the step, met by one more solve. It needs the expansion at the point it starts from, which is at hand only where
+    # the trial was taken.
+    bend = _damped_step(hessian, bend_along(step), damping)
     share = jnp.max(jnp.abs(bend) / limit) / jnp.maximum(jnp.max(jnp.abs(step) / limit), 1e-12)
-    step = jnp.where(share < MAX_BEND, step + bend, step)
+    step = jnp.where(better & (share < MAX_BEND), step + bend, step)
 
-    trial = state.parameters + step
-    new = _evaluate(model, prior, star, trial)
-    better = new.value <= at.value + ACCEPT_ROUNDING * at.size
-    # Next to the mode L itself is all rounding; there the gradient decides.
-    better |= (new.value <= at.value + 100.0 * ACCEPT_ROUNDING * at.size) & (new.decrement < 0.5 * at.decrement)
-    better &= jnp.all(jnp.isfinite(new.gradient)) & jnp.all(jnp.isfinite(new.hessian))
-
-    parameters, at = jax.tree.map(
-        lambda yes, no: jnp.where(better, yes, no), (trial, new), (state.parameters, at)
-    )
-    damping = jnp.clip(jnp.where(better, state.damping * 0.1, state.damping * 8.0), MIN_DAMPING, MAX_DAMPING)
     # Damped to a standstill without progress is a failure that shows in `converged`, not an endless loop.
-    converged = better & (at.decrement < DECREMENT_TOLERANCE)
-    moved = _State(parameters, at, damping, converged, state.n_iterations + 1)
+    converged = better & (decrement < DECREMENT_TOLERANCE)
+    moved = _State(
+        parameters=parameters,
+        value=value,
+        size=size,
+        gradient=gradient,
+        hessian=hessian,
+        decrement=decrement,
+        trial=parameters + step,
+        damping=damping,
+        converged=converged,
+        n_iterations=state.n_iterations + 1,
+    )
     return jax.tree.map(lambda yes, no: jnp.where(state.converged, no, yes), moved, state)
 
 
@@ -178,18 +243,9 @@ def solve(
     """
     with jax.default_matmul_precision("highest"):
 
-        def begin(star: Stars, parameters: Array) -> _State:
-            return _State(
-                parameters=parameters,
-                at=_evaluate(model, prior, star, parameters),
-                damping=jnp.asarray(FIRST_DAMPING, parameters.dtype),
-                converged=jnp.asarray(False),
-                n_iterations=jnp.asarray(0, jnp.int32),
-            )
-
         def unfinished(state: _State) -> Array:
             return jnp.any(~state.converged & (state.n_iterations < max_iterations))
 
         advance = jax.vmap(partial(_advance, model, prior))
-        state = jax.lax.while_loop(unfinished, lambda s: advance(stars, s), jax.vmap(begin)(stars, start))
-    return Solution(state.parameters, state.at.value, state.at.decrement, state.converged, state.n_iterations)
+        state = jax.lax.while_loop(unfinished, lambda s: advance(stars, s), jax.vmap(_begin)(start))
+    return Solution(state.parameters, state.value, state.decrement, state.converged, state.n_iterations)

@@ -1,25 +1,33 @@
-"""Learn the model from stars with labels: alternating phases, each a MAP of the training posterior (ZGR23 Eq. 10).
+"""Learn the model from stars with labels: phases as the settings list them, each a MAP of ZGR23 Eq. 10.
 
-A model phase is SVI with an AutoDelta guide on `models.posterior.training_posterior`, the stars conditioned at their
-current values. A star phase is the second-order solver on the same density, the model fixed. A model_error phase
-re-estimates the covariance of the model's relative error, which later phases fold into the whitening.
+A phase moves the model (SVI with an AutoDelta guide on `models.posterior.training_posterior`), the stars (second-order
+solver or gradient steps on the same density), both, or re-estimates the covariance of the model's relative error, which
+later phases fold into the whitening; self-cleaning marks outliers. The gradient steps are in `phases.py`. A run that
+was stopped goes on from the last phase that ended.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from numpy.typing import NDArray
 
 from xpbayes.config import Phase, TrainingConfig
+from xpbayes.errors import InputError
+from xpbayes.inference.checkpoint import read_checkpoint, tree_checksum, write_checkpoint
 from xpbayes.inference.model_error import fold_in_model_error, learn_model_error, relative_sigma
+from xpbayes.inference.phases import run_gradient_phase, run_star_steps
+from xpbayes.inference.self_cleaning import diagnostic, high_quality, pulls, survivors
 from xpbayes.inference.solver import solve
 from xpbayes.models.forward import ForwardModel, initial_model
+from xpbayes.models.model_error import ModelError
 from xpbayes.models.prior import LabelPrior, draw_labels, ln_prior
 from xpbayes.stars import Stars, chunk_size
 
@@ -45,16 +53,36 @@ class Trained:
     Attributes:
         model: the forward model.
         prior: the label mixture.
-        model_error: (channel, rank) F, S = F F^T; None if switched off.
+        model_error: covariance of the model's relative error; None if switched off.
         parameters: (star, label + 2) solutions of the training stars.
         record: the training record.
+        survivor: (star,) False where self-cleaning marked an outlier; all True without self-cleaning.
     """
 
     model: ForwardModel
     prior: LabelPrior
-    model_error: Float[Array, "channel rank"] | None
+    model_error: ModelError | None
     parameters: Float[Array, "star parameter"]
     record: TrainingRecord
+    survivor: NDArray[np.bool_]
+
+
+class _State(NamedTuple):
+    """Everything that one phase hands to the next.
+
+    Attributes:
+        model: the forward model.
+        parameters: (star, label + 2).
+        model_error: what `learn_model_error` returned; None before.
+        survivor: (star,) False where self-cleaning marked an outlier.
+        key_data: of the JAX random key that the next phases split.
+    """
+
+    model: ForwardModel
+    parameters: Array
+    model_error: Any
+    survivor: Array
+    key_data: Array
 
 
 def fit_label_prior(labels: np.ndarray, n_components: int, seed: int) -> LabelPrior:
@@ -68,9 +96,9 @@ def fit_label_prior(labels: np.ndarray, n_components: int, seed: int) -> LabelPr
     from sklearn.mixture import GaussianMixture
 
     center, scale = labels.mean(axis=0), labels.std(axis=0)
-    fit = GaussianMixture(
-        n_components, reg_covar=1e-4, max_iter=200, init_params="k-means++", random_state=seed
-    ).fit((labels - center) / scale)
+    fit = GaussianMixture(n_components, reg_covar=1e-4, max_iter=200, init_params="k-means++", random_state=seed).fit(
+        (labels - center) / scale
+    )
     whitening = fit.precisions_cholesky_ / scale[None, :, None]
     prior = LabelPrior(
         ln_weight=jnp.asarray(np.log(fit.weights_), jnp.float32),
@@ -92,7 +120,9 @@ def initial_parameters(stars: Stars) -> Float[Array, "star parameter"]:
     )
 
 
-def _guess_model(stars: Stars, parameters: np.ndarray, wavelength_nm: np.ndarray, config: TrainingConfig) -> ForwardModel:
+def _guess_model(
+    stars: Stars, parameters: np.ndarray, wavelength_nm: np.ndarray, config: TrainingConfig
+) -> ForwardModel:
     curve = CURVE_GUESS_AT_550 * (550.0 / wavelength_nm) ** CURVE_GUESS_SLOPE
     flux = np.asarray(stars.flux, dtype=np.float64)
     use = flux > 0
@@ -109,6 +139,9 @@ def train(
     wavelength_nm: np.ndarray,
     config: TrainingConfig,
     say: Callable[[str], None] = lambda line: None,
+    checkpoint: Path | None = None,
+    *,
+    resume: bool = False,
 ) -> Trained:
     """Train a model.
 
@@ -117,103 +150,136 @@ def train(
         wavelength_nm: (channel,) wavelengths, for the first guess of R(lambda) only.
         config: the settings.
         say: receives one line per phase.
+        checkpoint: file that receives the state after every phase; the caller deletes it once the result is safe.
+        resume: go on from that file if it is there.
+
+    Raises:
+        InputError: the checkpoint belongs to other stars or settings, a phase has no stars, or a phase diverged.
     """
-    record = TrainingRecord()
     stars = jax.tree.map(jnp.asarray, stars)
-    parameters = initial_parameters(stars)
-    model = _guess_model(stars, np.asarray(parameters, dtype=np.float64), wavelength_nm, config)
-    factor: Array | None = None
-    effective = stars
-    key = jax.random.key(config.seed)
+    record, done = TrainingRecord(), 0
+    belongs_to: dict[str, Any] = {}
+    if checkpoint is not None:
+        belongs_to = {"stars": tree_checksum(stars), "settings": config.model_dump(mode="json")}
+    if checkpoint is not None and resume and checkpoint.is_file():
+        state, about = read_checkpoint(checkpoint, belongs_to)
+        record, done = TrainingRecord(about["phases"]), about["done"]
+        say(f"resumed after phase {done}/{len(config.phases)} from {checkpoint}")
+    else:
+        parameters = initial_parameters(stars)
+        state = _State(
+            _guess_model(stars, np.asarray(parameters, dtype=np.float64), wavelength_nm, config),
+            parameters,
+            None,
+            jnp.ones(len(stars), bool),
+            jax.random.key_data(jax.random.key(config.seed)),
+        )
+    effective = fold_in_model_error(stars, state.model_error)
     for number, phase in enumerate(config.phases, start=1):
-        if phase.update == "model_error" and not config.model_error:
+        if number <= done or (phase.update == "model_error" and not config.model_error):
             continue
         begun = time.perf_counter()
-        entry: dict[str, Any] = {"phase": number, **phase.model_dump()}
-        if phase.update == "model":
-            key, phase_key = jax.random.split(key)
-            model, losses = run_model_phase(model, effective, parameters, phase, config, phase_key)
-            entry["loss_per_star"] = losses
-            summary = f"loss per star {losses[0]:.1f} -> {losses[-1]:.1f}"
-        elif phase.update == "stars":
-            parameters, converged, objective = run_star_phase(model, effective, parameters, phase)
-            entry |= {"converged": converged, "objective_per_star": objective}
-            summary = f"L per star {objective:.1f}, {converged:.1%} converged"
-        else:
-            factor, history = learn_model_error(model, stars, parameters, phase.epochs, factor)
-            effective = fold_in_model_error(stars, factor)
-            entry["ln_likelihood_per_star"] = history
-            summary = f"median relative error {np.median(relative_sigma(factor)):.2%}"
-        entry["seconds"] = time.perf_counter() - begun
+        phase = phase.scaled(config.epochs_scale)
+        state, entry, summary = _run_phase(phase, number, state, stars, effective, config)
+        if phase.update == "model_error":
+            effective = fold_in_model_error(stars, state.model_error)
+        entry = {"phase": number, **phase.model_dump(mode="json"), **entry, "seconds": time.perf_counter() - begun}
         record.phases.append(entry)
+        if checkpoint is not None:
+            write_checkpoint(checkpoint, state, belongs_to | {"done": number, "phases": record.phases})
         say(f"phase {number}/{len(config.phases)} {phase.update}: {summary} ({entry['seconds']:.1f} s)")
     prior = fit_label_prior(np.asarray(stars.labels), config.prior_components, config.seed)
-    return Trained(model, prior, factor, parameters, record)
+    return Trained(state.model, prior, state.model_error, state.parameters, record, np.asarray(state.survivor))
 
 
-def run_model_phase(
-    model: ForwardModel,
-    stars: Stars,
-    parameters: Float[Array, "star parameter"],
-    phase: Phase,
-    config: TrainingConfig,
-    key: Array,
-) -> tuple[ForwardModel, list[float]]:
-    """Move the model, not the stars: SVI with an AutoDelta guide over random batches.
+def _members(
+    phase: Phase, number: int, stars: Stars, survivor: NDArray[np.bool_], config: TrainingConfig
+) -> Array | None:
+    """Rows of the stars that take part in a phase; None means all."""
+    if phase.stars == "all":
+        return None
+    if phase.stars == "survivors":
+        chosen, why = survivor, "self-cleaning dropped every star; raise its limits, which are max_..._pull"
+    else:
+        cuts = high_quality(stars, config.high_quality)
+        chosen = np.logical_and.reduce(list(cuts.values()))
+        name, passed = min(cuts.items(), key=lambda cut: cut[1].sum())
+        why = f"none of {len(stars)} stars is of high quality (strictest: {name}, passed by {passed.sum()}); relax it"
+    if not chosen.any():
+        raise InputError(f"training phase {number}: {why}")
+    return None if chosen.all() else jnp.asarray(np.flatnonzero(chosen))
+
+
+def _run_phase(
+    phase: Phase, number: int, state: _State, stars: Stars, effective: Stars, config: TrainingConfig
+) -> tuple[_State, dict[str, Any], str]:
+    """Run one phase.
+
+    Args:
+        phase: what to do.
+        number: its place, from 1, for messages.
+        state: where training stands.
+        stars: all training stars, with the measurement's own whitening.
+        effective: the same with the model's error in the whitening.
+        config: the settings.
 
     Returns:
-        the model, and per epoch the mean over batches of -ln posterior / n_stars.
+        the new state, what the record keeps, and a summary in words.
     """
-    import optax
-    from numpyro import handlers
-    from numpyro.infer import SVI, Trace_ELBO
-    from numpyro.infer.autoguide import AutoDelta
-    from numpyro.infer.initialization import init_to_value
+    if phase.update == "self_cleaning":
+        return _clean(phase, state, effective, config)
+    model, parameters = state.model, state.parameters
+    rows = _members(phase, number, stars, np.asarray(state.survivor), config)
+    entry: dict[str, Any] = {"n_stars": len(stars) if rows is None else len(rows)}
+    if phase.update == "model_error":
+        members, at = (stars, parameters) if rows is None else (stars.take(rows), parameters[rows])
+        factor, history = learn_model_error(model, members, at, phase.epochs, state.model_error)
+        entry["ln_likelihood_per_star"] = history
+        return (
+            state._replace(model_error=factor),
+            entry,
+            f"median relative error {np.median(relative_sigma(factor)):.2%}",
+        )
 
-    from xpbayes.models.posterior import (
-        ModelShape,
-        model_from_sites,
-        model_site_values,
-        star_sites,
-        training_posterior,
+    members, at = (effective, parameters) if rows is None else (effective.take(rows), parameters[rows])
+    key_data = state.key_data
+    if phase.update in ("model", "both"):
+        key, phase_key = jax.random.split(jax.random.wrap_key_data(key_data))
+        key_data = jax.random.key_data(key)
+        model, at, losses = run_gradient_phase(model, members, at, phase, config.batch_size, phase_key)
+        entry["loss_per_star"] = losses
+        summary = f"loss per star {losses[0]:.1f} -> {losses[-1]:.1f}"
+        sound = bool(np.isfinite(losses[-1]))
+    elif phase.method == "newton":
+        at, converged, objective = run_star_phase(model, members, at, phase)
+        entry |= {"converged": converged, "objective_per_star": objective}
+        summary, sound = f"L per star {objective:.1f}, {converged:.1%} converged", True
+    else:
+        at = run_star_steps(model, members, at, phase, config.batch_size)
+        summary, sound = f"{phase.epochs} steps of {len(members)} stars", bool(jnp.isfinite(at).all())
+    if not sound:
+        raise InputError(
+            f"training phase {number} ({phase.update}, {phase.method}) diverged; lower its learning_rate or set a "
+            f"gradient_clip"
+        )
+    parameters = at if rows is None else parameters.at[rows].set(at)
+    return state._replace(model=model, parameters=parameters, key_data=key_data), entry, summary
+
+
+def _clean(phase: Phase, state: _State, effective: Stars, config: TrainingConfig) -> tuple[_State, dict[str, Any], str]:
+    """Mark outliers; nothing moves."""
+    found = pulls(state.model, effective, state.parameters)
+    stays = survivors(found, phase)
+    dropped = {name: float(np.mean(~mask)) for name, mask in stays.items()}
+    entry = {
+        "n_stars": len(effective),
+        "dropped_by": dropped,
+        "diagnostic": diagnostic(effective, state.parameters, found, config.labels),
+    }
+    summary = (
+        f"{dropped['parameters']:.1%} by parameters, {dropped['fluxes']:.1%} by fluxes, {dropped['both']:.1%} dropped"
     )
-
-    n_stars = len(stars)
-    batch_size = min(config.batch_size, n_stars)
-    n_batches = n_stars // batch_size
-    shape = ModelShape(
-        config.hidden, stars.flux.shape[1], n_stars, model.label_center, model.label_scale, phase.robust_scale
-    )
-    schedule = optax.cosine_decay_schedule(phase.learning_rate, phase.epochs * n_batches, phase.final_rate)
-
-    def posterior(batch: Stars, fixed: dict[str, Any]) -> None:
-        handlers.condition(training_posterior, data=fixed)(batch, shape)
-
-    # One program for the whole phase: outside of jit, SVI's own start would compile hundreds of single operations.
-    @jax.jit
-    def run(key: Array, stars: Stars, parameters: Array, order: Array) -> tuple[dict[str, Array], Array]:
-        guide = AutoDelta(posterior, init_loc_fn=init_to_value(values=model_site_values(model)))
-        svi = SVI(posterior, guide, optax.adam(schedule), Trace_ELBO())
-
-        def step(state: Any, index: Array) -> tuple[Any, Array]:
-            return svi.update(state, stars.take(index), star_sites(parameters[index]))
-
-        with jax.default_matmul_precision("highest"):
-            state = svi.init(key, stars.take(order[0]), star_sites(parameters[order[0]]))
-            state, loss = jax.lax.scan(step, state, order)
-        return svi.get_params(state), loss
-
-    start_key, order_key = jax.random.split(key)
-    order = np.stack(
-        [
-            np.asarray(jax.random.permutation(k, n_stars)[: n_batches * batch_size]).reshape(n_batches, batch_size)
-            for k in jax.random.split(order_key, phase.epochs)
-        ]
-    )
-    found, loss = run(start_key, stars, parameters, jnp.asarray(order.reshape(-1, batch_size)))
-    values = {name.removesuffix("_auto_loc"): value for name, value in found.items()}
-    losses = np.asarray(loss, np.float64).reshape(phase.epochs, n_batches).mean(axis=1) / n_stars
-    return model_from_sites(values, model.label_center, model.label_scale), losses.tolist()
+    return state._replace(survivor=jnp.asarray(stays["both"])), entry, summary
 
 
 def run_star_phase(

@@ -62,7 +62,7 @@ def hessians(
     star in six.
     """
     with jax.default_matmul_precision("highest"):
-        return jax.vmap(lambda star, u: curvature(model, prior, star, u).hessian)(stars, parameters)
+        return jax.vmap(lambda star, u: curvature(model, prior, star, u)[0].hessian)(stars, parameters)
 
 
 def are_positive_definite(matrices: NDArray[np.floating]) -> NDArray[np.bool_]:

@@ -5,6 +5,7 @@ coordinates in which the posterior is sampled and its mode defined (METHOD 3).
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -96,6 +97,83 @@ def _network(model: ForwardModel, labels: Float[Array, " label"]) -> tuple[Float
         x = jnp.tanh(x @ weight + bias)
     level = jnp.mean(model.biases[-1])
     return x @ model.weights[-1] + (model.biases[-1] - level), level
+
+
+class FluxExpansion(NamedTuple):
+    """ln f of one star to second order in its parameters, in closed form.
+
+    A tanh network's second derivatives need no more than what its forward pass leaves behind: with z_l the input of
+    layer l's tanh and a_l the derivative of any weighted sum of outputs by that tanh, the Hessian of the sum is
+    sum_l (dz_l)^T diag(a_l tanh'') dz_l. Differentiating twice automatically costs five times as much.
+
+    Attributes:
+        value: (channel,) ln f in the star's own unit.
+        slope: (channel, parameter) d ln f.
+        layer_slope: per hidden layer (label, neuron) dz by the labels.
+        first, second: per hidden layer (neuron,) tanh' and tanh''.
+    """
+
+    value: Float[Array, " channel"]
+    slope: Float[Array, "channel parameter"]
+    layer_slope: tuple[Float[Array, "label _"], ...]
+    first: tuple[Float[Array, " _"], ...]
+    second: tuple[Float[Array, " _"], ...]
+
+
+def expand_ln_flux(
+    model: ForwardModel, parameters: Float[Array, " parameter"], ln_scale: Float[Array, ""] | float = 0.0
+) -> FluxExpansion:
+    """Evaluate `predict_ln_flux` with what its derivatives need.
+
+    Args:
+        model: the forward model.
+        parameters: (label + 2,).
+        ln_scale: as in `predict_ln_flux`.
+    """
+    x = (parameters[:-2] - model.label_center) / model.label_scale
+    slope = jnp.diag(1.0 / model.label_scale)
+    layer_slope, first, second = [], [], []
+    for weight, bias in zip(model.weights[:-1], model.biases[:-1], strict=True):
+        x = jnp.tanh(x @ weight + bias)
+        slope = slope @ weight
+        layer_slope.append(slope)
+        first.append(1.0 - x * x)
+        second.append(-2.0 * x * first[-1])
+        slope = slope * first[-1]
+    level = jnp.mean(model.biases[-1])
+    shape = x @ model.weights[-1] + (model.biases[-1] - level)
+    extinction = jnp.exp(parameters[-2])
+    value = attenuate(shape, extinction, model.ln_curve) + (level + 2.0 * parameters[-1] - ln_scale)
+    by_extinction = -extinction * jnp.exp(model.ln_curve)
+    columns = [(slope @ model.weights[-1]).T, by_extinction[:, None], jnp.full((value.size, 1), 2.0, value.dtype)]
+    return FluxExpansion(value, jnp.concatenate(columns, axis=1), tuple(layer_slope), tuple(first), tuple(second))
+
+
+def weighted_hessian(
+    model: ForwardModel, at: FluxExpansion, weight: Float[Array, " channel"]
+) -> Float[Array, "parameter parameter"]:
+    """Hessian of sum_c weight_c ln f_c by the parameters."""
+    n_labels = model.n_labels
+    by_labels = jnp.zeros((n_labels, n_labels), weight.dtype)
+    adjoint = model.weights[-1] @ weight
+    for matrix, slope, first, second in reversed(
+        list(zip(model.weights[:-1], at.layer_slope, at.first, at.second, strict=True))
+    ):
+        by_labels += (slope * (adjoint * second)) @ slope.T
+        adjoint = matrix @ (adjoint * first)
+    full = jnp.zeros((n_labels + 2, n_labels + 2), weight.dtype).at[:n_labels, :n_labels].set(by_labels)
+    return full.at[-2, -2].set(weight @ at.slope[:, -2])  # d2 ln f / d ln E^2 = -E R, the slope itself
+
+
+def second_along(model: ForwardModel, at: FluxExpansion, step: Float[Array, " parameter"]) -> Float[Array, " channel"]:
+    """Second derivative of ln f along a step: d2/dt2 ln f(parameters + t step) at t = 0."""
+    bend = jnp.zeros_like(at.first[0])
+    layers = zip(model.weights[1:], at.layer_slope, at.first, at.second, strict=True)
+    for i, (following, slope, first, second) in enumerate(layers):
+        along = step[:-2] @ slope
+        bend = second * along * along + (first * bend if i else 0.0)
+        bend = bend @ following
+    return bend + at.slope[:, -2] * step[-2] ** 2
 
 
 def ln_absolute_flux(model: ForwardModel, labels: Float[Array, " label"]) -> Float[Array, " channel"]:

@@ -3,6 +3,8 @@
 Missing channels need no special case: their rows and columns of the whitening factor are zero.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -26,24 +28,72 @@ def half_log_det_precision(whitening: Float[Array, "channel channel"]) -> Float[
     return jnp.sum(jnp.where(diagonal > 0, jnp.log(jnp.where(diagonal > 0, diagonal, 1.0)), 0.0), axis=-1)
 
 
+class Deviance(NamedTuple):
+    """rho(chi^2), what the fluxes add to L = -2 ln posterior, with its first two derivatives by chi^2.
+
+    Attributes:
+        value: () rho.
+        slope: () rho': the star's weight. Above 1 for a star that fits better than most, below 1 for a bad fit.
+        bend: () rho''.
+    """
+
+    value: Float[Array, ""]
+    slope: Float[Array, ""]
+    bend: Float[Array, ""]
+
+
+def deviance(chi2: Float[Array, ""], n_obs: Float[Array, ""], tail: Float[Array, ""]) -> Deviance:
+    """-2 ln density of a multivariate Student t in its chi^2, without the normalisation; of a Gaussian for tail 0.
+
+    With nu = 1 / tail, rho = (nu + n) ln(1 + chi^2 / nu). Equivalent to a noise amplitude of each star's own, with an
+    inverse-gamma prior, integrated out: how well spectra of a kind are described differs from star to star by factors.
+
+    Args:
+        chi2: () of the fluxes.
+        n_obs: () observed channels.
+        tail: () 1 / degrees of freedom, 0 for a Gaussian.
+    """
+    heavy = tail > 0
+    k = jnp.where(heavy, tail, 1.0)
+    slope = (1.0 + k * n_obs) / (1.0 + k * chi2)
+    return Deviance(
+        jnp.where(heavy, (1.0 / k + n_obs) * jnp.log1p(k * chi2), chi2),
+        jnp.where(heavy, slope, 1.0),
+        jnp.where(heavy, -slope * k / (1.0 + k * chi2), 0.0),
+    )
+
+
+def ln_normalisation(whitening: Float[Array, "channel channel"], tail: Float[Array, ""]) -> Float[Array, ""]:
+    """Ln of the constant that makes exp(-rho / 2) a density over the observed fluxes."""
+    n = n_observed(whitening)
+    heavy = tail > 0
+    half_nu = 0.5 / jnp.where(heavy, tail, 1.0)
+    student = (
+        jax.scipy.special.gammaln(half_nu + 0.5 * n)
+        - jax.scipy.special.gammaln(half_nu)
+        - 0.5 * n * jnp.log(2.0 * half_nu * jnp.pi)
+    )
+    return half_log_det_precision(whitening) + jnp.where(heavy, student, -0.5 * n * jnp.log(2.0 * jnp.pi))
+
+
 def add_model_error(
     whitening: Float[Array, "channel channel"],
     flux: Float[Array, " channel"],
-    error_factor: Float[Array, "channel rank"],
+    relative_covariance: Float[Array, "channel channel"],
 ) -> Float[Array, "channel channel"]:
-    """Whitening factor of C + diag(f) S diag(f), with S = F F^T the covariance of the model's relative error.
+    """Whitening factor of C + diag(f) S diag(f), with S the covariance of the model's relative error.
 
-    Works in the whitened frame, where the matrix to factor is I + B B^T with B = W diag(f) F: its eigenvalues are at
+    Works in the whitened frame, where the matrix to factor is I + B S B^T with B = W diag(f): its eigenvalues are at
     least one, so float32 is enough, and a missing channel stays missing.
 
     Args:
         whitening: (channel, channel) lower-triangular W of the measurement.
         flux: (channel,) observed flux: like ZGR23 Eq. 2, relative errors are taken of the measurement.
-        error_factor: (channel, rank) F.
+        relative_covariance: (channel, channel) S.
 
     Returns:
         (channel, channel) lower-triangular factor with zero rows and columns where `whitening` has them.
     """
-    scaled = whitening @ (flux[:, None] * error_factor)
-    inner = jnp.eye(flux.shape[0], dtype=flux.dtype) + scaled @ scaled.T
+    scaled = whitening * flux[None, :]
+    inner = jnp.eye(flux.shape[0], dtype=flux.dtype) + scaled @ relative_covariance @ scaled.T
     return jax.scipy.linalg.solve_triangular(jnp.linalg.cholesky(inner), whitening, lower=True)

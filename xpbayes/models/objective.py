@@ -1,17 +1,18 @@
 """L = -2 ln posterior of one star, as residuals and a smooth rest, for the second-order solver (METHOD 3 and 5).
 
-L(u) = |r(u)|^2 + s(u): r stacks the whitened fluxes and every Gaussian measurement, s holds the Jacobian of ln E and
-ln parallax and the label prior. Constants are left out. `posterior.py` is the same density as a NumPyro model.
+L(u) = rho(|r(u)|^2) + |m(u)|^2 + s(u): r are the whitened fluxes, rho the deviance of their distribution (the identity
+for a Gaussian), m every Gaussian measurement, s the Jacobian of ln E and ln parallax and the label prior. Constants are
+left out. `posterior.py` is the same density as a NumPyro model.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from xpbayes.models.forward import ForwardModel, predict_flux, predict_ln_flux
-from xpbayes.models.likelihood import whitened_residual
+from xpbayes.models.forward import ForwardModel, expand_ln_flux, predict_flux, second_along, weighted_hessian
+from xpbayes.models.likelihood import deviance, n_observed, whitened_residual
 from xpbayes.models.prior import LabelPrior, ln_prior, prior_curvature
 from xpbayes.stars import Stars
 
@@ -62,8 +63,9 @@ def objective(
         star: one star.
         parameters: (label + 2,) labels, ln E, ln parallax.
     """
+    fluxes = deviance(flux_chi2(model, star, parameters), n_observed(star.whitening), star.tail).value
     measured = jnp.sum(measurement_residuals(star, parameters) ** 2)
-    return flux_chi2(model, star, parameters) + measured + smooth_part(prior, parameters)
+    return fluxes + measured + smooth_part(prior, parameters)
 
 
 class Curvature(NamedTuple):
@@ -76,7 +78,8 @@ class Curvature(NamedTuple):
         hessian: (parameter, parameter) exact.
         bound: (parameter, parameter) Gauss-Newton's 2 J^T J plus a positive bound to the label prior's Hessian: never
             indefinite.
-        flux_jacobian: (channel, parameter) of the whitened fluxes.
+        chi2: () of the fluxes.
+        information: (parameter, parameter) J^T C^-1 J of the fluxes, weighted as rho weights the star.
     """
 
     value: Float[Array, ""]
@@ -84,51 +87,70 @@ class Curvature(NamedTuple):
     gradient: Float[Array, " parameter"]
     hessian: Float[Array, "parameter parameter"]
     bound: Float[Array, "parameter parameter"]
-    flux_jacobian: Float[Array, "channel parameter"]
+    chi2: Float[Array, ""]
+    information: Float[Array, "parameter parameter"]
 
 
 def curvature(
     model: ForwardModel, prior: LabelPrior | None, star: Stars, parameters: Float[Array, " parameter"]
-) -> Curvature:
+) -> tuple[Curvature, Callable[[Float[Array, " parameter"]], Float[Array, " parameter"]]]:
     """Evaluate `objective` with its gradient and Hessian, exactly, at a small multiple of its own cost.
 
-    The same as differentiating `objective` twice (tests compare them), arranged so that the whitening matrix, which
-    is most of the data, is used three times whatever the number of parameters: once for residual and Jacobian
-    together, once transposed for the residuals' own curvature, once by the caller.
+    The same as differentiating `objective` twice (tests compare them), in closed form, and arranged so that the
+    whitening matrix, which is most of the data, is used twice: once for residual and Jacobian together, once
+    transposed for the residuals' own curvature.
+
+    Returns:
+        the derivatives, and a function of a step that gives J^T C^-1 d2f along that step: what geodesic acceleration
+        needs (Transtrum & Sethna 2012).
     """
-
-    def ln_flux(u: Array) -> Array:
-        return predict_ln_flux(model, u, star.ln_scale)
-
-    identity = jnp.eye(parameters.size, dtype=parameters.dtype)
-    value, push = jax.linearize(ln_flux, parameters)
-    slope = jax.vmap(push)(identity).T  # (channel, parameter): d ln f
-    flux = jnp.exp(value)
-    r = whitened_residual(flux, star.flux, star.whitening)
-    jacobian = star.whitening @ (flux[:, None] * slope)
-    # d2 chi^2 = 2 J^T J + sum_c v_c (d ln f_c d ln f_c^T + d2 ln f_c), with v = f W^T 2r.
-    weight = flux * (2.0 * r @ star.whitening)
-    bend = slope.T @ (weight[:, None] * slope) + jax.hessian(lambda u: jnp.vdot(weight, ln_flux(u)))(parameters)
-
-    def measured(u: Array) -> Array:
-        return jnp.sum(measurement_residuals(star, u) ** 2)
-
-    m_jacobian = jax.jacfwd(measurement_residuals, argnums=1)(star, parameters)
-    m_value, m_gradient = jax.value_and_grad(measured)(parameters)
-    gauss_newton = 2.0 * (jacobian.T @ jacobian + m_jacobian.T @ m_jacobian)
-
+    at = expand_ln_flux(model, parameters, star.ln_scale)
+    flux = jnp.exp(at.value)
+    both = star.whitening @ jnp.concatenate([flux[:, None] * at.slope, (flux - star.flux)[:, None]], axis=1)
+    jacobian, r = both[:, :-1], both[:, -1]
     chi2 = r @ r
+    rho = deviance(chi2, n_observed(star.whitening), star.tail)
+    # d2 chi^2 = 2 J^T J + sum_c v_c (d ln f_c d ln f_c^T + d2 ln f_c), with v = 2 f W^T r.
+    weight = 2.0 * flux * (r @ star.whitening)
+    bend = at.slope.T @ (weight[:, None] * at.slope) + weighted_hessian(model, at, weight)
+    information = rho.slope * (jacobian.T @ jacobian)
+    flux_gradient = 2.0 * (r @ jacobian)
+
+    measured, m_gradient, m_hessian, m_bound = _measurements(star, parameters)
     smooth = -2.0 * (parameters[-2] + parameters[-1])
-    gradient = (2.0 * r @ jacobian + m_gradient).at[-2:].add(-2.0)
-    hessian = 2.0 * jacobian.T @ jacobian + bend + jax.hessian(measured)(parameters)
-    bound = gauss_newton
+    gradient = (rho.slope * flux_gradient + m_gradient).at[-2:].add(-2.0)
+    hessian = 2.0 * information + rho.slope * bend + rho.bend * jnp.outer(flux_gradient, flux_gradient) + m_hessian
+    bound = 2.0 * information + m_bound
     if prior is not None:
-        at = prior_curvature(prior, parameters[:-2])
+        known = prior_curvature(prior, parameters[:-2])
         n = parameters.size - 2
-        smooth = smooth + 2.0 * at.value
-        gradient = gradient.at[:n].add(2.0 * at.gradient)
-        hessian = hessian.at[:n, :n].add(2.0 * at.hessian)
-        bound = bound.at[:n, :n].add(2.0 * at.bound)
-    return Curvature(
-        chi2 + m_value + smooth, chi2 + m_value + jnp.abs(smooth), gradient, hessian, bound, jacobian
+        smooth = smooth + 2.0 * known.value
+        gradient = gradient.at[:n].add(2.0 * known.gradient)
+        hessian = hessian.at[:n, :n].add(2.0 * known.hessian)
+        bound = bound.at[:n, :n].add(2.0 * known.bound)
+
+    def bend_along(step: Array) -> Array:
+        second = flux * ((at.slope @ step) ** 2 + second_along(model, at, step))
+        return rho.slope * ((star.whitening @ second) @ jacobian)
+
+    value, size = rho.value + measured + smooth, rho.value + measured + jnp.abs(smooth)
+    return Curvature(value, size, gradient, hessian, bound, chi2, information), bend_along
+
+
+def _measurements(star: Stars, parameters: Array) -> tuple[Array, Array, Array, Array]:
+    """Sum of squared measurement residuals with gradient, Hessian, and the Hessian without its negative part.
+
+    Every residual depends on one parameter, so all are diagonal.
+    """
+    residual = measurement_residuals(star, parameters)
+    linear = jnp.exp(parameters[-2:])
+    inverse_error = jnp.stack([star.reddening_inv_error, star.parallax_inv_error])
+    slope = jnp.concatenate([star.label_inv_error, linear * inverse_error])
+    bend = jnp.concatenate([jnp.zeros_like(star.label_inv_error), linear * inverse_error])  # d2 e^x = e^x
+    gauss_newton = 2.0 * slope**2
+    return (
+        jnp.sum(residual**2),
+        2.0 * residual * slope,
+        jnp.diag(gauss_newton + 2.0 * residual * bend),
+        jnp.diag(gauss_newton),
     )

@@ -17,49 +17,69 @@ from numpyro import handlers
 from numpyro.distributions import constraints
 
 from xpbayes.models.forward import ForwardModel, layer_sizes, predict_flux
-from xpbayes.models.likelihood import half_log_det_precision, n_observed, whitened_residual
+from xpbayes.models.likelihood import deviance, ln_normalisation, n_observed, whitened_residual
 from xpbayes.models.prior import LabelPrior, draw_labels, ln_prior
 from xpbayes.stars import Stars
 
 
-class WhitenedNormal(dist.Distribution):
-    """Gaussian given by a lower-triangular whitening factor; missing components (zero rows) do not count.
+class WhitenedStudent(dist.Distribution):
+    """Multivariate Student t, or Gaussian, given by a lower-triangular whitening factor.
+
+    Missing components (zero rows) do not count.
 
     Args:
         loc: (..., channel) mean.
-        whitening: (..., channel, channel) W with W^T W the inverse covariance.
-        robust_scale: s > 0 replaces chi^2 by s asinh(chi^2 / s), as the ZGR23 authors do in training (s = 660); the
-            normalisation stays the Gaussian's. 0 leaves chi^2 as it is.
+        whitening: (..., channel, channel) W with W^T W the inverse of the scale matrix.
+        tail: (...) 1 / degrees of freedom; 0 is a Gaussian, whose scale matrix is the covariance.
+        robust_scale: s > 0 replaces rho(chi^2) by s asinh(rho / s), as the ZGR23 authors do in training (s = 660); the
+            normalisation stays as it is. 0 leaves it alone.
     """
 
-    arg_constraints = {"loc": constraints.real_vector, "whitening": constraints.real_matrix}
+    arg_constraints = {
+        "loc": constraints.real_vector,
+        "whitening": constraints.real_matrix,
+        "tail": constraints.nonnegative,
+    }
     support = constraints.real_vector
-    pytree_data_fields = ("loc", "whitening")
+    pytree_data_fields = ("loc", "whitening", "tail")
     pytree_aux_fields = ("robust_scale",)
 
-    def __init__(self, loc: Array, whitening: Array, robust_scale: float = 0.0, *, validate_args: bool | None = None):
+    def __init__(
+        self,
+        loc: Array,
+        whitening: Array,
+        tail: Array | float = 0.0,
+        robust_scale: float = 0.0,
+        *,
+        validate_args: bool | None = None,
+    ):
+        batch = jnp.broadcast_shapes(loc.shape[:-1], whitening.shape[:-2], jnp.shape(tail))
         self.loc, self.whitening, self.robust_scale = loc, whitening, robust_scale
-        batch = jnp.broadcast_shapes(loc.shape[:-1], whitening.shape[:-2])
+        self.tail = jnp.broadcast_to(jnp.asarray(tail, loc.dtype), batch)
         super().__init__(batch_shape=batch, event_shape=loc.shape[-1:], validate_args=validate_args)
 
     def log_prob(self, value: Array) -> Array:
         """Ln density over the observed components."""
         residual = jnp.vectorize(whitened_residual, signature="(n),(n),(n,n)->(n)")(self.loc, value, self.whitening)
-        chi2 = jnp.sum(residual**2, axis=-1)
+        rho = deviance(jnp.sum(residual**2, axis=-1), n_observed(self.whitening), self.tail).value
         if self.robust_scale > 0:
-            chi2 = self.robust_scale * jnp.arcsinh(chi2 / self.robust_scale)
-        ln_norm = half_log_det_precision(self.whitening) - 0.5 * n_observed(self.whitening) * jnp.log(2 * jnp.pi)
-        return ln_norm - 0.5 * chi2
+            rho = self.robust_scale * jnp.arcsinh(rho / self.robust_scale)
+        return ln_normalisation(self.whitening, self.tail) - 0.5 * rho
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draw; missing components come out at their mean."""
-        noise = jax.random.normal(key, sample_shape + self.batch_shape + self.event_shape, dtype=self.loc.dtype)
+        noise_key, amplitude_key = jax.random.split(key)
+        noise = jax.random.normal(noise_key, sample_shape + self.batch_shape + self.event_shape, dtype=self.loc.dtype)
+        heavy = self.tail > 0
+        half_nu = 0.5 / jnp.where(heavy, self.tail, 1.0)
+        gamma = jax.random.gamma(amplitude_key, half_nu, sample_shape + self.batch_shape) / half_nu
+        amplitude = jnp.where(heavy, 1.0 / jnp.sqrt(gamma), 1.0)
         diagonal = jnp.diagonal(self.whitening, axis1=-2, axis2=-1)
         missing = diagonal <= 0
         factor = self.whitening + jnp.eye(diagonal.shape[-1]) * missing[..., None]
         factor = jnp.broadcast_to(factor, noise.shape + noise.shape[-1:])
         white = jax.scipy.linalg.solve_triangular(factor, noise[..., None], lower=True)[..., 0]
-        return self.loc + jnp.where(missing, 0.0, white)
+        return self.loc + jnp.where(missing, 0.0, white * amplitude[..., None])
 
 
 class LabelMixture(dist.Distribution):
@@ -107,7 +127,7 @@ def _observe_stars(
     parameters = jnp.concatenate([labels, ln_extinction[..., None], ln_parallax[..., None]], axis=-1)
     predict = jnp.vectorize(lambda p, scale: predict_flux(model, p, scale), signature="(p),()->(c)")
     predicted = predict(parameters, stars.ln_scale)
-    numpyro.sample("flux", WhitenedNormal(predicted, stars.whitening, robust_scale), obs=stars.flux)
+    numpyro.sample("flux", WhitenedStudent(predicted, stars.whitening, stars.tail, robust_scale), obs=stars.flux)
 
 
 def model_sites(shape: "ModelShape") -> ForwardModel:
@@ -116,8 +136,7 @@ def model_sites(shape: "ModelShape") -> ForwardModel:
     n_weights = sum(i * o for i, o in sizes)
     sigma = (n_weights / shape.n_stars) ** 0.5
     weights = tuple(
-        numpyro.sample(f"weights_{i}", dist.Normal(0.0, sigma).expand(size).to_event(2))
-        for i, size in enumerate(sizes)
+        numpyro.sample(f"weights_{i}", dist.Normal(0.0, sigma).expand(size).to_event(2)) for i, size in enumerate(sizes)
     )
     biases = tuple(numpyro.sample(f"biases_{i}", _flat((out,))) for i, (_, out) in enumerate(sizes))
     ln_curve = numpyro.sample("ln_R", _flat((shape.n_channels,)))
@@ -132,7 +151,7 @@ class ModelShape(NamedTuple):
         n_channels: number of channels.
         n_stars: number of stars of the whole training set, for the weight prior and for scaling batches.
         label_center, label_scale: (label,) normalisation of the network's inputs.
-        robust_scale: see `WhitenedNormal`.
+        robust_scale: see `WhitenedStudent`.
     """
 
     hidden: tuple[int, ...]

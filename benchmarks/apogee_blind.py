@@ -1,0 +1,153 @@
+"""Blind test on real stars: accuracy and calibration against APOGEE, beside gradient boosting on the same stars.
+
+For each of several splits by source_id: train the default preset on 80 % of the full APOGEE x XP table, infer the other
+20 % from flux alone - no parallax - and train HistGradientBoosting and XGBoost on the same 80 %. Prints scatter, bias and
+coverage for all stars, giants, dwarfs and three S/N bins, R(lambda) against the published curve, time and memory.
+About five minutes a split on 2 cores.
+
+Usage: python benchmarks/apogee_blind.py [STARS.parquet] [--splits 3] [--no-peers]
+STARS is what 'xpbayes fetch apogee' writes; without it the table is fetched into a temporary folder.
+"""
+
+import argparse
+import os
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import numpy as np
+
+import xpbayes
+from xpbayes.analysis.extinction_curve import scale_to
+from xpbayes.archive.selection import held_out_by_source_id, training_cuts
+from xpbayes.archive.star_table import StarTable
+from xpbayes.catalogue.table import list_column
+from xpbayes.config import InferenceConfig, TrainingConfig
+
+PUBLISHED_CURVE = Path(__file__).resolve().parents[2] / "shared" / "data" / "zgr23" / "extinction_curve.txt"
+UNITS = {"teff": 1e3, "feh": 1.0, "logg": 1.0}
+GIANT_LOGG = 3.8
+
+
+def robust(values: np.ndarray) -> float:
+    return float(1.4826 * np.median(np.abs(values - np.median(values))))
+
+
+def peer_features(table: StarTable) -> np.ndarray:
+    """Log flux relative to the star's own mean, and neighbouring log flux ratios; fluxes <= 0 are missing."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ln = np.where(table.flux > 0, np.log(table.flux), np.nan)
+    return np.concatenate([ln - np.nanmean(ln, axis=1, keepdims=True), np.diff(ln, axis=1)], axis=1)
+
+
+def peers(train: StarTable, test: StarTable, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Predictions of each peer, (star, label), early stopping on 10 % of the training stars."""
+    from sklearn.ensemble import HistGradientBoostingRegressor
+    from sklearn.model_selection import train_test_split
+
+    x, x_test = peer_features(train), peer_features(test)
+    y = np.stack([train.column(n) for n in names], axis=1).astype(float)
+    found = {"HistGradientBoosting": np.zeros((len(test), len(names)))}
+    for i in range(len(names)):
+        boost = HistGradientBoostingRegressor(
+            max_iter=2000, learning_rate=0.06, early_stopping=True, n_iter_no_change=30, random_state=0
+        )
+        found["HistGradientBoosting"][:, i] = boost.fit(x, y[:, i]).predict(x_test)
+    try:
+        import xgboost
+    except ImportError:
+        print("XGBoost: not run because it is not installed (pip install xgboost-cpu)")
+        return found
+    found["XGBoost"] = np.zeros((len(test), len(names)))
+    fit, stop = train_test_split(np.arange(len(y)), test_size=0.1, random_state=0)
+    for i in range(len(names)):
+        boost = xgboost.XGBRegressor(
+            n_estimators=3000, learning_rate=0.06, max_depth=6, subsample=0.8, early_stopping_rounds=30, n_jobs=2
+        )
+        boost.fit(x[fit], y[fit, i], eval_set=[(x[stop], y[stop, i])], verbose=False)
+        found["XGBoost"][:, i] = boost.predict(x_test)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stars", nargs="?", help="star table from 'xpbayes fetch apogee'")
+    parser.add_argument("--splits", type=int, default=3)
+    parser.add_argument("--no-peers", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        table = (
+            xpbayes.read_star_table(arguments.stars)
+            if arguments.stars
+            else xpbayes.fetch_apogee(Path(scratch) / "stars.parquet", print)
+        )
+    for split in range(arguments.splits):
+        config = TrainingConfig(split_seed=split, held_out_stars=0)
+        begun = time.perf_counter()
+        model = xpbayes.train(table, config=config, say=lambda line: None)
+        training = time.perf_counter() - begun
+        kept = training_cuts(table, config.labels, config.teff_max)
+        held = held_out_by_source_id(kept.source_id, config.validation_fraction, split)
+        test = kept.take(np.flatnonzero(held))
+        begun = time.perf_counter()
+        catalogue = xpbayes.infer(model, test, config=InferenceConfig(use_parallax=False), say=lambda line: None)
+        inference = time.perf_counter() - begun
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+        names = model.labels
+        stars = test.stars(names, label_error_floor=config.floor_for(len(names)))
+        truth, label_error = np.asarray(stars.labels, float), 1.0 / np.asarray(stars.label_inv_error, float)
+        estimate = list_column(catalogue, "stellar_params_median")[:, :3]
+        sigma = np.hypot(list_column(catalogue, "stellar_params_std")[:, :3], label_error)
+        snr = np.median(np.sqrt(np.sum(stars.whitening**2, axis=1)) * stars.flux, axis=1)
+        edges = np.quantile(snr, [0, 1 / 3, 2 / 3, 1])
+        giant = truth[:, names.index("logg")] < GIANT_LOGG
+        groups = {"all": np.ones(len(test), bool), "giants": giant, "dwarfs": ~giant} | {
+            f"S/N {edges[i]:.0f}-{edges[i + 1]:.0f}": (snr >= edges[i]) & (snr <= edges[i + 1]) for i in range(3)
+        }
+        print(
+            f"\nsplit {split}: {model.card['n_training']} trained on, {len(test)} held out, flux only, posterior median"
+        )
+        print(
+            f"{'label':6} {'group':12} {'n':>5} {'scatter':>8} {'bias':>8} {'bias/scatter':>12} {'68 %':>6} {'95 %':>6}"
+        )
+        for i, name in enumerate(names):
+            for group, inside in groups.items():
+                residual = (estimate - truth)[inside, i]
+                pull = np.abs(residual / sigma[inside, i])
+                scatter, bias, unit = robust(residual), float(np.median(residual)), UNITS[name]
+                print(
+                    f"{name:6} {group:12} {inside.sum():5d} {unit * scatter:8.3f} {unit * bias:+8.3f} "
+                    f"{abs(bias) / scatter:12.2f} {np.mean(pull < 1):6.3f} {np.mean(pull < 1.96):6.3f}"
+                )
+        begun = time.perf_counter()
+        predicted = {} if arguments.no_peers else peers(kept.take(np.flatnonzero(~held)), test, names)
+        for peer, values in predicted.items():
+            residual = values * np.array([1e-3 if n == "teff" and values[0, 0] > 100 else 1.0 for n in names]) - truth
+            text = [
+                f"{n} {UNITS[n] * robust(residual[:, i]):.3f} (giants {UNITS[n] * robust(residual[giant, i]):.3f}, "
+                f"dwarfs {UNITS[n] * robust(residual[~giant, i]):.3f})"
+                for i, n in enumerate(names)
+            ]
+            print(f"{peer}: {'; '.join(text)}")
+        if predicted:
+            print(f"peers together {time.perf_counter() - begun:.0f} s")
+        if PUBLISHED_CURVE.is_file():
+            published = np.loadtxt(PUBLISHED_CURVE)[:61, 1]
+            _, rms = scale_to(np.exp(np.asarray(model.forward.ln_curve, float))[:61], published)
+            print(f"R(lambda) 392-992 nm against the published curve: {rms:.2%} rms")
+        k_hat = catalogue["k_hat"].to_numpy()
+        print(
+            f"training {training:.0f} s, inference {inference:.0f} s with compilation "
+            f"({len(test) / inference:.0f} stars/s), peak memory {memory:.1f} GB; "
+            f"k_hat < 0.7 for {np.mean(k_hat < 0.7):.1%}, "
+            f"converged {np.mean(catalogue['converged'].to_numpy(zero_copy_only=False)):.2%}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

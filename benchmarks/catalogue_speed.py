@@ -1,0 +1,135 @@
+"""Speed, memory and disk of a production run, from official files or star tables to a verified catalogue and exports.
+
+    python benchmarks/catalogue_speed.py MODEL --stars 10000 [--tables STARS] [--settings run.toml] [--exports]
+
+Without --tables, a survey is simulated in official formats, and the run starts at its csv.gz. With --tables, the rows of
+that star table are repeated under new source_ids until there are enough. Prints stars/s, the peak memory of all
+processes together (proportional set size, sampled twice a second), and bytes per million stars of everything written.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import numpy as np
+
+
+class Memory:
+    """Peak memory of a process and all its descendants; pages that they share are counted once."""
+
+    def __init__(self, process: int) -> None:
+        self.peak = 0
+        self._process, self._over = process, threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> "Memory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.5):
+            self.peak = max(self.peak, sum(map(proportional_set_size, descendants(self._process))))
+
+
+def descendants(process: int) -> list[int]:
+    """A process and everything that it started."""
+    found = [process]
+    for pid in found:
+        try:
+            found += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        except OSError:
+            continue
+    return found
+
+
+def proportional_set_size(process: int) -> int:
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+def run(*command: object) -> tuple[float, int]:
+    """Seconds and peak memory [bytes] of one command of xpbayes."""
+    begun = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "xpbayes", *map(str, command)], stdout=subprocess.DEVNULL)
+    with Memory(process.pid) as memory:
+        if process.wait() != 0:
+            sys.exit(f"xpbayes {command[0]} ended with status {process.returncode}")
+    return time.perf_counter() - begun, memory.peak
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+def repeat_stars(source: Path, n: int, folder: Path) -> Path:
+    """Star tables of 16,384 stars each with the rows of another, under new source_ids."""
+    from dataclasses import replace
+
+    from xpbayes.archive.star_table import read_star_table, write_star_table
+
+    stars = read_star_table(source)
+    for number, start in enumerate(range(0, n, 16_384)):
+        rows = np.arange(start, min(start + 16_384, n))
+        part = replace(stars.take(rows % len(stars)), source_id=rows + 1_000_000_000)
+        write_star_table(part, folder / f"stars-{number:04d}.parquet")
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--stars", type=int, default=10_000)
+    parser.add_argument("--tables", type=Path)
+    parser.add_argument("--settings", type=Path)
+    parser.add_argument("--processes", type=int)
+    parser.add_argument("--exports", action="store_true")
+    parser.add_argument("--scratch", type=Path, help="where to work; a temporary folder if not given")
+    arguments = parser.parse_args()
+    from xpbayes.catalogue.manifest import read_manifest
+
+    millions = arguments.stars / 1e6
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
+        folder = Path(scratch)
+        if arguments.tables:
+            inputs = repeat_stars(arguments.tables, arguments.stars, folder / "stars")
+        else:
+            run("simulate", arguments.model, "--stars", arguments.stars, "--out", folder / "survey", "-q")
+            inputs = folder / "survey" / "survey.toml"
+        print(f"inputs: {size(inputs.parent if inputs.is_file() else inputs) / millions / 1e9:.2f} GB a million stars")
+        options = ["--settings", arguments.settings] if arguments.settings else []
+        options += ["--processes", arguments.processes] if arguments.processes else []
+        seconds, peak = run("infer", arguments.model, inputs, "--out", folder / "c", *options)
+        total = read_manifest(folder / "c")["totals"]
+        print(
+            f"infer: {total['rows_written']} stars in {seconds:.1f} s = {total['rows_written'] / seconds:.0f} stars/s "
+            f"(start and compilation included), peak memory {peak / 1e9:.2f} GB, states {total['status']}"
+        )
+        print(f"catalogue: {size(folder / 'c') / millions / 1e6:.0f} MB a million stars")
+        seconds, peak = run("verify", folder / "c", "-q")
+        print(f"verify: {arguments.stars / seconds:.0f} stars/s, peak memory {peak / 1e9:.2f} GB")
+        for kind in ("votable", "fits", "hats") if arguments.exports else ():
+            out = folder / f"c.{kind}"
+            more = ["--approximate-positions"] if kind == "hats" else []
+            seconds, peak = run("export", folder / "c", "--format", kind, "--out", out, "-q", *more)
+            print(
+                f"{kind}: {arguments.stars / seconds:.0f} stars/s, peak memory {peak / 1e9:.2f} GB, "
+                f"{size(out) / millions / 1e6:.0f} MB a million stars"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,288 @@
+"""Draws and summaries of one star's posterior: against SciPy, exact posteriors, and a long Markov chain."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy.stats import multivariate_normal, norm, truncnorm
+
+from tests.conftest import as_double
+from xpbayes.config import InferenceConfig
+from xpbayes.inference.importance import INFLATION, TINY_EXTINCTION, _propose, importance_draws, summarise
+from xpbayes.inference.infer import infer
+from xpbayes.inference.model_error import fold_in_model_error
+from xpbayes.inference.solver import solve
+from xpbayes.models.forward import ForwardModel, predict_flux
+from xpbayes.models.objective import objective
+from xpbayes.models.prior import LabelPrior
+from xpbayes.stars import Stars
+
+RNG = np.random.default_rng(0)
+N = 12
+SIGMA_E = 0.004
+"""Error of E that the fluxes of the simulated stars leave [mag]."""
+
+
+# --------------------------------------------------------------------------------------- simulated, exactly solvable
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """A model whose flux does not depend on the labels: their posterior is the prior."""
+    sizes = [(3, 4), (4, N)]
+    weights = tuple(jnp.zeros(size) for size in sizes)
+    biases = tuple(jnp.zeros(out) for _, out in sizes)
+    return ForwardModel(weights, biases, jnp.linspace(1.0, -1.0, N), jnp.zeros(3), jnp.ones(3))
+
+
+def _prior(weights=(1.0,), means=((0.0, 0.0, 0.0),), sigma=0.05):
+    whitening = np.broadcast_to(np.eye(3) / sigma, (len(weights), 3, 3))
+    values = (np.log(weights), np.array(means), whitening, -9.0)
+    return LabelPrior(*(jnp.asarray(v, jnp.float32) for v in values))
+
+
+def _dusty_stars(model, extinction, noise):
+    """Stars at 1 mas whose parallax is known sharply, so that E is a Gaussian of width SIGMA_E from their fluxes."""
+    n = len(extinction)
+    curve = np.exp(np.asarray(model.ln_curve, float))
+    relative = SIGMA_E * np.linalg.norm(curve)
+    flux = np.exp(-extinction[:, None] * curve)
+    whitening = np.stack([np.diag(1 / (relative * f)) for f in flux])
+    flux = flux * (1 + relative * noise)
+    zero = np.zeros(n)
+    values = (
+        flux, whitening, zero, np.ones(n), np.full(n, 1e4), np.zeros((n, 3)), np.zeros((n, 3)), zero, zero, zero
+    )  # fmt: skip
+    return Stars(*(jnp.asarray(v, jnp.float32) for v in values))
+
+
+def _summaries(model, prior, stars, n_draws=1024, start_extinction=3 * SIGMA_E):
+    n = len(stars)
+    start = jnp.tile(jnp.array([0.0, 0.0, 0.0, np.log(start_extinction), 0.0]), (n, 1))
+    mode = solve(model, prior, stars, start, 100).parameters
+    return mode, summarise(
+        model, prior, stars, mode, mode, jnp.zeros(n, bool), jnp.arange(n, dtype=jnp.uint32), n_draws
+    )
+
+
+def test_extinction_of_simulated_stars_is_a_cut_gaussian(plain):
+    """E from fluxes with Gaussian errors under a flat prior: SciPy's truncated normal, star by star.
+
+    Dust-free stars, and stars at one to five sigma, with noise: among them stars whose best E is negative.
+    """
+    extinction = SIGMA_E * np.repeat([0.0, 1.0, 2.0, 5.0], 16)
+    noise = RNG.normal(size=(64, N))
+    stars = _dusty_stars(plain, extinction, noise)
+    curve = np.exp(np.asarray(plain.ln_curve, float))
+    # Linear in E at these errors, one per cent in flux: f / f_true = 1 - (E - E_true) R.
+    best = (extinction - SIGMA_E * noise @ (curve / np.linalg.norm(curve))) / SIGMA_E
+    assert best.min() < -1
+    law = truncnorm(-best, np.inf, loc=best)
+    mode, found = _summaries(plain, _prior(), stars)
+    assert_allclose(found.mean[:, 3] / SIGMA_E, law.mean(), atol=0.15)
+    assert_allclose(found.std[:, 3] / SIGMA_E, law.std(), atol=0.1)
+    for column, at in (("low", 0.16), ("median", 0.5), ("high", 0.84)):
+        assert_allclose(getattr(found, column)[:, 3] / SIGMA_E, law.ppf(at), atol=0.2)
+    assert np.all(found.k_hat < 0.7)
+    # The mode in ln E is where the papers' formula has it, above both.
+    assert_allclose(np.exp(mode[:, 3]) / SIGMA_E, 0.5 * (best + np.sqrt(best**2 + 4)), atol=0.15)
+    assert np.all(np.exp(mode[:, 3]) > found.mean[:, 3])
+
+
+def test_the_mode_is_high_where_mean_and_median_are_not(plain):
+    """A noiseless dust-free star: mode 1 sigma, mean 0.80, median 0.67; at 4 sigma mean and median are unbiased."""
+    stars = _dusty_stars(plain, SIGMA_E * np.array([0.0, 4.0] * 32), np.zeros((64, N)))
+    mode, found = _summaries(plain, _prior(), stars)
+    free, dusty = (np.s_[i::2] for i in (0, 1))
+    modes, means, medians = (
+        np.asarray(v) / SIGMA_E for v in (jnp.exp(mode[:, 3]), found.mean[:, 3], found.median[:, 3])
+    )
+    assert_allclose(modes[free], 1.0, atol=0.05)
+    assert_allclose(means[free].mean(), np.sqrt(2 / np.pi), atol=0.05)
+    assert_allclose(medians[free].mean(), norm.ppf(0.75), atol=0.05)
+    assert_allclose(means[dusty].mean(), 4.0, atol=0.05)
+    assert_allclose(medians[dusty].mean(), 4.0, atol=0.05)
+    assert modes[dusty].mean() > 4.15  # 2 + sqrt(5) = 4.24
+
+
+TWO = _prior((0.7, 0.3), ((-1.0, 0.0, 0.5), (1.0, 0.2, -0.5)))
+
+
+def test_two_competing_optima_give_a_mixture(plain):
+    """Fluxes that say nothing of the labels: their posterior is the prior, both components with their weights."""
+    stars = _dusty_stars(plain, np.full(64, 10 * SIGMA_E), RNG.normal(size=(64, N)))
+    tops = [jnp.tile(jnp.array([*np.asarray(m), np.log(10 * SIGMA_E), 0.0], jnp.float32), (64, 1)) for m in TWO.mean]
+    first, second = (solve(plain, TWO, stars, top, 60).parameters for top in tops)
+    seed = jnp.arange(64, dtype=jnp.uint32)
+    both = summarise(plain, TWO, stars, first, second, jnp.ones(64, bool), seed, 512)
+    alone = summarise(plain, TWO, stars, first, second, jnp.zeros(64, bool), seed, 512)
+    mean = 0.7 * np.asarray(TWO.mean[0]) + 0.3 * np.asarray(TWO.mean[1])
+    std = np.sqrt(0.05**2 + 0.21 * np.asarray(TWO.mean[1] - TWO.mean[0]) ** 2)
+    assert_allclose(both.mean[:, :3], np.tile(mean, (64, 1)), atol=0.06)
+    assert_allclose(both.std[:, :3], np.tile(std, (64, 1)), atol=0.05)
+    assert_allclose(np.mean(both.mean[:, 0]), mean[0], atol=0.02)
+    assert np.all(np.asarray(both.low[:, 0]) < -0.9) and np.all(np.asarray(both.high[:, 0]) > 0.9)
+    # Which of them is called the best does not matter.
+    swapped = summarise(plain, TWO, stars, second, first, jnp.ones(64, bool), seed, 512)
+    assert_allclose(np.mean(swapped.mean[:, 0]), mean[0], atol=0.02)
+    assert_allclose(alone.mean[:, 0], -1.0, atol=0.02)  # and without the second there is no mixture
+
+
+def test_inference_finds_both_and_mixes_them(plain):
+    """From the start search to the summary; L of the optima differs by 2 ln of their odds."""
+    stars = _dusty_stars(plain, np.full(8, 10 * SIGMA_E), RNG.normal(size=(8, N)))
+    config = InferenceConfig(n_nodes=64, n_starts=3, n_draws=512, use_parallax=True)
+    found = infer(plain, TWO, None, stars, config)
+    assert_array_equal(found.n_modes, 2)
+    assert_allclose(found.runner_up_delta, 2 * np.log(7 / 3), atol=0.02)
+    assert_allclose(found.estimate[:, 0], -1.0, atol=0.02)
+    assert_allclose(found.runner_up[:, 0], 1.0, atol=0.02)
+    assert_allclose(found.mean[:, 0], -0.4, atol=0.06)
+
+
+# ---------------------------------------------------------------------------------------------------- real stars
+
+
+@pytest.fixture(scope="module")
+def real(trained, sample):
+    """Sixteen real stars without parallax at their best optima, every second with a parallax; some tails are heavy."""
+    stars = sample.take(np.arange(16)).stars(trained.labels)
+    config = InferenceConfig(n_nodes=256, n_starts=2, use_parallax=False, n_draws=0)
+    found = infer(trained.forward, trained.prior, trained.model_error, stars, config)
+    blind = jax.tree.map(jnp.asarray, stars.blind(parallax=False))
+    folded = fold_in_model_error(blind, trained.model_error)
+    linear = np.asarray(found.estimate, float)
+    mode = jnp.asarray(np.concatenate([linear[:, :3], np.log(linear[:, 3:])], axis=1), jnp.float32)
+    return folded, mode, found
+
+
+def _proposal_density(model, prior, star, mode, draws):
+    """Ln q of the proposal around one mode in (labels, E, ln parallax), with SciPy and NumPy in float64."""
+    proposal = _propose(model, prior, star, mode)
+    factor = INFLATION * np.asarray(proposal.factor)
+    mean = np.asarray(proposal.mean)
+    x = np.column_stack([np.exp(draws[:, -2]), draws[:, :3]])
+    above = norm.sf((TINY_EXTINCTION - mean[0]) / factor[0, 0])
+    ln_q = multivariate_normal(mean, factor @ factor.T).logpdf(x) - np.log(above)
+    whitening, flux = np.asarray(star.whitening), np.asarray(star.flux)
+    tail, n_obs = float(star.tail), int((np.diagonal(whitening) > 0).sum())
+    for i, u in enumerate(draws):
+        at_mode = np.append(u[:-1], mode[-1])
+        white = whitening @ np.asarray(predict_flux(model, jnp.asarray(at_mode), star.ln_scale))
+        observed = whitening @ flux
+        amplitude, *_ = np.linalg.lstsq(white[:, None], observed, rcond=None)
+        misfit = np.sum((amplitude[0] * white - observed) ** 2)
+        weight = (1 + tail * n_obs) / (1 + tail * misfit)
+        precision = 4 * weight * amplitude[0] ** 2 * (white @ white)
+        plx = np.exp(mode[-1])
+        known = (plx * float(star.parallax_inv_error)) ** 2
+        pull = known * (float(star.parallax) - plx) / plx
+        center = (precision * 0.5 * np.log(amplitude[0]) + pull + 1) / (precision + known)
+        sigma = INFLATION / np.sqrt(precision + known)
+        ln_q[i] += norm.logpdf(u[-1], mode[-1] + center, sigma)
+    return ln_q
+
+
+@pytest.mark.parametrize("with_parallax", [False, True])
+def test_ratio_is_posterior_over_proposal(trained, real, with_parallax, x64):
+    """-L/2 - ln E - ln q, up to one constant for all draws of a star."""
+    from dataclasses import replace
+
+    model, prior, stars, modes = as_double((trained.forward, trained.prior, *real[:2]))
+    if with_parallax:
+        plx = jnp.exp(modes[:, -1])
+        stars = replace(stars, parallax=0.9 * plx, parallax_inv_error=10 / plx)
+    draw = jax.jit(partial(importance_draws, model, prior), static_argnums=5)
+    for i in (0, 3, 9):
+        star, mode = stars.take(i), modes[i]
+        draws, ln_ratio = draw(star, mode, mode, jnp.asarray(False), jnp.asarray(7, jnp.uint32), 64)
+        draws = np.asarray(draws)[:24]
+        target = jax.vmap(lambda u, s=star: -0.5 * objective(model, prior, s, u))(jnp.asarray(draws))
+        expected = np.asarray(target) - draws[:, -2] - _proposal_density(model, prior, star, mode, draws)
+        assert_allclose(np.ptp(np.asarray(ln_ratio)[:24] - expected), 0.0, atol=1e-5)
+        assert np.ptp(expected) > 0.05, "all ratios are alike: nothing was tested"
+
+
+def _chain(model, prior, star, mode, covariance, n_steps=3000, n_walkers=128):
+    """Goodman and Weare's ensemble in (labels, E, parallax), NumPy's random numbers; nothing shared with the draws."""
+    random = np.random.default_rng(5)
+
+    @jax.jit
+    def ln_p(linear):
+        u = jnp.concatenate([linear[:, :-2], jnp.log(jnp.maximum(linear[:, -2:], 1e-12))], axis=1)
+        value = jax.vmap(lambda v: -0.5 * objective(model, prior, star, v))(u) - u[:, -2] - u[:, -1]
+        return jnp.where(jnp.all(linear[:, -2:] > 0, axis=1), value, -jnp.inf)
+
+    def evaluate(x):
+        return np.asarray(ln_p(jnp.asarray(x, jnp.float32)), float)
+
+    x = random.multivariate_normal(mode, covariance, n_walkers)
+    x[:, -2:] = np.abs(x[:, -2:])
+    value, kept = evaluate(x), []
+    half = n_walkers // 2
+    for step in range(n_steps):
+        for mine, other in ((slice(0, half), slice(half, None)), (slice(half, None), slice(0, half))):
+            z = (1 + random.random(half)) ** 2 / 2
+            partner = x[other][random.integers(0, half, half)]
+            trial = partner + z[:, None] * (x[mine] - partner)
+            new = evaluate(trial)
+            take = np.log(random.random(half)) < 4 * np.log(z) + new - value[mine]
+            x[mine], value[mine] = np.where(take[:, None], trial, x[mine]), np.where(take, new, value[mine])
+        if step >= n_steps // 5 and step % 5 == 0:
+            kept.append(x.copy())
+    return np.concatenate(kept)
+
+
+def test_summaries_equal_a_long_markov_chain(trained, real):
+    """Mean, spread and quantiles of three real stars of one optimum, in units of the posterior's spread."""
+    stars, modes, found = real
+    result = summarise(
+        trained.forward, trained.prior, stars, modes, modes, jnp.zeros(16, bool), jnp.arange(16, dtype=jnp.uint32), 1024
+    )
+    usable = np.flatnonzero((found.n_modes == 1) & found.hessian_positive & (np.asarray(result.k_hat) < 0.5))
+    assert len(usable) >= 3
+    for i in usable[:3]:
+        walk = _chain(
+            trained.forward, trained.prior, stars.take(int(i)), found.estimate[i].astype(float), found.laplace[i] / 4
+        )
+        scale = walk.std(axis=0)
+        low, median, high = np.quantile(walk, [0.16, 0.5, 0.84], axis=0)
+        assert_allclose((result.mean[i] - walk.mean(axis=0)) / scale, 0.0, atol=0.15)
+        assert_allclose(result.std[i] / scale, 1.0, atol=0.15)
+        for ours, theirs in ((result.low, low), (result.median, median), (result.high, high)):
+            assert_allclose((ours[i] - theirs) / scale, 0.0, atol=0.25)
+
+
+def test_summaries_do_not_depend_on_who_shares_the_batch(trained, real):
+    stars, modes, _ = real
+    call = partial(summarise, trained.forward, trained.prior)
+    no, seed = jnp.zeros(16, bool), jnp.arange(100, 116, dtype=jnp.uint32)
+    together = call(stars, modes, modes, no, seed, 256)
+    order = np.random.default_rng(1).permutation(16)
+    shuffled = call(stars.take(order), modes[order], modes[order], no, seed[order], 256)
+    alone = call(stars.take(slice(5, 6)), modes[5:6], modes[5:6], no[:1], seed[5:6], 256)
+    for a, b, c in zip(together, shuffled, alone, strict=True):
+        assert_array_equal(np.asarray(a)[order], np.asarray(b))
+        assert_allclose(np.asarray(c)[0], np.asarray(a)[5], rtol=1e-3, atol=1e-3)
+
+
+def test_a_star_s_draws_depend_on_its_own_seed(trained, real):
+    stars, modes, _ = real
+    call = partial(summarise, trained.forward, trained.prior, stars, modes, modes, jnp.zeros(16, bool))
+    one, other = (call(jnp.arange(k, k + 16, dtype=jnp.uint32), 256) for k in (0, 500))
+    assert np.all(np.any(np.asarray(one.mean) != np.asarray(other.mean), axis=1))
+    good = np.asarray(one.k_hat < 0.5) & np.asarray(other.k_hat < 0.5)
+    assert np.all(np.abs(one.mean - other.mean)[good] < 0.5 * np.asarray(one.std)[good])
+
+
+def test_quantiles_are_ordered_and_within_the_physical_range(trained, real):
+    stars, modes, _ = real
+    found = summarise(
+        trained.forward, trained.prior, stars, modes, modes, jnp.zeros(16, bool), jnp.arange(16, dtype=jnp.uint32), 256
+    )
+    assert np.all(found.low <= found.median) and np.all(found.median <= found.high)
+    assert np.all(found.low[:, 3:] > 0) and np.all(found.std > 0)
+    assert np.all((found.n_effective > 1) & (found.n_effective <= 256.1))

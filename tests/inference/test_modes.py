@@ -1,0 +1,65 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xpbayes.config import InferenceConfig
+from xpbayes.inference.infer import infer
+from xpbayes.inference.model_error import fold_in_model_error
+from xpbayes.inference.modes import SAME_MODE, find_modes
+from xpbayes.models.objective import objective
+
+CONFIG = InferenceConfig(n_nodes=256, n_starts=1, use_parallax=False)
+
+
+@pytest.fixture(scope="module")
+def stars(trained, sample):
+    return sample.take(np.array([3, 40, 77, 300, 512])).stars(trained.labels)
+
+
+@pytest.fixture(scope="module")
+def found(trained, stars):
+    return find_modes(trained.forward, trained.prior, trained.model_error, stars, CONFIG)
+
+
+def test_the_best_optimum_is_no_worse_than_the_catalogue_s(trained, stars, found):
+    result = infer(trained.forward, trained.prior, trained.model_error, stars, CONFIG)
+    for modes, value in zip(found, result.objective, strict=True):
+        assert modes.modes[0].objective < value + 0.01
+
+
+def test_optima_are_minima_in_every_direction(trained, stars, found):
+    """A step of half a sigma, in 200 random directions, never finds a lower L; the objective alone is the judge."""
+    random = np.random.default_rng(0)
+    blind = fold_in_model_error(jax.tree.map(jnp.asarray, stars.blind(parallax=False)), trained.model_error)
+    at = jax.jit(
+        jax.vmap(lambda star, u: objective(trained.forward, trained.prior, star, u), (None, 0)), static_argnums=()
+    )
+    for i, modes in enumerate(found):
+        for mode in modes.modes:
+            centre = np.concatenate([mode.estimate[:3], np.log(mode.estimate[3:])])
+            scale = np.concatenate([mode.error[:3], mode.error[3:] / mode.estimate[3:]])
+            scale = np.minimum(scale, 0.05) * 0.5  # near the optimum, where it is a bowl
+            steps = random.normal(size=(200, 5)) * scale
+            star = jax.tree.map(lambda leaf, i=i: leaf[i], blind)
+            values = np.asarray(at(star, jnp.asarray(np.vstack([centre, centre + steps]), jnp.float32)))
+            assert values[1:].min() > values[0] - 0.01
+
+
+def test_optima_are_distinct_ordered_and_counted(found):
+    for modes in found:
+        values = [mode.objective for mode in modes.modes]
+        assert values == sorted(values)
+        assert sum(mode.n_starts for mode in modes.modes) + modes.n_unconverged == modes.n_starts
+        for a, b in zip(modes.modes[:-1], modes.modes[1:], strict=True):
+            assert np.max(np.abs(a.estimate - b.estimate) / a.error) > 0.3 * SAME_MODE
+
+
+def test_a_second_optimum_is_found_where_two_kinds_of_star_fit(found):
+    """Without a parallax, dwarf and giant are both optima for some of these stars."""
+    assert max(len(modes.modes) for modes in found) > 1
+
+
+def test_a_star_s_optima_do_not_depend_on_its_neighbours(trained, stars, found):
+    alone = find_modes(trained.forward, trained.prior, trained.model_error, stars.take(slice(2, 3)), CONFIG)[0]
+    assert [m.objective for m in alone.modes] == [m.objective for m in found[2].modes]

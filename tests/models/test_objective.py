@@ -1,0 +1,126 @@
+"""L and its closed-form derivatives, Gaussian and Student t, against automatic differentiation in float64."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from tests.conftest import as_double
+from xpbayes.models.forward import initial_model, predict_flux
+from xpbayes.models.objective import curvature, flux_chi2, flux_residuals, objective
+from xpbayes.models.prior import LabelPrior
+from xpbayes.stars import Stars
+
+RNG = np.random.default_rng(0)
+N = 14
+TAILS = [0.0, 0.1, 1.5]
+
+
+@pytest.fixture(scope="module")
+def model():
+    found = initial_model(
+        jax.random.key(0), RNG.normal(size=(200, 3)), np.linspace(0, 1, N), np.linspace(0.5, -1, N), (6, 5)
+    )
+    weights = tuple(w + 0.5 * RNG.normal(size=w.shape).astype(np.float32) for w in found.weights)
+    return type(found)(weights, found.biases, found.ln_curve, found.label_center, found.label_scale)
+
+
+@pytest.fixture(scope="module")
+def prior():
+    whitening = np.stack([np.diag([1.5, 2.0, 0.8]), np.array([[1.0, 0.4, 0], [0, 1.2, 0], [0, 0, 2.0]])])
+    return LabelPrior(
+        *(jnp.asarray(v, jnp.float32) for v in (np.log([0.7, 0.3]), RNG.normal(size=(2, 3)), whitening, -9.0))
+    )
+
+
+def _star(model, tail, truth):
+    """A star at `truth` with correlated errors of 3 %, two channels missing, and everything measured."""
+    flux = np.asarray(predict_flux(model, jnp.asarray(truth), 0.3), float)
+    root = np.diag(0.03 * flux) @ (np.eye(N) + 0.3 * RNG.normal(size=(N, N)))
+    present = np.delete(np.arange(N), [4, 9])
+    whitening = np.zeros((N, N))
+    inside = np.ix_(present, present)
+    whitening[inside] = np.linalg.inv(np.linalg.cholesky((root @ root.T)[inside]))
+    flux = flux + root @ RNG.normal(size=N)
+    values = (
+        flux, whitening, 0.3, np.exp(truth[-1]) + 0.1, 8.0, truth[:3] + 0.1, np.array([3.0, 0.0, 5.0]),
+        np.exp(truth[-2]) - 0.05, 15.0, tail,
+    )  # fmt: skip
+    return Stars(*(jnp.asarray(v, jnp.float64) for v in values))
+
+
+@pytest.fixture(params=TAILS)
+def case(request, model, x64):
+    model = as_double(model)
+    truth = np.append(RNG.normal(0, 0.5, 3), RNG.normal([-1.0, 0.2], 0.3))
+    return model, _star(model, request.param, truth), jnp.asarray(truth + RNG.normal(0, 0.1, 5))
+
+
+@jax.jit
+def _curvature(model, prior, star, u):
+    return curvature(model, prior, star, u)[0]
+
+
+@jax.jit
+def _differentiated(model, prior, star, u):
+    target = partial(objective, model, prior, star)
+    return target(u), jax.grad(target)(u), jax.hessian(target)(u)
+
+
+@pytest.mark.parametrize("with_prior", [False, True])
+def test_value_gradient_and_hessian_equal_automatic_differentiation(case, prior, with_prior):
+    model, star, u = case
+    known = as_double(prior) if with_prior else None
+    at = _curvature(model, known, star, u)
+    value, gradient, expected = _differentiated(model, known, star, u)
+    assert_allclose(at.value, value, rtol=1e-12)
+    assert_allclose(at.gradient, gradient, rtol=1e-10, atol=1e-9)
+    assert_allclose(at.hessian, expected, rtol=1e-10, atol=1e-10 * np.abs(expected).max())
+    assert at.size >= abs(at.value)
+
+
+def test_chi2_and_information(case):
+    """chi^2 and rho' J^T J, from the residuals alone."""
+    model, star, u = case
+    at = _curvature(model, None, star, u)
+    jacobian = np.asarray(jax.jacfwd(lambda v: flux_residuals(model, star, v))(u))
+    chi2, tail = float(flux_chi2(model, star, u)), float(star.tail)
+    weight = (1 + 12 * tail) / (1 + tail * chi2)  # 12 of 14 channels are there
+    assert_allclose(at.chi2, chi2, rtol=1e-12)
+    assert_allclose(at.information, weight * jacobian.T @ jacobian, rtol=1e-9, atol=1e-9)
+
+
+def test_bound_is_positive(case, prior):
+    """Also far from the mode, where the Hessian is not."""
+    model, star, u = case
+    indefinite = 0
+    for _ in range(40):
+        at = _curvature(model, as_double(prior), star, u + jnp.asarray(RNG.normal(0, 0.7, 5)))
+        eigenvalues = np.linalg.eigvalsh(at.bound)
+        assert eigenvalues[0] > -1e-9 * eigenvalues[-1]
+        indefinite += np.linalg.eigvalsh(at.hessian)[0] < 0
+    assert indefinite > 0, "the Hessian was positive everywhere: nothing was tested"
+
+
+def test_bend_along_equals_automatic_differentiation(case):
+    """J^T C^-1 d2f along a step, weighted as rho weights the star."""
+    model, star, u = case
+    at, bend_along = curvature(model, None, star, u)
+    jacobian = jax.jacfwd(lambda v: flux_residuals(model, star, v))(u)
+    for _ in range(3):
+        step = jnp.asarray(RNG.normal(size=5))
+        second = jax.jacfwd(jax.jacfwd(lambda t, s=step: flux_residuals(model, star, u + t * s)))(0.0)
+        weight = (1 + 12 * star.tail) / (1 + star.tail * at.chi2)
+        assert_allclose(bend_along(step), weight * second @ jacobian, rtol=1e-9, atol=1e-9)
+
+
+def test_a_missing_channel_has_no_influence(case):
+    model, star, u = case
+    spoilt = replace(star, flux=star.flux.at[jnp.array([4, 9])].set(123.0))
+    ours, theirs = (_curvature(model, None, s, u) for s in (star, spoilt))
+    for a, b in zip(ours, theirs, strict=True):
+        assert_allclose(a, b, rtol=1e-12)

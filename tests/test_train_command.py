@@ -1,0 +1,74 @@
+"""`xpbayes train` and `xpbayes card` as a user meets them."""
+
+import subprocess
+import sys
+
+import pytest
+
+TINY = """
+[training]
+validation_fraction = 0.05
+prior_components = 2
+batch_size = 64
+held_out_stars = 0
+model_error = false
+[[training.phases]]
+update = "both"
+stars = "high_quality"
+epochs = 1
+learning_rate = 1e-6
+star_learning_rate = 1e-6
+gradient_clip = 1000.0
+[training.high_quality]
+min_parallax_over_error = 3
+max_reddening_error = 0.2
+"""
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "xpbayes", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    path = tmp_path_factory.mktemp("settings") / "run.toml"
+    path.write_text(TINY)
+    return path
+
+
+def test_train_prints_the_card_beside_the_path(star_file, settings, tmp_path):
+    out = tmp_path / "m"
+    result = run("train", star_file, "--out", out, "--settings", settings, "--resume")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == str(out)
+    assert "Model card" in result.stderr and "check parallax_scale" in result.stderr
+    assert sorted(p.name for p in out.iterdir()) == ["card.json", "model.safetensors"]
+    assert "Where it can be trusted" in run("card", out).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--preset", "zgr32"), "setting 'training.preset' is 'zgr32'"),
+        (
+            ("--preset", "zgr23", "--validation-fraction", 0.05),
+            "stars is of high quality (strictest: high_quality.min_parallax_over_error",
+        ),
+        (("--epochs-scale", 0), "epochs_scale"),
+    ],
+)
+def test_mistakes_are_one_sentence(star_file, tmp_path, arguments, message):
+    result = run("train", star_file, "--out", tmp_path / "m", *arguments)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert message in result.stderr.splitlines()[-1]
+
+
+def test_card_of_no_model_is_one_sentence(tmp_path):
+    result = run("card", tmp_path)
+    assert result.returncode == 2 and "is not a model" in result.stderr

@@ -1,0 +1,76 @@
+"""Means per voxel, a voxel being one pixel times one distance bin: the paper's way (ZGR23 Section 5.4).
+
+In: stars with their pixel as a number 0 ... n_pixels - 1, and the bins. Out: `Voxels`. `joint.py` gives the same from
+the stars' full covariances.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xpbayes.analysis.dust_map.selection import Measured
+
+
+@dataclass(frozen=True)
+class Voxels:
+    """Cumulative extinction of every pixel (at one resolution) in every bin.
+
+    Attributes:
+        mean: (pixel, bin) mean E of the voxel's stars [mag]; NaN without stars.
+        sigma: (pixel, bin) its standard error [mag], from the stars' errors and the spread of E inside the voxel.
+        spread: (pixel, bin) that spread: standard deviation of E among the voxel's stars beyond their errors [mag].
+        distance: (pixel, bin) mean 1/parallax of the voxel's stars, weighted as E [kpc]: where the mean E holds.
+        stars: (pixel, bin) number of stars; expected number where stars are shared between bins.
+        cov_previous: (pixel, bin) covariance of the mean with that of the bin before; 0 where stars are not shared.
+    """
+
+    mean: NDArray[np.float64]
+    sigma: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    distance: NDArray[np.float64]
+    stars: NDArray[np.float64]
+    cov_previous: NDArray[np.float64]
+
+
+def voxel_means(
+    stars: Measured, pixel: NDArray[np.int64], n_pixels: int, edges: NDArray[np.float64], min_stars: int = 10
+) -> Voxels:
+    """Average E by inverse variance in hard bins of 1/parallax.
+
+    The standard error adds to 1 / sum(w) what the spread of E inside the voxel - structure smaller than it, the gradient
+    across it - contributes, with the moment estimate of that spread (DerSimonian & Laird 1986), which is never negative.
+
+    Args:
+        stars: after the cuts.
+        pixel: (star,) 0 ... n_pixels - 1.
+        n_pixels: how many.
+        edges: (bin + 1,) [kpc]; a star on an edge belongs to the farther bin.
+        min_stars: unused here; voxels of fewer stars are filled too, and left to the caller.
+    """
+    n_bins = len(edges) - 1
+    which = np.searchsorted(edges, 1.0 / stars.parallax, side="right") - 1
+    inside = (which >= 0) & (which < n_bins)
+    voxel = pixel[inside] * n_bins + which[inside]
+    e, w = stars.extinction[inside], 1.0 / stars.var_e[inside]
+
+    def total(values: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        return np.bincount(voxel, values, n_pixels * n_bins).reshape(n_pixels, n_bins).astype(np.float64)
+
+    n = total(None)
+    sum_w, sum_w2 = total(w), total(w * w)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = total(w * e) / sum_w
+        distance = total(w / stars.parallax[inside]) / sum_w
+        q = total(w * (e - mean.reshape(-1)[voxel]) ** 2)
+        spread2 = np.where(n > 1, np.maximum((q - (n - 1.0)) / (sum_w - sum_w2 / sum_w), 0.0), 0.0)
+        sigma = np.sqrt(1.0 / sum_w + spread2 * sum_w2 / sum_w**2)
+    empty = n == 0
+    return Voxels(
+        mean=mean,
+        sigma=np.where(empty, np.nan, sigma),
+        spread=np.where(empty, np.nan, np.sqrt(spread2)),
+        distance=distance,
+        stars=n,
+        cov_previous=np.zeros_like(mean),
+    )

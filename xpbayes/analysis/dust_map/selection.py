@@ -1,0 +1,267 @@
+"""The stars of a dust map: a catalogue streamed, cut, placed on HEALPix pixels and sorted into pieces of the sky.
+
+In: a catalogue (one Parquet file, or a folder of part-*.parquet) and settings. Out: `Measured` stars, one piece of the
+sky at a time. Memory holds `ROWS_AT_ONCE`, `MEMORY_BYTES` of stars, and later one piece of the sky; the rest waits on
+disk.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from xpbayes.analysis.dust_map.settings import DustMapConfig
+from xpbayes.archive.star_table import OK
+from xpbayes.catalogue.reader import Catalogue, open_catalogue
+from xpbayes.errors import InputError, nearest
+
+COLUMNS = ("ra", "dec", "stellar_params_est", "stellar_params_cov_triu", "chi2_opt", "dof", "status")
+ROWS_AT_ONCE = 65_536
+PIECE_NSIDE = 8
+"""Pieces of the sky: 768 of them, at most some million stars each in a catalogue of 220 million."""
+MEMORY_BYTES = 256 << 20
+MAX_PRIOR_SHIFT = 3.0
+"""The mode of a star with E near zero says little about how negative its likelihood's peak would be: no further than
+so many sigma below zero."""
+
+RECORD = np.dtype(
+    [("pixel", "i4")]
+    + [(name, "f4") for name in ("extinction", "parallax", "var_e", "var_plx", "cov", "relative_error")]
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Stars that passed the cuts.
+
+    Attributes:
+        pixel: (star,) HEALPix pixel, Galactic, nested, at the finest nside of the map.
+        extinction, parallax: (star,) E [mag] and parallax [mas].
+        var_e, var_plx, cov: (star,) their variances and covariance [mag^2, mas^2, mag mas].
+        relative_error: (star,) sigma_plx / plx as catalogued; the maps differ in their cut on it.
+    """
+
+    pixel: NDArray[np.int64]
+    extinction: NDArray[np.float64]
+    parallax: NDArray[np.float64]
+    var_e: NDArray[np.float64]
+    var_plx: NDArray[np.float64]
+    cov: NDArray[np.float64]
+    relative_error: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.pixel)
+
+    def take(self, which: NDArray[Any]) -> Self:
+        """The stars of an index or a mask."""
+        return type(self)(*(getattr(self, f.name)[which] for f in fields(self)))
+
+
+@dataclass
+class Tally:
+    """How many stars came in and which cut took how many; a star is counted at the first cut that takes it."""
+
+    rows: int = 0
+    unsolved: int = 0
+    no_position: int = 0
+    poor_fit: int = 0
+    extinction: int = 0
+    extinction_error: int = 0
+    parallax_error: int = 0
+    kept: int = 0
+
+    def sentences(self) -> list[str]:
+        """One line per cut."""
+        texts = {
+            "unsolved": "without a solution",
+            "no_position": "without a position",
+            "poor_fit": "with a poor fit",
+            "extinction": "with too large an extinction",
+            "extinction_error": "with too uncertain an extinction",
+            "parallax_error": "with too uncertain a parallax",
+        }
+        removed = [f"{getattr(self, name)} stars {text}" for name, text in texts.items() if getattr(self, name)]
+        return [f"{self.rows} stars read", *(f"cut: {text}" for text in removed), f"{self.kept} stars kept"]
+
+
+def open_for_map(path: Path) -> Catalogue:
+    """Find a catalogue and check that it has what a dust map needs.
+
+    Raises:
+        InputError: no catalogue, an unfinished one, or one that lacks a column.
+    """
+    catalogue = open_catalogue(path)
+    for file in catalogue.files:
+        schema = pq.read_schema(file)
+        for name in COLUMNS:
+            if name not in schema.names:
+                raise InputError(
+                    f"{file}: has no column '{name}'{nearest(name, schema.names)}; a dust map needs {', '.join(COLUMNS)}"
+                )
+        for name in ("stellar_params_est", "stellar_params_cov_triu"):
+            if not pa.types.is_fixed_size_list(schema.field(name).type):
+                raise InputError(
+                    f"{file}: column '{name}' is {schema.field(name).type}, not lists of one length; infer it again"
+                )
+    return catalogue
+
+
+def select(catalogue: Catalogue, config: DustMapConfig, tally: Tally) -> Iterator[Measured]:
+    """Read, cut and place the stars, `ROWS_AT_ONCE` at a time.
+
+    Args:
+        catalogue: from `open_for_map`.
+        config: cuts and resolution.
+        tally: counts, updated on the way.
+    """
+    for rows in catalogue.tables(COLUMNS, ROWS_AT_ONCE):
+        yield _cut(rows, config, tally)
+
+
+def _cut(rows: pa.Table, config: DustMapConfig, tally: Tally) -> Measured:
+    estimate, triangle = _matrix(rows["stellar_params_est"]), _matrix(rows["stellar_params_cov_triu"])
+    p = estimate.shape[1]
+    if triangle.shape[1] != p * (p + 1) // 2:
+        raise InputError(f"the catalogue has {p} parameters but {triangle.shape[1]} covariances a star; infer it again")
+    # The upper triangle row by row ends with E-E, E-parallax, parallax-parallax.
+    var_e, cov, var_plx = triangle[:, -3:].T
+    e, plx = estimate[:, -2:].T
+    ra, dec, chi2, dof = (_numbers(rows[name]) for name in ("ra", "dec", "chi2_opt", "dof"))
+    solved = np.asarray(rows["status"].combine_chunks().to_numpy(zero_copy_only=False) == OK)
+    solved &= np.isfinite([var_e, cov, var_plx, e, plx, chi2]).all(axis=0) & (var_e > 0) & (var_plx > 0) & (plx > 0)
+    keep = np.ones(len(rows), bool)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative_error = np.sqrt(var_plx) / plx
+        tests = {
+            "unsolved": solved,
+            "no_position": np.isfinite(ra) & np.isfinite(dec),
+            "poor_fit": (dof > 0) & (chi2 / dof < config.max_reduced_chi2),
+            "extinction": e < config.max_extinction,
+            "extinction_error": var_e < config.max_extinction_error**2,
+            "parallax_error": relative_error < max(config.sky_max_parallax_error, config.profile_max_parallax_error),
+        }
+    tally.rows += len(rows)
+    for name, passed in tests.items():
+        setattr(tally, name, getattr(tally, name) + int((keep & ~passed).sum()))
+        keep &= passed
+    tally.kept += int(keep.sum())
+    pixel = galactic_pixel(ra[keep], dec[keep], config.nsides[0])
+    stars = Measured(pixel, *(column[keep] for column in (e, plx, var_e, var_plx, cov, relative_error)))
+    return without_prior(stars) if config.remove_prior else stars
+
+
+def without_prior(stars: Measured) -> Measured:
+    """Move E and parallax from the posterior's mode back to the likelihood's peak.
+
+    The catalogue's mode maximises ln likelihood + ln E + ln parallax (ZGR23 Eq. 17): it lies C (1/E, 1/parallax) beyond
+    the peak of a Gaussian likelihood with covariance C. Averages need the peak: its errors have mean zero, the mode's
+    are all positive for stars with little dust (E = (peak + sqrt(peak^2 + 4 sigma^2)) / 2 for E alone).
+    """
+    e = stars.extinction - stars.var_e / stars.extinction - stars.cov / stars.parallax
+    plx = stars.parallax - stars.cov / stars.extinction - stars.var_plx / stars.parallax
+    lowest = -MAX_PRIOR_SHIFT * np.sqrt(stars.var_e)
+    # Where the limit binds, the parallax keeps to the same line of the error ellipse.
+    plx = np.where(e < lowest, plx + stars.cov / stars.var_e * (lowest - e), plx)
+    plx = np.maximum(plx, 0.1 * stars.parallax)
+    return replace(stars, extinction=np.maximum(e, lowest), parallax=plx)
+
+
+def galactic_pixel(ra: NDArray[np.float64], dec: NDArray[np.float64], nside: int) -> NDArray[np.int64]:
+    """(star,) nested HEALPix pixels in Galactic coordinates of ICRS positions [deg]."""
+    import astropy.units as u
+    from astropy.coordinates import SkyCoord
+    from astropy_healpix import lonlat_to_healpix
+
+    galactic = SkyCoord(ra=ra * u.deg, dec=dec * u.deg, frame="icrs").galactic
+    return np.asarray(lonlat_to_healpix(galactic.l, galactic.b, nside, order="nested"), np.int64)
+
+
+def _matrix(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    """(row, item) values of a fixed-size list column, NaN where null; a null list is a row of NaN."""
+    chunk = column.combine_chunks()
+    width = chunk.type.list_size
+    flat = chunk.values.slice(chunk.offset * width, len(chunk) * width)
+    values = flat.to_numpy(zero_copy_only=False).reshape(-1, width).astype(np.float64)
+    values[np.asarray(chunk.is_null())] = np.nan
+    return values
+
+
+def _numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    return column.combine_chunks().cast(pa.float64()).to_numpy(zero_copy_only=False)
+
+
+class SkyPieces:
+    """Stars sorted into pieces of the sky; beyond `MEMORY_BYTES` they wait in temporary files.
+
+    Use as a context manager: the files go when it closes. A piece is a whole number of the coarsest pixels.
+    """
+
+    def __init__(
+        self, finest: int, coarsest: int, folder: Path | None = None, memory_bytes: int = MEMORY_BYTES
+    ) -> None:
+        self._shift = 2 * int(np.log2(finest // min(PIECE_NSIDE, coarsest)))
+        self._memory_bytes = memory_bytes
+        self._held: dict[int, list[NDArray[np.void]]] = {}
+        self._held_bytes = 0
+        self._parent = folder
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    @property
+    def pixels_per_piece(self) -> int:
+        """Pixels at the finest nside in one piece."""
+        return 1 << self._shift
+
+    def add(self, stars: Measured) -> None:
+        """Sort stars in."""
+        piece = stars.pixel >> self._shift
+        order = np.argsort(piece, kind="stable")
+        records = np.empty(len(stars), RECORD)
+        for name in RECORD.names or ():
+            records[name] = getattr(stars, name)[order]
+        pieces, starts = np.unique(piece[order], return_index=True)
+        for number, block in zip(pieces.tolist(), np.split(records, starts[1:]), strict=len(pieces) > 0):
+            self._held.setdefault(number, []).append(block.copy())
+        self._held_bytes += records.nbytes
+        if self._held_bytes > self._memory_bytes:
+            self._spill()
+
+    def _spill(self) -> None:
+        try:
+            if self._folder is None:
+                self._folder = tempfile.TemporaryDirectory(prefix=".dust-map-", dir=self._parent)
+            for number, blocks in self._held.items():
+                with (Path(self._folder.name) / str(number)).open("ab") as stream:
+                    stream.writelines(block.tobytes() for block in blocks)
+        except OSError as error:
+            raise InputError(
+                f"{self._parent}: temporary files of a dust map cannot be written ({error.strerror}); free some space"
+            ) from error
+        self._held.clear()
+        self._held_bytes = 0
+
+    def __iter__(self) -> Iterator[tuple[int, Measured]]:
+        """Yield each piece that has stars: its first pixel, and the stars."""
+        numbers = set(self._held)
+        if self._folder is not None:
+            numbers |= {int(f.name) for f in Path(self._folder.name).iterdir()}
+        for number in sorted(numbers):
+            blocks = list(self._held.get(number, []))
+            if self._folder is not None and (path := Path(self._folder.name) / str(number)).exists():
+                blocks.insert(0, np.fromfile(path, RECORD))
+            records = np.concatenate(blocks)
+            columns = (records[f.name] for f in fields(Measured))
+            pixel, *rest = columns
+            yield number << self._shift, Measured(pixel.astype(np.int64), *(c.astype(np.float64) for c in rest))

@@ -1,0 +1,243 @@
+"""The model card as a page: what a model was trained on, where it can be trusted, how good it is, what it cannot do.
+
+In: a trained model, whose `card` is plain data. Out: sections of sentences and tables, printed on a terminal.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+
+from xpbayes.analysis.extinction_curve import compare_with_published
+from xpbayes.analysis.figures import LABEL_TEXT, LABEL_UNIT, display_scale
+from xpbayes.analysis.training_checks import Check
+from xpbayes.analysis.validation import accuracy, compare, robust_scatter
+from xpbayes.archive.star_table import StarTable
+from xpbayes.catalogue.table import list_column
+from xpbayes.inference.support import extrapolation
+from xpbayes.modelfile import TrainedModel
+from xpbayes.models.forward import predict_flux
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PERCENTILES = ("least", "1 %", "16 %", "50 %", "84 %", "99 %", "most")
+"""What `label_range` of the card holds."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the page.
+
+    Attributes:
+        title: heading.
+        sentences: paragraphs.
+        headings: of the table's columns; no table if empty.
+        rows: of the table.
+    """
+
+    title: str
+    sentences: list[str] = field(default_factory=list)
+    headings: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+
+
+def held_out_entry(
+    model: TrainedModel, catalogue: pa.Table, stars: StarTable, floor: Sequence[float], *, use_parallax: bool
+) -> dict[str, Any]:
+    """Measure a model on held-out stars, for its card.
+
+    Args:
+        model: the model.
+        catalogue: what it inferred for them.
+        stars: the same stars with their labels, row by row.
+        floor: (label,) error floor of the labels, as in training.
+        use_parallax: whether the inference was given measured parallaxes.
+
+    Returns:
+        'accuracy' (one entry per label and group), 'skill' (label -> 1 - scatter^2 / spread^2), 'channel_residual'
+        (median of observed over predicted flux minus one), 'extrapolated' (share beyond the training sample).
+    """
+    compared = compare(catalogue, stars, model.labels, floor)
+    estimate = list_column(catalogue, "stellar_params_est")
+    solved = np.flatnonzero(np.isfinite(estimate).all(axis=1))
+    sampled = np.concatenate([estimate[solved, :-2], np.log(estimate[solved, -2:])], axis=1)
+    predicted = np.asarray(jax.vmap(predict_flux, (None, 0))(model.forward, jnp.asarray(sampled, jnp.float32)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = np.where(stars.channel_present()[solved], stars.flux[solved] / predicted, np.nan)
+    skill = {
+        name: 1.0 - (robust_scatter(compared.difference[:, i]) / max(robust_scatter(compared.label[:, i]), 1e-9)) ** 2
+        for i, name in enumerate(model.labels)
+    }
+    score = extrapolation(model.support, model.prior, estimate[:, :-2]) if model.support is not None else np.zeros(1)
+    return {
+        "n": len(compared.source_id),
+        "with_parallax": int(stars.is_measured("parallax").sum()) if use_parallax else 0,
+        "accuracy": [vars(row) for row in accuracy(compared)],
+        "skill": {name: round(value, 4) for name, value in skill.items()},
+        "channel_residual": (np.nanmedian(ratio, axis=0) - 1.0).round(5).tolist(),
+        "extrapolated": float(np.nanmean(score > 1.0)),
+    }
+
+
+def _number(name: str, value: float, *, sign: bool = False) -> str:
+    digits = 0 if name == "teff" else 3
+    return f"{display_scale(name) * value:{'+' if sign else ''}.{digits}f}"
+
+
+def _label(name: str) -> str:
+    unit = LABEL_UNIT.get(name, "")
+    return f"{LABEL_TEXT.get(name, name)} [{unit}]" if unit else LABEL_TEXT.get(name, name)
+
+
+def _origin(model: TrainedModel) -> Section:
+    card = model.card
+    channels, split = model.channels, card.get("split", {})
+    preset = card.get("settings", {}).get("preset", "default")
+    bands = f", bands {', '.join(channels.band_names)}" if channels.n_bands else ""
+    sentences = [
+        f"Trained {card.get('created', 'at an unknown time')} on {card.get('n_training', 0):,} stars of "
+        f"{card.get('input', {}).get('path', 'an unknown table')} (preset {preset}, seed {card.get('seed')}, "
+        f"{card.get('training_seconds', float('nan')):.0f} s).",
+        f"Labels: {', '.join(model.labels)}. Channels: {len(channels)}, of these {channels.n_xp} XP samples{bands}.",
+        f"Parallaxes in training: {card.get('parallax_used', 'unknown')}.",
+        f"Held out by {split.get('by', 'source_id')}: {card.get('n_held_out', 0):,} stars.",
+    ]
+    sentences += [f"{k}: {v}." for k, v in card.get("provenance", {}).items()]
+    rows = [(c["what"], f"{c['removed']:,}", f"{c['left']:,}") for c in card.get("cuts", [])]
+    return Section("What it was trained on", sentences, ("cut", "removed", "left"), rows)
+
+
+def _trust(model: TrainedModel) -> Section:
+    rows = [
+        (_label(name), *(_number(name, v) for v in values))
+        for name, values in model.card.get("label_range", {}).items()
+    ]
+    sentences = [
+        "Inside of the training sample, whose labels are spread as below. ln_prior below "
+        f"{float(model.prior.ln_threshold):.2f} (one draw of the label mixture in a thousand) sets a flag."
+    ]
+    if model.support is not None:
+        sentences.append(
+            "The extrapolation score says how far outside a star is: 0 is the middle of the training sample, 1 its "
+            "outermost thousandth, by density or by distance to the nearest training stars; above 1, do not trust."
+        )
+        share = model.card.get("held_out", {}).get("extrapolated")
+        if share is not None:
+            sentences.append(f"Of the held-out stars {share:.1%} score above 1.")
+    return Section("Where it can be trusted", sentences, ("label", *PERCENTILES), rows)
+
+
+def _accuracy(model: TrainedModel) -> Section:
+    held = model.card.get("held_out", {})
+    if not held:
+        return Section("How good it is", ["Not measured: no held-out stars were inferred after training."])
+    how = (
+        f"with measured parallaxes for {held['with_parallax']:,} of them"
+        if held["with_parallax"]
+        else "from flux alone, without parallaxes"
+    )
+    rows = [
+        (
+            _label(a["label"]),
+            a["group"],
+            f"{a['n']:,}",
+            _number(a["label"], a["scatter"]),
+            _number(a["label"], a["bias"], sign=True),
+            f"{a['coverage68']:.1%}",
+            f"{a['coverage95']:.1%}",
+        )
+        for a in held["accuracy"]
+    ]
+    sentence = (
+        f"{held['n']:,} held-out stars, inferred {how}, against their labels: robust scatter, median difference, and "
+        f"how many labels the 68 % and 95 % intervals cover, label errors included."
+    )
+    return Section("How good it is", [sentence], ("label", "group", "stars", "scatter", "bias", "68 %", "95 %"), rows)
+
+
+def _curve(model: TrainedModel) -> Section:
+    from xpbayes.inference.model_error import relative_sigma
+
+    wavelength, curve = model.channels.wavelengths, np.exp(np.asarray(model.forward.ln_curve, np.float64))
+    names = model.channels.names
+    sigma = np.zeros(len(names)) if model.model_error is None else relative_sigma(model.model_error)
+    spectrum = np.linspace(0, max(model.channels.n_xp - 1, 0), 9).astype(int)[: model.channels.n_xp]
+    picked = [*dict.fromkeys(spectrum.tolist()), *range(model.channels.n_xp, len(names))]
+    rows = [
+        (names[i], f"{wavelength[i]:.0f}", f"{curve[i]:.3f}", f"{sigma[i]:.2%}" if sigma[i] else "none") for i in picked
+    ]
+    closest = min(compare_with_published(wavelength, curve), key=lambda c: c.rms)
+    sentence = (
+        f"Optical depth per unit E. Closest published shape: {closest.name}, {closest.rms:.1%} rms after scaling."
+    )
+    return Section("Its extinction curve R and its own error", [sentence], ("channel", "nm", "R", "model error"), rows)
+
+
+def _limits(model: TrainedModel) -> Section:
+    card = model.card
+    sentences = [
+        "Systematic errors of the label survey are inherited; a label's scatter includes them.",
+        "One extinction curve for all directions; single stars only.",
+        "The mode in ln E sits one sigma high for a dust-free star.",
+    ]
+    if "spectroscopic" in card.get("parallax_used", ""):
+        sentences.append(
+            "Luminosities rest on parallaxes derived from the labels with a guess of the mass, not measured."
+        )
+    if model.model_error is None:
+        sentences.append("The model's own error was switched off: errors of bright stars are far too small.")
+    cleaned = [p for p in card.get("phases", []) if p.get("update") == "self_cleaning"]
+    if cleaned:
+        by = cleaned[-1]["dropped_by"]
+        sentences.append(
+            f"Self-cleaning dropped {by['both']:.1%} of the training stars ({by['parameters']:.1%} by labels or "
+            f"parallax, {by['fluxes']:.1%} by fluxes)."
+        )
+    else:
+        sentences.append("No self-cleaning: unresolved binaries among the training stars were kept.")
+    if model.channels.n_xp == 0:
+        sentences.append("Broad bands only: it knows nothing about spectra.")
+    return Section("Its limits", sentences)
+
+
+def _checks(model: TrainedModel) -> Section:
+    rows = [(check.name, check.verdict, check.measured) for check in (Check(**c) for c in model.card.get("checks", []))]
+    return Section("Checks", [] if rows else ["None were made."], ("check", "verdict", "found"), rows)
+
+
+def model_card(model: TrainedModel) -> list[Section]:
+    """Build the page."""
+    return [_origin(model), _trust(model), _accuracy(model), _curve(model), _limits(model), _checks(model)]
+
+
+def print_card(model: TrainedModel, console: "Console | None" = None) -> None:
+    """Print the page.
+
+    Args:
+        model: the model.
+        console: where to; standard output if None.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = console or Console()
+    console.print(Text("Model card", style="bold"))
+    for section in model_card(model):
+        console.print()
+        console.print(Text(section.title, style="bold"))
+        for sentence in section.sentences:
+            console.print(Text(sentence))
+        if section.rows:
+            table = Table()
+            for i, heading in enumerate(section.headings):
+                words = i == 0 or section.headings[0] == "check"
+                table.add_column(heading, justify="left" if words else "right", overflow="fold")
+            for row in section.rows:
+                table.add_row(*(Text(cell) for cell in row))
+            console.print(table)

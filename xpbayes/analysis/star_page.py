@@ -1,0 +1,343 @@
+"""What `xpbayes fit` shows of a single star: parameters with errors, its optima, and a figure of data and model."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from xpbayes.analysis import figures
+from xpbayes.analysis.spectra import SpectrumFit, spectrum_fit
+from xpbayes.archive.star_table import OK, StarTable
+from xpbayes.catalogue.table import list_column, text_column
+from xpbayes.errors import InputError
+from xpbayes.inference.modes import Modes
+from xpbayes.modelfile import TrainedModel
+from xpbayes.schema import FLAG_SENTENCES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+NOTABLE = 9.0
+"""Optima within this Delta L of the best are drawn too."""
+SAME_SOLUTION = 0.3
+"""The catalogue's estimate is the best optimum if no parameter is further from it than this [sigma]."""
+
+
+@dataclass(frozen=True)
+class StarFit:
+    """One star, fitted.
+
+    Attributes:
+        source_id: Gaia DR3 source_id.
+        status: 'ok', or why there is no solution; the rest is then empty or NaN.
+        label_names: the model's labels.
+        estimate, error: (parameter,) labels [kK, dex, ...], E [mag], parallax [mas], and 1-sigma errors.
+        measured_parallax, measured_parallax_error: Gaia's [mas], NaN where missing.
+        parallax_used: the measured parallax entered the fit.
+        chi2, n_obs, dof, ln_prior, flags: as in the catalogue.
+        confidence: probability that each label is reliable, for labels that have a classifier.
+        modes: the optima.
+        wavelength_nm: (channel,) [nm].
+        spectrum: data and model at the estimate.
+        others: model flux at the further optima within Delta L of 9, with that Delta L.
+    """
+
+    source_id: int
+    status: str
+    label_names: tuple[str, ...]
+    estimate: NDArray[np.float64]
+    error: NDArray[np.float64]
+    measured_parallax: float
+    measured_parallax_error: float
+    parallax_used: bool
+    chi2: float
+    n_obs: int
+    dof: int
+    ln_prior: float
+    flags: int
+    confidence: dict[str, float]
+    modes: Modes
+    wavelength_nm: NDArray[np.float64]
+    spectrum: SpectrumFit | None = None
+    others: tuple[tuple[float, NDArray[np.float64]], ...] = ()
+
+    @property
+    def agrees(self) -> bool:
+        """The estimate is the best optimum that many starts found."""
+        if not self.modes.modes:
+            return False
+        best = self.modes.modes[0]
+        return bool(np.max(np.abs(best.estimate - self.estimate) / best.error) < SAME_SOLUTION)
+
+    @property
+    def delta(self) -> list[float]:
+        """L of every optimum minus that of the best."""
+        return [mode.objective - self.modes.modes[0].objective for mode in self.modes.modes]
+
+    def as_json(self) -> dict[str, Any]:
+        """The numbers, JSON-ready, in displayed units; NaN as None."""
+        names = [*self.label_names, "extinction", "parallax"]
+
+        def shown(values: NDArray[np.float64]) -> dict[str, float | None]:
+            pairs = zip(names, values, strict=True)
+            return {n: _number(v * figures.display_scale(n)) for n, v in pairs}
+
+        return {
+            "source_id": self.source_id,
+            "status": self.status,
+            "units": {n: _unit(n) for n in names},
+            "estimate": shown(self.estimate),
+            "error": shown(self.error),
+            "measured_parallax": _number(self.measured_parallax),
+            "measured_parallax_error": _number(self.measured_parallax_error),
+            "parallax_used": self.parallax_used,
+            "chi2": _number(self.chi2),
+            "n_obs": self.n_obs,
+            "dof": self.dof,
+            "ln_prior": _number(self.ln_prior),
+            "quality_flags": self.flags,
+            "confidence": {n: _number(v) for n, v in self.confidence.items()},
+            "n_starts": self.modes.n_starts,
+            "n_starts_unconverged": self.modes.n_unconverged,
+            "estimate_is_best_mode": self.agrees,
+            "modes": [
+                {
+                    "delta_l": _number(delta),
+                    "n_starts": mode.n_starts,
+                    "estimate": shown(mode.estimate),
+                    "error": shown(mode.error),
+                }
+                for mode, delta in zip(self.modes.modes, self.delta, strict=True)
+            ],
+        }
+
+
+def star_fits(
+    model: TrainedModel, stars: StarTable, catalogue: pa.Table, modes: dict[int, Modes], *, parallax_used: bool
+) -> list[StarFit]:
+    """Put together what is known of each star.
+
+    Args:
+        model: the trained model.
+        stars: the stars.
+        catalogue: their rows, one for one.
+        modes: the optima of the solved stars, by source_id.
+        parallax_used: measured parallaxes entered the fits.
+    """
+    estimate, error = list_column(catalogue, "stellar_params_est"), list_column(catalogue, "stellar_params_err")
+    status = text_column(catalogue, "status")
+    rows = catalogue.to_pylist()
+    measured, measured_error = stars.column("parallax"), stars.column("parallax_error")
+    fits = []
+    for i, row in enumerate(rows):
+        source_id, solved = int(stars.source_id[i]), status[i] == OK
+        optima = modes.get(source_id, Modes((), 0, 0))
+        near = [m for m in optima.modes[1:] if m.objective - optima.modes[0].objective < NOTABLE]
+        trust = {n: row[f"{n}_confidence"] for n in model.confidence.targets} if model.confidence else {}
+        fits.append(
+            StarFit(
+                source_id=source_id,
+                status=str(status[i]),
+                label_names=model.labels,
+                estimate=estimate[i],
+                error=error[i],
+                measured_parallax=float(measured[i]),
+                measured_parallax_error=float(measured_error[i]),
+                parallax_used=parallax_used,
+                chi2=_or_nan(row["chi2_opt"]),
+                n_obs=row["n_obs"],
+                dof=row["dof"],
+                ln_prior=_or_nan(row["ln_prior"]),
+                flags=row["quality_flags"],
+                confidence={n: _or_nan(v) for n, v in trust.items()},
+                modes=optima,
+                wavelength_nm=model.channels.wavelengths,
+                spectrum=spectrum_fit(model, stars, i, estimate[i]) if solved else None,
+                others=tuple(
+                    (m.objective - optima.modes[0].objective, spectrum_fit(model, stars, i, m.estimate).predicted)
+                    for m in near
+                ),
+            )
+        )
+    return fits
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _number(value: float) -> float | None:
+    return float(f"{value:.7g}") if np.isfinite(value) else None
+
+
+def _unit(name: str) -> str:
+    return {"extinction": "mag", "parallax": "mas"}.get(name, figures.LABEL_UNIT.get(name, ""))
+
+
+def _text(name: str) -> str:
+    return {"extinction": "E", "parallax": "parallax"}.get(name, figures.LABEL_TEXT.get(name, name))
+
+
+def _digits(name: str) -> int:
+    return {"teff": 0, "parallax": 4}.get(name, 3)
+
+
+def _shown(name: str, value: float) -> str:
+    return f"{value * figures.display_scale(name):.{_digits(name)}f}" if np.isfinite(value) else "–"
+
+
+def _with_error(name: str, value: float, error: float) -> str:
+    """Name, value and error in displayed units, as many digits as the error deserves: two of its own."""
+    factor = figures.display_scale(name)
+    digits = 3
+    if np.isfinite(error) and error > 0:
+        digits = int(np.clip(1 - np.floor(np.log10(factor * error)), 0, 6))
+    text = f"{_text(name)} = {factor * value:.{digits}f} ± {factor * error:.{digits}f} {_unit(name)}"
+    return text.replace("-", "−")
+
+
+def flag_sentences(flags: int) -> list[str]:
+    """The sentences of the flags that are set."""
+    return [text for flag, text in FLAG_SENTENCES.items() if flags & int(flag)]
+
+
+def print_star(star: StarFit) -> None:
+    """Print a star's parameters, quality and optima."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(f"\n[bold]Gaia DR3 {star.source_id}[/bold]")
+    if star.status != OK:
+        console.print(f"no solution: {star.status}")
+        return
+    console.print(_parameter_table(star))
+    console.print(
+        f"chi2 = {star.chi2:.1f} for {star.n_obs} channels, {star.dof} degrees of freedom; ln prior = {star.ln_prior:.1f}"
+    )
+    sentences = flag_sentences(star.flags)
+    console.print(f"quality_flags = {star.flags}" + (f": {'; '.join(sentences)}" if sentences else ": no warning"))
+    if not star.modes.modes:
+        console.print(f"none of {star.modes.n_starts} starts converged to an optimum")
+        return
+    console.print(_mode_table(star))
+    if not star.agrees:
+        console.print("note: many starts found a better optimum than the estimate above; raise n_starts to infer")
+
+
+def _parameter_table(star: StarFit) -> "Table":
+    from rich.table import Table
+
+    table = Table()
+    for heading in ("parameter", "estimate", "error", "unit", "confidence", "note"):
+        table.add_column(heading, justify="right" if heading in {"estimate", "error", "confidence"} else "left")
+    for i, name in enumerate((*star.label_names, "extinction", "parallax")):
+        note = ""
+        if name == "parallax" and np.isfinite(star.measured_parallax):
+            used = "used" if star.parallax_used else "not used"
+            note = f"Gaia: {star.measured_parallax:.4f} ± {star.measured_parallax_error:.4f}, {used}"
+        elif name == "parallax":
+            note = "not measured"
+        trust = star.confidence.get(name, float("nan"))
+        table.add_row(
+            _text(name),
+            _shown(name, star.estimate[i]),
+            _shown(name, star.error[i]),
+            _unit(name),
+            f"{trust:.2f}" if np.isfinite(trust) else "–",
+            note,
+        )
+    return table
+
+
+def _mode_table(star: StarFit) -> "Table":
+    from rich.table import Table
+
+    names = (*star.label_names, "extinction", "parallax")
+    failed = f", {star.modes.n_unconverged} did not converge" if star.modes.n_unconverged else ""
+    n = len(star.modes.modes)
+    table = Table(
+        title=f"{n} {'optimum' if n == 1 else 'optima'} from {star.modes.n_starts} starts{failed}",
+        title_justify="left",
+        caption="ΔL: -2 ln posterior minus that of the best",
+        caption_justify="left",
+    )
+    for heading in ("ΔL", *(f"{_text(name)} [{_unit(name)}]" for name in names), "starts"):
+        table.add_column(heading, justify="right")
+    for mode, delta in zip(star.modes.modes, star.delta, strict=True):
+        values = (_shown(name, value) for name, value in zip(names, mode.estimate, strict=True))
+        table.add_row(f"{delta:.2f}", *values, str(mode.n_starts))
+    return table
+
+
+def star_figure(star: StarFit) -> "Figure":
+    """Data with errors and the model; below, residuals in sigma."""
+    if star.spectrum is None:
+        raise InputError(f"source_id {star.source_id}: has no solution to draw ({star.status})")
+    fit, wavelength = star.spectrum, star.wavelength_nm
+    figure, axes = figures._figure(1, 1, 8.2, 5.6)
+    grid = axes[0, 0].get_subplotspec().subgridspec(2, 1, height_ratios=(2.6, 1), hspace=0.05)
+    axes[0, 0].remove()
+    top = figure.add_subplot(grid[0])
+    bottom = figure.add_subplot(grid[1], sharex=top)
+    for delta, flux in star.others:
+        top.plot(wavelength, flux, "--", color=figures.BLUE, lw=1.0, label=f"other optimum, ΔL = {delta:.1f}")
+    top.plot(wavelength, fit.predicted, color=figures.ORANGE, lw=1.5, label="model")
+    top.errorbar(
+        wavelength, fit.observed, fit.error, fmt="o", ms=3, lw=0.8, color=figures.INK, label="data, 1σ with model error"
+    )
+    names = (*star.label_names, "extinction", "parallax")
+    values = [_with_error(*one) for one in zip(names, star.estimate, star.error, strict=True)]
+    lines = [f"Gaia DR3 {star.source_id}", *("    ".join(values[i : i + 4]) for i in range(0, len(values), 4))]
+    top.set_title("\n".join(lines), loc="left", fontsize=9, linespacing=1.5)
+    top.set(xscale="log", ylabel="flux [10$^{-18}$ W m$^{-2}$ nm$^{-1}$]", ylim=_flux_limits(fit))
+    top.tick_params(labelbottom=False)
+    top.legend(fontsize=8, frameon=False)
+    bottom.axhspan(-1, 1, color=figures.LIGHT, lw=0)
+    bottom.axhline(0, color=figures.GREY, lw=0.7)
+    bottom.plot(wavelength, fit.residual, "o", ms=3, color=figures.INK)
+    limit = max(3.0, 1.1 * float(np.nanmax(np.abs(fit.residual))))
+    bottom.set(ylim=(-limit, limit), xscale="log", xlabel="wavelength [nm]", ylabel="(data − model) / σ")
+    bottom.text(
+        0.99, 0.04, f"χ² = {star.chi2:.1f}, {star.dof} degrees of freedom (with all correlations)",
+        fontsize=8, ha="right", transform=bottom.transAxes,
+    )  # fmt: skip
+    for axis in (top, bottom):
+        axis.spines[["top", "right"]].set_visible(False)
+    figures._plain_log_ticks(bottom)
+    top.minorticks_off()
+    return figure
+
+
+def _flux_limits(fit: SpectrumFit) -> tuple[float, float]:
+    low = np.nanmin(np.minimum(fit.observed - fit.error, fit.predicted))
+    high = np.nanmax(np.maximum(fit.observed + fit.error, fit.predicted))
+    margin = 0.05 * (high - low)
+    return float(min(low - margin, 0.0) if low < 0.2 * high else low - margin), float(high + margin)
+
+
+def write_fits(stars: list[StarFit], folder: Path) -> list[Path]:
+    """Write fit.json and one PNG per solved star, named by its source_id.
+
+    Args:
+        stars: the fits.
+        folder: is made if need be.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    written = [folder / "fit.json"]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        written[0].write_text(json.dumps([star.as_json() for star in stars], indent=1) + "\n")
+        for star in stars:
+            if star.spectrum is not None:
+                written.append(folder / f"{star.source_id}.png")
+                star_figure(star).savefig(written[-1], dpi=150)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror or error}); choose another output") from error
+    return written

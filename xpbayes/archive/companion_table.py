@@ -1,0 +1,192 @@
+"""A table that is joined to spectra by source_id, in memory while it is small and in sorted runs on disk beyond.
+
+In: files of any size. Out: a `Table`, or `SortedRuns`, of which both can `align`. A run is a Parquet file of rows sorted by
+source_id; row groups whose range holds none of the wanted stars are not read. Gaia's files and queries are in the order
+of source_id, as bulk spectra are: a part of the spectra then touches one or two row groups. Tables in any other order
+cost one row group a run and part; memory is the same.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xpbayes.archive.quarantine import Rejected
+from xpbayes.archive.tables import Field, Table, concatenate, read_blocks
+from xpbayes.errors import InputError
+
+ROWS_IN_MEMORY = 1_000_000
+"""Rows of a table that are held at once: 300 MB of Gaia's source table, whose 37 columns are the most of any."""
+GROUP_ROWS = 16_384
+"""Rows of a row group: the least that is read of a run."""
+
+Companion = Any
+"""`Table` or `SortedRuns`: ``len``, ``in``, ``align(source_id)``, ``blocks(names)`` and ``rejected``."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One sorted file.
+
+    Attributes:
+        path: the file.
+        low, high: (group,) least and greatest source_id of its row groups.
+    """
+
+    path: Path
+    low: NDArray[np.int64]
+    high: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SortedRuns:
+    """Rows of a companion table on disk.
+
+    Attributes:
+        columns: names of the columns that every file had.
+        runs: in the order in which the rows were read.
+        n_rows: in all of them.
+        rejected: rows that could not be read.
+        empty: a table without rows that has the columns' types.
+    """
+
+    columns: tuple[str, ...]
+    runs: tuple[Run, ...]
+    n_rows: int
+    rejected: tuple[Rejected, ...]
+    empty: Table
+
+    def __len__(self) -> int:
+        return self.n_rows
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.columns
+
+    def align(self, source_id: NDArray[np.int64]) -> tuple[Table, NDArray[np.bool_]]:
+        """Bring the rows into the order of other source_ids, as `Table.align`: of repeated rows, the first counts."""
+        ids = np.unique(source_id)
+        found = [self.empty]
+        for run in self.runs:
+            holds = np.searchsorted(ids, run.low, "left") < np.searchsorted(ids, run.high, "right")
+            for table in _read_groups(run, np.flatnonzero(holds), self.columns):
+                at = np.minimum(np.searchsorted(ids, table.columns["source_id"]), max(len(ids) - 1, 0))
+                found.append(table.take(ids[at] == table.columns["source_id"]))
+        return concatenate(found).align(source_id)
+
+    def blocks(self, names: Sequence[str]) -> Iterator[Table]:
+        """Some of the columns, run by run."""
+        chosen = tuple(n for n in names if n in self.columns)
+        for run in self.runs:
+            yield concatenate(list(_read_groups(run, np.arange(len(run.low)), chosen)))
+
+
+def read_companion(
+    paths: Sequence[Path],
+    fields: Sequence[Field],
+    scratch: Path | None = None,
+    prepare: Callable[[Table], Table] = lambda table: table,
+    rows_in_memory: int = ROWS_IN_MEMORY,
+) -> Table | SortedRuns:
+    """Read files of the same kind as one companion table.
+
+    Args:
+        paths: the files.
+        fields: the wanted columns; one of them is source_id.
+        scratch: folder for sorted runs, emptied by whoever made it; None holds everything in memory.
+        prepare: applied to every block of rows as it is read.
+        rows_in_memory: rows beyond which runs are written.
+
+    Raises:
+        InputError: a file is missing, foreign, or lacks a required column; there are no files; the disk is full.
+    """
+    held: list[Table] = []
+    runs: list[Run] = []
+    rejected: list[Rejected] = []
+    n_rows = 0
+    columns: set[str] | None = None
+    empty = None
+    for path in paths:
+        for block in read_blocks(path, fields):
+            table = prepare(block)
+            rejected += table.rejected
+            n_rows += len(table)
+            columns = set(table.columns) if columns is None else columns & set(table.columns)
+            empty = empty or table.take(np.zeros(0, np.int64))
+            held.append(Table(table.columns, (), table.n_read))
+            if scratch is not None and sum(map(len, held)) >= rows_in_memory:
+                runs.append(_write_run(concatenate(held), scratch / f"run-{len(runs):05d}.parquet"))
+                held = []
+    if scratch is None or not runs:
+        whole = concatenate(held)
+        return Table(whole.columns, tuple(rejected), whole.n_read)
+    if any(map(len, held)):
+        runs.append(_write_run(concatenate(held), scratch / f"run-{len(runs):05d}.parquet"))
+    assert columns is not None and empty is not None  # there is a run
+    names = tuple(n for n in empty.columns if n in columns)
+    nothing = Table({n: empty.columns[n] for n in names}, (), 0)
+    return SortedRuns(names, tuple(runs), n_rows, tuple(rejected), nothing)
+
+
+def _write_run(table: Table, path: Path) -> Run:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    source_id = table.columns["source_id"]
+    order = np.argsort(source_id, kind="stable")  # of repeated rows, the first stays first
+    starts = np.arange(0, len(order), GROUP_ROWS)
+    ends = np.minimum(starts + GROUP_ROWS, len(order)) - 1
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        arrays = {name: pa.array(values[order]) for name, values in table.columns.items()}
+        pq.write_table(pa.table(arrays), path, row_group_size=GROUP_ROWS, compression="lz4", use_dictionary=False)
+    except OSError as error:
+        raise InputError(
+            f"{path.parent}: cannot hold the sorted companion table ({error.strerror or error}); make room there"
+        ) from error
+    return Run(path, source_id[order[starts]], source_id[order[ends]])
+
+
+def _read_groups(run: Run, groups: NDArray[np.intp], names: Sequence[str]) -> Iterator[Table]:
+    """Row groups of a run, one at a time."""
+    if not len(groups):
+        return
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(run.path) as file:
+        for group in groups.tolist():
+            rows = file.read_row_group(group, columns=list(names), use_threads=False)
+            yield Table({name: _numpy(rows[name]) for name in names}, (), rows.num_rows)
+
+
+def _numpy(column: Any) -> NDArray[Any]:
+    values = column.to_numpy()
+    return values.astype(str) if values.dtype == object else values
+
+
+class SeenIds:
+    """source_ids met so far: 8 bytes each, in sorted arrays of ever larger size."""
+
+    def __init__(self) -> None:
+        self._sorted: list[NDArray[np.int64]] = []
+
+    def add(self, source_id: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Add some; return (star,) which of them had been there before, in this call or an earlier one."""
+        unique, first = np.unique(source_id, return_index=True)
+        repeated = np.ones(len(source_id), bool)
+        repeated[first] = False
+        for known in self._sorted:
+            at = np.minimum(np.searchsorted(known, source_id), len(known) - 1)
+            repeated |= known[at] == source_id
+        if len(unique):
+            self._sorted.append(unique)
+        while len(self._sorted) > 1 and len(self._sorted[-2]) < 2 * len(self._sorted[-1]):
+            last = self._sorted.pop()
+            self._sorted[-1] = np.union1d(self._sorted[-1], last)
+        return repeated
+
+    def all(self) -> NDArray[np.int64]:
+        """Return all of them, sorted."""
+        return np.unique(np.concatenate(self._sorted)) if self._sorted else np.zeros(0, np.int64)

@@ -1,0 +1,107 @@
+"""The tables that are joined to spectra, as a survey.toml names them: Gaia, 2MASS, unWISE, labels, reddening, dust."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from xpbayes.archive import gaia_source, labels, photometric
+from xpbayes.archive import reddening as dust_maps
+from xpbayes.archive.companion_table import SortedRuns
+from xpbayes.archive.positions import positions_of
+from xpbayes.archive.quarantine import Rejected
+from xpbayes.archive.survey_config import SurveySettings, expand
+from xpbayes.archive.tables import Table
+
+Say = Callable[[str], None]
+Reader = Callable[[list[Path], Path | None], Table | SortedRuns]
+
+
+@dataclass(frozen=True)
+class Companions:
+    """The tables that are joined to the spectra, each read once; None where the survey has none.
+
+    Attributes:
+        gaia: Gaia's source table, parallaxes as they are to be used.
+        two_mass: 2MASS matches.
+        unwise: unWISE matches.
+        star_labels: one row a labelled star.
+        reddening: the user's own estimates.
+        dust: a dust map.
+        rejected: rows of all these tables that could not be read.
+        notes: what was assumed, for the provenance.
+    """
+
+    gaia: Table | SortedRuns | None
+    two_mass: Table | SortedRuns | None
+    unwise: Table | SortedRuns | None
+    star_labels: labels.StarLabels | None
+    reddening: Table | SortedRuns | None
+    dust: dust_maps.MapQuery | None
+    rejected: tuple[Rejected, ...]
+    notes: dict[str, str]
+
+
+def read_companions(survey: SurveySettings, base: Path, say: Say, scratch: Path | None = None) -> Companions:
+    """Read everything but the spectra.
+
+    Args:
+        survey: which files.
+        base: folder that relative names start from.
+        say: receives one line per table.
+        scratch: folder for tables that are larger than memory should hold; None holds all of them in memory.
+    """
+    notes: dict[str, str] = {}
+    rejected: list[Rejected] = []
+
+    def table(name: str, patterns: tuple[str, ...], read: Reader) -> Table | SortedRuns | None:
+        if not patterns:
+            return None
+        files = expand(patterns, base)
+        out = read(files, None if scratch is None else scratch / name.replace(" ", "_"))
+        rejected.extend(out.rejected)
+        where = ""
+        if isinstance(out, SortedRuns):
+            where = f", sorted on disk in {len(out.runs)} runs"
+        elif repeated := len(out) - len(np.unique(out.columns["source_id"])):
+            where = f", {repeated} repeated (first kept)"
+        say(
+            f"{name}: {len(out)} rows from {len(files)} file{'s' if len(files) > 1 else ''}"
+            + (f", {len(out.rejected)} quarantined" if out.rejected else "")
+            + where
+        )
+        return out
+
+    read_gaia = partial(gaia_source.read_gaia_source, zero_point=survey.gaia.parallax_zero_point)
+    gaia = table("Gaia source table", survey.gaia.files, read_gaia)
+    if gaia is not None:
+        corrected = survey.gaia.parallax_zero_point
+        notes["parallax_zero_point"] = gaia_source.ZERO_POINT_NAME if corrected else "not corrected"
+    two_mass = table("2MASS", survey.two_mass.files, photometric.read_two_mass)
+    unwise = table("unWISE", survey.unwise.files, photometric.read_unwise)
+    if (two_mass is not None or unwise is not None) and (gaia is None or "norm_dg" not in gaia):
+        notes["crowding"] = "norm_dg unknown: crowded stars are not cut from 2MASS and unWISE"
+    star_labels = None
+    if survey.labels:
+        parts = [
+            labels.read_labels(
+                one, expand(one.files, base), survey.label_names, None if gaia is None else positions_of(gaia)
+            )
+            for one in survey.labels
+        ]
+        star_labels = labels.join_labels(parts)
+        rejected.extend(star_labels.rejected)
+        for c in star_labels.cuts:
+            say(f"{c.what}: {c.removed} removed, {c.left} left")
+        notes["labels"] = ", ".join(one.survey for one in survey.labels)
+    own, dust = None, None
+    if survey.reddening.source == "columns":
+        own = table("reddening", survey.reddening.files, dust_maps.read_reddening)
+        notes["reddening"] = "the user's own columns"
+    elif survey.reddening.source == "bayestar19":
+        place = survey.reddening.map_file
+        dust = dust_maps.bayestar19(base / place if place else None)
+        notes["reddening"] = f"Bayestar19, {survey.reddening.n_draws} draws over map and parallax"
+    return Companions(gaia, two_mass, unwise, star_labels, own, dust, tuple(rejected), notes)

@@ -1,0 +1,192 @@
+"""Label surveys: which column of which catalogue means what, as far as its published data model says.
+
+`LabelSurvey` is a ``[[labels]]`` table of survey.toml. Column names are matched without case. A Gaia identifier is only
+taken from a column that holds DR3's (EDR3's are the same): DR2 gave some stars other ones.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field as Setting
+
+from xpbayes.config import FrozenSettings
+from xpbayes.errors import InputError, nearest
+
+
+class LabelColumns(FrozenSettings):
+    """Which columns of a label catalogue mean what; of several names, the first that the file has."""
+
+    source_id: tuple[str, ...] = Setting((), description="Gaia DR3 source_id")
+    ra: tuple[str, ...] = Setting(("ra",), description="right ascension [deg]")
+    dec: tuple[str, ...] = Setting(("dec",), description="declination [deg]")
+    snr: tuple[str, ...] = Setting((), description="signal-to-noise ratios; every one is a column of its own")
+    labels: dict[str, tuple[str, ...]] = Setting(
+        {"teff": ("teff",), "feh": ("feh",), "logg": ("logg",)}, description="label name = its column"
+    )
+    errors: dict[str, tuple[str, ...]] = Setting(
+        {"teff": ("teff_err",), "feh": ("feh_err",), "logg": ("logg_err",)},
+        description="label name = its error's column",
+    )
+
+
+def _columns(
+    source_id: tuple[str, ...],
+    snr: tuple[str, ...],
+    labels: dict[str, tuple[tuple[str, ...], tuple[str, ...]]],
+    ra: tuple[str, ...] = ("ra",),
+    dec: tuple[str, ...] = ("dec",),
+) -> LabelColumns:
+    return LabelColumns(
+        source_id=source_id,
+        snr=snr,
+        labels={k: v[0] for k, v in labels.items()},
+        errors={k: v[1] for k, v in labels.items()},
+        ra=ra,
+        dec=dec,
+    )
+
+
+@dataclass(frozen=True)
+class SurveyPreset:
+    """What is known about a survey.
+
+    Attributes:
+        columns: its columns.
+        source: where its data model is published, and what of it could not be checked there.
+        epoch: of its positions [Julian year].
+        teff_range: labels outside are not used [K].
+    """
+
+    columns: LabelColumns
+    source: str
+    epoch: float = 2000.0
+    teff_range: tuple[float, float] = (0.0, float("inf"))
+
+
+JOIN_TEFF_K = 7000.0
+"""LAMOST's own labels below, the Hot Payne's above (ZGR23 Section 2.2)."""
+
+SURVEYS: dict[str, SurveyPreset] = {
+    "lamost_afgk": SurveyPreset(
+        _columns(
+            (),  # its gaia_source_id is DR2's
+            ("snrg", "snrr", "snri"),
+            {"teff": (("teff",), ("teff_err",)), "feh": (("feh",), ("feh_err",)), "logg": (("logg",), ("logg_err",))},
+            ra=("ra_obs", "ra"),
+            dec=("dec_obs", "dec"),
+        ),
+        source="LAMOST DR8 v1.0, LRS A, F, G and K type star catalogue, "
+        "lamost.org/dr8/v1.0/doc/lr-data-production-description: matched with Gaia DR2; the single columns follow the "
+        "released file and were not found in that page's stored text",
+        teff_range=(0.0, JOIN_TEFF_K),
+    ),
+    "hot_payne": SurveyPreset(
+        _columns(
+            (),
+            ("snrg", "snrr", "snri"),
+            {
+                "teff": (("teff",), ("teff_err", "e_teff")),
+                "feh": (("feh", "fe_h", "[fe/h]"), ("feh_err", "e_feh", "e_[fe/h]")),
+                "logg": (("logg",), ("logg_err", "e_logg")),
+            },
+            ra=("ra", "radeg", "ra_icrs"),
+            dec=("dec", "dedeg", "de_icrs"),
+        ),
+        source="Xiang et al. 2022, A&A 662, A66 (catalogue J/A+A/662/A66 at the CDS): the columns could not be checked; "
+        "name them under [labels.columns] where they differ",
+        teff_range=(JOIN_TEFF_K, float("inf")),
+    ),
+    "apogee": SurveyPreset(
+        _columns(
+            ("gaiaedr3_source_id",),  # the gaia_source_id of earlier releases is DR2's
+            ("snr",),
+            {
+                "teff": (("teff",), ("teff_err",)),
+                "feh": (("fe_h",), ("fe_h_err",)),
+                "logg": (("logg",), ("logg_err",)),
+                "alpha_m": (("alpha_m",), ("alpha_m_err",)),
+            },
+        ),
+        source="SDSS DR17 allStar, data.sdss.org/datamodel/files/APOGEE_ASPCAP/APRED_VERS/ASPCAP_VERS/allStar.html "
+        "(catalogue III/286 at the CDS); positions J2000",
+    ),
+    "galah": SurveyPreset(
+        _columns(
+            ("gaiadr3_source_id", "dr3_source_id"),  # DR4, DR3
+            ("snr_px_ccd2", "snr_c2_iraf"),  # DR4, DR3
+            {
+                "teff": (("teff",), ("e_teff",)),
+                "feh": (("fe_h",), ("e_fe_h",)),
+                "logg": (("logg",), ("e_logg",)),
+                "alpha_m": (("alpha_fe",), ("e_alpha_fe",)),  # DR3 only: DR4 gives single elements
+            },
+        ),
+        source="GALAH DR4, galah-survey.org/dr4/table_schema, tables allstar and allspec; positions are Gaia DR3's",
+        epoch=2016.0,
+    ),
+    "desi": SurveyPreset(
+        _columns(
+            ("source_id",),  # in the extension GAIA, not RVTAB, whose ref_id is DR2's: without it by position
+            ("sn_b", "sn_r", "sn_z"),
+            {
+                "teff": (("teff",), ("teff_err",)),
+                "feh": (("feh",), ("feh_err",)),
+                "logg": (("logg",), ("logg_err",)),
+                "alpha_m": (("alphafe",), ("alphafe_err",)),
+            },
+            ra=("target_ra",),
+            dec=("target_dec",),
+        ),
+        source="DESI Milky Way Survey value-added catalogue, mwsall, extension RVTAB, "
+        "github.com/desimilkyway/desi-mws-edr-datamodel docs/mwsall.rst; positions at REF_EPOCH, typically 2015.5",
+        epoch=2015.5,
+    ),
+    "sdssv": SurveyPreset(
+        _columns(
+            ("gaia_dr3_source_id",),
+            ("snr",),
+            {
+                "teff": (("teff",), ("e_teff",)),
+                "feh": (("fe_h",), ("e_fe_h",)),
+                "logg": (("logg",), ("e_logg",)),
+                "alpha_m": (("alpha_m_atm",), ("e_alpha_m_atm",)),
+            },
+        ),
+        source="SDSS DR19 astraAllStarASPCAP, sdss-astra.readthedocs.io/en/latest/user/glossary.html and "
+        "sdss.org/dr19/mwm/astra/accessing-astra-files",
+    ),
+    "custom": SurveyPreset(LabelColumns(source_id=("source_id",)), source="whatever the user names"),
+}
+
+
+class LabelSurvey(FrozenSettings):
+    """One label catalogue: a ``[[labels]]`` table of survey.toml."""
+
+    survey: str = Setting("custom", description=f"what is known about the survey: one of {', '.join(SURVEYS)}")
+    files: tuple[str, ...] = Setting(min_length=1, description="files, * allowed; relative to survey.toml")
+    columns: LabelColumns | None = Setting(None, description="the columns, where they differ from the survey's own")
+    teff_unit: Literal["K", "kK"] = Setting("K", description="unit of Teff and its error")
+    match: Literal["auto", "source_id", "position"] = Setting(
+        "auto", description="auto: by source_id where the file has one, else by position"
+    )
+    radius_arcsec: float = Setting(0.25, gt=0, description="largest separation of a match by position")
+    epoch: float | None = Setting(None, description="epoch of the positions [Julian year]; the survey's own if absent")
+    teff_min: float | None = Setting(None, description="labels below are not used [K]")
+    teff_max: float | None = Setting(None, description="labels from here on are not used [K]")
+    snr_min: float = Setting(0.0, ge=0, description="every S/N must exceed this")
+    error_floor: dict[str, float] = Setting(
+        {}, description="per label, added to the error in quadrature [kK, dex]; train adds its own label_error_floor"
+    )
+
+    def preset(self) -> SurveyPreset:
+        """Return what is known about the survey; InputError for an unknown name."""
+        if self.survey not in SURVEYS:
+            raise InputError(
+                f"unknown label survey '{self.survey}'{nearest(self.survey, SURVEYS)}; known are {', '.join(SURVEYS)}"
+            )
+        return SURVEYS[self.survey]
+
+    def teff_limits(self) -> tuple[float, float]:
+        """Return the range of Teff whose labels are used [K]."""
+        low, high = self.preset().teff_range
+        return low if self.teff_min is None else self.teff_min, high if self.teff_max is None else self.teff_max

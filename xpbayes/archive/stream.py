@@ -1,0 +1,258 @@
+"""Star tables straight from survey files, one after the other: spectra read, calibrated, and joined to all other tables.
+
+Memory does not grow with the files. Every row of the XP files is accounted for, part by part:
+rows read = stars in the table + stars cut + rows quarantined.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xpbayes.archive import gaia_source, labels, photometric
+from xpbayes.archive import reddening as dust_maps
+from xpbayes.archive.companion_table import SeenIds
+from xpbayes.archive.companions import Companions
+from xpbayes.archive.quarantine import Rejected
+from xpbayes.archive.star_table import Cut, StarTable
+from xpbayes.archive.survey_config import SurveySettings, expand
+from xpbayes.archive.tables import Table
+from xpbayes.archive.xp import read_xp, xp_product
+from xpbayes.calibration.xp_covariance import CalibratedXp
+from xpbayes.errors import InputError
+
+Spectra = tuple[NDArray[np.int64], CalibratedXp]
+"""source_ids and calibrated spectra of some stars."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Stars of one XP file, or some of them.
+
+    Attributes:
+        file: the XP file.
+        table: the stars that were selected, with the counts of what was not.
+        rejected: rows of this part that could not be used.
+        n_read: rows of the XP file that this part accounts for.
+        n_cut: of these, stars that were read but not selected.
+        n_floored: of these, stars whose covariance needed ZGR23's eigenvalue floor.
+    """
+
+    file: Path
+    table: StarTable
+    rejected: tuple[Rejected, ...]
+    n_read: int
+    n_cut: int
+    n_floored: int
+
+
+def stream_stars(survey: SurveySettings, base: Path, companions: Companions) -> Iterator[Part]:
+    """Read, calibrate and join the spectra of all files, some thousand stars at a time.
+
+    Args:
+        survey: which files.
+        base: folder that relative names start from.
+        companions: what `read_companions` returned.
+
+    Yields:
+        parts in the order of the files; a source_id that came before is quarantined.
+    """
+    seen = SeenIds()
+    for path in expand(survey.xp.files, base):
+        yield from stream_file(survey, path, companions, seen)
+
+
+def stream_file(survey: SurveySettings, path: Path, companions: Companions, seen: SeenIds) -> Iterator[Part]:
+    """Read, calibrate and join the spectra of one file.
+
+    Args:
+        survey: how.
+        path: the file.
+        companions: what `read_companions` returned.
+        seen: source_ids of earlier files; those of this one are added.
+    """
+    held: list[Spectra] = []
+    rejected: list[Rejected] = []
+    n_held = 0
+    for rows in read_xp(path, survey.xp.error_scaling):
+        rejected += rows.rejected
+        spectra = rows.source_id, rows.xp
+        repeated = seen.add(rows.source_id)
+        if repeated.any():
+            rejected += [
+                Rejected(path.name, int(rows.row[i]), int(rows.source_id[i]), "source_id was there before")
+                for i in np.flatnonzero(repeated)
+            ]
+            spectra = _take(spectra, ~repeated)
+        while len(spectra[0]):
+            room = survey.stars_per_file - n_held
+            held.append(_take(spectra, slice(0, room)))
+            n_held += len(held[-1][0])
+            spectra = _take(spectra, slice(room, None))
+            if n_held == survey.stars_per_file:
+                yield _join(survey, path, held, rejected, companions)
+                held, rejected, n_held = [], [], 0
+        held = held or [spectra]  # without a star, when all that came was rejected
+    if n_held or rejected:
+        yield _join(survey, path, held, rejected, companions)
+
+
+def _take(spectra: Spectra, index: NDArray[np.bool_] | slice) -> Spectra:
+    """Select stars; a slice copies nothing."""
+    source_id, xp = spectra
+    return source_id[index], CalibratedXp(xp.flux[index], xp.whitening[index], xp.present[index], xp.floored[index])
+
+
+def _join(
+    survey: SurveySettings,
+    path: Path,
+    held: list[Spectra],
+    rejected: list[Rejected],
+    companions: Companions,
+) -> Part:
+    channels = survey.channels()
+    source_id = np.concatenate([h[0] for h in held])
+    product = xp_product(path)
+    notes = dict(companions.notes)
+    flux = np.concatenate([h[1].flux for h in held])
+    n = len(source_id)
+    n_floored = int(sum(h[1].floored.sum() for h in held))
+    columns: dict[str, NDArray[Any]] = {}
+    units: dict[str, str] = {}
+    cuts = [Cut("rows read", len(rejected), n)]
+    norm_dg = np.full(n, np.nan)
+    if companions.gaia is not None:
+        gaia, known = companions.gaia.align(source_id)
+        cuts.append(Cut("in Gaia's source table", 0, int(known.sum())))
+        columns |= {
+            name: values if name in gaia_source.POSITIONS else values.astype(np.float32)
+            for name, values in gaia.columns.items()
+            if name not in ("source_id", "astrometric_params_solved")
+        }
+        units |= {k: v for k, v in gaia_source.UNITS.items() if k in columns}
+        norm_dg = gaia.floats("norm_dg")
+        if "parallax_zero_point" in gaia:
+            unknown = int((known & ~np.isfinite(gaia.floats("parallax_zero_point"))).sum())
+            notes["parallax_zero_point"] += f"; {unknown} stars outside its range left as they are"
+    band_flux, band_weight = np.zeros((n, len(survey.bands))), np.zeros((n, len(survey.bands)))
+    for out in _bands(survey, companions, source_id, norm_dg):
+        cuts += out.cuts
+        for i, band in enumerate(out.bands):
+            if band in survey.bands:
+                band_flux[:, survey.bands.index(band)] = out.flux[:, i]
+                band_weight[:, survey.bands.index(band)] = out.inverse_error[:, i]
+    table = StarTable(
+        channels=channels,
+        label_names=survey.label_names,
+        source_id=source_id,
+        flux=np.concatenate([flux, band_flux.astype(np.float32)], axis=1),
+        xp_whitening=np.concatenate([h[1].whitening for h in held]),
+        band_inverse_error=band_weight.astype(np.float32),
+        columns=columns
+        | _label_columns(survey, companions, source_id)
+        | _reddening(survey, companions, columns, n, source_id),
+        cuts=tuple(cuts),
+        provenance={
+            "source": path.name,
+            "xp_product": product,
+            "xp_error_scaling": survey.xp.error_scaling,
+            "xp_correlation": "published" if product == "continuous" else "implied by the XP bases",
+            "eigenvalue_floor": f"{n_floored} of {n} stars",
+            **notes,
+        },
+        extra_units=units,
+    )
+    table = _select(survey, table, path)
+    return Part(path, table, tuple(rejected), n + len(rejected), n - len(table), n_floored)
+
+
+def _bands(
+    survey: SurveySettings, companions: Companions, source_id: NDArray[np.int64], norm_dg: NDArray[np.float64]
+) -> Iterator[photometric.BandFluxes]:
+    if companions.two_mass is not None:
+        aligned, _ = companions.two_mass.align(source_id)
+        yield photometric.two_mass_fluxes(aligned, norm_dg, survey.two_mass.cuts)
+    if companions.unwise is not None:
+        aligned, _ = companions.unwise.align(source_id)
+        yield photometric.unwise_fluxes(aligned, norm_dg, survey.unwise.cuts)
+
+
+def _label_columns(
+    survey: SurveySettings, companions: Companions, source_id: NDArray[np.int64]
+) -> dict[str, NDArray[Any]]:
+    if companions.star_labels is None:
+        return {}
+    found = companions.star_labels
+    rows: dict[str, NDArray[Any]] = {"source_id": found.source_id, "label_snr": found.snr, "label_survey": found.survey}
+    for i, name in enumerate(found.names):
+        rows[name], rows[f"{name}_error"] = found.value[:, i], found.error[:, i]
+    aligned, _ = Table(rows, (), len(found)).align(source_id)
+    return {
+        name: values.astype(np.float32) if values.dtype.kind == "f" else values
+        for name, values in aligned.columns.items()
+        if name != "source_id"
+    }
+
+
+def _reddening(
+    survey: SurveySettings,
+    companions: Companions,
+    gaia: dict[str, NDArray[Any]],
+    n: int,
+    source_id: NDArray[np.int64],
+) -> dict[str, NDArray[Any]]:
+    if companions.reddening is not None:
+        aligned, _ = companions.reddening.align(source_id)
+        value, error = aligned.floats("reddening"), aligned.floats("reddening_error")
+    elif companions.dust is not None:
+        needed = ("ra", "dec", "parallax", "parallax_error")
+        lost = [name for name in needed if name not in gaia]
+        if lost:
+            raise InputError(f"reddening by bayestar19 needs {lost[0]} in Gaia's source table; name it under [gaia]")
+        ra, dec, parallax, parallax_error = (gaia[name].astype(np.float64) for name in needed)
+        value, error = dust_maps.monte_carlo_reddening(
+            companions.dust,
+            source_id,
+            ra,
+            dec,
+            parallax,
+            parallax_error,
+            n_draws=survey.reddening.n_draws,
+            seed=survey.reddening.seed,
+        )
+    else:
+        return {}
+    # An estimate without any scatter (no dust in front, in every draw) is exact in the map, not in the sky.
+    usable = np.isfinite(value) & np.isfinite(error)
+    error = np.where(usable, np.maximum(error, dust_maps.ERROR_FLOOR), np.nan)
+    return {
+        "reddening": np.where(usable, value, np.nan).astype(np.float32),
+        "reddening_error": error.astype(np.float32),
+    }
+
+
+def _select(survey: SurveySettings, table: StarTable, path: Path) -> StarTable:
+    select = survey.select
+    if select == "auto":
+        select = "labelled" if survey.labels else "all"
+    if select == "all":
+        return table
+    table = table.take(np.isfinite(table.column(survey.label_names[0])), "no label")
+    if select == "labelled" or not len(table):
+        return table
+    names = [
+        "label_snr",
+        "teff_error",
+        "feh_error",
+        "logg_error",
+        "parallax",
+        "parallax_error",
+        "fidelity_v2",
+        "phot_bp_rp_excess_factor",
+    ]
+    keep, counts = labels.training_cuts(survey.training_cuts, {n: table.column(n) for n in names}, path.name)
+    table = table.take(keep)
+    return StarTable(**{**vars(table), "cuts": (*table.cuts, *counts)})

@@ -1,0 +1,314 @@
+"""Who does the work: processes of this machine, one of many batch jobs, or a Dask cluster.
+
+In: a picklable function and the items it is to be called with. Out: the results, as they come. Engines know nothing of
+stars: the order in which items are done, where, and how often after a worker died changes nothing that the function
+writes, and that is the function's duty. One process drives one device; on CPUs that is one core, because a second
+thread makes the solver little faster while a second process doubles the work done.
+"""
+
+import contextlib
+import importlib.util
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from xpbayes.errors import InputError, nearest
+
+Engine = Literal["local", "dask"]
+ENGINES: tuple[str, ...] = get_args(Engine)
+MEMORY_PER_PROCESS = 1.5e9
+"""[bytes] that one process may need on CPUs; measured 1.1e9 at 4,096 stars at once."""
+MOST_DEATHS = 5
+"""Workers that may die one after the other without anything being finished in between."""
+CORES, WATCH_SECONDS = "XPBAYES_CORES", 0.5
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Say = Callable[[str], None]
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Read "i/n": this is job i of n, the first is 0.
+
+    Raises:
+        InputError: it is not of that form.
+    """
+    first, _, second = text.partition("/")
+    if not (first.isdigit() and second.isdigit() and int(first) < int(second)):
+        raise InputError(f"--shard {text} is not understood; give i/n with 0 <= i < n, such as 3/16")
+    return int(first), int(second)
+
+
+def check_engine(name: str) -> Engine:
+    """Return the engine of that name; InputError for an unknown one, or one that is not installed."""
+    if name not in ENGINES:
+        raise InputError(f"'{name}' is no engine{nearest(name, ENGINES)}; use {' or '.join(ENGINES)}")
+    if name == "dask" and importlib.util.find_spec("distributed") is None:
+        raise InputError("the engine dask needs dask.distributed; pip install 'xpbayes[dist]'")
+    return name  # type: ignore[return-value]
+
+
+# ------------------------------------------------------------------------------------------------------------ devices
+
+
+def slots(processes: int | None = None) -> list[dict[str, str]]:
+    """Choose worker processes for this machine: one a GPU, else one a core as far as memory goes.
+
+    Args:
+        processes: how many; chosen if None.
+
+    Returns:
+        the environment of each worker: the device or the cores that it may use.
+
+    Raises:
+        InputError: fewer than one process was asked for.
+    """
+    if processes is not None and processes < 1:
+        raise InputError(f"--processes {processes} is not possible; use at least 1")
+    cores = _cores()
+    gpus = _gpus()
+    if gpus:
+        count = min(processes or len(gpus), len(gpus))
+        environments = [{"CUDA_VISIBLE_DEVICES": gpus[i]} for i in range(count)]
+    else:
+        count = processes or max(1, min(len(cores), int(_available_memory() / MEMORY_PER_PROCESS)))
+        environments = [{} for _ in range(count)]
+    for i, environment in enumerate(environments):
+        mine = cores[i * len(cores) // count : (i + 1) * len(cores) // count] or [cores[i * len(cores) // count]]
+        environment[CORES] = ",".join(map(str, mine))
+    return environments
+
+
+def _cores() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _gpus() -> list[str]:
+    """Names of the GPUs that JAX may use, found without starting JAX, which would take their memory."""
+    allowed = os.environ.get("JAX_PLATFORMS", "")
+    if allowed and not {"cuda", "gpu"} & set(allowed.split(",")):
+        return []
+    if not any(importlib.util.find_spec(f"jax_cuda{v}_plugin") for v in (12, 13)):
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [v.strip() for v in visible.split(",") if v.strip() not in ("", "-1")]
+    return [p.name.removeprefix("nvidia") for p in sorted(Path("/dev").glob("nvidia[0-9]*"))]
+
+
+def _available_memory() -> float:
+    """Memory that can be had without swapping [bytes]; that of the control group if it has less."""
+    found = [float("inf")]
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")))
+    with contextlib.suppress(OSError, ValueError):
+        found.append(float(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(found)
+
+
+def begin_worker(environment: dict[str, str]) -> None:
+    """Bind this process to its device and cores. Must run before JAX starts: it counts its threads only once."""
+    os.environ.update(environment)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    cores = environment.get(CORES, "")
+    if cores and hasattr(os, "sched_setaffinity"):
+        with contextlib.suppress(OSError):  # a container may forbid it; the work is the same
+            os.sched_setaffinity(0, [int(c) for c in cores.split(",")])
+
+
+# -------------------------------------------------------------------------------------------------- this machine
+
+
+def run_local(
+    work: Callable[[Item], Result], items: Sequence[Item], processes: int | None = None, say: Say = lambda line: None
+) -> Iterator[tuple[Item, Result]]:
+    """Call a function with every item, on processes of this machine; a dead worker's item is done again.
+
+    Args:
+        work: picklable; may be called again with an item that a killed worker had half done.
+        items: what to call it with.
+        processes: how many; chosen if None. With one, this very process does the work.
+        say: hears about dead workers.
+
+    Yields:
+        item and result, in the order in which they are finished.
+
+    Raises:
+        InputError: raised by the function; or workers die again and again.
+    """
+    environments = slots(processes)[: max(1, len(items))]
+    if len(environments) == 1:
+        for item in items:
+            yield item, work(item)
+        return
+    left = dict(enumerate(items))
+    deaths = 0
+    while left:
+        before = len(left)
+        try:
+            for number, result in _pool(work, left, environments):
+                item = left.pop(number)
+                yield item, result
+        except BrokenProcessPool as error:
+            deaths = deaths + 1 if len(left) == before else 1
+            if deaths >= MOST_DEATHS:
+                raise InputError(
+                    f"{deaths} worker processes died one after the other (out of memory?); use fewer with --processes, "
+                    f"and go on with --resume"
+                ) from error
+            say("a worker process died; what it was doing is done again")
+
+
+def _pool(
+    work: Callable[[Item], Result], items: dict[int, Item], environments: Sequence[dict[str, str]]
+) -> Iterator[tuple[int, Result]]:
+    """One pool of processes until all is done or a process dies."""
+    context = multiprocessing.get_context("spawn")  # a forked JAX deadlocks
+    queue, stop = context.Queue(), context.Event()
+    for environment in environments:
+        queue.put(environment)
+    shipped = pickle.dumps(work)
+    pool = ProcessPoolExecutor(len(environments), context, _begin_pooled, (queue, stop, os.getpid()))
+    waiting: dict[Future[Any], int] = {}
+    try:
+        waiting.update({pool.submit(_call, shipped, item): number for number, item in items.items()})
+        while waiting:
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield waiting[future], future.result()
+                del waiting[future]
+    finally:
+        if waiting:  # something went wrong: what the others are doing is lost, and was going to be in vain
+            stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+        queue.close()
+        queue.cancel_join_thread()
+
+
+def _begin_pooled(queue: Any, stop: Any, parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and says what there is to say
+    begin_worker(queue.get())
+
+    def watch() -> None:
+        """A killed parent cannot end its workers: they must notice."""
+        while os.getppid() == parent and not stop.is_set():
+            time.sleep(WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _call(shipped: bytes, item: Any) -> Any:
+    """Call a function that was pickled: what it imports, JAX above all, is imported after the worker was bound."""
+    return _unpickled(shipped)(item)
+
+
+def _unpickled(shipped: bytes, _cache: dict[bytes, Any] = {}) -> Any:  # noqa: B006
+    """The same object for the same bytes, so that whatever it keeps between calls is kept."""
+    if shipped not in _cache:
+        _cache.clear()
+        _cache[shipped] = pickle.loads(shipped)
+    return _cache[shipped]
+
+
+# --------------------------------------------------------------------------------------------------------------- Dask
+
+
+def run_dask(
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    scheduler: str | None = None,
+    processes: int | None = None,
+    say: Say = lambda line: None,
+) -> Iterator[tuple[Item, Result]]:
+    """Call a function with every item on a Dask cluster; a killed worker's item is done again.
+
+    Args:
+        work: picklable; may be called again with an item that a killed worker had half done.
+        items: what to call it with.
+        scheduler: address of a running scheduler, whose workers must see the same files; None starts a cluster of
+            worker processes on this machine, one a device.
+        processes: workers of that cluster; chosen if None.
+        say: hears where the cluster is, and about dead workers.
+
+    Yields:
+        item and result, in the order in which they are finished.
+
+    Raises:
+        InputError: raised by the function; the scheduler cannot be reached; workers die again and again.
+    """
+    import dask
+    from distributed import Client, as_completed
+    from distributed.scheduler import KilledWorker
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": MOST_DEATHS}))
+        if scheduler is None:
+            address: Any = stack.enter_context(local_cluster(slots(processes)))
+        else:
+            address = scheduler
+        try:
+            client = stack.enter_context(Client(address, timeout="30s"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{scheduler}: no Dask scheduler answers there ({error}); check the address") from error
+        say(f"dask: {len(client.scheduler_info()['workers'])} workers at {client.scheduler.address}")
+        shipped = pickle.dumps(work)
+        tasks = {client.submit(_call_on_dask, shipped, item, pure=False): item for item in items}
+        deaths = 0
+        waiting = as_completed(tasks)
+        for future in waiting:
+            item = tasks.pop(future)
+            try:
+                result = future.result()
+            except KilledWorker as error:
+                deaths += 1
+                if deaths >= MOST_DEATHS:
+                    raise InputError(
+                        "Dask workers die again and again (out of memory?); use fewer or larger ones, and go on with "
+                        "--resume"
+                    ) from error
+                say("Dask gave an item up because its workers died; it is done again")
+                again = client.submit(_call_on_dask, shipped, item, pure=False)
+                tasks[again] = item
+                waiting.add(again)
+                continue
+            if isinstance(result, InputError):
+                raise result
+            yield item, result
+
+
+def local_cluster(environments: Sequence[dict[str, str]]) -> Any:
+    """A scheduler here and one worker process per device, each with its own environment and a nanny to restart it."""
+    from distributed import Nanny, Scheduler, SpecCluster
+
+    silent = logging.CRITICAL  # a worker that was killed is the engine's business, and it says so
+    workers = {
+        i: {"cls": Nanny, "options": {"nthreads": 1, "env": environment, "memory_limit": 0, "silence_logs": silent}}
+        for i, environment in enumerate(environments)
+    }
+    return SpecCluster(
+        workers=workers,
+        scheduler={"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard": False}},
+        name="xpbayes",
+        silence_logs=silent,
+    )
+
+
+def _call_on_dask(shipped: bytes, item: Any) -> Any:
+    begin_worker({k: v for k, v in os.environ.items() if k == CORES})
+    try:
+        return _call(shipped, item)
+    except InputError as error:  # returned, because Dask would print what a task raises with its whole traceback
+        return error

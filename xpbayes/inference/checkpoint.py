@@ -1,0 +1,165 @@
+"""A training run on disk between two phases: one safetensors file, written under a temporary name, then renamed.
+
+In and out: a tree of arrays (None, arrays, tuples, dicts, and named tuples or dataclasses of this package) and a
+JSON-ready record. The file also carries checksums of the stars and the settings that it belongs to; another run's is
+refused. Rebuilding a tree makes instances of this package's own classes only: a checkpoint cannot run foreign code.
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xpbayes.errors import InputError
+
+PACKAGE = "xpbayes."
+VERSION = 1
+
+
+def tree_checksum(tree: Any) -> str:
+    """SHA-256 of all arrays of a tree, shapes and types included, as ``sha256:...``."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(array.data)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _fields(node: Any) -> dict[str, Any] | None:
+    """Fields of a named tuple or dataclass of this package; None for anything else."""
+    if not type(node).__module__.startswith(PACKAGE):
+        return None
+    if isinstance(node, tuple) and hasattr(node, "_asdict"):
+        return dict(node._asdict())
+    if dataclasses.is_dataclass(node):
+        return {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
+    return None
+
+
+def pack(tree: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """Describe a tree in JSON and collect its arrays.
+
+    Args:
+        tree: what to describe.
+        arrays: receives the arrays under numbered names.
+
+    Returns:
+        the description that `unpack` reads.
+    """
+    if tree is None or isinstance(tree, (bool, int, float, str)):
+        return {"value": tree}
+    if isinstance(tree, Mapping):
+        return {"dict": {str(k): pack(v, arrays) for k, v in tree.items()}}
+    fields = _fields(tree)
+    if fields is not None:
+        kind = f"{type(tree).__module__}:{type(tree).__qualname__}"
+        return {"class": kind, "fields": {k: pack(v, arrays) for k, v in fields.items()}}
+    if isinstance(tree, (tuple, list)):
+        return {type(tree).__name__: [pack(v, arrays) for v in tree]}
+    if isinstance(tree, (jax.Array, np.ndarray)):
+        name = f"array.{len(arrays)}"
+        arrays[name] = np.array(tree, order="C")
+        return {"array": name}
+    raise TypeError(f"a checkpoint cannot hold a {type(tree).__name__}")
+
+
+def unpack(description: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    """Rebuild what `pack` described."""
+    ((kind, content), *rest) = description.items()
+    if kind == "value":
+        return content
+    if kind == "array":
+        return jnp.asarray(arrays[content])
+    if kind == "dict":
+        return {k: unpack(v, arrays) for k, v in content.items()}
+    if kind in ("tuple", "list"):
+        items = [unpack(v, arrays) for v in content]
+        return tuple(items) if kind == "tuple" else items
+    module, _, name = content.partition(":")
+    if not module.startswith(PACKAGE):
+        raise ValueError(f"{content} is not a class of this package")
+    fields = {k: unpack(v, arrays) for k, v in dict(rest)["fields"].items()}
+    return getattr(importlib.import_module(module), name)(**fields)
+
+
+def write_checkpoint(path: str | os.PathLike[str], tree: Any, about: Mapping[str, Any]) -> None:
+    """Write a checkpoint; an older one under the same name is replaced in one step.
+
+    Args:
+        path: the file.
+        tree: the state.
+        about: JSON-ready: what the state belongs to, and the record so far.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    from safetensors.numpy import save_file
+
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    arrays: dict[str, np.ndarray] = {}
+    described = pack(tree, arrays)
+    header = {"kind": "training checkpoint", "version": VERSION, "tree": described, "about": dict(about)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(arrays, temporary, metadata={"xpbayes": json.dumps(header)})
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another output") from error
+
+
+def read_checkpoint(path: str | os.PathLike[str], belongs_to: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Read a checkpoint of the same stars and settings.
+
+    Args:
+        path: the file.
+        belongs_to: 'stars' (a checksum) and 'settings' (JSON-ready) of the run that wants to go on.
+
+    Returns:
+        the state, and what was written `about` it.
+
+    Raises:
+        InputError: damaged, of another version, or of other stars or settings.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    again = "train again without resuming"
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = json.loads((file.metadata() or {})["xpbayes"])
+            if header["version"] != VERSION:
+                raise InputError(f"{path}: is a checkpoint of version {header['version']}, not {VERSION}; {again}")
+            about = header["about"]
+            if about["stars"] != belongs_to["stars"]:
+                raise InputError(f"{path}: belongs to other training stars than are given now; give those, or {again}")
+            changed = _first_difference(about["settings"], json.loads(json.dumps(belongs_to["settings"])))
+            if changed is not None:
+                name, old, new = changed
+                raise InputError(f"{path}: was written with {name} = {old}, now it is {new}; set it back, or {again}")
+            state = unpack(header["tree"], {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: is not a usable checkpoint ({error}); delete it and {again}") from error
+    return state, about
+
+
+def _first_difference(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """Name and values of the first setting that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        pairs = [(f"{name}.{k}" if name else k, old.get(k), new.get(k)) for k in dict.fromkeys([*old, *new])]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = [(f"{name}[{i}]", a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))]
+    else:
+        return None if old == new else (name, old, new)
+    return next((found for n, a, b in pairs if (found := _first_difference(a, b, n)) is not None), None)

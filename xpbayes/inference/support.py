@@ -1,0 +1,108 @@
+"""How far outside of the training sample a star is: one score for every star of a catalogue.
+
+Two questions, each scaled so that 0 is the middle of the sample and 1 the place of the one training star in a thousand
+that is farthest out: how improbable are the labels under the mixture, and how far are the nearest training stars? The
+mixture alone would trust the bridges that its Gaussians build across empty label space, the distance alone a lonely
+star with a wrong label. The score is the larger of both: above 1 a result is an extrapolation.
+"""
+
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from xpbayes.models.prior import LabelPrior, draw_labels, ln_prior
+
+MAX_SUPPORT = 4096
+"""Training stars kept with the model, evenly drawn: enough to see holes of the size of a label's error."""
+NEIGHBOUR = 3
+"""The distance is to the third nearest: one wrong label is then no support."""
+RARE = 1e-3
+N_DRAWS = 20_000
+CHUNK = 4096
+
+
+class LabelSupport(eqx.Module):
+    """Where in label space a model was trained.
+
+    Attributes:
+        labels: (star, label) training labels [kK, dex, dex, ...].
+        scale: (label,) unit of distances: half the 16-84 % range of the training labels.
+        reach: () distance to the third neighbour that one training star in a thousand exceeds.
+        ln_typical, ln_rare: () median and 0.1 % quantile of the mixture's ln density over its own draws.
+    """
+
+    labels: Float[Array, "star label"]
+    scale: Float[Array, " label"]
+    reach: Float[Array, ""]
+    ln_typical: Float[Array, ""]
+    ln_rare: Float[Array, ""]
+
+
+@partial(jax.jit, static_argnames="neighbour")
+def _distance(support: Float[Array, "star label"], points: Float[Array, "point label"], neighbour: int) -> Array:
+    """(point,) distance to the n-th nearest support star, both in units of the scale."""
+
+    def one(point: Array) -> Array:
+        squared = jnp.sum((support - point) ** 2, axis=1)
+        return jnp.sqrt(-jax.lax.top_k(-squared, neighbour)[0][-1])
+
+    return jax.lax.map(one, points, batch_size=128)
+
+
+def make_support(prior: LabelPrior, labels: np.ndarray, scale: np.ndarray, seed: int = 0) -> LabelSupport:
+    """Summarise the training labels.
+
+    Args:
+        prior: the mixture fitted to them.
+        labels: (star, label) training labels.
+        scale: (label,) their spread, the unit of distances.
+        seed: of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    some = labels if len(labels) <= MAX_SUPPORT else labels[np.sort(rng.permutation(len(labels))[:MAX_SUPPORT])]
+    kept, unit = jnp.asarray(some, jnp.float32), jnp.asarray(scale, jnp.float32)
+    # Each star is its own nearest neighbour, so one more counts.
+    neighbour = min(NEIGHBOUR, len(kept) - 1)
+    own = _distance(kept / unit, kept / unit, neighbour + 1)
+    density = jax.vmap(partial(ln_prior, prior))(draw_labels(prior, jax.random.key(seed), N_DRAWS))
+    return LabelSupport(
+        labels=kept,
+        scale=unit,
+        reach=jnp.quantile(own, 1.0 - RARE),
+        ln_typical=jnp.median(density),
+        ln_rare=jnp.quantile(density, RARE),
+    )
+
+
+def extrapolation(
+    support: LabelSupport, prior: LabelPrior, labels: Float[Array, "star label"] | np.ndarray
+) -> np.ndarray:
+    """Score how far outside of the training sample stars are.
+
+    Args:
+        support: the model's support.
+        prior: the model's mixture.
+        labels: (star, label) inferred labels [kK, dex, dex, ...].
+
+    Returns:
+        (star,) float32: 0 in the middle of the training sample, 1 at its outermost thousandth, more beyond; NaN where a
+        label is.
+    """
+    points = np.asarray(labels, dtype=np.float32)
+    out = np.full(len(points), np.nan, np.float32)
+    finite = np.flatnonzero(np.isfinite(points).all(axis=1))
+    for begin in range(0, len(finite), CHUNK):
+        rows = finite[begin : begin + CHUNK]
+        size = CHUNK if len(finite) > CHUNK else -(-len(rows) // 128) * 128
+        chunk = jnp.asarray(points[np.pad(rows, (0, size - len(rows)), mode="edge")])
+        density = jax.vmap(partial(ln_prior, prior))(chunk)
+        rarity = (support.ln_typical - density) / (support.ln_typical - support.ln_rare)
+        neighbour = min(NEIGHBOUR, len(support.labels) - 1)
+        distance = _distance(support.labels / support.scale, chunk / support.scale, neighbour)
+        score = jnp.maximum(jnp.maximum(rarity, distance / support.reach), 0.0)
+        out[rows] = np.asarray(score[: len(rows)])
+    return out

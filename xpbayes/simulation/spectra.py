@@ -1,0 +1,229 @@
+"""Observed XP coefficients of simulated stars, with errors and correlations like Gaia's.
+
+The noise is the one that inference assumes: coefficient covariance, the calibration errors of ZGR23 Eq. 2 and the
+model's own error if it has one, all times the star's amplitude (`noise`). Out: blocks of `ObservedXp`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xpbayes.archive.xp_continuous import read_xp_continuous
+from xpbayes.calibration.design_matrix import LN_ERROR_SHAPE, design_matrix
+from xpbayes.calibration.error_model import inflate
+from xpbayes.calibration.xp_covariance import FLUX_UNIT_SI, XpSide, calibrate, coefficient_covariance, merge_weights
+from xpbayes.channels import BP_RP_BOUNDARY_NM, XP_GRID_NM
+from xpbayes.errors import InputError
+from xpbayes.simulation.noise import BandErrors, Noise, NoiseSource
+from xpbayes.simulation.stars import N_XP, SimulatedStars
+
+LN_ERROR_LEVEL = {"bp": (0.0664, 0.0491, -1.1673), "rp": (0.0549, 0.1206, -1.1685)}
+"""Mean ln error of a side's coefficients as a quadratic in ln of its mean flux [1e-18 W m^-2 nm^-1]: a least-squares
+fit to 2,000 Gaia DR3 sources, scatter 0.2."""
+LN_ERROR_SCATTER = 0.2
+OUTLIER_SAMPLES, OUTLIER_FRACTION = 10, 0.3
+"""An outlier has so many neighbouring samples that are wrong by this fraction."""
+BLOCK = 256
+"""Stars drawn at once."""
+
+
+@dataclass(frozen=True)
+class ErrorProfiles:
+    """Errors of real or typical sources to draw from.
+
+    Attributes:
+        profile: per side, (template, 55) ln error minus its mean.
+        correlation: per side, (template, 1485) packed correlations; None: made up.
+    """
+
+    profile: tuple[NDArray[np.float64], NDArray[np.float64]]
+    correlation: tuple[NDArray[np.float64], NDArray[np.float64]] | None
+
+
+@dataclass(frozen=True)
+class ObservedXp:
+    """Observed coefficients of some stars: source_id (star,) and both sides."""
+
+    source_id: NDArray[np.int64]
+    bp: XpSide
+    rp: XpSide
+
+
+def typical_errors() -> ErrorProfiles:
+    """Return the profile of the median DR3 source; correlations will be made up."""
+    order = np.linspace(-1.0, 1.0, 55)
+    profiles = []
+    for linear, quadratic, constant in (LN_ERROR_SHAPE["bp"], LN_ERROR_SHAPE["rp"]):
+        profile = linear * order + quadratic * order**2 + constant
+        profiles.append((profile - profile.mean())[None])
+    return ErrorProfiles((profiles[0], profiles[1]), None)
+
+
+def errors_like(path: Path) -> ErrorProfiles:
+    """Take profiles and correlations from a file of real continuous spectra; InputError if it has none of them."""
+    bp, rp = [], []
+    for batch in read_xp_continuous(path):
+        keep = batch.bp.present & batch.rp.present
+        if batch.bp.correlation is not None and batch.rp.correlation is not None and keep.any():
+            bp.append(batch.bp.take(keep))
+            rp.append(batch.rp.take(keep))
+    if not bp:
+        raise InputError(f"{path}: no source has BP and RP with correlations; name a file of real continuous spectra")
+    ln_error = [np.log(np.concatenate([s.error for s in sides])) for sides in (bp, rp)]
+    correlation = [np.concatenate([s.correlation for s in sides if s.correlation is not None]) for sides in (bp, rp)]
+    return ErrorProfiles(
+        (ln_error[0] - ln_error[0].mean(1, keepdims=True), ln_error[1] - ln_error[1].mean(1, keepdims=True)),
+        (correlation[0], correlation[1]),
+    )
+
+
+def draw_errors(mean_flux: NDArray[np.float64], side: int, errors: ErrorProfiles, rng: np.random.Generator) -> XpSide:
+    """Draw errors, correlations and standard deviations for one side of some stars.
+
+    Args:
+        mean_flux: (star,) mean flux of the side [1e-18 W m^-2 nm^-1].
+        side: 0 for BP, 1 for RP.
+        errors: what to draw from.
+        rng: random numbers.
+
+    Returns:
+        the side, its coefficients zero, all numbers rounded to what the file will hold (float32).
+    """
+    n = len(mean_flux)
+    level = np.polyval(LN_ERROR_LEVEL[("bp", "rp")[side]], np.log(np.maximum(mean_flux, 0.1)))
+    level = level + LN_ERROR_SCATTER * rng.standard_normal(n)
+    template = rng.integers(len(errors.profile[side]), size=n)
+    error = np.exp(level[:, None] + errors.profile[side][template])
+    k = error.shape[1]
+    if errors.correlation is not None:
+        correlation = errors.correlation[side][template]
+    else:
+        loading = 0.4 * rng.standard_normal((n, k, 3))
+        matrix = loading @ loading.transpose(0, 2, 1) + np.eye(k)
+        sigma = np.sqrt(np.diagonal(matrix, axis1=1, axis2=2))
+        row, column = np.tril_indices(k, -1)
+        correlation = (matrix / sigma[:, :, None] / sigma[:, None, :])[:, row, column]
+    return XpSide(
+        coefficient=np.zeros((n, k)),
+        error=_as_single(error),
+        correlation=_as_single(correlation),
+        standard_deviation=_as_single(rng.uniform(1.0, 1.3, n)),
+        present=np.ones(n, bool),
+    )
+
+
+def _as_single(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return values.astype(np.float32).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    """The design matrix taken apart at the samples where BP and RP merge.
+
+    A merged sample is a sum of both sides. Each side alone must give the star's flux there too, or a star without BP
+    would have a wrong 642 nm sample: such rows are replaced by one row a side.
+
+    Attributes:
+        design: (sample, coefficient) D [1e-18 W m^-2 nm^-1 per coefficient unit].
+        merged: (m,) the samples that both sides reach.
+        bp_alone, rp_alone: (m, coefficient) one side's own rows for these samples.
+        apart: (sample + m, coefficient) all other rows, then both of these.
+    """
+
+    design: NDArray[np.float64]
+    merged: NDArray[np.intp]
+    bp_alone: NDArray[np.float64]
+    rp_alone: NDArray[np.float64]
+    apart: NDArray[np.float64]
+
+
+def _sampling() -> _Sampling:
+    design = design_matrix() / FLUX_UNIT_SI
+    k = design.shape[1] // 2
+    w_bp, w_rp = merge_weights()
+    merged = np.flatnonzero((w_bp > 0) & (w_rp > 0))
+    bp_alone, rp_alone = np.zeros((2, len(merged), 2 * k))
+    bp_alone[:, :k] = design[merged, :k] / w_bp[merged, None]
+    rp_alone[:, k:] = design[merged, k:] / w_rp[merged, None]
+    apart = np.vstack([np.delete(design, merged, axis=0), bp_alone, rp_alone])
+    return _Sampling(design, merged, bp_alone, rp_alone, apart)
+
+
+def observe(
+    stars: SimulatedStars,
+    at: NDArray[np.int64],
+    errors: ErrorProfiles,
+    source: NoiseSource,
+    bands: BandErrors,
+    rng: np.random.Generator,
+) -> Iterator[tuple[NDArray[np.int64], ObservedXp, NDArray[np.float64], Noise]]:
+    """Observe the XP spectra of some stars, block by block.
+
+    Args:
+        stars: the truth.
+        at: (n,) which stars.
+        errors: what errors to draw from.
+        source: of amplitudes and model errors.
+        bands: of all stars: they help to tell a star's kind.
+        rng: random numbers.
+
+    Yields:
+        (block,) which stars, their coefficients, (block, 61) the flux that these give without further noise, and the
+        noise drawn, which the bands share.
+    """
+    sampling = _sampling()
+    is_bp = XP_GRID_NM < BP_RP_BOUNDARY_NM
+    for start in range(0, len(at), BLOCK):
+        block = at[start : start + BLOCK]
+        flux = stars.flux[block, :N_XP]
+        perfect = _coefficients(flux, sampling, errors)
+        k = perfect.shape[1] // 2
+        sides = [
+            replace(
+                draw_errors(flux[:, own].mean(axis=1), i, errors, rng),
+                coefficient=perfect[:, i * k : (i + 1) * k],
+                present=present[block],
+            )
+            for i, (own, present) in enumerate(((is_bp, stars.has_bp), (~is_bp, stars.has_rp)))
+        ]
+        drawn = source.draw(calibrate(sides[0], sides[1]), bands, block, rng)
+        target = _miscalibrate(flux, drawn, stars.outlier[block], rng)
+        coefficient = _coefficients(target, sampling, errors)
+        noisy = []
+        for i, side in enumerate(sides):
+            xi = rng.standard_normal((len(block), k, 1))
+            noise = drawn.amplitude[:, None] * (np.linalg.cholesky(coefficient_covariance(side)) @ xi)[:, :, 0]
+            noisy.append(replace(side, coefficient=coefficient[:, i * k : (i + 1) * k] + noise))
+        both = np.concatenate([side.coefficient for side in noisy], axis=1)
+        observed = both @ sampling.design.T
+        for alone, has_other in ((sampling.rp_alone, noisy[0].present), (sampling.bp_alone, noisy[1].present)):
+            observed[np.ix_(~has_other, sampling.merged)] = both[~has_other] @ alone.T
+        yield block, ObservedXp(stars.source_id[block], noisy[0], noisy[1]), observed, drawn
+
+
+def _miscalibrate(
+    flux: NDArray[np.float64], drawn: Noise, outlier: NDArray[np.bool_], rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Add the errors of samples, the model's own and the calibration's (Eq. 2), and the wrong stretches of outliers."""
+    n = len(flux)
+    calibration = inflate(np.zeros((n, N_XP, N_XP)), flux, XP_GRID_NM)
+    xi = (np.linalg.cholesky(calibration) @ rng.standard_normal((n, N_XP, 1)))[:, :, 0]
+    target: NDArray[np.float64] = flux * (1.0 + drawn.model_error[:, :N_XP]) + drawn.amplitude[:, None] * xi
+    for odd in np.flatnonzero(outlier):
+        low = int(rng.integers(0, N_XP - OUTLIER_SAMPLES))
+        target[odd, low : low + OUTLIER_SAMPLES] *= 1.0 + OUTLIER_FRACTION * rng.choice([-1.0, 1.0])
+    return target
+
+
+def _coefficients(target: NDArray[np.float64], sampling: _Sampling, errors: ErrorProfiles) -> NDArray[np.float64]:
+    """(star, coefficient) that give these samples exactly, each order moved in proportion to its typical error."""
+    typical = np.exp(np.concatenate([errors.profile[0][0], errors.profile[1][0]]))
+    merged = target[:, sampling.merged]
+    wanted = np.hstack([np.delete(target, sampling.merged, axis=1), merged, merged])
+    inverse = np.linalg.pinv(sampling.apart * typical, rcond=1e-14).T
+    coefficient = typical * (wanted @ inverse)
+    # One step of refinement: the bases are nearly degenerate, and the samples should come back to 1e-12.
+    return coefficient + typical * ((wanted - coefficient @ sampling.apart.T) @ inverse)

@@ -1,0 +1,111 @@
+"""The truth of a simulated survey: types from the model's label prior, places from a sky, noiseless fluxes.
+
+Also what is odd about a star: a companion, a neighbour, a missing side, a wrong stretch of spectrum.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xpbayes.channels import XP_GRID_NM
+from xpbayes.modelfile import TrainedModel
+from xpbayes.simulation.placement import Sky
+from xpbayes.simulation.recipe import Recipe
+
+G_ZERO_POINT = 18.5
+"""G is about this for a mean XP flux of 1e-18 W m^-2 nm^-1 (Vega: 2.5e-11 W m^-2 nm^-1); errors need no better."""
+N_XP = XP_GRID_NM.size
+
+
+@dataclass(frozen=True)
+class SimulatedStars:
+    """The truth.
+
+    Attributes:
+        source_id: (star,) with the position in its upper bits, as Gaia's.
+        ra, dec: (star,) [deg].
+        parameters: (star, label + 2) labels, ln E, ln parallax.
+        flux: (star, channel) noiseless flux, companion included [1e-18 W m^-2 nm^-1].
+        g: (star,) rough G magnitude.
+        has_bp, has_rp, crowded, binary, outlier: (star,) which stars are special.
+    """
+
+    source_id: NDArray[np.int64]
+    ra: NDArray[np.float64]
+    dec: NDArray[np.float64]
+    parameters: NDArray[np.float64]
+    flux: NDArray[np.float64]
+    g: NDArray[np.float64]
+    has_bp: NDArray[np.bool_]
+    has_rp: NDArray[np.bool_]
+    crowded: NDArray[np.bool_]
+    binary: NDArray[np.bool_]
+    outlier: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.source_id)
+
+
+def draw_stars(model: TrainedModel, n: int, recipe: Recipe, sky: Sky, rng: np.random.Generator) -> SimulatedStars:
+    """Draw the truth.
+
+    Args:
+        model: with the 61 XP samples first.
+        n: how many stars.
+        recipe: the shares of odd stars.
+        sky: gives positions, extinctions and parallaxes.
+        rng: random numbers.
+    """
+    import jax
+
+    from xpbayes.models.forward import predict_flux
+    from xpbayes.models.prior import draw_labels
+
+    predict = jax.jit(jax.vmap(predict_flux, (None, 0)))
+
+    def fluxes(labels: NDArray[np.float64], e: NDArray[np.float64], plx: NDArray[np.float64]) -> NDArray[np.float64]:
+        parameters = np.concatenate([labels, np.log(e)[:, None], np.log(plx)[:, None]], axis=1)
+        return np.asarray(predict(model.forward, parameters.astype(np.float32)), np.float64)
+
+    labels = np.asarray(draw_labels(model.prior, jax.random.key(int(rng.integers(2**31))), n), np.float64)
+    at = sky(n, lambda e, plx: rough_g(fluxes(labels, e, plx)), rng)
+    flux = fluxes(labels, at.extinction, at.parallax)
+
+    binary = rng.random(n) < recipe.binaries
+    if binary.any():
+        second = labels[rng.permutation(n)]
+        if "feh" in model.labels:  # born together: the same metallicity
+            second[:, model.labels.index("feh")] = labels[:, model.labels.index("feh")]
+        companion = fluxes(second, at.extinction, at.parallax)
+        binary &= companion[:, :N_XP].mean(axis=1) < flux[:, :N_XP].mean(axis=1)
+        flux = flux + np.where(binary[:, None], companion, 0.0)
+
+    side = rng.random(n)
+    return SimulatedStars(
+        source_id=source_ids(at.ra, at.dec),
+        ra=at.ra,
+        dec=at.dec,
+        parameters=np.concatenate([labels, np.log(at.extinction)[:, None], np.log(at.parallax)[:, None]], axis=1),
+        flux=flux,
+        g=rough_g(flux),
+        has_bp=side >= 0.5 * recipe.missing_side,
+        has_rp=side < 1.0 - 0.5 * recipe.missing_side,
+        crowded=rng.random(n) < recipe.crowded,
+        binary=binary,
+        outlier=rng.random(n) < recipe.outliers,
+    )
+
+
+def rough_g(flux: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(star,) G magnitude from the mean of the XP samples: good to a few tenths, enough for errors and limits."""
+    return G_ZERO_POINT - 2.5 * np.log10(flux[:, :N_XP].mean(axis=1))
+
+
+def source_ids(ra: NDArray[np.float64], dec: NDArray[np.float64]) -> NDArray[np.int64]:
+    """(star,) int64 identifiers by Gaia's own scheme: HEALPix of level 12 from bit 35 up, then a running number."""
+    import astropy.units as u
+    from astropy_healpix import HEALPix
+
+    pixel = HEALPix(nside=4096, order="nested", frame=None).lonlat_to_healpix(ra * u.deg, dec * u.deg)
+    return (np.asarray(pixel, np.int64) << 35) + 128 * (1 + np.arange(len(ra), dtype=np.int64))

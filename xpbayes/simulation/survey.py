@@ -1,0 +1,157 @@
+"""A survey drawn from a trained model, written in the formats of the real one, the truth beside it.
+
+Stars are drawn from the model's label prior (`stars`), put at distances and behind dust by a sky (`placement`), observed
+with Gaia-like errors (`spectra`, `companions`) and the noise of the likelihood (`noise`), and written as bulk
+XP_CONTINUOUS csv.gz, Gaia source table, 2MASS and unWISE matches, LAMOST and Hot Payne labels, reddening (`files`) and
+a survey.toml that ties them together.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from xpbayes.archive.star_table import fixed_list, write_parquet
+from xpbayes.channels import XP_GRID_NM
+from xpbayes.errors import InputError
+from xpbayes.modelfile import TrainedModel, load_model
+from xpbayes.simulation.companions import (
+    GAIA_FILE,
+    LABEL_FILES,
+    REDDENING_FILE,
+    TWO_MASS_FILE,
+    UNWISE_FILE,
+    write_bands,
+    write_gaia,
+    write_labels,
+    write_reddening,
+)
+from xpbayes.simulation.files import write_bulk
+from xpbayes.simulation.noise import Noise, NoiseSource, draw_band_errors
+from xpbayes.simulation.placement import Sky, smooth_disc
+from xpbayes.simulation.recipe import Recipe
+from xpbayes.simulation.spectra import ObservedXp, errors_like, observe, typical_errors
+from xpbayes.simulation.stars import N_XP, SimulatedStars, draw_stars
+
+Say = Callable[[str], None]
+DEFAULT = Recipe()
+
+
+def simulate(
+    model: TrainedModel | Path,
+    n_stars: int,
+    out: Path,
+    recipe: Recipe = DEFAULT,
+    say: Say = lambda line: None,
+    sky: Sky = smooth_disc,
+) -> list[Path]:
+    """Write a survey drawn from a trained model.
+
+    Args:
+        model: the model, or its folder.
+        n_stars: how many stars.
+        out: folder for the files; must not hold a survey yet.
+        recipe: how realistic.
+        say: receives one line per step.
+        sky: gives positions, extinctions and parallaxes of the stars.
+
+    Returns:
+        the files written, survey.toml first, truth.parquet second.
+
+    Raises:
+        InputError: not a model, a model without the 61 XP samples, a bad share, or a folder that is in use.
+    """
+    recipe.check()
+    if n_stars < 1:
+        raise InputError(f"cannot simulate {n_stars} stars; ask for at least one")
+    trained = model if isinstance(model, TrainedModel) else load_model(model)
+    xp = trained.channels.wavelengths[: trained.channels.n_xp]
+    if trained.channels.n_xp != N_XP or not np.allclose(xp, XP_GRID_NM):
+        raise InputError(
+            f"the model has {trained.channels.n_xp} XP samples, not the 61 on 392-992 nm; use another model"
+        )
+    if out.exists() and (not out.is_dir() or (out / "survey.toml").exists()):
+        raise InputError(f"{out}: is in use; choose another folder")
+    errors = typical_errors() if recipe.like is None else errors_like(recipe.like)
+    try:
+        (out / "xp").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be made ({error.strerror}); choose another folder") from error
+    rng = np.random.default_rng(recipe.seed)
+    stars = draw_stars(trained, n_stars, recipe, sky, rng)
+    source, band_errors = NoiseSource(trained), draw_band_errors(stars, trained.channels, recipe, rng)
+    observed = np.zeros((n_stars, len(trained.channels)))
+    noise = Noise(np.ones(n_stars), np.zeros_like(observed))
+
+    def spectra(at: NDArray[np.int64]) -> Iterator[ObservedXp]:
+        for block, coefficients, flux, drawn in observe(stars, at, errors, source, band_errors, rng):
+            observed[block, :N_XP] = flux
+            noise.amplitude[block], noise.model_error[block] = drawn.amplitude, drawn.model_error
+            yield coefficients
+
+    files: list[Path] = []
+    for number, start in enumerate(range(0, n_stars, recipe.stars_per_file)):
+        at = np.arange(start, min(start + recipe.stars_per_file, n_stars))
+        files.append(write_bulk(out / "xp" / f"XpContinuousMeanSpectrum_{number:04d}.csv.gz", spectra(at)))
+        say(f"{files[-1].name}: {len(at)} spectra")
+    bands, observed[:, N_XP:] = write_bands(stars, trained.channels, band_errors, noise, rng, out)
+    files += [*bands, write_gaia(stars, rng, out), *write_labels(stars, trained.labels, recipe, rng, out)]
+    files.append(write_reddening(stars, rng, out))
+    truth = _write_truth(stars, trained, observed, noise, out / "truth.parquet")
+    survey = out / "survey.toml"
+    survey.write_text(_survey_toml(trained, {f.name for f in files}))
+    say(f"wrote {survey}: xpbayes prepare {survey} --out stars/")
+    return [survey, truth, *files]
+
+
+def _write_truth(
+    stars: SimulatedStars, model: TrainedModel, observed: NDArray[np.float64], noise: Noise, path: Path
+) -> Path:
+    """The truth: parameters, noiseless and observed flux (NaN where a band is bad), what is odd, amplitude of noise."""
+    names = (*model.labels, "extinction", "parallax")
+    values = np.concatenate([stars.parameters[:, :-2], np.exp(stars.parameters[:, -2:])], axis=1)
+    columns: dict[str, pa.Array] = {name: pa.array(getattr(stars, name)) for name in ("source_id", "ra", "dec")}
+    columns |= {name: pa.array(values[:, i]) for i, name in enumerate(names)}
+    kind = pa.list_(pa.float64(), len(model.channels))
+    columns |= {"flux": fixed_list(stars.flux, kind), "flux_observed": fixed_list(observed, kind)}
+    odd = ("has_bp", "has_rp", "crowded", "binary", "outlier", "g")
+    columns |= {name: pa.array(getattr(stars, name)) for name in odd}
+    columns["amplitude"] = pa.array(noise.amplitude)
+    write_parquet(pa.table(columns), path)
+    return path
+
+
+def _survey_toml(model: TrainedModel, files: set[str]) -> str:
+    bands = ", ".join(f'"{b}"' for b in model.channels.band_names)
+    names = ", ".join(f'"{n}"' for n in model.labels)
+    text = [
+        "# A simulated survey; the truth is in truth.parquet.",
+        f"bands = [{bands}]",
+        f"label_names = [{names}]",
+        'select = "all"',
+        "\n[xp]",
+        'files = ["xp/*.csv.gz"]',
+        "\n[gaia]",
+        f'files = ["{GAIA_FILE}"]',
+    ]
+    for table, file in (("two_mass", TWO_MASS_FILE), ("unwise", UNWISE_FILE)):
+        if file in files:
+            text += [f"\n[{table}]", f'files = ["{file}"]']
+    text += ["\n[reddening]", 'source = "columns"', f'files = ["{REDDENING_FILE}"]']
+    labels = ", ".join(f'{n} = ["{n}"]' for n in model.labels)
+    errors = ", ".join(f'{n} = ["{n}_err"]' for n in model.labels)
+    for survey, file in LABEL_FILES.items():
+        if file in files:
+            text += [
+                "\n[[labels]]",
+                f'survey = "{survey}"',
+                f'files = ["{file}"]',
+                "epoch = 2016.0",
+                "[labels.columns]",
+                'snr = ["snrg", "snrr", "snri"]',
+                f"labels = {{ {labels} }}",
+                f"errors = {{ {errors} }}",
+            ]
+    return "\n".join(text) + "\n"
