@@ -293,6 +293,7 @@ def test_a_table_in_pieces_gives_the_stars_of_the_whole(
     assert np.nanmedian(np.abs(shift) / list_column(whole, "stellar_params_err")) < 1e-2
 
 
+@pytest.mark.slow
 def test_three_kills_change_no_byte(model_folder, inputs, undisturbed, tmp_path):
     """benchmarks/kill_test.py kills fifty times."""
     (tmp_path / "run.toml").write_text(SETTINGS)

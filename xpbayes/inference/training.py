@@ -294,6 +294,7 @@ def run_star_phase(
     solutions = []
     for i in range(0, n, size):
         start = jnp.pad(parameters[i : i + size], ((0, max(0, i + size - n)), (0, 0)), mode="edge")
-        solutions.append(solve(model, None, stars.take(slice(i, i + size)).padded(size), start, phase.epochs))
+        # The solver counts evaluations, the one at the start among them.
+        solutions.append(solve(model, None, stars.take(slice(i, i + size)).padded(size), start, phase.epochs + 1))
     together = jax.tree.map(lambda *parts: jnp.concatenate(parts)[:n], *solutions)
     return together.parameters, float(jnp.mean(together.converged)), float(jnp.mean(together.objective))
