@@ -93,7 +93,7 @@ def _model(epochs: int, rate: float, final: float = 0.1) -> Phase:
 
 
 _STARS = Phase(update="stars", epochs=8)
-_ERROR = Phase(update="model_error", epochs=20)
+_ERROR = Phase(update="model_error", epochs=10)
 
 DEFAULT_PHASES = (
     _model(50, 4e-3),
