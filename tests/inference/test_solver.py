@@ -122,6 +122,26 @@ def test_best_parallax_is_the_least_on_a_line(problem, solution, trained, x64, t
         assert objective(model, None, star, u.at[-1].set(found)) < least + 0.02
 
 
+@pytest.mark.parametrize("tail", [0.0, 0.1])
+def test_best_parallax_is_stationary_where_nothing_fits(problem, solution, trained, x64, tail):
+    """Wrong labels, and a parallax of 25 % that the fluxes contradict: L has no slope left in ln parallax."""
+    stars, model = as_double((problem[0], trained.forward))
+    stars = replace(stars, tail=jnp.full(N, tail))
+    u = jnp.asarray(solution.parameters, jnp.float64) + jnp.array([0.5, -0.4, 0.8, 0.3, 0.0])
+    plx = jnp.exp(u[:, -1])
+    stars = replace(stars, parallax=1.5 * plx, parallax_inv_error=4.0 / plx)
+
+    @jax.jit
+    @jax.vmap
+    def slope(star, v):
+        at = v.at[-1].set(best_ln_parallax(model, star, v))
+        value = lambda x: objective(model, None, star, at.at[-1].set(x))  # noqa: E731
+        return jax.grad(value)(at[-1]), jax.grad(jax.grad(value))(at[-1])
+
+    gradient, curvature = map(np.asarray, slope(stars, u))
+    assert np.mean(gradient**2 < 1e-4 * np.abs(curvature)) > 0.95
+
+
 def test_best_parallax_of_a_star_of_nothing_stays_put(problem, trained):
     """No flux and no parallax: nothing to solve for, and no NaN."""
     star = problem[0].take(0)
@@ -139,6 +159,13 @@ def test_gaussian_stars_converge_as_well(problem, trained):
     stars, starts = problem
     gaussian = replace(stars, tail=jnp.zeros_like(stars.tail))
     assert np.mean(solve(trained.forward, trained.prior, gaussian, starts[:, 0], 60).converged) > 0.9
+
+
+def test_a_start_without_dust_holds_nothing_up(problem, trained):
+    """ln E = -10 has a long way to go, and the labels need not wait for it."""
+    stars, starts = problem
+    start = starts[:, 0].at[:, -2].set(-10.0) + jnp.array([0.3, 0.2, 0.3, 0.0, 0.2])
+    assert np.mean(solve(trained.forward, trained.prior, stars, start, 60).converged) > 0.9
 
 
 def test_small_systems_are_solved(x64):

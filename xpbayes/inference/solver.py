@@ -35,8 +35,8 @@ ACCEPT_ROUNDING = 2e-6
 """A step may raise L by this fraction of what L is summed from: float32 cannot see smaller changes."""
 MAX_BEND = 0.75
 """A bend longer than this share of the step is not trusted."""
-PARALLAX_ROUNDS = 2
-"""Where the parallax is measured, its exponential is expanded so many times; the flux all but fixes it already."""
+PARALLAX_ROUNDS = 5
+"""Rounds of Newton's method for the parallax, from the value that the fluxes want."""
 MIN_PIVOT = 3e-6
 """The exact Hessian is used where its scaled Cholesky pivots exceed this, else the positive definite bound."""
 CLIPPED_PIVOT = 1e-7
@@ -122,16 +122,19 @@ def best_ln_parallax(model: ForwardModel, star: Stars, parameters: Float[Array, 
     power = jnp.maximum(white @ white, 1e-30)
     amplitude = jnp.clip(white @ observed / power, 1e-4, 1e4)
     misfit = jnp.sum((amplitude * white - observed) ** 2)
-    weight = deviance(misfit, n_observed(star.whitening), star.tail).slope
-    by_flux = 0.5 * jnp.log(amplitude)
-    flux_precision = 4.0 * weight * amplitude**2 * power
-    shift = by_flux
+    n_obs = n_observed(star.whitening)
+    shift = 0.5 * jnp.log(amplitude)
     for _ in range(PARALLAX_ROUNDS):
-        plx = jnp.exp(parameters[-1] + shift)
-        measured = shift + (star.parallax - plx) / plx  # as the measurement has it, to first order
-        precision = (plx * star.parallax_inv_error) ** 2
-        # The flat prior in parallax adds one to the slope of ln p.
-        shift = (flux_precision * by_flux + precision * measured + 1.0) / (flux_precision + precision)
+        # Newton's method in one dimension: chi^2 = misfit + power (a - amplitude)^2 with a = e^(2 shift).
+        a, plx = jnp.exp(2.0 * shift), jnp.exp(parameters[-1] + shift)
+        rho = deviance(misfit + power * (a - amplitude) ** 2, n_obs, star.tail)
+        by_flux = 4.0 * power * a * (a - amplitude)
+        known = 2.0 * star.parallax_inv_error**2 * plx
+        gradient = rho.slope * by_flux + known * (plx - star.parallax) - 2.0
+        bound = 8.0 * rho.slope * power * a**2 + known * plx
+        exact = bound + 2.0 * rho.slope * by_flux + rho.bend * by_flux**2 + known * (plx - star.parallax)
+        step = gradient / jnp.where(exact > 0.1 * bound, exact, bound)
+        shift = shift - jnp.clip(step, -1.0, 1.0)
     return jnp.where(jnp.isfinite(shift), parameters[-1] + shift, parameters[-1])
 
 
@@ -199,6 +202,8 @@ def _advance(model: ForwardModel, prior: LabelPrior | None, star: Stars, state: 
 
     step = _damped_step(hessian, gradient, damping)
     limit = jnp.concatenate([MAX_SCALED_STEP * model.label_scale, jnp.full(2, MAX_LOG_STEP, step.dtype)])
+    # Where E is all but nought, nothing else depends on ln E, and its own step must not shorten the others'.
+    step = step.at[-2].set(jnp.clip(step[-2], -MAX_LOG_STEP, MAX_LOG_STEP))
     step = step * jnp.minimum(1.0, 1.0 / jnp.max(jnp.abs(step) / limit))
     # Geodesic acceleration (Transtrum & Sethna 2012) follows what bend is left: the residuals' second derivative along
     # the step, met by one more solve. It needs the expansion at the point it starts from, which is at hand only where
@@ -224,7 +229,7 @@ def _advance(model: ForwardModel, prior: LabelPrior | None, star: Stars, state: 
     return jax.tree.map(lambda yes, no: jnp.where(state.converged, no, yes), moved, state)
 
 
-@partial(jax.jit, static_argnames="max_iterations")
+@jax.jit
 def solve(
     model: ForwardModel,
     prior: LabelPrior | None,
