@@ -22,16 +22,16 @@ def test_errors_are_the_marginal_ones_of_measurement_and_model(trained, sample):
     lower[np.tril_indices(n)] = sample.xp_whitening[3]
     measured = np.diag(np.append(np.zeros(n), 1 / sample.band_inverse_error[3].astype(float) ** 2))
     measured[:n, :n] = np.linalg.inv(lower.T @ lower)
-    flux = sample.flux[3].astype(float)
+    n_channels = sample.flux.shape[1]
     star = jax.tree.map(lambda leaf: jnp.asarray(leaf[3]), sample.take(np.arange(4)).stars(trained.labels))
     weight = np.asarray(kind_weights(trained.model_error, star), float)
     relative = np.einsum("k,kij->ij", weight, np.asarray(trained.model_error.covariance, float))
-    total = measured + flux[:, None] * relative * flux
     fit = spectrum_fit(trained, sample, 3, np.array([5.8, 0.0, 4.4, 0.1, 1.5]))
+    total = measured + fit.predicted[:, None] * relative * fit.predicted
     chi2 = (fit.observed - fit.predicted) @ np.linalg.solve(total, fit.observed - fit.predicted)
     nu = 1.0 / (weight @ np.asarray(trained.model_error.tail, float))
-    assert chi2 > 2 * len(flux)  # these are not the star's parameters: the error bars must be wider for it
-    assert_allclose(fit.error, np.sqrt(np.diag(total) * (nu + chi2) / (nu + len(flux))), rtol=5e-3)
+    assert chi2 > 2 * n_channels  # these are not the star's parameters: the error bars must be wider for it
+    assert_allclose(fit.error, np.sqrt(np.diag(total) * (nu + chi2) / (nu + n_channels)), rtol=5e-3)
     assert_allclose(fit.residual, (fit.observed - fit.predicted) / fit.error)
 
 

@@ -1,5 +1,6 @@
 """Draws and summaries of one star's posterior: against SciPy, exact posteriors, and a long Markov chain."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -9,11 +10,11 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import multivariate_normal, norm, truncnorm
 
-from tests.conftest import as_double
+from tests.conftest import QUICK, as_double
 from xpbayes.config import InferenceConfig
-from xpbayes.inference.importance import INFLATION, TINY_EXTINCTION, _propose, importance_draws, summarise
+from xpbayes.inference.importance import INFLATION, TINY_EXTINCTION, WIDE_SHARE, _propose, importance_draws, summarise
 from xpbayes.inference.infer import infer
-from xpbayes.inference.model_error import fold_in_model_error
+from xpbayes.inference.model_error import refold_model_error
 from xpbayes.inference.solver import solve
 from xpbayes.models.forward import ForwardModel, predict_flux
 from xpbayes.models.objective import objective
@@ -146,32 +147,43 @@ def test_inference_finds_both_and_mixes_them(plain):
 # ---------------------------------------------------------------------------------------------------- real stars
 
 
+SEARCH = QUICK.model_copy(update={"n_draws": 0})
+N_DRAWS = 1024
+
+
+def _sampled(estimate):
+    """(labels, E, parallax) to (labels, ln E, ln parallax)."""
+    linear = np.asarray(estimate, float)
+    return jnp.asarray(np.concatenate([linear[:, :3], np.log(linear[:, 3:])], axis=1), jnp.float32)
+
+
 @pytest.fixture(scope="module")
 def real(trained, sample):
     """Sixteen real stars without parallax at their best optima, every second with a parallax; some tails are heavy."""
     stars = sample.take(np.arange(16)).stars(trained.labels)
-    config = InferenceConfig(n_nodes=256, n_starts=2, use_parallax=False, n_draws=0)
-    found = infer(trained.forward, trained.prior, trained.model_error, stars, config)
+    found = infer(trained.forward, trained.prior, trained.model_error, stars, SEARCH)
     blind = jax.tree.map(jnp.asarray, stars.blind(parallax=False))
-    folded = fold_in_model_error(blind, trained.model_error)
-    linear = np.asarray(found.estimate, float)
-    mode = jnp.asarray(np.concatenate([linear[:, :3], np.log(linear[:, 3:])], axis=1), jnp.float32)
-    return folded, mode, found
+    folded = refold_model_error(trained.forward, blind, trained.model_error, _sampled(found.estimate))
+    return folded, _sampled(found.estimate), found
 
 
 def _proposal_density(model, prior, star, mode, draws):
     """Ln q of the proposal around one mode in (labels, E, ln parallax), with SciPy and NumPy in float64."""
-    proposal = _propose(model, prior, star, mode)
-    factor = INFLATION * np.asarray(proposal.factor)
+    proposal = jax.jit(_propose)(model, prior, star, mode)
     mean = np.asarray(proposal.mean)
     x = np.column_stack([np.exp(draws[:, -2]), draws[:, :3]])
-    above = norm.sf((TINY_EXTINCTION - mean[0]) / factor[0, 0])
-    ln_q = multivariate_normal(mean, factor @ factor.T).logpdf(x) - np.log(above)
+    density = np.zeros(len(x))
+    for width, share in zip(INFLATION, (1 - WIDE_SHARE, WIDE_SHARE), strict=True):
+        factor = width * np.asarray(proposal.factor)
+        above = norm.sf((TINY_EXTINCTION - mean[0]) / factor[0, 0])
+        density += share * multivariate_normal(mean, factor @ factor.T).pdf(x) / above
+    ln_q = np.log(density)
     whitening, flux = np.asarray(star.whitening), np.asarray(star.flux)
     tail, n_obs = float(star.tail), int((np.diagonal(whitening) > 0).sum())
+    predict = jax.jit(predict_flux)
     for i, u in enumerate(draws):
         at_mode = np.append(u[:-1], mode[-1])
-        white = whitening @ np.asarray(predict_flux(model, jnp.asarray(at_mode), star.ln_scale))
+        white = whitening @ np.asarray(predict(model, jnp.asarray(at_mode), star.ln_scale))
         observed = whitening @ flux
         amplitude, *_ = np.linalg.lstsq(white[:, None], observed, rcond=None)
         misfit = np.sum((amplitude[0] * white - observed) ** 2)
@@ -181,26 +193,27 @@ def _proposal_density(model, prior, star, mode, draws):
         known = (plx * float(star.parallax_inv_error)) ** 2
         pull = known * (float(star.parallax) - plx) / plx
         center = (precision * 0.5 * np.log(amplitude[0]) + pull + 1) / (precision + known)
-        sigma = INFLATION / np.sqrt(precision + known)
+        sigma = INFLATION[0] / np.sqrt(precision + known)
         ln_q[i] += norm.logpdf(u[-1], mode[-1] + center, sigma)
     return ln_q
+
+
+_draw = jax.jit(importance_draws, static_argnums=7)
+_objectives = jax.jit(jax.vmap(objective, (None, None, None, 0)))
 
 
 @pytest.mark.parametrize("with_parallax", [False, True])
 def test_ratio_is_posterior_over_proposal(trained, real, with_parallax, x64):
     """-L/2 - ln E - ln q, up to one constant for all draws of a star."""
-    from dataclasses import replace
-
     model, prior, stars, modes = as_double((trained.forward, trained.prior, *real[:2]))
     if with_parallax:
         plx = jnp.exp(modes[:, -1])
         stars = replace(stars, parallax=0.9 * plx, parallax_inv_error=10 / plx)
-    draw = jax.jit(partial(importance_draws, model, prior), static_argnums=5)
     for i in (0, 3, 9):
         star, mode = stars.take(i), modes[i]
-        draws, ln_ratio = draw(star, mode, mode, jnp.asarray(False), jnp.asarray(7, jnp.uint32), 64)
+        draws, ln_ratio = _draw(model, prior, star, mode, mode, jnp.asarray(False), jnp.asarray(7, jnp.uint32), 64)
         draws = np.asarray(draws)[:24]
-        target = jax.vmap(lambda u, s=star: -0.5 * objective(model, prior, s, u))(jnp.asarray(draws))
+        target = -0.5 * _objectives(model, prior, star, jnp.asarray(draws))
         expected = np.asarray(target) - draws[:, -2] - _proposal_density(model, prior, star, mode, draws)
         assert_allclose(np.ptp(np.asarray(ln_ratio)[:24] - expected), 0.0, atol=1e-5)
         assert np.ptp(expected) > 0.05, "all ratios are alike: nothing was tested"
@@ -236,13 +249,31 @@ def _chain(model, prior, star, mode, covariance, n_steps=3000, n_walkers=128):
     return np.concatenate(kept)
 
 
-def test_summaries_equal_a_long_markov_chain(trained, real):
+@pytest.fixture(scope="module")
+def steady(trained, sample):
+    """Stars, their optima, their draws, and which have one optimum and good draws, best first.
+
+    128 real stars, every second with a parallax of ten per cent: the short training leaves most others a bent posterior.
+    """
+    stars = sample.take(np.arange(128)).stars(trained.labels)
+    blind = infer(trained.forward, trained.prior, trained.model_error, stars, SEARCH)
+    parallax = blind.estimate[:, -1]
+    known = np.where(np.arange(128) % 2 == 0, 10 / parallax, 0).astype(np.float32)
+    stars = replace(stars.blind(), parallax=parallax, parallax_inv_error=known)
+    search = SEARCH.model_copy(update={"use_parallax": True})
+    found = infer(trained.forward, trained.prior, trained.model_error, stars, search)
+    mode, no = _sampled(found.estimate), jnp.zeros(128, bool)
+    folded = refold_model_error(trained.forward, jax.tree.map(jnp.asarray, stars), trained.model_error, mode)
+    call = partial(summarise, trained.forward, trained.prior, folded, mode, mode, no)
+    drawn, again = (call(jnp.arange(k, k + 128, dtype=jnp.uint32), N_DRAWS) for k in (0, 1000))
+    worst = np.maximum(drawn.k_hat, again.k_hat)  # a heavy tail escapes one set of draws now and then, seldom two
+    usable = np.flatnonzero((found.n_modes == 1) & found.hessian_positive & (worst < 0.5))
+    return folded, found, drawn, usable[np.argsort(worst[usable])]
+
+
+def test_summaries_equal_a_long_markov_chain(trained, steady):
     """Mean, spread and quantiles of three real stars of one optimum, in units of the posterior's spread."""
-    stars, modes, found = real
-    result = summarise(
-        trained.forward, trained.prior, stars, modes, modes, jnp.zeros(16, bool), jnp.arange(16, dtype=jnp.uint32), 1024
-    )
-    usable = np.flatnonzero((found.n_modes == 1) & found.hessian_positive & (np.asarray(result.k_hat) < 0.5))
+    stars, found, drawn, usable = steady
     assert len(usable) >= 3
     for i in usable[:3]:
         walk = _chain(
@@ -250,9 +281,9 @@ def test_summaries_equal_a_long_markov_chain(trained, real):
         )
         scale = walk.std(axis=0)
         low, median, high = np.quantile(walk, [0.16, 0.5, 0.84], axis=0)
-        assert_allclose((result.mean[i] - walk.mean(axis=0)) / scale, 0.0, atol=0.15)
-        assert_allclose(result.std[i] / scale, 1.0, atol=0.15)
-        for ours, theirs in ((result.low, low), (result.median, median), (result.high, high)):
+        assert_allclose((drawn.mean[i] - walk.mean(axis=0)) / scale, 0.0, atol=0.15)
+        assert_allclose(drawn.std[i] / scale, 1.0, atol=0.15)
+        for ours, theirs in ((drawn.low, low), (drawn.median, median), (drawn.high, high)):
             assert_allclose((ours[i] - theirs) / scale, 0.0, atol=0.25)
 
 
@@ -260,10 +291,10 @@ def test_summaries_do_not_depend_on_who_shares_the_batch(trained, real):
     stars, modes, _ = real
     call = partial(summarise, trained.forward, trained.prior)
     no, seed = jnp.zeros(16, bool), jnp.arange(100, 116, dtype=jnp.uint32)
-    together = call(stars, modes, modes, no, seed, 256)
+    together = call(stars, modes, modes, no, seed, N_DRAWS)
     order = np.random.default_rng(1).permutation(16)
-    shuffled = call(stars.take(order), modes[order], modes[order], no, seed[order], 256)
-    alone = call(stars.take(slice(5, 6)), modes[5:6], modes[5:6], no[:1], seed[5:6], 256)
+    shuffled = call(stars.take(order), modes[order], modes[order], no, seed[order], N_DRAWS)
+    alone = call(stars.take(slice(5, 6)), modes[5:6], modes[5:6], no[:1], seed[5:6], N_DRAWS)
     for a, b, c in zip(together, shuffled, alone, strict=True):
         assert_array_equal(np.asarray(a)[order], np.asarray(b))
         assert_allclose(np.asarray(c)[0], np.asarray(a)[5], rtol=1e-3, atol=1e-3)
@@ -272,7 +303,7 @@ def test_summaries_do_not_depend_on_who_shares_the_batch(trained, real):
 def test_a_star_s_draws_depend_on_its_own_seed(trained, real):
     stars, modes, _ = real
     call = partial(summarise, trained.forward, trained.prior, stars, modes, modes, jnp.zeros(16, bool))
-    one, other = (call(jnp.arange(k, k + 16, dtype=jnp.uint32), 256) for k in (0, 500))
+    one, other = (call(jnp.arange(k, k + 16, dtype=jnp.uint32), N_DRAWS) for k in (0, 500))
     assert np.all(np.any(np.asarray(one.mean) != np.asarray(other.mean), axis=1))
     good = np.asarray(one.k_hat < 0.5) & np.asarray(other.k_hat < 0.5)
     assert np.all(np.abs(one.mean - other.mean)[good] < 0.5 * np.asarray(one.std)[good])
@@ -281,8 +312,15 @@ def test_a_star_s_draws_depend_on_its_own_seed(trained, real):
 def test_quantiles_are_ordered_and_within_the_physical_range(trained, real):
     stars, modes, _ = real
     found = summarise(
-        trained.forward, trained.prior, stars, modes, modes, jnp.zeros(16, bool), jnp.arange(16, dtype=jnp.uint32), 256
+        trained.forward,
+        trained.prior,
+        stars,
+        modes,
+        modes,
+        jnp.zeros(16, bool),
+        jnp.arange(16, dtype=jnp.uint32),
+        N_DRAWS,
     )
     assert np.all(found.low <= found.median) and np.all(found.median <= found.high)
     assert np.all(found.low[:, 3:] > 0) and np.all(found.std > 0)
-    assert np.all((found.n_effective > 1) & (found.n_effective <= 256.1))
+    assert np.all((found.n_effective > 1) & (found.n_effective <= N_DRAWS + 0.1))

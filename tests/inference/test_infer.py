@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from tests.conftest import as_double
-from xpbayes.config import InferenceConfig
+from tests.conftest import QUICK, as_double
 from xpbayes.inference.infer import choose_optima, infer, laplace_covariance, refine
-from xpbayes.inference.model_error import fold_in_model_error
+from xpbayes.inference.model_error import fold_in_model_error, refold_model_error
 from xpbayes.inference.solver import Solution, solve
 from xpbayes.inference.starts import find_starts, make_grid
+from xpbayes.inference.uncertainty import to_sampled
 from xpbayes.models.objective import objective
-
-SIMPLE = InferenceConfig(use_parallax=False, n_nodes=256, n_starts=2, n_draws=64)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +22,7 @@ def stars(trained, sample):
 
 @pytest.fixture(scope="module")
 def inferred(trained, stars):
-    return infer(trained.forward, trained.prior, trained.model_error, stars, SIMPLE)
+    return infer(trained.forward, trained.prior, trained.model_error, stars, QUICK)
 
 
 def test_every_star_has_a_finite_answer_with_a_positive_covariance(inferred):
@@ -48,7 +46,7 @@ def test_summaries_and_runners_up_are_there_where_they_should_be(inferred):
 def test_no_draws_no_summaries(trained, stars):
     found = infer(
         trained.forward, trained.prior, trained.model_error, stars.take(slice(0, 20)),
-        SIMPLE.model_copy(update={"n_draws": 0}),
+        QUICK.model_copy(update={"n_draws": 0}),
     )  # fmt: skip
     for name in ("mean", "std", "median", "low", "high", "k_hat", "n_effective"):
         assert np.isnan(getattr(found, name)).all()
@@ -56,7 +54,7 @@ def test_no_draws_no_summaries(trained, stars):
 
 
 def test_no_stars_no_results(trained, stars, inferred):
-    found = infer(trained.forward, trained.prior, trained.model_error, stars.take(slice(0, 0)), SIMPLE)
+    found = infer(trained.forward, trained.prior, trained.model_error, stars.take(slice(0, 0)), QUICK)
     for name, value in vars(inferred).items():
         empty = getattr(found, name)
         assert empty.shape == (0, *value.shape[1:]) and empty.dtype == value.dtype, name
@@ -71,21 +69,21 @@ def test_labels_have_no_influence(trained, stars, inferred):
         reddening_inv_error=stars.reddening_inv_error + 50, parallax=stars.parallax + 9,
         parallax_inv_error=stars.parallax_inv_error + 100,
     )  # fmt: skip
-    again = infer(trained.forward, trained.prior, trained.model_error, spoilt, SIMPLE)
+    again = infer(trained.forward, trained.prior, trained.model_error, spoilt, QUICK)
     assert_array_equal(again.estimate, inferred.estimate)
 
 
 def test_chunks_do_not_matter(trained, stars, inferred):
-    small = infer(
-        trained.forward, trained.prior, trained.model_error, stars, SIMPLE.model_copy(update={"chunk_size": 64})
+    large = infer(
+        trained.forward, trained.prior, trained.model_error, stars, QUICK.model_copy(update={"chunk_size": 192})
     )
     # The same arithmetic in another chunk: identical up to float32 rounding of the batched search.
-    same = np.isclose(small.objective, inferred.objective, atol=0.02)
+    same = np.isclose(large.objective, inferred.objective, atol=0.02)
     assert same.mean() > 0.98
     # A star's seed goes with its row, whatever its chunk: the draws are the same ones.
-    steady = same & (small.n_modes == inferred.n_modes) & (inferred.k_hat < 0.5)
+    steady = same & (large.n_modes == inferred.n_modes) & (inferred.k_hat < 0.5)
     assert steady.mean() > 0.4
-    shift = np.abs(small.mean - inferred.mean)[steady] / inferred.std[steady]
+    shift = np.abs(large.mean - inferred.mean)[steady] / inferred.std[steady]
     assert np.mean(shift < 0.05) > 0.95
 
 
@@ -107,7 +105,7 @@ def test_a_measured_parallax_is_used_when_asked(trained, stars):
         trained.prior,
         trained.model_error,
         with_parallax,
-        SIMPLE.model_copy(update={"use_parallax": True}),
+        QUICK.model_copy(update={"use_parallax": True}),
     )
     assert np.median(np.abs(result.estimate[:, -1] - 1.0)) < 0.05
 
@@ -120,7 +118,7 @@ def refined(trained, stars):
     some = jax.tree.map(jnp.asarray, stars.take(slice(0, 64)).blind(parallax=False))
     some = fold_in_model_error(some, trained.model_error)
     starts = find_starts(trained.forward, trained.prior, make_grid(trained.forward, trained.prior, 256), some, 2)
-    return some, starts, refine(trained.forward, trained.prior, some, starts, 200)
+    return some, starts, refine(trained.forward, trained.prior, some, starts, QUICK.max_iterations)
 
 
 def test_refining_in_stages_finds_what_one_long_run_finds(trained, refined):
@@ -146,7 +144,7 @@ def _solution(objective, parameters, converged=None):
     value = np.array([objective], np.float32)
     converged = np.ones(value.shape, bool) if converged is None else np.array([converged])
     number = np.arange(value.size, dtype=np.int32)[None]
-    return Solution(np.array([parameters], np.float32), value, 0 * value, converged, number)
+    return Solution(np.array([parameters], np.float32), value, np.zeros_like(value), converged, number)
 
 
 def _isotropic(parameters):
@@ -202,9 +200,10 @@ def test_stars_are_counted_apart():
 
 def test_laplace_covariance_is_the_inverse_hessian_of_ln_p(x64, trained, stars, inferred):
     """In (labels, E, parallax): D (-d2 ln p / du2)^-1 D, by automatic differentiation at the mode."""
-    folded = fold_in_model_error(
-        jax.tree.map(jnp.asarray, stars.take(slice(0, 8)).blind(parallax=False)), trained.model_error
-    )
+    some = jax.tree.map(jnp.asarray, stars.take(slice(0, 8)).blind(parallax=False))
+    at = to_sampled(jnp.asarray(inferred.estimate[:8]))
+    folded = refold_model_error(trained.forward, some, trained.model_error, at)
+    inferred = infer(trained.forward, trained.prior, None, folded, QUICK)  # its model error is in already
     model, prior, batch = as_double((trained.forward, trained.prior, folded))
     linear = np.asarray(inferred.estimate[:8], float)
     u = np.concatenate([linear[:, :3], np.log(linear[:, 3:])], axis=1)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from tests.conftest import as_double
+from tests.conftest import QUICK, as_double
 from xpbayes.inference.uncertainty import (
     are_positive_definite,
-    fisher_matrices,
+    at_mode,
     from_upper_triangle,
     invert_positive,
     to_linear,
@@ -25,12 +25,12 @@ def stars(trained, sample):
 
 def test_fisher_equals_a_finite_difference_one(trained, stars, x64):
     """Central differences of the flux by Teff, [Fe/H], log g, E and parallax, in NumPy; 1/sigma^2 on the parallax."""
-    model, batch = as_double((trained.forward, stars))
+    model, prior, batch = as_double((trained.forward, trained.prior, stars))
     from dataclasses import replace
 
     batch = replace(batch, parallax_inv_error=jnp.full(10, 25.0))
     u = jnp.asarray(np.column_stack([RNG.normal([5, -0.2, 3], 0.3, (10, 3)), RNG.normal([-1.5, 0.3], 0.3, (10, 2))]))
-    fisher = fisher_matrices(model, batch, u)
+    fisher = at_mode(model, prior, batch, u).fisher
     for i in range(10):
         linear = np.asarray(to_linear(u[i]))
 
@@ -50,20 +50,20 @@ def test_fisher_equals_a_finite_difference_one(trained, stars, x64):
 
 def test_hessian_in_float32_has_the_sign_of_the_one_in_float64(trained, sample):
     """Judged at solutions of 200 real stars, where the smallest scaled eigenvalue is about 1e-4."""
-    from xpbayes.config import InferenceConfig
     from xpbayes.inference.infer import infer
-    from xpbayes.inference.model_error import fold_in_model_error
+    from xpbayes.inference.model_error import refold_model_error
     from xpbayes.models.objective import objective
 
     stars = sample.take(np.arange(200)).stars(trained.labels).blind(parallax=False)
-    result = infer(
-        trained.forward, trained.prior, trained.model_error, stars, InferenceConfig(n_nodes=256, n_starts=1, n_draws=0)
-    )
+    result = infer(trained.forward, trained.prior, trained.model_error, stars, QUICK)
     u = np.concatenate([result.estimate[:, :3], np.log(result.estimate[:, 3:])], axis=1)
-    folded = fold_in_model_error(jax.tree.map(jnp.asarray, stars), trained.model_error)
+    folded = refold_model_error(
+        trained.forward, jax.tree.map(jnp.asarray, stars), trained.model_error, jnp.asarray(u, jnp.float32)
+    )
     with jax.enable_x64(True):
         model, prior, batch, at = as_double((trained.forward, trained.prior, folded, u))
-        exact = jax.vmap(lambda s, v: jax.hessian(lambda x: objective(model, prior, s, x))(v))(batch, at)
+        hessian = jax.jit(jax.vmap(lambda s, v: jax.hessian(lambda x: objective(model, prior, s, x))(v)))
+        exact = hessian(batch, at)
         expected = are_positive_definite(np.asarray(exact))
     assert np.mean(result.hessian_positive == expected) > 0.98
     assert np.mean(expected[result.converged]) > 0.98

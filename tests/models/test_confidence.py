@@ -96,9 +96,9 @@ def test_flux_pulls_against_the_dense_covariance(trained, sample):
     for i in range(3):
         w = cut[i].astype(np.float64)[np.ix_(there, there)]
         flux = np.asarray(star.flux[i], np.float64)
+        predicted = np.asarray(predict_flux(trained.forward, u[i], star.ln_scale[i]), np.float64)
         weight = np.asarray(kind_weights(trained.model_error, star.take(i)), np.float64)
         relative = np.einsum("k,kij->ij", weight, np.asarray(trained.model_error.covariance, np.float64))
-        variance = np.diag(np.linalg.inv(w.T @ w)) + (flux**2 * np.diag(relative))[there]
-        predicted = np.asarray(predict_flux(trained.forward, u[i], star.ln_scale[i]), np.float64)
+        variance = np.diag(np.linalg.inv(w.T @ w)) + (predicted**2 * np.diag(relative))[there]
         assert_allclose(got[i, there], (predicted - flux)[there] / np.sqrt(variance), rtol=2e-3, atol=2e-3)
         assert np.isnan(got[i, 5])

@@ -78,8 +78,8 @@ def _compare(
 ) -> tuple[Array, Array, Array]:
     """(channel,) prediction on the star's scale, (channel, channel) whitening, model error included, () slope."""
     with jax.default_matmul_precision("highest"):
-        star = star if error is None else with_model_error(error, star)
         predicted = predict_flux(forward, parameters, star.ln_scale)
+        star = star if error is None else with_model_error(error, star, predicted)
         chi2 = jnp.sum(whitened_residual(predicted, star.flux, star.whitening) ** 2)
         return predicted, star.whitening, deviance(chi2, n_observed(star.whitening), star.tail).slope
 

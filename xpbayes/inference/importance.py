@@ -30,8 +30,11 @@ from xpbayes.models.objective import curvature, measurement_residuals, smooth_pa
 from xpbayes.models.prior import LabelPrior
 from xpbayes.stars import Stars
 
-INFLATION = 1.2
-"""The proposal is wider than the Laplace approximation by this factor: weights must not pile up in its tails."""
+INFLATION = (1.2, 2.4)
+"""The proposal is wider than the Laplace approximation by these factors: weights must not pile up in its tails."""
+WIDE_SHARE = 0.25
+"""This share of the draws comes from the wider: where a posterior bends, the narrow one misses its ends, and k_hat with
+it."""
 MIN_RUNNER_UP_SHARE = 0.2
 """A second optimum gets at least this share of the draws: its Laplace evidence may be off."""
 MAX_Z = 6.0
@@ -64,8 +67,8 @@ class _Proposal(NamedTuple):
     Attributes:
         mean: (label + 1,).
         factor: (label + 1, label + 1) lower-triangular; its first row belongs to E.
-        lowest: () E = 0 in units of the first factor.
-        ln_norm: () ln of the density's constant.
+        lowest: (width,) E = 0 in units of the first factor, for every width.
+        ln_norm: (width,) ln of the density's constant, its share of the draws included.
         evidence: () ln of the Laplace approximation's integral.
     """
 
@@ -100,9 +103,11 @@ def _propose(model: ForwardModel, prior: LabelPrior, star: Stars, mode: Array) -
     correlation = covariance[pick][:, pick] / scale[:, None] / scale[None, :]
     factor = scale[:, None] * _cholesky(0.5 * (correlation + correlation.T) + 1e-6 * jnp.eye(n + 1))
     mean = center[pick]
-    lowest = (TINY_EXTINCTION - mean[0]) / (INFLATION * factor[0, 0])
-    ln_det = jnp.sum(jnp.log(INFLATION * jnp.diagonal(factor)))
-    ln_norm = -ln_det - 0.5 * (n + 1) * np.log(2.0 * np.pi) - norm.logcdf(-lowest)
+    width = jnp.asarray(INFLATION, mode.dtype)
+    lowest = (TINY_EXTINCTION - mean[0]) / (width * factor[0, 0])
+    ln_det = jnp.sum(jnp.log(jnp.diagonal(factor))) + (n + 1) * jnp.log(width)
+    ln_share = jnp.log(jnp.array([1.0 - WIDE_SHARE, WIDE_SHARE], mode.dtype))
+    ln_norm = ln_share - ln_det - 0.5 * (n + 1) * np.log(2.0 * np.pi) - norm.logcdf(-lowest)
     return _Proposal(mean, factor, lowest, ln_norm, -0.5 * at.value + jnp.sum(jnp.log(jnp.diagonal(factor))))
 
 
@@ -123,7 +128,9 @@ def _ln_density(proposal: _Proposal, x: Float[Array, "draw label+1"]) -> Float[A
     for i in range(x.shape[1]):
         rest = x[:, i] - proposal.mean[i] - sum(proposal.factor[i, k] * white[k] for k in range(i))
         white.append(rest / proposal.factor[i, i])
-    return proposal.ln_norm - 0.5 * sum(z * z for z in white) / INFLATION**2
+    distance2 = sum(z * z for z in white)
+    each = [proposal.ln_norm[k] - 0.5 * distance2 / width**2 for k, width in enumerate(INFLATION)]
+    return jnp.logaddexp(*each)
 
 
 def importance_draws(
@@ -152,17 +159,18 @@ def importance_draws(
     """
     n = model.n_labels
     first, second = _propose(model, prior, star, mode), _propose(model, prior, star, runner_up)
-    usable = competes & jnp.isfinite(second.ln_norm) & jnp.all(jnp.isfinite(second.mean))
+    usable = competes & jnp.all(jnp.isfinite(second.ln_norm)) & jnp.all(jnp.isfinite(second.mean))
     share = jnp.where(usable, jnp.clip(jax.nn.sigmoid(second.evidence - first.evidence), MIN_RUNNER_UP_SHARE, 0.5), 0.0)
-    rotation = jax.random.uniform(jax.random.key(seed), (n + 3,), dtype=mode.dtype)
-    points = jnp.clip((jnp.asarray(_points(n_draws, n + 3)) + rotation) % 1.0, 1e-6, 1.0 - 1e-6)
-    from_second = points[:, 0] < share
+    rotation = jax.random.uniform(jax.random.key(seed), (n + 4,), dtype=mode.dtype)
+    points = jnp.clip((jnp.asarray(_points(n_draws, n + 4)) + rotation) % 1.0, 1e-6, 1.0 - 1e-6)
+    from_second, wide = points[:, 0] < share, points[:, -2] < WIDE_SHARE
 
     def given(proposal: _Proposal) -> Array:
-        above = norm.cdf(-proposal.lowest)  # survival function, accurate where E = 0 is far in the upper tail
-        z_e = jnp.clip(-norm.ppf(above * (1.0 - points[:, 1])), proposal.lowest, jnp.maximum(MAX_Z, proposal.lowest))
+        lowest, width = (jnp.where(wide, v[1], v[0]) for v in (proposal.lowest, jnp.asarray(INFLATION, mode.dtype)))
+        above = norm.cdf(-lowest)  # survival function, accurate where E = 0 is far in the upper tail
+        z_e = jnp.clip(-norm.ppf(above * (1.0 - points[:, 1])), lowest, jnp.maximum(MAX_Z, lowest))
         z = jnp.concatenate([z_e[:, None], norm.ppf(points[:, 2 : 2 + n])], axis=1)
-        return proposal.mean + INFLATION * z @ proposal.factor.T
+        return proposal.mean + width[:, None] * z @ proposal.factor.T
 
     safe_second = jax.tree.map(lambda a, b: jnp.where(usable, a, b), second, first)
     x = jnp.where(from_second[:, None], given(safe_second), given(first))
@@ -189,7 +197,7 @@ def importance_draws(
     measured = (star.parallax - plx) / plx  # ln parallax above the mode's, as the measurement has it
     center = (flux_precision * 0.5 * jnp.log(amplitude) + parallax_precision * measured + 1.0) / total
     z = norm.ppf(points[:, -1])
-    above_mode = center + INFLATION * z / jnp.sqrt(total)
+    above_mode = center + INFLATION[0] * z / jnp.sqrt(total)
     ln_q = ln_q - 0.5 * z**2 + 0.5 * jnp.log(total)
 
     parameters = reference.at[:, -1].add(above_mode)

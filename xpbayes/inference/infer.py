@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 
 from xpbayes.config import InferenceConfig
 from xpbayes.inference.importance import Summary, summarise
-from xpbayes.inference.model_error import fold_in_model_error
+from xpbayes.inference.model_error import fold_in_model_error, refold_model_error
 from xpbayes.inference.solver import Solution, solve
 from xpbayes.inference.starts import StartGrid, find_starts, make_grid
-from xpbayes.inference.uncertainty import are_positive_definite, invert_positive, to_linear
+from xpbayes.inference.uncertainty import are_positive_definite, at_mode, hessians, invert_positive, to_linear
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.model_error import ModelError
-from xpbayes.models.objective import curvature
-from xpbayes.models.prior import LabelPrior, ln_prior
+from xpbayes.models.prior import LabelPrior
 from xpbayes.stars import Stars, chunk_size
 
 FIRST_ITERATIONS = 5
@@ -155,12 +154,6 @@ def _promising(parameters: NDArray[np.floating], objective: NDArray[np.floating]
     return np.flatnonzero(keep)
 
 
-@jax.jit
-def _hessian_at(model: ForwardModel, prior: LabelPrior, stars: Stars, parameters: Array) -> Array:
-    with jax.default_matmul_precision("highest"):
-        return jax.vmap(lambda star, u: curvature(model, prior, star, u)[0].hessian)(stars, parameters)
-
-
 def choose_optima(solution: Solution, hessian: Callable[[Array], Array]) -> Optima:
     """Choose the best solution of every star and find what is distinct from it.
 
@@ -195,28 +188,6 @@ def choose_optima(solution: Solution, hessian: Callable[[Array], Array]) -> Opti
         n_modes += apart
         distinct_so_far[np.arange(n), candidate] |= apart
     return Optima(best, n_modes, runner_up, runner_delta)
-
-
-class _AtMode(NamedTuple):
-    fisher: Array
-    hessian: Array
-    chi2: Array
-    ln_prior: Array
-
-
-@jax.jit
-def _at_mode(model: ForwardModel, prior: LabelPrior, stars: Stars, parameters: Array) -> _AtMode:
-    """Everything that is evaluated at the solution, from one evaluation of the curvature."""
-
-    def one(star: Stars, u: Array) -> _AtMode:
-        at, _ = curvature(model, prior, star, u)
-        # d/dE = (1/E) d/d ln E, and likewise for the parallax: Eq. 21 wants linear parameters.
-        unit = jnp.ones_like(u).at[-2:].set(jnp.exp(-u[-2:]))
-        fisher = (at.information * unit[:, None] * unit[None, :]).at[-1, -1].add(star.parallax_inv_error**2)
-        return _AtMode(fisher, at.hessian, at.chi2, ln_prior(prior, u[:-2]))
-
-    with jax.default_matmul_precision("highest"):
-        return jax.vmap(one)(stars, parameters)
 
 
 def laplace_covariance(hessian: NDArray[np.floating], parameters: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -267,9 +238,8 @@ def infer(
     for start in range(0, total, size):
         count = min(size, total - start)
         chunk = jax.tree.map(jnp.asarray, blind.take(slice(start, start + count))).padded(size)
-        chunk = fold_in_model_error(chunk, model_error)
         seed = jnp.asarray(np.pad(seeds[start : start + count], (0, size - count), mode="edge"))
-        done.append(_infer_chunk(model, prior, grid, chunk, seed, config, count))
+        done.append(_infer_chunk(model, prior, model_error, grid, chunk, seed, config, count))
         progress(start + count, total, (start + count) / (time.perf_counter() - begun))
     return Inferred(**{f.name: np.concatenate([getattr(part, f.name) for part in done]) for f in fields(Inferred)})
 
@@ -277,18 +247,27 @@ def infer(
 def _infer_chunk(
     model: ForwardModel,
     prior: LabelPrior,
+    model_error: ModelError | None,
     grid: StartGrid,
-    chunk: Stars,
+    measured: Stars,
     seed: Array,
     config: InferenceConfig,
     count: int,
 ) -> Inferred:
     """Results of the first `count` stars of a padded chunk."""
+    chunk = fold_in_model_error(measured, model_error)
     starts = find_starts(model, prior, grid, chunk, config.n_starts)
     solution = refine(model, prior, chunk, starts, config.max_iterations)
-    best, n_modes, runner_up, delta = choose_optima(solution, partial(_hessian_at, model, prior, chunk))
+    if model_error is not None:
+        # Once more with the relative error taken of what the model predicts: the optima move by a part of a sigma.
+        first = jnp.argmin(jnp.where(jnp.isfinite(solution.objective), solution.objective, jnp.inf), axis=1)
+        at = jnp.take_along_axis(solution.parameters, first[:, None, None], axis=1)[:, 0]
+        chunk = refold_model_error(model, measured, model_error, at)
+        again = refine(model, prior, chunk, solution.parameters, config.max_iterations)
+        solution = again._replace(n_iterations=solution.n_iterations + again.n_iterations)
+    best, n_modes, runner_up, delta = choose_optima(solution, partial(hessians, model, prior, chunk))
     mode = best.parameters
-    at = jax.tree.map(lambda leaf: np.asarray(leaf[:count]), _at_mode(model, prior, chunk, mode))
+    at = jax.tree.map(lambda leaf: np.asarray(leaf[:count]), at_mode(model, prior, chunk, mode))
     competes: Bool[Array, " star"] = jnp.asarray(n_modes > 1)
     summary = (
         summarise(model, prior, chunk, mode, jnp.asarray(runner_up), competes, seed, config.n_draws)

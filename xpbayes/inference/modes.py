@@ -4,7 +4,7 @@ A quarter of the starts come from the search that the catalogue uses, as far apa
 over the label prior and the range of E whatever the star looks like, so that a fault of the search shows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -14,10 +14,10 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
 from xpbayes.config import InferenceConfig
-from xpbayes.inference.model_error import fold_in_model_error
+from xpbayes.inference.model_error import fold_in_model_error, refold_model_error
 from xpbayes.inference.solver import solve
 from xpbayes.inference.starts import MAX_EXTINCTION, MIN_EXTINCTION, StartGrid, find_starts, make_grid
-from xpbayes.inference.uncertainty import are_positive_definite, fisher_matrices, hessians, invert_positive, to_linear
+from xpbayes.inference.uncertainty import are_positive_definite, at_mode, invert_positive, to_linear
 from xpbayes.models.forward import ForwardModel, predict_ln_flux
 from xpbayes.models.prior import LabelPrior
 from xpbayes.stars import Stars
@@ -56,11 +56,14 @@ class Modes:
         modes: distinct optima; empty if no start converged.
         n_starts: starts tried.
         n_unconverged: starts that did not reach an optimum.
+        reference: (parameter,) labels, ln E, ln parallax of whose predicted flux the model's relative error is taken;
+            None without one.
     """
 
     modes: tuple[Mode, ...]
     n_starts: int
     n_unconverged: int
+    reference: NDArray[np.float32] | None = None
 
 
 def scattered_starts(
@@ -111,22 +114,31 @@ def find_modes(
         one = fold_in_model_error(blind.take(slice(i, i + 1)), model_error)
         searched = find_starts(model, prior, grid, one, N_SEARCHED)[0]
         scattered = scattered_starts(model, grid, jax.tree.map(lambda leaf: leaf[0], one), N_SCATTERED, seed)
-        found.append(_modes_of(model, prior, one, jnp.concatenate([searched, scattered])))
+        starts, reference = jnp.concatenate([searched, scattered]), None
+        if model_error is not None:
+            # As for the catalogue: where the first round ends, the relative error is taken of what the model predicts.
+            first = solve(model, prior, one.take(jnp.zeros(len(starts), int)), starts, MAX_ITERATIONS)
+            best = jnp.argmin(jnp.where(jnp.isfinite(first.objective), first.objective, jnp.inf))
+            reference = first.parameters[best]
+            one = refold_model_error(model, blind.take(slice(i, i + 1)), model_error, reference[None])
+            starts = jnp.where(jnp.isfinite(first.parameters), first.parameters, starts)
+        of_star = _modes_of(model, prior, one, starts)
+        found.append(of_star if reference is None else replace(of_star, reference=np.asarray(reference)))
     return found
 
 
 def _modes_of(model: ForwardModel, prior: LabelPrior, one: Stars, starts: Array) -> Modes:
     repeated = one.take(jnp.zeros(len(starts), int))
     solution = solve(model, prior, repeated, starts, MAX_ITERATIONS)
-    hessian = np.asarray(hessians(model, prior, repeated, solution.parameters), np.float64)
+    at = at_mode(model, prior, repeated, solution.parameters)
+    hessian = np.asarray(at.hessian, np.float64)
     objective = np.asarray(solution.objective, np.float64)
     reached = np.asarray(solution.converged) & are_positive_definite(hessian) & np.isfinite(objective)
     order = [int(k) for k in np.argsort(objective, kind="stable") if reached[k]]
     objective, hessian = objective[order], hessian[order]
     sampled = np.asarray(solution.parameters, np.float64)[order]
     linear = np.asarray(to_linear(solution.parameters), np.float64)[order]
-    fisher = np.asarray(fisher_matrices(model, repeated, solution.parameters))[order]
-    error = np.sqrt(np.diagonal(invert_positive(fisher), axis1=1, axis2=2))
+    error = np.sqrt(np.diagonal(invert_positive(np.asarray(at.fisher)[order]), axis1=1, axis2=2))
     # L = -2 ln p: the covariance in the sampled coordinates is twice the inverse Hessian.
     sigma = np.sqrt(2.0 * np.diagonal(invert_positive(hessian), axis1=1, axis2=2))
     left = list(range(len(order)))

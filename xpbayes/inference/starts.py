@@ -60,7 +60,9 @@ def make_grid(model: ForwardModel, prior: LabelPrior, n_nodes: int = 1024, seed:
     likely, rare = jax.random.split(jax.random.key(seed))
     flat = prior.ln_weight * 0.0 - np.log(prior.ln_weight.shape[0])
     even = LabelPrior(flat, prior.mean, prior.whitening, prior.ln_threshold)
-    labels = jnp.concatenate([draw_labels(prior, likely, n_nodes - n_nodes // 2), draw_labels(even, rare, n_nodes // 2)])
+    labels = jnp.concatenate(
+        [draw_labels(prior, likely, n_nodes - n_nodes // 2), draw_labels(even, rare, n_nodes // 2)]
+    )
     return StartGrid(
         labels,
         jax.vmap(partial(ln_absolute_flux, model))(labels),

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from xpbayes.models.prior import LabelPrior, draw_labels, ln_prior
+from xpbayes.models.prior import LabelPrior, draw_labels, ln_priors
 
 MAX_SUPPORT = 4096
 """Training stars kept with the model, evenly drawn: enough to see holes of the size of a label's error."""
@@ -68,13 +68,13 @@ def make_support(prior: LabelPrior, labels: np.ndarray, scale: np.ndarray, seed:
     # Each star is its own nearest neighbour, so one more counts.
     neighbour = min(NEIGHBOUR, len(kept) - 1)
     own = _distance(kept / unit, kept / unit, neighbour + 1)
-    density = jax.vmap(partial(ln_prior, prior))(draw_labels(prior, jax.random.key(seed), N_DRAWS))
+    density = np.asarray(ln_priors(prior, draw_labels(prior, jax.random.key(seed), N_DRAWS)))
     return LabelSupport(
         labels=kept,
         scale=unit,
-        reach=jnp.quantile(own, 1.0 - RARE),
-        ln_typical=jnp.median(density),
-        ln_rare=jnp.quantile(density, RARE),
+        reach=jnp.asarray(np.quantile(own, 1.0 - RARE), jnp.float32),
+        ln_typical=jnp.asarray(np.median(density), jnp.float32),
+        ln_rare=jnp.asarray(np.quantile(density, RARE), jnp.float32),
     )
 
 
@@ -99,7 +99,7 @@ def extrapolation(
         rows = finite[begin : begin + CHUNK]
         size = CHUNK if len(finite) > CHUNK else -(-len(rows) // 128) * 128
         chunk = jnp.asarray(points[np.pad(rows, (0, size - len(rows)), mode="edge")])
-        density = jax.vmap(partial(ln_prior, prior))(chunk)
+        density = ln_priors(prior, chunk)
         rarity = (support.ln_typical - density) / (support.ln_typical - support.ln_rare)
         neighbour = min(NEIGHBOUR, len(support.labels) - 1)
         distance = _distance(support.labels / support.scale, chunk / support.scale, neighbour)

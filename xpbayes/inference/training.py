@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from xpbayes.config import Phase, TrainingConfig
 from xpbayes.errors import InputError
 from xpbayes.inference.checkpoint import read_checkpoint, tree_checksum, write_checkpoint
-from xpbayes.inference.model_error import fold_in_model_error, learn_model_error, relative_sigma
+from xpbayes.inference.model_error import learn_model_error, refold_model_error, relative_sigma
 from xpbayes.inference.phases import run_gradient_phase, run_star_steps
 from xpbayes.inference.self_cleaning import diagnostic, high_quality, pulls, survivors
 from xpbayes.inference.solver import solve
@@ -174,7 +174,7 @@ def train(
             jnp.ones(len(stars), bool),
             jax.random.key_data(jax.random.key(config.seed)),
         )
-    effective = fold_in_model_error(stars, state.model_error)
+    effective = refold_model_error(state.model, stars, state.model_error, state.parameters)
     for number, phase in enumerate(config.phases, start=1):
         if number <= done or (phase.update == "model_error" and not config.model_error):
             continue
@@ -182,7 +182,7 @@ def train(
         phase = phase.scaled(config.epochs_scale)
         state, entry, summary = _run_phase(phase, number, state, stars, effective, config)
         if phase.update == "model_error":
-            effective = fold_in_model_error(stars, state.model_error)
+            effective = refold_model_error(state.model, stars, state.model_error, state.parameters)
         entry = {"phase": number, **phase.model_dump(mode="json"), **entry, "seconds": time.perf_counter() - begun}
         record.phases.append(entry)
         if checkpoint is not None:

@@ -3,15 +3,17 @@
 Linear parameters here: (labels..., E [mag], parallax [mas]), in that order.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
-from xpbayes.models.forward import ForwardModel, predict_flux
+from xpbayes.models.forward import ForwardModel
 from xpbayes.models.objective import curvature
-from xpbayes.models.prior import LabelPrior
+from xpbayes.models.prior import LabelPrior, ln_prior
 from xpbayes.stars import Stars
 
 
@@ -20,35 +22,47 @@ def to_linear(parameters: Float[Array, "*star parameter"]) -> Float[Array, "*sta
     return jnp.concatenate([parameters[..., :-2], jnp.exp(parameters[..., -2:])], axis=-1)
 
 
-def whitened_jacobian(
-    model: ForwardModel, star: Stars, parameters: Float[Array, " parameter"]
-) -> Float[Array, "channel parameter"]:
-    """Derivatives of the whitened flux by (labels, E, parallax), for one star at (labels, ln E, ln parallax)."""
+def to_sampled(parameters: Float[Array, "*star parameter"]) -> Float[Array, "*star parameter"]:
+    """(labels, E, parallax) to (labels, ln E, ln parallax), the coordinates of the posterior."""
+    return jnp.concatenate([parameters[..., :-2], jnp.log(parameters[..., -2:])], axis=-1)
 
-    def flux(linear: Array) -> Array:
-        sampled = jnp.concatenate([linear[:-2], jnp.log(linear[-2:])])
-        return star.whitening @ predict_flux(model, sampled, star.ln_scale)
 
-    return jax.jacfwd(flux)(to_linear(parameters))
+class AtMode(NamedTuple):
+    """What is evaluated at the solutions of stars.
+
+    Attributes:
+        fisher: (star, parameter, parameter) information matrix of (labels, E, parallax): J^T C^-1 J, weighted as the
+            fluxes' tail weights the star, and 1 / sigma_parallax^2; the prior is not included (Eq. 21, 22).
+        hessian: (star, parameter, parameter) of L in (labels, ln E, ln parallax) (Eq. 20).
+        chi2: (star,) of the fluxes.
+        ln_prior: (star,) of the labels.
+    """
+
+    fisher: Float[Array, "star parameter parameter"]
+    hessian: Float[Array, "star parameter parameter"]
+    chi2: Float[Array, " star"]
+    ln_prior: Float[Array, " star"]
 
 
 @jax.jit
-def fisher_matrices(
-    model: ForwardModel, stars: Stars, parameters: Float[Array, "star parameter"]
-) -> Float[Array, "star parameter parameter"]:
-    """I = J^T C^-1 J + diag(0, ..., 0, 1 / sigma_parallax^2); the prior is not included (Eq. 21, 22).
+def at_mode(model: ForwardModel, prior: LabelPrior, stars: Stars, parameters: Float[Array, "star parameter"]) -> AtMode:
+    """Evaluate all of it from one evaluation of the curvature.
 
     Args:
         model: the trained forward model.
+        prior: the label mixture.
         stars: a batch.
         parameters: (star, label + 2) solutions: labels, ln E, ln parallax.
     """
+
+    def one(star: Stars, u: Array) -> AtMode:
+        at, _ = curvature(model, prior, star, u)
+        # d/dE = (1/E) d/d ln E, and likewise for the parallax: Eq. 21 wants linear parameters.
+        unit = jnp.ones_like(u).at[-2:].set(jnp.exp(-u[-2:]))
+        fisher = (at.information * unit[:, None] * unit[None, :]).at[-1, -1].add(star.parallax_inv_error**2)
+        return AtMode(fisher, at.hessian, at.chi2, ln_prior(prior, u[:-2]))
+
     with jax.default_matmul_precision("highest"):
-
-        def one(star: Stars, u: Array) -> Array:
-            jacobian = whitened_jacobian(model, star, u)
-            return (jacobian.T @ jacobian).at[-1, -1].add(star.parallax_inv_error**2)
-
         return jax.vmap(one)(stars, parameters)
 
 

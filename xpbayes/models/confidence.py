@@ -167,10 +167,11 @@ def flux_pulls(
         parameters: (label + 2,) labels, ln E, ln parallax.
     """
     observed = jnp.diagonal(star.whitening) > 0
-    star = star if model_error is None else with_model_error(model_error, star)
+    predicted = predict_flux(model, parameters, star.ln_scale)
+    star = star if model_error is None else with_model_error(model_error, star, predicted)
     # Where nothing was observed the factor has zero rows; a one on the diagonal makes it invertible, apart from them.
     factor = star.whitening + jnp.diag(jnp.where(observed, 0.0, 1.0))
     inverse = jax.scipy.linalg.solve_triangular(factor, jnp.eye(observed.size, dtype=factor.dtype), lower=True)
     variance = jnp.sum(inverse**2, axis=1)  # diagonal of W^-1 W^-T
-    pull = (predict_flux(model, parameters, star.ln_scale) - star.flux) / jnp.sqrt(variance)
+    pull = (predicted - star.flux) / jnp.sqrt(variance)
     return jnp.where(observed, pull, jnp.nan)

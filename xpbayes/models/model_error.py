@@ -67,9 +67,15 @@ def raw_features(shapes: Float[Array, "channel shape"], star: Stars) -> Float[Ar
     design = jnp.concatenate([jnp.ones((flux.size, 1), flux.dtype), shapes], axis=1)
     normal = design.T @ (weight[:, None] * design) + RIDGE * jnp.eye(design.shape[1])
     fitted = jnp.linalg.solve(normal, design.T @ (weight * jnp.log(flux)))
-    ln_snr = 0.5 * jnp.log(jnp.maximum(inverse_variance, MIN_CHANNEL_SNR**2))
-    mean_ln_snr = jnp.sum(jnp.where(usable, ln_snr, 0.0)) / jnp.maximum(jnp.sum(usable), 1)
-    return jnp.append(fitted[1:], mean_ln_snr)
+    return jnp.append(fitted[1:], mean_ln_snr(star))
+
+
+def mean_ln_snr(star: Stars) -> Float[Array, ""]:
+    """Mean ln S/N of one star's channels, as measured; a channel counts as S/N 1 at least."""
+    precision = jnp.sum(star.whitening**2, axis=0)
+    usable = (star.flux > 0) & (precision > 0)
+    ln_snr = 0.5 * jnp.log(jnp.maximum(precision * star.flux**2, MIN_CHANNEL_SNR**2))
+    return jnp.sum(jnp.where(usable, ln_snr, 0.0)) / jnp.maximum(jnp.sum(usable), 1)
 
 
 def kind_weights(error: ModelError, star: Stars) -> Float[Array, " kind"]:
@@ -79,11 +85,18 @@ def kind_weights(error: ModelError, star: Stars) -> Float[Array, " kind"]:
     return jax.nn.softmax(-0.5 * distance2 / error.width**2)
 
 
-def with_model_error(error: ModelError, star: Stars) -> Stars:
-    """Return one star with the model's error in its whitening factor, and with its kind's tail."""
+def with_model_error(error: ModelError, star: Stars, flux: Float[Array, " channel"] | None = None) -> Stars:
+    """Return one star with the model's error in its whitening factor, and with its kind's tail.
+
+    Args:
+        error: the model error.
+        star: one star, with the measurement's own whitening.
+        flux: (channel,) what the relative error is taken of; the measured one if None.
+    """
     weight = kind_weights(error, star)
     covariance = jnp.tensordot(weight, error.covariance, axes=1)
-    return replace(star, whitening=add_model_error(star.whitening, star.flux, covariance), tail=weight @ error.tail)
+    of = star.flux if flux is None else flux
+    return replace(star, whitening=add_model_error(star.whitening, of, covariance), tail=weight @ error.tail)
 
 
 def mean_covariance(error: ModelError) -> Float[Array, "channel channel"]:

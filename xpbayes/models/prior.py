@@ -1,5 +1,6 @@
 """The prior on a star's labels: a mixture of full-covariance Gaussians, properly normalised (ZGR23 Section 4.1)."""
 
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -44,6 +45,12 @@ def ln_prior(prior: LabelPrior, labels: Float[Array, " label"]) -> Float[Array, 
     return jax.nn.logsumexp(component_ln_density(prior, labels))
 
 
+@jax.jit
+def ln_priors(prior: LabelPrior, labels: Float[Array, "star label"]) -> Float[Array, " star"]:
+    """Ln p(labels) of many stars; see `ln_prior`."""
+    return jax.vmap(partial(ln_prior, prior))(labels)
+
+
 class PriorCurvature(NamedTuple):
     """-ln p and its derivatives by the labels at one point.
 
@@ -74,6 +81,7 @@ def prior_curvature(prior: LabelPrior, labels: Float[Array, " label"]) -> PriorC
     return PriorCurvature(-value, gradient, bound - spread, bound)
 
 
+@partial(jax.jit, static_argnames="n")
 def draw_labels(prior: LabelPrior, key: Array, n: int) -> Float[Array, "draw label"]:
     """Draw labels from the mixture.
 
