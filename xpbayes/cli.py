@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -243,6 +244,12 @@ def infer(
     parallax: Annotated[bool | None, typer.Option(help="Use measured parallaxes (default) or not.")] = None,
     only: Annotated[str, typer.Option(help="all, or held-out / training: a side of the model's own split.")] = "all",
     n_starts: Annotated[int | None, typer.Option(help="Starts refined per star.")] = None,
+    refine: Annotated[
+        bool | None, typer.Option("--refine", help="Sample stars with NUTS where cheaper summaries cannot be trusted.")
+    ] = None,
+    calibrate: Annotated[
+        bool | None, typer.Option(help="Summarise labels as the model was calibrated (default) or not.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the folder of parts.")] = False,
     engine: Annotated[str, typer.Option(help="local, or dask: who does the work.")] = "local",
     processes: Annotated[int | None, typer.Option(help="Worker processes; one a GPU, else one a core.")] = None,
@@ -254,7 +261,8 @@ def infer(
     """Infer stellar parameters without labels and write a catalogue."""
     from xpbayes.config import Settings as Run
 
-    run = Run.read(settings, inference={"use_parallax": parallax, "n_starts": n_starts})
+    inference = {"use_parallax": parallax, "n_starts": n_starts, "refine": refine, "calibrate": calibrate}
+    run = Run.read(settings, inference=inference)
     if out.suffix == ".parquet":
         for_parts = {"--resume": resume, "--shard": shard, "--scheduler": scheduler, "--processes": processes,
                      "--stars-per-part": stars_per_part, "--engine": engine != "local"}  # fmt: skip
@@ -366,6 +374,89 @@ def fit(
         print_star(star)
 
 
+@app.command()
+def sample(
+    model: Annotated[Path, typer.Argument(help="Folder of the model.")],
+    stars: Annotated[Path, typer.Argument(help="Star table, folder of them, or survey.toml.")],
+    out: Annotated[Path, typer.Option(help="File for the draws (.nc); ArviZ opens it.")],
+    source_id: Annotated[list[int] | None, typer.Option(help="Gaia DR3 source_id; give it once per star.")] = None,
+    random: Annotated[int | None, typer.Option(min=1, help="So many stars at random instead.")] = None,
+    draws: Annotated[int | None, typer.Option(help="Draws kept per chain.")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Transitions per chain that adapt the step size.")] = None,
+    chains: Annotated[int | None, typer.Option(help="Chains per star.")] = None,
+    settings: Settings = None,
+    parallax: Annotated[bool | None, typer.Option(help="Use measured parallaxes (default) or not.")] = None,
+    only: Annotated[str, typer.Option(help="all, or held-out / training: a side of the model's own split.")] = "all",
+    channels: Annotated[
+        bool | None, typer.Option(help="Likelihood and predicted flux of every channel; default: up to 64 stars.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random choice of stars.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Draw from single stars' posteriors with NUTS, and say whether the chains can be trusted."""
+    from xpbayes.config import Settings as Run
+
+    given = {"draws": draws, "warmup": warmup, "chains": chains}
+    run = Run.read(settings, inference={"use_parallax": parallax}, sampling=given)
+    from xpbayes.analysis.posterior_tables import print_draws
+    from xpbayes.pipeline_posterior import sample as run_sample
+
+    print_draws(
+        run_sample(
+            model, stars, out, source_id or (), random, run.inference, run.sampling, only, channels, seed, _say(quiet)
+        )
+    )
+    print(out)
+
+
+@app.command()
+def check(
+    model: Annotated[Path, typer.Argument(help="Folder of the model.")],
+    out: Annotated[Path, typer.Option(help="Folder for report.html, table and numbers.")],
+    like: Annotated[Path | None, typer.Option(help="Star table whose noise to imitate; default: bundled.")] = None,
+    stars: Annotated[int, typer.Option(min=50, help="How many stars to simulate.")] = 1000,
+    nuts: Annotated[int, typer.Option(min=0, help="So many of them are sampled with NUTS as well.")] = 100,
+    settings: Settings = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of all random numbers.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Check error bars by simulation-based calibration: are truths where posteriors say they are?"""
+    from xpbayes.config import Settings as Run
+
+    run = Run.read(settings)
+    from xpbayes.analysis.calibration_page import print_check
+    from xpbayes.pipeline_posterior import check as run_check
+
+    print_check(run_check(model, like, out, stars, nuts, run.inference, run.sampling, seed, _say(quiet)))
+    print(out)
+
+
+@app.command()
+def compare(
+    model: Annotated[Path, typer.Argument(help="Folder of the model.")],
+    stars: Annotated[Path, typer.Argument(help="Star table, or folder of them.")],
+    out: Annotated[Path, typer.Option(help="Folder for report.html and tables.")],
+    source_id: Annotated[list[int] | None, typer.Option(help="Gaia DR3 source_id; give it once per star.")] = None,
+    random: Annotated[int | None, typer.Option(min=1, help="So many stars at random instead.")] = None,
+    settings: Settings = None,
+    parallax: Annotated[bool | None, typer.Option(help="Use measured parallaxes (default) or not.")] = None,
+    only: Annotated[str, typer.Option(help="all, or held-out / training: a side of the model's own split.")] = "all",
+    seed: Annotated[int, typer.Option(min=0, help="Of the random choice of stars.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Compare cheap error bars with NUTS for the same real stars, and show where they fail."""
+    from xpbayes.config import Settings as Run
+
+    run = Run.read(settings, inference={"use_parallax": parallax})
+    from xpbayes.analysis.posterior_comparison import print_comparison
+    from xpbayes.pipeline_posterior import compare as run_compare
+
+    print_comparison(
+        run_compare(model, stars, out, source_id or (), random, run.inference, run.sampling, only, seed, _say(quiet))
+    )
+    print(out)
+
+
 class Mean(StrEnum):
     """How `dustmap` averages."""
 
@@ -409,6 +500,36 @@ def report(
     print(write(model, catalogue, stars, out, say=_say(quiet)))
 
 
+@app.command()
+def analyse(
+    run: Annotated[
+        Path | None, typer.Argument(help="Folder with model/, catalogue and star table, as `demo` leaves it.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for figures, numbers and index.html.")] = Path("figures"),
+    only: Annotated[
+        list[str] | None, typer.Option(help="Name of a figure; give it once per figure. All if none.")
+    ] = None,
+    model: Annotated[Path | None, typer.Option(help="Folder of the model.")] = None,
+    catalogue: Annotated[Path | None, typer.Option(help="Catalogue: a file or a folder of parts.")] = None,
+    stars: Annotated[Path | None, typer.Option(help="Star table that the catalogue was inferred from.")] = None,
+    external: Annotated[Path | None, typer.Option(help="Table of another survey's labels.")] = None,
+    survey: Annotated[str, typer.Option(help="Whose columns that has: apogee, galah, desi, ...")] = "custom",
+    clusters: Annotated[Path | None, typer.Option(help="Table of globular clusters.")] = None,
+    dust_map: Annotated[Path | None, typer.Option(help="Folder written by `dustmap`.")] = None,
+    curve: Annotated[Path | None, typer.Option(help="Published extinction curve: wavelength [nm], extinction.")] = None,
+    sfd: Annotated[Path | None, typer.Option(help="Folder of the SFD maps; dustmaps' own if none.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Draw every figure of the paper from a finished run, with numbers and captions; what is missing is said."""
+    from xpbayes.analysis.gallery import analyse as draw
+
+    named = {
+        "model": model, "catalogue": catalogue, "stars": stars, "external": external, "clusters": clusters,
+        "dust_map": dust_map, "curve": curve,
+    }  # fmt: skip
+    print(draw(run, out, named, only or (), survey, sfd, _say(quiet)))
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def predict(
     context: typer.Context,
@@ -450,10 +571,14 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
-def main() -> None:
-    """Run the command line: a user's mistake is one sentence and exit status 2, an interruption 130."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line: a user's mistake is one sentence and exit status 2, an interruption 130.
+
+    Args:
+        arguments: what follows the program's name; what the process was started with if None.
+    """
     try:
-        app()
+        app(arguments)
     except InputError as error:
         print(f"xpbayes: {error}", file=sys.stderr)
         sys.exit(2)

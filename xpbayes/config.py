@@ -129,7 +129,7 @@ ZGR23_PHASES = (
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "zgr23": {"phases": ZGR23_PHASES, "model_error": False, "batch_size": 512},
+    "zgr23": {"phases": ZGR23_PHASES, "model_error": False, "batch_size": 512, "calibration_fraction": 0.0},
 }
 """What a preset changes; settings given beside it win."""
 
@@ -166,6 +166,13 @@ class TrainingConfig(FrozenSettings):
     phases: tuple[Phase, ...] = Field(DEFAULT_PHASES, min_length=1, description="alternating phases, in order")
     epochs_scale: float = Field(1.0, gt=0, description="multiplies the epochs of every gradient phase; for trials")
     high_quality: HighQuality = HighQuality()
+    calibration_fraction: float = Field(
+        0.1,
+        ge=0,
+        le=0.5,
+        description="share of training source_ids kept aside, on which posteriors of labels are calibrated; 0: none",
+    )
+    calibration_stars: int = Field(3000, ge=0, description="of these, so many are inferred at most; 0: no calibration")
     held_out_stars: int = Field(
         1000, ge=0, description="held-out stars inferred after training, for the model card's accuracy; 0: none"
     )
@@ -193,14 +200,36 @@ class InferenceConfig(FrozenSettings):
     n_draws: int = Field(
         256, ge=0, description="importance draws per star for means and quantiles, a power of two; 0 leaves them out"
     )
+    refine: bool = Field(
+        False, description="sample stars with NUTS whose importance draws cannot be trusted or whose optima compete"
+    )
+    calibrate: bool = Field(True, description="summarise labels as calibrated on stars kept aside, if the model was")
     chunk_size: int = Field(2048, ge=1, description="stars solved together")
+
+    @model_validator(mode="after")
+    def _has_what_it_refines(self) -> Self:
+        if self.refine and not self.n_draws:
+            raise ValueError("refine climbs from importance draws; n_draws must not be 0")
+        return self
+
+
+class SamplingConfig(FrozenSettings):
+    """How `xpbayes sample` draws from posteriors."""
+
+    chains: int = Field(4, ge=2, description="chains per star; the first two begin at the star's optima")
+    draws: int = Field(500, ge=100, multiple_of=50, description="draws kept per chain")
+    warmup: int = Field(150, ge=150, multiple_of=50, description="transitions per chain that adapt the step size")
+    max_rounds: int = Field(
+        8, ge=1, description="a star that has not settled walks on, up to so many times the draws; they are thinned"
+    )
 
 
 class Settings(FrozenSettings):
-    """A whole run, as a TOML file: tables [training] and [inference]."""
+    """A whole run, as a TOML file: tables [training], [inference] and [sampling]."""
 
     training: TrainingConfig = TrainingConfig()
     inference: InferenceConfig = InferenceConfig()
+    sampling: SamplingConfig = SamplingConfig()
 
     @classmethod
     def read(cls, path: str | Path | None, **overrides: dict[str, Any]) -> Self:

@@ -17,6 +17,7 @@ import numpy as np
 from xpbayes.channels import Channels
 from xpbayes.checksum import file_checksum
 from xpbayes.errors import InputError
+from xpbayes.inference.calibration import LabelCalibration
 from xpbayes.inference.support import LabelSupport
 from xpbayes.models.confidence import ConfidenceNets, feature_names
 from xpbayes.models.forward import ForwardModel
@@ -42,6 +43,7 @@ class TrainedModel:
         card: the model card; see `pipeline.train` for its keys.
         confidence: classifiers of the estimates' reliability; None until `pipeline.confidence` has trained them.
         support: where in label space the model was trained; None in models of version 0.1.
+        calibration: of posterior summaries, on stars kept aside; None if none were.
     """
 
     forward: ForwardModel
@@ -52,6 +54,7 @@ class TrainedModel:
     card: dict[str, Any]
     confidence: ConfidenceNets | None = None
     support: LabelSupport | None = None
+    calibration: LabelCalibration | None = None
 
 
 def save_model(model: TrainedModel, folder: str | os.PathLike[str]) -> Path:
@@ -74,6 +77,8 @@ def save_model(model: TrainedModel, folder: str | os.PathLike[str]) -> Path:
         arrays |= {f"model_error.{f.name}": getattr(model.model_error, f.name) for f in fields(model.model_error)}
     if model.support is not None:
         arrays |= {f"support.{f.name}": getattr(model.support, f.name) for f in fields(model.support)}
+    if model.calibration is not None:
+        arrays |= {f"calibration.{f.name}": getattr(model.calibration, f.name) for f in fields(model.calibration)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f"{ARRAYS}.tmp"
@@ -201,6 +206,11 @@ def load_model(folder: str | os.PathLike[str]) -> TrainedModel:
         card=card,
         support=LabelSupport(**{f.name: arrays[f"support.{f.name}"] for f in fields(LabelSupport)})
         if "support.labels" in arrays
+        else None,
+        calibration=LabelCalibration(
+            **{f.name: np.asarray(arrays[f"calibration.{f.name}"]) for f in fields(LabelCalibration)}
+        )
+        if "calibration.kinds" in arrays
         else None,
         confidence=_load_confidence(folder, card["confidence"], feature_names(labels, channels.names))
         if "confidence" in card

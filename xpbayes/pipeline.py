@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from xpbayes.archive.hashing import uniform_from_id
 from xpbayes.archive.selection import held_out_by_source_id, training_cuts
 from xpbayes.archive.star_table import OK, StarTable, join_star_tables, read_star_tables, write_star_table
-from xpbayes.catalogue.table import catalogue_rows, describe, read_catalogue, to_arrow, write_catalogue
+from xpbayes.catalogue.table import CHAINS, catalogue_rows, describe, read_catalogue, to_arrow, write_catalogue
 from xpbayes.checksum import file_checksum
 from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.errors import InputError, nearest
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from xpbayes.archive.companions import Companions
     from xpbayes.catalogue.inputs import Chunk, Layout
     from xpbayes.catalogue.parts import PartRecord
+    from xpbayes.inference.calibration import LabelCalibration
     from xpbayes.inference.confidence import ConfidenceConfig
 
 Say = Callable[[str], None]
@@ -49,6 +50,8 @@ CHECKPOINT = "checkpoint.safetensors"
 """Beside the model while it is trained: what a stopped run goes on from."""
 DRAW_STREAM = 17
 """Of the hash that gives every source_id its own random numbers: draws do not depend on who shares a batch."""
+CALIBRATION_STREAM = 1000
+"""Stars kept aside for calibration are another draw than those held out for validation."""
 MIN_TRAINING_STARS = 200
 """Fewer stars cannot pin down a network and a 16-component prior."""
 
@@ -103,6 +106,10 @@ def train(
     kept = training_cuts(table, config.labels, config.teff_max, config.min_channels)
     held = held_out_by_source_id(kept.source_id, config.validation_fraction, config.split_seed)
     training = kept.take(~held, "held out for validation, by source_id")
+    aside = held_out_by_source_id(
+        training.source_id, config.calibration_fraction, CALIBRATION_STREAM + config.split_seed
+    )
+    kept_aside, training = training.take(aside), training.take(~aside, "kept aside for calibration, by source_id")
     if len(training) < MIN_TRAINING_STARS:
         raise InputError(
             f"{source['path']}: {len(training)} training stars are left after the cuts, at least {MIN_TRAINING_STARS} are "
@@ -146,6 +153,9 @@ def train(
         },
         support=make_support(learned.prior, labels, np.asarray(learned.model.label_scale), config.seed),
     )
+    calibration = _calibrate(model, kept_aside, config, say)
+    model = replace(model, calibration=calibration)
+    model.card["calibration"] = _calibration_entry(calibration, kept_aside, config)
     model.card["held_out"] = _assess(model, kept.take(held), config) if config.held_out_stars and held.any() else {}
     checks = check_training(model.forward, model.channels, model.labels, labels, model.card["held_out"])
     model.card["checks"] = [vars(check) for check in checks]
@@ -156,6 +166,55 @@ def train(
         Path(out, CHECKPOINT).unlink(missing_ok=True)
         model = load_model(out)  # what the next user gets, checksum included
     return model
+
+
+def _calibrate(
+    model: TrainedModel, kept_aside: StarTable, config: TrainingConfig, say: Say
+) -> "LabelCalibration | None":
+    """Calibrate posterior summaries on stars that training did not see, as inference by default sees them."""
+    from xpbayes.inference.calibration import fit_calibration, ln_snr_of
+    from xpbayes.inference.infer import infer as solve
+
+    n = min(config.calibration_stars, len(kept_aside))
+    if not n:
+        return None
+    rows = np.unique(np.linspace(0, len(kept_aside) - 1, n).astype(int))
+    stars = kept_aside.take(rows).stars(model.labels, label_error_floor=config.floor_for(len(model.labels)))
+    found = solve(model.forward, model.prior, model.model_error, stars, InferenceConfig())
+    with np.errstate(divide="ignore"):
+        label_error = 1.0 / np.asarray(stars.label_inv_error, np.float64)
+    n_labels = len(model.labels)
+    calibration = fit_calibration(
+        found.median[:, :n_labels],
+        np.where(found.converged[:, None], found.std[:, :n_labels], np.nan),
+        ln_snr_of(stars),
+        np.asarray(stars.labels, np.float64),
+        label_error,
+        np.asarray(model.forward.label_scale, np.float64),
+    )
+    if calibration is None:
+        say(f"not calibrated: {n} stars kept aside are too few; raise calibration_fraction")
+    else:
+        stretch = ", ".join(
+            f"{name} {value:.2f}"
+            for name, value in zip(model.labels, np.median(calibration.stretch, axis=0), strict=True)
+        )
+        say(f"calibrated on {n} stars kept aside, {len(calibration.kinds)} kinds; posteriors stretched by {stretch}")
+    return calibration
+
+
+def _calibration_entry(
+    calibration: "LabelCalibration | None", kept_aside: StarTable, config: TrainingConfig
+) -> dict[str, Any]:
+    """What the card says of the calibration."""
+    if calibration is None:
+        return {}
+    return {
+        "n_stars": min(config.calibration_stars, len(kept_aside)),
+        "kinds": (calibration.kinds * calibration.scale).round(3).tolist(),
+        "offset": calibration.offset.round(4).tolist(),
+        "stretch": calibration.stretch.round(3).tolist(),
+    }
 
 
 def _assess(model: TrainedModel, held_out: StarTable, config: TrainingConfig) -> dict[str, Any]:
@@ -218,7 +277,7 @@ def infer(
     """
     config = config or InferenceConfig()
     begun = time.perf_counter()
-    trained = load_model(model) if not isinstance(model, TrainedModel) else model
+    trained = _loaded(model)
     _check_writable(out)
     stream, source = _stream(stars, out, say)
     parts: list[pa.Table] = []
@@ -463,16 +522,22 @@ def _infer_part(trained: TrainedModel, table: StarTable, config: InferenceConfig
     def progress(done: int, total: int, rate: float) -> None:
         say(f"inferred {done} of {total} stars ({rate:.0f} stars/s)")
 
-    inferred = solve(
-        trained.forward,
-        trained.prior,
-        trained.model_error,
-        usable.stars(trained.labels),
-        config,
-        progress,
-        (uniform_from_id(usable.source_id, DRAW_STREAM) * 2.0**32).astype(np.uint32),
-    )
+    parts, batch = (trained.forward, trained.prior, trained.model_error), usable.stars(trained.labels)
+    seeds = (uniform_from_id(usable.source_id, DRAW_STREAM) * 2.0**32).astype(np.uint32)
+    inferred = solve(*parts, batch, config, progress, seeds)
+    by_chains = np.zeros(len(usable), bool)
+    if config.refine:
+        from xpbayes.inference.ladder import climb
+
+        inferred, by_chains = climb(*parts, batch, inferred, config, seeds)
+        say(f"{int(by_chains.sum())} of {len(usable)} stars are summarised by Markov chains")
+    if config.calibrate and trained.calibration is not None and config.n_draws:
+        from xpbayes.inference.calibration import ln_snr_of, recalibrated
+
+        inferred = recalibrated(inferred, trained.calibration, ln_snr_of(batch))
     rows = catalogue_rows(table, status, inferred, float(trained.prior.ln_threshold), use_parallax=config.use_parallax)
+    rows["method"] = rows["method"].astype(object)  # of any length: NumPy would cut a longer name
+    rows["method"][np.flatnonzero(status == OK)[by_chains]] = CHAINS
     if trained.support is not None:
         from xpbayes.inference.support import extrapolation
 
@@ -505,13 +570,14 @@ def _stream(
     if isinstance(stars, StarTable) or Path(stars).suffix != ".toml":
         table, source = _table(stars)
         return iter([table]), source
-    from xpbayes.archive.prepare import QUARANTINE, read_companions, stream_stars
+    from xpbayes.archive.companions import read_companions
+    from xpbayes.archive.prepare import QUARANTINE
     from xpbayes.archive.quarantine import write_quarantine
+    from xpbayes.archive.stream import stream_stars
     from xpbayes.archive.survey_config import read_survey
 
     path = Path(stars)
-    # Inference wants every star with a spectrum, whatever the survey selects for training.
-    survey = read_survey(path).model_copy(update={"select": "all"})
+    survey = read_survey(path).for_inference()
 
     def parts() -> Iterator[StarTable]:
         companions = read_companions(survey, path.parent, say)
@@ -647,7 +713,7 @@ def confidence(
 
     config = config or ConfidenceConfig()
     begun = time.perf_counter()
-    trained = load_model(model) if not isinstance(model, TrainedModel) else model
+    trained = _loaded(model)
     _check_writable(out if out is None else Path(out) / CARD)
     _check_writable(figures if figures is None else Path(figures) / CARD)
     rows, about = read_catalogue(catalogue)
@@ -710,7 +776,7 @@ def fit(
     from xpbayes.inference.modes import find_modes
 
     config = config or InferenceConfig()
-    trained = load_model(model) if not isinstance(model, TrainedModel) else model
+    trained = _loaded(model)
     _check_writable(out if out is None else Path(out) / CARD)
     table, where = _pick_stars(stars, list(dict.fromkeys(source_ids)), say)
     trained.channels.require_same(table.channels, "the model", where)
@@ -797,7 +863,7 @@ def predict_flux(
     from xpbayes.models.forward import ln_absolute_flux
     from xpbayes.models.prior import ln_prior
 
-    trained = load_model(model) if not isinstance(model, TrainedModel) else model
+    trained = _loaded(model)
     for name in labels:
         if name not in trained.labels:
             raise InputError(f"the model has no label '{name}'{nearest(name, trained.labels)}")
@@ -886,7 +952,7 @@ def report(
     """
     from xpbayes.analysis.report import write_report
 
-    trained = load_model(model) if not isinstance(model, TrainedModel) else model
+    trained = _loaded(model)
     table, _ = _table(stars)
     _check_writable(out)
     path = write_report(trained, catalogue, table, Path(out), timings or {})
@@ -966,6 +1032,10 @@ def versions() -> dict[str, str]:
     """Versions that a result depends on."""
     packages = ("xpbayes", "jax", "numpyro", "numpy", "scikit-learn")
     return {"python": platform.python_version(), **{p: version(p) for p in packages}}
+
+
+def _loaded(model: TrainedModel | PathLike) -> TrainedModel:
+    return model if isinstance(model, TrainedModel) else load_model(model)
 
 
 def _table(stars: StarTable | PathLike) -> tuple[StarTable, dict[str, Any]]:

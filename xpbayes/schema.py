@@ -234,7 +234,8 @@ def catalogue_columns(n_labels: int = 3) -> tuple[Column, ...]:
                 pa.list_(f32, n_parameters),
                 mixed,
                 ucd,
-                f"{what} of {order} over the posterior, from importance-reweighted draws; null if none were asked for",
+                f"{what} of {order} over the posterior, from importance-reweighted draws or, where method says nuts, from "
+                "Markov chains; labels as calibrated on stars kept aside, if the model was; null if no draws were asked for",
             )
             for name, ucd, what in (
                 ("mean", "phys;stat.mean", "mean"),
@@ -251,7 +252,7 @@ def catalogue_columns(n_labels: int = 3) -> tuple[Column, ...]:
             "stat.fit.param",
             "Pareto shape of the importance weights; above 0.7 mean, std and quantiles cannot be trusted",
         ),
-        Column("n_effective", f32, "", "meta.number", "effective number of importance draws"),
+        Column("n_effective", f32, "", "meta.number", "effective number of draws; of the worst parameter for chains"),
         Column("n_modes", pa.int16(), "", "meta.number", "distinct optima found within 9 of the best in L"),
         Column(
             "runner_up_est",

@@ -22,7 +22,7 @@ CHI2_CHANNELS = 61
 """Eq. 24 divides by 61 whatever was observed; n_obs and dof stand beside it."""
 MAX_REDUCED_CHI2 = 2.0
 MAX_PARALLAX_PULL = 10.0
-MODE, DRAWS = "mode+laplace", "mode+laplace+importance"
+MODE, DRAWS, CHAINS = "mode+laplace", "mode+laplace+importance", "mode+laplace+nuts"
 """What `method` says: how far up the ladder of approximations a star was taken."""
 
 
