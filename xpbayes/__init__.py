@@ -18,6 +18,10 @@ _WHERE = {
     "infer": "xpbayes.pipeline",
     "infer_parts": "xpbayes.pipeline",
     "verify": "xpbayes.pipeline",
+    "analyse": "xpbayes.analysis.gallery",
+    "sample": "xpbayes.pipeline_posterior",
+    "compare": "xpbayes.pipeline_posterior",
+    "check": "xpbayes.pipeline_posterior",
     "export": "xpbayes.pipeline",
     "confidence": "xpbayes.pipeline",
     "fit": "xpbayes.pipeline",
@@ -48,7 +52,10 @@ __all__ = [
     "TrainedModel",
     "TrainingConfig",
     "__version__",
+    "analyse",
     "bundled_stars",
+    "check",
+    "compare",
     "confidence",
     "demo",
     "dust_map",
@@ -62,6 +69,7 @@ __all__ = [
     "read_catalogue",
     "read_star_table",
     "report",
+    "sample",
     "save_model",
     "train",
     "verify",
@@ -69,6 +77,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from xpbayes.analysis.gallery import analyse
     from xpbayes.archive.star_table import StarTable, read_star_table, write_star_table
     from xpbayes.catalogue.table import read_catalogue
     from xpbayes.config import InferenceConfig, TrainingConfig
@@ -89,6 +98,7 @@ if TYPE_CHECKING:
         train,
         verify,
     )
+    from xpbayes.pipeline_posterior import check, compare, sample
     from xpbayes.schema import QualityFlag
 
 

@@ -1,0 +1,54 @@
+"""NUTS on held-out real stars: draws a second, R-hat, effective draws, divergences, beside what was asked for.
+
+Usage: python benchmarks/nuts.py MODEL [STARS.parquet] [--stars 500]      (without STARS: the bundled sample)
+"""
+
+import argparse
+import os
+import time
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import numpy as np
+
+import xpbayes
+from xpbayes.config import InferenceConfig, SamplingConfig
+from xpbayes.pipeline import to_stderr
+from xpbayes.pipeline_posterior import draw_posteriors, pick_stars
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("stars", nargs="?")
+    parser.add_argument("--stars", dest="n", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=8)
+    arguments = parser.parse_args()
+    model = xpbayes.load_model(arguments.model)
+    table = xpbayes.read_star_table(arguments.stars) if arguments.stars else xpbayes.bundled_stars()
+    chosen = pick_stars(model, table, (), arguments.n, "held-out", 0, to_stderr)
+    inference, sampling = InferenceConfig(), SamplingConfig(max_rounds=arguments.rounds)
+    draw_posteriors(model, chosen.take(slice(0, 16)), inference, SamplingConfig(draws=100, max_rounds=1), to_stderr)
+    begun, cpu = time.perf_counter(), time.process_time()
+    found = draw_posteriors(model, chosen, inference, sampling, to_stderr)
+    wall, cpu = time.perf_counter() - begun, time.process_time() - cpu
+    draws, known = found.draws, found.diagnostics
+    n, transitions = len(chosen), sampling.chains * int(draws.n_transitions.sum())
+    r_hat, bulk, tail = known.r_hat.max(axis=1), known.ess_bulk.min(axis=1), known.ess_tail.min(axis=1)
+    print(f"{n} held-out stars, {sampling.chains} chains x {sampling.draws} draws; compiled before")
+    print(
+        f"wall {wall:.1f} s, CPU {cpu:.1f} s; {transitions:,} transitions, {transitions / 400 / wall:.1f} stars/s per 400"
+    )
+    print(f"mean transitions a chain {draws.n_transitions.mean():.0f}, steps a transition {draws.n_steps.mean():.1f}")
+    print(f"R-hat < 1.01: {np.mean(r_hat < 1.01):.1%}; worst {r_hat.max():.3f}")
+    print(
+        f"bulk ESS > 400: {np.mean(bulk > 400):.1%}, median {np.median(bulk):.0f}; tail > 400: {np.mean(tail > 400):.1%}"
+    )
+    print(f"settled {known.settled.mean():.1%}; divergent draws {draws.diverging.mean():.4%}")
+    print(
+        f"independent points chosen: {draws.jumped.mean():.1%}; mixture k_hat < 0.7: {np.mean(draws.k_hat < 0.7):.1%}"
+    )
+
+
+if __name__ == "__main__":
+    main()

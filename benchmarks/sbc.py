@@ -1,0 +1,30 @@
+"""Simulation-based calibration of every kind of posterior, as `xpbayes check` does it, with the shares kept.
+
+Usage: python benchmarks/sbc.py MODEL OUT [--stars 5000] [--nuts 500] [--like STARS.parquet]
+"""
+
+import argparse
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from xpbayes.analysis.calibration_page import print_check
+from xpbayes.pipeline import to_stderr
+from xpbayes.pipeline_posterior import check
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("out")
+    parser.add_argument("--stars", type=int, default=5000)
+    parser.add_argument("--nuts", type=int, default=500)
+    parser.add_argument("--like")
+    arguments = parser.parse_args()
+    result = check(arguments.model, arguments.like, arguments.out, arguments.stars, arguments.nuts, say=to_stderr)
+    print_check(result)
+    print(f"{result.seconds:.0f} s; importance and NUTS inside the band: {result.passed}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Markov chains: exact posteriors, two optima with their weights, reproducible stars, and chains that are refused."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy.stats import truncnorm
+
+from xpbayes.inference.mixture import Mixture, component_optima, draw_student, ln_density
+from xpbayes.inference.nuts import Schedule, choose_point, diagnose, optima_of, sample_stars
+from xpbayes.inference.starts import make_grid
+from xpbayes.models.forward import ForwardModel
+from xpbayes.models.prior import LabelPrior
+from xpbayes.stars import Stars
+
+RNG = np.random.default_rng(0)
+N = 12
+SIGMA_E = 0.004
+ODDS = (0.7, 0.3)
+MEANS = np.array([[-1.0, 0.0, 0.5], [1.0, 0.2, -0.5]])
+SIGMA = 0.05
+SCHEDULE = Schedule(n_draws=200, max_rounds=2)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """Fluxes that fix E to a Gaussian and say nothing of the labels, whose prior has two components."""
+    sizes = [(3, 4), (4, N)]
+    model = ForwardModel(
+        tuple(jnp.zeros(size) for size in sizes),
+        tuple(jnp.zeros(out) for _, out in sizes),
+        jnp.linspace(1.0, -1.0, N),
+        jnp.zeros(3),
+        jnp.ones(3),
+    )
+    values = (np.log(ODDS), MEANS, np.broadcast_to(np.eye(3) / SIGMA, (2, 3, 3)), -9.0)
+    prior = LabelPrior(*(jnp.asarray(v, jnp.float32) for v in values))
+    extinction = SIGMA_E * np.repeat([0.0, 4.0], 6)
+    noise = RNG.normal(size=(12, N))
+    curve = np.exp(np.asarray(model.ln_curve, float))
+    relative = SIGMA_E * np.linalg.norm(curve)
+    flux = np.exp(-extinction[:, None] * curve)
+    whitening = np.stack([np.diag(1 / (relative * f)) for f in flux])
+    zero = np.zeros(12)
+    stars = Stars(
+        *(
+            jnp.asarray(v, jnp.float32)
+            for v in (flux * (1 + relative * noise), whitening, zero, zero + 1, zero + 1e4, np.zeros((12, 3)),
+                      np.zeros((12, 3)), zero, zero, zero)
+        )
+    )  # fmt: skip
+    # Linear in E at these errors: f / f_true = 1 - (E - E_true) R.
+    best = (extinction - SIGMA_E * noise @ (curve / np.linalg.norm(curve))) / SIGMA_E
+    mode = SIGMA_E * 0.5 * (best + np.sqrt(best**2 + 4))
+    top = [np.column_stack([np.tile(m, (12, 1)), mode, np.ones(12)]) for m in MEANS]
+    components = component_optima(model, prior, make_grid(model, prior, 64), stars)
+    return model, prior, stars, np.asarray(components), optima_of(*top), best
+
+
+@pytest.fixture(scope="module")
+def sampled(problem):
+    model, prior, stars, components, optima, _ = problem
+    return sample_stars(model, prior, stars, components, optima, np.arange(12, dtype=np.uint32), SCHEDULE)
+
+
+def test_extinction_of_dust_free_stars_is_a_cut_gaussian(problem, sampled):
+    """SciPy's truncated normal, star by star: some best values of E are negative."""
+    draws, found = sampled
+    best = problem[-1]
+    assert best.min() < -0.3
+    law = truncnorm(-best, np.inf, loc=best)
+    extinction = draws.parameters[..., 3].reshape(12, -1) / SIGMA_E
+    assert_allclose(extinction.mean(axis=1), law.mean(), atol=0.15)
+    assert_allclose(extinction.std(axis=1), law.std(), atol=0.1)
+    for at in (0.16, 0.5, 0.84):
+        assert_allclose(np.quantile(extinction, at, axis=1), law.ppf(at), atol=0.2)
+    assert found.n_divergent.sum() == 0
+
+
+def test_two_optima_get_their_weights(problem, sampled):
+    """Labels that the fluxes do not see follow the prior: chains go to and fro between its components."""
+    draws, found = sampled
+    teff = draws.parameters[..., 0]
+    share = (teff > 0).mean(axis=(1, 2))
+    assert_allclose(share, ODDS[1], atol=0.08)
+    assert_allclose(share.mean(), ODDS[1], atol=0.02)
+    assert_allclose(teff[teff > 0].std(), SIGMA, rtol=0.1)
+    assert found.settled.mean() > 0.8
+    assert np.all(found.r_hat < 1.05)
+
+
+def test_a_stars_draws_depend_on_its_seed_alone(problem, sampled):
+    """Neither on its place in the batch nor on who else is in it."""
+    model, prior, stars, components, optima, _ = problem
+    some = np.array([7, 2, 9])
+    again, _ = sample_stars(
+        model, prior, stars.take(some), components[some], optima[some], some.astype(np.uint32), SCHEDULE
+    )
+    assert_array_equal(again.parameters, sampled[0].parameters[some])
+    assert np.any(again.parameters[0] != again.parameters[1])
+
+
+def test_ln_posterior_is_the_density(problem, sampled):
+    """Against the cut Gaussian in E and the two components of the prior, up to a constant; parallax aside."""
+    draws, _ = sampled
+    best, row = problem[-1], 8
+    points, value = draws.parameters[row].reshape(-1, 5), draws.ln_posterior[row].ravel()
+    ln_p = -0.5 * (points[:, 3] / SIGMA_E - best[row]) ** 2
+    ln_p += np.logaddexp(
+        *(np.log(w) - 0.5 * ((points[:, :3] - m) ** 2).sum(axis=1) / SIGMA**2 for w, m in zip(ODDS, MEANS, strict=True))
+    )
+    ln_p += -0.5 * ((points[:, 4] - 1) * 1e4) ** 2
+    near = np.abs(points[:, 4] - 1) * 1e4 < 3
+    assert_allclose(np.std((value - ln_p)[near]), 0.0, atol=0.15)
+    assert np.std(ln_p) > 1
+
+
+def test_the_choice_among_points_leaves_the_density_alone():
+    """A Gaussian target, a mixture that is off and too wide: repeated choices alone give the target's moments."""
+    mean, sigma = jnp.array([1.0, -2.0]), jnp.array([0.5, 2.0])
+
+    def target(z):
+        return 0.5 * jnp.sum(((z - mean) / sigma) ** 2)
+
+    factor = jnp.stack([jnp.diag(jnp.array([1.5, 3.0])), jnp.diag(jnp.array([1.0, 4.0]))])
+    mixture = Mixture(jnp.log(jnp.array([0.4, 0.6])), jnp.array([[0.0, 0.0], [2.0, -3.0]]), factor)
+
+    def step(state, key):
+        *state, _ = choose_point(target, mixture, key, *state)
+        return tuple(state), state[0]
+
+    @jax.jit
+    def chain(key):
+        start = jnp.array([4.0, 4.0])
+        return jax.lax.scan(step, (start, *jax.value_and_grad(target)(start)), jax.random.split(key, 3000))[1]
+
+    z = np.asarray(chain(jax.random.key(1)))[100:]
+    assert_allclose(z.mean(axis=0), mean, atol=0.12)
+    assert_allclose(z.std(axis=0), sigma, rtol=0.06)
+
+
+def test_mixture_density_is_that_of_its_draws():
+    """Two terms of Student t: the integral over a grid is the constant that is left out."""
+    factor = jnp.stack([jnp.array([[0.5, 0.0], [0.3, 0.4]]), jnp.array([[1.0, 0.0], [-0.5, 0.7]])])
+    mixture = Mixture(jnp.log(jnp.array([0.3, 0.7])), jnp.array([[0.0, 1.0], [2.0, -1.0]]), factor)
+    axis = np.linspace(-40, 40, 801)
+    grid = jnp.asarray(np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2), jnp.float32)
+    total = np.exp(np.asarray(jax.vmap(partial(ln_density, mixture))(grid), float)).sum() * 0.01
+    # The bivariate t's constant is 1 / (2 pi), whatever its degrees of freedom.
+    assert_allclose(total, 2 * np.pi, rtol=5e-3)
+    z = np.asarray(draw_student(jax.random.key(0), (20000, 2)))
+    assert_allclose(z.var(axis=0), 6 / 4, rtol=0.06)
+
+
+def test_chains_in_different_places_are_not_settled():
+    """The diagnosis must reject chains stuck in two optima, and accept independent draws."""
+    good = RNG.normal(size=(1, 4, 500, 2))
+    bad = good + np.array([0, 0, 3, 3])[:, None, None]
+    slow = np.cumsum(RNG.normal(size=(1, 4, 500, 2)), axis=2)
+    never = np.zeros((3, 4, 500), bool)
+    found = diagnose(np.concatenate([good, bad, slow]), never)
+    assert_array_equal(found.settled, [True, False, False])
+    assert found.r_hat[1].max() > 1.3
+
+
+@pytest.mark.parametrize("schedule", [Schedule(n_warmup=100), Schedule(n_draws=130)])
+def test_useless_schedules_are_refused(problem, schedule):
+    model, prior, stars, components, optima, _ = problem
+    with pytest.raises(ValueError, match="warm-up"):
+        sample_stars(model, prior, stars, components, optima, np.arange(12, dtype=np.uint32), schedule)

@@ -1,0 +1,359 @@
+"""What `xpbayes compare` shows: cheap error bars beside NUTS for the same stars, and where they fail."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xpbayes.analysis import figures
+from xpbayes.analysis.page import Section, Table, write_sections
+from xpbayes.analysis.posterior_tables import wide_console
+from xpbayes.analysis.report import embed
+from xpbayes.modelfile import TrainedModel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAX_RATIO = 1.5
+"""A cheap error bar fails a star where, for any parameter, it is longer or shorter than NUTS' by more than this factor."""
+MAX_SHIFT = 0.5
+"""Or where the centre is off by more of NUTS' standard deviations."""
+MAX_K_HAT = 0.7
+N_CORNERS = 4
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Centres and errors of one method, (star, parameter)."""
+
+    centre: NDArray[np.float64]
+    sigma: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PosteriorComparison:
+    """The same stars, by several methods.
+
+    Attributes:
+        labels: names of the model's labels.
+        source_id: (star,).
+        methods: the cheap ones, by name.
+        nuts: mean and standard deviation of the chains.
+        covariance: (star, parameter, parameter) of Fisher, Laplace and NUTS, by name.
+        draws: (star, draw, parameter) of NUTS.
+        settled: (star,) whose chains can be trusted; only these are counted.
+        k_hat, n_modes, signal_to_noise: (star,).
+        seconds: solving with all cheap answers, and NUTS.
+    """
+
+    labels: tuple[str, ...]
+    source_id: NDArray[np.int64]
+    methods: dict[str, Estimate]
+    nuts: Estimate
+    covariance: dict[str, NDArray[np.float64]]
+    draws: NDArray[np.float32]
+    settled: NDArray[np.bool_]
+    k_hat: NDArray[np.float64]
+    n_modes: NDArray[np.int64]
+    signal_to_noise: NDArray[np.float64]
+    seconds: tuple[float, float]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Parameters, in order."""
+        return (*self.labels, "extinction", "parallax")
+
+    def ratio(self, method: str) -> NDArray[np.float64]:
+        """(star, parameter) error over NUTS' standard deviation."""
+        return self.methods[method].sigma / self.nuts.sigma
+
+    def shift(self, method: str) -> NDArray[np.float64]:
+        """(star, parameter) centre minus NUTS' mean, in its standard deviations."""
+        return (self.methods[method].centre - self.nuts.centre) / self.nuts.sigma
+
+    def fails(self, method: str) -> NDArray[np.bool_]:
+        """(star,) whether a method's answer differs for any parameter."""
+        ratio, shift = self.ratio(method), np.abs(self.shift(method))
+        good = (ratio < MAX_RATIO) & (ratio > 1.0 / MAX_RATIO) & (shift < MAX_SHIFT)
+        return np.asarray(~good.all(axis=1))
+
+    def kinds(self) -> list[tuple[str, NDArray[np.bool_]]]:
+        """Kinds of star, by NUTS' means and by what the cheap methods know themselves."""
+        mean, sigma = self.nuts.centre, self.nuts.sigma
+        low = np.nanpercentile(self.signal_to_noise, 25)
+        return [
+            ("all", np.ones(len(mean), bool)),
+            ("giants (log g < 4, Teff < 6500 K)", (mean[:, 2] < 4) & (mean[:, 0] < 6.5)),
+            ("dwarfs (log g > 4, Teff < 6500 K)", (mean[:, 2] >= 4) & (mean[:, 0] < 6.5)),
+            ("hot (Teff > 6500 K)", mean[:, 0] >= 6.5),
+            (f"low S/N (below {low:.0f}, a quarter)", self.signal_to_noise < low),
+            ("E > 0.5", mean[:, -2] > 0.5),
+            ("E below 3 sigma", mean[:, -2] < 3 * sigma[:, -2]),
+            ("giant or dwarf (sigma of log g > 0.3)", sigma[:, 2] > 0.3),
+            ("several optima", self.n_modes > 1),
+            ("k_hat > 0.7", self.k_hat > MAX_K_HAT),
+            ("one optimum and k_hat < 0.7", (self.n_modes == 1) & (self.k_hat <= MAX_K_HAT)),
+        ]
+
+
+def _text(name: str) -> str:
+    return figures.LABEL_TEXT.get(name, name)
+
+
+def summary_rows(comparison: PosteriorComparison) -> list[list[str]]:
+    """One row per method and parameter: ratios of errors and shifts, 16, 50 and 84 %."""
+    rows = []
+    for method in comparison.methods:
+        ratio, shift = comparison.ratio(method)[comparison.settled], comparison.shift(method)[comparison.settled]
+        for i, name in enumerate(comparison.names):
+            r, s = np.nanpercentile(ratio[:, i], [16, 50, 84]), np.nanpercentile(shift[:, i], [16, 50, 84])
+            rows.append([method, _text(name), *(f"{v:.2f}" for v in r), *(f"{v:+.2f}" for v in s)])
+    return rows
+
+
+SUMMARY = ("method", "parameter", "σ ratio 16 %", "50 %", "84 %", "shift 16 %", "50 %", "84 %")
+
+
+def failure_rows(comparison: PosteriorComparison) -> list[list[str]]:
+    """One row per kind of star: how often each cheap method fails it."""
+    rows = []
+    for name, member in comparison.kinds():
+        chosen = member & comparison.settled
+        shares = [
+            f"{comparison.fails(method)[chosen].mean():.0%}" if chosen.any() else "–" for method in comparison.methods
+        ]
+        rows.append([name, str(int(chosen.sum())), *shares])
+    return rows
+
+
+def correlation_rows(comparison: PosteriorComparison) -> list[list[str]]:
+    """Median correlation of every pair of parameters, by method."""
+    names = comparison.names
+    correlation = {}
+    for method, covariance in comparison.covariance.items():
+        size = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+        correlation[method] = (covariance / size[:, :, None] / size[:, None, :])[comparison.settled]
+    return [
+        [f"{_text(names[i])} – {_text(names[j])}", *(f"{np.nanmedian(c[:, i, j]):+.2f}" for c in correlation.values())]
+        for i in range(len(names))
+        for j in range(i + 1, len(names))
+    ]
+
+
+def print_comparison(comparison: PosteriorComparison) -> None:
+    """Print ratios and shifts, and where the cheap answers fail."""
+    from rich.table import Table as Printed
+
+    console = wide_console(120)
+    headings = ("kind of star", "stars", *comparison.methods)
+    sizes = "error over NUTS' standard deviation, and centre minus NUTS' mean in its units"
+    failures = f"share of stars whose answer differs: an error by a factor {MAX_RATIO}, a centre by {MAX_SHIFT} sigma"
+    for names, rows, text in (
+        (SUMMARY, summary_rows(comparison), sizes),
+        (headings, failure_rows(comparison), failures),
+    ):
+        table = Printed(caption=text)
+        for i, heading in enumerate(names):
+            table.add_column(heading, justify="left" if i == 0 else "right")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    console.print(f"{int(comparison.settled.sum())} of {len(comparison.settled)} stars settled and are counted")
+
+
+def ratio_figure(comparison: PosteriorComparison) -> "Figure":
+    """Distributions of the ratio of errors, and of the shifts, by method and parameter."""
+    names = comparison.names
+    figure, axes = figures.panels(len(names), 2, 2.5 * len(names), 5.0)
+    colours = (figures.GREY, figures.BLUE, figures.ORANGE)
+    for i, name in enumerate(names):
+        for method, colour in zip(comparison.methods, colours, strict=True):
+            ratio = np.clip(comparison.ratio(method)[comparison.settled, i], 0.21, 4.9)
+            shift = np.clip(comparison.shift(method)[comparison.settled, i], -1.99, 1.99)
+            axes[0, i].hist(np.log2(ratio), np.linspace(-2.3, 2.3, 47), histtype="step", color=colour, label=method)
+            axes[1, i].hist(shift, np.linspace(-2, 2, 41), histtype="step", color=colour)
+        axes[0, i].set(title=_text(name), xlabel="log2 of σ / σ(NUTS)", xlim=(-2.3, 2.3))
+        axes[1, i].set(xlabel="(centre − mean) / σ(NUTS)", xlim=(-2, 2))
+        for axis in axes[:, i]:
+            axis.axvline(0, color=figures.INK, lw=0.6)
+    axes[0, 0].set_ylabel("stars")
+    axes[1, 0].set_ylabel("stars")
+    axes[0, -1].legend(fontsize=7, loc="upper left", frameon=False)
+    return figure
+
+
+def failure_figure(comparison: PosteriorComparison) -> "Figure":
+    """Kiel diagram of NUTS' means, one panel per cheap method, failures marked."""
+    methods = list(comparison.methods)
+    figure, axes = figures.panels(len(methods), 1, 3.6 * len(methods), 3.8)
+    mean = comparison.nuts.centre
+    for axis, method in zip(axes[0], methods, strict=True):
+        failed = comparison.fails(method) & comparison.settled
+        good = ~failed & comparison.settled
+        axis.plot(1e3 * mean[good, 0], mean[good, 2], "o", ms=3, color=figures.LIGHT, label="agrees")
+        axis.plot(1e3 * mean[failed, 0], mean[failed, 2], "o", ms=4, color=figures.ORANGE, label="differs")
+        unsettled = ~comparison.settled
+        axis.plot(1e3 * mean[unsettled, 0], mean[unsettled, 2], "x", ms=4, color=figures.INK, label="NUTS not settled")
+        axis.set(title=f"{method}: {failed.sum()} of {comparison.settled.sum()} differ", xlabel="Teff [K]")
+        axis.invert_xaxis()
+        axis.invert_yaxis()
+    axes[0, 0].set_ylabel("log g [dex]")
+    axes[0, 0].legend(fontsize=8)
+    return figure
+
+
+def corner_figure(comparison: PosteriorComparison, row: int) -> "Figure":
+    """Draws of one star with the ellipses of the Gaussian answers."""
+    names, draws = comparison.names, comparison.draws[row].astype(np.float64)
+    factor = np.array([figures.display_scale(n) for n in names])
+    points = draws * factor
+    n = len(names)
+    figure, axes = figures.panels(n, n, 8.4, 8.4)
+    angle = np.linspace(0, 2 * np.pi, 100)
+    circle = np.stack([np.cos(angle), np.sin(angle)])
+    colours = {"mode + Fisher": figures.GREY, "Laplace": figures.BLUE}
+    low, high = np.percentile(points, [0.3, 99.7], axis=0)
+    for i in range(n):
+        for j in range(n):
+            axis = axes[i, j]
+            if j > i:
+                axis.remove()
+                continue
+            axis.set_xlim(low[j], high[j])
+            if i == j:
+                axis.hist(points[:, i], 40, (low[i], high[i]), color=figures.LIGHT, density=True)
+                for method, estimate in comparison.methods.items():
+                    centre, sigma = factor[i] * estimate.centre[row, i], factor[i] * estimate.sigma[row, i]
+                    colour = colours.get(method, figures.ORANGE)
+                    x = np.linspace(low[i], high[i], 200)
+                    height = np.exp(-0.5 * ((x - centre) / sigma) ** 2) / sigma / np.sqrt(2 * np.pi)
+                    axis.plot(x, height, color=colour, lw=1.1, label=method)
+                axis.set_yticks([])
+            else:
+                axis.plot(points[::2, j], points[::2, i], ",", color=figures.INK, alpha=0.5, rasterized=True)
+                for method, colour in colours.items():
+                    block = comparison.covariance[method][row][np.ix_([j, i], [j, i])]
+                    value, vector = np.linalg.eigh(block)
+                    ellipse = vector @ (np.sqrt(np.maximum(value, 0.0))[:, None] * circle)
+                    centre2 = comparison.methods[method].centre[row][[j, i]]
+                    scale = factor[[j, i]]
+                    for k in (1.0, 2.0):
+                        x, y = (centre2[:, None] + k * ellipse) * scale[:, None]
+                        axis.plot(x, y, color=colour, lw=1.0)
+                axis.set_ylim(low[i], high[i])
+            axis.tick_params(labelsize=6, labelbottom=i == n - 1, labelleft=j == 0 and i > 0)
+            if i == n - 1:
+                axis.set_xlabel(_text(names[j]), fontsize=8)
+            if j == 0 and i > 0:
+                axis.set_ylabel(_text(names[i]), fontsize=8)
+    # Of the figure, not of a panel: the layout would make room for it and widen the first column.
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=9, loc="upper right", frameon=False)
+    return figure
+
+
+def choose_corners(comparison: PosteriorComparison) -> list[tuple[str, int]]:
+    """A few telling stars: the most ordinary, the least for the best cheap method, one at zero dust, one with two tops."""
+    settled = np.flatnonzero(comparison.settled)
+    if not len(settled):
+        return []
+    best = list(comparison.methods)[-1]
+    off = np.abs(np.log(comparison.ratio(best))).max(axis=1) + np.abs(comparison.shift(best)).max(axis=1)
+    off = np.where(np.isfinite(off), off, np.nanmax(off))
+    dust = comparison.nuts.centre[:, -2] / comparison.nuts.sigma[:, -2]
+    wanted = [
+        ("an ordinary star", settled[np.argsort(off[settled])[len(settled) // 4]]),
+        (f"where {best} differs most", settled[np.argmax(off[settled])]),
+        ("next to no dust", settled[np.argmin(dust[settled])]),
+    ]
+    two = settled[comparison.n_modes[settled] > 1]
+    if len(two):
+        wanted.append(("two optima", two[0]))
+    chosen: dict[int, str] = {}
+    for name, row in wanted:
+        chosen.setdefault(int(row), name)
+    return [(name, row) for row, name in chosen.items()][:N_CORNERS]
+
+
+def write_comparison(comparison: PosteriorComparison, model: TrainedModel, folder: Path) -> list[Path]:
+    """Write report.html and stars.csv.
+
+    Args:
+        comparison: the result.
+        model: the model.
+        folder: is made if need be.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_stars(comparison, folder / "stars.csv")
+    methods = list(comparison.methods)
+    fails = {m: comparison.fails(m)[comparison.settled].mean() if comparison.settled.any() else np.nan for m in methods}
+    sections = [
+        Section(
+            "In plain words",
+            "NUTS draws from the posterior itself and serves as the truth here. Every method below answers the same "
+            "question for the same star. 'Differs' means that for at least one parameter the error bar is off by more "
+            f"than a factor {MAX_RATIO}, or the centre by more than {MAX_SHIFT} of NUTS' standard deviations: "
+            + "; ".join(f"{m} for {fails[m]:.0%} of the stars" for m in methods)
+            + f". {int(comparison.settled.sum())} of {len(comparison.settled)} stars had chains that settled; only they "
+            "are counted. Mode + Fisher is what ZGR23 publish: it leaves out the prior, and its E and parallax are modes "
+            "in their logarithms, above the mean where a parameter is not known well. Laplace adds the prior. "
+            "Importance reweights draws from a Gaussian and gives means.",
+            table=Table(("kind of star", "stars", *methods), failure_rows(comparison)),
+        ),
+        Section(
+            "Errors and centres",
+            "Ratio of each method's error to NUTS' standard deviation, and centre minus NUTS' mean in units of it: 16, 50 "
+            "and 84 % of the stars.",
+            table=Table(SUMMARY, summary_rows(comparison), 2),
+            figure=embed(ratio_figure(comparison), "Histograms of error ratios and shifts by method and parameter"),
+        ),
+        Section(
+            "Where they differ",
+            "Every star at NUTS' mean; orange where the method's answer differs.",
+            figure=embed(failure_figure(comparison), "Kiel diagrams with the stars where each method differs"),
+        ),
+        Section(
+            "Correlations",
+            "Median over the stars of the correlation of two parameters.",
+            table=Table(("parameters", *comparison.covariance), correlation_rows(comparison)),
+        ),
+        *(
+            Section(
+                f"Gaia DR3 {comparison.source_id[row]}: {name}",
+                f"Draws of NUTS (points, grey histograms) and the cheap answers (lines; ellipses of 1 and 2 sigma). "
+                f"k_hat {comparison.k_hat[row]:.2f}, {comparison.n_modes[row]} optima found.",
+                figure=embed(corner_figure(comparison, row), f"Corner plot of {name}", dpi=110),
+            )
+            for name, row in choose_corners(comparison)
+        ),
+    ]
+    subtitle = (
+        f"{len(comparison.source_id):,} real stars; cheap answers {comparison.seconds[0]:.1f} s, NUTS "
+        f"{comparison.seconds[1]:.1f} s, compilation included; model {model.card.get('arrays_checksum')}"
+    )
+    best = methods[-1]
+    notice = (
+        f"{best.capitalize()} gives another answer than NUTS for {fails[best]:.0%} of the stars, mode + Fisher for "
+        f"{fails[methods[0]]:.0%}."
+    )
+    page = write_sections(folder / "report.html", "Cheap error bars beside NUTS", subtitle, notice, sections)
+    return [page, folder / "stars.csv"]
+
+
+def _write_stars(comparison: PosteriorComparison, path: Path) -> None:
+    estimates = {**comparison.methods, "NUTS": comparison.nuts}
+    columns = [f"{what} {name} {m}" for m in estimates for name in comparison.names for what in ("centre", "sigma")]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["source_id", "settled", "k_hat", "n_modes", "signal_to_noise", *columns])
+        for i, source_id in enumerate(comparison.source_id):
+            values = [
+                f"{getattr(e, what)[i, k]:.6g}"
+                for e in estimates.values()
+                for k in range(len(comparison.names))
+                for what in ("centre", "sigma")
+            ]
+            first = [source_id, int(comparison.settled[i]), f"{comparison.k_hat[i]:.3f}", comparison.n_modes[i]]
+            writer.writerow([*first, f"{comparison.signal_to_noise[i]:.1f}", *values])

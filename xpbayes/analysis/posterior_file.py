@@ -1,0 +1,185 @@
+"""Draws as ArviZ knows them: named, with units and source_id, on disk as netCDF.
+
+The one place that knows ArviZ before 1.0 (InferenceData) from ArviZ since (xarray's DataTree).
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from xpbayes.channels import FLUX_UNIT
+from xpbayes.errors import InputError
+from xpbayes.inference.nuts import Diagnostics, Draws
+from xpbayes.inference.predictive import predict_draws, whitened_flux
+from xpbayes.modelfile import TrainedModel
+from xpbayes.schema import LABEL_UNITS
+from xpbayes.stars import Stars
+
+ENGINE: Literal["h5netcdf"] = "h5netcdf"
+
+
+def parameter_names(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the posterior's variables, in the model's order."""
+    return (*labels, "extinction", "parallax")
+
+
+def parameter_unit(name: str) -> str:
+    """Unit of a variable."""
+    return {"extinction": "mag", "parallax": "mas"}.get(name, LABEL_UNITS.get(name, ""))
+
+
+def posterior_groups(
+    model: TrainedModel,
+    source_id: NDArray[np.int64],
+    stars: Stars,
+    draws: Draws,
+    diagnostics: Diagnostics,
+    seeds: NDArray[np.uint32],
+    about: Mapping[str, str],
+    channels: bool,
+) -> dict[str, xr.Dataset]:
+    """Lay out draws in ArviZ's groups.
+
+    Args:
+        model: the trained model.
+        source_id: (star,) Gaia DR3.
+        stars: (star,) what was sampled, model error folded in.
+        draws, diagnostics: from `nuts.sample_stars`.
+        seeds: (star,) each star's own.
+        about: attributes of every group.
+        channels: also the groups that have values for every channel of every draw.
+    """
+    n_stars, n_chains, n_draws, _ = draws.parameters.shape
+    names = parameter_names(model.labels)
+    coords: dict[str, Any] = {
+        "chain": np.arange(n_chains),
+        "draw": np.arange(n_draws),
+        "source_id": source_id,
+        "channel": list(model.channels.names),
+        "parameter": list(names),
+    }
+
+    def by_draw(values: NDArray[Any], unit: str = "", text: str = "") -> xr.DataArray:
+        """A (star, chain, draw, ...) array in ArviZ's order."""
+        dims = ("chain", "draw", "source_id", *(("channel",) if values.ndim == 4 else ()))
+        attrs = {k: v for k, v in (("units", unit), ("description", text)) if v}
+        return xr.DataArray(np.moveaxis(values, 0, 2), {d: coords[d] for d in dims}, dims, attrs=attrs)
+
+    def by_star(values: NDArray[Any], *dims: str, **attrs: str) -> xr.DataArray:
+        dims = ("source_id", *dims)
+        return xr.DataArray(np.asarray(values), {d: coords[d] for d in dims}, dims, attrs=attrs)
+
+    scale = np.exp(np.asarray(stars.ln_scale, np.float64))
+    present = np.diagonal(np.asarray(stars.whitening), axis1=1, axis2=2) > 0
+    observed = np.where(present, np.asarray(stars.flux) * scale[:, None], np.nan).astype(np.float32)
+    groups = {
+        "posterior": xr.Dataset({n: by_draw(draws.parameters[..., i], parameter_unit(n)) for i, n in enumerate(names)}),
+        "sample_stats": xr.Dataset(
+            {
+                "diverging": by_draw(draws.diverging),
+                "lp": by_draw(draws.ln_posterior, text="ln posterior density, up to a constant of the star's"),
+                "acceptance_rate": by_draw(draws.accept_prob),
+                "n_steps": by_draw(draws.n_steps),
+                "jumped": by_draw(draws.jumped, text="the chain chose an independent point of the mixture"),
+            }
+        ),
+        "observed_data": xr.Dataset(
+            {
+                "flux": by_star(observed, "channel", units=FLUX_UNIT),
+                "whitened_flux": by_star(whitened_flux(stars), "channel"),
+            }
+        ),
+        "constant_data": xr.Dataset(
+            {
+                "wavelength": xr.DataArray(
+                    model.channels.wavelengths, {"channel": coords["channel"]}, ("channel",), attrs={"units": "nm"}
+                ),
+                "measured_parallax": by_star(_known(stars.parallax, stars.parallax_inv_error), units="mas"),
+                "measured_parallax_error": by_star(
+                    1.0 / _known(stars.parallax_inv_error, stars.parallax_inv_error), units="mas"
+                ),
+            }
+        ),
+        "diagnostics": xr.Dataset(
+            {
+                "r_hat": by_star(diagnostics.r_hat, "parameter"),
+                "ess_bulk": by_star(diagnostics.ess_bulk, "parameter"),
+                "ess_tail": by_star(diagnostics.ess_tail, "parameter"),
+                "n_divergent": by_star(diagnostics.n_divergent),
+                "settled": by_star(diagnostics.settled, description="R-hat and both ESS are good enough"),
+                "n_transitions": by_star(draws.n_transitions, description="of each chain; draws are thinned from them"),
+                "mixture_k_hat": by_star(draws.k_hat, description="Pareto shape of the mixture's importance weights"),
+            }
+        ),
+    }
+    if channels:
+        flat = draws.parameters.reshape(n_stars, n_chains * n_draws, -1)
+        each = [
+            predict_draws(model.forward, stars.take(jnp.asarray(i)), jnp.asarray(flat[i]), jnp.asarray(seeds[i]))
+            for i in range(n_stars)
+        ]
+        ln_likelihood, again, white = (
+            np.stack([np.asarray(e[k]) for e in each]).reshape(n_stars, n_chains, n_draws, -1) for k in range(3)
+        )
+        flux = np.where(present[:, None, None], again * scale[:, None, None, None], np.nan).astype(np.float32)
+        groups["log_likelihood"] = xr.Dataset({"whitened_flux": by_draw(ln_likelihood)})
+        # ArviZ takes every variable of posterior_predictive for one with a likelihood; the flux itself has its own group.
+        groups["posterior_predictive"] = xr.Dataset({"whitened_flux": by_draw(white)})
+        groups["predictions"] = xr.Dataset({"flux": by_draw(flux, FLUX_UNIT)})
+    return {name: group.assign_attrs(about) for name, group in groups.items()}
+
+
+def _known(values: Any, inverse_error: Any) -> NDArray[np.float32]:
+    return np.where(np.asarray(inverse_error) > 0, np.asarray(values), np.float32(np.nan))
+
+
+def to_arviz(groups: Mapping[str, xr.Dataset]) -> Any:
+    """ArviZ's own object: InferenceData before ArviZ 1.0, xarray's DataTree since."""
+    import arviz as az
+
+    if int(az.__version__.split(".")[0]) < 1:
+        return az.InferenceData(**dict(groups))  # type: ignore[arg-type]
+    return xr.DataTree.from_dict(dict(groups))
+
+
+def write_posterior(groups: Mapping[str, xr.Dataset], path: Path) -> Path:
+    """Write the groups to one netCDF file, under a temporary name until it is whole.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        for i, (name, group) in enumerate(groups.items()):
+            packed = {v: {"zlib": True, "complevel": 1} for v in group.data_vars}
+            mode: Literal["w", "a"] = "a" if i else "w"
+            group.to_netcdf(temporary, mode, group=name, engine=ENGINE, encoding=packed)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another output") from error
+    return path
+
+
+def read_posterior(path: str | Path) -> Any:
+    """Read such a file as ArviZ's own object.
+
+    Raises:
+        InputError: no such file, or not one of draws.
+    """
+    import arviz as az
+
+    if not Path(path).is_file():
+        raise InputError(f"{path}: is not there; draw from posteriors with 'xpbayes sample'")
+    try:
+        return az.from_netcdf(str(path), engine=ENGINE)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: holds no draws that can be read ({error}); sample again") from error
