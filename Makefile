@@ -7,13 +7,14 @@ RUN := .venv/bin
 export UV_PYTHON_DOWNLOADS := never
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: demo test setup lint benchmark clean
+.PHONY: demo test setup lint docs benchmark clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   train on real stars, infer held-out ones, write demo/report.html (about 3 minutes)"
 	@echo "make test   run the tests (under 10 minutes)"
 	@echo "make lint   ruff and mypy"
+	@echo "make docs   the documentation site, docs/_build/html/index.html"
 
 $(UV):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -35,6 +36,11 @@ lint: setup
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
+
+docs: $(UV)
+	@$(UV) sync --quiet --frozen --group docs --python $(TOOLS)/bin/python
+	$(RUN)/python -m sphinx -W --keep-going --quiet -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
 
 benchmark: setup
 	$(RUN)/python benchmarks/first_light.py

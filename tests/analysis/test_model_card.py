@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from tests.conftest import QUICK
 from xpbayes.analysis.model_card import held_out_entry, model_card, print_card
 from xpbayes.analysis.training_checks import channel_residuals, held_out_skill
-from xpbayes.config import InferenceConfig
 from xpbayes.pipeline import choose_stars, infer
 
 FLOOR = (0.02, 0.02, 0.02)
@@ -21,7 +21,7 @@ def measured(trained, sample):
     labelled = sample.take(np.isfinite(sample.labels(trained.labels)[0]).all(axis=1))
     held = choose_stars(trained, labelled, "held-out")
     held = held.take(np.arange(128))
-    catalogue = infer(trained, held, config=InferenceConfig())
+    catalogue = infer(trained, held, config=QUICK.model_copy(update={"use_parallax": True}))
     return held_out_entry(trained, catalogue, held, FLOOR, use_parallax=True)
 
 

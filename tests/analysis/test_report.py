@@ -8,12 +8,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from tests.conftest import QUICK
 from xpbayes.archive.star_table import write_star_table
-from xpbayes.config import InferenceConfig
 from xpbayes.errors import InputError
 from xpbayes.pipeline import infer, report
-
-FAST = InferenceConfig(n_nodes=256, n_starts=1, use_parallax=False)
 
 
 class Page(HTMLParser):
@@ -41,7 +39,7 @@ def paths(trained, model_folder, sample, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     part = sample.take(np.arange(0, 2000, 4))
     stars = write_star_table(part, folder / "stars.parquet")
-    infer(model_folder, stars, folder / "catalogue.parquet", FAST, only="held-out")
+    infer(model_folder, stars, folder / "catalogue.parquet", QUICK, only="held-out")
     return model_folder, folder / "catalogue.parquet", stars, folder / "report.html"
 
 
@@ -88,7 +86,7 @@ def test_unlabelled_stars_give_a_page_that_says_so(model_folder, paths, sample, 
     from dataclasses import replace
 
     bare = replace(part, columns={k: v for k, v in part.columns.items() if k in ("ra", "dec")})
-    infer(model_folder, bare, tmp_path / "c.parquet", FAST)
+    infer(model_folder, bare, tmp_path / "c.parquet", QUICK)
     text = report(model_folder, tmp_path / "c.parquet", bare, tmp_path / "r.html").read_text(encoding="utf-8")
     assert "no inferred star has labels" in text and "holds no training labels" in text
 

@@ -7,13 +7,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from tests.conftest import QUICK
 from xpbayes.analysis.star_page import print_star, star_figure
 from xpbayes.archive.star_table import write_star_table
-from xpbayes.config import InferenceConfig
 from xpbayes.errors import InputError
 from xpbayes.pipeline import fit, infer
-
-FAST = InferenceConfig(n_nodes=256, n_starts=2, use_parallax=False)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +26,7 @@ def table(sample):
 def run(trained, table, tmp_path_factory):
     out = tmp_path_factory.mktemp("fit") / "out"
     wanted = table.source_id[[6, 5, 2]].tolist()
-    return fit(trained, table, wanted, out, FAST), wanted, out
+    return fit(trained, table, wanted, out, QUICK), wanted, out
 
 
 def test_stars_come_in_the_order_asked_for(run):
@@ -37,7 +35,7 @@ def test_stars_come_in_the_order_asked_for(run):
 
 
 def test_estimates_are_the_catalogue_s(trained, table, run):
-    catalogue = infer(trained, table.take(np.array([6, 2])), config=FAST)
+    catalogue = infer(trained, table.take(np.array([6, 2])), config=QUICK)
     for row, star in zip(catalogue.to_pylist(), (run[0][0], run[0][2]), strict=True):
         assert_allclose(star.estimate, row["stellar_params_est"], rtol=1e-4, atol=1e-4)
         assert_allclose(star.chi2, row["chi2_opt"], rtol=1e-3)
@@ -97,5 +95,5 @@ def test_an_unknown_source_id_is_one_sentence(trained, table, run):
 def test_a_folder_of_tables_works(trained, table, run, tmp_path):
     write_star_table(table.take(np.arange(4)), tmp_path / "a.parquet")
     write_star_table(table.take(np.arange(4, 8)), tmp_path / "b.parquet")
-    again = fit(trained, tmp_path, run[1], config=FAST)
+    again = fit(trained, tmp_path, run[1], config=QUICK)
     assert_allclose(again[0].estimate, run[0][0].estimate, rtol=1e-5)

@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from tests.conftest import with_columns
+from tests.conftest import QUICK, with_columns
 from xpbayes.analysis.validation import Comparison, accuracy, compare, robust_scatter, running_percentiles
-from xpbayes.config import InferenceConfig
 from xpbayes.errors import InputError
 from xpbayes.pipeline import infer
 
@@ -64,7 +63,7 @@ def test_sparse_bins_are_left_empty():
 class TestCompare:
     @pytest.fixture(scope="class")
     def catalogue(self, trained, sample):
-        return infer(trained, sample.take(np.arange(100)), config=InferenceConfig(n_nodes=256, n_starts=1))
+        return infer(trained, sample.take(np.arange(100)), config=QUICK)
 
     def test_stars_are_matched_by_source_id(self, catalogue, sample):
         shuffled = sample.take(RNG.permutation(len(sample)))

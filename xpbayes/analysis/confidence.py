@@ -342,7 +342,7 @@ def residual_figure(check: ConfidenceCheck, normalised: bool = False) -> "Figure
         normalised: residuals in units of both errors (Fig. 11) instead of K and dex.
     """
     n = len(check.targets)
-    figure, axes = figures._figure(2, n, 7.6, 2.5 * n)
+    figure, axes = figures.panels(2, n, 7.6, 2.5 * n)
     values = check.pull if normalised else check.difference
     for i, name in enumerate(check.targets):
         text, unit = figures.LABEL_TEXT[name], figures.LABEL_UNIT[name]
@@ -354,7 +354,7 @@ def residual_figure(check: ConfidenceCheck, normalised: bool = False) -> "Figure
         low, high = np.percentile(label, [0.1, 99.9])
         for axis, side, chosen in ((axes[i, 0], "good", good), (axes[i, 1], "bad", ~good)):
             x, y = label[chosen], residual[chosen]
-            picked = figures._thin(len(x))
+            picked = figures.thinned(len(x))
             crowded = len(x) > 300
             axis.plot(
                 x[picked], np.clip(y[picked], -reach, reach), ".", ms=2 if crowded else 5,
@@ -376,7 +376,7 @@ def residual_figure(check: ConfidenceCheck, normalised: bool = False) -> "Figure
 def reliability_figure(check: ConfidenceCheck) -> "Figure":
     """Share of good stars against confidence with binomial error bars; below, where the stars are."""
     n = len(check.targets)
-    figure, axes = figures._figure(n, 2, 3.2 * n, 4.6)
+    figure, axes = figures.panels(n, 2, 3.2 * n, 4.6)
     for i, curve in enumerate(check.reliability):
         top, bottom = axes[:, i]
         some = curve.n > 0

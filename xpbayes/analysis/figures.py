@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xpbayes.analysis.binned import ColumnDensity
 from xpbayes.analysis.extinction_curve import CurveComparison
 from xpbayes.analysis.spectra import SpectrumFit
 from xpbayes.analysis.validation import Comparison, running_percentiles
@@ -18,9 +19,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, BLUE, ORANGE, GREY, LIGHT = "#1b1f24", "#1f6fb4", "#d9622b", "#8a929c", "#d5dae0"
-LABEL_TEXT = {"teff": "Teff", "feh": "[Fe/H]", "logg": "log g", "alpha_m": "[α/M]"}
-LABEL_UNIT = {"teff": "K", "feh": "dex", "logg": "dex", "alpha_m": "dex"}
+LABEL_TEXT = {
+    "teff": "Teff",
+    "feh": "[Fe/H]",
+    "logg": "log g",
+    "alpha_m": "[α/M]",
+    "extinction": "E",
+    "parallax": "parallax",
+}
+LABEL_UNIT = {"teff": "K", "feh": "dex", "logg": "dex", "alpha_m": "dex", "extinction": "mag", "parallax": "mas"}
 """Units on pages; inside, Teff is in kK."""
+DENSITY_COLOURS, SIGNED_COLOURS = "Blues", "RdBu_r"
 MAX_POINTS = 20_000
 """Points drawn in a scatter plot at most."""
 
@@ -30,8 +39,22 @@ def display_scale(label: str) -> float:
     return 1e3 if label == "teff" else 1.0
 
 
-def _figure(columns: int, rows: int, width: float, height: float) -> "tuple[Figure, NDArray]":
-    """A figure without pyplot's global state."""
+def file_unit(name: str) -> str:
+    """Unit of a parameter in files: internal, so kK for Teff."""
+    return "kK" if name == "teff" else LABEL_UNIT.get(name, "")
+
+
+def panels(columns: int, rows: int, width: float, height: float, **subplots: Any) -> "tuple[Figure, NDArray]":
+    """Make an empty figure in house style, without pyplot's global state.
+
+    Args:
+        columns, rows: of panels.
+        width, height: of the whole [inch].
+        subplots: for matplotlib's `Figure.subplots`.
+
+    Returns:
+        the figure and its (row, column) axes.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -50,12 +73,35 @@ def _figure(columns: int, rows: int, width: float, height: float) -> "tuple[Figu
     }
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-        axes = figure.subplots(rows, columns, squeeze=False)
+        axes = figure.subplots(rows, columns, squeeze=False, **subplots)
     return figure, axes
 
 
-def _thin(n: int) -> NDArray[np.int64]:
+def thinned(n: int) -> NDArray[np.int64]:
+    """Rows to draw of n, evenly picked: all, or `MAX_POINTS` of them."""
     return np.linspace(0, n - 1, min(n, MAX_POINTS)).astype(int)
+
+
+def density_panel(axis: "Axes", density: ColumnDensity, *, zero: bool = True) -> Any:
+    """Draw a density per column with its percentile lines: dashed 15 % and 84 %, solid median.
+
+    Args:
+        axis: to draw on.
+        density: from `binned`.
+        zero: mark y = 0.
+
+    Returns:
+        matplotlib's mesh, for a colour bar.
+    """
+    mesh = axis.pcolormesh(
+        density.x_edges, density.y_edges, density.relative.T, cmap=DENSITY_COLOURS, vmin=0.0, vmax=1.0, rasterized=True
+    )
+    if zero:
+        axis.axhline(0.0, color=INK, lw=0.7)
+    for k, style in enumerate(("--", "-", "--")):
+        axis.plot(density.x, density.percentiles[:, k], style, color=ORANGE, lw=1.5)
+    axis.set(xlim=density.x_edges[[0, -1]], ylim=density.y_edges[[0, -1]])
+    return mesh
 
 
 def kiel(
@@ -67,12 +113,12 @@ def kiel(
         training, inferred: (star, 3) Teff [kK], [Fe/H], log g.
         titles: of the two panels.
     """
-    figure, axes = _figure(2, 1, 9.0, 4.2)
+    figure, axes = panels(2, 1, 9.0, 4.2)
     both = np.concatenate([training, inferred])
     x_low, x_high = np.percentile(1e3 * both[:, 0], [0.05, 99.95])
     y_low, y_high = np.percentile(both[:, 2], [0.05, 99.95])
     for axis, values, title in zip(axes[0], (training, inferred), titles, strict=True):
-        picked = values[_thin(len(values))]
+        picked = values[thinned(len(values))]
         dots = axis.scatter(
             1e3 * picked[:, 0], picked[:, 2], c=picked[:, 1], s=3, lw=0, vmin=-1.5, vmax=0.5, cmap="viridis"
         )
@@ -87,7 +133,7 @@ def extinction_curve(
     wavelength_nm: NDArray[np.floating], learned: NDArray[np.floating], published: Sequence[CurveComparison]
 ) -> "Figure":
     """The learned R(lambda), published curves, and their ratio."""
-    figure, axes = _figure(1, 2, 8.2, 5.4)
+    figure, axes = panels(1, 2, 8.2, 5.4)
     top, bottom = axes[:, 0]
     top.plot(wavelength_nm, learned, "o", ms=3, color=INK, label="xpbayes", zorder=5)
     shades = {"CCM89, R_V = 3.1": (BLUE, "-"), "G23, R_V = 3.1": (ORANGE, "-")}
@@ -101,12 +147,13 @@ def extinction_curve(
     top.set(ylabel="R, optical depth per unit E", xscale="log", yscale="log")
     bottom.set(xlabel="wavelength [nm]", ylabel="learned / published", xscale="log", ylim=(0.7, 1.3))
     for axis in (top, bottom):
-        _plain_log_ticks(axis)
+        plain_log_ticks(axis)
     top.legend(fontsize=8, ncols=2)
     return figure
 
 
-def _plain_log_ticks(axis: "Axes") -> None:
+def plain_log_ticks(axis: "Axes") -> None:
+    """Label a logarithmic axis of wavelengths [nm], and of values of order one, with plain numbers."""
     from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 
     low, high = axis.get_xlim()
@@ -120,6 +167,20 @@ def _plain_log_ticks(axis: "Axes") -> None:
         axis.yaxis.set_minor_formatter(NullFormatter())
 
 
+def decade_ticks(axis: "Axes") -> None:
+    """Label a logarithmic y axis that spans decades with powers of ten, one that does not with plain numbers."""
+    from matplotlib.ticker import LogFormatterMathtext, LogLocator, NullFormatter, ScalarFormatter
+
+    low, high = axis.get_ylim()
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    if high < 100 * low:
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.yaxis.set_major_formatter(ScalarFormatter())
+        return
+    axis.yaxis.set_major_locator(LogLocator())
+    axis.yaxis.set_major_formatter(LogFormatterMathtext())
+
+
 def spectra(wavelength_nm: NDArray[np.floating], examples: Sequence[tuple[str, SpectrumFit]]) -> "Figure":
     """Observed and predicted flux of example stars, with residuals in sigma below each.
 
@@ -131,7 +192,7 @@ def spectra(wavelength_nm: NDArray[np.floating], examples: Sequence[tuple[str, S
 
     columns = 2
     rows = -(-len(examples) // columns)
-    figure, axes = _figure(columns, rows, 9.4, 2.9 * rows)
+    figure, axes = panels(columns, rows, 9.4, 2.9 * rows)
     for panel, (title, fit) in zip(axes.flat, examples, strict=False):
         grid = GridSpecFromSubplotSpec(2, 1, panel.get_subplotspec(), height_ratios=(2.4, 1), hspace=0.06)
         panel.remove()
@@ -152,7 +213,7 @@ def spectra(wavelength_nm: NDArray[np.floating], examples: Sequence[tuple[str, S
         bottom.set(ylim=(-limit, limit), ylabel="residual [σ]", xlabel="wavelength [nm]", xscale="log")
         for axis in (top, bottom):
             axis.spines[["top", "right"]].set_visible(False)
-        _plain_log_ticks(bottom)
+        plain_log_ticks(bottom)
         top.minorticks_off()
         if panel is axes.flat[0]:
             top.legend(fontsize=8)
@@ -164,11 +225,11 @@ def spectra(wavelength_nm: NDArray[np.floating], examples: Sequence[tuple[str, S
 def against_labels(comparison: Comparison) -> "Figure":
     """Inferred minus label against the label, with running 16th, 50th and 84th percentiles."""
     n = len(comparison.label_names)
-    figure, axes = _figure(n, 2, 3.2 * n, 5.6)
+    figure, axes = panels(n, 2, 3.2 * n, 5.6)
     for i, name in enumerate(comparison.label_names):
         factor = display_scale(name)
         label, difference = factor * comparison.label[:, i], factor * comparison.difference[:, i]
-        picked = _thin(len(label))
+        picked = thinned(len(label))
         top, bottom = axes[:, i]
         text, unit = LABEL_TEXT.get(name, name), LABEL_UNIT.get(name, "")
         low, high = np.percentile(label, [0.2, 99.8])
@@ -188,7 +249,7 @@ def against_labels(comparison: Comparison) -> "Figure":
 def pulls(comparison: Comparison) -> "Figure":
     """Histograms of (inferred - label) / error beside a unit Gaussian."""
     n = len(comparison.label_names)
-    figure, axes = _figure(n, 1, 3.2 * n, 2.9)
+    figure, axes = panels(n, 1, 3.2 * n, 2.9)
     edges = np.linspace(-6, 6, 61)
     x = np.linspace(-6, 6, 301)
     for i, name in enumerate(comparison.label_names):
@@ -196,15 +257,13 @@ def pulls(comparison: Comparison) -> "Figure":
         values = np.clip(comparison.pull[:, i], -6, 6)  # the outermost bins collect what lies beyond
         axis.hist(values, edges, density=True, color=BLUE, alpha=0.75, lw=0)
         axis.plot(x, np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi), color=INK, lw=1.2)
-        axis.set(
-            title=LABEL_TEXT.get(name, name), xlabel="(inferred − label) / σ", ylabel="density" if i == 0 else ""
-        )
+        axis.set(title=LABEL_TEXT.get(name, name), xlabel="(inferred − label) / σ", ylabel="density" if i == 0 else "")
     return figure
 
 
 def model_spectrum(wavelength_nm: NDArray[np.floating], flux: NDArray[np.floating], title: str) -> "Figure":
     """One predicted spectrum."""
-    figure, axes = _figure(1, 1, 7.0, 3.6)
+    figure, axes = panels(1, 1, 7.0, 3.6)
     axis = axes[0, 0]
     axis.plot(wavelength_nm, flux, "o-", ms=3, lw=1.0, color=BLUE)
     axis.set(
@@ -214,9 +273,6 @@ def model_spectrum(wavelength_nm: NDArray[np.floating], flux: NDArray[np.floatin
         yscale="log",
         title=title,
     )
-    _plain_log_ticks(axis)
-    from matplotlib.ticker import LogFormatterMathtext, LogLocator
-
-    axis.yaxis.set_major_locator(LogLocator())
-    axis.yaxis.set_major_formatter(LogFormatterMathtext())
+    plain_log_ticks(axis)
+    decade_ticks(axis)
     return figure

@@ -6,7 +6,6 @@ templates/report.html. Works offline: figures are embedded, nothing is fetched, 
 
 import base64
 import io
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from xpbayes.archive.star_table import OK, StarTable
 from xpbayes.catalogue.table import list_column, read_catalogue, text_column
 from xpbayes.config import TrainingConfig
 from xpbayes.errors import InputError
+from xpbayes.files import whole_file
 from xpbayes.modelfile import TrainedModel
 from xpbayes.schema import FLAG_SENTENCES, QualityFlag
 
@@ -49,11 +49,28 @@ class Drawn:
     height: int
 
 
-def _embed(figure: "Figure", alt: str) -> Drawn:
+def embed(figure: "Figure", alt: str, dpi: int = 150) -> Drawn:
+    """Turn a figure into a picture inside the page.
+
+    Args:
+        figure: finished.
+        alt: what a screen reader says.
+        dpi: pixels per inch.
+    """
+    return picture(as_png(figure, dpi), figure, alt, dpi)
+
+
+def as_png(figure: "Figure", dpi: int) -> bytes:
+    """The bytes of a PNG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    width, height = (int(v) for v in figure.get_size_inches() * 150)
-    return Drawn(f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}", alt, width, height)
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def picture(png: bytes, figure: "Figure", alt: str, dpi: int) -> Drawn:
+    """Put the bytes of `as_png` inside the page."""
+    width, height = (int(v) for v in figure.get_size_inches() * dpi)
+    return Drawn(f"data:image/png;base64,{base64.b64encode(png).decode()}", alt, width, height)
 
 
 def training_labels(model: TrainedModel, stars: StarTable) -> NDArray[np.float64]:
@@ -129,7 +146,7 @@ def _kiel_figure(model: TrainedModel, stars: StarTable, estimate: NDArray[np.flo
     training = training_labels(model, stars)
     if not len(training):
         return None
-    return _embed(
+    return embed(
         figures.kiel(training[:, order], estimate[:, order], ("training labels", "inferred")),
         f"Two Kiel diagrams: {len(training)} training stars and {len(estimate)} inferred stars, coloured by metallicity",
     )
@@ -150,8 +167,6 @@ def write_report(
     Raises:
         InputError: model, catalogue and star table do not belong together, or the page cannot be written.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     catalogue, metadata = read_catalogue(catalogue_path)
     if tuple(metadata["labels"]) != model.labels:
         raise InputError(f"{catalogue_path}: was made with labels {metadata['labels']}, the model has {model.labels}")
@@ -207,35 +222,46 @@ def write_report(
         "timings": timings,
         "figures": {
             "kiel": _kiel_figure(model, stars, estimate),
-            "curve": _embed(
+            "curve": embed(
                 figures.extinction_curve(wavelength, curve, published),
                 "The learned extinction curve beside CCM89 and G23, and their ratio",
             ),
-            "spectra": _embed(
+            "spectra": embed(
                 figures.spectra(wavelength, examples),
                 "Observed and model spectra of example stars with residuals in units of sigma",
             )
             if examples
             else None,
-            "labels": _embed(
+            "labels": embed(
                 figures.against_labels(comparison), "Inferred parameters against labels with running percentiles"
             )
             if comparison
             else None,
-            "pulls": _embed(figures.pulls(comparison), "Histograms of pulls beside unit Gaussians")
+            "pulls": embed(figures.pulls(comparison), "Histograms of pulls beside unit Gaussians")
             if comparison
             else None,
         },
     }
+    return write_page("report.html", context, out)
+
+
+def write_page(template: str, context: dict[str, Any], out: Path) -> Path:
+    """Fill a template and write the page under a temporary name first.
+
+    Args:
+        template: its name in `templates`.
+        context: what it names; a name that is not there is a mistake, never an empty place.
+        out: HTML file.
+
+    Raises:
+        InputError: the page cannot be written.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(
         loader=PackageLoader("xpbayes.analysis", "templates"), autoescape=True, undefined=StrictUndefined
     )
-    page = environment.get_template("report.html").render(context)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = out.with_name(out.name + ".tmp")
+    page = environment.get_template(template).render(context)
+    with whole_file(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, out)
-    except OSError as problem:
-        raise InputError(f"{out}: cannot be written ({problem.strerror}); choose another output") from problem
     return out

@@ -279,7 +279,7 @@ def star_figure(star: StarFit) -> "Figure":
     if star.spectrum is None:
         raise InputError(f"source_id {star.source_id}: has no solution to draw ({star.status})")
     fit, wavelength = star.spectrum, star.wavelength_nm
-    figure, axes = figures._figure(1, 1, 8.2, 5.6)
+    figure, axes = figures.panels(1, 1, 8.2, 5.6)
     grid = axes[0, 0].get_subplotspec().subgridspec(2, 1, height_ratios=(2.6, 1), hspace=0.05)
     axes[0, 0].remove()
     top = figure.add_subplot(grid[0])
@@ -308,7 +308,7 @@ def star_figure(star: StarFit) -> "Figure":
     )  # fmt: skip
     for axis in (top, bottom):
         axis.spines[["top", "right"]].set_visible(False)
-    figures._plain_log_ticks(bottom)
+    figures.plain_log_ticks(bottom)
     top.minorticks_off()
     return figure
 

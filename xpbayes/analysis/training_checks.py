@@ -135,6 +135,12 @@ def label_directions(model: ForwardModel, channels: Channels, names: Sequence[st
     )
 
 
+def _ln_absolute_fluxes(model: ForwardModel, labels: NDArray[Any]) -> NDArray[np.float64]:
+    """(star, channel) ln f_abs."""
+    fluxes = jax.jit(jax.vmap(ln_absolute_flux, (None, 0)))
+    return np.asarray(fluxes(model, jnp.asarray(labels, jnp.float32)), np.float64)
+
+
 def _ln_planck(wavelength_nm: NDArray[Any], teff_kk: NDArray[Any]) -> NDArray[Any]:
     """Ln of a blackbody's surface flux [1e-18 W m^-2 nm^-1]."""
     x = wavelength_nm * 1e-9
@@ -166,7 +172,7 @@ def parallax_scale(model: ForwardModel, channels: Channels, names: Sequence[str]
         mass = np.where(gravity < GIANT_LOGG, GIANT_MASS, (teff / SOLAR_TEFF_KK) ** DWARF_MASS_EXPONENT)
         radius_m = SOLAR_RADIUS_M * np.sqrt(mass * 10.0 ** (SOLAR_LOGG - gravity))
         expected = _ln_planck(wavelength[channel], teff) + 2.0 * np.log(radius_m / (1e3 * PARSEC_M))
-    learned = np.asarray(jax.vmap(ln_absolute_flux, (None, 0))(model, jnp.asarray(some, jnp.float32)))[:, channel]
+    learned = _ln_absolute_fluxes(model, some)[:, channel]
     # f = f_abs parallax^2: a parallax that is too large makes f_abs too small.
     offset = float(-0.5 * np.nanmedian(learned - expected) / np.log(10.0))
     return Check(
@@ -199,7 +205,7 @@ def channel_zero_points(model: ForwardModel, channels: Channels, names: Sequence
     use = np.flatnonzero(channels.wavelengths >= from_nm)
     if use.size < 3:
         return Check(name, None, f"needs three channels longwards of {from_nm:.0f} nm")
-    flux = np.asarray(ln_absolute_flux(model, jnp.asarray(star, jnp.float32)), np.float64)[use]
+    flux = _ln_absolute_fluxes(model, star[None])[0, use]
     wavelength = channels.wavelengths[use]
     difference = -(flux - _ln_planck(wavelength, np.maximum(star[at[0]], 0.5))) * 2.5 / np.log(10.0)
     difference -= np.median(difference)

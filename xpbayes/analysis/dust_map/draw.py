@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from xpbayes.analysis.dust_map.birds_eye import BirdsEye
 from xpbayes.analysis.dust_map.healpix_map import DustMap
-from xpbayes.analysis.figures import GREY, INK, LIGHT, _figure
+from xpbayes.analysis.figures import GREY, INK, LIGHT, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,7 +93,7 @@ def _draw_patch(dust_map: DustMap, n_bins: int) -> "Figure":
     rows = -(-n_bins // columns)
     width = 10.0 / columns
     shape = (y[-1] - y[0]) / max((x[-1] - x[0]) * np.cos(np.radians(b.mean())), 1e-3)
-    figure, axes = _figure(columns, rows, 11.0, rows * (0.9 + width * float(np.clip(shape, 0.3, 2.0))))
+    figure, axes = panels(columns, rows, 11.0, rows * (0.9 + width * float(np.clip(shape, 0.3, 2.0))))
     grid_x, grid_y = np.meshgrid(x, y)
     low, high = _limits(dust_map)
     for k, axis in enumerate(axes.flat):
@@ -124,7 +124,7 @@ def draw_birds_eye(above: BirdsEye) -> "Figure":
     edge = above.axis[-1] + 0.5 * (above.axis[1] - above.axis[0])
     x_range, y_range = _frame(above, edge)
     shape = (x_range[1] - x_range[0]) / (y_range[1] - y_range[0])
-    figure, axes = _figure(1, 1, 1.8 + 5.2 * min(shape, 1.0), 0.8 + 5.2 / max(shape, 1.0))
+    figure, axes = panels(1, 1, 1.8 + 5.2 * min(shape, 1.0), 0.8 + 5.2 / max(shape, 1.0))
     axis = axes[0, 0]
     values = above.density[np.isfinite(above.density)]
     high = max(float(np.percentile(values, 98)), 1e-3) if len(values) else 1.0

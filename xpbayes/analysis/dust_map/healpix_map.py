@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from xpbayes.analysis.dust_map.bins import Voxels
 from xpbayes.analysis.dust_map.selection import Measured
 from xpbayes.errors import InputError
+from xpbayes.files import whole_file
 
 if TYPE_CHECKING:
     from astropy.coordinates import SkyCoord
@@ -157,16 +158,9 @@ class DustMap:
 
 
 def write_fits(units: Any, path: Path) -> Path:
-    """Write an HDU list under a temporary name and rename it."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    """Write an HDU list."""
+    with whole_file(path) as temporary:
         units.writeto(temporary, overwrite=True)
-        temporary.replace(path)
-    except OSError as error:
-        if temporary.exists():
-            temporary.unlink()
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another output") from error
     return path
 
 

@@ -1,0 +1,70 @@
+"""The documentation site: the tutorial's code runs, commands exist, links lead somewhere."""
+
+import re
+from functools import partial
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from xpbayes.cli import app
+from xpbayes.config import InferenceConfig
+from xpbayes.modelfile import load_model, save_model
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def test_the_tutorial_runs(trained, sample, tmp_path, monkeypatch, capsys):
+    """As printed, but on every fifth star, with the model of the tests in place of a minute's training, and few starts."""
+    import xpbayes.pipeline as pipeline
+    from xpbayes.archive.star_table import write_star_table
+
+    def bundled(out):
+        write_star_table(sample, out)
+        return sample
+
+    def train(stars, out):
+        assert Path(stars).is_file()
+        return load_model(save_model(trained, out))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline, "bundled_stars", bundled)
+    monkeypatch.setattr(pipeline, "train", train)
+    monkeypatch.setattr(pipeline, "InferenceConfig", partial(InferenceConfig, n_nodes=256, n_starts=1))
+    namespace: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(), re.DOTALL):
+        exec(compile(block, "docs/tutorial.md", "exec"), namespace)
+    printed = capsys.readouterr().out
+    assert "2000 stars, 64 channels" in printed and "within 1 sigma" in printed
+    assert (tmp_path / "figures" / "kiel.png").is_file() and (tmp_path / "catalogue.parquet").is_file()
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda p: p.name)
+def test_commands_and_options_exist(page):
+    """Every `xpbayes VERB --option` of a page is known to the command line."""
+    commands = typer.main.get_command(app).commands
+    for block in re.findall(r"```(?:sh|bash)\n(.*?)```", page.read_text(), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = line.split("#")[0].split()
+            if words[:1] != ["xpbayes"]:
+                continue
+            command = commands[words[1]]
+            for word in words[2:]:
+                command = getattr(command, "commands", {}).get(word, command)
+            known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
+            options = {w.split("=")[0] for w in words[2:] if w.startswith("--")}
+            assert options <= known | {"--help"}, f"{page.name}: {line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_to_pages_of_the_site(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not link.startswith("http"):
+            assert (page.parent / link.split("#")[0]).is_file(), f"{page.name}: {link}"
+
+
+def test_every_page_is_in_the_contents():
+    contents = "\n".join(re.findall(r"```\{toctree\}(.*?)```", (ROOT / "docs" / "index.md").read_text(), re.DOTALL))
+    assert {p.stem for p in PAGES} - {"index"} <= set(contents.split())

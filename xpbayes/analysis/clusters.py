@@ -1,0 +1,257 @@
+"""Parallaxes of globular-cluster stars, inferred and Gaia's (ZGR23 Fig. 18).
+
+In: rows of a catalogue with proper motions and parallaxes, and a table of clusters: position, proper motion, parallax,
+and the radii of the selection. Membership is cut on the sky and in proper motion, as in the paper.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xpbayes.analysis import figures
+from xpbayes.analysis.residual_columns import CONFIDENCES
+from xpbayes.analysis.run_inputs import Run
+from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Series, Task
+from xpbayes.analysis.validation import robust_scatter
+from xpbayes.archive.tables import Field, read_table
+from xpbayes.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MIN_RELATIVE_ERROR = 0.2
+"""Only stars whose Gaia parallax error exceeds this share of the cluster's parallax: where XP has something to add."""
+MIN_MEMBERS = 5
+FIELDS = (
+    Field("name", "text", ("cluster",), required=True),
+    Field("ra", required=True),
+    Field("dec", required=True),
+    Field("pmra", required=True),
+    Field("pmdec", required=True),
+    Field("parallax", aliases=("plx",), required=True),
+    Field("radius", aliases=("outer_radius",), required=True),
+    Field("inner_radius", aliases=("scale_radius",)),
+    Field("pm_radius", required=True),
+)
+JOINS = ("pmra", "pmdec", "parallax", "parallax_error")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """One cluster and its selection.
+
+    Attributes:
+        name: of the cluster.
+        ra, dec: centre [deg].
+        pmra, pmdec: mean proper motion [mas/yr].
+        parallax: central parallax [mas].
+        radius, inner_radius: on the sky [deg]; stars between them, crowding being worse further in.
+        pm_radius: in proper motion [mas/yr].
+    """
+
+    name: str
+    ra: float
+    dec: float
+    pmra: float
+    pmdec: float
+    parallax: float
+    radius: float
+    inner_radius: float
+    pm_radius: float
+
+
+def read_clusters(path: Path) -> list[Cluster]:
+    """Read a table of clusters: name, ra, dec, pmra, pmdec, parallax, radius, inner_radius (optional), pm_radius.
+
+    Raises:
+        InputError: a column is missing, or a value is not positive where it must be.
+    """
+    table = read_table(path, FIELDS)
+    inner = table.floats("inner_radius")
+    numbers = {f.name: table.floats(f.name) for f in FIELDS[1:]} | {"inner_radius": np.nan_to_num(inner)}
+    out = [
+        Cluster(str(name), **{key: float(values[i]) for key, values in numbers.items()})
+        for i, name in enumerate(table.columns["name"])
+    ]
+    bad = [c for c in out if not (c.parallax > 0 and c.radius > c.inner_radius and c.pm_radius > 0)]
+    if not out or bad:
+        which = f"{len(bad)} of {len(out)} clusters (first: {bad[0].name})" if bad else "it has no cluster"
+        raise InputError(f"{path}: {which} without a positive parallax, radius and pm_radius; complete them")
+    return out
+
+
+@dataclass(frozen=True)
+class Members:
+    """Stars of one cluster in the regime of uncertain parallaxes.
+
+    Attributes:
+        cluster: which.
+        x, y: (star,) offsets from the centre, x towards east [deg].
+        pmra, pmdec: (star,) [mas/yr].
+        inferred, inferred_error, measured, measured_error: (star,) parallaxes [mas].
+        n_sky, n_motion, n_reliable: stars left after the cuts on the sky, in proper motion, on reliability.
+    """
+
+    cluster: Cluster
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    pmra: NDArray[np.float64]
+    pmdec: NDArray[np.float64]
+    inferred: NDArray[np.float64]
+    inferred_error: NDArray[np.float64]
+    measured: NDArray[np.float64]
+    measured_error: NDArray[np.float64]
+    n_sky: int
+    n_motion: int
+    n_reliable: int
+
+
+class ClusterGatherer:
+    """Keeps the members of every cluster."""
+
+    reads: Sequence[str] = (
+        "ra", "dec", "stellar_params_est", "stellar_params_err", "quality_flags", *CONFIDENCES,
+    )  # fmt: skip
+    joins: Sequence[str] = JOINS
+
+    def __init__(self, clusters: Sequence[Cluster]) -> None:
+        self.clusters = clusters
+        self.parts: list[list[NDArray[np.float64]]] = [[] for _ in clusters]
+        self.counts = np.zeros((len(clusters), 3), np.int64)
+
+    def add(self, rows: Rows) -> None:
+        """Take the next rows."""
+        confidence = np.stack([rows[c].astype(np.float64) for c in CONFIDENCES], axis=1)
+        reliable = (rows["quality_flags"] < 8) & ~(confidence < 0.5).any(axis=1)
+        motion = [rows.joined[n] for n in JOINS]
+        for k, cluster in enumerate(self.clusters):
+            x, y = offsets(rows["ra"], rows["dec"], cluster)
+            distance = np.hypot(x, y)
+            with np.errstate(invalid="ignore"):
+                sky = rows.solved & (distance < cluster.radius) & (distance >= cluster.inner_radius)
+                moving = sky & (np.hypot(motion[0] - cluster.pmra, motion[1] - cluster.pmdec) < cluster.pm_radius)
+                uncertain = moving & reliable & (motion[3] > MIN_RELATIVE_ERROR * cluster.parallax)
+            self.counts[k] += [sky.sum(), moving.sum(), (moving & reliable).sum()]
+            estimate, error = rows["stellar_params_est"][:, -1], rows["stellar_params_err"][:, -1]
+            columns = np.stack([x, y, motion[0], motion[1], estimate, error, motion[2], motion[3]], axis=1)
+            self.parts[k].append(columns[uncertain])
+
+    def result(self) -> list[Members]:
+        """Members of every cluster."""
+        out = []
+        for cluster, parts, counts in zip(self.clusters, self.parts, self.counts, strict=True):
+            columns = np.concatenate(parts) if parts else np.zeros((0, 8))
+            out.append(Members(cluster, *columns.T, *(int(c) for c in counts)))
+        return out
+
+
+def offsets(
+    ra: NDArray[np.float64], dec: NDArray[np.float64], cluster: Cluster
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(star,) gnomonic offsets from a cluster's centre, east and north [deg]; NaN beyond 90 degrees."""
+    a, d = np.radians(ra - cluster.ra), np.radians(dec)
+    d0 = np.radians(cluster.dec)
+    cosine = np.sin(d0) * np.sin(d) + np.cos(d0) * np.cos(d) * np.cos(a)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        x = np.cos(d) * np.sin(a) / cosine
+        y = (np.cos(d0) * np.sin(d) - np.sin(d0) * np.cos(d) * np.cos(a)) / cosine
+    near = cosine > 1e-6
+    return np.where(near, np.degrees(x), np.nan), np.where(near, np.degrees(y), np.nan)
+
+
+def draw_clusters(all_members: Sequence[Members]) -> "Figure":
+    """Sky, proper motions and parallaxes of every cluster."""
+    figure, axes = figures.panels(3, len(all_members), 10.2, 3.0 * len(all_members))
+    angle = np.linspace(0, 2 * np.pi, 181)
+    for row, members in zip(axes, all_members, strict=True):
+        cluster = members.cluster
+        picked = figures.thinned(len(members.x)) if len(members.x) else np.zeros(0, int)
+        sky, motion, parallax = row
+        sky.plot(members.x[picked], members.y[picked], ".", ms=2, color=figures.BLUE, alpha=0.6, rasterized=True)
+        for radius, style in ((cluster.radius, "-"), (cluster.inner_radius, ":")):
+            sky.plot(radius * np.cos(angle), radius * np.sin(angle), style, color=figures.ORANGE, lw=1)
+        sky.set(
+            aspect="equal", xlabel="east [°]", ylabel="north [°]", title=f"{cluster.name} ({len(members.x):,} stars)"
+        )
+        sky.invert_xaxis()
+        motion.plot(
+            members.pmra[picked], members.pmdec[picked], ".", ms=2, color=figures.BLUE, alpha=0.6, rasterized=True
+        )
+        motion.plot(cluster.pmra + cluster.pm_radius * np.cos(angle), cluster.pmdec + cluster.pm_radius * np.sin(angle),
+                    color=figures.ORANGE, lw=1)  # fmt: skip
+        motion.set(aspect="equal", xlabel="pmra [mas/yr]", ylabel="pmdec [mas/yr]", title="proper motions")
+        reach = 5.0 * max(robust_scatter(members.measured), robust_scatter(members.inferred)) if len(picked) else 1.0
+        edges = np.linspace(cluster.parallax - reach, cluster.parallax + reach, 41)
+        for values, colour, text in (
+            (members.measured, figures.GREY, "Gaia"),
+            (members.inferred, figures.BLUE, "inferred"),
+        ):
+            if len(values):
+                parallax.hist(np.clip(values, edges[0], edges[-1]), edges, histtype="step", lw=1.5, color=colour,
+                              label=f"{text} (scatter {robust_scatter(values):.3f})")  # fmt: skip
+        parallax.axvline(cluster.parallax, color=figures.ORANGE, ls=":", lw=1.2)
+        parallax.set(xlabel="parallax [mas]", ylabel="stars", title="parallaxes")
+        parallax.legend(fontsize=7.5, frameon=False)
+    return figure
+
+
+def _start(run: Run) -> Task:
+    assert run.clusters is not None
+    missing = [n for n in JOINS if not run.star_column(n)]
+    if missing:
+        raise NotDrawnError(f"the star table has no column {missing[0]}")
+    gatherer = ClusterGatherer(read_clusters(run.clusters))
+    return Task((gatherer,), lambda: _product(gatherer.result()))
+
+
+def _product(found: list[Members]) -> Product:
+    shown = [m for m in found if len(m.x) >= MIN_MEMBERS]
+    if not shown:
+        raise NotDrawnError(
+            f"none of {len(found)} clusters has {MIN_MEMBERS} members in the catalogue (most: "
+            f"{max(len(m.x) for m in found)} in {max(found, key=lambda m: len(m.x)).cluster.name})"
+        )
+    gone = [m.cluster.name for m in found if m not in shown]
+    counts = "; ".join(
+        f"{m.cluster.name}: {m.n_sky:,} on the sky, {m.n_motion:,} by proper motion, {m.n_reliable:,} reliable, "
+        f"{len(m.x):,} shown" for m in shown
+    )  # fmt: skip
+    return Product(
+        draw_clusters(shown),
+        f"Members of {len(shown)} globular clusters on the sky, in proper motion and in parallax",
+        f"Cluster members between the inner (dotted) and outer radius and within the circle in proper motion, with "
+        f"quality_flags < 8 and no confidence below 0.5, whose Gaia parallax error exceeds {MIN_RELATIVE_ERROR} of the "
+        f"cluster's parallax (dotted line). {counts}."
+        + (f" Fewer than {MIN_MEMBERS} members: {', '.join(gone)}." if gone else ""),
+        {
+            "": {
+                "cluster": Series([m.cluster.name for m in shown], "", "globular cluster"),
+                "n": Series([len(m.x) for m in shown], "", "members shown"),
+                "central_parallax": Series([m.cluster.parallax for m in shown], "mas", "from the table of clusters"),
+                "median_inferred": Series([float(np.median(m.inferred)) for m in shown], "mas", "of the members"),
+                "scatter_inferred": Series([robust_scatter(m.inferred) for m in shown], "mas", "robust"),
+                "median_measured": Series([float(np.median(m.measured)) for m in shown], "mas", "Gaia"),
+                "scatter_measured": Series([robust_scatter(m.measured) for m in shown], "mas", "Gaia, robust"),
+            },
+            "members": {
+                "cluster": Series(np.repeat([m.cluster.name for m in shown], [len(m.x) for m in shown]), "", ""),
+                **{
+                    name: Series(np.concatenate([getattr(m, name) for m in shown]), unit, about)
+                    for name, unit, about in (
+                        ("x", "deg", "east of the centre"), ("y", "deg", "north of the centre"),
+                        ("pmra", "mas.yr-1", "Gaia"), ("pmdec", "mas.yr-1", "Gaia"), ("inferred", "mas", "parallax"),
+                        ("inferred_error", "mas", ""), ("measured", "mas", "Gaia's parallax"), ("measured_error", "mas", ""),
+                    )
+                },
+            },
+        },
+    )  # fmt: skip
+
+
+CLUSTERS = Analysis(
+    "clusters", "Fig. 18", "Parallaxes in globular clusters", _start, ("catalogue", "stars", "clusters")
+)  # fmt: skip

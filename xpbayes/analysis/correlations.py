@@ -1,0 +1,205 @@
+"""Median correlations between the errors of a star's parameters, from flux alone and with parallaxes (ZGR23 Fig. 6).
+
+The Fisher matrix of the catalogue holds 1/sigma_plx^2 in its last element where a parallax took part (Eq. 22); taking it
+away leaves what the fluxes alone say. Correlations are counted in fine bins, so memory does not grow with the catalogue.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xpbayes.analysis import figures
+from xpbayes.analysis.binned import histogram_percentiles
+from xpbayes.analysis.run_inputs import Run
+from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Series, Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BINS = 20_000
+"""Of the correlation, from -1 to 1: medians are good to 1e-4."""
+SMALLEST_EIGENVALUE = 1e-12
+"""Of a Fisher matrix scaled to a unit diagonal: below, double precision says nothing about its inverse."""
+PAPER = {
+    ("logg", "parallax"): (0.987, 0.861),
+    ("feh", "parallax"): (-0.497, -0.098),
+    ("teff", "feh"): (0.748, 0.448),
+    ("feh", "extinction"): (0.515, 0.352),
+}
+"""ZGR23 Fig. 6: flux only, with parallax."""
+
+
+@dataclass(frozen=True)
+class Correlations:
+    """Median correlations over a catalogue.
+
+    Attributes:
+        names: parameters.
+        flux_only: (parameter, parameter) medians from the fluxes alone; NaN if none could be computed.
+        with_parallax: (parameter, parameter) medians where a parallax took part; NaN without any.
+        n_flux_only, n_with_parallax: stars.
+        n_failed: stars whose Fisher matrix is not positive definite, or whose parallax error is not known.
+    """
+
+    names: tuple[str, ...]
+    flux_only: NDArray[np.float64]
+    with_parallax: NDArray[np.float64]
+    n_flux_only: int
+    n_with_parallax: int
+    n_failed: int
+
+
+def unpacked(triangle: NDArray[np.floating], n: int) -> NDArray[np.float64]:
+    """(star, n, n) symmetric matrices from upper triangles, row by row."""
+    row, column = np.triu_indices(n)
+    out = np.empty((len(triangle), n, n))
+    out[:, row, column] = triangle
+    out[:, column, row] = triangle
+    return out
+
+
+def correlation_of_inverse(fisher: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Correlations of the covariance that is the inverse of each matrix.
+
+    Args:
+        fisher: (star, n, n).
+
+    Returns:
+        (star, n, n) correlations and (star,) whether the matrix is positive definite to double precision.
+    """
+    diagonal = np.diagonal(fisher, axis1=1, axis2=2)
+    good: NDArray[np.bool_] = np.asarray((diagonal > 0).all(axis=1) & np.isfinite(fisher).all(axis=(1, 2)))
+    identity = np.eye(fisher.shape[1])
+    scale = 1.0 / np.sqrt(np.where(good[:, None], diagonal, 1.0))
+    scaled = np.where(good[:, None, None], fisher * scale[:, :, None] * scale[:, None, :], identity)
+    good &= np.linalg.eigvalsh(scaled)[:, 0] > SMALLEST_EIGENVALUE
+    scaled[~good] = identity
+    covariance = np.linalg.inv(scaled)
+    sigma = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+    return covariance / (sigma[:, :, None] * sigma[:, None, :]), good
+
+
+class CorrelationGatherer:
+    """Counts correlations of all solved stars, as the paper does."""
+
+    reads: Sequence[str] = ("stellar_params_icov_triu", "n_obs", "dof")
+
+    def __init__(self, n_parameters: int, uses_parallax: bool) -> None:
+        self.n = n_parameters
+        self.joins: Sequence[str] = ("parallax_error",) if uses_parallax else ()
+        self.pairs = np.triu_indices(n_parameters, 1)
+        self.edges = np.linspace(-1.0, 1.0, BINS + 1)
+        self.count = np.zeros((2, len(self.pairs[0]), BINS + 2), np.int64)
+        self.n_stars = [0, 0]
+        self.n_failed = 0
+
+    def add(self, rows: Rows) -> None:
+        """Take the next rows."""
+        use = rows.solved
+        fisher = unpacked(rows["stellar_params_icov_triu"][use], self.n)
+        # dof = n_obs + 1 - n where a parallax took part, n_obs - n where none did.
+        measured = (rows["dof"][use] - rows["n_obs"][use] + self.n) == 1
+        if measured.any():
+            self._count(1, fisher[measured])
+            error = rows.joined["parallax_error"][use]
+            known = np.isfinite(error) & (error > 0)
+            self.n_failed += int((measured & ~known).sum())
+            fisher[:, -1, -1] -= np.where(measured & known, 1.0 / np.where(known, error, 1.0) ** 2, 0.0)
+            fisher = fisher[~measured | known]
+        self._count(0, fisher)
+
+    def _count(self, which: int, fisher: NDArray[np.float64]) -> None:
+        if not len(fisher):
+            return
+        correlation, good = correlation_of_inverse(fisher)
+        self.n_stars[which] += int(good.sum())
+        self.n_failed += int((~good).sum())
+        for k, (i, j) in enumerate(zip(*self.pairs, strict=True)):
+            cell = np.clip(((correlation[good, i, j] + 1.0) * (BINS / 2)).astype(np.int64), 0, BINS - 1) + 1
+            self.count[which, k] += np.bincount(cell, minlength=BINS + 2)
+
+    def result(self, names: tuple[str, ...]) -> Correlations:
+        """Medians of what was counted."""
+        medians = []
+        for which in (0, 1):
+            matrix = np.eye(self.n)
+            for k, (i, j) in enumerate(zip(*self.pairs, strict=True)):
+                matrix[i, j] = matrix[j, i] = histogram_percentiles(self.count[which, k], self.edges, (50.0,))[0]
+            medians.append(matrix)
+        return Correlations(names, medians[0], medians[1], self.n_stars[0], self.n_stars[1], self.n_failed)
+
+
+def draw_correlations(numbers: Correlations) -> "Figure":
+    """One triangle of medians per case, the paper's values in brackets."""
+    cases = [("flux only", numbers.flux_only, numbers.n_flux_only, 0)]
+    if numbers.n_with_parallax:
+        cases.append(("with parallax", numbers.with_parallax, numbers.n_with_parallax, 1))
+    n = len(numbers.names)
+    figure, axes = figures.panels(len(cases), 1, 4.6 * len(cases) + 0.8, 4.2)
+    text = [figures.LABEL_TEXT.get(s, s) for s in numbers.names]
+    for axis, (title, matrix, n_stars, which) in zip(axes[0], cases, strict=True):
+        shown = np.where(np.tril(np.ones((n, n)), -1) > 0, matrix, np.nan)
+        mesh = axis.imshow(shown[1:, :-1], cmap=figures.SIGNED_COLOURS, vmin=-1, vmax=1)
+        for i in range(1, n):
+            for j in range(i):
+                paper = PAPER.get((numbers.names[j], numbers.names[i]))
+                colour = "white" if abs(matrix[i, j]) > 0.6 else figures.INK
+                axis.text(j, i - 1, f"{matrix[i, j]:+.3f}", ha="center", va="bottom" if paper else "center",
+                          color=colour, fontsize=9)  # fmt: skip
+                if paper:
+                    axis.text(j, i - 1, f"({paper[which]:+.3f})", ha="center", va="top", color=colour, fontsize=7.5)
+        axis.set(title=f"{title} ({n_stars:,} stars)", xticks=range(n - 1), yticks=range(n - 1))
+        axis.set_xticklabels(text[:-1])
+        axis.set_yticklabels(text[1:])
+        axis.spines[:].set_visible(False)
+        axis.tick_params(length=0)
+    figure.colorbar(mesh, ax=axes[0].tolist(), label="median correlation", pad=0.01, shrink=0.85)
+    return figure
+
+
+def _start(run: Run) -> Task:
+    names = (*run.labels, "extinction", "parallax")
+    if run.uses_parallax and not run.star_column("parallax_error"):
+        raise NotDrawnError(
+            "parallaxes took part and no star table with parallax_error says how large their errors were"
+        )
+    gatherer = CorrelationGatherer(len(names), run.uses_parallax)
+    return Task((gatherer,), lambda: _product(gatherer.result(names)))
+
+
+def _product(numbers: Correlations) -> Product:
+    if not numbers.n_flux_only:
+        raise NotDrawnError("no solved star has a positive definite Fisher matrix")
+    n = len(numbers.names)
+    pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
+    paper = [PAPER.get((numbers.names[i], numbers.names[j]), (np.nan, np.nan)) for i, j in pairs]
+    parallaxes = (
+        f"; right, with Gaia's parallax, {numbers.n_with_parallax:,} stars"
+        if numbers.n_with_parallax
+        else "; no parallax took part in this catalogue, so there is no second panel"
+    )
+    return Product(
+        draw_correlations(numbers),
+        f"Median correlations of {', '.join(figures.LABEL_TEXT.get(s, s) for s in numbers.names)}",
+        f"Median Pearson correlation of the errors of every pair of parameters, from the Fisher matrix: fluxes alone, "
+        f"{numbers.n_flux_only:,} stars{parallaxes}. In brackets what ZGR23 print. Solved stars without a cut; "
+        f"{numbers.n_failed:,} matrices could not be used.",
+        {
+            "": {
+                "first": Series([numbers.names[i] for i, _ in pairs], "", "parameter"),
+                "second": Series([numbers.names[j] for _, j in pairs], "", "parameter"),
+                "flux_only": Series([numbers.flux_only[p] for p in pairs], "", "median correlation"),
+                "with_parallax": Series([numbers.with_parallax[p] for p in pairs], "", "median correlation"),
+                "paper_flux_only": Series([p[0] for p in paper], "", "ZGR23 Fig. 6"),
+                "paper_with_parallax": Series([p[1] for p in paper], "", "ZGR23 Fig. 6"),
+            }
+        },
+    )
+
+
+CORRELATIONS = Analysis(
+    "correlations", "Fig. 6", "Correlations between parameters", _start, ("catalogue",)
+)  # fmt: skip

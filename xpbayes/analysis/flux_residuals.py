@@ -1,0 +1,296 @@
+"""Predicted minus observed flux over the error of the observation, channel by channel (ZGR23 Figs. 9 and 22 draw it).
+
+In: a model, a star table's fluxes, and what the catalogue says of the same stars. The error is the observation's own, as
+in the paper: the model's own error, which inference counts too, is not part of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from xpbayes.analysis import figures
+from xpbayes.analysis.binned import ColumnDensity, column_density, suitable_edges
+from xpbayes.analysis.residual_columns import BASIC, MIN_STARS
+from xpbayes.analysis.run_inputs import STARS_AT_ONCE, Lookup, Run
+from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Series, Task
+from xpbayes.archive.selection import held_out_by_source_id
+from xpbayes.archive.star_table import StarTable
+from xpbayes.channels import Channels
+from xpbayes.modelfile import TrainedModel
+from xpbayes.models.forward import predict_flux
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLUMN_CHANNELS = ("xp392", "xp592", "xp792", "xp992", "H", "W1")
+"""Of Fig. 9."""
+SKY_CHANNELS = ("xp402", "xp652", "J", "W1")
+"""Of Fig. 22."""
+MAX_STARS = 200_000
+"""Stars whose fluxes are looked at; of a larger table, whole row groups evenly spaced through it."""
+TINY = 1e-9
+"""Floor for E [mag] and parallax [mas] before taking logarithms."""
+
+
+@dataclass(frozen=True)
+class FluxSample:
+    """Stars with flux residuals.
+
+    Attributes:
+        channels: names of the channels.
+        source_id: (star,).
+        chi: (star, channel) (f_pred - f_obs) / sigma; NaN where not observed.
+        estimate, error: (star, parameter) inferred.
+        ra, dec: (star,) [deg].
+        reduced_chi2: (star,) chi2_opt / dof.
+        flags: (star,) quality_flags.
+        joined: (star,) star-table columns.
+    """
+
+    channels: tuple[str, ...]
+    source_id: NDArray[np.int64]
+    chi: NDArray[np.float32]
+    estimate: NDArray[np.float32]
+    error: NDArray[np.float32]
+    ra: NDArray[np.float64]
+    dec: NDArray[np.float64]
+    reduced_chi2: NDArray[np.float32]
+    flags: NDArray[np.uint8]
+    joined: dict[str, NDArray[np.float64]]
+
+    def __len__(self) -> int:
+        return len(self.source_id)
+
+
+class FluxGatherer:
+    """Keeps what the catalogue says of at most `MAX_STARS` stars, then reads their fluxes.
+
+    Args:
+        run: with model, catalogue and stars.
+        names: of the channels wanted.
+    """
+
+    reads: Sequence[str] = (
+        "gdr3_source_id", "ra", "dec", "stellar_params_est", "stellar_params_err", "chi2_opt", "dof", "quality_flags",
+    )  # fmt: skip
+
+    def __init__(self, run: Run, names: Sequence[str]) -> None:
+        assert run.model is not None and run.stars is not None and run.catalogue is not None
+        self.run = run
+        self.names = tuple(n for n in dict.fromkeys(names) if n in run.model.channels.names)
+        self.joins: Sequence[str] = (*run.labels, "reddening")
+        self.wanted = Lookup.of(run.stars.sampled_ids(MAX_STARS))
+        self.parts: list[tuple[NDArray[Any], ...]] = []
+
+    def add(self, rows: Rows) -> None:
+        """Take the next rows."""
+        use = rows.solved & (self.wanted.rows(rows["gdr3_source_id"]) >= 0)
+        self.parts.append((*(rows[name][use] for name in self.reads), *(rows.joined[name][use] for name in self.joins)))
+
+    def result(self) -> FluxSample:
+        """Read the fluxes and compare them with the model."""
+        model, stars = self.run.model, self.run.stars
+        assert model is not None and stars is not None
+        columns = [np.concatenate(c) for c in zip(*self.parts, strict=True)] if self.parts else []
+        if not columns or not len(columns[0]):
+            raise NotDrawnError("the catalogue has no solved star")
+        lookup = Lookup.of(columns[0].astype(np.int64))
+        found, chi = [], []
+        for table in stars.batches(MAX_STARS):
+            row = lookup.rows(table.source_id)
+            here = np.flatnonzero(row >= 0)
+            if len(here):
+                found.append(row[here])
+                chi.append(flux_residuals(model, table.take(here), columns[3][row[here]], self.names))
+        if not found:
+            raise NotDrawnError("no solved star of the catalogue is in the star table")
+        row = np.concatenate(found)
+        source_id, ra, dec, estimate, error, chi2, dof, flags, *joined = (c[row] for c in columns)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            reduced = np.where(dof > 0, chi2 / dof, np.inf)
+        return FluxSample(
+            self.names, source_id, np.concatenate(chi), estimate, error, ra, dec, reduced.astype(np.float32), flags,
+            dict(zip(self.joins, joined, strict=True)),
+        )  # fmt: skip
+
+
+def flux_residuals(
+    model: TrainedModel, stars: StarTable, estimate: NDArray[np.floating], names: Sequence[str]
+) -> NDArray[np.float32]:
+    """(f_pred - f_obs) / sigma of some channels.
+
+    Args:
+        model: the model.
+        stars: at most `STARS_AT_ONCE` of them.
+        estimate: (star, parameter) labels, E [mag], parallax [mas].
+        names: of the channels.
+
+    Returns:
+        (star, channel); NaN where not observed.
+    """
+    at = [model.channels.names.index(n) for n in names]
+    parameters = np.ones((STARS_AT_ONCE, estimate.shape[1]), np.float32)
+    parameters[: len(stars), :-2] = estimate[:, :-2]
+    parameters[: len(stars), -2:] = np.log(np.maximum(estimate[:, -2:], TINY))
+    parameters[len(stars) :] = parameters[0]  # one shape, one compilation
+    predicted = _predict(model.forward, jnp.asarray(parameters))
+    flux = np.asarray(predicted, np.float64)[: len(stars), at]
+    sigma = channel_errors(stars, at)
+    return ((flux - stars.flux[:, at]) / sigma).astype(np.float32)
+
+
+_predict = jax.jit(jax.vmap(predict_flux, (None, 0)))
+
+
+def channel_errors(stars: StarTable, channels: Sequence[int]) -> NDArray[np.float64]:
+    """(star, channel) marginal 1-sigma errors of the observed flux, same unit; NaN where not observed.
+
+    With C = (W^T W)^-1 and W lower triangular, the variance of channel c is |row c of W^-1|^2: back substitution for the
+    wanted rows alone, for all stars at once.
+    """
+    n = stars.channels.n_xp
+    out = np.full((len(stars), len(channels)), np.nan)
+    packed = np.ascontiguousarray(stars.xp_whitening.T, np.float64)  # stars last: every step runs along memory
+    first = np.arange(n) * np.arange(1, n + 1) // 2  # where a row of the packed triangle begins
+    diagonal = packed[first + np.arange(n)]
+    present = diagonal > 0
+    safe = np.where(present, diagonal, 1.0)
+    for k, c in enumerate(channels):
+        if c >= n:
+            continue
+        row = np.zeros((n, len(stars)))
+        for j in range(c, -1, -1):
+            below = np.arange(j + 1, c + 1)
+            known = (row[below] * packed[first[below] + j]).sum(axis=0)
+            row[j] = np.where(present[j], ((j == c) - known) / safe[j], 0.0)
+        out[:, k] = np.where(present[c], np.sqrt((row**2).sum(axis=0)), np.nan)
+    for k, c in enumerate(channels):
+        if c >= n:
+            inverse = stars.band_inverse_error[:, c - n].astype(np.float64)
+            out[:, k] = np.where(inverse > 0, 1.0 / np.where(inverse > 0, inverse, 1.0), np.nan)
+    return out
+
+
+def flux_sample(run: Run) -> FluxGatherer:
+    """The stars of both figures, read once."""
+    return run.once("fluxes", lambda: FluxGatherer(run, (*COLUMN_CHANNELS, *SKY_CHANNELS)))
+
+
+def gathered(run: Run) -> FluxSample:
+    """Their fluxes, read once."""
+    return run.once("flux_sample", flux_sample(run).result)
+
+
+@dataclass(frozen=True)
+class FluxColumns:
+    """Flux residuals at every measured value of a parameter.
+
+    Attributes:
+        channels: names, one row of panels each.
+        parameters: names, one column of panels each.
+        densities: per (channel, parameter).
+        n: stars.
+        scatter: (channel,) half of the 16 to 84 % range of the residual.
+    """
+
+    channels: tuple[str, ...]
+    parameters: tuple[str, ...]
+    densities: dict[tuple[str, str], ColumnDensity]
+    n: int
+    scatter: NDArray[np.float64]
+
+
+def flux_columns(sample: FluxSample, member: NDArray[np.bool_], labels: tuple[str, ...]) -> FluxColumns:
+    """Bin flux residuals against measured labels and reddening.
+
+    Args:
+        sample: the stars.
+        member: (star,) which of them.
+        labels: names of the labels.
+    """
+    channels = tuple(c for c in COLUMN_CHANNELS if c in sample.channels)
+    values = {n: figures.display_scale(n) * sample.joined[n][member] for n in labels}
+    values["extinction"] = sample.joined["reddening"][member]
+    values = {n: v for n, v in values.items() if np.isfinite(v).sum() >= MIN_STARS}
+    densities, scatter = {}, []
+    for channel in channels:
+        chi = sample.chi[member, sample.channels.index(channel)].astype(np.float64)
+        known = chi[np.isfinite(chi)]
+        scatter.append(0.5 * float(np.subtract(*np.percentile(known, [84, 16]))) if len(known) else np.nan)
+        for name, value in values.items():
+            if len(known) >= MIN_STARS:
+                densities[channel, name] = column_density(value, chi, *suitable_edges(value, chi))
+    shown = tuple(c for c in channels if any(k[0] == c for k in densities))
+    return FluxColumns(shown, tuple(values), densities, int(member.sum()), np.asarray(scatter)[: len(channels)])
+
+
+def channel_text(name: str, channels: Channels) -> str:
+    """A channel in words: '592 nm', or the name of a band."""
+    return f"{channels.wavelengths[channels.names.index(name)]:.0f} nm" if name.startswith("xp") else name
+
+
+def draw_flux_columns(numbers: FluxColumns, channels: Channels) -> "Figure":
+    """One row per channel, one column per parameter."""
+    rows, columns = len(numbers.channels), len(numbers.parameters)
+    figure, axes = figures.panels(columns, rows, 2.7 * columns + 0.6, 1.75 * rows + 0.6, sharex="col")
+    for i, channel in enumerate(numbers.channels):
+        for j, name in enumerate(numbers.parameters):
+            axis = axes[i, j]
+            mesh = figures.density_panel(axis, numbers.densities[channel, name])
+            if i == rows - 1:
+                axis.set_xlabel(f"{figures.LABEL_TEXT.get(name, name)} [{figures.LABEL_UNIT.get(name, '')}]")
+            if j == 0:
+                axis.set_ylabel(f"{channel_text(channel, channels)}\nΔf / σ")
+    figure.colorbar(mesh, ax=axes.ravel().tolist(), label="density / greatest of its column", pad=0.01, aspect=40)
+    return figure
+
+
+def _start(run: Run) -> Task:
+    gatherer = flux_sample(run)
+    return Task((gatherer,), lambda: _product(run, gathered(run)))
+
+
+def _product(run: Run, sample: FluxSample) -> Product:
+    assert run.model is not None
+    split = run.model.card["split"]
+    labelled = np.isfinite(np.stack([sample.joined[n] for n in run.labels])).all(axis=0)
+    held = held_out_by_source_id(sample.source_id, split["fraction"], split["seed"])
+    member = labelled & held & (sample.flags < BASIC)
+    numbers = flux_columns(sample, member, run.labels)
+    if not numbers.densities:
+        raise NotDrawnError(
+            f"only {int(member.sum())} of {len(sample)} stars are labelled, held out and pass quality_flags < {BASIC}; "
+            f"{MIN_STARS} are needed"
+        )
+    lines = [
+        (c, p, d.x_edges[i], d.x_edges[i + 1], int(d.n[i]), *d.percentiles[i])
+        for (c, p), d in numbers.densities.items() for i in range(len(d.n))
+    ]  # fmt: skip
+    keys = ("channel", "parameter", "low", "high", "n", "p15", "p50", "p84")
+    absent = [c for c in COLUMN_CHANNELS if c not in numbers.channels]
+    gone = f" The model or the stars have no {', '.join(absent)}." if absent else ""
+    return Product(
+        draw_flux_columns(numbers, run.model.channels),
+        f"Normalised flux residuals of {len(numbers.channels)} channels against {len(numbers.parameters)} parameters",
+        f"(f_pred − f_obs) / σ_obs against measured labels and reddening (Teff in K): density over the greatest of its "
+        f"column, lines at 15, 50 and 84 %. {numbers.n:,} of {len(sample):,} solved stars whose fluxes were read: labelled, "
+        f"held out from training, quality_flags < {BASIC}. σ_obs is the observation's own error; the model's own error, "
+        f"which inference adds, is left out, so a width above one is expected where that one dominates.{gone}",
+        {
+            "": {k: Series([line[i] for line in lines], "", k) for i, k in enumerate(keys)},
+            "width": {
+                "channel": Series(list(numbers.channels), "", ""),
+                "half_width": Series(list(numbers.scatter), "", "half of the 16 to 84 % range"),
+            },
+        },
+    )
+
+
+FLUX_RESIDUALS = Analysis(
+    "flux_residuals", "Fig. 9", "Flux residuals against parameters", _start, ("model", "catalogue", "stars")
+)

@@ -1,0 +1,263 @@
+"""Every figure of the paper from the user's own run: the list of analyses, and `analyse`, which makes them.
+
+In: finished products (`run_inputs.Run`). Out: NAME.png and .pdf, NAME.ecsv with the numbers, analyses.json, and a page
+index.html that shows all figures with captions; a figure that cannot be drawn has a line that says why.
+The catalogue is read once for all figures, in memory that does not grow with it.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xpbayes.analysis import (
+    clusters,
+    confidence_panels,
+    correlations,
+    external,
+    flux_residuals,
+    kiel,
+    model_spectra,
+    prior_corner,
+    reddening_law,
+    reliability,
+    residual_columns,
+    self_cleaning_figure,
+    sfd,
+    sky_dust,
+    sky_residuals,
+)
+from xpbayes.analysis.report import Drawn, as_png, parallax_sentence, picture, write_page
+from xpbayes.analysis.run_inputs import Run, find_inputs, open_run
+from xpbayes.analysis.topic import Analysis, Gatherer, NotDrawnError, NumberTable, Product, Task
+from xpbayes.errors import InputError, nearest
+from xpbayes.files import whole_file
+
+Say = Callable[[str], None]
+INDEX, RECORD = "index.html", "analyses.json"
+DPI = 150
+ANALYSES: tuple[Analysis, ...] = (
+    kiel.KIEL,
+    self_cleaning_figure.SELF_CLEANING,
+    prior_corner.PRIOR,
+    correlations.CORRELATIONS,
+    residual_columns.RESIDUALS,
+    residual_columns.PULLS,
+    flux_residuals.FLUX_RESIDUALS,
+    confidence_panels.CONFIDENCE,
+    confidence_panels.CONFIDENCE_PULLS,
+    model_spectra.MAIN_SEQUENCE,
+    model_spectra.METALLICITY,
+    model_spectra.GIANT_BRANCH,
+    reddening_law.CURVE,
+    external.EXTERNAL,
+    reliability.RELIABILITY,
+    clusters.CLUSTERS,
+    sfd.SFD,
+    sky_dust.DUST_SKY,
+    sky_dust.BIRDS_EYE_VIEW,
+    sky_residuals.SKY_RESIDUALS,
+)
+"""In the order of the paper."""
+ABSENT = {
+    "model": "no model was named (--model)",
+    "catalogue": "no catalogue was named (--catalogue)",
+    "stars": "no star table was named (--stars)",
+    "external": "no table of another survey was named (--external)",
+    "clusters": "no table of globular clusters was named (--clusters)",
+    "dust_map": "no dust map was named (--dust-map); make one with 'xpbayes dustmap'",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one analysis.
+
+    Attributes:
+        analysis: which.
+        product: the figure, or
+        reason: why there is none.
+    """
+
+    analysis: Analysis
+    product: Product | None
+    reason: str = ""
+
+    @property
+    def line(self) -> str:
+        """In one line."""
+        if self.product is not None:
+            return f"{self.analysis.name}: drawn"
+        return f"{self.analysis.name}: not drawn because {self.reason}"
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written of one figure.
+
+    Attributes:
+        files: their names.
+        drawn: the picture, for the page.
+    """
+
+    files: tuple[str, ...]
+    drawn: Drawn
+
+
+def choose(only: Sequence[str]) -> list[Analysis]:
+    """The analyses of these names, all if there are none; InputError for an unknown one."""
+    known = {a.name: a for a in ANALYSES}
+    for name in only:
+        if name not in known:
+            raise InputError(f"there is no analysis '{name}'{nearest(name, known)}; known are {', '.join(known)}")
+    return [a for a in ANALYSES if not only or a.name in only]
+
+
+def make_figures(run: Run, analyses: Sequence[Analysis], say: Say = lambda line: None) -> list[Outcome]:
+    """Draw figures from one pass through the catalogue.
+
+    Args:
+        run: what is there.
+        analyses: which figures.
+        say: receives one line per figure.
+
+    Raises:
+        InputError: a file is damaged or lacks a column.
+    """
+    tasks: list[Task | str] = []
+    for analysis in analyses:
+        absent = [need for need in analysis.needs if getattr(run, need) is None]
+        try:
+            tasks.append(ABSENT[absent[0]] if absent else analysis.start(run))
+        except (NotDrawnError, InputError) as error:  # what one figure alone needs may be wrong: the others are drawn
+            tasks.append(str(error))
+    gather(run, [g for task in tasks if isinstance(task, Task) for g in task.gatherers])
+    outcomes = []
+    for analysis, task in zip(analyses, tasks, strict=True):
+        try:
+            outcome = Outcome(analysis, task.product()) if isinstance(task, Task) else Outcome(analysis, None, task)
+        except (NotDrawnError, InputError) as error:
+            outcome = Outcome(analysis, None, str(error))
+        say(outcome.line)
+        outcomes.append(outcome)
+    return outcomes
+
+
+def gather(run: Run, gatherers: Sequence[Gatherer]) -> None:
+    """Read the catalogue once and show every row to every gatherer.
+
+    Raises:
+        InputError: a file is damaged or lacks a column.
+    """
+    distinct = list({id(g): g for g in gatherers}.values())
+    if not distinct:
+        return
+    reads = [name for g in distinct for name in g.reads]
+    joins = [name for g in distinct for name in g.joins]
+    for rows in run.rows(list(dict.fromkeys(reads)), list(dict.fromkeys(joins))):
+        for gatherer in distinct:
+            gatherer.add(rows)
+
+
+def analyse(
+    folder: Path | None,
+    out: Path,
+    named: dict[str, Path | None] | None = None,
+    only: Sequence[str] = (),
+    survey: str = "custom",
+    sfd_maps: Path | None = None,
+    say: Say = lambda line: None,
+) -> Path:
+    """Make the figures of a run and the page that shows them.
+
+    Args:
+        folder: of a run, as `xpbayes demo` leaves it; None if every input is named.
+        out: folder for everything.
+        named: inputs that are elsewhere: model, catalogue, stars, external, clusters, dust_map, curve.
+        only: names of analyses; all if empty.
+        survey: whose columns the external table has.
+        sfd_maps: folder of the SFD maps.
+        say: receives progress.
+
+    Returns:
+        path of the page.
+
+    Raises:
+        InputError: nothing could be drawn, or an input is damaged or belongs to something else.
+    """
+    analyses = choose(only)
+    run = open_run(find_inputs(folder, named or {}), survey, sfd_maps)
+    outcomes = make_figures(run, analyses, say)
+    drawn = [o for o in outcomes if o.product is not None]
+    if not drawn:
+        raise InputError(f"none of {len(outcomes)} figures can be drawn; the first, {outcomes[0].line}")
+    written = {o.analysis.name: write_product(o.analysis, o.product, out) for o in drawn if o.product is not None}
+    record = [_entry(o, written) for o in outcomes]
+    with whole_file(out / RECORD) as temporary:
+        text = json.dumps({"kind": "analyses", "figures": record}, indent=1, ensure_ascii=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+    return write_page("analyses.html", _context(run, outcomes, written), out / INDEX)
+
+
+def write_product(analysis: Analysis, product: Product, out: Path) -> Written:
+    """Write one figure as PNG and PDF, and its numbers as ECSV.
+
+    Raises:
+        InputError: one cannot be written.
+    """
+    names = [f"{analysis.name}.png", f"{analysis.name}.pdf"]
+    png = as_png(product.figure, DPI)
+    product.figure.set_layout_engine("none")  # the layout is found: to find it again takes as long as to draw
+    with whole_file(out / names[0]) as temporary:
+        temporary.write_bytes(png)
+    with whole_file(out / names[1]) as temporary:
+        product.figure.savefig(temporary, dpi=DPI, format="pdf")
+    for key, table in product.tables.items():
+        names.append(f"{analysis.name}_{key}.ecsv" if key else f"{analysis.name}.ecsv")
+        _write_numbers(table, out / names[-1], analysis, product.caption)
+    return Written(tuple(names), picture(png, product.figure, product.alt, DPI))
+
+
+def _write_numbers(table: NumberTable, path: Path, analysis: Analysis, caption: str) -> None:
+    from astropy.table import Column, Table
+
+    columns = [
+        Column(series.values, name=name, unit=series.unit or None, description=series.about or None)
+        for name, series in table.items()
+    ]
+    numbers = Table(columns, meta={"figure": analysis.title, "paper": f"ZGR23 {analysis.paper}", "caption": caption})
+    with whole_file(path) as temporary:
+        numbers.write(temporary, format="ascii.ecsv", overwrite=True)
+
+
+def _entry(outcome: Outcome, written: Mapping[str, Written]) -> dict[str, Any]:
+    about = {"name": outcome.analysis.name, "paper": outcome.analysis.paper, "title": outcome.analysis.title}
+    if outcome.product is None:
+        return {**about, "not_drawn_because": outcome.reason}
+    return {**about, "caption": outcome.product.caption, "files": written[outcome.analysis.name].files}
+
+
+def _context(run: Run, outcomes: Sequence[Outcome], written: Mapping[str, Written]) -> dict[str, Any]:
+    from xpbayes.pipeline import versions
+
+    figures: list[dict[str, Any]] = []
+    for o in outcomes:
+        done = written.get(o.analysis.name)
+        figures.append(
+            {
+                "analysis": o.analysis,
+                "drawn": done.drawn if done is not None else None,
+                "caption": o.reason if o.product is None else o.product.caption,
+                "files": done.files if done is not None else (),
+            }
+        )
+    return {
+        "title": "xpbayes figures",
+        "figures": figures,
+        "n_drawn": sum(f["drawn"] is not None for f in figures),
+        "n_rows": run.catalogue.n_rows if run.catalogue is not None else 0,
+        "n_training": run.model.card.get("n_training", 0) if run.model is not None else 0,
+        "parallax": parallax_sentence(run.catalogue.about) if run.catalogue is not None else "",
+        "versions": versions(),
+    }

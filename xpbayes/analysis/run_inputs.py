@@ -1,0 +1,316 @@
+"""What the analyses read: a model, a catalogue of any size, a star table of any size, and files that the user names.
+
+In: a folder as `xpbayes demo` leaves it, or single paths. Out: `Run`, whose `rows` streams the catalogue once, joined
+with columns of the star table by source_id. Nothing is refitted.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from xpbayes.analysis.topic import Rows
+from xpbayes.archive.star_table import OK, StarTable, file_metadata
+from xpbayes.catalogue.reader import Catalogue, open_catalogue
+from xpbayes.channels import Channels
+from xpbayes.errors import InputError, nearest
+from xpbayes.modelfile import CARD, TrainedModel, load_model
+
+T = TypeVar("T")
+ROWS_AT_ONCE = 65_536
+STARS_AT_ONCE = 2_048
+"""Stars whose fluxes and whitening factors are in memory together: 16 MB."""
+MATRICES = ("flux", "xp_whitening", "band_inverse_error")
+
+
+@dataclass(frozen=True)
+class StarFiles:
+    """A star table on disk, one file or several, of which only some columns are wanted at a time.
+
+    Attributes:
+        files: its Parquet files.
+        channels: of the fluxes.
+        label_names: its labels.
+        names: columns that all files have.
+        n_rows: stars.
+    """
+
+    files: tuple[Path, ...]
+    channels: Channels
+    label_names: tuple[str, ...]
+    names: frozenset[str]
+    n_rows: int
+
+    def columns(self, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """(star,) each of scalar columns, all stars; a number that is missing, or a column that is, is NaN."""
+        out = {n: np.full(self.n_rows, np.nan) for n in names if n not in self.names}
+        for name in dict.fromkeys(n for n in names if n in self.names):  # one by one: half the memory at the peak
+            out[name] = pa.concat_tables([_read(path, [name]) for path in self.files])[name].to_numpy()
+        return out
+
+    def _groups(self, most: int | None) -> list[tuple[Path, int]]:
+        """Row groups to read: all, or evenly spaced ones that hold about so many stars."""
+        groups = [(path, k) for path in self.files for k in range(pq.read_metadata(path).num_row_groups)]
+        return groups if most is None else groups[:: max(1, -(-self.n_rows // most))]
+
+    def sampled_ids(self, most: int | None) -> NDArray[np.int64]:
+        """(star,) source_ids of the stars that `batches` hands out."""
+        parts = []
+        for path, k in self._groups(most):
+            with pq.ParquetFile(path) as file:
+                parts.append(file.read_row_group(k, columns=["source_id"])["source_id"].to_numpy())
+        return np.concatenate(parts)
+
+    def batches(self, most: int | None = None) -> Iterator[StarTable]:
+        """Stars with fluxes and whitening factors, `STARS_AT_ONCE` at a time.
+
+        Args:
+            most: of a table with more stars, whole row groups evenly spaced through it; all if None.
+        """
+        names = ["source_id", *(n for n in MATRICES if n in self.names)]
+        for path, k in self._groups(most):
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(STARS_AT_ONCE, row_groups=[k], columns=names):
+                    yield self._table(pa.Table.from_batches([batch]))
+
+    def _table(self, rows: pa.Table) -> StarTable:
+        def matrix(name: str) -> NDArray[np.float32]:
+            if name not in rows.column_names:
+                return np.zeros((len(rows), 0), np.float32)
+            flat = rows[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            return flat.reshape(len(rows), -1).astype(np.float32)
+
+        flux, whitening, bands = (matrix(n) for n in MATRICES)
+        return StarTable(self.channels, self.label_names, rows["source_id"].to_numpy(), flux, whitening, bands, {})
+
+
+def _read(path: Path, names: Sequence[str]) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=list(names))
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: cannot be read ({str(error).splitlines()[0]}); copy or write it again") from error
+
+
+def open_stars(path: str | Path) -> StarFiles:
+    """Find the files of a star table and check that they belong together.
+
+    Raises:
+        InputError: none is there, one is of another kind, or their channels differ.
+    """
+    path = Path(path)
+    files = tuple(sorted(path.glob("*.parquet"))) if path.is_dir() else (path,)
+    if not files:
+        raise InputError(f"{path}: holds no star table (*.parquet); name a star table or a folder of them")
+    first: tuple[Channels, tuple[str, ...]] | None = None
+    names: frozenset[str] | None = None
+    n_rows = 0
+    for file in files:
+        about = file_metadata(file)
+        if about.get("kind") != "star table":
+            raise InputError(f"{file}: holds a {about.get('kind', 'file of unknown kind')}, not a star table")
+        channels = Channels.from_json(json.dumps(about["channels"]))
+        if first is None:
+            first = (channels, tuple(about["labels"]))
+        else:
+            first[0].require_same(channels, files[0].name, file.name)
+        own = frozenset(pq.read_schema(file).names)
+        names = own if names is None else names & own
+        n_rows += pq.read_metadata(file).num_rows
+    assert first is not None and names is not None  # there is at least one file
+    if not n_rows:
+        raise InputError(f"{path}: has no stars; nothing to do")
+    return StarFiles(files, *first, names, n_rows)
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Rows of a table by source_id.
+
+    Attributes:
+        source_id: (row,) sorted.
+        order: (row,) where each is in the table.
+    """
+
+    source_id: NDArray[np.int64]
+    order: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, source_id: NDArray[np.int64]) -> "Lookup":
+        """Sort source_ids; of repeated ones the first counts."""
+        order = np.argsort(source_id, kind="stable")
+        return cls(source_id[order], order)
+
+    def rows(self, source_id: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(star,) row of each star in the table, -1 where it is not there."""
+        if not len(self.source_id):
+            return np.full(len(source_id), -1)
+        at = np.minimum(np.searchsorted(self.source_id, source_id), len(self.source_id) - 1)
+        return np.where(self.source_id[at] == source_id, self.order[at], -1)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Finished products, and what else the user brought.
+
+    Attributes:
+        model: the trained model.
+        catalogue: what it inferred.
+        stars: the star table that the catalogue was inferred from.
+        external: table of another survey's labels.
+        survey: which survey that is: a name in `archive.label_surveys.SURVEYS`.
+        clusters: table of globular clusters.
+        dust_map: folder of `xpbayes dustmap`.
+        curve: a published extinction curve.
+        sfd: folder of the SFD maps; the dustmaps package's own if None.
+        shared: what several figures gather together.
+    """
+
+    model: TrainedModel | None = None
+    catalogue: Catalogue | None = None
+    stars: StarFiles | None = None
+    external: Path | None = None
+    survey: str = "custom"
+    clusters: Path | None = None
+    dust_map: Path | None = None
+    curve: Path | None = None
+    sfd: Path | None = None
+    shared: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """Make a thing when it is first asked for, and hand out the same one from then on."""
+        if name not in self.shared:
+            self.shared[name] = make()
+        return self.shared[name]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels of model and catalogue."""
+        if self.model is not None:
+            return self.model.labels
+        return tuple(self.catalogue.about["labels"]) if self.catalogue is not None else ()
+
+    @property
+    def uses_parallax(self) -> bool:
+        """Whether any star's parallax took part in the catalogue."""
+        return self.catalogue is not None and bool(self.catalogue.about.get("n_with_parallax", 0))
+
+    def star_column(self, name: str) -> bool:
+        """Whether the star table has a column."""
+        return self.stars is not None and name in self.stars.names
+
+    def rows(self, reads: Sequence[str], joins: Sequence[str]) -> Iterator[Rows]:
+        """Stream the catalogue.
+
+        Args:
+            reads: catalogue columns.
+            joins: columns of the star table.
+
+        Raises:
+            InputError: a file is damaged or lacks a column.
+        """
+        assert self.catalogue is not None
+        wanted = list(dict.fromkeys(("status", *(("gdr3_source_id",) if joins else ()), *reads)))
+        _require(self.catalogue, wanted)
+        lookup, columns = None, {}
+        if joins and self.stars is not None:
+            columns = self.stars.columns(("source_id", *joins))
+            lookup = Lookup.of(columns["source_id"])
+        for table in self.catalogue.tables(wanted, ROWS_AT_ONCE):
+            values = {name: _numbers(table[name]) for name in reads}
+            joined: dict[str, NDArray[Any]] = {}
+            if lookup is not None:
+                row = lookup.rows(table["gdr3_source_id"].to_numpy())
+                for name in joins:
+                    joined[name] = np.where(row >= 0, columns[name][row].astype(np.float64), np.nan)
+            yield Rows(values, joined, np.asarray(pc.fill_null(pc.equal(table["status"], OK), False)))
+
+
+def _require(catalogue: Catalogue, names: Sequence[str]) -> None:
+    for file in catalogue.files:
+        schema = pq.read_schema(file)
+        for name in names:
+            if name not in schema.names:
+                raise InputError(
+                    f"{file}: has no column '{name}'{nearest(name, schema.names)}; infer it again with this xpbayes"
+                )
+
+
+def _numbers(column: pa.ChunkedArray) -> NDArray[Any]:
+    """(row,) or (row, item); floating, NaN where null, unless it is of integers or booleans without nulls."""
+    array = column.combine_chunks()
+    if pa.types.is_fixed_size_list(array.type):
+        flat = array.flatten().to_numpy(zero_copy_only=False)
+        return flat.reshape(len(array), array.type.list_size)
+    return array.to_numpy(zero_copy_only=False)
+
+
+CANDIDATES = {
+    "model": ("model",),
+    "catalogue": ("catalogue.parquet", "catalogue"),
+    "stars": ("stars.parquet", "stars"),
+    "external": tuple(f"external.{s}" for s in ("parquet", "fits", "csv", "ecsv", "vot")),
+    "clusters": tuple(f"clusters.{s}" for s in ("ecsv", "csv", "fits", "parquet", "vot")),
+    "dust_map": ("map", "dust_map"),
+    "curve": ("extinction_curve.txt",),
+}
+"""What each input is called inside the folder of a run."""
+
+
+def find_inputs(folder: Path | None, named: dict[str, Path | None]) -> dict[str, Path]:
+    """Say where the inputs are: what the user named, else what the folder holds.
+
+    Args:
+        folder: of a run; none if None.
+        named: paths by the names of `CANDIDATES`, None where the user named none.
+
+    Raises:
+        InputError: a named path is not there, the folder is not, or it holds nothing to analyse.
+    """
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"{folder}: is no folder of a run; name one, or use --model and --catalogue")
+    found: dict[str, Path] = {}
+    for name, candidates in CANDIDATES.items():
+        path = named.get(name)
+        if path is not None:
+            if not path.exists():
+                raise InputError(f"{path}: no such file or folder; check --{name.replace('_', '-')}")
+            found[name] = path
+        elif folder is not None:
+            inside = [folder / c for c in candidates if (folder / c).exists()]
+            if inside:
+                found[name] = inside[0]
+    if not {"model", "catalogue"} & found.keys():
+        raise InputError(
+            f"{folder or 'nothing'}: holds neither a model (model/{CARD}) nor a catalogue (catalogue.parquet or "
+            f"catalogue/); name them with --model and --catalogue"
+        )
+    return found
+
+
+def open_run(paths: dict[str, Path], survey: str = "custom", sfd: Path | None = None) -> Run:
+    """Open what `find_inputs` found and check that it belongs together.
+
+    Raises:
+        InputError: something is damaged, unfinished, or belongs to another model.
+    """
+    model = load_model(paths["model"]) if "model" in paths else None
+    catalogue = open_catalogue(paths["catalogue"]) if "catalogue" in paths else None
+    stars = open_stars(paths["stars"]) if "stars" in paths else None
+    if model is not None and catalogue is not None:
+        where = paths["catalogue"]
+        if tuple(catalogue.about["labels"]) != model.labels:
+            raise InputError(f"{where}: was made with labels {catalogue.about['labels']}, the model has {model.labels}")
+        mine, theirs = model.card.get("arrays_checksum"), catalogue.about.get("model", {}).get("arrays_checksum")
+        if theirs not in (None, mine):
+            raise InputError(f"{where}: was made with another model; name the model that made it")
+    if model is not None and stars is not None:
+        model.channels.require_same(stars.channels, "the model", str(paths["stars"]))
+    rest: dict[str, Any] = {name: paths.get(name) for name in ("external", "clusters", "dust_map", "curve")}
+    return Run(model=model, catalogue=catalogue, stars=stars, survey=survey, sfd=sfd, **rest)

@@ -1,0 +1,111 @@
+"""A finished dust map on the sky and from above (ZGR23 Figs. 20, 21): `dust_map.draw` draws, here it is read and told."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xpbayes.analysis.dust_map.birds_eye import BirdsEye
+from xpbayes.analysis.dust_map.build import ABOUT, BIRDS_EYE, SKY
+from xpbayes.analysis.dust_map.draw import draw_birds_eye, draw_sky
+from xpbayes.analysis.dust_map.healpix_map import DustMap
+from xpbayes.analysis.run_inputs import Run
+from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Series, drawn_now
+from xpbayes.errors import InputError
+
+
+def read_birds_eye(path: Path) -> BirdsEye:
+    """Read what `BirdsEye.write` wrote.
+
+    Raises:
+        InputError: missing, damaged, or another kind of file.
+    """
+    from astropy.io import fits
+
+    try:
+        with fits.open(path, memmap=False) as units:
+            density, covered = (np.asarray(units[n].data, np.float64) for n in ("DENSITY", "COVERED"))
+            header = units["DENSITY"].header
+            axis = header["CRVAL1"] + header["CDELT1"] * np.arange(density.shape[1])
+            return BirdsEye(axis, density, covered, float(header["ZMAX"]))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as a view from above ({error}); make the map again") from error
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    path = folder / ABOUT
+    try:
+        about = json.loads(path.read_text())
+        if about["kind"] != "dust map":
+            raise KeyError("kind")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise NotDrawnError(f"{path}: is not there or is no dust map; make one with 'xpbayes dustmap'") from error
+    return about
+
+
+def _cuts(about: dict[str, Any], parallax: str) -> str:
+    kind = "inverse-variance means" if about["method"] == "bins" else "means shared by full (E, parallax) covariances"
+    prior = "the prior's pull removed" if about["remove_prior"] else "posterior modes as they are"
+    return (
+        f"{about['rows']:,} stars read, {about['kept']:,} kept: χ²/dof < {about['max_reduced_chi2']:g}, "
+        f"E < {about['max_extinction']:g}, σ_E < {about['max_extinction_error']:g}, σ_ϖ/ϖ < {about[parallax]:g}; {kind}, "
+        f"{prior}"
+    )
+
+
+def _sky(run: Run) -> Product:
+    assert run.dust_map is not None
+    about = _about(run.dust_map)
+    dust = DustMap.read(run.dust_map / SKY)
+    shown = np.isfinite(dust.differential)
+    if not shown.any():
+        raise NotDrawnError(f"{run.dust_map}: no pixel of its sky map has enough stars")
+    rows, bins = np.nonzero(shown)
+    return Product(
+        draw_sky(dust),
+        f"Differential extinction over the sky in {len(dust.edges) - 1} distance bins",
+        f"Mean extinction minus that of the bin before, on the finest of nside {', '.join(map(str, about['nsides']))} with "
+        f"at least {about['min_stars']} stars; grey where there is none. {_cuts(about, 'sky_max_parallax_error')}. "
+        f"{shown.any(axis=1).sum():,} pixels of nside {dust.finest} have a value.",
+        {
+            "": {
+                "pixel": Series(dust.pixel[rows], "", f"HEALPix, nested, Galactic, nside {dust.finest}"),
+                "near": Series(dust.edges[bins], "kpc", "bin from"),
+                "far": Series(dust.edges[bins + 1], "kpc", "to"),
+                "differential": Series(dust.differential[rows, bins], "mag", "E minus that of the bin before"),
+                "differential_sigma": Series(dust.differential_sigma[rows, bins], "mag", "its standard error"),
+                "stars": Series(dust.stars[rows, bins], "", "behind the mean"),
+                "nside": Series(dust.nside[rows, bins], "", "resolution of the mean"),
+            }
+        },
+    )
+
+
+def _above(run: Run) -> Product:
+    assert run.dust_map is not None
+    about = _about(run.dust_map)
+    above = read_birds_eye(run.dust_map / BIRDS_EYE)
+    y, x = np.nonzero(np.isfinite(above.density))
+    if not len(y):
+        raise NotDrawnError(f"{run.dust_map}: its profile covers no column through the plane well enough")
+    return Product(
+        draw_birds_eye(above),
+        "Extinction density of the Galactic plane seen from above",
+        f"Mean of dE/dr over |z| < {1e3 * above.max_height:.0f} pc (Eq. 30, per kpc), from {about['profile_bins']} "
+        f"sinh-spaced bins to {about['profile_reach']:g} kpc; the Sun is the cross. Grey where less than half of the "
+        f"column is on the map: {len(y):,} of {above.density.size:,} cells have a value. "
+        f"{_cuts(about, 'profile_max_parallax_error')}.",
+        {
+            "": {
+                "x": Series(above.axis[x], "kpc", "towards the Galactic centre"),
+                "y": Series(above.axis[y], "kpc", "towards rotation"),
+                "density": Series(above.density[y, x], "mag/kpc", "mean dE/dr"),
+                "covered": Series(above.covered[y, x], "", "share of the column on the map"),
+            }
+        },
+    )
+
+
+DUST_SKY = Analysis("dust_sky", "Fig. 20", "Differential extinction over the sky", drawn_now(_sky), ("dust_map",))
+BIRDS_EYE_VIEW = Analysis("birds_eye", "Fig. 21", "Extinction density from above", drawn_now(_above), ("dust_map",))

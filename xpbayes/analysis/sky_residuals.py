@@ -1,0 +1,153 @@
+"""Mean normalised flux residuals over the sky (ZGR23 Fig. 22)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xpbayes.analysis import figures
+from xpbayes.analysis.flux_residuals import SKY_CHANNELS, FluxSample, channel_text, flux_sample, gathered
+from xpbayes.analysis.run_inputs import Run
+from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Series, Task
+from xpbayes.channels import Channels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAX_PARALLAX_ERROR = 0.2
+MAX_REDUCED_CHI2 = 5.0
+MAX_CHI = 10.0
+NSIDES = (64, 32, 16, 8, 4, 2)
+MIN_STARS = 5
+"""Of a pixel that is drawn."""
+MIN_SHARE = 0.7
+"""The finest nside at which this share of the stars sits in pixels that are drawn."""
+
+
+@dataclass(frozen=True)
+class SkyResiduals:
+    """Mean residuals in pixels.
+
+    Attributes:
+        channels: names.
+        nside: HEALPix resolution, nested, Galactic.
+        pixel: (row,) pixels with at least `MIN_STARS` stars in any channel.
+        mean: (row, channel) mean (f_pred - f_obs) / sigma; NaN where there are too few stars.
+        n: (row, channel) stars.
+        n_stars: stars that pass the cuts.
+        cuts: how many stars each cut took.
+    """
+
+    channels: tuple[str, ...]
+    nside: int
+    pixel: NDArray[np.int64]
+    mean: NDArray[np.float64]
+    n: NDArray[np.int64]
+    n_stars: int
+    cuts: dict[str, int]
+
+
+def sky_residuals(sample: FluxSample) -> SkyResiduals:
+    """Average the residuals of stars with good distances and fits in pixels as small as their number allows."""
+    from xpbayes.analysis.dust_map.selection import galactic_pixel
+
+    channels = tuple(c for c in SKY_CHANNELS if c in sample.channels)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tests = {
+            f"σ_ϖ/ϖ >= {MAX_PARALLAX_ERROR:g}": sample.error[:, -1] / sample.estimate[:, -1] < MAX_PARALLAX_ERROR,
+            f"χ²/dof >= {MAX_REDUCED_CHI2:g}": sample.reduced_chi2 < MAX_REDUCED_CHI2,
+            "no position": np.isfinite(sample.ra) & np.isfinite(sample.dec),
+        }
+    keep, cuts = np.ones(len(sample), bool), {}
+    for name, passed in tests.items():
+        cuts[name] = int((keep & ~passed).sum())
+        keep &= passed
+    ra, dec = sample.ra[keep], sample.dec[keep]
+    chi = sample.chi[keep][:, [sample.channels.index(c) for c in channels]].astype(np.float64)
+    chi[~(np.abs(chi) <= MAX_CHI)] = np.nan
+    for nside in NSIDES:
+        every = galactic_pixel(ra, dec, nside)
+        pixel, row, count = np.unique(every, return_inverse=True, return_counts=True)
+        if count[count >= MIN_STARS].sum() >= MIN_SHARE * len(every):
+            break
+    mean, n = np.full((len(pixel), len(channels)), np.nan), np.zeros((len(pixel), len(channels)), np.int64)
+    for k in range(len(channels)):
+        known = np.isfinite(chi[:, k])
+        n[:, k] = np.bincount(row[known], minlength=len(pixel))
+        enough = n[:, k] >= MIN_STARS
+        total = np.bincount(row[known], chi[known, k], len(pixel))
+        mean[enough, k] = total[enough] / n[enough, k]
+    some = np.isfinite(mean).any(axis=1)
+    return SkyResiduals(channels, nside, pixel[some], mean[some], n[some], int(keep.sum()), cuts)
+
+
+def draw_sky_residuals(numbers: SkyResiduals, channels: Channels) -> "Figure":
+    """One Mollweide map per channel, Galactic, the centre of the Galaxy in the middle."""
+    import astropy.units as u
+    from astropy_healpix import lonlat_to_healpix
+
+    columns = min(2, len(numbers.channels))
+    rows = -(-len(numbers.channels) // columns)
+    figure, axes = figures.panels(columns, rows, 5.2 * columns, 2.9 * rows, subplot_kw={"projection": "mollweide"})
+    x, y = np.linspace(-180.0, 180.0, 721), np.linspace(-90.0, 90.0, 361)
+    grid_x, grid_y = np.meshgrid(0.5 * (x[1:] + x[:-1]), 0.5 * (y[1:] + y[:-1]))
+    # Longitude grows to the left.
+    pixel = np.asarray(lonlat_to_healpix((-grid_x % 360.0) * u.deg, grid_y * u.deg, numbers.nside, order="nested"))
+    row = np.searchsorted(numbers.pixel, pixel).clip(0, len(numbers.pixel) - 1)
+    on = numbers.pixel[row] == pixel
+    reach = max(float(np.nanpercentile(np.abs(numbers.mean), 95)), 0.1)
+    for k, axis in enumerate(axes.flat):
+        if k >= len(numbers.channels):
+            axis.remove()
+            continue
+        image = np.where(on, numbers.mean[row, k], np.nan)
+        axis.set_facecolor(figures.LIGHT)
+        mesh = axis.pcolormesh(np.radians(x), np.radians(y), image, cmap=figures.SIGNED_COLOURS, vmin=-reach, vmax=reach,
+                               rasterized=True)  # fmt: skip
+        axis.set_title(f"{channel_text(numbers.channels[k], channels)} ({numbers.n[:, k].sum():,} stars)", fontsize=9)
+        axis.set_xticks(np.radians([-120, -60, 0, 60, 120]), ["120°", "60°", "0°", "300°", "240°"], fontsize=7)
+        axis.set_yticks(np.radians([-60, -30, 0, 30, 60]), ["−60°", "−30°", "0°", "30°", "60°"], fontsize=7)
+        axis.tick_params(colors=figures.GREY)
+        axis.grid(color=figures.GREY, lw=0.3)
+    figure.colorbar(
+        mesh, ax=axes.ravel()[: len(numbers.channels)].tolist(), label="mean Δf / σ", pad=0.01, extend="both"
+    )
+    return figure
+
+
+def _start(run: Run) -> Task:
+    return Task((flux_sample(run),), lambda: _product(run, gathered(run)))
+
+
+def _product(run: Run, sample: FluxSample) -> Product:
+    assert run.model is not None
+    numbers = sky_residuals(sample)
+    cuts = ", ".join(f"{what}: {count:,}" for what, count in numbers.cuts.items() if count)
+    if not len(numbers.pixel):
+        raise NotDrawnError(
+            f"{numbers.n_stars} of {len(sample)} stars pass the cuts ({cuts}): no pixel has {MIN_STARS} of them"
+        )
+    row, channel = np.nonzero(np.isfinite(numbers.mean))
+    absent = [c for c in SKY_CHANNELS if c not in numbers.channels]
+    gone = f" The model has no {', '.join(absent)}." if absent else ""
+    return Product(
+        draw_sky_residuals(numbers, run.model.channels),
+        f"Mean normalised flux residuals over the sky in {len(numbers.channels)} channels",
+        f"Mean (f_pred − f_obs) / σ_obs in pixels of nside {numbers.nside} with at least {MIN_STARS} stars, Galactic. "
+        f"{numbers.n_stars:,} of {len(sample):,} solved stars whose fluxes were read; removed: {cuts or 'none'}; in each "
+        f"panel also |Δf/σ| > {MAX_CHI:g}. σ_obs is the observation's own error.{gone}",
+        {
+            "": {
+                "pixel": Series(numbers.pixel[row], "", f"HEALPix, nested, Galactic, nside {numbers.nside}"),
+                "channel": Series([numbers.channels[k] for k in channel], "", ""),
+                "mean": Series(numbers.mean[row, channel], "", "(f_pred - f_obs) / sigma"),
+                "n": Series(numbers.n[row, channel], "", "stars"),
+            }
+        },
+    )
+
+
+SKY_RESIDUALS = Analysis(
+    "sky_residuals", "Fig. 22", "Flux residuals over the sky", _start, ("model", "catalogue", "stars")
+)

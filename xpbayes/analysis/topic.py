@@ -1,0 +1,130 @@
+"""What every figure of the paper is made of: a topic gathers numbers from the rows of a catalogue, then draws them.
+
+A topic's module holds the numbers (a `Gatherer`, or a plain function), the drawing, and one `Analysis` that says what it
+needs. `gallery.py` reads the catalogue once for all of them. Nothing here reads a file or knows a figure.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from xpbayes.analysis.run_inputs import Run
+
+
+class NotDrawnError(Exception):
+    """A figure cannot be drawn from what is there; the text completes the sentence 'not drawn because ...'."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One column of a figure's numbers.
+
+    Attributes:
+        values: (row,) numbers or words.
+        unit: in VOUnit syntax, "" if none.
+        about: one phrase.
+    """
+
+    values: Any
+    unit: str = ""
+    about: str = ""
+
+
+NumberTable = Mapping[str, Series]
+"""Column name -> values; all of one length."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """A finished figure.
+
+    Attributes:
+        figure: the drawing.
+        alt: what a screen reader says.
+        caption: what is shown, with cuts and counts.
+        tables: the numbers; the key completes the file's name and may be empty.
+    """
+
+    figure: "Figure"
+    alt: str
+    caption: str
+    tables: Mapping[str, NumberTable]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Consecutive rows of a catalogue, with what the star table knows about the same stars.
+
+    Attributes:
+        columns: catalogue columns, (row,) or (row, item) each; missing numbers are NaN.
+        joined: star-table columns of the same stars, NaN for a star that is not there.
+        solved: (row,) which rows have a solution.
+    """
+
+    columns: Mapping[str, NDArray[Any]]
+    joined: Mapping[str, NDArray[Any]]
+    solved: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.solved)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self.columns[name]
+
+
+class Gatherer(Protocol):
+    """Collects what a figure shows while the catalogue passes by; memory must not grow with it."""
+
+    @property
+    def reads(self) -> Sequence[str]:
+        """Catalogue columns that `add` looks at."""
+
+    @property
+    def joins(self) -> Sequence[str]:
+        """Star-table columns that `add` looks at."""
+
+    def add(self, rows: Rows) -> None:
+        """Take the next rows."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One figure in the making.
+
+    Attributes:
+        gatherers: what must see the catalogue before `product`; several tasks may share one.
+        product: draws; may raise NotDrawnError, or InputError for a file that it reads.
+    """
+
+    gatherers: tuple[Gatherer, ...]
+    product: Callable[[], Product]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One figure of the paper.
+
+    Attributes:
+        name: how the command line and the files call it.
+        paper: which figure of ZGR23 it corresponds to.
+        title: in words.
+        start: begins it; may raise NotDrawnError at once, or InputError for a file that it reads.
+        needs: which inputs it cannot do without, by their names in `run_inputs.Run`.
+    """
+
+    name: str
+    paper: str
+    title: str
+    start: "Callable[[Run], Task]"
+    needs: tuple[str, ...] = field(default=())
+
+
+def drawn_now(make: "Callable[[Run], Product]") -> "Callable[[Run], Task]":
+    """For a figure that no catalogue row takes part in."""
+    return lambda run: Task((), lambda: make(run))
