@@ -1,18 +1,27 @@
-"""Fixtures: real stars, a small trained model, float64. Everything is seeded."""
+"""Fixtures: real stars, a small trained model, float64. Everything is seeded.
 
+What all tests share is made once, whatever the number of pytest-xdist's workers.
+"""
+
+import fcntl
+import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Most of the time goes into compiling programs that run once or twice: unoptimised ones are ready in a third of it.
+# XLA_FLAGS=--xla_backend_optimization_level=3 tests what users run.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import numpy as np
 import pytest
 
-from xpbayes.archive.star_table import StarTable
-from xpbayes.config import Phase, TrainingConfig
-from xpbayes.modelfile import TrainedModel
+from xpbayes.archive.star_table import StarTable, read_star_table, write_star_table
+from xpbayes.config import InferenceConfig, Phase, TrainingConfig
+from xpbayes.modelfile import TrainedModel, load_model, save_model
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -25,6 +34,10 @@ SHORT_PHASES = (
     Phase(update="model_error", epochs=6),
 )
 SHORT_TRAINING = TrainingConfig(phases=SHORT_PHASES, batch_size=128, prior_components=8, held_out_stars=0)
+QUICK = InferenceConfig(
+    use_parallax=False, n_nodes=256, n_starts=2, n_draws=64, chunk_size=64, max_iterations=40
+)  # fmt: skip
+"""Inference in short; whoever shares it shares its compiled programs, whatever the number of stars."""
 
 
 @pytest.fixture(scope="session")
@@ -35,11 +48,29 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def bundled() -> StarTable:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Give a path that every worker of this run sees; the first to ask makes what is there, the others wait."""
+    own = tmp_path_factory.getbasetemp()
+    folder = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def at(name: str, make: Callable[[Path], object]) -> Path:
+        path = folder / name
+        with open(folder / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                make(folder / f"new-{name}")
+                (folder / f"new-{name}").rename(path)
+        return path
+
+    return at
+
+
+@pytest.fixture(scope="session")
+def bundled(made_once) -> StarTable:
     """The bundled sample, 10,000 real stars."""
     from xpbayes.archive.apogee import bundled_stars
 
-    return bundled_stars()
+    return read_star_table(made_once("bundled.parquet", lambda path: write_star_table(bundled_stars(), path)))
 
 
 @pytest.fixture(scope="session")
@@ -49,25 +80,22 @@ def sample(bundled: StarTable) -> StarTable:
 
 
 @pytest.fixture(scope="session")
-def trained(sample: StarTable) -> TrainedModel:
+def trained(sample: StarTable, made_once) -> TrainedModel:
     """A model trained briefly on the sample: real, but rough."""
     from xpbayes.pipeline import train
 
-    return train(sample, config=SHORT_TRAINING)
+    return load_model(made_once("model", lambda path: train(sample, path, SHORT_TRAINING)))
 
 
 @pytest.fixture(scope="session")
 def model_folder(trained: TrainedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from xpbayes.modelfile import save_model
-
+    """A folder of the model that this worker may change."""
     return save_model(trained, tmp_path_factory.mktemp("model") / "model")
 
 
 @pytest.fixture(scope="session")
 def star_file(sample: StarTable, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small star table on disk."""
-    from xpbayes.archive.star_table import write_star_table
-
     return write_star_table(sample.take(np.arange(300)), tmp_path_factory.mktemp("stars") / "stars.parquet")
 
 
@@ -87,6 +115,11 @@ def as_double(tree):
         return jnp.asarray(leaf, jnp.float64) if leaf.dtype == np.float32 else jnp.asarray(leaf)
 
     return jax.tree.map(double, tree)
+
+
+def inference_toml(config: InferenceConfig) -> str:
+    """The settings as `--settings` reads them."""
+    return "[inference]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in config.model_dump().items())
 
 
 def with_columns(table: StarTable, **columns) -> StarTable:

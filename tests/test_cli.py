@@ -9,8 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.command_line import refused, run
+from tests.conftest import QUICK, inference_toml
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+
+def started(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The same as a process of its own: for what only a process has."""
     return subprocess.run(
         [sys.executable, "-m", "xpbayes", *map(str, arguments)],
         capture_output=True,
@@ -20,16 +24,6 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def refused(*arguments: object) -> str:
-    """Run, expect a refusal, and return its one sentence."""
-    result = run(*arguments)
-    assert result.returncode == 2, result.stderr
-    assert "Traceback" not in result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("xpbayes: ")]
-    assert len(lines) == 1 and result.stdout == ""
-    return lines[0]
-
-
 def test_help_names_every_verb():
     text = run("--help").stdout
     for verb in ("demo", "fetch", "train", "infer", "verify", "export", "report", "predict"):
@@ -37,7 +31,13 @@ def test_help_names_every_verb():
 
 
 def test_version():
-    assert run("--version").stdout.strip() == "0.1.0"
+    assert started("--version").stdout.strip() == "0.1.0"
+
+
+def test_a_mistake_ends_the_process_with_status_2_and_one_sentence(tmp_path):
+    result = started("card", tmp_path)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith("xpbayes: ") and len(result.stderr.splitlines()) == 1
 
 
 def test_help_imports_nothing_heavy():
@@ -68,9 +68,27 @@ def test_predict_without_a_label_is_refused(model_folder):
     assert "'logg' is missing" in refused("predict", model_folder, "--teff", 5800, "--feh", 0)
 
 
-def test_infer_then_report(model_folder, star_file, tmp_path):
+@pytest.fixture
+def settings(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(inference_toml(QUICK))
+    return path
+
+
+def test_infer_then_report(model_folder, star_file, settings, tmp_path):
     catalogue = tmp_path / "out" / "catalogue.parquet"
-    result = run("infer", model_folder, star_file, "--out", catalogue, "--no-parallax", "--only", "held-out")
+    result = run(
+        "infer",
+        model_folder,
+        star_file,
+        "--out",
+        catalogue,
+        "--no-parallax",
+        "--only",
+        "held-out",
+        "--settings",
+        settings,
+    )
     assert result.returncode == 0, result.stderr
     assert "stars/s" in result.stderr and result.stdout.strip() == str(catalogue)
     page = tmp_path / "report.html"
@@ -125,7 +143,7 @@ def test_bad_star_tables(kind, message, damaged, model_folder, tmp_path):
     assert not (tmp_path / "c.parquet").exists()
 
 
-def test_negative_errors_get_rows_with_a_reason(star_file, model_folder, tmp_path):
+def test_negative_errors_get_rows_with_a_reason(star_file, model_folder, settings, tmp_path):
     """A bad star never stops a batch."""
     table = pq.read_table(star_file)
     i = table.schema.get_field_index("band_inverse_error")
@@ -135,7 +153,7 @@ def test_negative_errors_get_rows_with_a_reason(star_file, model_folder, tmp_pat
     column = pa.FixedSizeListArray.from_arrays(pa.array(values), n)
     bad = tmp_path / "negative.parquet"
     pq.write_table(table.set_column(i, table.schema.field(i), column), bad)
-    result = run("infer", model_folder, bad, "--out", tmp_path / "c.parquet")
+    result = run("infer", model_folder, bad, "--out", tmp_path / "c.parquet", "--settings", settings)
     assert result.returncode == 0, result.stderr
     assert "not solved: 1 stars, flux error is negative" in result.stderr
     catalogue = pq.read_table(tmp_path / "c.parquet")

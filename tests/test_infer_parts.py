@@ -20,17 +20,16 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import xpbayes
-from tests.conftest import with_columns
+from tests.command_line import refused
+from tests.command_line import run as run_command
+from tests.conftest import QUICK, inference_toml, with_columns
 from xpbayes import pipeline
 from xpbayes.archive.quarantine import read_quarantine
 from xpbayes.archive.star_table import write_star_table
 from xpbayes.catalogue.table import list_column, read_catalogue
-from xpbayes.config import InferenceConfig
 from xpbayes.errors import InputError
 from xpbayes.pipeline import infer_parts, verify
 
-FAST = InferenceConfig(chunk_size=64, n_starts=1, n_nodes=64, use_parallax=False)
-SETTINGS = "[inference]\nchunk_size = 64\nn_starts = 1\nn_nodes = 64\nuse_parallax = false\n"
 PER_PART = 50
 
 
@@ -51,7 +50,7 @@ def inputs(sample, tmp_path_factory):
 
 
 def run(model_folder, inputs, out, **options):
-    return infer_parts(model_folder, inputs, out, FAST, stars_per_part=PER_PART, **{"processes": 1, **options})
+    return infer_parts(model_folder, inputs, out, QUICK, stars_per_part=PER_PART, **{"processes": 1, **options})
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +79,7 @@ def test_a_finished_catalogue(undisturbed, sample):
 def test_as_the_one_file_way(undisturbed, model_folder, inputs):
     """Other batches, so not the same bits: but the same stars, to a hundredth of their errors."""
     parts, _ = read_catalogue(undisturbed)
-    one = xpbayes.infer(model_folder, inputs, config=FAST)
+    one = xpbayes.infer(model_folder, inputs, config=QUICK)
     error = list_column(parts, "stellar_params_err")
     shift = list_column(parts, "stellar_params_est") - list_column(one, "stellar_params_est")
     assert np.nanmedian(np.abs(shift) / error) < 1e-2
@@ -129,13 +128,13 @@ class TestResume:
             run(model_folder, inputs, tmp_path / "other", resume=True)
 
     def test_other_settings_are_refused(self, half_done, model_folder, inputs):
-        other = FAST.model_copy(update={"n_starts": 2})
-        with pytest.raises(InputError, match=r"other settings \(n_starts: 1 then, 2 now\)"):
+        other = QUICK.model_copy(update={"n_starts": 3})
+        with pytest.raises(InputError, match=r"other settings \(n_starts: 2 then, 3 now\)"):
             infer_parts(model_folder, inputs, half_done, other, stars_per_part=PER_PART, resume=True)
 
     def test_another_part_size_is_refused(self, half_done, model_folder, inputs):
         with pytest.raises(InputError, match=r"other inputs \(stars_per_part: 50 then, 60 now\)"):
-            infer_parts(model_folder, inputs, half_done, FAST, stars_per_part=60, resume=True)
+            infer_parts(model_folder, inputs, half_done, QUICK, stars_per_part=60, resume=True)
 
     def test_another_model_is_refused(self, half_done, model_folder, inputs, tmp_path):
         shutil.copytree(model_folder, tmp_path / "model")
@@ -267,8 +266,6 @@ class TestFaults:
             run(model_folder, tmp_path / "nan.parquet", tmp_path / "c")
 
     def test_flags_for_parts_beside_a_file_are_refused(self, model_folder, inputs, tmp_path):
-        from tests.test_cli import refused
-
         sentence = refused("infer", model_folder, inputs, "--out", tmp_path / "c.parquet", "--resume")
         assert "--resume is for catalogues in parts" in sentence
 
@@ -296,7 +293,7 @@ def test_a_table_in_pieces_gives_the_stars_of_the_whole(
 @pytest.mark.slow
 def test_three_kills_change_no_byte(model_folder, inputs, undisturbed, tmp_path):
     """benchmarks/kill_test.py kills fifty times."""
-    (tmp_path / "run.toml").write_text(SETTINGS)
+    (tmp_path / "run.toml").write_text(inference_toml(QUICK))
     command = [sys.executable, "-m", "xpbayes", "infer", model_folder, inputs, "--out", tmp_path / "c", "--resume",
                "--settings", tmp_path / "run.toml", "--stars-per-part", PER_PART, "--processes", 2, "-q"]  # fmt: skip
     records = tmp_path / "c" / "records"
@@ -316,7 +313,7 @@ def test_three_kills_change_no_byte(model_folder, inputs, undisturbed, tmp_path)
 @pytest.mark.slow
 def test_dask_with_a_worker_killed_twice_gives_the_same_bytes(model_folder, inputs, undisturbed, tmp_path):
     pytest.importorskip("distributed", reason="the extra dist is not installed")
-    (tmp_path / "run.toml").write_text(SETTINGS)
+    (tmp_path / "run.toml").write_text(inference_toml(QUICK))
     command = [sys.executable, "-m", "xpbayes", "infer", model_folder, inputs, "--out", tmp_path / "c", "--engine",
                "dask", "--settings", tmp_path / "run.toml", "--stars-per-part", PER_PART, "--processes", 3]  # fmt: skip
     process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
@@ -346,8 +343,8 @@ class TestSurvey:
     @pytest.fixture(scope="class")
     def survey(self, model_folder, tmp_path_factory):
         folder = tmp_path_factory.mktemp("survey") / "survey"
-        command = [sys.executable, "-m", "xpbayes", "simulate", model_folder, "--stars", 90, "--out", folder, "-q"]
-        subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
+        result = run_command("simulate", model_folder, "--stars", 90, "--out", folder, "-q")
+        assert result.returncode == 0, result.stderr
         (bulk,) = (folder / "xp").iterdir()
         lines = gzip.decompress(bulk.read_bytes()).splitlines(keepends=True)
         at = next(i for i, line in enumerate(lines) if line.startswith(b"source_id"))
@@ -362,7 +359,7 @@ class TestSurvey:
     @pytest.fixture(scope="class")
     def catalogue(self, survey, model_folder, tmp_path_factory):
         out = tmp_path_factory.mktemp("parts") / "c"
-        config = FAST.model_copy(update={"use_parallax": True})
+        config = QUICK.model_copy(update={"use_parallax": True})
         return infer_parts(model_folder, survey, out, config, processes=1)
 
     def test_every_row_is_accounted_for(self, catalogue):
@@ -385,8 +382,9 @@ class TestSurvey:
         assert_array_equal(dec, source["dec"].to_numpy())
         assert rows["n_obs"].to_numpy().max() > 61
 
+    @pytest.mark.slow  # star tables in two processes, and surveys in one, are tested above
     def test_two_processes_give_the_same_bytes(self, catalogue, survey, model_folder, tmp_path):
-        config = FAST.model_copy(update={"use_parallax": True})
+        config = QUICK.model_copy(update={"use_parallax": True})
         infer_parts(model_folder, survey, tmp_path / "c", config, processes=2)
         assert contents(tmp_path / "c") == contents(catalogue)
 
@@ -395,24 +393,24 @@ class TestSurvey:
         shutil.copytree(survey.parent, folder)
         shutil.copy(folder / "xp" / "Xp_1.csv.gz", folder / "xp" / "Xp_2.csv.gz")
         with pytest.raises(InputError, match=r"30 source_ids have more than one row \(first: \d+, in part-00001"):
-            infer_parts(model_folder, folder / "survey.toml", tmp_path / "c", FAST, processes=1)
+            infer_parts(model_folder, folder / "survey.toml", tmp_path / "c", QUICK, processes=1)
 
     def test_a_changed_companion_is_refused(self, survey, model_folder, tmp_path):
         folder = tmp_path / "survey"
         shutil.copytree(survey.parent, folder)
-        infer_parts(model_folder, folder / "survey.toml", tmp_path / "c", FAST, shard=(0, 2), processes=1)
+        infer_parts(model_folder, folder / "survey.toml", tmp_path / "c", QUICK, shard=(0, 2), processes=1)
         raw = bytearray((folder / "gaia_source.csv.gz").read_bytes())
         raw[4] ^= 1  # the time stamp in gzip's header: the same size, and the same rows
         (folder / "gaia_source.csv.gz").write_bytes(raw)
         with pytest.raises(InputError, match=r"gaia_source.csv.gz: has changed since"):
-            infer_parts(model_folder, folder / "survey.toml", tmp_path / "c", FAST, shard=(1, 2), processes=1)
+            infer_parts(model_folder, folder / "survey.toml", tmp_path / "c", QUICK, shard=(1, 2), processes=1)
 
 
 def test_parallaxes_are_counted(model_folder, sample, tmp_path):
     known = np.where(np.arange(20) < 15, 1.0, np.nan).astype(np.float32)
     few = with_columns(sample.take(np.arange(20)), parallax=known, parallax_error=known * 0.1)
     write_star_table(few, tmp_path / "few.parquet")
-    config = FAST.model_copy(update={"use_parallax": True})
+    config = QUICK.model_copy(update={"use_parallax": True})
     infer_parts(model_folder, tmp_path / "few.parquet", tmp_path / "c", config, processes=1)
     assert read_catalogue(tmp_path / "c")[1]["n_with_parallax"] == 15
 

@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import xpbayes
-from tests.conftest import SHORT_TRAINING, with_columns
+from tests.conftest import QUICK, SHORT_TRAINING, with_columns
 from xpbayes.errors import InputError
 from xpbayes.pipeline import choose_stars
 
@@ -104,7 +104,7 @@ def test_alpha_as_a_fourth_label(sample):
     )
     model = xpbayes.train(sample, config=config)
     assert model.labels[-1] == "alpha_m"
-    catalogue = xpbayes.infer(model, sample.take(np.arange(64)))
+    catalogue = xpbayes.infer(model, sample.take(np.arange(64)), config=QUICK)
     assert catalogue.schema.field("stellar_params_est").type.list_size == 6
     assert catalogue.schema.field("stellar_params_cov_triu").type.list_size == 21
 

@@ -11,9 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from xpbayes.archive.prepare import prepare, read_companions, stream_stars
+from xpbayes.archive.companions import read_companions
+from xpbayes.archive.prepare import prepare
 from xpbayes.archive.quarantine import read_quarantine
 from xpbayes.archive.star_table import read_star_table
+from xpbayes.archive.stream import stream_stars
 from xpbayes.archive.survey_config import read_survey
 from xpbayes.calibration.design_matrix import design_matrix
 from xpbayes.channels import XP_GRID_NM

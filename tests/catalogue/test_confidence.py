@@ -12,17 +12,14 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from tests.conftest import with_columns
+from tests.conftest import QUICK, with_columns
 from xpbayes.catalogue.confidence import confidence_columns, shifted_features, table_features
 from xpbayes.catalogue.table import list_column
-from xpbayes.config import InferenceConfig
 from xpbayes.errors import InputError
 from xpbayes.inference.confidence import Fit, confidences
 from xpbayes.modelfile import load_model, save_model
 from xpbayes.models.confidence import feature_names, initial_nets
 from xpbayes.pipeline import infer
-
-FAST = InferenceConfig(n_nodes=256, n_starts=1, use_parallax=False)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +46,7 @@ def some(sample):
 
 @pytest.fixture(scope="module")
 def catalogue(with_nets, some):
-    return infer(with_nets, some, config=FAST)
+    return infer(with_nets, some, config=QUICK)
 
 
 def test_the_model_s_own_arrays_stay_as_they_were(trained, with_nets, folder, tmp_path):
@@ -118,7 +115,7 @@ def test_infer_fills_columns_and_flags(catalogue):
 
 
 def test_other_columns_stay_as_they_were(trained, catalogue, some):
-    plain = infer(trained, some, config=FAST)
+    plain = infer(trained, some, config=QUICK)
     changed = [n for n in plain.column_names if not plain[n].equals(catalogue[n])]
     assert set(changed) <= {"teff_confidence", "logg_confidence", "quality_flags"}
     assert np.array_equal(plain["quality_flags"].to_numpy() & 0xF8, catalogue["quality_flags"].to_numpy() & 0xF8)
@@ -139,7 +136,7 @@ def test_training_sees_the_features_that_inference_sees(with_nets, catalogue, so
 
 def test_features_that_training_did_not_have_are_mentioned(with_nets, sample):
     said = []
-    infer(with_nets, sample.take(np.arange(20)), config=FAST, say=said.append)
+    infer(with_nets, sample.take(np.arange(20)), config=QUICK, say=said.append)
     assert sum("features are not there as they were in training" in line for line in said) == 1
 
 

@@ -5,16 +5,15 @@ import pyarrow as pa
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from tests.conftest import with_columns
+from tests.conftest import QUICK, with_columns
 from xpbayes.archive.star_table import OK
 from xpbayes.catalogue.table import list_column, quality_flags, read_catalogue, write_catalogue
-from xpbayes.config import InferenceConfig
 from xpbayes.errors import InputError
 from xpbayes.inference.uncertainty import from_upper_triangle
 from xpbayes.pipeline import infer
 from xpbayes.schema import QualityFlag, catalogue_columns
 
-SIMPLE = InferenceConfig(n_nodes=256, n_starts=2)
+SIMPLE = QUICK.model_copy(update={"use_parallax": True})
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ The protocol is pyvo's and is imported where used.
 import hashlib
 import io
 import json
-import os
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 from xpbayes.archive.adql import Query
 from xpbayes.archive.star_table import write_parquet
 from xpbayes.errors import InputError
+from xpbayes.files import whole_file
 
 Say = Callable[[str], None]
 
@@ -170,9 +170,8 @@ def fetch_spectra(
         text = _patiently(lambda c=chunk: _download(c, product, url, patience), name, patience, say)  # type: ignore[misc]
         n = sum(1 for line in text.splitlines() if line and not line.startswith(b"#")) - 1
         if n > 0:
-            temporary = path.with_name(path.name + ".tmp")
-            temporary.write_bytes(text)
-            os.replace(temporary, path)
+            with whole_file(path) as temporary:
+                temporary.write_bytes(text)
             files.append(path)
         record.add(name, digest, max(n, 0), out)
         say(f"{name}: {max(n, 0)} spectra for {len(chunk)} stars")
@@ -212,9 +211,8 @@ class _Record:
 
     def add(self, name: str, digest: str, rows: int | str, out: Path) -> None:
         self.chunks[name] = {"query": digest, "rows": rows}
-        temporary = out / f"{RECORD}.tmp"
-        temporary.write_text(json.dumps({"chunks": self.chunks}, indent=1) + "\n")
-        os.replace(temporary, out / RECORD)
+        with whole_file(out / RECORD) as temporary:
+            temporary.write_text(json.dumps({"chunks": self.chunks}, indent=1) + "\n")
 
 
 def _patiently(request: Callable[[], Any], name: str, patience: Patience, say: Say) -> Any:

@@ -9,48 +9,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from xpbayes.archive.adql import SOURCE_COLUMNS, SPURIOUS_COLUMNS, SUMMARY_COLUMNS
 from xpbayes.archive.companion_table import SortedRuns, read_companion
 from xpbayes.archive.tables import SOURCE_ID, Field, Table
 from xpbayes.errors import InputError
 
 POSITIONS = ("ra", "dec")
-FLOATS = (
-    "ra",
-    "dec",
-    "ra_error",
-    "dec_error",
-    "ref_epoch",
-    "parallax",
-    "parallax_error",
-    "pmra",
-    "pmra_error",
-    "pmdec",
-    "pmdec_error",
-    "ruwe",
-    "astrometric_excess_noise",
-    "fidelity_v2",
-    "norm_dg",
-    "phot_g_mean_mag",
-    "phot_bp_mean_mag",
-    "phot_rp_mean_mag",
-    "phot_g_mean_flux",
-    "phot_g_mean_flux_error",
-    "phot_bp_mean_flux",
-    "phot_bp_mean_flux_error",
-    "phot_rp_mean_flux",
-    "phot_rp_mean_flux_error",
-    "phot_bp_rp_excess_factor",
-    "phot_bp_n_obs",
-    "phot_rp_n_obs",
-    "visibility_periods_used",
-    "bp_chi_squared",
-    "rp_chi_squared",
-    "bp_n_measurements",
-    "rp_n_measurements",
-    "nu_eff_used_in_astrometry",
-    "pseudocolour",
-    "ecl_lat",
+FLOATS = tuple(
+    name
+    for name in (*SOURCE_COLUMNS, *SPURIOUS_COLUMNS, *SUMMARY_COLUMNS)
+    if name not in ("random_index", "source_id", "has_xp_continuous", "astrometric_params_solved")
 )
+"""What the archive is asked for, but for whole numbers."""
 ALIASES = {
     "phot_g_mean_mag": ("gmag", "g"),
     "phot_bp_mean_mag": ("bpmag", "bp"),

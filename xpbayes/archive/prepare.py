@@ -6,7 +6,6 @@ Records and settings are in ``.prepare`` beside the tables. A re-run with other 
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -18,13 +17,12 @@ import numpy as np
 from xpbayes.archive.companion_table import SeenIds
 from xpbayes.archive.companions import Companions, read_companions
 from xpbayes.archive.quarantine import Rejected, write_quarantine
-from xpbayes.archive.star_table import write_star_table
-from xpbayes.archive.stream import stream_file, stream_stars
+from xpbayes.archive.star_table import Cut, add_up_cuts, write_star_table
+from xpbayes.archive.stream import stream_file
 from xpbayes.archive.survey_config import SurveySettings, expand, read_survey
 from xpbayes.checksum import file_checksum
 from xpbayes.errors import InputError
-
-__all__ = ["MANIFEST", "QUARANTINE", "Companions", "prepare", "read_companions", "stream_stars"]
+from xpbayes.files import whole_file
 
 Say = Callable[[str], None]
 
@@ -90,7 +88,7 @@ def _prepare_file(
     identity = _identity(path)
     before = seen.all()
     totals = dict.fromkeys(TOTALS, 0)
-    cuts: dict[str, list[int]] = {}
+    cuts: list[Cut] = []
     rejected: list[Rejected] = []
     tables: list[dict[str, str]] = []
     for part in stream_file(survey, path, companions, seen):
@@ -100,9 +98,7 @@ def _prepare_file(
         totals["rows_quarantined"] += len(part.rejected)
         totals["eigenvalue_floor"] += part.n_floored
         rejected += part.rejected
-        for cut in part.table.cuts:
-            removed, left = cuts.get(cut.what, [0, 0])
-            cuts[cut.what] = [removed + cut.removed, left + cut.left]
+        cuts += part.table.cuts
         if len(part.table):
             table = write_star_table(part.table, out / f"{stem}-{len(tables):04d}.parquet")
             tables.append({"name": table.name, "checksum": file_checksum(table)})
@@ -113,7 +109,7 @@ def _prepare_file(
         "input": {**identity, "checksum": file_checksum(path)},
         "tables": tables,
         "totals": totals,
-        "cuts": cuts,
+        "cuts": [vars(c) for c in add_up_cuts(cuts)],
         "rejected": [asdict(r) for r in rejected],
     }
     _write(out / WORK / DONE / f"{stem}.npy", lambda temporary: _save_ids(temporary, np.setdiff1d(seen.all(), before)))
@@ -132,11 +128,7 @@ def _finish(
     """Write the quarantine and the manifest of all files together."""
     companions = json.loads((out / WORK / "companions.json").read_text())
     totals = {name: sum(r["totals"][name] for r in records) for name in TOTALS}
-    cuts: dict[str, list[int]] = {}
-    for record in records:
-        for what, (removed, left) in record["cuts"].items():
-            before = cuts.get(what, [0, 0])
-            cuts[what] = [before[0] + removed, before[1] + left]
+    cuts = add_up_cuts(Cut(**c) for record in records for c in record["cuts"])
     rejected = [*companions["rejected"], *(r for record in records for r in record["rejected"])]
     write_quarantine((Rejected(**r) for r in rejected), out / QUARANTINE)
     tables = [t for record in records for t in record["tables"]]
@@ -147,12 +139,12 @@ def _finish(
         "tables": tables,
         "totals": totals,
         "label_cuts": companions["label_cuts"],
-        "cuts": [{"what": what, "removed": removed, "left": left} for what, (removed, left) in cuts.items()],
+        "cuts": [vars(c) for c in cuts],
         "notes": companions["notes"],
     }
     _write_json(out / MANIFEST, manifest)
-    for what, (removed, left) in cuts.items():
-        say(f"{what}: {removed} removed, {left} left")
+    for cut in cuts:
+        say(f"{cut.what}: {cut.removed} removed, {cut.left} left")
     say(
         f"{totals['rows_read']} rows read: {totals['stars_written']} stars written, {totals['stars_cut']} cut, "
         f"{totals['rows_quarantined']} quarantined ({QUARANTINE})"
@@ -267,13 +259,8 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write under a temporary name, then rename."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
+    with whole_file(path, "make room there") as temporary:
         write(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); make room there") from error
 
 
 def _stem(path: Path, inputs: list[Path]) -> str:

@@ -5,10 +5,11 @@ them into a CSV beside the star tables.
 """
 
 import csv
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from xpbayes.files import whole_file
 
 UNKNOWN_SOURCE = -1
 """source_id of a row whose own could not be read."""
@@ -34,18 +35,16 @@ class Rejected:
 
 
 def write_quarantine(rows: Iterable[Rejected], path: Path) -> Path:
-    """Write rejected rows as CSV, under a temporary name first.
+    """Write rejected rows as CSV.
 
     Args:
         rows: what to write; the file has only its header if there are none.
-        path: the file; its folder must exist.
+        path: the file.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", newline="") as stream:
+    with whole_file(path) as temporary, open(temporary, "w", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(QUARANTINE_COLUMNS)
         writer.writerows((r.file, r.row, r.source_id, r.reason) for r in rows)
-    os.replace(temporary, path)
     return path
 
 

@@ -9,7 +9,7 @@ InputError with one sentence.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from xpbayes.calibration.whitening import unpack
 from xpbayes.channels import Channels
 from xpbayes.errors import InputError, nearest
+from xpbayes.files import whole_file
 from xpbayes.schema import STAR_TABLE_VERSION, star_table_columns
 from xpbayes.stars import Stars
 
@@ -241,15 +242,13 @@ def fixed_list(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
 
 def write_parquet(table: pa.Table, path: Path) -> None:
     """Write Parquet as the house does: byte-stream-split floats, zstd, temporary name, rename."""
-    temporary = path.with_name(path.name + ".tmp")
     plain = [f.name for f in table.schema if pa.types.is_integer(f.type) or pa.types.is_dictionary(f.type)]
     floats = [
         f"{f.name}.list.element" if pa.types.is_fixed_size_list(f.type) else f.name
         for f in table.schema
         if pa.types.is_floating(f.type) or pa.types.is_fixed_size_list(f.type)
     ]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
         pq.write_table(
             table,
             temporary,
@@ -258,10 +257,6 @@ def write_parquet(table: pa.Table, path: Path) -> None:
             use_byte_stream_split=floats,
             row_group_size=16_384,
         )
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another output") from error
 
 
 def _open(path: Path) -> pq.ParquetFile:
@@ -360,6 +355,15 @@ def read_star_tables(path: str | os.PathLike[str]) -> StarTable:
     return join_star_tables([read_star_table(f) for f in files], [f.name for f in files])
 
 
+def add_up_cuts(cuts: Iterable[Cut]) -> tuple[Cut, ...]:
+    """Count the same rule in several tables as one rule, in the order of first appearance."""
+    counted: dict[str, Cut] = {}
+    for cut in cuts:
+        before = counted.get(cut.what, Cut(cut.what, 0, 0))
+        counted[cut.what] = Cut(cut.what, before.removed + cut.removed, before.left + cut.left)
+    return tuple(counted.values())
+
+
 def join_star_tables(tables: Sequence[StarTable], names: Sequence[str]) -> StarTable:
     """Put star tables one after the other.
 
@@ -383,10 +387,6 @@ def join_star_tables(tables: Sequence[StarTable], names: Sequence[str]) -> StarT
     for name in dict.fromkeys(key for t in tables for key in t.columns):
         parts = [t.columns[name] if name in t.columns else np.full(len(t), np.nan) for t in tables]
         columns[name] = np.concatenate(parts)
-    counted: dict[str, Cut] = {}
-    for cut in (c for t in tables for c in t.cuts):  # the same rule in every part is one rule
-        before = counted.get(cut.what, Cut(cut.what, 0, 0))
-        counted[cut.what] = Cut(cut.what, before.removed + cut.removed, before.left + cut.left)
     return replace(
         first,
         source_id=source_id,
@@ -394,7 +394,7 @@ def join_star_tables(tables: Sequence[StarTable], names: Sequence[str]) -> StarT
         xp_whitening=np.concatenate([t.xp_whitening for t in tables]),
         band_inverse_error=np.concatenate([t.band_inverse_error for t in tables]),
         columns=columns,
-        cuts=tuple(counted.values()),
+        cuts=add_up_cuts(c for t in tables for c in t.cuts),
     )
 
 

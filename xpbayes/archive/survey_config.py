@@ -79,6 +79,10 @@ class SurveySettings(FrozenSettings):
         """Return the channel set: 66 by default; InputError for an unknown band."""
         return xp_channels(self.bands)
 
+    def for_inference(self) -> "SurveySettings":
+        """The same survey with every star that has a spectrum, and without what only training reads."""
+        return self.model_copy(update={"select": "all", "labels": (), "reddening": ReddeningSettings()})
+
 
 def read_survey(path: Path) -> SurveySettings:
     """Read and check a survey.toml.

@@ -5,7 +5,6 @@ by row block, so memory does not grow with the catalogue. A null stays one: NaN 
 """
 
 import base64
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from xpbayes.catalogue.reader import Catalogue
 from xpbayes.errors import InputError
+from xpbayes.files import whole_file
 from xpbayes.schema import Column
 
 FORMATS = ("hats", "votable", "fits")
@@ -127,18 +127,9 @@ def fill_records(table: pa.Table, columns: list[BinaryColumn], out: NDArray[Any]
 
 @contextmanager
 def _new_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file under a temporary name that becomes the final one if all goes well."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as stream:
-            yield stream
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another output") from error
-    finally:
-        if temporary.parent.is_dir():
-            temporary.unlink(missing_ok=True)
+    """Open a file that gets its name if all goes well."""
+    with whole_file(path) as temporary, open(temporary, "wb") as stream:
+        yield stream
 
 
 # ------------------------------------------------------------------------------------------------------------ VOTable

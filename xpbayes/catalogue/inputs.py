@@ -23,7 +23,7 @@ from xpbayes.archive.companions import Companions, read_companions
 from xpbayes.archive.quarantine import Rejected
 from xpbayes.archive.star_table import StarTable, file_metadata, read_star_table
 from xpbayes.archive.stream import stream_file
-from xpbayes.archive.survey_config import ReddeningSettings, SurveySettings, expand, read_survey
+from xpbayes.archive.survey_config import SurveySettings, expand, read_survey
 from xpbayes.catalogue.duplicates import Identifiers, find_repeated
 from xpbayes.catalogue.parts import reason_of
 from xpbayes.channels import Channels
@@ -172,7 +172,9 @@ def lay_out(inputs: Sequence[str | Path], channels: Channels, stars_per_part: in
     surveys: list[Survey] = []
     for given in map(Path, inputs):
         if given.suffix == ".toml":
-            survey = Survey(given, _for_inference(read_survey(given), stars_per_part), file_checksum(given))
+            settings = read_survey(given).for_inference()
+            settings = settings.model_copy(update={"stars_per_file": min(STARS_AT_ONCE, stars_per_part)})
+            survey = Survey(given, settings, file_checksum(given))
             channels.require_same(survey.settings.channels(), "the model", str(given))
             number, base = len(surveys), given.parent
             surveys.append(survey)
@@ -201,14 +203,6 @@ def lay_out(inputs: Sequence[str | Path], channels: Channels, stars_per_part: in
             f"{' and '.join(dict.fromkeys(repeated.files))}); keep one row a star"
         )
     return Layout(tuple(files), tuple(companions), tuple(surveys), stars_per_part)
-
-
-def _for_inference(survey: SurveySettings, stars_per_part: int) -> SurveySettings:
-    """Every star with a spectrum, whatever the survey selects for training, and nothing that only training reads."""
-    at_once = min(STARS_AT_ONCE, stars_per_part)
-    return survey.model_copy(
-        update={"select": "all", "labels": (), "reddening": ReddeningSettings(), "stars_per_file": at_once}
-    )
 
 
 def _file(path: Path, kind: str, survey: int = -1, n_rows: int | None = None) -> InputFile:

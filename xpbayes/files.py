@@ -1,0 +1,31 @@
+"""Files that appear whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from xpbayes.errors import InputError
+
+
+@contextmanager
+def whole_file(path: Path, advice: str = "choose another output") -> Iterator[Path]:
+    """Give a temporary name to write under; the file gets its own name if all goes well, else nothing is left.
+
+    Args:
+        path: the file; parent folders are made.
+        advice: what to do if it cannot be written.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); {advice}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
