@@ -97,6 +97,7 @@ class TestPrediction:
             xpbayes.predict_flux(trained, **labels)
 
 
+@pytest.mark.slow  # trains a second model; benchmarks/alpha.py does so on the full table
 def test_alpha_as_a_fourth_label(sample):
     """Labels are free: the same code trains and infers with [alpha/M] as a fourth."""
     config = SHORT_TRAINING.model_copy(
