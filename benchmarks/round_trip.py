@@ -21,6 +21,7 @@ import xpbayes
 from xpbayes.archive.prepare import prepare
 from xpbayes.archive.star_table import read_star_tables
 from xpbayes.catalogue.table import list_column
+from xpbayes.config import InferenceConfig
 from xpbayes.simulation.recipe import Recipe
 from xpbayes.simulation.survey import simulate
 
@@ -64,7 +65,9 @@ def main() -> None:
         seconds["prepare"] = time.perf_counter() - begun
         stars = read_star_tables(tables)
         begun = time.perf_counter()
-        catalogue = xpbayes.infer(arguments.model, stars, say=lambda line: None)
+        # Without the calibration, which corrects a model for real stars: these are the model's own.
+        config = InferenceConfig(calibrate=False)
+        catalogue = xpbayes.infer(arguments.model, stars, config=config, say=lambda line: None)
         seconds["infer"] = time.perf_counter() - begun
         truth = pq.read_table(survey / "truth.parquet")
     row = {int(s): i for i, s in enumerate(truth["source_id"].to_numpy())}

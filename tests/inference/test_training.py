@@ -253,20 +253,22 @@ class TestResume:
             assert_array_equal(result.survivor, again.survivor)
             assert [p["update"] for p in again.record.phases] == [p["update"] for p in result.record.phases]
 
-    def test_with_a_model_error(self, stars, tiny, tmp_path):
-        """The covariance survives the checkpoint: the last phase sees the same whitening."""
+    @pytest.mark.parametrize("after", [3, 4])
+    def test_with_a_model_error(self, stars, tmp_path, after):
+        """The covariance survives the checkpoint, and what it is taken of: later phases see the same whitening."""
         checkpoint = tmp_path / "c.safetensors"
+        config = TINY.model_copy(update={"phases": (*TINY.phases, Phase(update="stars", epochs=3))})
 
         def stop(line):
-            if line.startswith("phase 3/4"):
+            if line.startswith(f"phase {after}/5"):
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            train(*stars, TINY, stop, checkpoint)
-        again = train(*stars, TINY, checkpoint=checkpoint, resume=True)
+            train(*stars, config, stop, checkpoint)
+        whole, again = train(*stars, config), train(*stars, config, checkpoint=checkpoint, resume=True)
         for a, b in zip(
-            jax.tree.leaves((tiny.model, tiny.model_error)),
-            jax.tree.leaves((again.model, again.model_error)),
+            jax.tree.leaves((whole.model, whole.model_error, whole.parameters)),
+            jax.tree.leaves((again.model, again.model_error, again.parameters)),
             strict=True,
         ):
             assert_array_equal(np.asarray(a), np.asarray(b))

@@ -174,15 +174,16 @@ def train(
             jnp.ones(len(stars), bool),
             jax.random.key_data(jax.random.key(config.seed)),
         )
-    effective = refold_model_error(state.model, stars, state.model_error, state.parameters)
     for number, phase in enumerate(config.phases, start=1):
         if number <= done or (phase.update == "model_error" and not config.model_error):
             continue
         begun = time.perf_counter()
         phase = phase.scaled(config.epochs_scale)
-        state, entry, summary = _run_phase(phase, number, state, stars, effective, config)
-        if phase.update == "model_error":
+        effective = stars
+        if phase.update != "model_error":
+            # Anew for every phase, from the state alone: a run that was stopped goes on with the same errors.
             effective = refold_model_error(state.model, stars, state.model_error, state.parameters)
+        state, entry, summary = _run_phase(phase, number, state, stars, effective, config)
         entry = {"phase": number, **phase.model_dump(mode="json"), **entry, "seconds": time.perf_counter() - begun}
         record.phases.append(entry)
         if checkpoint is not None:
