@@ -11,8 +11,8 @@ export OPENBLAS_NUM_THREADS := 1
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo   train on real stars, infer held-out ones, write demo/report.html (about 3 minutes)"
-	@echo "make test   run the tests (under 10 minutes)"
+	@echo "make demo   train on real stars, infer held-out ones, write demo/report.html (about 4 minutes)"
+	@echo "make test   run the tests (about 16 minutes on 2 cores)"
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   the documentation site, docs/_build/html/index.html"
 
