@@ -20,7 +20,7 @@ from xpbayes.inference.importance import importance_draws
 from xpbayes.inference.nuts import optima_of
 from xpbayes.inference.prior_predictive import Simulated, Window, in_window
 from xpbayes.inference.psis import pareto_smoothed
-from xpbayes.inference.uncertainty import to_linear
+from xpbayes.inference.uncertainty import to_linear, to_sampled
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.prior import LabelPrior
 from xpbayes.stars import Stars
@@ -214,7 +214,7 @@ def draw_shares(
 
     @jax.jit
     def inside(look: Window, linear: Array) -> Array:
-        sampled = jnp.concatenate([linear[:, :-2], jnp.log(linear[:, -2:])], axis=1)
+        sampled = to_sampled(linear)
         return jax.vmap(lambda u: in_window(model, look, u, n_xp))(sampled)
 
     out = np.full(truth.shape, np.nan)

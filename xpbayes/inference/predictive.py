@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from xpbayes.inference.uncertainty import to_sampled
 from xpbayes.models.forward import ForwardModel, predict_flux
 from xpbayes.models.likelihood import whitened_residual
 from xpbayes.models.posterior import WhitenedStudent
@@ -60,7 +61,7 @@ def predict_draws(
     """
 
     def one(linear: Array, key: Array) -> tuple[Array, Array, Array]:
-        u = jnp.concatenate([linear[:-2], jnp.log(linear[-2:])])
+        u = to_sampled(linear)
         predicted = predict_flux(model, u, star.ln_scale)
         residual = whitened_residual(predicted, star.flux, star.whitening)
         again = WhitenedStudent(predicted, star.whitening, star.tail).sample(key)

@@ -9,7 +9,6 @@ was stopped goes on from the last phase that ended.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ from xpbayes.inference.self_cleaning import diagnostic, high_quality, pulls, sur
 from xpbayes.inference.solver import solve
 from xpbayes.models.forward import ForwardModel, initial_model
 from xpbayes.models.model_error import ModelError
-from xpbayes.models.prior import LabelPrior, draw_labels, ln_prior
+from xpbayes.models.prior import LabelPrior, draw_labels, ln_priors
 from xpbayes.stars import Stars, chunk_size
 
 STAR_CHUNK = 4096
@@ -107,7 +106,7 @@ def fit_label_prior(labels: np.ndarray, n_components: int, seed: int) -> LabelPr
         ln_threshold=jnp.asarray(-jnp.inf),
     )
     draws = draw_labels(prior, jax.random.key(seed), 200_000)
-    threshold = jnp.quantile(jax.vmap(partial(ln_prior, prior))(draws), 1e-3)
+    threshold = jnp.quantile(ln_priors(prior, draws), 1e-3)
     return LabelPrior(prior.ln_weight, prior.mean, prior.whitening, threshold)
 
 
