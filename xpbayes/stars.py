@@ -7,12 +7,20 @@ Gaia's 64-bit source_id stays outside (`archive.star_table.StarTable`): 32-bit J
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+
+T = TypeVar("T")
+
+STAR_BLOCK = 256
+"""Stars that are worked on together on CPUs: one program per step, whatever the batch."""
 
 # On the CPU every program runs in the thread that calls it, and on one core. XLA's pool of threads made our programs
 # hardly faster, and on a machine of two cores it now and then stood still for ever inside a loop of matrix products.
@@ -86,3 +94,28 @@ def chunk_size(n_stars: int, largest: int, multiple: int = 64) -> int:
     """
     n_chunks = max(1, math.ceil(n_stars / largest))
     return math.ceil(n_stars / n_chunks / multiple) * multiple
+
+
+def by_blocks(function: Callable[..., T], size: int, *trees: Any) -> T:
+    """Apply a function of stars to blocks of one size: one program then serves any number of stars.
+
+    Args:
+        function: takes one block of every tree and returns arrays whose leading axis is the star; a star's result must
+            not depend on the others'.
+        size: stars in a block; the last one is filled up by repeating a star. An accelerator takes all at once.
+        trees: arrays, or trees of them, with the star as leading axis.
+
+    Returns:
+        what `function` returns, for all stars: in NumPy where there was more than one block.
+    """
+    n = len(jax.tree.leaves(trees)[0])
+    if jax.default_backend() == "cpu":
+        trees = jax.tree.map(np.asarray, trees)  # no copy; NumPy takes rows without compiling anything
+    else:
+        size = chunk_size(n, n)
+    parts = []
+    for start in range(0, n, size):
+        rows = np.minimum(np.arange(start, start + size), n - 1)
+        part = function(*jax.tree.map(lambda leaf, at=rows: leaf[at], trees))
+        parts.append(jax.tree.map(np.asarray, part) if n > size else part)
+    return jax.tree.map(lambda *leaves: (np.concatenate(leaves) if len(leaves) > 1 else leaves[0])[:n], *parts)

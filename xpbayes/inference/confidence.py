@@ -31,7 +31,7 @@ from xpbayes.models.confidence import (
 )
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.model_error import ModelError
-from xpbayes.stars import Stars
+from xpbayes.stars import STAR_BLOCK, Stars, by_blocks
 
 GOOD_BELOW, BAD_ABOVE = 4.0, 9.0
 """chi2_eps of good and bad estimates; what lies between trains nothing (Eq. 27)."""
@@ -149,14 +149,13 @@ def star_features(
     Returns:
         (star, feature) in the order of `models.confidence.feature_names`, NaN where a feature is missing.
     """
-    n, n_labels = len(stars), model.n_labels
-    pulls = [np.zeros((0, stars.flux.shape[1]))]
-    for start in range(0, n, CHUNK):
-        count = min(CHUNK, n - start)
-        rows = slice(start, start + count)
-        padded = jax.tree.map(jnp.asarray, stars.take(rows)).padded(CHUNK)
-        estimate = jnp.asarray(np.pad(fit.estimate[rows], ((0, CHUNK - count), (0, 0)), mode="edge"), jnp.float32)
-        pulls.append(np.asarray(_pulls(model, model_error, padded, estimate)[:count]))
+    n_labels = model.n_labels
+    estimate = np.asarray(fit.estimate, np.float32)
+    pulls = (
+        by_blocks(partial(_pulls, model, model_error), STAR_BLOCK, stars, estimate)
+        if len(stars)
+        else np.zeros((0, stars.flux.shape[1]))
+    )
 
     def snr(value: str, error: str) -> NDArray[np.float64]:
         return np.arcsinh(survey[value] / survey[error])
@@ -178,7 +177,7 @@ def star_features(
             survey["norm_dg"],
             _ln(survey["bp_chi_squared"]),
             _ln(survey["rp_chi_squared"]),
-            *np.arcsinh(np.concatenate(pulls)).T,
+            *np.arcsinh(np.asarray(pulls)).T,
         ]
         return np.stack(columns, axis=1).astype(np.float32)
 

@@ -28,7 +28,7 @@ from xpbayes.models.forward import ForwardModel, predict_flux
 from xpbayes.models.likelihood import deviance, n_observed
 from xpbayes.models.objective import curvature, measurement_residuals, smooth_part
 from xpbayes.models.prior import LabelPrior
-from xpbayes.stars import Stars
+from xpbayes.stars import Stars, by_blocks
 
 INFLATION = (1.2, 2.4)
 """The proposal is wider than the Laplace approximation by these factors: weights must not pile up in its tails."""
@@ -261,10 +261,5 @@ def summarise(
 
     Block by block from Python: as a loop inside one program, XLA on the CPU now and then stood still for ever.
     """
-    n = len(stars)
-    blocks = []
-    for start in range(0, n, BLOCK):
-        rows = jnp.minimum(jnp.arange(start, start + BLOCK), n - 1)
-        inputs = (stars.take(rows), mode[rows], runner_up[rows], competes[rows], seed[rows])
-        blocks.append(jax.block_until_ready(_summarise_block(model, prior, *inputs, n_draws)))
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:n], *blocks)
+    summaries = partial(_summarise_block, model, prior, n_draws=n_draws)
+    return by_blocks(summaries, BLOCK, stars, mode, runner_up, competes, seed)

@@ -9,31 +9,25 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
 from xpbayes.config import InferenceConfig
 from xpbayes.inference.importance import Summary, summarise
 from xpbayes.inference.model_error import fold_in_model_error, refold_model_error
-from xpbayes.inference.solver import Solution, solve
+from xpbayes.inference.solver import Lanes, Solution, limits
 from xpbayes.inference.starts import StartGrid, find_starts, make_grid
 from xpbayes.inference.uncertainty import are_positive_definite, at_mode, hessians, invert_positive, to_linear
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.model_error import ModelError
 from xpbayes.models.prior import LabelPrior
-from xpbayes.stars import Stars, chunk_size
+from xpbayes.stars import STAR_BLOCK, Stars, by_blocks
 
-FIRST_ITERATIONS = 5
-"""All starts make so many together; then it shows which may still win."""
 HOPELESS = 40.0
-"""A start this far above the star's best after that is given up."""
+"""A start this far above the star's best after the first round is given up."""
 SAME_PLACE = 0.02
 """Starts that have met, within this in units of the training labels' spread and of ln E and ln parallax, go on as
 one."""
-LANE_BLOCK = 1024
-"""Starts that go on are refined in blocks of this size: one program, whatever their number."""
-STRAGGLERS = 8
-"""Iterations that a block makes together; those still moving then are gathered again."""
 COMPETES = 9.0
 """Optima within this of the best in L are counted: their posterior odds are above 1 : 90."""
 DISTINCT_SIGMA = 0.5
@@ -101,42 +95,39 @@ class Optima(NamedTuple):
 
 
 def refine(
-    model: ForwardModel, prior: LabelPrior, stars: Stars, starts: Float[Array, "star start parameter"], most: int
+    model: ForwardModel,
+    prior: LabelPrior,
+    stars: Stars,
+    starts: Float[Array, "star start parameter"],
+    most: int,
+    alive: NDArray[np.bool_] | None = None,
 ) -> Solution:
     """Solve every star from every start.
 
-    All starts move together for a few iterations; those that may still win, each place once, are gathered into blocks
-    and go on; the slowest of these once more. A start's own path does not depend on which others are beside it.
+    All starts move together for a few iterations; those that may still win, each place once, go on. A start's own path
+    does not depend on which others are beside it.
 
     Args:
         model, prior: the trained model.
         stars: a batch, model error folded in.
         starts: where to begin.
         most: iterations at most, in all.
+        alive: (star, start) which starts to follow; all if None.
 
     Returns:
         a solution with leading axes (star, start); L is infinite for starts that were given up.
     """
     n, k, p = starts.shape
-    star_of = np.repeat(np.arange(n), k)
-    first = solve(model, prior, stars.take(jnp.asarray(star_of)), starts.reshape(-1, p), FIRST_ITERATIONS)
-    lanes = {name: np.array(value) for name, value in first._asdict().items()}
-    left = _promising(lanes["parameters"].reshape(n, k, p), lanes["objective"].reshape(n, k), model)
-    given_up = np.setdiff1d(np.arange(n * k), left)
-    lanes["objective"][given_up], lanes["converged"][given_up] = np.inf, False
-    left = left[~lanes["converged"][left]]
-    for iterations in (STRAGGLERS, most):
-        for start in range(0, len(left), LANE_BLOCK):
-            rows = left[start : start + LANE_BLOCK]
-            padded = np.pad(rows, (0, LANE_BLOCK - len(rows)), mode="edge")
-            begin = jnp.asarray(lanes["parameters"][padded])
-            again = solve(model, prior, stars.take(jnp.asarray(star_of[padded])), begin, iterations)
-            for name, found in again._asdict().items():
-                after = np.asarray(found)[: len(rows)]
-                lanes[name][rows] = lanes[name][rows] + after if name == "n_iterations" else after
-        promising = _promising(lanes["parameters"].reshape(n, k, p), lanes["objective"].reshape(n, k), model)
-        left = np.intersect1d(left[~lanes["converged"][left]], promising)
-    return Solution(**{name: jnp.asarray(lane.reshape(n, k, *lane.shape[1:])) for name, lane in lanes.items()})
+    lanes = Lanes(stars, starts.reshape(-1, p), np.repeat(np.arange(n), k))
+    left: NDArray[np.integer] = np.arange(n * k) if alive is None else np.flatnonzero(alive)
+    for number, limit in enumerate(limits(most)):
+        left = lanes.advance(model, prior, left, limit)
+        promising = _promising(lanes.state.parameters.reshape(n, k, p), lanes.state.value.reshape(n, k), model)
+        if number == 0:
+            given_up = np.setdiff1d(np.arange(n * k), promising)
+            lanes.state.value[given_up], lanes.state.converged[given_up] = np.inf, False
+        left = np.intersect1d(left, promising)
+    return jax.tree.map(lambda leaf: leaf.reshape(n, k, *leaf.shape[1:]), lanes.solution())
 
 
 def _promising(parameters: NDArray[np.floating], objective: NDArray[np.floating], model: ForwardModel) -> NDArray:
@@ -231,16 +222,12 @@ def infer(
     blind = stars.blind(parallax=config.use_parallax)
     seeds = np.arange(len(stars), dtype=np.uint32) if seeds is None else np.asarray(seeds, np.uint32)
     grid = make_grid(model, prior, config.n_nodes)
-    total = len(stars)
-    # Whole chunks of the one size where there is more than one: a stream of parts then needs one program.
-    size = config.chunk_size if total > config.chunk_size else chunk_size(total, config.chunk_size)
+    total, size = len(stars), config.chunk_size
     done = []
     for start in range(0, total, size):
-        count = min(size, total - start)
-        chunk = jax.tree.map(jnp.asarray, blind.take(slice(start, start + count))).padded(size)
-        seed = jnp.asarray(np.pad(seeds[start : start + count], (0, size - count), mode="edge"))
-        done.append(_infer_chunk(model, prior, model_error, grid, chunk, seed, config, count))
-        progress(start + count, total, (start + count) / (time.perf_counter() - begun))
+        rows = slice(start, min(start + size, total))
+        done.append(_infer_chunk(model, prior, model_error, grid, blind.take(rows), seeds[rows], config))
+        progress(rows.stop, total, rows.stop / (time.perf_counter() - begun))
     return Inferred(**{f.name: np.concatenate([getattr(part, f.name) for part in done]) for f in fields(Inferred)})
 
 
@@ -250,48 +237,60 @@ def _infer_chunk(
     model_error: ModelError | None,
     grid: StartGrid,
     measured: Stars,
-    seed: Array,
+    seed: NDArray[np.uint32],
     config: InferenceConfig,
-    count: int,
 ) -> Inferred:
-    """Results of the first `count` stars of a padded chunk."""
     chunk = fold_in_model_error(measured, model_error)
-    starts = find_starts(model, prior, grid, chunk, config.n_starts)
+    starts = by_blocks(lambda stars: find_starts(model, prior, grid, stars, config.n_starts), STAR_BLOCK, chunk)
     solution = refine(model, prior, chunk, starts, config.max_iterations)
     if model_error is not None:
-        # Once more with the relative error taken of what the model predicts: the optima move by a part of a sigma.
-        first = jnp.argmin(jnp.where(jnp.isfinite(solution.objective), solution.objective, jnp.inf), axis=1)
-        at = jnp.take_along_axis(solution.parameters, first[:, None, None], axis=1)[:, 0]
+        # Once more with the relative error taken of what the model predicts: the optima move by a part of a sigma, so
+        # the starts given up before need no second try.
+        objective = np.asarray(solution.objective)
+        first = np.argmin(np.where(np.isfinite(objective), objective, np.inf), axis=1)
+        rows = np.arange(len(first))
+        at = np.asarray(solution.parameters)[rows, first]
         chunk = refold_model_error(model, measured, model_error, at)
-        again = refine(model, prior, chunk, solution.parameters, config.max_iterations)
+        alive = np.isfinite(objective)
+        alive[rows, first] = True
+        again = refine(model, prior, chunk, solution.parameters, config.max_iterations, alive)
         solution = again._replace(n_iterations=solution.n_iterations + again.n_iterations)
-    best, n_modes, runner_up, delta = choose_optima(solution, partial(hessians, model, prior, chunk))
-    mode = best.parameters
-    at = jax.tree.map(lambda leaf: np.asarray(leaf[:count]), at_mode(model, prior, chunk, mode))
-    competes: Bool[Array, " star"] = jnp.asarray(n_modes > 1)
+    best, n_modes, runner_up, delta = choose_optima(
+        solution, lambda at: by_blocks(partial(hessians, model, prior), STAR_BLOCK, chunk, at)
+    )
+    mode = np.asarray(best.parameters)
+    at = by_blocks(partial(at_mode, model, prior), STAR_BLOCK, chunk, mode)
     summary = (
-        summarise(model, prior, chunk, mode, jnp.asarray(runner_up), competes, seed, config.n_draws)
+        summarise(
+            model,
+            prior,
+            chunk,
+            best.parameters,
+            jnp.asarray(runner_up),
+            jnp.asarray(n_modes > 1),
+            jnp.asarray(seed),
+            config.n_draws,
+        )
         if config.n_draws
         else _no_summary(*mode.shape)
     )
-    second = np.asarray(to_linear(jnp.asarray(runner_up)))[:count]
-    single = n_modes[:count] == 1
+    single = n_modes == 1
     return Inferred(
-        estimate=np.asarray(to_linear(mode))[:count],
+        estimate=np.asarray(to_linear(best.parameters)),
         fisher=at.fisher,
         covariance=invert_positive(at.fisher),
-        laplace=laplace_covariance(at.hessian, np.asarray(mode)[:count]),
+        laplace=laplace_covariance(at.hessian, mode),
         chi2=at.chi2,
         ln_prior=at.ln_prior,
-        objective=np.asarray(best.objective)[:count],
-        decrement=np.asarray(best.decrement)[:count],
-        converged=np.asarray(best.converged)[:count],
-        n_iterations=np.asarray(best.n_iterations)[:count],
+        objective=np.asarray(best.objective),
+        decrement=np.asarray(best.decrement),
+        converged=np.asarray(best.converged),
+        n_iterations=np.asarray(best.n_iterations),
         hessian_positive=are_positive_definite(at.hessian),
-        n_modes=n_modes[:count],
-        runner_up=np.where(single[:, None], np.float32(np.nan), second),
-        runner_up_delta=np.where(single, np.float32(np.nan), delta[:count]),
-        **{name: np.asarray(value)[:count] for name, value in summary._asdict().items()},
+        n_modes=n_modes,
+        runner_up=np.where(single[:, None], np.float32(np.nan), np.asarray(to_linear(jnp.asarray(runner_up)))),
+        runner_up_delta=np.where(single, np.float32(np.nan), delta),
+        **{name: np.asarray(value) for name, value in summary._asdict().items()},
     )
 
 

@@ -11,7 +11,6 @@ not emptied along directions in which the labels could be moved instead. delta a
 (Student t). S and the tail of every kind of star then follow by expectation-maximisation.
 """
 
-from dataclasses import replace
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -25,7 +24,7 @@ from scipy.special import gammaln
 from xpbayes.models.forward import ForwardModel, predict_flux, predict_ln_flux
 from xpbayes.models.likelihood import whitened_residual
 from xpbayes.models.model_error import ModelError, kind_weights, mean_covariance, raw_features, with_model_error
-from xpbayes.stars import Stars, chunk_size
+from xpbayes.stars import STAR_BLOCK, Stars, by_blocks
 
 START_SIGMA = 0.02
 """Relative model error per direction before the first iteration."""
@@ -304,13 +303,8 @@ def fold_in_model_error(
     """
     if error is None:
         return stars
-    taken_of = stars if flux is None else replace(stars, flux=flux)
-    n, size = len(stars), chunk_size(len(stars), CHUNK)
-    parts = []
-    for i in range(0, n, size):
-        some, of = (one.take(slice(i, i + size)).padded(size) for one in (stars, taken_of))
-        parts.append(_fold_in(error, some, of.flux))
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:n], *parts)
+    folded = by_blocks(partial(_fold_in, error), STAR_BLOCK, stars, stars.flux if flux is None else flux)
+    return jax.tree.map(jnp.asarray, folded)
 
 
 @jax.jit
@@ -330,4 +324,5 @@ def refold_model_error(
         error: the model error, or None.
         parameters: (star, label + 2) optima found with the error taken of the measured fluxes.
     """
-    return fold_in_model_error(measured, error, _predicted(model, measured, parameters))
+    flux = by_blocks(partial(_predicted, model), STAR_BLOCK, measured, parameters)
+    return fold_in_model_error(measured, error, flux)

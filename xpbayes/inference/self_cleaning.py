@@ -4,6 +4,7 @@ An unresolved binary of two equal stars is twice as bright as its labels say; th
 larger parallax. Stars that moved too far, or whose spectrum fits badly, are marked and leave the training of the model.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,9 +15,8 @@ from numpy.typing import NDArray
 
 from xpbayes.config import HighQuality, Phase
 from xpbayes.models.forward import ForwardModel, predict_flux
-from xpbayes.stars import Stars, chunk_size
+from xpbayes.stars import STAR_BLOCK, Stars, by_blocks
 
-CHUNK = 2048
 DIAGNOSTIC_PULL = 3.5
 """Radius in (delta log g / sigma, delta parallax / sigma) beyond which Fig. 4 counts a star as an outlier."""
 SUN_LIKE = {"teff": (5.7, 0.05, 0.1), "logg": (4.5, 0.1, 0.1), "feh": (0.0, 0.1, 0.1)}
@@ -72,13 +72,8 @@ def pulls(model: ForwardModel, stars: Stars, parameters: Float[Array, "star para
         stars: the stars, with the whitening that the fit used.
         parameters: (star, label + 2) solutions.
     """
-    n, size = len(stars), chunk_size(len(stars), CHUNK)
-    parts = []
-    for begin in range(0, n, size):
-        chunk = stars.take(slice(begin, begin + size)).padded(size)
-        point = jnp.pad(parameters[begin : begin + size], ((0, max(0, begin + size - n)), (0, 0)), mode="edge")
-        parts.append(_pulls(model, chunk, point))
-    return Pulls(*(np.concatenate([np.asarray(p) for p in leaves])[:n] for leaves in zip(*parts, strict=True)))
+    found = by_blocks(partial(_pulls, model), STAR_BLOCK, stars, parameters)
+    return Pulls(*map(np.asarray, found))
 
 
 def survivors(found: Pulls, phase: Phase) -> dict[str, NDArray[np.bool_]]:

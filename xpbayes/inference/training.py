@@ -28,9 +28,8 @@ from xpbayes.inference.solver import solve
 from xpbayes.models.forward import ForwardModel, initial_model
 from xpbayes.models.model_error import ModelError
 from xpbayes.models.prior import LabelPrior, draw_labels, ln_priors
-from xpbayes.stars import Stars, chunk_size
+from xpbayes.stars import Stars
 
-STAR_CHUNK = 4096
 MIN_START_EXTINCTION = 0.02
 """Estimates of E are clipped to this before the first phase [mag]."""
 CURVE_GUESS_SLOPE = 1.5
@@ -290,11 +289,6 @@ def run_star_phase(
     Returns:
         the new parameters, the share of stars that converged, and the mean of L per star.
     """
-    n, size = len(stars), chunk_size(len(stars), STAR_CHUNK)
-    solutions = []
-    for i in range(0, n, size):
-        start = jnp.pad(parameters[i : i + size], ((0, max(0, i + size - n)), (0, 0)), mode="edge")
-        # The solver counts evaluations, the one at the start among them.
-        solutions.append(solve(model, None, stars.take(slice(i, i + size)).padded(size), start, phase.epochs + 1))
-    together = jax.tree.map(lambda *parts: jnp.concatenate(parts)[:n], *solutions)
-    return together.parameters, float(jnp.mean(together.converged)), float(jnp.mean(together.objective))
+    # The solver counts evaluations, the one at the start among them.
+    found = solve(model, None, stars, parameters, phase.epochs + 1)
+    return found.parameters, float(np.mean(found.converged)), float(np.mean(found.objective))
