@@ -198,7 +198,7 @@ class InferenceConfig(FrozenSettings):
     n_starts: int = Field(3, ge=1, le=16, description="starts refined per star")
     max_iterations: int = Field(200, ge=10, description="solver iterations at most; few stars need more than ten")
     n_draws: int = Field(
-        256, ge=0, description="importance draws per star for means and quantiles, a power of two; 0 leaves them out"
+        512, ge=0, description="importance draws per star for means and quantiles, a power of two; 0 leaves them out"
     )
     refine: bool = Field(
         False, description="sample stars with NUTS whose importance draws cannot be trusted or whose optima compete"

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from xpbayes.inference.importance import _propose
+from xpbayes.inference.importance import propose
 from xpbayes.models.forward import ForwardModel, predict_flux
 from xpbayes.models.likelihood import deviance, n_observed, whitened_residual
 from xpbayes.models.objective import measurement_residuals, smooth_part
@@ -64,7 +64,7 @@ def frame_at(model: ForwardModel, prior: LabelPrior, star: Stars, mode: Float[Ar
         star: one star, model error folded in.
         mode: (label + 2,) the optimum: labels, ln E, ln parallax.
     """
-    gaussian = _propose(model, prior, star, mode)
+    gaussian = propose(model, prior, star, mode)
     extinction, sigma = jnp.maximum(jnp.exp(mode[-2]), 1e-20), gaussian.factor[0, 0]
     softness = jnp.minimum(extinction, sigma)
     start = _inverse_softplus(extinction / softness)
@@ -138,8 +138,8 @@ def place(
 
 def evaluate(
     model: ForwardModel, prior: LabelPrior, star: Stars, frame: Frame, z: Float[Array, " parameter"]
-) -> tuple[Float[Array, ""], Float[Array, " parameter"]]:
-    """-ln density in z and the parameters of one point, from one evaluation of the network.
+) -> tuple[Float[Array, ""], Float[Array, " parameter"], Float[Array, ""]]:
+    """-ln density in z of one point, its parameters and their density, from one evaluation of the network.
 
     Args:
         model: the trained forward model.
@@ -149,7 +149,8 @@ def evaluate(
         z: (label + 2,) the point.
 
     Returns:
-        () -ln posterior density in z, up to a constant of the star's; (label + 2,) labels, ln E, ln parallax.
+        () -ln posterior density in z; (label + 2,) labels, ln E, ln parallax; () ln posterior density of (labels, E,
+        parallax). Both densities up to the same constant of the star's.
     """
     labels, ln_extinction, ln_stretch = intrinsic(frame, z)
     reference = jnp.concatenate([labels, ln_extinction[None], frame.ln_parallax[None]])
@@ -178,7 +179,8 @@ def evaluate(
     rest = jnp.sum(measurement_residuals(star, parameters) ** 2) + smooth_part(prior, parameters)
     # L is -2 ln density in (labels, ln E, ln parallax).
     ln_jacobian = ln_stretch - ln_extinction - 0.5 * jnp.log(total)
-    return 0.5 * (fluxes + rest) - ln_jacobian, parameters
+    half = 0.5 * (fluxes + rest)
+    return half - ln_jacobian, parameters, -half - parameters[-2] - parameters[-1]
 
 
 def potential(

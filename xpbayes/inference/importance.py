@@ -3,11 +3,13 @@
 The mode in ln E sits one sigma high for a dust-free star; means and quantiles do not. Draws are cheap because the
 proposal knows the posterior's shape:
 
-- E and the labels come from the Laplace approximation in (labels, E), carried on analytically to E < 0 and cut there:
+- E and the labels come from Laplace approximations in (labels, E), carried on analytically to E < 0 and cut there:
   with a flat prior in E a dust-free star's posterior is half a Gaussian, which no Gaussian in ln E resembles.
 - The parallax is drawn given the rest. The flux is proportional to its square, so its best value is a linear
   least-squares amplitude; the bent valley between log g and parallax never enters.
-- Where a second optimum competes, the proposal is the mixture of both.
+- The proposal is a mixture: the optimum, the second one where it competes, and the posteriors that the star would have
+  under single components of the label prior. At an optimum on the narrow main sequence the whole posterior's curvature
+  says nothing of the arm towards the subgiants, which is another component's.
 
 Points are a randomly rotated Sobol sequence; a star's rotation depends on its own seed alone.
 """
@@ -26,7 +28,7 @@ from xpbayes.inference.psis import pareto_smoothed
 from xpbayes.inference.solver import smallest_pivot, solve_positive
 from xpbayes.models.forward import ForwardModel, predict_flux
 from xpbayes.models.likelihood import deviance, n_observed
-from xpbayes.models.objective import curvature, measurement_residuals, smooth_part
+from xpbayes.models.objective import Curvature, curvature, measurement_residuals, smooth_part
 from xpbayes.models.prior import LabelPrior
 from xpbayes.stars import Stars, by_blocks
 
@@ -36,7 +38,13 @@ WIDE_SHARE = 0.25
 """This share of the draws comes from the wider: where a posterior bends, the narrow one misses its ends, and k_hat with
 it."""
 MIN_RUNNER_UP_SHARE = 0.2
-"""A second optimum gets at least this share of the draws: its Laplace evidence may be off."""
+"""A second optimum gets at least this share of what the first has: its Laplace evidence may be off."""
+N_COMPONENTS, COMPONENT_STEPS = 6, 2
+"""Components of the label prior with a term of their own, and Newton steps towards each one's optimum."""
+COMPONENTS_SHARE, MIN_COMPONENT_SHARE = 0.6, 0.03
+"""Share of the draws that the components have together, and the least of each among them."""
+MAX_COMPONENT_STEP = 2.0
+"""A component's optimum is sought within this of the whole posterior's, in units of the training labels' spread."""
 MAX_Z = 6.0
 TINY_EXTINCTION = 1e-7
 BLOCK = 64
@@ -61,7 +69,7 @@ class Summary(NamedTuple):
     n_effective: Float[Array, " star"]
 
 
-class _Proposal(NamedTuple):
+class Proposal(NamedTuple):
     """A Gaussian in (E, labels), E first, cut at E = 0.
 
     Attributes:
@@ -79,6 +87,14 @@ class _Proposal(NamedTuple):
     evidence: Array
 
 
+class _Component(NamedTuple):
+    """One Gaussian of the label prior: precision and mean in label space, ln of its weight and normalisation."""
+
+    precision: Array
+    mean: Array
+    ln_weight: Array
+
+
 @lru_cache
 def _points(n_draws: int, dimension: int) -> NDArray[np.float32]:
     from scipy.stats import qmc
@@ -86,32 +102,115 @@ def _points(n_draws: int, dimension: int) -> NDArray[np.float32]:
     return qmc.Sobol(dimension, seed=0).random(n_draws).astype(np.float32)
 
 
-def _propose(model: ForwardModel, prior: LabelPrior, star: Stars, mode: Array) -> _Proposal:
-    n = model.n_labels
+def propose(model: ForwardModel, prior: LabelPrior, star: Stars, mode: Float[Array, " parameter"]) -> Proposal:
+    """Laplace approximation in (E, labels) around one optimum, the parallax integrated out.
+
+    Args:
+        model: the trained forward model.
+        prior: the label mixture.
+        star: one star, model error folded in.
+        mode: (label + 2,) labels, ln E, ln parallax.
+    """
     at, _ = curvature(model, prior, star, mode)
-    extinction = jnp.exp(mode[-2])
-    # -2 ln density in (labels, E, ln parallax): without the Jacobian -2 ln E, whose slope at the mode is then 2 / E.
-    unit = jnp.ones(n + 2, mode.dtype).at[-2].set(1.0 / extinction)
-    exact = at.hessian.at[-2, -2].add(-2.0) * unit[:, None] * unit[None, :]
+    # At an optimum in ln E the slope of L is nought, so that of the density in E, without its Jacobian, is 2.
+    flat = at._replace(gradient=jnp.zeros_like(mode))
+    _, gaussian = _gaussian(flat, mode, None)
+    return gaussian
+
+
+def _gaussian(at: Curvature, point: Array, component: _Component | None) -> tuple[Array, Proposal]:
+    """Optimum (labels, E, ln parallax) and Gaussian of the quadratic that L is around a point.
+
+    Args:
+        at: L there with its derivatives in (labels, ln E, ln parallax); without a label prior where a component is given.
+        point: (label + 2,).
+        component: takes the label prior's place, or None.
+    """
+    n = point.size - 2
+    # -2 ln density in (labels, E, ln parallax): L without the Jacobian -2 ln E.
+    extinction = jnp.exp(point[-2])
+    unit = jnp.ones_like(point).at[-2].set(1.0 / extinction)
+    slope = at.gradient.at[-2].add(2.0)
+    exact = at.hessian.at[-2, -2].add(-slope[-2]) * unit[:, None] * unit[None, :]
     bound = at.bound * unit[:, None] * unit[None, :]
+    gradient, value = slope * unit, at.value + 2.0 * point[-2]
+    if component is not None:
+        pull = component.precision @ (point[:n] - component.mean)
+        exact, bound = (h.at[:n, :n].add(2.0 * component.precision) for h in (exact, bound))
+        gradient = gradient.at[:n].add(2.0 * pull)
+        value = value + (point[:n] - component.mean) @ pull - 2.0 * component.ln_weight
     hessian = jnp.where(smallest_pivot(exact) > 1e-5, exact, bound)
-    slope = jnp.zeros(n + 2, mode.dtype).at[-2].set(2.0 / extinction)
-    center = jnp.concatenate([mode[:n], extinction[None], mode[-1:]]) - solve_positive(hessian, slope)
-    covariance = 2.0 * jax.vmap(partial(solve_positive, hessian))(jnp.eye(n + 2, dtype=mode.dtype))
+    step = -solve_positive(hessian, gradient)
+    center = jnp.concatenate([point[:n], extinction[None], point[-1:]]) + step
+    covariance = 2.0 * jax.vmap(partial(solve_positive, hessian))(jnp.eye(n + 2, dtype=point.dtype))
     pick = jnp.array([n, *range(n)])
     scale = jnp.sqrt(jnp.maximum(jnp.diagonal(covariance)[pick], 1e-30))
     correlation = covariance[pick][:, pick] / scale[:, None] / scale[None, :]
-    factor = scale[:, None] * _cholesky(0.5 * (correlation + correlation.T) + 1e-6 * jnp.eye(n + 1))
+    factor = scale[:, None] * cholesky(0.5 * (correlation + correlation.T) + 1e-6 * jnp.eye(n + 1))
     mean = center[pick]
-    width = jnp.asarray(INFLATION, mode.dtype)
+    width = jnp.asarray(INFLATION, point.dtype)
     lowest = (TINY_EXTINCTION - mean[0]) / (width * factor[0, 0])
-    ln_det = jnp.sum(jnp.log(jnp.diagonal(factor))) + (n + 1) * jnp.log(width)
-    ln_share = jnp.log(jnp.array([1.0 - WIDE_SHARE, WIDE_SHARE], mode.dtype))
-    ln_norm = ln_share - ln_det - 0.5 * (n + 1) * np.log(2.0 * np.pi) - norm.logcdf(-lowest)
-    return _Proposal(mean, factor, lowest, ln_norm, -0.5 * at.value + jnp.sum(jnp.log(jnp.diagonal(factor))))
+    ln_det = jnp.sum(jnp.log(jnp.diagonal(factor)))
+    ln_share = jnp.log(jnp.array([1.0 - WIDE_SHARE, WIDE_SHARE], point.dtype))
+    ln_size = ln_det + (n + 1) * jnp.log(width) + 0.5 * (n + 1) * np.log(2.0 * np.pi)
+    ln_norm = ln_share - ln_size - norm.logcdf(-lowest)
+    return center, Proposal(mean, factor, lowest, ln_norm, ln_det - 0.5 * (value + 0.5 * gradient @ step))
 
 
-def _cholesky(matrix: Array) -> Array:
+def _of_components(model: ForwardModel, prior: LabelPrior, star: Stars, mode: Array) -> Proposal:
+    """The likeliest components of the label prior times the likelihood, each as a Gaussian around its own optimum."""
+    n = model.n_labels
+    every = _Component(
+        jnp.einsum("kde,kfe->kdf", prior.whitening, prior.whitening),
+        prior.mean,
+        prior.ln_weight + jnp.sum(jnp.log(jnp.diagonal(prior.whitening, axis1=1, axis2=2)), axis=1),
+    )
+    at, _ = curvature(model, None, star, mode)
+    center, gaussian = jax.vmap(partial(_gaussian, at, mode))(every)
+    evidence = jnp.where(jnp.isfinite(gaussian.evidence), gaussian.evidence, -jnp.inf)
+    _, best = jax.lax.top_k(evidence, min(N_COMPONENTS, evidence.size))
+    chosen = jax.tree.map(lambda leaf: leaf[best], every)
+    reach = jnp.append(MAX_COMPONENT_STEP * model.label_scale, jnp.ones(1, mode.dtype))  # labels, ln parallax
+
+    def improve(center: Array, component: _Component) -> tuple[Array, Proposal]:
+        moved = jnp.clip(jnp.append(center[:n], center[-1]) - jnp.append(mode[:n], mode[-1]), -reach, reach)
+        ln_extinction = jnp.log(jnp.maximum(center[n], 0.3 * jnp.exp(mode[-2])))
+        point = jnp.concatenate([mode[:n] + moved[:n], ln_extinction[None], mode[-1:] + moved[n:]])
+        return _gaussian(curvature(model, None, star, point)[0], point, component)
+
+    center = center[best]
+    for _ in range(COMPONENT_STEPS):
+        center, gaussian = jax.vmap(improve)(center, chosen)
+    return gaussian
+
+
+def proposal_mixture(
+    model: ForwardModel, prior: LabelPrior, star: Stars, mode: Array, runner_up: Array, competes: Array
+) -> tuple[Proposal, Float[Array, " term"]]:
+    """Find all terms of the proposal in (E, labels); see `importance_draws` for the arguments.
+
+    Returns:
+        the terms along a leading axis, and their shares of the draws.
+    """
+    first, second = propose(model, prior, star, mode), propose(model, prior, star, runner_up)
+    parts = _of_components(model, prior, star, mode)
+    terms = jax.tree.map(lambda a, b, c: jnp.concatenate([a[None], b[None], c]), first, second, parts)
+    usable = jax.vmap(lambda term: jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in term])))(terms)
+    usable = usable.at[0].set(True).at[1].set(usable[1] & competes)
+    odds = jnp.clip(jax.nn.sigmoid(second.evidence - first.evidence), MIN_RUNNER_UP_SHARE, 0.5)
+    of_second = jnp.where(usable[1], odds, 0.0)
+    any_part = jnp.any(usable[2:])
+    likely = jax.nn.softmax(jnp.where(usable[2:], parts.evidence, jnp.where(any_part, -jnp.inf, 0.0)))
+    likely = jnp.where(usable[2:], jnp.maximum(likely, MIN_COMPONENT_SHARE), 0.0)
+    of_parts = COMPONENTS_SHARE * likely / jnp.maximum(jnp.sum(likely), 1e-9)
+    rest = 1.0 - jnp.sum(of_parts)
+    share = jnp.concatenate([jnp.stack([rest * (1.0 - of_second), rest * of_second]), of_parts])
+    # A term that cannot be used must not spoil sums with NaN: it borrows the first one's shape, and no draw.
+    terms = jax.tree.map(lambda leaf: jnp.where(usable.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, leaf[0]), terms)
+    return terms, share
+
+
+def cholesky(matrix: Array) -> Array:
     """Lower-triangular factor of one small matrix, unrolled: a library call per matrix costs more, and hung on CPUs."""
     n = matrix.shape[0]
     lower = [[jnp.zeros((), matrix.dtype)] * n for _ in range(n)]
@@ -123,7 +222,7 @@ def _cholesky(matrix: Array) -> Array:
     return jnp.stack([jnp.stack(row) for row in lower])
 
 
-def _ln_density(proposal: _Proposal, x: Float[Array, "draw label+1"]) -> Float[Array, " draw"]:
+def _ln_density(proposal: Proposal, x: Float[Array, "draw label+1"]) -> Float[Array, " draw"]:
     white: list[Array] = []
     for i in range(x.shape[1]):
         rest = x[:, i] - proposal.mean[i] - sum(proposal.factor[i, k] * white[k] for k in range(i))
@@ -158,28 +257,21 @@ def importance_draws(
         (draw, label + 2) labels, ln E, ln parallax; (draw,) ln of posterior / proposal density, up to a constant.
     """
     n = model.n_labels
-    first, second = _propose(model, prior, star, mode), _propose(model, prior, star, runner_up)
-    usable = competes & jnp.all(jnp.isfinite(second.ln_norm)) & jnp.all(jnp.isfinite(second.mean))
-    share = jnp.where(usable, jnp.clip(jax.nn.sigmoid(second.evidence - first.evidence), MIN_RUNNER_UP_SHARE, 0.5), 0.0)
+    terms, share = proposal_mixture(model, prior, star, mode, runner_up, competes)
     rotation = jax.random.uniform(jax.random.key(seed), (n + 4,), dtype=mode.dtype)
     points = jnp.clip((jnp.asarray(_points(n_draws, n + 4)) + rotation) % 1.0, 1e-6, 1.0 - 1e-6)
-    from_second, wide = points[:, 0] < share, points[:, -2] < WIDE_SHARE
-
-    def given(proposal: _Proposal) -> Array:
-        lowest, width = (jnp.where(wide, v[1], v[0]) for v in (proposal.lowest, jnp.asarray(INFLATION, mode.dtype)))
-        above = norm.cdf(-lowest)  # survival function, accurate where E = 0 is far in the upper tail
-        z_e = jnp.clip(-norm.ppf(above * (1.0 - points[:, 1])), lowest, jnp.maximum(MAX_Z, lowest))
-        z = jnp.concatenate([z_e[:, None], norm.ppf(points[:, 2 : 2 + n])], axis=1)
-        return proposal.mean + width[:, None] * z @ proposal.factor.T
-
-    safe_second = jax.tree.map(lambda a, b: jnp.where(usable, a, b), second, first)
-    x = jnp.where(from_second[:, None], given(safe_second), given(first))
+    number = jnp.minimum(jnp.searchsorted(jnp.cumsum(share), points[:, 0], side="right"), share.size - 1)
+    own, wide = jax.tree.map(lambda leaf: leaf[number], terms), points[:, -2] < WIDE_SHARE
+    lowest = jnp.where(wide, own.lowest[:, 1], own.lowest[:, 0])
+    width = jnp.where(wide, INFLATION[1], INFLATION[0])
+    above = norm.cdf(-lowest)  # survival function, accurate where E = 0 is far in the upper tail
+    z_e = jnp.clip(-norm.ppf(above * (1.0 - points[:, 1])), lowest, jnp.maximum(MAX_Z, lowest))
+    z = jnp.concatenate([z_e[:, None], norm.ppf(points[:, 2 : 2 + n])], axis=1)
+    x = own.mean + width[:, None] * jnp.einsum("dij,dj->di", own.factor, z)
     x = x.at[:, 0].set(jnp.maximum(x[:, 0], TINY_EXTINCTION))
     labels, ln_extinction = x[:, 1:], jnp.log(x[:, 0])
-    ln_q = jnp.logaddexp(
-        jnp.log1p(-share) + _ln_density(first, x),
-        jnp.log(jnp.maximum(share, 1e-30)) + _ln_density(safe_second, x),
-    )
+    ln_share = jnp.log(jnp.maximum(share, 1e-30))
+    ln_q = jax.nn.logsumexp(ln_share[:, None] + jax.vmap(_ln_density, (0, None))(terms, x), axis=0)
 
     # Parallax given the rest: f = a f1 with a = (parallax / that of the mode)^2, best a by linear least squares.
     reference = jnp.concatenate([labels, ln_extinction[:, None], jnp.full((n_draws, 1), mode[-1])], axis=1)

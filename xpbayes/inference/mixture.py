@@ -12,15 +12,17 @@ draws by expectation-maximisation (population Monte Carlo, Cappé et al. 2008), 
 as the proposal is poor (Koblents & Míguez 2015).
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, UInt
 
 from xpbayes.inference.coordinates import Frame, evaluate, frame_at, intrinsic, is_usable, place
-from xpbayes.inference.importance import _cholesky
+from xpbayes.inference.importance import cholesky
 from xpbayes.inference.psis import pareto_smoothed
 from xpbayes.inference.solver import solve
 from xpbayes.inference.starts import StartGrid, find_starts
@@ -38,6 +40,9 @@ OPTIMUM_SHARE = 0.1
 MIN_SHARE = 0.01
 """Least share of a component of the prior at first: its Laplace integral may be far off."""
 N_DRAWS, N_ROUNDS = 1024, 6
+TEMPER = 0.75
+"""Mixtures are fitted to this power of the posterior, wider by a seventh: a proposal must cover the ends of every arm, or
+chains that get there stay for long."""
 N_CLIPPED = 32
 """So many of the largest weights of a round are made equal: the square root of the draws."""
 N_TERMS = 8
@@ -151,15 +156,24 @@ class _Terms(NamedTuple):
 def _first_terms(
     model: ForwardModel, prior: LabelPrior, star: Stars, components: Array, optima: Array, known: Array
 ) -> _Terms:
-    numbers = jnp.arange(components.shape[0])
-    within = jax.vmap(lambda k, at: frame_at(model, _component(prior, k), star, at))(numbers, components)
-    whole = jax.vmap(lambda at: frame_at(model, prior, star, at))(optima)
+    n_components = components.shape[0]
+    # One program for both: the whole prior is the mixture with no component left out.
+    alone = jnp.where(jnp.eye(n_components, dtype=bool), prior.ln_weight, -jnp.inf)
+    weights = jnp.concatenate([alone, jnp.broadcast_to(prior.ln_weight, (optima.shape[0], n_components))])
+
+    def lay(ln_weight: Array, at: Array) -> Frame:
+        part = LabelPrior(ln_weight, prior.mean, prior.whitening, prior.ln_threshold)
+        return frame_at(model, part, star, at)
+
+    frames = jax.vmap(lay)(weights, jnp.concatenate([components, optima]))
+    within, whole = (
+        jax.tree.map(lambda leaf, at=at: leaf[at], frames) for at in (slice(n_components), slice(n_components, None))
+    )
     evidence = jnp.where(jax.vmap(is_usable)(within), within.evidence, -jnp.inf)
     share = jax.nn.softmax(jnp.where(jnp.any(jnp.isfinite(evidence)), evidence, 0.0))
     share = jnp.where(jnp.isfinite(evidence), jnp.maximum(share, MIN_SHARE), 0.0)
     known = known & jax.vmap(is_usable)(whole)
     share = jnp.concatenate([share, jnp.where(known, OPTIMUM_SHARE, 0.0)])
-    frames = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), within, whole)
     # A term without coordinates must not spoil sums with NaN: it borrows those of the largest.
     largest = jnp.argmax(share)
     frames = jax.tree.map(
@@ -188,64 +202,140 @@ def _first_draws(terms: _Terms, frame: Frame, key: Array, n: int) -> tuple[Array
 
 
 def _fit(z: Float[Array, "draw parameter"], weight: Float[Array, " draw"]) -> Mixture:
-    """Fit a mixture to weighted draws by expectation-maximisation, beginning from slices along their longest axis."""
-    n_parameters = z.shape[1]
+    """Fit a mixture to weighted draws by expectation-maximisation, beginning from slices along their longest axis.
+
+    Both steps are products with a matrix of (1, y, y y^T), y the draws in units of their own spread: many times as fast
+    as differences from every mean, and float32 is exact enough, the variances being raised by `FLOOR` anyway.
+    """
+    n = z.shape[1]
+    row, column = np.triu_indices(n)
     mean = weight @ z
-    offset = z - mean
-    covariance = (offset * weight[:, None]).T @ offset + FLOOR * jnp.eye(n_parameters)
-    axis = jnp.ones(n_parameters)
+    spread = jnp.sqrt(weight @ (z - mean) ** 2 + FLOOR)
+    y = (z - mean) / spread
+    features = jnp.concatenate([jnp.ones_like(y[:, :1]), y, y[:, row] * y[:, column]], axis=1)
+    floor = jnp.diag(FLOOR / spread**2)
+
+    def full(packed: Array) -> Array:
+        return jnp.zeros((n, n)).at[row, column].set(packed).at[column, row].set(packed)
+
+    covariance = full(weight @ features[:, 1 + n :])
+    axis = jnp.ones(n)
     for _ in range(12):
         axis = covariance @ axis
         axis = axis / jnp.sqrt(jnp.sum(axis**2))
-    along = offset @ axis
+    along = y @ axis
     order = jnp.argsort(along)
     rank = jnp.zeros_like(weight).at[order].set(jnp.cumsum(weight[order]))
     slice_of = jnp.clip((rank * N_TERMS).astype(int), 0, N_TERMS - 1)
-    share = jax.nn.one_hot(slice_of, N_TERMS, axis=0)  # (term, draw)
 
-    def maximise(share: Array) -> Mixture:
-        r = share * weight
-        total = jnp.sum(r, axis=1)
-        center = (r @ z + MIN_WEIGHT * mean) / (total + MIN_WEIGHT)[:, None]
-        apart = z - center[:, None, :]
-        scatter = jnp.einsum("kn,kni,knj->kij", r, apart, apart) + MIN_WEIGHT * covariance
-        scale = scatter / (total + MIN_WEIGHT)[:, None, None] + FLOOR * jnp.eye(n_parameters)
-        return Mixture(jnp.log(total + 1e-4), center, jax.vmap(_factor)(scale))
+    def term(moments: Array) -> tuple[Array, Array, Array]:
+        """Share, mean and factor of a term from its sums over the draws; the mean of all is at zero."""
+        total, first = moments[0], moments[1 : 1 + n]
+        center = first / (total + MIN_WEIGHT)
+        cross = center[:, None] * first[None, :]
+        scatter = full(moments[1 + n :]) - cross - cross.T + total * center[:, None] * center[None, :]
+        scale = (scatter + MIN_WEIGHT * covariance) / (total + MIN_WEIGHT) + floor
+        return jnp.log(total + 1e-4), center, _factor(scale)
 
-    def step(_: int, mixture: Mixture) -> Mixture:
-        return maximise(jax.nn.softmax(_ln_gaussians(mixture, z), axis=0))
+    def coefficients(ln_share: Array, center: Array, factor: Array) -> Array:
+        """What the features are multiplied with for ln of share times density."""
+        inverse = _inverse(factor)
+        white = inverse @ center
+        precision = inverse.T @ inverse
+        constant = ln_share - jnp.sum(jnp.log(jnp.diagonal(factor))) - 0.5 * white @ white
+        squares = jnp.where(row == column, -0.5, -1.0) * precision[row, column]
+        return jnp.concatenate([constant[None], white @ inverse, squares])
 
-    fitted = jax.lax.fori_loop(0, EM_STEPS, step, maximise(share))
-    ln_share = jnp.append(jax.nn.log_softmax(fitted.ln_share) + jnp.log1p(-WIDE_SHARE), jnp.log(WIDE_SHARE))
+    def maximise(share: Array) -> tuple[Array, Array, Array]:
+        return jax.vmap(term)((share * weight[:, None]).T @ features)  # type: ignore[no-any-return]
+
+    def step(_: int, share: Array) -> Array:
+        return jax.nn.softmax(features @ jax.vmap(coefficients)(*maximise(share)).T, axis=1)
+
+    share = jax.lax.fori_loop(0, EM_STEPS, step, jax.nn.one_hot(slice_of, N_TERMS))
+    ln_share, center, factor = maximise(share)
     return Mixture(
-        ln_share,
-        jnp.concatenate([fitted.mean, mean[None]]),
-        jnp.concatenate([fitted.factor, WIDE * _factor(covariance)[None]]),
+        jnp.append(jax.nn.log_softmax(ln_share) + jnp.log1p(-WIDE_SHARE), jnp.log(WIDE_SHARE)),
+        mean + spread * jnp.concatenate([center, jnp.zeros((1, n))]),
+        spread[:, None] * jnp.concatenate([factor, WIDE * _factor(covariance + floor)[None]]),
     )
 
 
 def _factor(scale: Array) -> Array:
-    size = jnp.sqrt(jnp.diagonal(scale))
-    return size[:, None] * _cholesky(scale / size[:, None] / size[None, :])
+    size = jnp.sqrt(jnp.maximum(jnp.diagonal(scale), 1e-12))
+    return size[:, None] * cholesky(scale / size[:, None] / size[None, :])
 
 
-def _ln_gaussians(mixture: Mixture, z: Array) -> Array:
-    """(term, draw) ln of share times density."""
-
-    def one(ln_share: Array, mean: Array, factor: Array) -> Array:
-        white: list[Array] = []
-        for i in range(z.shape[1]):
-            known = sum((factor[i, k] * white[k] for k in range(i)), jnp.zeros(()))
-            white.append((z[:, i] - mean[i] - known) / factor[i, i])
-        return ln_share - jnp.sum(jnp.log(jnp.diagonal(factor))) - 0.5 * sum(w * w for w in white)
-
-    return jax.vmap(one)(*mixture)
+def _inverse(factor: Array) -> Array:
+    """Of a small lower-triangular matrix, unrolled as `cholesky` is."""
+    n = factor.shape[0]
+    rows: list[Array] = []
+    for i in range(n):
+        known = sum((factor[i, k] * rows[k] for k in range(i)), jnp.zeros(n))
+        rows.append((jnp.eye(n)[i] - known) / factor[i, i])
+    return jnp.stack(rows)
 
 
-def _clipped(ln_ratio: Array) -> Array:
-    """Weights that add up to one, the largest made equal."""
-    limit = jnp.sort(ln_ratio)[-N_CLIPPED]
-    return jax.nn.softmax(jnp.minimum(ln_ratio, limit))
+def _tempered(energy: Array, ln_density: Array) -> Array:
+    """Weights of draws as draws of the tempered posterior; they add up to one, the largest made equal.
+
+    Args:
+        energy: (draw,) -ln posterior density.
+        ln_density: (draw,) ln of the density that they came from.
+    """
+    ln_ratio = -TEMPER * energy - ln_density
+    ln_ratio = jnp.where(jnp.isfinite(ln_ratio), ln_ratio, -jnp.inf)
+    return jax.nn.softmax(jnp.minimum(ln_ratio, jnp.sort(ln_ratio)[-N_CLIPPED]))
+
+
+def draw_many(mixture: Mixture, key: Array, n: int) -> Float[Array, "draw parameter"]:
+    """Draw n points."""
+    return jax.vmap(partial(draw, mixture))(jax.random.split(key, n))
+
+
+class _Round(NamedTuple):
+    """Draws of one round of population Monte Carlo with the mixture that they came from."""
+
+    mixture: Mixture
+    z: Array
+    ln_density: Array
+
+
+def _improve(
+    energy: Callable[[Array], Array], known: Array, known_weight: Array, known_worth: Array, key: Array
+) -> tuple[Mixture, Array]:
+    """Fit mixtures in turn and draw from them.
+
+    Args:
+        energy: -ln density of many points.
+        known, known_weight: (draw, parameter) and (draw,) weighted points that every fit takes in: what was once seen
+            is not forgotten.
+        known_worth: () effective number of them.
+        key: random key.
+
+    Returns:
+        the mixture whose own draws had the most even weights, and their k_hat.
+    """
+
+    def begin(mixture: Mixture, key: Array) -> _Round:
+        z = draw_many(mixture, key, N_DRAWS)
+        return _Round(mixture, z, jax.vmap(partial(ln_density, mixture))(z))
+
+    def step(now: _Round, key: Array) -> tuple[_Round, tuple[Mixture, Array, Array]]:
+        height = energy(now.z)
+        ratio = -height - now.ln_density
+        ratio = jnp.where(jnp.isfinite(ratio), ratio, -jnp.inf)
+        weight, (smoothed, k_hat) = _tempered(height, now.ln_density), pareto_smoothed(ratio)
+        share = known_worth / (known_worth + 1.0 / jnp.sum(weight**2))
+        together = jnp.concatenate([share * known_weight, (1.0 - share) * weight])
+        following = begin(_fit(jnp.concatenate([known, now.z]), together), key)
+        return following, (now.mixture, k_hat, jnp.where(jnp.isfinite(k_hat), 1.0 / jnp.sum(smoothed**2), 0.0))
+
+    keys = jax.random.split(key, N_ROUNDS)
+    first = begin(_fit(known, known_weight), keys[0])
+    _, (mixtures, k_hat, worth) = jax.lax.scan(step, first, keys)
+    best = jnp.argmax(worth)
+    return jax.tree.map(lambda leaf: leaf[best], mixtures), k_hat[best]
 
 
 @jax.jit
@@ -268,27 +358,56 @@ def adapt(
         seed: (star,) each star's own.
     """
 
-    def one(star: Stars, within: Array, tops: Array, own: Array) -> Adapted:
+    def one(inputs: tuple[Stars, Array, Array, Array]) -> Adapted:
+        star, within, tops, own = inputs
         known = jnp.all(jnp.isfinite(tops), axis=1)
         terms = _first_terms(model, prior, star, within, jnp.where(known[:, None], tops, tops[0]), known)
         frame = jax.tree.map(lambda leaf: leaf[within.shape[0]], terms.frames)  # the best optimum's
 
-        def ln_ratios(z: Array, ln_q: Array) -> Array:
-            energy = jax.vmap(lambda point: evaluate(model, prior, star, frame, point)[0])(z)
-            ratio = -energy - ln_q
-            return jnp.where(jnp.isfinite(ratio), ratio, -jnp.inf)
+        def energy(z: Array) -> Array:
+            return jax.vmap(lambda point: evaluate(model, prior, star, frame, point)[0])(z)
 
-        keys = jax.random.split(jax.random.key(own), N_ROUNDS)
-        first, ln_q = _first_draws(terms, frame, keys[0], N_DRAWS)
-
-        def improve(state: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], Mixture]:
-            mixture = _fit(state[0], _clipped(state[1]))
-            z = jax.vmap(partial(draw, mixture))(jax.random.split(key, N_DRAWS))
-            return (z, ln_ratios(z, jax.vmap(partial(ln_density, mixture))(z))), mixture
-
-        (_, ratio), mixtures = jax.lax.scan(improve, (first, ln_ratios(first, ln_q)), keys[1:])
-        mixture = jax.tree.map(lambda leaf: leaf[-1], mixtures)
-        return Adapted(frame, mixture, pareto_smoothed(ratio)[1])
+        first_key, key = jax.random.split(jax.random.key(own))
+        first, ln_q = _first_draws(terms, frame, first_key, N_DRAWS)
+        first = jnp.where(jnp.all(jnp.isfinite(first), axis=1)[:, None], first, 0.0)
+        weight = _tempered(energy(first), ln_q)
+        mixture, k_hat = _improve(energy, first, weight, 1.0 / jnp.sum(weight**2), key)
+        return Adapted(frame, mixture, k_hat)
 
     with jax.default_matmul_precision("highest"):
-        return jax.vmap(one)(stars, components, optima, seed)
+        # Star after star: the draws of one are enough for the processor, and stay in its cache.
+        return jax.lax.map(one, (stars, components, optima, seed))
+
+
+@jax.jit
+def adapt_again(
+    model: ForwardModel,
+    prior: LabelPrior,
+    stars: Stars,
+    found: Adapted,
+    seen: Float[Array, "star draw parameter"],
+    seed: UInt[Array, " star"],
+) -> Adapted:
+    """Fit the mixtures of a block anew, now that chains have seen more.
+
+    Args:
+        model, prior, stars: as in `adapt`.
+        found: what was found before.
+        seen: (star, draw, parameter) points of chains, equally likely, in each star's coordinates.
+        seed: (star,) each star's own, another one each time.
+    """
+
+    def one(inputs: tuple[Stars, Adapted, Array, Array]) -> Adapted:
+        star, known, z, own = inputs
+
+        def energy(z: Array) -> Array:
+            return jax.vmap(lambda point: evaluate(model, prior, star, known.frame, point)[0])(z)
+
+        height = energy(z)
+        weight = _tempered(height, -height)
+        # Half the worth of independent draws: chains that have not settled are worth less than their length.
+        mixture, k_hat = _improve(energy, z, weight, 0.5 / jnp.sum(weight**2), jax.random.key(own))
+        return Adapted(known.frame, mixture, k_hat)
+
+    with jax.default_matmul_precision("highest"):
+        return jax.lax.map(one, (stars, found, seen, seed))
