@@ -129,7 +129,13 @@ ZGR23_PHASES = (
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "zgr23": {"phases": ZGR23_PHASES, "model_error": False, "batch_size": 512, "calibration_fraction": 0.0},
+    "zgr23": {
+        "phases": ZGR23_PHASES,
+        "model_error": False,
+        "batch_size": 512,
+        "calibration_fraction": 0.0,
+        "ks_over_j": 0.0,
+    },
 }
 """What a preset changes; settings given beside it win."""
 
@@ -157,6 +163,13 @@ class TrainingConfig(FrozenSettings):
     teff_max: float = Field(8.5, gt=0, description="training stars are cooler than this [kK]")
     min_channels: int | None = Field(
         None, ge=1, description="training stars were measured in at least so many channels; all by default"
+    )
+    ks_over_j: float = Field(
+        0.40,
+        ge=0,
+        lt=1,
+        description="R(Ks) / R(J), which fixes the grey part of R where no training star has a measured parallax (0.41: "
+        "Cardelli et al. 1989, 0.39: Gordon et al. 2023); 0: free",
     )
     label_error_floor: tuple[float, ...] = Field(
         (0.02, 0.02, 0.02), description="added to label errors in quadrature [kK, dex, dex]; the last repeats"

@@ -9,7 +9,9 @@ from numpy.testing import assert_array_equal
 from xpbayes.config import ZGR23_PHASES, HighQuality, Phase, TrainingConfig
 from xpbayes.errors import InputError
 from xpbayes.inference.phases import learning_rates, run_gradient_phase, run_star_steps
-from xpbayes.inference.training import initial_parameters, run_star_phase, train
+from xpbayes.inference.training import _without_grey, initial_parameters, run_star_phase, train
+from xpbayes.models.extinction import NearInfraredLaw
+from xpbayes.models.forward import predict_ln_flux
 from xpbayes.models.objective import flux_chi2, objective
 
 TINY = TrainingConfig(
@@ -309,3 +311,18 @@ def test_divergence_is_one_sentence(stars):
     wild = Phase(update="model", optimizer="sgd", learning_rate=1e3, epochs=3)
     with pytest.raises(InputError, match=r"phase 1 \(model, sgd\) diverged; lower its learning_rate"):
         train(*stars, TINY.model_copy(update={"phases": (wild,)}))
+
+
+def test_the_grey_part_of_the_curve_goes_into_the_parallaxes(tiny):
+    """No spectrum sees it: the same fluxes, a curve that obeys the law, and parallaxes moved by E times its excess."""
+    law = NearInfraredLaw(63, 61, 0.4)
+    model, moved = _without_grey(tiny.model, tiny.parameters, law)
+    curve = np.exp(np.asarray(model.ln_curve, float))
+    assert curve[63] / curve[61] == pytest.approx(0.4, abs=1e-5)
+    before, after = (
+        jax.vmap(predict_ln_flux, (None, 0))(m, p) for m, p in ((tiny.model, tiny.parameters), (model, moved))
+    )
+    np.testing.assert_allclose(after, before, atol=2e-5)
+    excess = np.exp(np.asarray(tiny.model.ln_curve, float)) - curve
+    np.testing.assert_allclose(excess, excess[0], atol=1e-5)
+    assert abs(excess[0]) > 1e-3, "the curve obeyed the law already: nothing was tested"

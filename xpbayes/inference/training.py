@@ -8,7 +8,7 @@ was stopped goes on from the last phase that ended.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from xpbayes.inference.model_error import learn_model_error, refold_model_error,
 from xpbayes.inference.phases import run_gradient_phase, run_star_steps
 from xpbayes.inference.self_cleaning import diagnostic, high_quality, pulls, survivors
 from xpbayes.inference.solver import solve
+from xpbayes.models.extinction import NearInfraredLaw, grey_excess
 from xpbayes.models.forward import ForwardModel, initial_model
 from xpbayes.models.model_error import ModelError
 from xpbayes.models.prior import LabelPrior, draw_labels, ln_priors
@@ -140,6 +141,7 @@ def train(
     checkpoint: Path | None = None,
     *,
     resume: bool = False,
+    near_infrared: NearInfraredLaw | None = None,
 ) -> Trained:
     """Train a model.
 
@@ -150,6 +152,7 @@ def train(
         say: receives one line per phase.
         checkpoint: file that receives the state after every phase; the caller deletes it once the result is safe.
         resume: go on from that file if it is there.
+        near_infrared: what fixes the grey part of R, or None.
 
     Raises:
         InputError: the checkpoint belongs to other stars or settings, a phase has no stars, or a phase diverged.
@@ -158,7 +161,8 @@ def train(
     record, done = TrainingRecord(), 0
     belongs_to: dict[str, Any] = {}
     if checkpoint is not None:
-        belongs_to = {"stars": tree_checksum(stars), "settings": config.model_dump(mode="json")}
+        law = None if near_infrared is None else list(near_infrared)
+        belongs_to = {"stars": tree_checksum(stars), "settings": config.model_dump(mode="json"), "near_infrared": law}
     if checkpoint is not None and resume and checkpoint.is_file():
         state, about = read_checkpoint(checkpoint, belongs_to)
         record, done = TrainingRecord(about["phases"]), about["done"]
@@ -181,7 +185,7 @@ def train(
         if phase.update != "model_error":
             # Anew for every phase, from the state alone: a run that was stopped goes on with the same errors.
             effective = refold_model_error(state.model, stars, state.model_error, state.parameters)
-        state, entry, summary = _run_phase(phase, number, state, stars, effective, config)
+        state, entry, summary = _run_phase(phase, number, state, stars, effective, config, near_infrared)
         entry = {"phase": number, **phase.model_dump(mode="json"), **entry, "seconds": time.perf_counter() - begun}
         record.phases.append(entry)
         if checkpoint is not None:
@@ -210,7 +214,13 @@ def _members(
 
 
 def _run_phase(
-    phase: Phase, number: int, state: _State, stars: Stars, effective: Stars, config: TrainingConfig
+    phase: Phase,
+    number: int,
+    state: _State,
+    stars: Stars,
+    effective: Stars,
+    config: TrainingConfig,
+    near_infrared: NearInfraredLaw | None,
 ) -> tuple[_State, dict[str, Any], str]:
     """Run one phase.
 
@@ -221,6 +231,7 @@ def _run_phase(
         stars: all training stars, with the measurement's own whitening.
         effective: the same with the model's error in the whitening.
         config: the settings.
+        near_infrared: what fixes the grey part of R, or None.
 
     Returns:
         the new state, what the record keeps, and a summary in words.
@@ -247,6 +258,8 @@ def _run_phase(
         key_data = jax.random.key_data(key)
         model, at, losses = run_gradient_phase(model, members, at, phase, config.batch_size, phase_key)
         entry["loss_per_star"] = losses
+        if near_infrared is not None:
+            model, at = _without_grey(model, at, near_infrared)
         summary = f"loss per star {losses[0]:.1f} -> {losses[-1]:.1f}"
         sound = bool(np.isfinite(losses[-1]))
     elif phase.method == "newton":
@@ -263,6 +276,19 @@ def _run_phase(
         )
     parameters = at if rows is None else parameters.at[rows].set(at)
     return state._replace(model=model, parameters=parameters, key_data=key_data), entry, summary
+
+
+def _without_grey(
+    model: ForwardModel, parameters: Float[Array, "star parameter"], law: NearInfraredLaw
+) -> tuple[ForwardModel, Float[Array, "star parameter"]]:
+    """Take the grey part of R away and dim every star by its parallax instead: the same fluxes.
+
+    A step along this direction, which no spectrum sees, would take alternating phases hundreds of rounds.
+    """
+    excess = grey_excess(model.ln_curve, law)
+    curve = jnp.log(jnp.exp(model.ln_curve) - excess)
+    moved = parameters.at[:, -1].add(-0.5 * excess * jnp.exp(parameters[:, -2]))
+    return replace(model, ln_curve=curve), moved
 
 
 def _clean(phase: Phase, state: _State, effective: Stars, config: TrainingConfig) -> tuple[_State, dict[str, Any], str]:

@@ -4,8 +4,26 @@ In: ln_flux (channel,), any linear unit inside the log; E [mag]; ln_curve = ln R
 Not here: the prior on E (`posterior.py`), where the curve comes from (`inference/training.py`).
 """
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+
+class NearInfraredLaw(NamedTuple):
+    """The ratio of R in two near-infrared bands, known beforehand: what fixes the grey part of R.
+
+    Spectra say nothing of it: R + b with every parallax times exp(b E / 2) predicts the same fluxes. Measured parallaxes
+    do; parallaxes derived from labels do not, for their errors are alike in stars that are alike.
+
+    Attributes:
+        numerator, denominator: the two channels, by number.
+        ratio: R of the first over R of the second.
+    """
+
+    numerator: int
+    denominator: int
+    ratio: float
 
 
 def attenuate(
@@ -22,3 +40,18 @@ def attenuate(
         (channel,) log of the dimmed flux. A batch of stars is `jax.vmap(attenuate, (0, 0, None))`.
     """
     return ln_flux - extinction * jnp.exp(ln_curve)
+
+
+def grey_excess(ln_curve: Float[Array, " channel"], law: NearInfraredLaw) -> Float[Array, ""]:
+    """How much R lies above a curve of the same shape that obeys a near-infrared law.
+
+    Args:
+        ln_curve: (channel,) ln R.
+        law: the law.
+
+    Returns:
+        () b with (R_1 - b) / (R_2 - b) = ratio; at most nine tenths of the smallest R, which must stay positive.
+    """
+    curve = jnp.exp(ln_curve)
+    excess = (curve[law.numerator] - law.ratio * curve[law.denominator]) / (1.0 - law.ratio)
+    return jnp.minimum(excess, 0.9 * jnp.min(curve))
