@@ -116,15 +116,17 @@ class LineParser:
 def _quotes_hold_lists(line: bytes) -> bool:
     """Tell whether brackets and quotes come together and nowhere else, so that quotes may be dropped."""
     at, n = line.find(b'"'), 0
+    bracket = line.find(b"[")  # searched for, not counted: counting a byte in 40 kB takes ten times longer
     while at >= 0:
         if n % 2 == 0:
-            if line[at + 1 : at + 2] != b"[":
+            if bracket != at + 1:
                 return False
+            bracket = line.find(b"[", at + 2)
         elif line[at - 1 : at] != b"]":
             return False
         n += 1
         at = line.find(b'"', at + 1)
-    return n % 2 == 0 and line.count(b"[") * 2 == n
+    return n % 2 == 0 and bracket < 0
 
 
 _WORDS = re.compile(r"\b(nan|inf(?:inity)?)\b", re.IGNORECASE)

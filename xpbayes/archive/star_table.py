@@ -28,6 +28,8 @@ from xpbayes.stars import Stars
 
 METADATA_KEY = b"xpbayes"
 OK = "ok"
+ROWS_AT_ONCE, BYTES_AT_ONCE = 1024, 1 << 18
+"""Rows decoded and bytes of the file held at once: a whole file's worth of new memory costs more than reading it."""
 
 
 @dataclass(frozen=True)
@@ -265,7 +267,7 @@ def _open(path: Path) -> pq.ParquetFile:
     if path.is_dir():
         raise InputError(f"{path}: is a folder, not a star table; name one .parquet file")
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, buffer_size=BYTES_AT_ONCE, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"{path}: is not a complete Parquet file ({str(error).splitlines()[0].rstrip('.')}); write or copy it again"
@@ -275,7 +277,12 @@ def _open(path: Path) -> pq.ParquetFile:
 def file_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the xpbayes metadata of a Parquet file; InputError if it has none."""
     path = Path(path)
-    raw = (_open(path).schema_arrow.metadata or {}).get(METADATA_KEY)
+    with _open(path) as file:
+        return _metadata(file, path)
+
+
+def _metadata(file: pq.ParquetFile, path: Path) -> dict[str, Any]:
+    raw = (file.schema_arrow.metadata or {}).get(METADATA_KEY)
     if raw is None:
         raise InputError(f"{path}: is Parquet but not a file of xpbayes (no metadata); write it with xpbayes")
     return json.loads(raw)
@@ -289,7 +296,12 @@ def read_star_table(path: str | os.PathLike[str]) -> StarTable:
             repeats a source_id.
     """
     path = Path(path)
-    metadata = file_metadata(path)
+    with _open(path) as file:
+        return _read(file, path)
+
+
+def _read(file: pq.ParquetFile, path: Path) -> StarTable:
+    metadata = _metadata(file, path)
     if metadata.get("kind") != "star table":
         raise InputError(f"{path}: holds a {metadata.get('kind', 'file of unknown kind')}, not a star table")
     if metadata["version"] > STAR_TABLE_VERSION:
@@ -299,45 +311,59 @@ def read_star_table(path: str | os.PathLike[str]) -> StarTable:
         )
     channels = Channels.from_json(json.dumps(metadata["channels"]))
     labels = tuple(metadata["labels"])
+    schema = file.schema_arrow
+    _check_columns(schema, channels, labels, path)
+    if file.metadata.num_rows == 0:
+        raise InputError(f"{path}: has no stars; nothing to do")
+    lists = ("flux", "xp_whitening", "band_inverse_error")
     try:
-        table = _open(path).read()
+        scalars = file.read(columns=[name for name in schema.names if name not in lists])
+        matrices = _read_matrices(file, lists, path)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: is damaged ({str(error).splitlines()[0]}); write or copy it again") from error
-    _check_columns(table, channels, labels, path)
-    if table.num_rows == 0:
-        raise InputError(f"{path}: has no stars; nothing to do")
-    source_id = table["source_id"].to_numpy()
+    columns = {name: scalars[name].to_numpy(zero_copy_only=False) for name in scalars.column_names}
+    source_id = columns.pop("source_id")
     unique, first, count = np.unique(source_id, return_index=True, return_counts=True)
     if (count > 1).any():
         raise InputError(
             f"{path}: {(count > 1).sum()} source_ids occur more than once (first: {unique[count > 1][0]}, row "
             f"{first[count > 1][0]}); keep one row a star"
         )
-    lists = ("flux", "xp_whitening", "band_inverse_error")
-    matrices = {
-        name: _matrix(table[name], path, name)
-        if name in table.column_names
-        else np.zeros((table.num_rows, 0), np.float32)
-        for name in lists
-    }
-    scalars = {
-        name: table[name].to_numpy(zero_copy_only=False)
-        for name in table.column_names
-        if name not in lists and name != "source_id"
-    }
     known = {c.name for c in star_table_columns(channels, labels)}
     return StarTable(
         channels=channels,
         label_names=labels,
         source_id=source_id,
         **matrices,
-        columns=scalars,
+        columns=columns,
         cuts=tuple(Cut(**c) for c in metadata.get("cuts", [])),
         provenance=metadata.get("provenance", {}),
-        extra_units={
-            f.name: (f.metadata or {}).get(b"unit", b"").decode() for f in table.schema if f.name not in known
-        },
+        extra_units={f.name: (f.metadata or {}).get(b"unit", b"").decode() for f in schema if f.name not in known},
     )
+
+
+def _read_matrices(file: pq.ParquetFile, names: Sequence[str], path: Path) -> dict[str, NDArray[np.float32]]:
+    """Columns of fixed-size lists as (row, item) arrays, decoded some rows at a time; no items where there is none."""
+    schema, n = file.schema_arrow, file.metadata.num_rows
+    out = {
+        name: np.empty((n, schema.field(name).type.list_size if name in schema.names else 0), np.float32)
+        for name in names
+    }
+    there = [name for name in names if name in schema.names]
+    nulls = dict.fromkeys(there, 0)
+    start = 0
+    for batch in file.iter_batches(ROWS_AT_ONCE, columns=there, use_threads=False):
+        rows = slice(start, start + batch.num_rows)
+        start = rows.stop
+        for name in there:
+            column = batch.column(name)
+            nulls[name] += column.null_count
+            if not column.null_count:
+                out[name][rows] = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    for name, count in nulls.items():
+        if count:
+            raise InputError(f"{path}: {count} rows have no {name}; write zeros in the weights instead of nulls")
+    return out
 
 
 def read_star_tables(path: str | os.PathLike[str]) -> StarTable:
@@ -398,28 +424,18 @@ def join_star_tables(tables: Sequence[StarTable], names: Sequence[str]) -> StarT
     )
 
 
-def _matrix(column: pa.ChunkedArray, path: Path, name: str) -> NDArray[np.float32]:
-    if column.null_count:
-        raise InputError(
-            f"{path}: {column.null_count} rows have no {name}; write zeros in the weights instead of nulls"
-        )
-    array = column.combine_chunks()
-    size = column.type.list_size
-    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(column), size).astype(np.float32, copy=False)
-
-
-def _check_columns(table: pa.Table, channels: Channels, labels: tuple[str, ...], path: Path) -> None:
+def _check_columns(schema: pa.Schema, channels: Channels, labels: tuple[str, ...], path: Path) -> None:
     expected = star_table_columns(channels, labels)
-    missing = [c.name for c in expected if c.required and c.name not in table.column_names]
+    missing = [c.name for c in expected if c.required and c.name not in schema.names]
     if missing:
         raise InputError(
             f"{path}: {len(missing)} required column{'s are' if len(missing) > 1 else ' is'} missing "
-            f"(first: {missing[0]}){nearest(missing[0], table.column_names)}; write the table with xpbayes"
+            f"(first: {missing[0]}){nearest(missing[0], schema.names)}; write the table with xpbayes"
         )
     for column in expected:
-        if column.name not in table.column_names:
+        if column.name not in schema.names:
             continue
-        have = table.schema.field(column.name)
+        have = schema.field(column.name)
         if have.type != column.type:
             raise InputError(f"{path}: column {column.name} has type {have.type}, expected {column.type}")
         unit = (have.metadata or {}).get(b"unit", b"").decode()

@@ -206,41 +206,48 @@ def _from_covariance(
 
 
 class _Batch:
-    """Rows of equal coefficient counts, each written to its place at once: nothing is held twice."""
+    """Rows of equal coefficient counts, put together when all are there.
+
+    Arrays made at once and filled row by row were slower: their memory is new each time, and its first touch costs more
+    than all the copying.
+    """
 
     def __init__(self, file: str, size: int) -> None:
-        self.file, self.size, self.n = file, size, 0
+        self.file, self.size = file, size
         self.rejected: list[Rejected] = []
-        self._source_id, self._row = np.empty(size, np.int64), np.empty(size, np.int64)
-        self._sides: list[XpSide | None] = [None, None]
+        self._source_id: list[int] = []
+        self._row: list[int] = []
+        self._solutions: tuple[list[_Solution | None], ...] = ([], [])
+        self._like: list[_Solution | None] = [None, None]
+
+    @property
+    def n(self) -> int:
+        return len(self._row)
 
     def fits(self, solutions: Sequence[_Solution | None]) -> bool:
         """Tell whether there is room for one more row, and its arrays are as long as those before."""
         return self.n < self.size and all(
             new is None
-            or side is None
-            or (len(new.coefficient) == side.n_coefficients and (new.correlation is None) == (side.correlation is None))
-            for new, side in zip(solutions, self._sides, strict=True)
+            or like is None
+            or (
+                len(new.coefficient) == len(like.coefficient)
+                and (new.correlation is None) == (like.correlation is None)
+            )
+            for new, like in zip(solutions, self._like, strict=True)
         )
 
     def add(self, row: int, source_id: int, solutions: Sequence[_Solution | None]) -> None:
         """Add a row that fits."""
-        i = self.n
-        self.n += 1
-        self._source_id[i], self._row[i] = source_id, row
-        for at, solution in enumerate(solutions):
-            if solution is None:
-                continue
-            side = self._sides[at] = self._sides[at] or _absent_side(self.size, solution)
-            side.present[i], side.standard_deviation[i] = True, solution.standard_deviation
-            side.coefficient[i], side.error[i] = solution.coefficient, solution.error
-            if side.correlation is not None:
-                side.correlation[i] = solution.correlation
+        self._source_id.append(source_id)
+        self._row.append(row)
+        for i, solution in enumerate(solutions):
+            self._solutions[i].append(solution)
+            self._like[i] = self._like[i] or solution
 
     def finish(self) -> XpBatch:
         """Look for values that no covariance can hold, vectorised because it is the common case, and take them out."""
-        source_id, row = self._source_id[: self.n], self._row[: self.n]
-        sides = [(side or _absent_side(self.size, None)).take(slice(0, self.n)) for side in self._sides]
+        source_id, row = np.array(self._source_id, np.int64), np.array(self._row, np.int64)
+        sides = [_side(*side) for side in zip(self._solutions, self._like, strict=True)]
         reason = np.full(self.n, "", dtype="U80")
         for name, side in zip(("bp", "rp"), sides, strict=True):
             for what, bad in _faults(side):
@@ -255,16 +262,18 @@ class _Batch:
         return XpBatch(source_id, row, sides[0], sides[1], tuple(sorted(self.rejected, key=lambda r: r.row)))
 
 
-def _absent_side(n: int, like: _Solution | None) -> XpSide:
-    """A side that no row has yet, for rows like the given one."""
+def _side(solutions: Sequence[_Solution | None], like: _Solution | None) -> XpSide:
+    """One side of all rows, with zeros and unit errors where a row has none; `like` is any that there is."""
     k = 0 if like is None else len(like.coefficient)
     correlated = like is not None and like.correlation is not None
+    none = _Solution(np.zeros(k), np.ones(k), np.zeros(k * (k - 1) // 2) if correlated else None, np.nan)
+    rows = [none if solution is None else solution for solution in solutions]
     return XpSide(
-        coefficient=np.zeros((n, k)),
-        error=np.ones((n, k)),
-        correlation=np.zeros((n, k * (k - 1) // 2)) if correlated else None,
-        standard_deviation=np.full(n, np.nan),
-        present=np.zeros(n, bool),
+        coefficient=np.array([r.coefficient for r in rows]).reshape(len(rows), k),
+        error=np.array([r.error for r in rows]).reshape(len(rows), k),
+        correlation=np.array([r.correlation for r in rows]) if correlated else None,
+        standard_deviation=np.array([r.standard_deviation for r in rows], np.float64),
+        present=np.array([solution is not None for solution in solutions], bool),
     )
 
 

@@ -31,7 +31,10 @@ def gaia_covariance(error: NDArray[np.float64], correlation: NDArray[np.float64]
 
 
 def inflate(
-    covariance: NDArray[np.float64], flux: NDArray[np.float64], wavelength_nm: NDArray[np.float64]
+    covariance: NDArray[np.float64],
+    flux: NDArray[np.float64],
+    wavelength_nm: NDArray[np.float64],
+    out: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
     """Add the calibration errors of ZGR23 Eq. 2 to Gaia's covariance.
 
@@ -39,6 +42,7 @@ def inflate(
         covariance: (star, sample, sample) Gaia's covariance.
         flux: (star, sample) observed flux, same unit.
         wavelength_nm: (sample,) wavelengths [nm].
+        out: where to put the result; new memory if None.
 
     Returns:
         (star, sample, sample) covariance to use in the likelihood.
@@ -47,7 +51,7 @@ def inflate(
     same_side = is_bp[:, None] == is_bp[None, :]
     fraction2 = OVERALL_FRACTION**2 + SIDE_FRACTION**2 * same_side
     np.fill_diagonal(fraction2, fraction2.diagonal() + INDEPENDENT_FRACTION**2)
-    inflated = flux[:, :, None] * flux[:, None, :]
+    inflated = np.multiply(flux[:, :, None], flux[:, None, :], out=out)
     inflated *= fraction2  # in place: three such arrays do not fit into the cache
     inflated += covariance
     return inflated

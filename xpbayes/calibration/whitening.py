@@ -28,43 +28,48 @@ def whiten(
         eigenvalue floor was needed.
     """
     n_star, n_sample, _ = covariance.shape
-    packed, floored = _packed_factors(covariance, present)
-    factor = np.zeros((n_star, n_sample, n_sample))
     row, column = np.tril_indices(n_sample)
+    packed = np.empty((n_star, len(row)))
+    floored = _fill_packed(packed, covariance, present)
+    factor = np.zeros((n_star, n_sample, n_sample))
     factor[:, row, column] = packed
     return factor, floored
 
 
 def whiten_packed(
-    covariance: NDArray[np.float64], present: NDArray[np.bool_] | None = None
+    covariance: NDArray[np.float64],
+    present: NDArray[np.bool_] | None = None,
+    out: NDArray[np.float32] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Compute the same factors as the star table stores them.
 
     Args:
         covariance: (star, sample, sample), symmetric; entries of absent samples are ignored.
         present: (star, sample) which samples were measured; all if None.
+        out: (star, packed) where to put them; new memory if None.
 
     Returns:
         (star, packed) float32 lower triangles, row by row, and (star,) whether the eigenvalue floor was needed.
     """
-    packed, floored = _packed_factors(covariance, present)
-    return packed.astype(np.float32), floored
-
-
-def _packed_factors(
-    covariance: NDArray[np.float64], present: NDArray[np.bool_] | None
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """(star, packed) float64 lower triangles of W: LAPACK on one matrix after the other, which beats any batching."""
     n_star, n_sample, _ = covariance.shape
-    row, column = np.tril_indices(n_sample)
-    packed = np.empty((n_star, len(row)))
+    if out is None:
+        out = np.empty((n_star, n_sample * (n_sample + 1) // 2), np.float32)
+    return out, _fill_packed(out, covariance, present)
+
+
+def _fill_packed(
+    packed: NDArray[np.floating], covariance: NDArray[np.float64], present: NDArray[np.bool_] | None
+) -> NDArray[np.bool_]:
+    """Write the packed triangles of W; return (star,) whether the floor was needed.
+
+    In float64, by LAPACK on one matrix after the other, which beats any batching.
+    """
+    n_star, n_sample, _ = covariance.shape
     floored = np.zeros(n_star, dtype=bool)
-    if present is None:
-        present = np.ones((n_star, n_sample), bool)
-    whole = np.asarray(present.all(axis=1))
+    whole = np.ones(n_star, bool) if present is None else np.asarray(present.all(axis=1))
     for i in range(n_star):
         matrix = covariance[i]
-        if not whole[i]:
+        if present is not None and not whole[i]:
             # An absent sample becomes an independent one of unit variance for the factorisation, then a zero row and
             # column.
             both = present[i][:, None] & present[i]
@@ -74,14 +79,13 @@ def _packed_factors(
         if status == 0:
             upper, status = dtrtri(upper, lower=0, overwrite_c=1)
         if status == 0:
-            packed[i], status = dtrttp(upper, "U")
+            triangle, status = dtrttp(upper, "U")
         # |W|_F^2 = tr C^-1 >= 1 / smallest eigenvalue: below 1/floor no eigenvalue can be under the floor.
-        if status != 0 or not packed[i] @ packed[i] <= 1.0 / EIGENVALUE_FLOOR:
+        if status != 0 or not triangle @ triangle <= 1.0 / EIGENVALUE_FLOOR:
             factor, floored[i] = _whiten_floored(matrix)
-            packed[i] = factor[row, column]
-        if not whole[i]:
-            packed[i] *= both[row, column]
-    return packed, floored
+            triangle = factor[np.tril_indices(n_sample)]
+        packed[i] = triangle if whole[i] else triangle * both[np.tril_indices(n_sample)]
+    return floored
 
 
 def _whiten_floored(matrix: NDArray[np.float64]) -> tuple[NDArray[np.float64], bool]:

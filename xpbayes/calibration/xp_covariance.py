@@ -6,6 +6,8 @@ NumPy, float64: Gaia's covariance alone has a condition number of about 1e10.
 Not here: file formats (`archive/xp_continuous.py`), the bases (`design_matrix.py`), the error model (`error_model.py`).
 """
 
+import math
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -27,6 +29,27 @@ FLUX_UNIT_SI = 1e-18
 
 BLOCK = 32
 """Stars per block: 32 x (61 x 61) doubles are 1 MB, small enough for the cache. Blocks of 512 are 3x slower."""
+
+
+class _Scratch(threading.local):
+    """Arrays that the work on one block of stars needs, kept for the next block.
+
+    The first touch of new memory costs more than the arithmetic. What one block leaves here is gone with the next.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, NDArray[np.float64]] = {}
+
+    def array(self, name: str, *shape: int) -> NDArray[np.float64]:
+        """An array of that shape with anything in it; the same memory for the same name."""
+        size = math.prod(shape)
+        held = self._held.get(name)
+        if held is None or held.size < size:
+            held = self._held[name] = np.empty(size)
+        return held[:size].reshape(shape)
+
+
+_KEPT = _Scratch()
 
 
 @dataclass(frozen=True)
@@ -123,7 +146,7 @@ def _side_designs(grid: tuple[float, ...]) -> tuple[_SideDesign, _SideDesign]:
 
 def coefficient_counts(grid_nm: NDArray[np.float64] = XP_GRID_NM) -> tuple[int, int]:
     """Return how many BP and RP coefficients GaiaXPy's bases have (55 and 55 in DR3)."""
-    bp, rp = _side_designs(tuple(float(w) for w in grid_nm))
+    bp, rp = _side_designs(tuple(grid_nm.tolist()))
     return bp.matrix.shape[1], rp.matrix.shape[1]
 
 
@@ -147,15 +170,19 @@ def coefficient_covariance(side: XpSide, scaling: ErrorScaling = "published") ->
         (star, k, k) covariance; the identity where the side is missing. Without correlations it is diagonal: the
         samples' correlations then come from the bases alone.
     """
+    return _coefficient_covariance(side, scaling, _Scratch())
+
+
+def _coefficient_covariance(side: XpSide, scaling: ErrorScaling, scratch: _Scratch) -> NDArray[np.float64]:
     n, k = side.error.shape
     error = side.error
     if scaling == "divided":
         error = error / np.where(side.present, side.standard_deviation, 1.0)[:, None]
+    flat = scratch.array("coefficients", n, k * k)
     if side.correlation is None:
-        full = np.zeros((n, k, k))
-        full[:, np.arange(k), np.arange(k)] = error**2
-        return full
-    flat = np.take(side.correlation, _triangle_index(k), axis=1)
+        flat.fill(0.0)
+    else:
+        np.take(side.correlation, _triangle_index(k), axis=1, out=flat, mode="clip")  # "raise" would make a copy
     flat[:, :: k + 1] = 1.0
     full = flat.reshape(n, k, k)
     full *= error[:, :, None]
@@ -181,28 +208,39 @@ def sample_spectra(
         (star, sample) flux [1e-18 W m^-2 nm^-1], (star, sample, sample) covariance [same, squared], both 0 where
         missing, and (star, sample) whether the sample was measured.
     """
+    return _sample_spectra(bp, rp, scaling, grid_nm, _Scratch())
+
+
+def _sample_spectra(
+    bp: XpSide, rp: XpSide, scaling: ErrorScaling, grid_nm: NDArray[np.float64], scratch: _Scratch
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """The same; the covariance is in the scratch memory."""
     n, m = len(bp), len(grid_nm)
-    flux, covariance = np.zeros((n, m)), np.zeros((n, m, m))
+    flux, covariance = np.zeros((n, m)), scratch.array("samples", n, m, m)
+    covariance.fill(0.0)
     present = np.zeros((n, m), bool)
     sides = (bp, rp)
-    for side, other, design in zip(sides, sides[::-1], _side_designs(tuple(float(w) for w in grid_nm)), strict=True):
+    for side, other, design in zip(sides, sides[::-1], _side_designs(tuple(grid_nm.tolist())), strict=True):
         if not side.present.any() or design.first == design.last:
             continue
-        rows, k = design.rows, design.matrix.shape[1]
+        rows, (reach, k) = design.rows, design.matrix.shape
         own = side.coefficient @ design.matrix.T
         # One product over the whole block, then one small product a star: three times faster than two a star.
-        half = (coefficient_covariance(side, scaling).reshape(-1, k) @ design.matrix.T).reshape(n, k, -1)
-        own_covariance = np.matmul(design.matrix, half)
+        half = scratch.array("half", n * k, reach)
+        np.matmul(_coefficient_covariance(side, scaling, scratch).reshape(-1, k), design.matrix.T, out=half)
+        own_covariance = scratch.array("side", n, reach, reach)
+        np.matmul(design.matrix, half.reshape(n, k, reach), out=own_covariance)
         reached = np.broadcast_to(side.present[:, None], own.shape)
         alone = ~other.present
         if alone.any():
             factor = np.where(alone[:, None], design.alone[:, 0], 1.0)
             own = own * factor
-            own_covariance = own_covariance * factor[:, :, None] * factor[:, None, :]
+            own_covariance *= factor[:, :, None]
+            own_covariance *= factor[:, None, :]
             reached = reached & (factor > 0)
         if not side.present.all():
             own = np.where(side.present[:, None], own, 0.0)
-            own_covariance = np.where(side.present[:, None, None], own_covariance, 0.0)
+            own_covariance[~side.present] = 0.0
         flux[:, rows] += own
         covariance[:, rows, rows] += own_covariance
         present[:, rows] |= reached
@@ -237,14 +275,17 @@ def calibrate(
         scaling: how errors enter, see `ErrorScaling`.
         grid_nm: (sample,) wavelengths [nm].
     """
-    parts = []
-    for start in range(0, len(bp), BLOCK):
+    n, m = len(bp), len(grid_nm)
+    out = CalibratedXp(
+        flux=np.empty((n, m), np.float32),
+        whitening=np.empty((n, m * (m + 1) // 2), np.float32),
+        present=np.empty((n, m), bool),
+        floored=np.empty(n, bool),
+    )
+    for start in range(0, n, BLOCK):
         block = slice(start, start + BLOCK)
-        flux, covariance, present = sample_spectra(bp.take(block), rp.take(block), scaling, grid_nm)
-        packed, floored = whiten_packed(inflate(covariance, flux, grid_nm), present)
-        parts.append((flux.astype(np.float32), packed, present, floored))
-    m = len(grid_nm)
-    if not parts:
-        empty = np.zeros((0, m), np.float32)
-        return CalibratedXp(empty, np.zeros((0, m * (m + 1) // 2), np.float32), empty.astype(bool), np.zeros(0, bool))
-    return CalibratedXp(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        flux, covariance, present = _sample_spectra(bp.take(block), rp.take(block), scaling, grid_nm, _KEPT)
+        inflated = inflate(covariance, flux, grid_nm, out=_KEPT.array("inflated", *covariance.shape))
+        out.floored[block] = whiten_packed(inflated, present, out=out.whitening[block])[1]
+        out.flux[block], out.present[block] = flux, present
+    return out
