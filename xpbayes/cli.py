@@ -410,6 +410,25 @@ def sample(
 
 
 @app.command()
+def uncertainty(
+    model: Annotated[Path, typer.Argument(help="Folder of the model; receives weight_factor.safetensors.")],
+    stars: Annotated[Path, typer.Argument(help="Star table that it was trained on.")],
+    figure: Annotated[Path | None, typer.Option(help="Figure of what is added, by label (.png).")] = None,
+    n_stars: Annotated[int, typer.Option("--stars", min=100, help="Training stars that are looked at.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="Of their choice.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Work out how well training has determined the model, and what that adds to the errors of stars."""
+    from xpbayes.analysis.model_uncertainty import print_uncertainty, write_figure
+    from xpbayes.pipeline_posterior import uncertainty as work_out
+
+    found = work_out(model, stars, model, n_stars, seed=seed, say=_say(quiet))
+    print_uncertainty(found)
+    if figure is not None:
+        print(write_figure(found, figure))
+
+
+@app.command()
 def check(
     model: Annotated[Path, typer.Argument(help="Folder of the model.")],
     out: Annotated[Path, typer.Option(help="Folder for report.html, table and numbers.")],
@@ -492,12 +511,16 @@ def report(
     catalogue: Annotated[Path, typer.Argument(help="Catalogue.")],
     stars: Annotated[Path, typer.Argument(help="Star table that the catalogue was inferred from.")],
     out: Annotated[Path, typer.Option(help="HTML file to write.")],
+    source_id: Annotated[
+        list[int] | None, typer.Option(help="Star that gets a section of its own; give it once per star.")
+    ] = None,
+    draws: Annotated[Path | None, typer.Option(help="Draws of these stars, from `xpbayes sample`.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write one self-contained HTML page about a run."""
+    """Write one self-contained HTML page about a run: figures, model card, provenance, single stars."""
     from xpbayes.pipeline import report as write
 
-    print(write(model, catalogue, stars, out, say=_say(quiet)))
+    print(write(model, catalogue, stars, out, say=_say(quiet), source_ids=source_id or (), draws=draws))
 
 
 @app.command()

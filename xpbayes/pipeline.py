@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from xpbayes.catalogue.parts import PartRecord
     from xpbayes.inference.calibration import LabelCalibration
     from xpbayes.inference.confidence import ConfidenceConfig
+    from xpbayes.models.extinction import NearInfraredLaw
 
 Say = Callable[[str], None]
 PathLike = str | Path
@@ -121,7 +122,8 @@ def train(
         config.labels, spectroscopic_parallax=True, label_error_floor=config.floor_for(len(config.labels))
     )
     checkpoint = None if out is None else Path(out) / CHECKPOINT
-    learned = learn(batch, training.channels.wavelengths, config, say, checkpoint, resume=resume)
+    law = _near_infrared_law(training, config)
+    learned = learn(batch, training.channels.wavelengths, config, say, checkpoint, resume=resume, near_infrared=law)
     labels = training.labels(config.labels)[0]
     for phase in learned.record.phases:
         if "diagnostic" in phase:
@@ -143,6 +145,7 @@ def train(
             "cuts": [vars(c) for c in training.cuts],
             "provenance": training.provenance,
             "parallax_used": _parallax_used(training),
+            "grey_extinction": "free" if law is None else f"R(Ks) / R(J) = {law.ratio:g}, for want of parallaxes",
             "label_range": {
                 name: np.percentile(training.column(name), [0, 1, 16, 50, 84, 99, 100]).round(4).tolist()
                 for name in config.labels
@@ -232,6 +235,16 @@ def _parallax_used(table: StarTable) -> str:
     if measured.all():
         return "measured"
     return "spectroscopic, derived from the labels" if not measured.any() else "measured, spectroscopic where missing"
+
+
+def _near_infrared_law(table: StarTable, config: TrainingConfig) -> "NearInfraredLaw | None":
+    """What fixes the grey part of R: the law where no parallax was measured, nothing where one was."""
+    from xpbayes.models.extinction import NearInfraredLaw
+
+    names = table.channels.names
+    if not config.ks_over_j or table.is_measured("parallax").any() or not {"J", "Ks"} <= set(names):
+        return None
+    return NearInfraredLaw(names.index("Ks"), names.index("J"), config.ks_over_j)
 
 
 def _require_labels(table: StarTable, labels: tuple[str, ...], where: str) -> None:
@@ -939,23 +952,35 @@ def report(
     out: PathLike,
     timings: dict[str, float] | None = None,
     say: Say = quiet,
+    *,
+    source_ids: Sequence[int] = (),
+    draws: PathLike | None = None,
 ) -> Path:
     """Write the report of a run: one self-contained HTML file.
 
     Args:
         model: a trained model or its folder.
-        catalogue: the catalogue file.
+        catalogue: the catalogue file, or the folder of a catalogue in parts.
         stars: the star table that was inferred, with labels where known.
         out: HTML file.
         timings: further stages and their seconds, for the page.
         say: receives progress.
+        source_ids: stars that get a section of their own.
+        draws: file of `sample`: the draws of these stars.
+
+    Raises:
+        InputError: the inputs do not belong together, or a requested star is not there.
     """
     from xpbayes.analysis.report import write_report
+    from xpbayes.analysis.run_inputs import open_stars
 
     trained = _loaded(model)
     table, _ = _table(stars)
     _check_writable(out)
-    path = write_report(trained, catalogue, table, Path(out), timings or {})
+    with tempfile.TemporaryDirectory() as scratch:  # the figures stream their stars from disk
+        on_disk = write_star_table(stars, Path(scratch) / "stars.parquet") if isinstance(stars, StarTable) else stars
+        files = open_stars(on_disk)
+        path = write_report(trained, catalogue, table, files, Path(out), timings or {}, source_ids, draws)
     say(f"wrote {path}")
     return path
 
@@ -1009,8 +1034,10 @@ def demo(out: PathLike, say: Say = quiet) -> Path:
         seconds[stage] = time.perf_counter() - begun
         return result
 
+    from xpbayes.analysis.requested_stars import typical_stars
+
     _check_writable(folder / CARD)
-    stars = timed("calibrating the bundled sample", lambda: bundled_stars(folder / "stars.parquet", say))
+    timed("calibrating the bundled sample", lambda: bundled_stars(folder / "stars.parquet", say))
     model = timed("training on 80 % of the stars", lambda: train(folder / "stars.parquet", folder / "model", say=say))
     timed(
         "inferring the other 20 % from flux alone",
@@ -1018,7 +1045,15 @@ def demo(out: PathLike, say: Say = quiet) -> Path:
     )
     path = timed(
         "writing the report",
-        lambda: report(model, folder / "catalogue.parquet", stars, folder / "report.html", dict(seconds), say),
+        lambda: report(
+            model,
+            folder / "catalogue.parquet",
+            folder / "stars.parquet",
+            folder / "report.html",
+            dict(seconds),
+            say,
+            source_ids=typical_stars(read_catalogue(folder / "catalogue.parquet")[0], model),
+        ),
     )
     for stage, value in seconds.items():
         say(f"{value:7.1f} s  {stage}")

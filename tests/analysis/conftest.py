@@ -1,19 +1,45 @@
-"""A finished run on disk, shared by the tests of all analyses."""
+"""Finished runs on disk, and what is made of them, shared by the tests of all analyses."""
 
 import numpy as np
 import pytest
 
+from xpbayes.analysis.gallery import analyse
+from xpbayes.analysis.requested_stars import typical_stars
 from xpbayes.archive.star_table import write_star_table
+from xpbayes.catalogue.table import read_catalogue
 from xpbayes.config import InferenceConfig
-from xpbayes.pipeline import infer
+from xpbayes.modelfile import save_model
+from xpbayes.pipeline import infer, report
 
 
 @pytest.fixture(scope="session")
-def analysed(trained, model_folder, sample, tmp_path_factory):
+def analysed(trained, sample, made_once):
     """A folder with a model, 400 stars and what was inferred for them, as `xpbayes demo` leaves it."""
-    folder = tmp_path_factory.mktemp("analysed")
-    (folder / "model").symlink_to(model_folder)
-    stars = sample.take(np.arange(0, 2000, 5))
-    write_star_table(stars, folder / "stars.parquet")
-    infer(trained, stars, folder / "catalogue.parquet", InferenceConfig(n_nodes=256, n_starts=1, use_parallax=False))
-    return folder
+
+    def make(folder):
+        save_model(trained, folder / "model")
+        stars = sample.take(np.arange(0, 2000, 5))
+        write_star_table(stars, folder / "stars.parquet")
+        infer(
+            trained, stars, folder / "catalogue.parquet", InferenceConfig(n_nodes=256, n_starts=1, use_parallax=False)
+        )
+
+    return made_once("analysed", make)
+
+
+@pytest.fixture(scope="session")
+def figure_folder(analysed, made_once):
+    """All figures of that run with the page that shows them."""
+    return made_once("figures", lambda folder: analyse(analysed, folder))
+
+
+@pytest.fixture(scope="session")
+def report_page(analysed, trained, made_once):
+    """The report of that run, with a section for each of the typical stars."""
+
+    def make(folder):
+        stars = typical_stars(read_catalogue(analysed / "catalogue.parquet")[0], trained)
+        inputs = (analysed / "model", analysed / "catalogue.parquet", analysed / "stars.parquet")
+        report(*inputs, folder / "report.html", source_ids=stars)
+
+    return made_once("report", make) / "report.html"

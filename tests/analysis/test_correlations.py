@@ -1,5 +1,5 @@
 import numpy as np
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 
 from tests.analysis.rows import halves, make_rows
 from xpbayes.analysis.correlations import CorrelationGatherer, correlation_of_inverse, draw_correlations, unpacked
@@ -94,19 +94,34 @@ def test_a_star_whose_parallax_error_is_not_known_is_left_out_of_flux_only():
 
 
 def test_correlation_is_one_on_the_diagonal_and_scale_free():
-    fisher = _fisher(20)
-    scale = 10.0 ** RNG.uniform(-4, 4, (20, N))
+    fisher = np.moveaxis(_fisher(20), 0, -1)
+    scale = 10.0 ** RNG.uniform(-4, 4, (N, 20))
     a, good = correlation_of_inverse(fisher)
-    b, _ = correlation_of_inverse(fisher * scale[:, :, None] * scale[:, None, :])
+    b, _ = correlation_of_inverse(fisher * scale[:, None] * scale[None, :])
     assert good.all()
     assert_allclose(a, b, atol=1e-8)
-    assert_allclose(np.diagonal(a, axis1=1, axis2=2), 1.0)
+    assert_allclose(np.diagonal(a), 1.0)
+
+
+def test_every_correlation_is_that_of_numpy_s_inverse():
+    """More stars than one block, one in a hundred of them with an eigenvalue below zero."""
+    fisher = _fisher(5000)
+    bad = np.arange(5000) % 100 == 7
+    values, vectors = np.linalg.eigh(fisher[bad])
+    fisher[bad] -= 1.5 * values[:, :1, None] * vectors[:, :, :1] * vectors[:, :, :1].transpose(0, 2, 1)
+    found, good = correlation_of_inverse(np.moveaxis(fisher, 0, -1))
+    assert_array_equal(good, ~bad)
+    covariance = np.linalg.inv(fisher[good])
+    sigma = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+    assert_allclose(
+        np.moveaxis(found, -1, 0)[good], covariance / (sigma[:, :, None] * sigma[:, None, :]), rtol=0, atol=1e-9
+    )
 
 
 def test_triangles_are_row_by_row():
     matrix = RNG.normal(size=(3, N, N))
     matrix += np.swapaxes(matrix, 1, 2)
-    assert_allclose(unpacked(matrix[:, *np.triu_indices(N)], N), matrix)
+    assert_allclose(np.moveaxis(unpacked(matrix[:, *np.triu_indices(N)], N), -1, 0), matrix)
 
 
 def test_the_drawing_prints_the_numbers_and_the_papers():

@@ -5,9 +5,11 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from numpy.testing import assert_allclose
 
+from tests.command_line import refused
 from xpbayes.analysis.extinction_curve import compare_with_published
 from xpbayes.analysis.gallery import ANALYSES, analyse, choose
 from xpbayes.analysis.reddening_law import compare_with_file
@@ -24,10 +26,8 @@ DRAWN = {
 
 
 @pytest.fixture(scope="module")
-def out(analysed, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("figures")
-    analyse(analysed, folder)
-    return folder
+def out(figure_folder):
+    return figure_folder
 
 
 def test_every_analysis_is_drawn_or_says_why(out):
@@ -57,7 +57,7 @@ def test_numbers_beside_a_figure_have_units_and_its_caption(out):
 def test_the_page_shows_all_and_loads_nothing(out):
     page = (out / "index.html").read_text(encoding="utf-8")
     text = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", page)
-    assert "http" not in text and "<script" not in text
+    assert "http" not in text and not re.search(r"<(script|link|iframe)[^>]* (src|href)=\"(?!data:)", text)
     assert page.count("<img") == len(re.findall(r"\.png\"", text)) >= len(DRAWN)
     links = re.findall(r'href="([^"]+)"', text)
     ids = set(re.findall(r'id="([^"]+)"', text))
@@ -98,6 +98,36 @@ class TestBadInput:
         path.write_text("source_id,ra,dec,teff,teff_err,feh,feh_err,logg,logg_err\n12,1,2,5000,50,0,0.1,4,0.1\n")
         with pytest.raises(InputError, match="none of its 1 stars with labels is a solved star of the catalogue"):
             analyse(analysed, tmp_path / "o", {"external": path}, only=["external"])
+
+    def test_an_external_table_with_a_wrong_column(self, analysed, tmp_path):
+        path = tmp_path / "survey.csv"
+        path.write_text("source_id,ra,dec,temperature,teff_err,feh,feh_err,logg,logg_err\n12,1,2,5000,50,0,0.1,4,0.1\n")
+        said = refused(
+            "analyse", analysed, "--external", path, "--only", "external", "--out", tmp_path / "o", "--quiet"
+        )
+        assert "survey.csv: has no column teff" in said
+
+    def test_a_catalogue_with_a_wrong_column(self, analysed, tmp_path):
+        table = pq.read_table(analysed / "catalogue.parquet")
+        names = ["icov" if n == "stellar_params_icov_triu" else n for n in table.column_names]
+        pq.write_table(
+            table.rename_columns(names).replace_schema_metadata(table.schema.metadata), tmp_path / "c.parquet"
+        )
+        inputs = ("analyse", analysed, "--catalogue", tmp_path / "c.parquet")
+        said = refused(*inputs, "--only", "correlations", "--out", tmp_path / "o", "--quiet")
+        assert "c.parquet: has no column 'stellar_params_icov_triu'" in said and "infer it again" in said
+
+    @pytest.mark.parametrize("verb", ["analyse", "report", "dustmap"])
+    def test_an_unfinished_catalogue(self, verb, analysed, tmp_path):
+        (tmp_path / "c").mkdir()
+        (tmp_path / "c" / "manifest.json").write_text(json.dumps({"version": 1, "identity": {}, "complete": False}))
+        words = {
+            "analyse": ("--catalogue", tmp_path / "c"),
+            "report": (analysed / "model", tmp_path / "c", analysed / "stars.parquet"),
+            "dustmap": (tmp_path / "c",),
+        }
+        said = refused(verb, *words[verb], "--out", tmp_path / "o", "--quiet")
+        assert "is not finished; go on with 'xpbayes infer" in said
 
     def test_one_bad_file_costs_one_figure(self, analysed, tmp_path):
         (tmp_path / "curve.txt").write_text("no numbers\n")

@@ -52,6 +52,7 @@ def groups(trained, sample):
         jumped=np.ones(shape, bool),
         step_size=np.ones(shape[:2], np.float32),
         n_transitions=np.full(N_STARS, N_DRAWS, np.int32),
+        n_made=np.full(N_STARS, N_DRAWS, np.int32),
         k_hat=np.zeros(N_STARS, np.float32),
     )
     found = diagnose(draws.parameters, draws.diverging)

@@ -40,6 +40,17 @@ def test_rows_are_joined_with_the_star_table_across_blocks(folder, monkeypatch):
     assert seen == open_catalogue(folder / "catalogue.parquet").n_rows
 
 
+def test_every_row_of_a_catalogue_is_read_once_however_small_its_row_groups(folder, tmp_path):
+    table = pq.read_table(folder / "catalogue.parquet")
+    pq.write_table(table, tmp_path / "c.parquet", row_group_size=30)
+    catalogue = open_catalogue(tmp_path / "c.parquet")
+    read = list(catalogue.tables(["gdr3_source_id"], 70))
+    assert [len(t) for t in read[:4]] == [70, 20, 70, 20]  # three groups of 30 are read together
+    assert_array_equal(
+        np.concatenate([t["gdr3_source_id"].to_numpy() for t in read]), table["gdr3_source_id"].to_numpy()
+    )
+
+
 def test_a_folder_of_star_tables_is_one(sample, tmp_path):
     for k in range(3):
         write_star_table(sample.take(np.arange(10 * k, 10 * k + 10)), tmp_path / f"{k}.parquet")

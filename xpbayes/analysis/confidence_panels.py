@@ -99,5 +99,9 @@ CONFIDENCE = Analysis(
     "confidence", "Fig. 10", "Residuals of good and bad estimates", lambda run: _start(False, run), NEEDS
 )
 CONFIDENCE_PULLS = Analysis(
-    "confidence_pulls", "Fig. 11", "The same over their errors", lambda run: _start(True, run), NEEDS
+    "confidence_pulls",
+    "Fig. 11",
+    "Residuals of good and bad estimates over their errors",
+    lambda run: _start(True, run),
+    NEEDS,
 )

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 BINS = 20_000
 """Of the correlation, from -1 to 1: medians are good to 1e-4."""
-SMALLEST_EIGENVALUE = 1e-12
+SMALLEST_PIVOT = 1e-12
 """Of a Fisher matrix scaled to a unit diagonal: below, double precision says nothing about its inverse."""
+IN_CACHE = 4_096
+"""Stars whose matrices stay in a core's cache."""
 PAPER = {
     ("logg", "parallax"): (0.987, 0.861),
     ("feh", "parallax"): (-0.497, -0.098),
@@ -53,33 +55,59 @@ class Correlations:
 
 
 def unpacked(triangle: NDArray[np.floating], n: int) -> NDArray[np.float64]:
-    """(star, n, n) symmetric matrices from upper triangles, row by row."""
+    """(n, n, star) symmetric matrices from (star, n (n + 1) / 2) upper triangles, row by row."""
     row, column = np.triu_indices(n)
-    out = np.empty((len(triangle), n, n))
-    out[:, row, column] = triangle
-    out[:, column, row] = triangle
+    out = np.empty((n, n, len(triangle)))
+    out[row, column] = triangle.T
+    out[column, row] = triangle.T
     return out
 
 
 def correlation_of_inverse(fisher: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Correlations of the covariance that is the inverse of each matrix.
 
+    Stars come last: every step is one operation on a row of numbers in memory, ten times as fast as LAPACK called star by
+    star.
+
     Args:
-        fisher: (star, n, n).
+        fisher: (n, n, star).
 
     Returns:
-        (star, n, n) correlations and (star,) whether the matrix is positive definite to double precision.
+        (n, n, star) correlations and (star,) whether the matrix is positive definite to double precision.
     """
-    diagonal = np.diagonal(fisher, axis1=1, axis2=2)
-    good: NDArray[np.bool_] = np.asarray((diagonal > 0).all(axis=1) & np.isfinite(fisher).all(axis=(1, 2)))
-    identity = np.eye(fisher.shape[1])
-    scale = 1.0 / np.sqrt(np.where(good[:, None], diagonal, 1.0))
-    scaled = np.where(good[:, None, None], fisher * scale[:, :, None] * scale[:, None, :], identity)
-    good &= np.linalg.eigvalsh(scaled)[:, 0] > SMALLEST_EIGENVALUE
-    scaled[~good] = identity
-    covariance = np.linalg.inv(scaled)
-    sigma = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
-    return covariance / (sigma[:, :, None] * sigma[:, None, :]), good
+    n, _, n_stars = fisher.shape
+    correlation, good = np.empty_like(fisher), np.empty(n_stars, bool)
+    for start in range(0, n_stars, IN_CACHE):
+        block = slice(start, start + IN_CACHE)
+        correlation[:, :, block], good[block] = _correlation_of_block(np.ascontiguousarray(fisher[:, :, block]))
+    return correlation, good
+
+
+def _correlation_of_block(fisher: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """The same for few stars: Cholesky factor of the scaled matrix, its inverse M, and the covariance M^T M."""
+    n = len(fisher)
+    diagonal = fisher[np.arange(n), np.arange(n)]
+    good = np.asarray((diagonal > 0).all(axis=0) & np.isfinite(fisher).all(axis=(0, 1)))
+    scale = 1.0 / np.sqrt(np.where(good, diagonal, 1.0))
+    identity = np.eye(n)[:, :, None]
+    scaled = np.where(good, fisher * scale[:, None] * scale[None, :], identity)
+    lower, inverse = np.zeros_like(scaled), np.zeros_like(scaled)
+    for j in range(n):
+        pivot = scaled[j, j] - np.sum(lower[j, :j] ** 2, axis=0)
+        good &= pivot > SMALLEST_PIVOT
+        lower[j, j] = np.sqrt(np.where(good, pivot, 1.0))
+        for i in range(j + 1, n):
+            lower[i, j] = (scaled[i, j] - np.sum(lower[i, :j] * lower[j, :j], axis=0)) / lower[j, j]
+    for j in range(n):
+        inverse[j, j] = 1.0 / lower[j, j]
+        for i in range(j + 1, n):
+            inverse[i, j] = -np.sum(lower[i, j:i] * inverse[j:i, j], axis=0) / lower[i, i]
+    inverse /= np.sqrt(np.sum(inverse**2, axis=0))
+    correlation = np.empty_like(scaled)
+    for i in range(n):
+        for j in range(i + 1):
+            correlation[i, j] = correlation[j, i] = np.sum(inverse[i:, i] * inverse[i:, j], axis=0)
+    return correlation, good
 
 
 class CorrelationGatherer:
@@ -103,22 +131,22 @@ class CorrelationGatherer:
         # dof = n_obs + 1 - n where a parallax took part, n_obs - n where none did.
         measured = (rows["dof"][use] - rows["n_obs"][use] + self.n) == 1
         if measured.any():
-            self._count(1, fisher[measured])
+            self._count(1, fisher[:, :, measured])
             error = rows.joined["parallax_error"][use]
             known = np.isfinite(error) & (error > 0)
             self.n_failed += int((measured & ~known).sum())
-            fisher[:, -1, -1] -= np.where(measured & known, 1.0 / np.where(known, error, 1.0) ** 2, 0.0)
-            fisher = fisher[~measured | known]
+            fisher[-1, -1] -= np.where(measured & known, 1.0 / np.where(known, error, 1.0) ** 2, 0.0)
+            fisher = fisher[:, :, ~measured | known]
         self._count(0, fisher)
 
     def _count(self, which: int, fisher: NDArray[np.float64]) -> None:
-        if not len(fisher):
+        if not fisher.shape[-1]:
             return
         correlation, good = correlation_of_inverse(fisher)
         self.n_stars[which] += int(good.sum())
         self.n_failed += int((~good).sum())
         for k, (i, j) in enumerate(zip(*self.pairs, strict=True)):
-            cell = np.clip(((correlation[good, i, j] + 1.0) * (BINS / 2)).astype(np.int64), 0, BINS - 1) + 1
+            cell = np.clip(((correlation[i, j, good] + 1.0) * (BINS / 2)).astype(np.int64), 0, BINS - 1) + 1
             self.count[which, k] += np.bincount(cell, minlength=BINS + 2)
 
     def result(self, names: tuple[str, ...]) -> Correlations:

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.analysis.binned import ColumnDensity
-from xpbayes.analysis.extinction_curve import CurveComparison
 from xpbayes.analysis.spectra import SpectrumFit
 from xpbayes.analysis.validation import Comparison, running_percentiles
 
@@ -102,54 +101,6 @@ def density_panel(axis: "Axes", density: ColumnDensity, *, zero: bool = True) ->
         axis.plot(density.x, density.percentiles[:, k], style, color=ORANGE, lw=1.5)
     axis.set(xlim=density.x_edges[[0, -1]], ylim=density.y_edges[[0, -1]])
     return mesh
-
-
-def kiel(
-    training: NDArray[np.floating], inferred: NDArray[np.floating], titles: tuple[str, str] = ("training labels", "")
-) -> "Figure":
-    """Kiel diagrams of training labels and inferred stars, coloured by [Fe/H].
-
-    Args:
-        training, inferred: (star, 3) Teff [kK], [Fe/H], log g.
-        titles: of the two panels.
-    """
-    figure, axes = panels(2, 1, 9.0, 4.2)
-    both = np.concatenate([training, inferred])
-    x_low, x_high = np.percentile(1e3 * both[:, 0], [0.05, 99.95])
-    y_low, y_high = np.percentile(both[:, 2], [0.05, 99.95])
-    for axis, values, title in zip(axes[0], (training, inferred), titles, strict=True):
-        picked = values[thinned(len(values))]
-        dots = axis.scatter(
-            1e3 * picked[:, 0], picked[:, 2], c=picked[:, 1], s=3, lw=0, vmin=-1.5, vmax=0.5, cmap="viridis"
-        )
-        axis.set(title=f"{title} ({len(values):,} stars)", xlabel="Teff [K]", ylabel="log g [dex]")
-        axis.set_xlim(x_high + 150, x_low - 150)
-        axis.set_ylim(y_high + 0.2, y_low - 0.2)
-    figure.colorbar(dots, ax=axes[0], label="[Fe/H] [dex]", pad=0.01, extend="both")
-    return figure
-
-
-def extinction_curve(
-    wavelength_nm: NDArray[np.floating], learned: NDArray[np.floating], published: Sequence[CurveComparison]
-) -> "Figure":
-    """The learned R(lambda), published curves, and their ratio."""
-    figure, axes = panels(1, 2, 8.2, 5.4)
-    top, bottom = axes[:, 0]
-    top.plot(wavelength_nm, learned, "o", ms=3, color=INK, label="xpbayes", zorder=5)
-    shades = {"CCM89, R_V = 3.1": (BLUE, "-"), "G23, R_V = 3.1": (ORANGE, "-")}
-    for curve in published:
-        colour, line = shades.get(curve.name, (GREY, ":"))
-        name = curve.name.replace("R_V", "$R_V$")
-        top.plot(curve.wavelength_nm, curve.value, line, color=colour, lw=1.2, label=f"{name} (rms {curve.rms:.1%})")
-        at = np.searchsorted(wavelength_nm, curve.wavelength_nm)
-        bottom.plot(curve.wavelength_nm, learned[at] / curve.value, line, color=colour, lw=1.2)
-    bottom.axhline(1.0, color=INK, lw=0.6)
-    top.set(ylabel="R, optical depth per unit E", xscale="log", yscale="log")
-    bottom.set(xlabel="wavelength [nm]", ylabel="learned / published", xscale="log", ylim=(0.7, 1.3))
-    for axis in (top, bottom):
-        plain_log_ticks(axis)
-    top.legend(fontsize=8, ncols=2)
-    return figure
 
 
 def plain_log_ticks(axis: "Axes") -> None:

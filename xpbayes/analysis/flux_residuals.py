@@ -225,8 +225,9 @@ def flux_columns(sample: FluxSample, member: NDArray[np.bool_], labels: tuple[st
         for name, value in values.items():
             if len(known) >= MIN_STARS:
                 densities[channel, name] = column_density(value, chi, *suitable_edges(value, chi))
-    shown = tuple(c for c in channels if any(k[0] == c for k in densities))
-    return FluxColumns(shown, tuple(values), densities, int(member.sum()), np.asarray(scatter)[: len(channels)])
+    shown = np.array([any(k[0] == c for k in densities) for c in channels], bool)
+    names = tuple(np.array(channels)[shown].tolist())
+    return FluxColumns(names, tuple(values), densities, int(member.sum()), np.array(scatter)[shown])
 
 
 def channel_text(name: str, channels: Channels) -> str:

@@ -28,7 +28,7 @@ from xpbayes.analysis import (
     sky_dust,
     sky_residuals,
 )
-from xpbayes.analysis.report import Drawn, as_png, parallax_sentence, picture, write_page
+from xpbayes.analysis.page import Drawn, Place, as_png, parallax_sentence, picture, write_page
 from xpbayes.analysis.run_inputs import Run, find_inputs, open_run
 from xpbayes.analysis.topic import Analysis, Gatherer, NotDrawnError, NumberTable, Product, Task
 from xpbayes.errors import InputError, nearest
@@ -242,20 +242,21 @@ def _context(run: Run, outcomes: Sequence[Outcome], written: Mapping[str, Writte
     from xpbayes.pipeline import versions
 
     figures: list[dict[str, Any]] = []
+    missing: list[dict[str, Any]] = []
     for o in outcomes:
         done = written.get(o.analysis.name)
-        figures.append(
-            {
-                "analysis": o.analysis,
-                "drawn": done.drawn if done is not None else None,
-                "caption": o.reason if o.product is None else o.product.caption,
-                "files": done.files if done is not None else (),
-            }
-        )
+        if o.product is None or done is None:
+            missing.append({"analysis": o.analysis, "caption": o.reason})
+        else:
+            about = {"analysis": o.analysis, "drawn": done.drawn, "caption": o.product.caption, "files": done.files}
+            figures.append(about)
+    places = [Place(f["analysis"].name, f["analysis"].title) for f in figures]
     return {
         "title": "xpbayes figures",
+        "places": [*places, Place("missing", "Not drawn")] if missing else places,
         "figures": figures,
-        "n_drawn": sum(f["drawn"] is not None for f in figures),
+        "missing": missing,
+        "n_drawn": len(figures),
         "n_rows": run.catalogue.n_rows if run.catalogue is not None else 0,
         "n_training": run.model.card.get("n_training", 0) if run.model is not None else 0,
         "parallax": parallax_sentence(run.catalogue.about) if run.catalogue is not None else "",

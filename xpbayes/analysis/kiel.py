@@ -88,7 +88,7 @@ def draw_kiel(numbers: KielDiagrams) -> "Figure":
 
     figure, axes = figures.panels(2, 1, 10.0, 4.6, sharex=True, sharey=True)
     both = numbers.labelled + numbers.inferred
-    enough = np.maximum(1e-4 * both.sum(), 1)
+    enough = np.maximum(1e-3 * both.sum(), 1)
     some = [np.flatnonzero(np.cumsum(both.sum(axis=k)) >= enough)[0] for k in (1, 0)]
     last = [np.flatnonzero(np.cumsum(both.sum(axis=k)[::-1]) >= enough)[0] for k in (1, 0)]
     limits_x = 1e3 * TEFF_EDGES[[max(some[0] - 2, 0), -1 - max(last[0] - 2, 0)]]
@@ -121,7 +121,7 @@ def _start(run: Run) -> Task:
     if missing:
         raise NotDrawnError(f"the star table or the model has no label {missing[0]}")
     columns = run.stars.columns(("teff", "logg"))
-    gatherer = KielGatherer(run.labels, columns["teff"].astype(np.float64), columns["logg"].astype(np.float64))
+    gatherer = KielGatherer(run.labels, columns["teff"], columns["logg"])
     return Task((gatherer,), lambda: _product(gatherer.result()))
 
 

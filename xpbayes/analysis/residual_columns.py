@@ -197,7 +197,7 @@ def draw_residuals(rows: Sequence[Residuals], units: Sequence[str], normalised: 
         normalised: the residuals are in units of their errors.
         against: who measured, for the axes.
     """
-    columns = min(3, len(rows))
+    columns = 2 if len(rows) == 4 else min(3, len(rows))  # four in a square, not three and one
     figure, axes = figures.panels(columns, -(-len(rows) // columns), 3.5 * columns, 2.9 * -(-len(rows) // columns))
     for axis, row, unit in zip(axes.flat, rows, units, strict=False):
         mesh = figures.density_panel(axis, row.density)

@@ -139,15 +139,15 @@ class Lookup:
     """
 
     source_id: NDArray[np.int64]
-    order: NDArray[np.int64]
+    order: NDArray[np.signedinteger]
 
     @classmethod
     def of(cls, source_id: NDArray[np.int64]) -> "Lookup":
         """Sort source_ids; of repeated ones the first counts."""
         order = np.argsort(source_id, kind="stable")
-        return cls(source_id[order], order)
+        return cls(source_id[order], order.astype(np.int32) if len(order) < 2**31 else order)
 
-    def rows(self, source_id: NDArray[np.int64]) -> NDArray[np.int64]:
+    def rows(self, source_id: NDArray[np.int64]) -> NDArray[np.signedinteger]:
         """(star,) row of each star in the table, -1 where it is not there."""
         if not len(self.source_id):
             return np.full(len(source_id), -1)
@@ -221,7 +221,7 @@ class Run:
         lookup, columns = None, {}
         if joins and self.stars is not None:
             columns = self.stars.columns(("source_id", *joins))
-            lookup = Lookup.of(columns["source_id"])
+            lookup = Lookup.of(columns.pop("source_id"))
         for table in self.catalogue.tables(wanted, ROWS_AT_ONCE):
             values = {name: _numbers(table[name]) for name in reads}
             joined: dict[str, NDArray[Any]] = {}

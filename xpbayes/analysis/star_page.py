@@ -83,16 +83,16 @@ class StarFit:
         """The numbers, JSON-ready, in displayed units; NaN as None."""
         names = [*self.label_names, "extinction", "parallax"]
 
-        def shown(values: NDArray[np.float64]) -> dict[str, float | None]:
+        def displayed(values: NDArray[np.float64]) -> dict[str, float | None]:
             pairs = zip(names, values, strict=True)
             return {n: _number(v * figures.display_scale(n)) for n, v in pairs}
 
         return {
             "source_id": self.source_id,
             "status": self.status,
-            "units": {n: _unit(n) for n in names},
-            "estimate": shown(self.estimate),
-            "error": shown(self.error),
+            "units": {n: parameter_unit(n) for n in names},
+            "estimate": displayed(self.estimate),
+            "error": displayed(self.error),
             "measured_parallax": _number(self.measured_parallax),
             "measured_parallax_error": _number(self.measured_parallax_error),
             "parallax_used": self.parallax_used,
@@ -109,8 +109,8 @@ class StarFit:
                 {
                     "delta_l": _number(delta),
                     "n_starts": mode.n_starts,
-                    "estimate": shown(mode.estimate),
-                    "error": shown(mode.error),
+                    "estimate": displayed(mode.estimate),
+                    "error": displayed(mode.error),
                 }
                 for mode, delta in zip(self.modes.modes, self.delta, strict=True)
             ],
@@ -175,11 +175,13 @@ def _number(value: float) -> float | None:
     return float(f"{value:.7g}") if np.isfinite(value) else None
 
 
-def _unit(name: str) -> str:
+def parameter_unit(name: str) -> str:
+    """Unit that a parameter is shown in."""
     return {"extinction": "mag", "parallax": "mas"}.get(name, figures.LABEL_UNIT.get(name, ""))
 
 
-def _text(name: str) -> str:
+def parameter_text(name: str) -> str:
+    """What a parameter is called on pages."""
     return {"extinction": "E", "parallax": "parallax"}.get(name, figures.LABEL_TEXT.get(name, name))
 
 
@@ -187,7 +189,8 @@ def _digits(name: str) -> int:
     return {"teff": 0, "parallax": 4}.get(name, 3)
 
 
-def _shown(name: str, value: float) -> str:
+def shown(name: str, value: float) -> str:
+    """A parameter's value in displayed units, a dash where there is none."""
     return f"{value * figures.display_scale(name):.{_digits(name)}f}" if np.isfinite(value) else "–"
 
 
@@ -197,7 +200,7 @@ def _with_error(name: str, value: float, error: float) -> str:
     digits = 3
     if np.isfinite(error) and error > 0:
         digits = int(np.clip(1 - np.floor(np.log10(factor * error)), 0, 6))
-    text = f"{_text(name)} = {factor * value:.{digits}f} ± {factor * error:.{digits}f} {_unit(name)}"
+    text = f"{parameter_text(name)} = {factor * value:.{digits}f} ± {factor * error:.{digits}f} {parameter_unit(name)}"
     return text.replace("-", "−")
 
 
@@ -244,10 +247,10 @@ def _parameter_table(star: StarFit) -> "Table":
             note = "not measured"
         trust = star.confidence.get(name, float("nan"))
         table.add_row(
-            _text(name),
-            _shown(name, star.estimate[i]),
-            _shown(name, star.error[i]),
-            _unit(name),
+            parameter_text(name),
+            shown(name, star.estimate[i]),
+            shown(name, star.error[i]),
+            parameter_unit(name),
             f"{trust:.2f}" if np.isfinite(trust) else "–",
             note,
         )
@@ -266,10 +269,10 @@ def _mode_table(star: StarFit) -> "Table":
         caption="ΔL: -2 ln posterior minus that of the best",
         caption_justify="left",
     )
-    for heading in ("ΔL", *(f"{_text(name)} [{_unit(name)}]" for name in names), "starts"):
+    for heading in ("ΔL", *(f"{parameter_text(name)} [{parameter_unit(name)}]" for name in names), "starts"):
         table.add_column(heading, justify="right")
     for mode, delta in zip(star.modes.modes, star.delta, strict=True):
-        values = (_shown(name, value) for name, value in zip(names, mode.estimate, strict=True))
+        values = (shown(name, value) for name, value in zip(names, mode.estimate, strict=True))
         table.add_row(f"{delta:.2f}", *values, str(mode.n_starts))
     return table
 

@@ -50,11 +50,26 @@ class Catalogue:
         for path in self.files:
             try:
                 with pq.ParquetFile(path) as file:
-                    for batch in file.iter_batches(rows_at_once, columns=wanted):
-                        yield _plain(pa.Table.from_batches([batch]).select(wanted))
+                    for groups in _row_groups(file.metadata, rows_at_once):
+                        for batch in file.iter_batches(rows_at_once, row_groups=groups, columns=wanted):
+                            yield _plain(pa.Table.from_batches([batch]).select(wanted))
             except (pa.ArrowException, OSError) as error:
                 reason = str(error).splitlines()[0]
                 raise InputError(f"{path}: cannot be read ({reason}); copy or infer it again") from error
+
+
+def _row_groups(metadata: pq.FileMetaData, rows_at_once: int) -> Iterator[list[int]]:
+    """Consecutive row groups of at least so many rows: asked for all of them, Arrow keeps what it has read until the end."""
+    together: list[int] = []
+    n_rows = 0
+    for k in range(metadata.num_row_groups):
+        together.append(k)
+        n_rows += metadata.row_group(k).num_rows
+        if n_rows >= rows_at_once:
+            yield together
+            together, n_rows = [], 0
+    if together:
+        yield together
 
 
 def _plain(table: pa.Table) -> pa.Table:

@@ -133,6 +133,17 @@ def test_queries_outside_the_map_are_nan():
     assert np.isnan(empty.extinction(here, 1 * u.kpc)[0])
 
 
+def test_positions_that_must_be_covered_are_refused_elsewhere():
+    dust_map = line_of_sight([0.2, 0.4, np.nan], [0.6, 1.5, np.nan])
+    here = centre_of(7)
+    near = [0.5, 1.0] * u.kpc
+    assert_allclose(dust_map.extinction(here, near, covered=True), dust_map.extinction(here, near))
+    place = rf"l = {here.l.deg:.3f}, b = {here.b.deg:.3f} deg, 9 kpc"
+    sentence = rf"1 of 3 positions are not covered by the dust map \(first: {place}"
+    with pytest.raises(InputError, match=sentence):
+        dust_map.extinction(here, [0.5, 9.0, 1.0] * u.kpc, covered=True)
+
+
 def test_queries_keep_the_shape_of_what_was_asked():
     dust_map = line_of_sight([0.2, 0.4, 0.6], [0.6, 1.5, 2.5])
     both = SkyCoord([centre_of(7), centre_of(8)])

@@ -127,3 +127,12 @@ def test_errors_of_shared_means_are_of_the_size_of_their_scatter(behind_a_cloud)
     for k in (0, 1):
         # 40 pixels: a standard deviation is known to 11 %.
         assert 0.6 < np.std(joint.mean[:, k]) / np.median(joint.sigma[:, k]) < 1.4
+
+
+def test_errors_of_few_stars_contain_that_their_spread_is_uncertain():
+    """Ten stars a voxel, spread far beyond their errors: Student's t, yet pulls of variance one."""
+    n_pixels = 20_000
+    pixel = np.repeat(np.arange(n_pixels), 10)
+    e = 0.4 + 0.1 * np.random.default_rng(5).standard_normal(len(pixel))
+    found = voxel_means(measured(e, np.ones(len(e)), 0.001, 0.01), pixel, n_pixels, np.array([0.5, 1.5]))
+    assert abs(np.std((found.mean - 0.4) / found.sigma) - 1.0) < 0.02

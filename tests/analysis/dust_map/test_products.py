@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from astropy import units as u
 from astropy.coordinates import SkyCoord
+from astropy.io import fits
 from numpy.testing import assert_allclose
 from typer.testing import CliRunner
 
@@ -16,6 +17,8 @@ from xpbayes.analysis.dust_map.comparison import blur_scale, compare, true_means
 from xpbayes.analysis.dust_map.draw import draw_sky, sky_image
 from xpbayes.analysis.dust_map.healpix_map import DustMap
 from xpbayes.analysis.dust_map.settings import DustMapConfig, dust_map_config
+from xpbayes.analysis.run_inputs import Run
+from xpbayes.analysis.sky_dust import BIRDS_EYE_VIEW, DUST_SKY
 from xpbayes.cli import app
 from xpbayes.errors import InputError
 from xpbayes.pipeline import dust_map
@@ -126,6 +129,32 @@ def test_blur_is_found():
     assert np.isnan(blur_scale(made, wall, np.zeros(12, bool), 1.0, 3.0))
 
 
+def check_figure_numbers(folder):
+    """What `analyse` writes beside Figs. 20 and 21, against the FITS files read plainly."""
+    run = Run(dust_map=folder)
+    (sky,) = DUST_SKY.start(run).product().tables.values()
+    with fits.open(folder / "sky.fits") as units:
+        pixel = units["DIFFERENTIAL"].data["PIXEL"]
+        for name, unit in (("differential", "DIFFERENTIAL"), ("differential_sigma", "DIFFERENTIAL_SIGMA"),
+                           ("stars", "STARS"), ("nside", "NSIDE")):  # fmt: skip
+            plain = {(int(p), near): float(units[unit].data[f"BIN_{k:02d}"][row])
+                     for k, near in enumerate((0.0, 1.0, 2.0)) for row, p in enumerate(pixel)}  # fmt: skip
+            if unit == "DIFFERENTIAL":
+                known = {key for key, value in plain.items() if np.isfinite(value)}
+            keys = list(zip(sky["pixel"].values.tolist(), sky["near"].values.tolist(), strict=True))
+            assert set(keys) == known and len(keys) == len(known)
+            assert_allclose(sky[name].values, [plain[key] for key in keys])
+    birds_eye(whole_sky(lambda r: 0.3 * r, np.linspace(0, 3, 13))).write(folder / "birds_eye.fits")
+    (above,) = BIRDS_EYE_VIEW.start(run).product().tables.values()
+    with fits.open(folder / "birds_eye.fits") as units:
+        density, header = next((u.data, u.header) for u in units if u.data is not None)
+    axis = header["CRVAL1"] + header["CDELT1"] * np.arange(density.shape[1])
+    x, y, value = (above[n].values for n in ("x", "y", "density"))
+    assert len(value) == np.isfinite(density).sum()
+    for i in range(0, len(value), 50):
+        assert_allclose(value[i], density[np.argmin(np.abs(axis - y[i])), np.argmin(np.abs(axis - x[i]))])
+
+
 def test_products_on_disk(patch_catalogue, tmp_path):
     out = tmp_path / "map"
     made = dust_map(patch_catalogue, out, PLAIN)
@@ -134,6 +163,7 @@ def test_products_on_disk(patch_catalogue, tmp_path):
     about = json.loads((out / "dust_map.json").read_text())
     assert about["rows"] == about["kept"] == 6000 and about["max_extinction_error"] == 0.04
     assert len(about["coverage"]["sky"]) == 3 and about["coverage"]["sky"][2]["sky_fraction"] > 0
+    check_figure_numbers(out)
     back = DustMap.read(out / "profile.fits")
     there = SkyCoord(l=100 * u.deg, b=20 * u.deg, distance=2 * u.kpc, frame="galactic")
     assert_allclose(back.extinction(there), made.profile.extinction(there))

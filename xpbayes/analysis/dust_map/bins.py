@@ -40,6 +40,8 @@ def voxel_means(
 
     The standard error adds to 1 / sum(w) what the spread of E inside the voxel - structure smaller than it, the gradient
     across it - contributes, with the moment estimate of that spread (DerSimonian & Laird 1986), which is never negative.
+    A spread found from n stars is itself uncertain: in units of it the mean follows Student's t with n - 1 degrees of
+    freedom, whose variance is (n - 1) / (n - 3), and the standard error contains that.
 
     Args:
         stars: after the cuts.
@@ -64,7 +66,8 @@ def voxel_means(
         distance = total(w / stars.parallax[inside]) / sum_w
         q = total(w * (e - mean.reshape(-1)[voxel]) ** 2)
         spread2 = np.where(n > 1, np.maximum((q - (n - 1.0)) / (sum_w - sum_w2 / sum_w), 0.0), 0.0)
-        sigma = np.sqrt(1.0 / sum_w + spread2 * sum_w2 / sum_w**2)
+        few = np.where(n > 3, (n - 1.0) / (n - 3.0), 1.0)
+        sigma = np.sqrt(1.0 / sum_w + few * spread2 * sum_w2 / sum_w**2)
     empty = n == 0
     return Voxels(
         mean=mean,

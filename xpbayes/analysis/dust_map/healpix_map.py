@@ -69,9 +69,11 @@ class DustMap:
     differential_sigma: NDArray[np.float32]
     about: dict[str, Any]
 
-    def extinction(self, coords: "SkyCoord", distance: "Quantity | None" = None) -> tuple[Any, Any]:
+    def extinction(
+        self, coords: "SkyCoord", distance: "Quantity | None" = None, *, covered: bool = False
+    ) -> tuple[Any, Any]:
         """E and its standard error at positions; `query` describes it."""
-        return query(self, coords, distance)
+        return query(self, coords, distance, covered=covered)
 
     @cached_property
     def profile(self) -> "Profile":
@@ -297,7 +299,9 @@ def _without_gaps(values: NDArray[np.float64], at: NDArray[np.float64]) -> NDArr
     return np.where(after < n, filled, np.nan)
 
 
-def query(dust_map: DustMap, coords: "SkyCoord", distance: "Quantity | None" = None) -> tuple[Any, Any]:
+def query(
+    dust_map: DustMap, coords: "SkyCoord", distance: "Quantity | None" = None, *, covered: bool = False
+) -> tuple[Any, Any]:
     """Read E and its standard error off a map.
 
     E rises linearly from 0 at the Sun through the means of the bins at the mean distances of their stars; bins without
@@ -308,12 +312,13 @@ def query(dust_map: DustMap, coords: "SkyCoord", distance: "Quantity | None" = N
         dust_map: usually the profile, whose bins are fine.
         coords: positions in any frame, with or without distances.
         distance: distances, as a quantity; those of `coords` if None.
+        covered: refuse positions that the map does not cover, in place of NaN.
 
     Returns:
         E and standard error [mag], in the shape of coords and distance together; floats for one position.
 
     Raises:
-        InputError: no distance, or one that is not a positive length.
+        InputError: no distance, one that is not a positive length, or with `covered` a position outside of the map.
     """
     import astropy.units as u
     from astropy_healpix import lonlat_to_healpix
@@ -348,4 +353,14 @@ def query(dust_map: DustMap, coords: "SkyCoord", distance: "Quantity | None" = N
                 share == 0.0, table[row[on], node - 1], table[row[on], node - 1] * (1 - share) + far * share
             )
             out[on] = np.where(usable, np.where(last, far, between), np.nan)
+    if covered and np.isnan(value).any():
+        _refuse_uncovered(galactic, kpc, np.isnan(value))
     return value[()], sigma[()]
+
+
+def _refuse_uncovered(galactic: "SkyCoord", kpc: NDArray[np.float64], missing: NDArray[np.bool_]) -> None:
+    longitude, latitude = (np.broadcast_to(a.deg, kpc.shape)[missing].flat[0] for a in (galactic.l, galactic.b))
+    raise InputError(
+        f"{int(missing.sum())} of {missing.size} positions are not covered by the dust map (first: l = {longitude:.3f}, "
+        f"b = {latitude:.3f} deg, {kpc[missing].flat[0]:.3g} kpc); ask nearer ones, or without covered=True for NaN there"
+    )
