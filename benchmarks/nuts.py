@@ -33,13 +33,25 @@ def main() -> None:
     found = draw_posteriors(model, chosen, inference, sampling, to_stderr)
     wall, cpu = time.perf_counter() - begun, time.process_time() - cpu
     draws, known = found.draws, found.diagnostics
-    n, transitions = len(chosen), sampling.chains * int(draws.n_transitions.sum())
+    n, made = len(chosen), sampling.chains * int(draws.n_made.sum())
     r_hat, bulk, tail = known.r_hat.max(axis=1), known.ess_bulk.min(axis=1), known.ess_tail.min(axis=1)
     print(f"{n} held-out stars, {sampling.chains} chains x {sampling.draws} draws; compiled before")
+    # Draws after the warm-up, those of rounds that were not kept among them; solving and warming up count as time.
+    print(f"wall {wall:.1f} s, CPU {cpu:.1f} s; {made:,} draws made, {made / 400 / wall:.1f} stars/s per 400 draws")
+    print(f"  of it {found.seconds[0]:.1f} s to solve, {found.seconds[1]:.1f} s to sample")
+    kept = n * sampling.chains * sampling.draws
     print(
-        f"wall {wall:.1f} s, CPU {cpu:.1f} s; {transitions:,} transitions, {transitions / 400 / wall:.1f} stars/s per 400"
+        f"  {kept:,} draws kept, {kept / 400 / wall:.1f} stars/s per 400 of these; effective: {bulk.sum() / wall:.0f}/s"
     )
-    print(f"mean transitions a chain {draws.n_transitions.mean():.0f}, steps a transition {draws.n_steps.mean():.1f}")
+    first = draws.n_made == sampling.draws
+    print(
+        f"settled in the first round: {(first & known.settled).mean():.1%}; draws made a chain {draws.n_made.mean():.0f}"
+    )
+    trajectories = max(int((draws.n_steps > 0).sum()), 1)
+    print(
+        f"leapfrog steps a trajectory {draws.n_steps.sum() / trajectories:.1f}; divergent trajectories "
+        f"{draws.diverging.sum() / trajectories:.4%}"
+    )
     print(f"R-hat < 1.01: {np.mean(r_hat < 1.01):.1%}; worst {r_hat.max():.3f}")
     print(
         f"bulk ESS > 400: {np.mean(bulk > 400):.1%}, median {np.median(bulk):.0f}; tail > 400: {np.mean(tail > 400):.1%}"

@@ -11,9 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# Most of the time goes into compiling programs that run once or twice: unoptimised ones are ready in a third of it.
+# Most of the time goes into compiling programs that run once or twice. Unoptimised ones, written by XLA's older emitters
+# and by one LLVM module each, are ready in a fifth of it.
 # XLA_FLAGS=--xla_backend_optimization_level=3 tests what users run.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+)
 
 import jax
 import numpy as np

@@ -16,14 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.archive.hashing import uniform_from_id
+from xpbayes.archive.selection import training_cuts
 from xpbayes.archive.star_table import OK, StarTable
-from xpbayes.config import InferenceConfig, SamplingConfig
+from xpbayes.config import InferenceConfig, SamplingConfig, TrainingConfig
 from xpbayes.errors import InputError
 from xpbayes.inference.infer import Inferred, infer
-from xpbayes.inference.model_error import refold_model_error
+from xpbayes.inference.model_error import fold_in_model_error, refold_model_error
 from xpbayes.inference.nuts import Diagnostics, Draws, Schedule, sample_inferred
+from xpbayes.inference.solver import solve
 from xpbayes.inference.starts import make_grid
+from xpbayes.inference.training import initial_parameters
 from xpbayes.inference.uncertainty import to_sampled
+from xpbayes.inference.weight_uncertainty import WeightFactor, factor_weights, weight_covariance, weight_precision
 from xpbayes.modelfile import TrainedModel, load_model
 from xpbayes.pipeline import (
     DRAW_STREAM,
@@ -31,6 +35,7 @@ from xpbayes.pipeline import (
     Say,
     _check_writable,
     _pick_stars,
+    _require_labels,
     _table,
     bundled_stars,
     choose_stars,
@@ -38,6 +43,7 @@ from xpbayes.pipeline import (
     versions,
 )
 from xpbayes.stars import Stars
+from xpbayes.weightfile import save_weight_factor
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -47,6 +53,8 @@ if TYPE_CHECKING:
 
 SIMULATED_PARALLAX_ERROR = 0.05
 """[mas] Of every second simulated star whose template has no parallax: Gaia's at 17th magnitude."""
+SOLVER_ITERATIONS = 60
+"""Of training stars, from their measured values."""
 MAX_STARS_WITH_CHANNELS = 64
 """Up to so many stars, a file of draws also holds likelihood and predicted flux of every channel: 1 MB a star."""
 
@@ -420,6 +428,111 @@ def check(
         for path in write_check(result, trained, Path(out)):
             say(f"wrote {path}")
     return result
+
+
+@dataclass(frozen=True)
+class ModelUncertainty:
+    """How well training has determined a model, and what that adds to the errors of stars like its own.
+
+    Attributes:
+        labels: names of the model's labels.
+        factor: of the covariance of everything that was trained.
+        estimate: (star, parameter) optima of stars, without their labels.
+        covariance: (star, parameter, parameter) of these, by Laplace.
+        added: (star, parameter, parameter) what the model's uncertainty adds.
+        n_training: how many stars the model was trained on.
+    """
+
+    labels: tuple[str, ...]
+    factor: WeightFactor
+    estimate: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    added: NDArray[np.float64]
+    n_training: int
+
+    def ratio(self) -> NDArray[np.float64]:
+        """(star, parameter) added error over the star's own, NaN where that is not known."""
+        own = np.diagonal(self.covariance, axis1=1, axis2=2)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.sqrt(np.diagonal(self.added, axis1=1, axis2=2) / np.where(own > 0, own, np.nan))
+
+
+def uncertainty(
+    model: TrainedModel | PathLike,
+    stars: StarTable | PathLike,
+    out: PathLike | None = None,
+    n_stars: int = 2000,
+    n_response: int = 400,
+    seed: int = 0,
+    say: Say = quiet,
+) -> ModelUncertainty:
+    """Work out how well the training stars determine the model, and what is unknown of it adds to stars' errors.
+
+    Args:
+        model: a trained model or its folder.
+        stars: the star table that it was trained on, or its path.
+        out: folder of the model, which receives weight_factor.safetensors; nothing is written if None.
+        n_stars: so many of its training stars, at random; the others are taken to be like them.
+        n_response: so many of these show in which directions of the model stars move.
+        seed: of the choice.
+        say: receives progress, one line at a time.
+
+    Raises:
+        InputError: the table has no labels, other channels, or none of the model's training stars.
+
+    Example:
+        >>> found = xpbayes.uncertainty("model", "stars.parquet", out="model")  # doctest: +SKIP
+    """
+    trained = load_model(model) if not isinstance(model, TrainedModel) else model
+    table, source = _table(stars)
+    where = str(source["path"])
+    trained.channels.require_same(table.channels, "the model", where)
+    config = TrainingConfig.model_validate(trained.card["settings"])
+    _require_labels(table, trained.labels, where)
+    chosen = choose_stars(
+        trained, training_cuts(table, trained.labels, config.teff_max, config.min_channels), "training"
+    )
+    if not len(chosen):
+        raise InputError(f"{where}: none of its stars is on the training side of the model's split; name its own stars")
+    chosen = choose_random(chosen, min(n_stars, len(chosen)), seed)
+    begun = time.perf_counter()
+
+    floor = config.floor_for(len(trained.labels))
+    measured = jax.tree.map(
+        jnp.asarray, chosen.stars(trained.labels, spectroscopic_parallax=True, label_error_floor=floor)
+    )
+    folded = fold_in_model_error(measured, trained.model_error)
+    known = solve(trained.forward, None, folded, initial_parameters(measured), SOLVER_ITERATIONS)
+    folded = refold_model_error(trained.forward, measured, trained.model_error, known.parameters)
+    n_training = int(trained.card["n_training"])
+    say(f"solved {len(chosen)} of {n_training} training stars ({time.perf_counter() - begun:.1f} s)")
+    precision = weight_precision(trained.forward, folded, known.parameters, n_training)
+    say(f"information on {len(precision)} trained numbers ({time.perf_counter() - begun:.1f} s)")
+
+    few = choose_random(chosen, min(n_response, len(chosen)), seed + 1)
+    batch = few.stars(trained.labels)
+    inference = InferenceConfig(n_draws=0)
+    found = infer(trained.forward, trained.prior, trained.model_error, batch, inference)
+    at = to_sampled(jnp.asarray(found.estimate))
+    seen = refold_model_error(trained.forward, jax.tree.map(jnp.asarray, batch.blind()), trained.model_error, at)
+    factor = factor_weights(trained.forward, trained.prior, precision, seen, at)._replace(n_stars=len(chosen))
+    added = np.asarray(
+        weight_covariance(trained.forward, trained.prior, jnp.asarray(factor.columns), seen, at), np.float64
+    )
+    say(
+        f"{factor.columns.shape[1]} directions carry {factor.captured:.1%} of what is added "
+        f"({time.perf_counter() - begun:.1f} s)"
+    )
+    if out is not None:
+        say(f"wrote {save_weight_factor(factor, out, str(trained.card.get('arrays_checksum')))}")
+    return ModelUncertainty(
+        labels=trained.labels,
+        factor=factor,
+        estimate=np.asarray(found.estimate, np.float64),
+        covariance=np.asarray(found.laplace, np.float64),
+        added=added,
+        n_training=n_training,
+    )
 
 
 def _signal_to_noise(stars: Stars) -> NDArray[np.float64]:

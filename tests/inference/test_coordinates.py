@@ -46,13 +46,15 @@ def test_potential_is_numpyros_density_and_the_jacobian(trained, real, row, with
 
     @jax.jit
     def both(z):
-        _, u = evaluate(model, prior, star, frame, z)
+        _, u, ln_linear = evaluate(model, prior, star, frame, z)
         jacobian = jax.jacfwd(lambda at: evaluate(model, prior, star, frame, at)[1])(z)
         ln_p, _ = log_density(star_posterior, (one, model, prior), {}, star_sites(u[None]))
-        return potential(model, prior, star, frame, z), -ln_p, jnp.linalg.slogdet(jacobian)[1]
+        ln_det = jnp.linalg.slogdet(jacobian)[1]
+        return potential(model, prior, star, frame, z), -ln_p, ln_det, ln_linear - (ln_p - u[-2] - u[-1])
 
-    u, minus_ln_p, ln_det = (np.array(v) for v in zip(*(both(jnp.asarray(z)) for z in POINTS), strict=True))
+    u, minus_ln_p, ln_det, off = (np.array(v) for v in zip(*(both(jnp.asarray(z)) for z in POINTS), strict=True))
     assert_allclose(np.ptp(u - (minus_ln_p - ln_det)), 0.0, atol=1e-6)
+    assert_allclose(np.ptp(off), 0.0, atol=1e-6, err_msg="density of (labels, E, parallax)")
     assert np.ptp(u - minus_ln_p) > 0.3, "without the Jacobian it would be another density"
 
 

@@ -9,7 +9,8 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import truncnorm
 
-from xpbayes.inference.mixture import Mixture, component_optima, draw_student, ln_density
+from xpbayes.inference.coordinates import evaluate, frame_at, potential
+from xpbayes.inference.mixture import Mixture, component_optima, draw_many, draw_student, ln_density
 from xpbayes.inference.nuts import Schedule, choose_point, diagnose, optima_of, sample_stars
 from xpbayes.inference.starts import make_grid
 from xpbayes.models.forward import ForwardModel
@@ -100,6 +101,7 @@ def test_a_stars_draws_depend_on_its_seed_alone(problem, sampled):
         model, prior, stars.take(some), components[some], optima[some], some.astype(np.uint32), SCHEDULE
     )
     assert_array_equal(again.parameters, sampled[0].parameters[some])
+    assert_array_equal(again.step_size, sampled[0].step_size[some])
     assert np.any(again.parameters[0] != again.parameters[1])
 
 
@@ -121,25 +123,45 @@ def test_ln_posterior_is_the_density(problem, sampled):
 def test_the_choice_among_points_leaves_the_density_alone():
     """A Gaussian target, a mixture that is off and too wide: repeated choices alone give the target's moments."""
     mean, sigma = jnp.array([1.0, -2.0]), jnp.array([0.5, 2.0])
-
-    def target(z):
-        return 0.5 * jnp.sum(((z - mean) / sigma) ** 2)
-
     factor = jnp.stack([jnp.diag(jnp.array([1.5, 3.0])), jnp.diag(jnp.array([1.0, 4.0]))])
     mixture = Mixture(jnp.log(jnp.array([0.4, 0.6])), jnp.array([[0.0, 0.0], [2.0, -3.0]]), factor)
 
+    def ln_ratio(z):
+        return -0.5 * jnp.sum(((z - mean) / sigma) ** 2) - ln_density(mixture, z)
+
     def step(state, key):
-        *state, _ = choose_point(target, mixture, key, *state)
-        return tuple(state), state[0]
+        where, choice = jax.random.split(key)
+        points = draw_many(mixture, where, 8)
+        *state, jumped = choose_point(choice, *state, points, jax.vmap(ln_ratio)(points))
+        return tuple(state), (state[0], jumped)
 
     @jax.jit
     def chain(key):
         start = jnp.array([4.0, 4.0])
-        return jax.lax.scan(step, (start, *jax.value_and_grad(target)(start)), jax.random.split(key, 3000))[1]
+        return jax.lax.scan(step, (start, ln_ratio(start)), jax.random.split(key, 3000))[1]
 
-    z = np.asarray(chain(jax.random.key(1)))[100:]
-    assert_allclose(z.mean(axis=0), mean, atol=0.12)
-    assert_allclose(z.std(axis=0), sigma, rtol=0.06)
+    z, jumped = (np.asarray(v) for v in chain(jax.random.key(1)))
+    assert_allclose(z[100:].mean(axis=0), mean, atol=0.12)
+    assert_allclose(z[100:].std(axis=0), sigma, rtol=0.06)
+    assert np.all(np.any(z[1:] != z[:-1], axis=1) == jumped[1:])
+
+
+def test_a_transition_is_numpyros_own(problem):
+    """One chain of NUTS alone, by `numpyro.infer.MCMC` on the same potential: the same law of E as all draws have."""
+    from numpyro.infer import MCMC, NUTS
+
+    model, prior, stars, _, optima, best = problem
+    row = 9
+    star = stars.take(row)
+    frame = frame_at(model, prior, star, jnp.asarray(optima[row, 0]))
+    kernel = NUTS(potential_fn=partial(potential, model, prior, star, frame))
+    chain = MCMC(kernel, num_warmup=200, num_samples=600, progress_bar=False)
+    chain.run(jax.random.key(0), init_params=jnp.zeros(5))
+    _, u, _ = jax.vmap(partial(evaluate, model, prior, star, frame))(chain.get_samples())
+    extinction = np.exp(np.asarray(u[:, 3], float)) / SIGMA_E
+    law = truncnorm(-best[row], np.inf, loc=best[row])
+    assert_allclose(extinction.mean(), law.mean(), atol=0.2)
+    assert_allclose(extinction.std(), law.std(), rtol=0.2)
 
 
 def test_mixture_density_is_that_of_its_draws():

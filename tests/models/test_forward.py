@@ -7,16 +7,28 @@ import pytest
 from numpy.testing import assert_allclose
 
 from tests.conftest import as_double
-from xpbayes.models.forward import (
-    expand_ln_flux,
-    initial_model,
-    ln_absolute_flux,
-    n_parameters,
-    predict_flux,
-    predict_ln_flux,
-    second_along,
-    weighted_hessian,
+from xpbayes.models import forward
+from xpbayes.models.forward import initial_model, n_parameters
+
+expand_ln_flux, ln_absolute_flux, predict_flux, predict_ln_flux, second_along, weighted_hessian = map(
+    jax.jit,
+    (
+        forward.expand_ln_flux,
+        forward.ln_absolute_flux,
+        forward.predict_flux,
+        forward.predict_ln_flux,
+        forward.second_along,
+        forward.weighted_hessian,
+    ),
 )
+differentiated_slope = jax.jit(jax.jacfwd(forward.predict_ln_flux, argnums=1))
+differentiated_hessian = jax.jit(jax.hessian(lambda model, u, w: w @ forward.predict_ln_flux(model, u), argnums=1))
+
+
+@jax.jit
+def differentiated_along(model, u, step):
+    return jax.jacfwd(jax.jacfwd(lambda t: forward.predict_ln_flux(model, u + t * step)))(0.0)
+
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.normal([5.0, -0.2, 3.0], [0.8, 0.3, 1.0], (500, 3))
@@ -90,7 +102,7 @@ def test_expansion_equals_automatic_differentiation(bent, x64):
         u = _point(model)
         at = expand_ln_flux(model, u, 2.5)
         assert_allclose(at.value, predict_ln_flux(model, u, 2.5), rtol=1e-13, atol=1e-13)
-        assert_allclose(at.slope, jax.jacfwd(lambda v: predict_ln_flux(model, v, 2.5))(u), rtol=1e-11, atol=1e-13)
+        assert_allclose(at.slope, differentiated_slope(model, u, 2.5), rtol=1e-11, atol=1e-13)
 
 
 def test_weighted_hessian_equals_automatic_differentiation(bent, x64):
@@ -98,7 +110,7 @@ def test_weighted_hessian_equals_automatic_differentiation(bent, x64):
     for _ in range(5):
         u, weight = _point(model), jnp.asarray(RNG.normal(size=9))
         found = weighted_hessian(model, expand_ln_flux(model, u), weight)
-        expected = jax.hessian(lambda v, w=weight: w @ predict_ln_flux(model, v))(u)
+        expected = differentiated_hessian(model, u, weight)
         assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
         assert np.abs(expected[: model.n_labels, : model.n_labels]).max() > 0.01, "nothing bends: nothing was tested"
 
@@ -107,12 +119,8 @@ def test_second_along_equals_two_forward_derivatives(bent, x64):
     model = as_double(bent)
     for _ in range(5):
         u, step = _point(model), jnp.asarray(RNG.normal(size=model.n_labels + 2))
-
-        def along(t, u=u, step=step):
-            return predict_ln_flux(model, u + t * step)
-
         found = second_along(model, expand_ln_flux(model, u), step)
-        assert_allclose(found, jax.jacfwd(jax.jacfwd(along))(0.0), rtol=1e-10, atol=1e-12)
+        assert_allclose(found, differentiated_along(model, u, step), rtol=1e-10, atol=1e-12)
 
 
 def test_second_along_and_weighted_hessian_are_one_quadratic_form(bent, x64):
@@ -132,7 +140,7 @@ def test_derivatives_hold_in_single_precision(model):
     found = np.asarray(weighted_hessian(model, at, weight))
     with jax.enable_x64(True):
         double, v, w = as_double((model, u, weight))
-        slope = np.asarray(jax.jacfwd(lambda x: predict_ln_flux(double, x))(v))
-        expected = np.asarray(jax.hessian(lambda x: w @ predict_ln_flux(double, x))(v))
+        slope = np.asarray(differentiated_slope(double, v))
+        expected = np.asarray(differentiated_hessian(double, v, w))
     assert_allclose(at.slope, slope, atol=1e-5 * np.abs(slope).max())
     assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())

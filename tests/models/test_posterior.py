@@ -80,16 +80,16 @@ def test_inference_objective_equals_numpyro(problem, trained, x64):
     stars, points = as_double(problem)
     assert 0.2 < np.mean(np.asarray(stars.tail) == 0) < 0.5
     stars, model, prior = stars.blind(), as_double(trained.forward), as_double(trained.prior)
-    ours = _per_star(
-        lambda u: jax.vmap(lambda star, v: objective(model, prior, star, v))(stars, jnp.asarray(u)), points
-    )
+    each = jax.jit(jax.vmap(partial(objective, model, prior)))
+    ours = _per_star(lambda u: each(stars, jnp.asarray(u)), points)
 
     @jax.jit
+    @jax.vmap
     def one(star, u):
         batch = jax.tree.map(lambda leaf: leaf[None], star)
         return log_density(star_posterior, (batch, model, prior), {}, star_sites(u[None]))[0]
 
-    theirs = _per_star(lambda u: jax.vmap(one)(stars, jnp.asarray(u)), points)
+    theirs = _per_star(lambda u: one(stars, jnp.asarray(u)), points)
     assert len(ours) == 1000
     assert_allclose(ours, -2 * theirs, rtol=1e-8, atol=1e-8)
 
@@ -100,10 +100,12 @@ def test_training_objective_equals_numpyro(problem, trained, x64):
     model = as_double(trained.forward)
     shape = ModelShape((32, 32, 32), 64, N, model.label_center, model.label_scale)
 
+    @jax.jit
     def numpyro_density(u):
         return log_density(training_posterior, (stars, shape), {}, model_site_values(model) | star_sites(u))[0]
 
-    ours = sum(_per_star(lambda u: jax.vmap(lambda s, v: objective(model, None, s, v))(stars, u), points))
+    each = jax.jit(jax.vmap(partial(objective, model, None)))
+    ours = sum(_per_star(lambda u: each(stars, u), points))
     assert_allclose(ours, -2 * _per_star(numpyro_density, points), rtol=1e-8)
 
 
@@ -113,9 +115,12 @@ def test_a_batch_estimates_the_whole(problem, trained, x64):
     model, u = as_double(trained.forward), points[0]
     shape = ModelShape((32, 32, 32), 64, N, model.label_center, model.label_scale)
 
+    @jax.jit
+    def density_of(part, u):
+        return log_density(training_posterior, (part, shape), {}, model_site_values(model) | star_sites(u))[0]
+
     def density(part):
-        values = model_site_values(model) | star_sites(u[part])
-        return log_density(training_posterior, (stars.take(part), shape), {}, values)[0]
+        return density_of(stars.take(part), u[part])
 
     halves = 0.5 * (density(slice(0, N // 2)) + density(slice(N // 2, N)))
     assert_allclose(halves, density(slice(0, N)), rtol=1e-10)
@@ -128,6 +133,7 @@ def test_weight_prior_is_n_w_over_n_star(trained, x64):
     shape = ModelShape((32, 32, 32), 64, 500, model.label_center, model.label_scale)
     u = star_sites(jnp.zeros((1, 5)))
 
+    @jax.jit
     def density(w):
         values = model_site_values(model) | {"weights_1": w} | u
         return log_density(training_posterior, (stars, shape), {}, values)[0]

@@ -12,6 +12,7 @@ from xpbayes.inference.training import fit_label_prior
 from xpbayes.models.prior import LabelPrior, draw_labels, ln_prior, prior_curvature
 
 RNG = np.random.default_rng(0)
+ln_prior_of_all = jax.jit(jax.vmap(ln_prior, (None, 0)))
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def test_equals_scikit_learn(labels):
         *(jnp.asarray(a, jnp.float32) for a in (np.log(fit.weights_), fit.means_, fit.precisions_cholesky_)),
         jnp.asarray(0.0),
     )
-    got = jax.vmap(lambda t: ln_prior(ours, t))(jnp.asarray(labels, jnp.float32))
+    got = ln_prior_of_all(ours, jnp.asarray(labels, jnp.float32))
     assert_allclose(got, fit.score_samples(labels), rtol=1e-5, atol=2e-5)
 
 
@@ -41,7 +42,7 @@ def test_is_normalised(prior):
     centre, width = np.asarray(prior.mean).mean(axis=0), np.array([3.0, 1.5, 3.0])
     x = RNG.normal(centre, width, (400_000, 3))
     ln_q = -0.5 * np.sum(((x - centre) / width) ** 2, axis=1) - np.sum(np.log(width)) - 1.5 * np.log(2 * np.pi)
-    ratio = np.exp(np.asarray(jax.vmap(lambda t: ln_prior(prior, t))(jnp.asarray(x, jnp.float32)), float) - ln_q)
+    ratio = np.exp(np.asarray(ln_prior_of_all(prior, jnp.asarray(x, jnp.float32)), float) - ln_q)
     assert abs(ratio.mean() - 1) < 5 * ratio.std() / np.sqrt(len(ratio))
 
 
@@ -56,16 +57,18 @@ def test_draws_follow_the_density(prior):
 def test_threshold_is_the_papers_quantile(prior):
     """0.1 % of other draws lie below it; tolerance four sigma of a binomial share."""
     draws = draw_labels(prior, jax.random.key(7), 100_000)
-    below = float(jnp.mean(jax.vmap(lambda t: ln_prior(prior, t))(draws) < prior.ln_threshold))
+    below = float(jnp.mean(ln_prior_of_all(prior, draws) < prior.ln_threshold))
     assert abs(below - 1e-3) < 4 * np.sqrt(1e-3 * (1 / 1e5 + 1 / 2e5))
 
 
 def test_curvature_equals_automatic_differentiation(prior, labels, x64):
     double = as_double(prior)
+    closed_form = jax.jit(prior_curvature)
+    value, gradient, hessian = map(jax.jit, (ln_prior, jax.grad(ln_prior, argnums=1), jax.hessian(ln_prior, argnums=1)))
     for t in jnp.asarray(labels[::200], jnp.float64):
-        at = prior_curvature(double, t)
-        assert_allclose(at.value, -ln_prior(double, t), rtol=1e-12)
-        assert_allclose(at.gradient, -jax.grad(ln_prior, argnums=1)(double, t), rtol=1e-8, atol=1e-8)
-        assert_allclose(at.hessian, -jax.hessian(ln_prior, argnums=1)(double, t), rtol=1e-7, atol=1e-7)
+        at = closed_form(double, t)
+        assert_allclose(at.value, -value(double, t), rtol=1e-12)
+        assert_allclose(at.gradient, -gradient(double, t), rtol=1e-8, atol=1e-8)
+        assert_allclose(at.hessian, -hessian(double, t), rtol=1e-7, atol=1e-7)
         assert np.linalg.eigvalsh(at.bound)[0] > 0
         assert np.linalg.eigvalsh(at.bound - at.hessian)[0] > -1e-8  # a bound indeed

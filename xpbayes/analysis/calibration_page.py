@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from xpbayes.analysis import figures
-from xpbayes.analysis.page import Section, Table, write_sections
+from xpbayes.analysis.page import Section, Table, embed, write_sections
 from xpbayes.analysis.posterior_tables import wide_console
-from xpbayes.analysis.report import embed
 from xpbayes.inference.calibration_check import CONFIDENCE, Verdict, ecdf, judge, uniform_band
 from xpbayes.inference.prior_predictive import COLOUR, LEVEL, MAX_EXTINCTION, MIN_DOF
 from xpbayes.modelfile import TrainedModel

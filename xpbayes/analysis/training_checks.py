@@ -114,7 +114,7 @@ def label_directions(model: ForwardModel, channels: Channels, names: Sequence[st
     if not {"teff", "logg"} <= set(names):
         return Check("label_directions", None, "needs the labels teff and logg")
     some = np.asarray(labels[:: max(1, len(labels) // 1000)], np.float32)
-    slope = np.asarray(jax.jit(jax.vmap(jax.jacfwd(ln_absolute_flux, argnums=1), (None, 0)))(model, some))
+    slope = np.asarray(_slopes(model, some))
     wavelength = channels.wavelengths
     # Optical channels only: they respond most, and every channel set has some.
     optical = np.flatnonzero(wavelength < max(1000.0, np.median(wavelength)))
@@ -135,10 +135,13 @@ def label_directions(model: ForwardModel, channels: Channels, names: Sequence[st
     )
 
 
+_fluxes = jax.jit(jax.vmap(ln_absolute_flux, (None, 0)))
+_slopes = jax.jit(jax.vmap(jax.jacfwd(ln_absolute_flux, argnums=1), (None, 0)))
+
+
 def _ln_absolute_fluxes(model: ForwardModel, labels: NDArray[Any]) -> NDArray[np.float64]:
     """(star, channel) ln f_abs."""
-    fluxes = jax.jit(jax.vmap(ln_absolute_flux, (None, 0)))
-    return np.asarray(fluxes(model, jnp.asarray(labels, jnp.float32)), np.float64)
+    return np.asarray(_fluxes(model, jnp.asarray(labels, jnp.float32)), np.float64)
 
 
 def _ln_planck(wavelength_nm: NDArray[Any], teff_kk: NDArray[Any]) -> NDArray[Any]:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from xpbayes.models.model_error import mean_ln_snr
-from xpbayes.stars import Stars
+from xpbayes.stars import STAR_BLOCK, Stars, by_blocks
 
 if TYPE_CHECKING:
     from xpbayes.inference.infer import Inferred
@@ -66,9 +66,12 @@ class LabelCalibration:
     stretch: NDArray[np.float32]
 
 
+_mean_ln_snr = jax.jit(jax.vmap(mean_ln_snr))
+
+
 def ln_snr_of(stars: Stars) -> NDArray[np.float64]:
     """(star,) mean ln S/N of the channels, as measured."""
-    return np.asarray(jax.jit(jax.vmap(mean_ln_snr))(stars), np.float64)
+    return np.asarray(by_blocks(_mean_ln_snr, STAR_BLOCK, stars) if len(stars) else [], np.float64)
 
 
 def _weights(features: NDArray, kinds: NDArray, width: float) -> NDArray[np.float64]:

@@ -39,15 +39,17 @@ OPTIMUM_SHARE = 0.1
 """Share of each optimum of the whole posterior at first."""
 MIN_SHARE = 0.01
 """Least share of a component of the prior at first: its Laplace integral may be far off."""
-N_DRAWS, N_ROUNDS = 1024, 6
-TEMPER = 0.75
-"""Mixtures are fitted to this power of the posterior, wider by a seventh: a proposal must cover the ends of every arm, or
+N_DRAWS, N_ROUNDS = 1024, 4
+TEMPER = 0.6
+"""Mixtures are fitted to this power of the posterior, wider by a third: a proposal must cover the ends of every arm, or
 chains that get there stay for long."""
+CHAIN_WORTH = 0.5
+"""A point of a chain counts as so many independent draws."""
 N_CLIPPED = 32
 """So many of the largest weights of a round are made equal: the square root of the draws."""
 N_TERMS = 8
 """Terms fitted."""
-EM_STEPS = 12
+EM_STEPS = 6
 WIDE_SHARE, WIDE = 0.1, 1.5
 """Share of one more term, as wide as all draws together times this: nothing that was once seen is given up."""
 FLOOR = 1e-3
@@ -128,11 +130,17 @@ def _ln_student(white: Float[Array, " parameter"]) -> Float[Array, ""]:
     return -0.5 * (DOF + white.shape[-1]) * jnp.log1p(jnp.sum(white**2, axis=-1) / DOF)
 
 
-def draw(mixture: Mixture, key: Array) -> Float[Array, " parameter"]:
-    """Draw one point."""
+def draw_many(mixture: Mixture, key: Array, n: int) -> Float[Array, "draw parameter"]:
+    """Draw n points."""
     which, where = jax.random.split(key)
-    term = jax.random.categorical(which, mixture.ln_share)
-    return mixture.mean[term] + mixture.factor[term] @ draw_student(where, mixture.mean.shape[1:])
+    n_terms, n_parameters = mixture.mean.shape
+    top = jnp.cumsum(jnp.exp(mixture.ln_share))
+    term = jnp.searchsorted(top[:-1], jax.random.uniform(which, (n,)) * top[-1], side="right")
+    # A product with a matrix of ones and zeros: gathering a factor for every draw takes longer.
+    packed = jnp.concatenate([mixture.mean[:, None, :], mixture.factor], axis=1).reshape(n_terms, -1)
+    chosen = (jax.nn.one_hot(term, n_terms) @ packed).reshape(n, n_parameters + 1, n_parameters)
+    white = draw_student(where, (n, n_parameters))
+    return chosen[:, 0] + jnp.sum(chosen[:, 1:] * white[:, None, :], axis=-1)
 
 
 def ln_density(mixture: Mixture, z: Float[Array, " parameter"]) -> Float[Array, ""]:
@@ -247,7 +255,7 @@ def _fit(z: Float[Array, "draw parameter"], weight: Float[Array, " draw"]) -> Mi
         return jnp.concatenate([constant[None], white @ inverse, squares])
 
     def maximise(share: Array) -> tuple[Array, Array, Array]:
-        return jax.vmap(term)((share * weight[:, None]).T @ features)  # type: ignore[no-any-return]
+        return jax.vmap(term)((share * weight[:, None]).T @ features)
 
     def step(_: int, share: Array) -> Array:
         return jax.nn.softmax(features @ jax.vmap(coefficients)(*maximise(share)).T, axis=1)
@@ -286,11 +294,6 @@ def _tempered(energy: Array, ln_density: Array) -> Array:
     ln_ratio = -TEMPER * energy - ln_density
     ln_ratio = jnp.where(jnp.isfinite(ln_ratio), ln_ratio, -jnp.inf)
     return jax.nn.softmax(jnp.minimum(ln_ratio, jnp.sort(ln_ratio)[-N_CLIPPED]))
-
-
-def draw_many(mixture: Mixture, key: Array, n: int) -> Float[Array, "draw parameter"]:
-    """Draw n points."""
-    return jax.vmap(partial(draw, mixture))(jax.random.split(key, n))
 
 
 class _Round(NamedTuple):
@@ -339,6 +342,53 @@ def _improve(
 
 
 @jax.jit
+def _lay_out(
+    model: ForwardModel, prior: LabelPrior, stars: Stars, components: Array, optima: Array, seed: Array
+) -> tuple[Frame, Array, Array]:
+    """Every star's coordinates, and first draws in these with ln of their density."""
+
+    def one(inputs: tuple[Stars, Array, Array, Array]) -> tuple[Frame, Array, Array]:
+        star, within, tops, own = inputs
+        known = jnp.all(jnp.isfinite(tops), axis=1)
+        terms = _first_terms(model, prior, star, within, jnp.where(known[:, None], tops, tops[0]), known)
+        frame = jax.tree.map(lambda leaf: leaf[within.shape[0]], terms.frames)  # the best optimum's
+        return frame, *_first_draws(terms, frame, jax.random.fold_in(jax.random.key(own), 1), N_DRAWS)
+
+    with jax.default_matmul_precision("highest"):
+        # Star after star: the draws of one are enough for the processor, and stay in its cache.
+        return jax.lax.map(one, (stars, components, optima, seed))
+
+
+@jax.jit
+def _improve_block(
+    model: ForwardModel,
+    prior: LabelPrior,
+    stars: Stars,
+    frames: Frame,
+    known: Array,
+    ln_density: Array,
+    by_chains: Array,
+    seed: Array,
+) -> Adapted:
+    """`_improve` for every star; draws that are of chains have the posterior itself for their density."""
+
+    def one(inputs: tuple[Stars, Frame, Array, Array, Array]) -> Adapted:
+        star, frame, z, ln_q, own = inputs
+
+        def energy(z: Array) -> Array:
+            return jax.vmap(lambda point: evaluate(model, prior, star, frame, point)[0])(z)
+
+        usable = jnp.all(jnp.isfinite(z), axis=1)
+        z = jnp.where(usable[:, None], z, 0.0)
+        height = jnp.where(usable, energy(z), jnp.inf)
+        weight = _tempered(height, jnp.where(by_chains, -height, ln_q))
+        worth = jnp.where(by_chains, CHAIN_WORTH, 1.0) / jnp.sum(weight**2)
+        return Adapted(frame, *_improve(energy, z, weight, worth, jax.random.key(own)))
+
+    with jax.default_matmul_precision("highest"):
+        return jax.lax.map(one, (stars, frames, known, ln_density, seed))
+
+
 def adapt(
     model: ForwardModel,
     prior: LabelPrior,
@@ -357,29 +407,10 @@ def adapt(
         optima: optima of the whole posterior, best first, in (labels, ln E, ln parallax); NaN where there is none.
         seed: (star,) each star's own.
     """
-
-    def one(inputs: tuple[Stars, Array, Array, Array]) -> Adapted:
-        star, within, tops, own = inputs
-        known = jnp.all(jnp.isfinite(tops), axis=1)
-        terms = _first_terms(model, prior, star, within, jnp.where(known[:, None], tops, tops[0]), known)
-        frame = jax.tree.map(lambda leaf: leaf[within.shape[0]], terms.frames)  # the best optimum's
-
-        def energy(z: Array) -> Array:
-            return jax.vmap(lambda point: evaluate(model, prior, star, frame, point)[0])(z)
-
-        first_key, key = jax.random.split(jax.random.key(own))
-        first, ln_q = _first_draws(terms, frame, first_key, N_DRAWS)
-        first = jnp.where(jnp.all(jnp.isfinite(first), axis=1)[:, None], first, 0.0)
-        weight = _tempered(energy(first), ln_q)
-        mixture, k_hat = _improve(energy, first, weight, 1.0 / jnp.sum(weight**2), key)
-        return Adapted(frame, mixture, k_hat)
-
-    with jax.default_matmul_precision("highest"):
-        # Star after star: the draws of one are enough for the processor, and stay in its cache.
-        return jax.lax.map(one, (stars, components, optima, seed))
+    frames, first, ln_q = _lay_out(model, prior, stars, components, optima, seed)
+    return _improve_block(model, prior, stars, frames, first, ln_q, jnp.asarray(False), seed)
 
 
-@jax.jit
 def adapt_again(
     model: ForwardModel,
     prior: LabelPrior,
@@ -393,21 +424,8 @@ def adapt_again(
     Args:
         model, prior, stars: as in `adapt`.
         found: what was found before.
-        seen: (star, draw, parameter) points of chains, equally likely, in each star's coordinates.
+        seen: (star, draw, parameter) `N_DRAWS` points of chains, equally likely, in each star's coordinates.
         seed: (star,) each star's own, another one each time.
     """
-
-    def one(inputs: tuple[Stars, Adapted, Array, Array]) -> Adapted:
-        star, known, z, own = inputs
-
-        def energy(z: Array) -> Array:
-            return jax.vmap(lambda point: evaluate(model, prior, star, known.frame, point)[0])(z)
-
-        height = energy(z)
-        weight = _tempered(height, -height)
-        # Half the worth of independent draws: chains that have not settled are worth less than their length.
-        mixture, k_hat = _improve(energy, z, weight, 0.5 / jnp.sum(weight**2), jax.random.key(own))
-        return Adapted(known.frame, mixture, k_hat)
-
-    with jax.default_matmul_precision("highest"):
-        return jax.lax.map(one, (stars, found, seen, seed))
+    no_density = jnp.zeros(seen.shape[:2], jnp.float32)
+    return _improve_block(model, prior, stars, found.frame, seen, no_density, jnp.asarray(True), seed)

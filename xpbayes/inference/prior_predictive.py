@@ -16,6 +16,7 @@ good part of simulated spectra would be nothing but noise. Simulated and inferre
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -84,12 +85,42 @@ def with_realistic_noise(stars: Stars, chi2: NDArray[np.floating]) -> Stars:
         stars: real stars, model error folded in.
         chi2: (star,) of their fit.
     """
-    weight = jax.vmap(deviance)(jnp.asarray(chi2, jnp.float32), n_observed(stars.whitening), stars.tail).slope
+    return _rescale(stars, jnp.asarray(chi2, jnp.float32))
+
+
+@jax.jit
+def _rescale(stars: Stars, chi2: Array) -> Stars:
+    weight = jax.vmap(deviance)(chi2, n_observed(stars.whitening), stars.tail).slope
     return replace(
         stars,
         whitening=stars.whitening * jnp.sqrt(weight)[:, None, None],
         tail=jnp.minimum(stars.tail, 1.0 / MIN_DOF),
     )
+
+
+@partial(jax.jit, static_argnums=1)
+def _look_at_measured(stars: Stars, n_xp: int) -> Window:
+    ln_flux = jnp.log(jnp.maximum(stars.flux, 1e-20)) + stars.ln_scale[:, None]
+    return jax.vmap(lambda f: look(f, n_xp))(ln_flux)
+
+
+@partial(jax.jit, static_argnums=2)
+def _look_at_model(model: ForwardModel, parameters: Array, n_xp: int) -> Window:
+    return jax.vmap(lambda u: look(predict_ln_flux(model, u), n_xp))(parameters)
+
+
+@jax.jit
+def _observe(model: ForwardModel, stars: Stars, parameters: Array, keys: Array) -> tuple[Array, Array]:
+    """Draw fluxes (star, channel) from the likelihood, and their chi^2 (star,) at the truth."""
+
+    def one(given: tuple[Stars, Array, Array]) -> tuple[Array, Array]:
+        star, u, key = given
+        with jax.default_matmul_precision("highest"):
+            predicted = predict_flux(model, u, star.ln_scale)
+            again = WhitenedStudent(predicted, star.whitening, star.tail).sample(key)
+            return again, jnp.sum((star.whitening @ (again - predicted)) ** 2)
+
+    return jax.lax.map(one, (stars, parameters, keys), batch_size=64)
 
 
 def simulate(
@@ -119,13 +150,12 @@ def simulate(
         raise ValueError("no template has a positive flux in every XP channel")
     template = np.concatenate([random.permutation(whole) for _ in range(-(-n_stars // len(whole)))])[:n_stars]
     chosen = templates.take(jnp.asarray(template))
-    ln_flux = jnp.log(jnp.maximum(chosen.flux, 1e-20)) + chosen.ln_scale[:, None]
-    window = jax.vmap(lambda f: look(f, n_xp))(ln_flux)
+    window = _look_at_measured(chosen, n_xp)
 
     labels = draw_labels(prior, jax.random.key(seed), N_POOL)
     ln_extinction = jnp.log(jnp.asarray(MAX_EXTINCTION * (1.0 - random.random(N_POOL)), jnp.float32))
     dark = jnp.concatenate([labels, ln_extinction[:, None], jnp.zeros((N_POOL, 1))], axis=1)
-    pool = jax.jit(jax.vmap(lambda u: look(predict_ln_flux(model, u), n_xp)))(dark)
+    pool = _look_at_model(model, dark, n_xp)
     level, colour = np.asarray(pool.level, np.float64), np.asarray(pool.colour, np.float64)
     # Sorted by colour, a window is a slice, and a pick by weight one search in the running sum.
     order = np.argsort(colour)
@@ -144,15 +174,7 @@ def simulate(
     own = np.where(known, 1.0 / np.where(known, chosen.parallax_inv_error, 1.0), parallax_error)
     measured = known | (random.random(n_stars) < 0.5)
     keys = jax.random.split(jax.random.key(seed + 1), n_stars)
-
-    @jax.jit
-    def observe(star: Stars, u: Array, key: Array) -> tuple[Array, Array]:
-        with jax.default_matmul_precision("highest"):
-            predicted = predict_flux(model, u, star.ln_scale)
-            again = WhitenedStudent(predicted, star.whitening, star.tail).sample(key)
-            return again, jnp.sum((star.whitening @ (again - predicted)) ** 2)
-
-    fluxes, chi2 = jax.lax.map(lambda args: observe(*args), (chosen, jnp.asarray(parameters), keys), batch_size=64)
+    fluxes, chi2 = _observe(model, chosen, jnp.asarray(parameters), keys)
     stars = replace(
         chosen,
         flux=fluxes,

@@ -1,0 +1,104 @@
+"""What `xpbayes uncertainty` shows: the error that the model's own uncertainty adds, beside each star's own."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xpbayes.analysis import figures
+from xpbayes.analysis.posterior_tables import wide_console
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from xpbayes.pipeline_posterior import ModelUncertainty
+
+HOT = 6.5
+"""[kK] Stars above are a kind of their own."""
+GIANT = 3.9
+"""[dex] log g of the largest dwarfs."""
+METAL_POOR = -1.0
+
+
+def kinds(estimate: NDArray[np.float64]) -> list[tuple[str, NDArray[np.bool_]]]:
+    """Regions of label space: name and (star,) members.
+
+    Args:
+        estimate: (star, parameter) Teff [kK], [Fe/H], log g [dex] first.
+    """
+    teff, feh, logg = estimate[:, 0], estimate[:, 1], estimate[:, 2]
+    cool, giant = teff < HOT, logg < GIANT
+    return [
+        ("all", np.ones(len(estimate), bool)),
+        ("giants", cool & giant & (teff >= 4.0)),
+        ("giants below 4000 K", giant & (teff < 4.0)),
+        ("dwarfs", cool & ~giant & (teff >= 4.5)),
+        ("dwarfs below 4500 K", ~giant & (teff < 4.5)),
+        ("above 6500 K", ~cool),
+        ("[Fe/H] below -1", feh < METAL_POOR),
+    ]
+
+
+def _names(found: "ModelUncertainty") -> tuple[str, ...]:
+    return (*found.labels, "extinction", "parallax")
+
+
+def rows(found: "ModelUncertainty") -> list[list[str]]:
+    """One row per kind of star: how many, and per parameter the median and the 95 % quantile of added over own error."""
+    ratio, table = found.ratio(), []
+    for name, member in kinds(found.estimate):
+        cells = [
+            " / ".join(f"{v:.3f}" for v in np.nanpercentile(ratio[member, i], [50, 95])) if member.any() else "–"
+            for i in range(ratio.shape[1])
+        ]
+        table.append([name, str(int(member.sum())), *cells])
+    return table
+
+
+def print_uncertainty(found: "ModelUncertainty") -> None:
+    """Print the table, and how much of the covariance was kept."""
+    from rich.table import Table
+
+    printed = Table(
+        caption="error that the model's uncertainty adds over the star's own (Laplace): median / 95 %; it is common to "
+        "stars of a kind and does not average down"
+    )
+    headings = ("kind of star", "stars", *(figures.LABEL_TEXT.get(n, n) for n in _names(found)))
+    for i, heading in enumerate(headings):
+        printed.add_column(heading, justify="left" if i == 0 else "right")
+    for row in rows(found):
+        printed.add_row(*row)
+    console = wide_console(120)
+    console.print(printed)
+    factor = found.factor
+    console.print(
+        f"from {factor.n_stars} of {found.n_training} training stars; {factor.columns.shape[1]} directions carry "
+        f"{factor.captured:.1%} of it"
+    )
+
+
+def uncertainty_figure(found: "ModelUncertainty") -> "Figure":
+    """Kiel diagrams, one per parameter, coloured by the ratio of added to own error."""
+    names, ratio = _names(found), found.ratio()
+    figure, axes = figures.panels(len(names), 1, 3.2 * len(names), 3.6)
+    teff, logg = 1e3 * found.estimate[:, 0], found.estimate[:, 2]
+    low, high = np.nanpercentile(np.log10(np.maximum(ratio, 1e-6)), [2, 98])
+    for i, (axis, name) in enumerate(zip(axes[0], names, strict=True)):
+        value = np.log10(np.maximum(ratio[:, i], 1e-6))
+        order = np.argsort(value)  # the largest on top
+        axis.scatter(teff[order], logg[order], c=value[order], s=8, vmin=low, vmax=high, cmap="viridis")
+        median = np.nanmedian(ratio[:, i])
+        axis.set(title=f"{figures.LABEL_TEXT.get(name, name)}: median {median:.3f}", xlabel="Teff [K]")
+        axis.invert_xaxis()
+        axis.invert_yaxis()
+    axes[0, 0].set_ylabel("log g [dex]")
+    figure.colorbar(axes[0, -1].collections[0], ax=list(axes[0]), label="log10 of σ(model) / σ(star)", fraction=0.02)
+    return figure
+
+
+def write_figure(found: "ModelUncertainty", path: Path) -> Path:
+    """Write the figure; the folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    uncertainty_figure(found).savefig(path, dpi=120)
+    return path
