@@ -11,7 +11,7 @@ from xpbayes.archive.star_table import read_star_table
 from xpbayes.catalogue.table import CHAINS, read_catalogue, text_column
 from xpbayes.cli import main
 
-SHORT = "[sampling]\ndraws = 100\nmax_rounds = 2\n[inference]\nn_nodes = 256\n"
+SHORT = "[sampling]\ndraws = 200\nmax_rounds = 2\n[inference]\nn_nodes = 256\n"
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_sample_compare_refine_and_check(run, model_folder, star_file, tmp_path)
     assert status == 0 and str(ids[0]) in out
     two = read_posterior(tmp_path / "p.nc")
     assert np.array_equal(two["posterior"]["source_id"], ids)
-    assert two["posterior"]["teff"].shape == (4, 100, 2)
+    assert two["posterior"]["teff"].shape == (4, 200, 2)
     # The same star alone has the same draws.
     run("sample", model_folder, star_file, "--source-id", ids[1], "--out", tmp_path / "one.nc", *settings)
     one = read_posterior(tmp_path / "one.nc")
