@@ -22,6 +22,7 @@ _WHERE = {
     "sample": "xpbayes.pipeline_posterior",
     "compare": "xpbayes.pipeline_posterior",
     "check": "xpbayes.pipeline_posterior",
+    "uncertainty": "xpbayes.pipeline_posterior",
     "export": "xpbayes.pipeline",
     "confidence": "xpbayes.pipeline",
     "fit": "xpbayes.pipeline",
@@ -72,6 +73,7 @@ __all__ = [
     "sample",
     "save_model",
     "train",
+    "uncertainty",
     "verify",
     "write_star_table",
 ]
@@ -98,7 +100,7 @@ if TYPE_CHECKING:
         train,
         verify,
     )
-    from xpbayes.pipeline_posterior import check, compare, sample
+    from xpbayes.pipeline_posterior import check, compare, sample, uncertainty
     from xpbayes.schema import QualityFlag
 
 

@@ -265,8 +265,8 @@ def compare(
         say: receives progress, one line at a time.
 
     Raises:
-        InputError: a star is not there or cannot be used, model and stars do not fit together, or no importance draws
-            are asked for.
+        InputError: a star is not there or cannot be used, model and stars do not fit together, no importance draws
+            are asked for, or no star's chains have settled.
 
     Example:
         >>> comparison = xpbayes.compare("model", "stars.parquet", "compare", n_random=50)  # doctest: +SKIP
@@ -280,6 +280,11 @@ def compare(
     _check_writable(None if out is None else Path(out) / "report.html")
     table = pick_stars(trained, stars, source_ids, n_random, only, seed, say)
     found = draw_posteriors(trained, table, inference, sampling, say)
+    if not found.diagnostics.settled.any():
+        raise InputError(
+            f"the chains of none of {len(table)} stars have settled, so there is nothing to compare with; set draws of "
+            f"[sampling] above {sampling.draws}"
+        )
     inferred = found.inferred
     flat = found.draws.parameters.reshape(len(table), -1, found.draws.parameters.shape[-1])
     exact = flat.astype(np.float64)
