@@ -231,7 +231,12 @@ class SamplingConfig(FrozenSettings):
 
     chains: int = Field(4, ge=2, description="chains per star; the first two begin at the star's optima")
     draws: int = Field(500, ge=100, multiple_of=50, description="draws kept per chain")
-    warmup: int = Field(150, ge=150, multiple_of=50, description="draws per chain that adapt step size and jumps; a fifth have a NUTS step")
+    warmup: int = Field(
+        150,
+        ge=150,
+        multiple_of=50,
+        description="draws per chain that adapt step size and jumps; a fifth have a NUTS step",
+    )
     max_rounds: int = Field(
         8, ge=1, description="a star that has not settled begins again, up to so many times, for longer"
     )
