@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# Most of the time goes into compiling programs that run once or twice. Unoptimised ones, written by XLA's older emitters
-# and by one LLVM module each, are ready in a fifth of it.
+# Most of the time goes into compiling programs that run once or twice. Unoptimised ones, written by XLA's older emitters and
+# in one LLVM module each, are ready in a quarter of it.
 # XLA_FLAGS=--xla_backend_optimization_level=3 tests what users run.
 os.environ.setdefault(
     "XLA_FLAGS",
