@@ -29,6 +29,8 @@ demo: setup
 	$(RUN)/xpbayes demo --out demo
 	@echo "open demo/report.html"
 
+# Where a container forbids bytecode, every process of a test would compile all its libraries anew.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: setup
 	$(RUN)/python -m pytest --numprocesses 2 --dist loadfile
 
