@@ -234,7 +234,9 @@ class TestFaults:
 
         command = [sys.executable, "-m", "xpbayes", "infer", model_folder, inputs, "--out", tmp_path / "c",
                    "--stars-per-part", PER_PART, "--processes", 1]  # fmt: skip
+        # Python writes bytecode short without noticing: an import here would leave every later process a broken library.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_COMPILATION")}
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"
         result = subprocess.run(
             list(map(str, command)), capture_output=True, text=True, preexec_fn=refuse, check=False, env=environment
         )
