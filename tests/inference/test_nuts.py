@@ -1,17 +1,19 @@
 """Markov chains: exact posteriors, two optima with their weights, reproducible stars, and chains that are refused."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from scipy.stats import truncnorm
+from numpyro.infer.hmc_util import IntegratorState, euclidean_kinetic_energy, velocity_verlet
+from scipy.stats import kstest, truncnorm
 
-from xpbayes.inference.coordinates import evaluate, frame_at, potential
+from xpbayes.config import InferenceConfig
 from xpbayes.inference.mixture import Mixture, component_optima, draw_many, draw_student, ln_density
-from xpbayes.inference.nuts import Schedule, choose_point, diagnose, optima_of, sample_stars
+from xpbayes.inference.nuts import DEPTH, Schedule, choose_point, diagnose, nuts_transition, optima_of, sample_stars
 from xpbayes.inference.starts import make_grid
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.prior import LabelPrior
@@ -24,6 +26,7 @@ ODDS = (0.7, 0.3)
 MEANS = np.array([[-1.0, 0.0, 0.5], [1.0, 0.2, -0.5]])
 SIGMA = 0.05
 SCHEDULE = Schedule(n_draws=200, max_rounds=2)
+N_WALKERS, CYCLES = 4000, 12
 
 
 @pytest.fixture(scope="module")
@@ -146,22 +149,84 @@ def test_the_choice_among_points_leaves_the_density_alone():
     assert np.all(np.any(z[1:] != z[:-1], axis=1) == jumped[1:])
 
 
-def test_a_transition_is_numpyros_own(problem):
-    """One chain of NUTS alone, by `numpyro.infer.MCMC` on the same potential: the same law of E as all draws have."""
-    from numpyro.infer import MCMC, NUTS
+@pytest.fixture(scope="module")
+def transitions():
+    """`CYCLES` transitions in a row from exact draws of a correlated Gaussian, by NUTS and by steps that accept blindly."""
+    lower = jnp.array([[0.9, 0.0, 0.0], [0.5, 0.8, 0.0], [-0.3, 0.4, 1.1]])
+    precision = jnp.linalg.inv(lower @ lower.T)
+    z = jax.random.normal(jax.random.key(0), (N_WALKERS, 3)) @ lower.T
+    step_size = jnp.asarray(1.0)
 
-    model, prior, stars, _, optima, best = problem
-    row = 9
-    star = stars.take(row)
-    frame = frame_at(model, prior, star, jnp.asarray(optima[row, 0]))
-    kernel = NUTS(potential_fn=partial(potential, model, prior, star, frame))
-    chain = MCMC(kernel, num_warmup=200, num_samples=600, progress_bar=False)
-    chain.run(jax.random.key(0), init_params=jnp.zeros(5))
-    _, u, _ = jax.vmap(partial(evaluate, model, prior, star, frame))(chain.get_samples())
-    extinction = np.exp(np.asarray(u[:, 3], float)) / SIGMA_E
-    law = truncnorm(-best[row], np.inf, loc=best[row])
-    assert_allclose(extinction.mean(), law.mean(), atol=0.2)
-    assert_allclose(extinction.std(), law.std(), rtol=0.2)
+    def target(z):
+        return 0.5 * z @ precision @ z
+
+    def blind(z, key):
+        """The same leapfrog steps with whatever end they reach taken: Metropolis' correction left out."""
+        _, verlet = velocity_verlet(target, euclidean_kinetic_energy)
+        state = IntegratorState(z, jax.random.normal(key, z.shape), target(z), jax.grad(target)(z))
+        return jax.lax.fori_loop(0, 2, lambda i, s: verlet(step_size, jnp.ones_like(z), s), state).z
+
+    def walk(step, begin):
+        def cycle(z, key):
+            return jax.vmap(step)(z, jax.random.split(key, N_WALKERS)), None
+
+        return jax.lax.scan(cycle, begin, jax.random.split(jax.random.key(1), CYCLES))[0]
+
+    by_nuts = jax.jit(partial(walk, lambda z, key: nuts_transition(target, z, step_size, key).z))(z)
+    by_blind = jax.jit(partial(walk, blind))(z)
+    # In coordinates where the Gaussian is of unit width.
+    return tuple(np.linalg.solve(np.asarray(lower, float), np.asarray(v, float).T).T for v in (z, by_nuts, by_blind))
+
+
+def deviations(unit):
+    """What should be zero if (walker, parameter) draws are of a unit Gaussian, in units of its sampling error."""
+    n = len(unit)
+    fourth = (unit**4).mean(axis=0) - 3.0
+    across = [(unit[:, i] * unit[:, j]).mean() for i, j in ((0, 1), (0, 2), (1, 2))]
+    return np.sqrt(n) * np.concatenate(
+        [unit.mean(axis=0), ((unit**2).mean(axis=0) - 1) / np.sqrt(2), fourth / np.sqrt(96), across]
+    )
+
+
+def test_transitions_leave_a_known_posterior_as_it_is(transitions):
+    """Draws that begin on it stay on it; they move, so that standing still does not pass."""
+    begin, by_nuts, _ = transitions
+    assert np.abs(deviations(begin)).max() < 4  # the test's own tolerance
+    assert np.abs(deviations(by_nuts)).max() < 4
+    for i in range(3):
+        assert kstest(by_nuts[:, i], "norm").pvalue > 1e-3
+    assert np.abs(np.corrcoef(begin.T, by_nuts.T)[:3, 3:]).max() < 0.1
+
+
+def test_blind_acceptance_does_not(transitions):
+    """The must-fail case: the same integrator at the same step size, every end point taken."""
+    assert np.abs(deviations(transitions[2])).max() > 20
+    assert min(kstest(transitions[2][:, i], "norm").pvalue for i in range(3)) < 1e-6
+
+
+def test_a_transition_is_numpyros_own():
+    """Step by step the states of `numpyro.infer.NUTS`: the same key, potential, step size, unit mass and depth."""
+    from numpyro.infer import NUTS
+
+    def target(z):
+        return 0.5 * jnp.sum(z**2 / jnp.array([1.0, 0.5, 2.0])) + 0.1 * z[0] ** 4
+
+    z, key, step_size = jnp.array([0.3, -1.0, 0.8]), jax.random.key(3), jnp.asarray(0.4)
+    kernel = NUTS(
+        potential_fn=target, step_size=0.4, adapt_step_size=False, adapt_mass_matrix=False, max_tree_depth=DEPTH
+    )
+    theirs = kernel.init(key, 0, z, (), {})
+    advance, own = jax.jit(lambda state: kernel.sample(state, (), {})), jax.jit(partial(nuts_transition, target))
+    steps = []
+    for _ in range(6):
+        key, use = jax.random.split(key)
+        ours = own(theirs.z, step_size, use)
+        theirs = advance(theirs._replace(rng_key=jax.random.split(use, 3)[0]))  # as NumPyro makes a chain's key of it
+        assert_allclose(ours.z, theirs.z, rtol=1e-5, atol=1e-6)
+        assert_allclose(ours.accept_prob, theirs.accept_prob, rtol=1e-4)
+        assert int(ours.num_steps) == int(theirs.num_steps)
+        steps.append(int(ours.num_steps))
+    assert max(steps) <= 2**DEPTH - 1 and len(set(steps)) > 1
 
 
 def test_mixture_density_is_that_of_its_draws():
@@ -193,3 +258,28 @@ def test_useless_schedules_are_refused(problem, schedule):
     model, prior, stars, components, optima, _ = problem
     with pytest.raises(ValueError, match="warm-up"):
         sample_stars(model, prior, stars, components, optima, np.arange(12, dtype=np.uint32), schedule)
+
+
+def test_threads_are_handed_down(problem, monkeypatch):
+    """From the ladder to the pool that walks: a process that shares a machine takes no more than it was given."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from xpbayes.inference import ladder, nuts
+
+    given, model, prior, stars = [], *problem[:3]
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, n):
+            given.append(n)
+            raise InterruptedError
+
+    monkeypatch.setattr(nuts, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(nuts, "_n_cores", lambda: 7)
+    monkeypatch.setattr(nuts, "component_optima", lambda model, prior, grid, stars: np.zeros((len(stars), 2, 5)))
+    one = np.ones((12, 5), np.float32)
+    found = SimpleNamespace(estimate=one, runner_up=one, k_hat=np.ones(12), n_modes=np.ones(12, int))
+    config, seeds = InferenceConfig(n_nodes=32), np.arange(12, dtype=np.uint32)
+    for threads in (1, 2, None):
+        with pytest.raises(InterruptedError):
+            ladder.climb(model, prior, None, stars, found, config, seeds, threads=threads)
+    assert given == [1, 2, 7]

@@ -42,6 +42,7 @@ def climb(
     seeds: NDArray[np.uint32],
     schedule: Schedule | None = None,
     progress: Callable[[int, int, float], None] = lambda done, total, rate: None,
+    threads: int | None = None,
 ) -> tuple[Inferred, NDArray[np.bool_]]:
     """Take the stars that need it up to Markov chains.
 
@@ -52,7 +53,7 @@ def climb(
         config: the settings they were inferred with.
         seeds: (star,) each star's own.
         schedule: how long chains walk; the default if None.
-        progress: as in `nuts.sample_stars`.
+        progress, threads: as in `nuts.sample_stars`.
 
     Returns:
         results with mean, std, quantiles and effective number of draws replaced where chains settled (k_hat stays, it
@@ -78,6 +79,7 @@ def climb(
         seeds[once],
         schedule or Schedule(),
         progress,
+        threads,
     )
     flat = draws.parameters.reshape(len(once), -1, draws.parameters.shape[-1]).astype(np.float64)
     low, median, high = np.quantile(flat, [0.16, 0.5, 0.84], axis=1)

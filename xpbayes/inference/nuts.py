@@ -528,6 +528,7 @@ def sample_inferred(
     seed: NDArray[np.uint32],
     schedule: Schedule,
     progress: Callable[[int, int, float], None] = lambda done, total, rate: None,
+    threads: int | None = None,
 ) -> tuple[Draws, Diagnostics]:
     """Draw from the posteriors of stars that `infer` has solved.
 
@@ -537,7 +538,7 @@ def sample_inferred(
         stars: a batch, model error folded in.
         estimate, runner_up: (star, parameter) labels, E [mag], parallax [mas] of the optima; NaN if there is none.
         seed: (star,) each star's own.
-        schedule, progress: as in `sample_stars`.
+        schedule, progress, threads: as in `sample_stars`.
     """
     found = []
     for start in range(0, len(stars), COMPONENT_BLOCK):
@@ -545,4 +546,6 @@ def sample_inferred(
         found.append(np.asarray(component_optima(model, prior, grid, stars.take(rows)))[: len(stars) - start])
     optima = optima_of(estimate, runner_up)
     components = jnp.asarray(np.concatenate(found))
-    return sample_stars(model, prior, stars, components, jnp.asarray(optima), jnp.asarray(seed), schedule, progress)
+    return sample_stars(
+        model, prior, stars, components, jnp.asarray(optima), jnp.asarray(seed), schedule, progress, threads
+    )
