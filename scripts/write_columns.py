@@ -22,6 +22,7 @@ def page() -> str:
     flags = "\n".join(
         f"| {int(f).bit_length() - 1} | {int(f)} | `{f.name}` | {text} |" for f, text in FLAG_SENTENCES.items()
     )
+    plain = {c.name for c in catalogue_columns()}
     return f"""# What each column means
 
 Made from `xpbayes/schema.py` by `scripts/write_columns.py`. Units and descriptions are also in each file's metadata.
@@ -29,6 +30,10 @@ Made from `xpbayes/schema.py` by `scripts/write_columns.py`. Units and descripti
 ## Catalogue
 
 {table(catalogue_columns())}
+
+With `xpbayes infer --model-uncertainty`, errors are [wider](posterior.md) and two columns follow:
+
+{table(tuple(c for c in catalogue_columns(model_uncertainty=True) if c.name not in plain))}
 
 ### quality_flags
 

@@ -431,3 +431,25 @@ def test_a_folder_that_is_none(tmp_path):
 def test_parts_hold_no_path_of_this_machine(undisturbed, inputs):
     for name, raw in contents(undisturbed).items():
         assert str(inputs.parent).encode() not in raw, name
+
+
+def test_chains_use_the_cores_that_the_engine_gave(monkeypatch, trained, sample):
+    """Beside other processes, one core each; alone, all there are."""
+    from xpbayes.engine import CORES
+    from xpbayes.inference import ladder
+
+    asked = []
+
+    def climb(model, prior, error, stars, inferred, config, seeds, threads):
+        asked.append(threads)
+        return inferred, np.zeros(len(inferred.estimate), bool)
+
+    monkeypatch.setattr(ladder, "climb", climb)
+    refined = QUICK.model_copy(update={"refine": True})
+    for given in ("3", "0,1", None):
+        if given is None:
+            monkeypatch.delenv(CORES, raising=False)
+        else:
+            monkeypatch.setenv(CORES, given)
+        xpbayes.infer(trained, sample.take(np.arange(5)), config=refined)
+    assert asked == [1, 2, None]

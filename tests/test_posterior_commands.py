@@ -6,10 +6,13 @@ import sys
 import numpy as np
 import pytest
 
+from xpbayes import pipeline_posterior
 from xpbayes.analysis.posterior_file import read_posterior
 from xpbayes.archive.star_table import read_star_table
 from xpbayes.catalogue.table import CHAINS, read_catalogue, text_column
 from xpbayes.cli import main
+from xpbayes.inference.nuts import Diagnostics
+from xpbayes.pipeline_posterior import Sampled
 
 SHORT = "[sampling]\ndraws = 200\nmax_rounds = 2\n[inference]\nn_nodes = 256\n"
 
@@ -42,6 +45,23 @@ def test_stars_must_be_named_one_way(run, model_folder, star_file, tmp_path):
     status, _, error = run("sample", model_folder, star_file, "--random", 2, "--draws", 130, "--out", tmp_path / "p.nc")
     assert status == 2 and "sampling.draws" in error
     assert not (tmp_path / "p.nc").exists()
+
+
+def test_no_comparison_where_no_chain_has_settled(run, model_folder, star_file, tmp_path, monkeypatch):
+    """One sentence that says what to do, and no page: a comparison with nothing would look like agreement."""
+
+    def unsettled(model, table, inference, sampling, say):
+        n, shape = len(table), (len(table), 5)
+        nothing = np.zeros(shape)
+        known = Diagnostics(nothing + 2, nothing, nothing, np.zeros(n, int), np.zeros(n, bool))
+        return Sampled(model, table, None, None, None, None, known, (0.0, 0.0))
+
+    monkeypatch.setattr(pipeline_posterior, "draw_posteriors", unsettled)
+    arguments = ("compare", model_folder, star_file, "--random", 7, "--out", tmp_path / "compare")
+    status, out, error = run(*arguments)
+    assert status == 2 and out == "" and not (tmp_path / "compare").exists()
+    (line,) = (line for line in error.splitlines() if line.startswith("xpbayes: "))
+    assert "the chains of none of 7 stars have settled" in line and "set draws of [sampling] above 500" in line
 
 
 @pytest.mark.slow

@@ -61,3 +61,13 @@ def test_mistakes_are_one_sentence(star_file, tmp_path, arguments, message):
 def test_card_of_no_model_is_one_sentence(tmp_path):
     result = run("card", tmp_path)
     assert result.returncode == 2 and "is not a model" in result.stderr
+
+
+def test_a_table_larger_than_memory_is_worked_on_in_files(star_file, settings, tmp_path):
+    out = tmp_path / "m"
+    many = tmp_path / "many.toml"
+    many.write_text(settings.read_text().replace("[training]", "[training]\nstars_in_memory = 100", 1))
+    result = run("train", star_file, "--out", out, "--settings", many)
+    assert result.returncode == 0, result.stderr
+    assert "more than 100: worked on in files" in result.stderr
+    assert sorted(p.name for p in out.iterdir()) == ["card.json", "model.safetensors"]

@@ -250,6 +250,10 @@ def infer(
     calibrate: Annotated[
         bool | None, typer.Option(help="Summarise labels as the model was calibrated (default) or not.")
     ] = None,
+    model_uncertainty: Annotated[
+        bool | None,
+        typer.Option("--model-uncertainty", help="Add what training leaves unknown of the model to all errors."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the folder of parts.")] = False,
     engine: Annotated[str, typer.Option(help="local, or dask: who does the work.")] = "local",
     processes: Annotated[int | None, typer.Option(help="Worker processes; one a GPU, else one a core.")] = None,
@@ -261,7 +265,8 @@ def infer(
     """Infer stellar parameters without labels and write a catalogue."""
     from xpbayes.config import Settings as Run
 
-    inference = {"use_parallax": parallax, "n_starts": n_starts, "refine": refine, "calibrate": calibrate}
+    inference = {"use_parallax": parallax, "n_starts": n_starts, "refine": refine, "calibrate": calibrate,
+                 "model_uncertainty": model_uncertainty}  # fmt: skip
     run = Run.read(settings, inference=inference)
     if out.suffix == ".parquet":
         for_parts = {"--resume": resume, "--shard": shard, "--scheduler": scheduler, "--processes": processes,

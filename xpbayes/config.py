@@ -186,6 +186,11 @@ class TrainingConfig(FrozenSettings):
         description="share of training source_ids kept aside, on which posteriors of labels are calibrated; 0: none",
     )
     calibration_stars: int = Field(3000, ge=0, description="of these, so many are inferred at most; 0: no calibration")
+    stars_in_memory: int = Field(
+        60_000,
+        ge=0,
+        description="larger training tables are worked on in files beside the model, 35 kB of disk a star",
+    )
     held_out_stars: int = Field(
         1000, ge=0, description="held-out stars inferred after training, for the model card's accuracy; 0: none"
     )
@@ -217,6 +222,10 @@ class InferenceConfig(FrozenSettings):
         False, description="sample stars with NUTS whose importance draws cannot be trusted or whose optima compete"
     )
     calibrate: bool = Field(True, description="summarise labels as calibrated on stars kept aside, if the model was")
+    model_uncertainty: bool = Field(
+        False,
+        description="add what training leaves unknown of the model to a catalogue's errors; 'xpbayes uncertainty' first",
+    )
     chunk_size: int = Field(2048, ge=1, description="stars solved together")
 
     @model_validator(mode="after")

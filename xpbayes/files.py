@@ -29,3 +29,9 @@ def whole_file(path: Path, advice: str = "choose another output") -> Iterator[Pa
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def reason_of(error: BaseException | None) -> str:
+    """Say in the system's own words why it refused: Arrow wraps them into many of its own."""
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number else str(error).splitlines()[0]

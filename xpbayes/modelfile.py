@@ -27,6 +27,7 @@ from xpbayes.models.prior import LabelPrior
 CARD_VERSION = 1
 ARRAYS, CARD = "model.safetensors", "card.json"
 CONFIDENCE = "confidence.safetensors"
+WEIGHT_FACTOR = "weight_factor.safetensors"
 
 
 @dataclass(frozen=True)

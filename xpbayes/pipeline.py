@@ -4,13 +4,17 @@ These are also the Python API (`xpbayes.train`, `xpbayes.infer`, ...). Paths or 
 files too where an output is named.
 """
 
+import hashlib
 import json
+import os
 import platform
+import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache, partial
@@ -25,9 +29,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from xpbayes.archive.hashing import uniform_from_id
-from xpbayes.archive.selection import held_out_by_source_id, training_cuts
-from xpbayes.archive.star_table import OK, StarTable, join_star_tables, read_star_tables, write_star_table
-from xpbayes.catalogue.table import CHAINS, catalogue_rows, describe, read_catalogue, to_arrow, write_catalogue
+from xpbayes.archive.selection import held_out_by_source_id
+from xpbayes.archive.star_table import (
+    OK,
+    StarTable,
+    column_names,
+    join_star_tables,
+    read_star_tables,
+    star_table_files,
+    write_star_table,
+)
+from xpbayes.catalogue.table import catalogue_rows, describe, read_catalogue, to_arrow, write_catalogue
 from xpbayes.checksum import file_checksum
 from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.errors import InputError, nearest
@@ -39,10 +51,12 @@ if TYPE_CHECKING:
     from xpbayes.analysis.dust_map.settings import DustMapConfig
     from xpbayes.analysis.star_page import StarFit
     from xpbayes.archive.companions import Companions
+    from xpbayes.archive.training_set import TrainingSet
     from xpbayes.catalogue.inputs import Chunk, Layout
     from xpbayes.catalogue.parts import PartRecord
     from xpbayes.inference.calibration import LabelCalibration
     from xpbayes.inference.confidence import ConfidenceConfig
+    from xpbayes.inference.weight_uncertainty import WeightFactor
     from xpbayes.models.extinction import NearInfraredLaw
 
 Say = Callable[[str], None]
@@ -51,14 +65,14 @@ CHECKPOINT = "checkpoint.safetensors"
 """Beside the model while it is trained: what a stopped run goes on from."""
 DRAW_STREAM = 17
 """Of the hash that gives every source_id its own random numbers: draws do not depend on who shares a batch."""
-CALIBRATION_STREAM = 1000
-"""Stars kept aside for calibration are another draw than those held out for validation."""
-MIN_TRAINING_STARS = 200
-"""Fewer stars cannot pin down a network and a 16-component prior."""
+SCRATCH = "training-stars"
+"""Beside the model while it is trained on more stars than memory holds."""
 
 
 STARS_PER_PART = 32_768
 """Rows of a part of a catalogue: some 15 MB, and less than a minute of one core's work lost to a kill."""
+KNOW_OWN_ERRORS = ("quality_flags", "teff_confidence", "feh_confidence", "logg_confidence", "extrapolation")
+"""Columns that do not change where other errors are widened by what is unknown of the model."""
 
 
 def quiet(line: str) -> None:
@@ -101,29 +115,16 @@ def train(
 
     config = config or TrainingConfig()
     begun = time.perf_counter()
-    table, source = _table(stars)
     _check_writable(out)
-    _require_labels(table, config.labels, str(source["path"]))
-    kept = training_cuts(table, config.labels, config.teff_max, config.min_channels)
-    held = held_out_by_source_id(kept.source_id, config.validation_fraction, config.split_seed)
-    training = kept.take(~held, "held out for validation, by source_id")
-    aside = held_out_by_source_id(
-        training.source_id, config.calibration_fraction, CALIBRATION_STREAM + config.split_seed
-    )
-    kept_aside, training = training.take(aside), training.take(~aside, "kept aside for calibration, by source_id")
-    if len(training) < MIN_TRAINING_STARS:
-        raise InputError(
-            f"{source['path']}: {len(training)} training stars are left after the cuts, at least {MIN_TRAINING_STARS} are "
-            f"needed (largest cut: {max(training.cuts, key=lambda c: c.removed).what}); bring more stars or relax it"
+    with _training_set(stars, config, out, say) as (chosen, source):
+        training = chosen.table
+        for cut in training.cuts:
+            say(f"cut: {cut.what}: {cut.removed} removed, {cut.left} left")
+        checkpoint = None if out is None else Path(out) / CHECKPOINT
+        law = _near_infrared_law(training, config)
+        learned = learn(
+            chosen.stars, training.channels.wavelengths, config, say, checkpoint, resume=resume, near_infrared=law
         )
-    for cut in training.cuts:
-        say(f"cut: {cut.what}: {cut.removed} removed, {cut.left} left")
-    batch = training.stars(
-        config.labels, spectroscopic_parallax=True, label_error_floor=config.floor_for(len(config.labels))
-    )
-    checkpoint = None if out is None else Path(out) / CHECKPOINT
-    law = _near_infrared_law(training, config)
-    learned = learn(batch, training.channels.wavelengths, config, say, checkpoint, resume=resume, near_infrared=law)
     labels = training.labels(config.labels)[0]
     for phase in learned.record.phases:
         if "diagnostic" in phase:
@@ -140,7 +141,7 @@ def train(
             "settings": config.model_dump(mode="json"),
             "seed": config.seed,
             "n_training": len(training),
-            "n_held_out": int(held.sum()),
+            "n_held_out": chosen.n_held_out,
             "split": {"by": "source_id hash", "fraction": config.validation_fraction, "seed": config.split_seed},
             "cuts": [vars(c) for c in training.cuts],
             "provenance": training.provenance,
@@ -156,10 +157,10 @@ def train(
         },
         support=make_support(learned.prior, labels, np.asarray(learned.model.label_scale), config.seed),
     )
-    calibration = _calibrate(model, kept_aside, config, say)
+    calibration = _calibrate(model, chosen.aside, config, say)
     model = replace(model, calibration=calibration)
-    model.card["calibration"] = _calibration_entry(calibration, kept_aside, config)
-    model.card["held_out"] = _assess(model, kept.take(held), config) if config.held_out_stars and held.any() else {}
+    model.card["calibration"] = _calibration_entry(calibration, chosen.aside)
+    model.card["held_out"] = _assess(model, chosen.held_out, config) if len(chosen.held_out) else {}
     checks = check_training(model.forward, model.channels, model.labels, labels, model.card["held_out"])
     model.card["checks"] = [vars(check) for check in checks]
     for check in checks:
@@ -171,6 +172,35 @@ def train(
     return model
 
 
+@contextmanager
+def _training_set(
+    stars: StarTable | PathLike, config: TrainingConfig, out: PathLike | None, say: Say
+) -> "Iterator[tuple[TrainingSet, dict[str, Any]]]":
+    """The stars of a training run and where they come from; in files beside the model while it is trained, if many."""
+    from xpbayes.archive.training_set import n_rows, training_set, training_set_in_files
+
+    paths = [] if isinstance(stars, StarTable) else star_table_files(stars)
+    n_stars = n_rows(paths)
+    if isinstance(stars, StarTable) or n_stars <= config.stars_in_memory:
+        table, source = _table(stars)
+        _require_labels(table.columns, config.labels, str(source["path"]))
+        yield training_set(table, config, str(source["path"])), source
+        return
+    for path in paths:
+        _require_labels(column_names(path), config.labels, str(path))
+    path = Path(stars)
+    source = {"path": path.name, "checksum": "" if path.is_dir() else file_checksum(path), "n_stars": n_stars}
+    with tempfile.TemporaryDirectory(prefix="xpbayes-") as elsewhere:
+        scratch = Path(elsewhere) if out is None else Path(out) / SCRATCH
+        shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
+        scratch.mkdir(parents=True)
+        try:
+            say(f"{n_stars} stars, more than {config.stars_in_memory}: worked on in files, in {scratch}")
+            yield training_set_in_files(paths, config, scratch), source
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
 def _calibrate(
     model: TrainedModel, kept_aside: StarTable, config: TrainingConfig, say: Say
 ) -> "LabelCalibration | None":
@@ -178,11 +208,9 @@ def _calibrate(
     from xpbayes.inference.calibration import fit_calibration, ln_snr_of
     from xpbayes.inference.infer import infer as solve
 
-    n = min(config.calibration_stars, len(kept_aside))
-    if not n:
+    if not len(kept_aside):
         return None
-    rows = np.unique(np.linspace(0, len(kept_aside) - 1, n).astype(int))
-    stars = kept_aside.take(rows).stars(model.labels, label_error_floor=config.floor_for(len(model.labels)))
+    stars = kept_aside.stars(model.labels, label_error_floor=config.floor_for(len(model.labels)))
     found = solve(model.forward, model.prior, model.model_error, stars, InferenceConfig())
     with np.errstate(divide="ignore"):
         label_error = 1.0 / np.asarray(stars.label_inv_error, np.float64)
@@ -196,24 +224,24 @@ def _calibrate(
         np.asarray(model.forward.label_scale, np.float64),
     )
     if calibration is None:
-        say(f"not calibrated: {n} stars kept aside are too few; raise calibration_fraction")
+        say(f"not calibrated: {len(stars)} stars kept aside are too few; raise calibration_fraction")
     else:
         stretch = ", ".join(
             f"{name} {value:.2f}"
             for name, value in zip(model.labels, np.median(calibration.stretch, axis=0), strict=True)
         )
-        say(f"calibrated on {n} stars kept aside, {len(calibration.kinds)} kinds; posteriors stretched by {stretch}")
+        say(
+            f"calibrated on {len(stars)} stars kept aside, {len(calibration.kinds)} kinds; posteriors stretched by {stretch}"
+        )
     return calibration
 
 
-def _calibration_entry(
-    calibration: "LabelCalibration | None", kept_aside: StarTable, config: TrainingConfig
-) -> dict[str, Any]:
+def _calibration_entry(calibration: "LabelCalibration | None", kept_aside: StarTable) -> dict[str, Any]:
     """What the card says of the calibration."""
     if calibration is None:
         return {}
     return {
-        "n_stars": min(config.calibration_stars, len(kept_aside)),
+        "n_stars": len(kept_aside),
         "kinds": (calibration.kinds * calibration.scale).round(3).tolist(),
         "offset": calibration.offset.round(4).tolist(),
         "stretch": calibration.stretch.round(3).tolist(),
@@ -221,13 +249,11 @@ def _calibration_entry(
 
 
 def _assess(model: TrainedModel, held_out: StarTable, config: TrainingConfig) -> dict[str, Any]:
-    """Accuracy on held-out stars, evenly picked, as inference by default would see them."""
+    """Accuracy on held-out stars as inference by default would see them."""
     from xpbayes.analysis.model_card import held_out_entry
 
-    rows = np.unique(np.linspace(0, len(held_out) - 1, min(config.held_out_stars, len(held_out))).astype(int))
-    stars, how = held_out.take(rows), InferenceConfig()
-    floor = config.floor_for(len(config.labels))
-    return held_out_entry(model, infer(model, stars, config=how), stars, floor, use_parallax=how.use_parallax)
+    how, floor = InferenceConfig(), config.floor_for(len(config.labels))
+    return held_out_entry(model, infer(model, held_out, config=how), held_out, floor, use_parallax=how.use_parallax)
 
 
 def _parallax_used(table: StarTable) -> str:
@@ -247,12 +273,12 @@ def _near_infrared_law(table: StarTable, config: TrainingConfig) -> "NearInfrare
     return NearInfraredLaw(names.index("Ks"), names.index("J"), config.ks_over_j)
 
 
-def _require_labels(table: StarTable, labels: tuple[str, ...], where: str) -> None:
+def _require_labels(columns: Collection[str], labels: tuple[str, ...], where: str) -> None:
     for name in labels:
         for column in (name, f"{name}_error"):
-            if column not in table.columns:
+            if column not in columns:
                 raise InputError(
-                    f"{where}: has no column '{column}'{nearest(column, table.columns)}; training needs every label in "
+                    f"{where}: has no column '{column}'{nearest(column, columns)}; training needs every label in "
                     f"'labels' with its error"
                 )
 
@@ -267,6 +293,8 @@ def infer(
     config: InferenceConfig | None = None,
     only: str = "all",
     say: Say = quiet,
+    *,
+    factor: "WeightFactor | None" = None,
 ) -> pa.Table:
     """Infer stellar parameters without labels.
 
@@ -278,12 +306,14 @@ def infer(
         config: settings; the defaults if None.
         only: 'all', or 'held-out' / 'training' for that side of the model's own split.
         say: receives progress, one line at a time.
+        factor: of what training leaves unknown of the model, for `model_uncertainty`; read from the model's folder if None.
 
     Returns:
         the catalogue: one row per star, columns as in `xpbayes.schema.catalogue_columns`.
 
     Raises:
-        InputError: model and stars do not fit together, or a file cannot be used.
+        InputError: model and stars do not fit together, a file cannot be used, or what is unknown of the model is asked
+            for and was not worked out.
 
     Example:
         >>> catalogue = xpbayes.infer("model", "stars.parquet", out="catalogue.parquet")  # doctest: +SKIP
@@ -291,6 +321,7 @@ def infer(
     config = config or InferenceConfig()
     begun = time.perf_counter()
     trained = _loaded(model)
+    factor = _weight_factor(model, trained, factor) if config.model_uncertainty else None
     _check_writable(out)
     stream, source = _stream(stars, out, say)
     parts: list[pa.Table] = []
@@ -301,7 +332,7 @@ def infer(
         if not len(chosen):
             continue
         trained.channels.require_same(chosen.channels, "the model", str(source["path"]))
-        part, unusable = _infer_part(trained, chosen, config, say)
+        part, unusable = _infer_part(trained, factor, chosen, config, say)
         n_unusable += unusable
         n_with_parallax += int(chosen.is_measured("parallax").sum()) if config.use_parallax else 0
         parts.append(part)
@@ -311,7 +342,7 @@ def infer(
     if n_unusable == n_rows:
         raise InputError(f"{source['path']}: none of its {n_rows} stars can be used")
     about = {
-        **_about(trained),
+        **_about(trained, factor),
         "input": {**source, "n_stars": n_seen},
         "settings": config.model_dump(mode="json"),
         "selection": only,
@@ -384,9 +415,10 @@ def infer_parts(
     config, folder, model = config or InferenceConfig(), Path(out), Path(model).absolute()
     _check_selection(only)
     trained = load_model(model)
+    factor = _weight_factor(model, trained) if config.model_uncertainty else None
     layout = lay_out([inputs] if isinstance(inputs, str | Path) else inputs, trained.channels, stars_per_part)
     settings = config.model_dump(mode="json")
-    about = {**_about(trained), "settings": settings, "selection": only}
+    about = {**_about(trained, factor), "settings": settings, "selection": only}
     identity = manifests.make_identity(layout, model, about, settings, versions())
     _check_writable(folder / manifests.MANIFEST)
     manifest = manifests.open_run(folder, identity, resume=resume or shard is not None)
@@ -455,12 +487,13 @@ class _Job:
 
 
 @lru_cache(maxsize=1)
-def _at_work(job: _Job) -> tuple[TrainedModel, "Layout", "list[Companions]"]:
-    """Model, layout, and the tables to be joined to spectra: read once by each worker."""
+def _at_work(job: _Job) -> tuple[TrainedModel, "WeightFactor | None", "Layout", "list[Companions]"]:
+    """Model, what is unknown of it, layout, and the tables to be joined to spectra: read once by each worker."""
     from xpbayes.catalogue.manifest import kept_layout, kept_tables
 
-    layout = kept_layout(job.layout)
-    return load_model(job.model), layout, kept_tables(Path(job.folder), layout)
+    layout, trained = kept_layout(job.layout), load_model(job.model)
+    factor = _weight_factor(job.model, trained) if job.config.model_uncertainty else None
+    return trained, factor, layout, kept_tables(Path(job.folder), layout)
 
 
 def _infer_chunk(job: _Job, chunk: "Chunk") -> list["PartRecord"]:
@@ -472,7 +505,7 @@ def _infer_chunk(job: _Job, chunk: "Chunk") -> list["PartRecord"]:
     from xpbayes.catalogue.parts import PartDraft, read_record, write_part
     from xpbayes.catalogue.prefetch import prefetched
 
-    trained, layout, companions = _at_work(job)
+    trained, factor, layout, companions = _at_work(job)
     folder, file = Path(job.folder), layout.files[chunk.file]
     records: list[PartRecord] = []
     rows: list[pa.Table] = []
@@ -485,43 +518,83 @@ def _infer_chunk(job: _Job, chunk: "Chunk") -> list["PartRecord"]:
                 draft = PartDraft(chunk.file, piece.block)
             if known is None:
                 chosen = choose_stars(trained, piece.table, job.only)
-                part = _infer_piece(trained, chosen, job.config)
+                part = _infer_piece(trained, factor, chosen, job.config)
                 measured = int(chosen.is_measured("parallax").sum()) if job.config.use_parallax else 0
                 draft.add(piece.n_read, len(piece.table) - len(chosen), measured, part, piece.rejected)
                 rows.append(part)
             if piece.ends_part:
                 if known is None:
-                    table = describe(pa.concat_tables(rows).unify_dictionaries(), _about_part(trained, job))
+                    table = describe(pa.concat_tables(rows).unify_dictionaries(), _about_part(trained, factor, job))
                     known = write_part(folder, table, draft.record(file.path, last=piece.ends_chunk))
                 records.append(known)
                 rows, draft = [], None
     return records
 
 
-def _infer_piece(trained: TrainedModel, table: StarTable, config: InferenceConfig) -> pa.Table:
+def _infer_piece(
+    trained: TrainedModel, factor: "WeightFactor | None", table: StarTable, config: InferenceConfig
+) -> pa.Table:
     """Catalogue rows of some thousand stars, by the one compiled program that serves every piece of a run."""
     usable = np.flatnonzero(table.problems() == OK)
     missing = config.chunk_size - len(usable)
     if not len(usable) or missing <= 0:
-        return _infer_part(trained, table, config, quiet)[0]
+        return _infer_part(trained, factor, table, config, quiet)[0]
     index = np.concatenate([np.arange(len(table)), np.full(missing, usable[-1])])
-    return _infer_part(trained, table.take(index), config, quiet)[0].slice(0, len(table))
+    return _infer_part(trained, factor, table.take(index), config, quiet)[0].slice(0, len(table))
 
 
-def _about(trained: TrainedModel) -> dict[str, Any]:
+def _weight_factor(
+    model: TrainedModel | PathLike, trained: TrainedModel, factor: "WeightFactor | None" = None
+) -> "WeightFactor":
+    """What training leaves unknown of a model: as given, or from the model's folder."""
+    from xpbayes.inference.weight_uncertainty import trained_vector
+    from xpbayes.weightfile import load_weight_factor
+
+    if factor is not None:
+        n_given, n_trained = len(factor.columns), trained_vector(trained.forward).size
+        if n_given != n_trained:
+            raise InputError(f"the factor is of {n_given} trained numbers, the model has {n_trained}; give its own")
+        return factor
+    if isinstance(model, TrainedModel):
+        raise InputError(
+            "model_uncertainty needs to know what is unknown of the model; give the factor that xpbayes.uncertainty found, "
+            "or the model's folder after 'xpbayes uncertainty'"
+        )
+    return load_weight_factor(model, str(trained.card.get("arrays_checksum")))
+
+
+def _threads() -> int | None:
+    """Cores that an engine has given this process; None: all that there are."""
+    from xpbayes.engine import CORES
+
+    given = os.environ.get(CORES)
+    return len(given.split(",")) if given else None
+
+
+def _about(trained: TrainedModel, factor: "WeightFactor | None" = None) -> dict[str, Any]:
     """What every catalogue says about the model that it was made with."""
     model = {k: trained.card.get(k) for k in ("created", "arrays_checksum", "n_training", "split")}
     if trained.confidence is not None:
         model["confidence_checksum"] = trained.card["confidence"].get("arrays_checksum")
+    if factor is not None:
+        columns = np.ascontiguousarray(factor.columns, "<f4")
+        model["uncertainty"] = {
+            "checksum": f"sha256:{hashlib.sha256(columns.tobytes()).hexdigest()}",
+            "n_stars": factor.n_stars,
+            "directions": columns.shape[1],
+            "captured": factor.captured,
+        }
     return {"labels": trained.labels, "channels": json.loads(trained.channels.to_json()), "model": model}
 
 
-def _about_part(trained: TrainedModel, job: _Job) -> dict[str, Any]:
+def _about_part(trained: TrainedModel, factor: "WeightFactor | None", job: _Job) -> dict[str, Any]:
     """Metadata of a part: the same for all parts, and no time or host in it."""
-    return {**_about(trained), "settings": job.config.model_dump(mode="json"), "selection": job.only}
+    return {**_about(trained, factor), "settings": job.config.model_dump(mode="json"), "selection": job.only}
 
 
-def _infer_part(trained: TrainedModel, table: StarTable, config: InferenceConfig, say: Say) -> tuple[pa.Table, int]:
+def _infer_part(
+    trained: TrainedModel, factor: "WeightFactor | None", table: StarTable, config: InferenceConfig, say: Say
+) -> tuple[pa.Table, int]:
     """Catalogue rows of one star table, and how many of its stars could not be used."""
     from xpbayes.inference.infer import infer as solve
 
@@ -542,15 +615,21 @@ def _infer_part(trained: TrainedModel, table: StarTable, config: InferenceConfig
     if config.refine:
         from xpbayes.inference.ladder import climb
 
-        inferred, by_chains = climb(*parts, batch, inferred, config, seeds)
+        inferred, by_chains = climb(*parts, batch, inferred, config, seeds, threads=_threads())
         say(f"{int(by_chains.sum())} of {len(usable)} stars are summarised by Markov chains")
     if config.calibrate and trained.calibration is not None and config.n_draws:
         from xpbayes.inference.calibration import ln_snr_of, recalibrated
 
         inferred = recalibrated(inferred, trained.calibration, ln_snr_of(batch))
-    rows = catalogue_rows(table, status, inferred, float(trained.prior.ln_threshold), use_parallax=config.use_parallax)
-    rows["method"] = rows["method"].astype(object)  # of any length: NumPy would cut a longer name
-    rows["method"][np.flatnonzero(status == OK)[by_chains]] = CHAINS
+    as_rows = partial(
+        catalogue_rows,
+        table,
+        status,
+        ln_threshold=float(trained.prior.ln_threshold),
+        use_parallax=config.use_parallax,
+        by_chains=by_chains,
+    )
+    rows = as_rows(inferred)
     if trained.support is not None:
         from xpbayes.inference.support import extrapolation
 
@@ -564,6 +643,13 @@ def _infer_part(trained: TrainedModel, table: StarTable, config: InferenceConfig
         rows |= filled
         for note in notes:
             say(note)
+    if factor is not None:
+        from xpbayes.inference.weight_uncertainty import added_to_inferred, widened
+
+        added = added_to_inferred(*parts, factor, batch, inferred.estimate, use_parallax=config.use_parallax)
+        wide = as_rows(widened(inferred, added), added=added)
+        # Flags and confidences know the stars' own errors, from which the classifiers were learned.
+        rows = wide | {name: rows[name] for name in KNOW_OWN_ERRORS}
     return to_arrow(rows, len(trained.labels)), len(table) - len(usable)
 
 
@@ -793,7 +879,8 @@ def fit(
     _check_writable(out if out is None else Path(out) / CARD)
     table, where = _pick_stars(stars, list(dict.fromkeys(source_ids)), say)
     trained.channels.require_same(table.channels, "the model", where)
-    rows, _ = _infer_part(trained, table, config, say)
+    factor = _weight_factor(model, trained) if config.model_uncertainty else None
+    rows, _ = _infer_part(trained, factor, table, config, say)
     usable = table.take(np.flatnonzero(table.problems() == OK))
     say(f"looking for other optima of {len(usable)} stars")
     modes = (

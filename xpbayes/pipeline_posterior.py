@@ -493,7 +493,7 @@ def uncertainty(
     where = str(source["path"])
     trained.channels.require_same(table.channels, "the model", where)
     config = TrainingConfig.model_validate(trained.card["settings"])
-    _require_labels(table, trained.labels, where)
+    _require_labels(table.columns, trained.labels, where)
     chosen = choose_stars(
         trained, training_cuts(table, trained.labels, config.teff_max, config.min_channels), "training"
     )

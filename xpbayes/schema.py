@@ -3,8 +3,10 @@
 Writers, readers, documentation and exports all take their columns from here.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntFlag
+from typing import Any
 
 import pyarrow as pa
 
@@ -150,11 +152,19 @@ FLAG_SENTENCES = {
 """Each flag in one plain sentence, for documents and pages."""
 
 
-def catalogue_columns(n_labels: int = 3) -> tuple[Column, ...]:
+def columns_of(about: Mapping[str, Any]) -> tuple[Column, ...]:
+    """List the columns of the catalogue that has these metadata."""
+    model_uncertainty = bool(about.get("settings", {}).get("model_uncertainty", False))
+    return catalogue_columns(len(about["labels"]), model_uncertainty=model_uncertainty)
+
+
+def catalogue_columns(n_labels: int = 3, *, model_uncertainty: bool = False) -> tuple[Column, ...]:
     """List the columns of a catalogue: ZGR23 Table 2, then what the solver has to say.
 
     Args:
         n_labels: number of stellar labels; Table 2 has three, hence five parameters and fifteen covariances.
+        model_uncertainty: errors are widened by what training leaves unknown of the model, and two columns say by how
+            much.
     """
     f32, boolean = pa.float32(), pa.bool_()
     n_parameters = n_labels + 2
@@ -162,6 +172,27 @@ def catalogue_columns(n_labels: int = 3) -> tuple[Column, ...]:
     mixed = "kK, dex, dex, mag, mas" if n_labels == 3 else "kK, dex..., mag, mas"
     order = (
         "(Teff, [Fe/H], log g, E, parallax)" if n_labels == 3 else "(labels in the model's order, then E and parallax)"
+    )
+    wider = ", model_cov_triu added" if model_uncertainty else ""
+    stretched = ", stretched by stellar_params_model_err" if model_uncertainty else ""
+    information = "the inverse of stellar_params_cov_triu, for" if model_uncertainty else "the Fisher matrix of"
+    covariance = "the inverse of the Fisher matrix" if model_uncertainty else "its inverse"
+    added = (
+        Column(
+            "stellar_params_model_err",
+            pa.list_(f32, n_parameters),
+            mixed,
+            "stat.error;phys",
+            f"1-sigma error of {order} that training leaves in the model, common to similar stars; part of all other errors "
+            "where method says so, else null",
+        ),
+        Column(
+            "model_cov_triu",
+            pa.list_(f32, n_triu),
+            "",
+            "stat.covariance",
+            f"upper triangle, row by row, of the covariance of {order} that training leaves in the model",
+        ),
     )
     return (
         Column("gdr3_source_id", pa.int64(), "", "meta.id;meta.main", "Gaia DR3 source identifier"),
@@ -212,21 +243,22 @@ def catalogue_columns(n_labels: int = 3) -> tuple[Column, ...]:
             pa.list_(f32, n_triu),
             "",
             "stat.covariance",
-            f"upper triangle, row by row, of the Fisher matrix of {order}",
+            f"upper triangle, row by row, of {information} {order}",
         ),
         Column(
             "stellar_params_cov_triu",
             pa.list_(f32, n_triu),
             "",
             "stat.covariance",
-            f"upper triangle, row by row, of its inverse, the covariance of {order}",
+            f"upper triangle, row by row, of {covariance}, the covariance of {order}{wider}",
         ),
         Column(
             "laplace_cov_triu",
             pa.list_(f32, n_triu),
             "",
             "stat.covariance",
-            f"upper triangle, row by row, of the covariance of {order} from the full posterior's Hessian, prior included",
+            f"upper triangle, row by row, of the covariance of {order} from the full posterior's Hessian, prior included"
+            + wider,
         ),
         *(
             Column(
@@ -235,14 +267,15 @@ def catalogue_columns(n_labels: int = 3) -> tuple[Column, ...]:
                 mixed,
                 ucd,
                 f"{what} of {order} over the posterior, from importance-reweighted draws or, where method says nuts, from "
-                "Markov chains; labels as calibrated on stars kept aside, if the model was; null if no draws were asked for",
+                f"Markov chains; labels as calibrated on stars kept aside, if the model was{more}; null if no draws were "
+                "asked for",
             )
-            for name, ucd, what in (
-                ("mean", "phys;stat.mean", "mean"),
-                ("std", "phys;stat.stdev", "standard deviation"),
-                ("median", "phys;stat.median", "median"),
-                ("p16", "phys;stat.value", "16 % quantile"),
-                ("p84", "phys;stat.value", "84 % quantile"),
+            for name, ucd, what, more in (
+                ("mean", "phys;stat.mean", "mean", ""),
+                ("std", "phys;stat.stdev", "standard deviation", stretched),
+                ("median", "phys;stat.median", "median", ""),
+                ("p16", "phys;stat.value", "16 % quantile", stretched),
+                ("p84", "phys;stat.value", "84 % quantile", stretched),
             )
         ),
         Column(
@@ -298,6 +331,7 @@ def catalogue_columns(n_labels: int = 3) -> tuple[Column, ...]:
             "meta.code.status",
             "'ok', or why the star has no solution",
         ),
+        *(added if model_uncertainty else ()),
     )
 
 

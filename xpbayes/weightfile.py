@@ -7,8 +7,7 @@ import numpy as np
 
 from xpbayes.errors import InputError
 from xpbayes.inference.weight_uncertainty import WeightFactor
-
-WEIGHT_FACTOR = "weight_factor.safetensors"
+from xpbayes.modelfile import WEIGHT_FACTOR
 
 
 def save_weight_factor(factor: WeightFactor, folder: str | os.PathLike[str], model_checksum: str) -> Path:
@@ -46,7 +45,7 @@ def load_weight_factor(folder: str | os.PathLike[str], model_checksum: str) -> W
     from safetensors import SafetensorError, safe_open
 
     path = Path(folder) / WEIGHT_FACTOR
-    again = "run 'xpbayes uncertainty' for this model"
+    again = f"run 'xpbayes uncertainty {folder} STARS' with the star table that it was trained on"
     if not path.is_file():
         raise InputError(f"{path}: is missing; {again}")
     try:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import xarray as xr
 from numpy.testing import assert_allclose
@@ -31,7 +32,7 @@ from xpbayes.analysis.requested_stars import (
     typical_stars,
 )
 from xpbayes.archive.star_table import read_star_table
-from xpbayes.catalogue.table import read_catalogue
+from xpbayes.catalogue.table import read_catalogue, write_catalogue
 from xpbayes.errors import InputError
 from xpbayes.modelfile import save_model
 from xpbayes.pipeline import report
@@ -121,11 +122,18 @@ def test_it_says_that_no_parallax_was_used(page):
 def test_its_table_equals_the_validation(page, inputs, trained):
     from xpbayes.analysis.validation import accuracy, compare
 
-    comparison = compare(read_catalogue(inputs[1])[0], read_star_table(inputs[2]), trained.labels, (0.02, 0.02, 0.02))
-    row = next(r for r in accuracy(comparison) if (r.label, r.group) == ("teff", "all"))
     cells = re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", page)
-    at = cells.index("Teff [K]")
-    assert cells[at + 2 : at + 4] == [f"{row.n:,}", f"{1e3 * row.scatter:.0f}"]
+    tables = [i for i, cell in enumerate(cells) if cell == "Teff [K]" and cells[i + 1] == "all"]
+    for at, answer in zip(tables, ("posterior", "mode"), strict=False):  # medians come first
+        comparison = compare(
+            read_catalogue(inputs[1])[0], read_star_table(inputs[2]), trained.labels, (0.02, 0.02, 0.02), answer
+        )
+        row = next(r for r in accuracy(comparison) if (r.label, r.group) == ("teff", "all"))
+        expected = [f"{row.n:,}", f"{1e3 * row.scatter:.0f}", f"{1e3 * row.bias:+.0f}", f"{row.coverage68:.1%}"]
+        assert cells[at + 2 : at + 6] == expected
+        if answer == "posterior":
+            assert f"<b>{expected[1]}</b>scatter in Teff" in page
+    assert len(tables) >= 2 and page.index("Posterior medians, ") < page.index("Modes with errors from the Fisher")
 
 
 def test_model_card_cuts_and_provenance_are_listed(page, trained):
@@ -145,6 +153,19 @@ def test_unlabelled_stars_give_a_page_that_says_so(inputs, tmp_path, one_figure)
     bare = replace(table, columns={k: v for k, v in table.columns.items() if k in ("ra", "dec")})
     text = report(*inputs[:2], bare, tmp_path / "r.html").read_text(encoding="utf-8")
     assert "no inferred star has labels" in text and 'id="correlations"' in text
+
+
+def test_a_catalogue_without_draws_shows_modes_and_says_so(inputs, tmp_path, one_figure):
+    catalogue, about = read_catalogue(inputs[1])
+    for name in ("mean", "std", "median", "p16", "p84"):
+        i = catalogue.column_names.index(f"stellar_params_{name}")
+        nothing = pa.array([[None] * 5] * len(catalogue), catalogue.schema.field(i).type)
+        catalogue = catalogue.set_column(i, catalogue.schema.field(i), nothing)
+    path = write_catalogue(catalogue, tmp_path / "c.parquet")
+    assert read_catalogue(path)[1] == about
+    text = report(inputs[0], path, inputs[2], tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "inferred without draws" in text and "Modes against labels" in text
+    assert "Accuracy of posterior medians" not in text and "Posterior medians, " not in text
 
 
 class TestRequestedStars:

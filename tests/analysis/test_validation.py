@@ -1,9 +1,19 @@
+from dataclasses import replace
+
 import numpy as np
+import pyarrow as pa
 import pytest
 from numpy.testing import assert_allclose
 
 from tests.conftest import QUICK, with_columns
-from xpbayes.analysis.validation import Comparison, accuracy, compare, robust_scatter, running_percentiles
+from xpbayes.analysis.validation import (
+    Comparison,
+    accuracy,
+    compare,
+    has_posteriors,
+    robust_scatter,
+    running_percentiles,
+)
 from xpbayes.errors import InputError
 from xpbayes.pipeline import infer
 
@@ -37,6 +47,14 @@ def test_dishonest_errors_are_seen():
     """The must-fail case: true scatter twice the stated one, or a bias of one sigma."""
     assert all(row.coverage68 < 0.45 for row in accuracy(_comparison(scale=2)))
     assert all(row.bias > 0.09 for row in accuracy(_comparison(bias=0.1)))
+
+
+def test_each_coverage_has_its_own_width():
+    """A Student t: half of its 68 % interval for the one, its standard deviation for the other."""
+    gaussian = _comparison()
+    error, half = np.full((20_000, 3), 0.2), np.full((20_000, 3), 0.1)
+    both = replace(gaussian, error=error, half=half, estimate=gaussian.label + 0.15, label_error=0 * error)
+    assert all((row.coverage68, row.coverage95) == (0, 1) for row in accuracy(both))
 
 
 def test_giants_and_dwarfs_partition_the_stars():
@@ -78,6 +96,29 @@ class TestCompare:
     def test_error_floor_is_in_quadrature(self, catalogue, sample):
         plain, floored = (compare(catalogue, sample, ("teff",), f) for f in ((), (0.02,)))
         assert_allclose(floored.label_error, np.hypot(plain.label_error, 0.02))
+
+    def test_posterior_and_mode_are_the_catalogue_s_columns(self, catalogue, sample):
+        names = ("teff", "feh", "logg")
+        posterior, mode = (compare(catalogue, sample, names, (), answer) for answer in ("posterior", "mode"))
+        row = np.flatnonzero(catalogue["gdr3_source_id"].to_numpy() == posterior.source_id[3])[0]
+        star = catalogue.slice(row, 1).to_pylist()[0]
+        assert_allclose(posterior.estimate[3], star["stellar_params_median"][:3])
+        assert_allclose(posterior.error[3], star["stellar_params_std"][:3])
+        width = np.subtract(star["stellar_params_p84"], star["stellar_params_p16"])[:3]
+        assert_allclose(posterior.half[3], 0.5 * width)
+        assert_allclose(posterior.pull[3], posterior.difference[3] / np.hypot(0.5 * width, posterior.label_error[3]))
+        assert_allclose(mode.estimate[3], star["stellar_params_est"][:3])
+        assert_allclose(mode.half[3], star["stellar_params_err"][:3])
+        assert compare(catalogue, sample, names).estimate.tolist() == posterior.estimate.tolist()
+
+    def test_medians_of_a_catalogue_without_draws_are_one_sentence(self, catalogue, sample):
+        i = catalogue.column_names.index("stellar_params_median")
+        nothing = pa.array([[None] * 5] * len(catalogue), catalogue.schema.field(i).type)
+        bare = catalogue.set_column(i, catalogue.schema.field(i), nothing)
+        assert has_posteriors(catalogue) and not has_posteriors(bare)
+        with pytest.raises(InputError, match="no posterior medians"):
+            compare(bare, sample, ("teff",))
+        assert len(compare(bare, sample, ("teff",), (), "mode").row) > 50
 
     def test_no_common_star_is_one_sentence(self, catalogue, sample):
         with pytest.raises(InputError, match="no solved star of the catalogue has labels"):

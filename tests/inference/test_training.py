@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
+from xpbayes import starfiles
 from xpbayes.config import ZGR23_PHASES, HighQuality, Phase, TrainingConfig
 from xpbayes.errors import InputError
+from xpbayes.inference import phases
 from xpbayes.inference.phases import learning_rates, run_gradient_phase, run_star_steps
 from xpbayes.inference.training import _without_grey, initial_parameters, run_star_phase, train
 from xpbayes.models.extinction import NearInfraredLaw
@@ -326,3 +328,19 @@ def test_the_grey_part_of_the_curve_goes_into_the_parallaxes(tiny):
     excess = np.exp(np.asarray(tiny.model.ln_curve, float)) - curve
     np.testing.assert_allclose(excess, excess[0], atol=1e-5)
     assert abs(excess[0]) > 1e-3, "the curve obeyed the law already: nothing was tested"
+
+
+def test_stars_in_files_train_the_same_model(stars, tiny, tmp_path, monkeypatch):
+    """The same steps on the same stars, some read at a time: nothing depends on where they are."""
+    batch, wavelengths = stars
+    monkeypatch.setattr(starfiles, "PIECE", 128)
+    monkeypatch.setattr(phases, "STRETCH", 192)  # stretches of three steps, the last of them shared
+    filed = starfiles.make_star_files(tmp_path, len(batch), batch.flux.shape[1], batch.labels.shape[1])
+    starfiles.put(filed, slice(None), batch)
+    other = train(filed, wavelengths, TINY)
+    for a, b in zip(jax.tree.leaves(tiny.model), jax.tree.leaves(other.model), strict=True):
+        assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-5)
+    assert_allclose(np.asarray(tiny.parameters), np.asarray(other.parameters), atol=1e-4)
+    losses = [[p.get("loss_per_star") for p in found.record.phases] for found in (tiny, other)]
+    assert_allclose(losses[0][0], losses[1][0], rtol=1e-5)
+    assert_array_equal(np.asarray(filed.whitening), np.asarray(batch.whitening))

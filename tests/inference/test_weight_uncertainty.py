@@ -1,6 +1,6 @@
 """What training leaves unknown of the model, against dense double-precision references on a tiny network."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 
 import jax
@@ -10,11 +10,13 @@ import pytest
 from numpy.testing import assert_allclose
 
 from tests.conftest import as_double
+from xpbayes.inference.infer import Inferred
 from xpbayes.inference.weight_uncertainty import (
     factor_weights,
     trained_vector,
     weight_covariance,
     weight_precision,
+    widened,
     with_vector,
 )
 from xpbayes.models.forward import ForwardModel, predict_flux
@@ -142,3 +144,31 @@ def test_more_training_stars_leave_less_unknown(problem, precision):
     assert_allclose(added[0], 4 * added[1], rtol=1e-3, atol=1e-9)
     few = factor_weights(model, prior, precision, blind, at, captured=0.5)
     assert 0.5 <= few.captured < 1 and few.columns.shape[1] < 20
+
+
+@pytest.fixture
+def found():
+    """Results of three stars with unit covariances and summaries around 1; the third has no draws."""
+    numbers = {f.name: np.ones((3, 5), np.float32) for f in fields(Inferred)}
+    numbers |= dict.fromkeys(("fisher", "covariance", "laplace"), np.tile(np.eye(5), (3, 1, 1)))
+    summaries = {"mean": 1.1, "std": 1.0, "median": 1.0, "low": 0.4, "high": 2.2}
+    without = np.array([1, 1, np.nan])[:, None]
+    return Inferred(**numbers | {n: np.full((3, 5), v, np.float32) * without for n, v in summaries.items()})
+
+
+def test_widths_add_in_quadrature_and_centres_stay(found):
+    """By hand; a star of which nothing is known to add, and one without draws, keep what they have."""
+    added = np.tile(np.diag([9 / 16, 9 / 16, 9 / 16, 16 / 9, 0.0]), (3, 1, 1))
+    added[1] = np.nan
+    wide = widened(found, added)
+    for name in ("mean", "median", "estimate"):
+        np.testing.assert_array_equal(getattr(wide, name), getattr(found, name))
+    assert_allclose(np.diagonal(wide.covariance[0]), [25 / 16, 25 / 16, 25 / 16, 25 / 9, 1])
+    assert_allclose(wide.laplace[0], wide.covariance[0])
+    assert_allclose(np.diagonal(wide.fisher[0]), [16 / 25, 16 / 25, 16 / 25, 9 / 25, 1], rtol=1e-6)
+    assert_allclose(wide.std[0], [5 / 4, 5 / 4, 5 / 4, 5 / 3, 1], rtol=1e-6)
+    assert_allclose(wide.high[0], 1 + np.array([np.hypot(1.2, 0.75)] * 3 + [np.hypot(1.2, 4 / 3), 1.2]), rtol=1e-6)
+    assert_allclose(wide.low[0], [1 - np.hypot(0.6, 0.75)] * 3 + [0.0, 0.4], rtol=1e-6)  # E is not negative
+    for f in fields(Inferred):
+        np.testing.assert_array_equal(getattr(wide, f.name)[1], getattr(found, f.name)[1])
+    assert np.isnan(wide.std[2]).all() and wide.covariance[2, 0, 0] == 25 / 16

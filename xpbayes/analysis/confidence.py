@@ -81,7 +81,7 @@ def held_out_fits(
         raise InputError(f"{where}: was inferred with another model ({theirs}, this one is {mine}); infer it again")
     floor = model.card["settings"]["label_error_floor"]
     n = len(model.labels)
-    comparison = compare(catalogue, stars, model.labels, (*floor[:n], *((floor[-1],) * (n - len(floor)))))
+    comparison = compare(catalogue, stars, model.labels, (*floor[:n], *((floor[-1],) * (n - len(floor)))), "mode")
     split = model.card["split"]
     seen = ~held_out_by_source_id(comparison.source_id, split["fraction"], split["seed"])
     if seen.any():
@@ -99,7 +99,7 @@ def held_out_fits(
     comparison, row = _take(comparison, basic), row[basic]
     fit = Fit(
         list_column(catalogue, "stellar_params_est")[row],
-        list_column(catalogue, "stellar_params_err")[row],
+        own_errors(catalogue)[row],
         catalogue["chi2_opt"].to_numpy()[row],
         catalogue["ln_prior"].to_numpy()[row],
     )
@@ -119,8 +119,21 @@ def held_out_fits(
 
 
 def _take(comparison: Comparison, member: NDArray[np.bool_]) -> Comparison:
-    names = ("source_id", "estimate", "error", "label", "label_error", "row")
-    return replace(comparison, **{name: getattr(comparison, name)[member] for name in names})
+    names = ("source_id", "estimate", "error", "label", "label_error", "row", "half")
+    parts = {name: getattr(comparison, name) for name in names}
+    return replace(comparison, **{name: part[member] for name, part in parts.items() if part is not None})
+
+
+def own_errors(catalogue: pa.Table) -> NDArray[np.float64]:
+    """(star, parameter) Fisher errors without what a catalogue may have added for the uncertainty of the model.
+
+    Confidences are learnt and applied with these, whether errors were widened or not.
+    """
+    error = list_column(catalogue, "stellar_params_err")
+    if "stellar_params_model_err" not in catalogue.column_names:
+        return error
+    added = np.nan_to_num(list_column(catalogue, "stellar_params_model_err"))
+    return np.sqrt(np.maximum(error**2 - added**2, 0.0))
 
 
 @dataclass(frozen=True)

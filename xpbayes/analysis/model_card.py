@@ -59,10 +59,11 @@ def held_out_entry(
         use_parallax: whether the inference was given measured parallaxes.
 
     Returns:
-        'accuracy' (one entry per label and group), 'skill' (label -> 1 - scatter^2 / spread^2), 'channel_residual'
-        (median of observed over predicted flux minus one), 'extrapolated' (share beyond the training sample).
+        'accuracy' of posterior medians (one entry per label and group), 'of' (says so), 'skill' (label -> 1 - scatter^2 /
+        spread^2), 'channel_residual' (median of observed over predicted flux minus one), 'extrapolated' (share beyond the
+        training sample).
     """
-    compared = compare(catalogue, stars, model.labels, floor)
+    compared = compare(catalogue, stars, model.labels, floor)  # posterior medians, as users are told to take
     estimate = list_column(catalogue, "stellar_params_est")
     solved = np.flatnonzero(np.isfinite(estimate).all(axis=1))
     sampled = np.concatenate([estimate[solved, :-2], np.log(estimate[solved, -2:])], axis=1)
@@ -77,6 +78,7 @@ def held_out_entry(
     return {
         "n": len(compared.source_id),
         "with_parallax": int(stars.is_measured("parallax").sum()) if use_parallax else 0,
+        "of": "posterior medians",
         "accuracy": [vars(row) for row in accuracy(compared)],
         "skill": {name: round(value, 4) for name, value in skill.items()},
         "channel_residual": (np.nanmedian(ratio, axis=0) - 1.0).round(5).tolist(),
@@ -154,7 +156,8 @@ def _accuracy(model: TrainedModel) -> Section:
         for a in held["accuracy"]
     ]
     sentence = (
-        f"{held['n']:,} held-out stars, inferred {how}, against their labels: robust scatter, median difference, and "
+        f"{held['n']:,} held-out stars, inferred {how}: {held.get('of', 'modes')} against their labels; robust scatter, "
+        f"median difference, and "
         f"how many labels the 68 % and 95 % intervals cover, label errors included."
     )
     return Section("How good it is", [sentence], ("label", "group", "stars", "scatter", "bias", "68 %", "95 %"), rows)

@@ -34,7 +34,7 @@ from xpbayes.analysis.requested_stars import (
 from xpbayes.analysis.run_inputs import Run, StarFiles
 from xpbayes.analysis.spectra import EXAMPLE_KINDS, choose_examples, spectrum_fit
 from xpbayes.analysis.star_page import star_figure
-from xpbayes.analysis.validation import Accuracy, Comparison, accuracy, compare
+from xpbayes.analysis.validation import Accuracy, accuracy, compare, has_posteriors
 from xpbayes.archive.selection import held_out_by_source_id, training_cuts
 from xpbayes.archive.star_table import OK, StarTable
 from xpbayes.catalogue.reader import open_catalogue
@@ -118,8 +118,13 @@ def training_labels(model: TrainedModel, stars: StarTable) -> NDArray[np.float64
     return kept.take(~held_out_by_source_id(kept.source_id, split["fraction"], split["seed"])).labels(model.labels)[0]
 
 
-def accuracy_table(rows: Sequence[Accuracy]) -> Table:
-    """The accuracy table in words and displayed units."""
+def accuracy_table(rows: Sequence[Accuracy], caption: str) -> Table:
+    """The accuracy table in words and displayed units.
+
+    Args:
+        rows: from `accuracy`.
+        caption: which answers with which errors these are.
+    """
     cells = []
     for row in rows:
         factor = figures.display_scale(row.label)
@@ -135,10 +140,6 @@ def accuracy_table(rows: Sequence[Accuracy]) -> Table:
                 f"{row.coverage95:.1%}",
             )
         )
-    caption = (
-        "Robust scatter is 1.4826 × the median absolute deviation; bias is the median of inferred minus label; coverage is "
-        "the share of stars within 1 σ (ideal 68.3 %) and 1.96 σ (ideal 95 %)."
-    )
     headings = ("label", "stars", "number", "scatter", "bias", "68 % coverage", "95 % coverage")
     return Table(headings, cells, 2, caption)
 
@@ -274,9 +275,9 @@ def _add_accuracy(
 ) -> None:
     """Put the comparison with labels first, or the sentence that there are none."""
     floor = TrainingConfig.model_validate(model.card["settings"]).floor_for(len(model.labels))
-    comparison: Comparison
+    drawn = has_posteriors(catalogue)
     try:
-        comparison = compare(catalogue, stars, model.labels, floor)
+        modes = compare(catalogue, stars, model.labels, floor, "mode")
     except InputError:  # a catalogue of unlabelled stars: the page says so
         group.text.append("Not compared with labels because no inferred star has labels in the star table.")
         return
@@ -291,17 +292,34 @@ def _add_accuracy(
         f"{figures.display_scale(n) * f:g} {figures.LABEL_UNIT.get(n, '')}"
         for n, f in zip(model.labels, floor, strict=True)
     )
+    comparison = compare(catalogue, stars, model.labels, floor) if drawn else modes
     group.text.append(
         f"{len(comparison.source_id):,} inferred stars have labels. {side} Pulls and coverage count label errors, with "
-        f"{floors} added in quadrature."
+        f"{floors} added in quadrature. Robust scatter is 1.4826 × the median absolute deviation; bias is the median of "
+        "inferred minus label; coverage is the share of stars within the 68 % interval (ideal 68.3 %) and within 1.96 σ "
+        "(ideal 95 %)."
     )
-    group.tables.append(("Accuracy", accuracy_table(accuracy(comparison))))
+    if metadata["settings"].get("model_uncertainty", False):
+        group.text.append("Errors contain what training leaves unknown of the model.")
+    if drawn:
+        calibrated = model.calibration is not None and metadata["settings"].get("calibrate", False)
+        how = "as calibrated on stars kept aside of training" if calibrated else "not calibrated"
+        what = f"Posterior medians, {how}; the 68 % interval is ± half of p84 − p16, σ the standard deviation."
+        group.tables.append(("Accuracy of posterior medians", accuracy_table(accuracy(comparison), what)))
+    else:
+        group.text.append("There are no posterior medians because the catalogue was inferred without draws.")
+    what = (
+        "Modes with errors from the Fisher matrix, as ZGR23 publish them: no prior in the errors, nothing calibrated."
+    )
+    group.tables.append(("Accuracy of modes", accuracy_table(accuracy(modes), what)))
+    inferred = "Posterior medians" if drawn else "Modes"
+    width = "half of p16 to p84" if drawn else "Fisher's error"
     group.shown[:0] = [
         Shown(
             LABELLED,
             "Inferred against spectroscopic labels",
             embed(figures.against_labels(comparison), "Inferred parameters against labels with running percentiles"),
-            "Inferred parameters against labels (top) and the difference (bottom), with running 16th, 50th and 84th "
+            f"{inferred} against labels (top) and the difference (bottom), with running 16th, 50th and 84th "
             "percentiles in bins of at least 15 stars. Each lower panel shows the central 98 % of its differences. "
             + parallax_sentence(metadata),
         ),
@@ -309,7 +327,8 @@ def _add_accuracy(
             "accuracy-pulls",
             "Pulls",
             embed(figures.pulls(comparison), "Histograms of pulls beside unit Gaussians"),
-            "Pulls, (inferred − label) / σ, beside a unit Gaussian. The outermost bins collect everything beyond 6 σ.",
+            f"Pulls, (inferred − label) / σ, beside a unit Gaussian; σ is {width}, with the label's error in quadrature. "
+            "The outermost bins collect everything beyond 6 σ.",
         ),
     ]
 
@@ -408,7 +427,7 @@ def _star_section(star: RequestedStar) -> StarSection:
 
 def _tiles(accuracy_group: Group) -> list[tuple[str, str]]:
     """Scatter of every label over all compared stars, for the top of the page."""
-    rows = [row for _, table in accuracy_group.tables for row in table.rows if len(row) == 7 and row[1] == "all"]
+    rows = [row for _, table in accuracy_group.tables[:1] for row in table.rows if row[1] == "all"]
     return [(row[3], f"scatter in {row[0]}") for row in rows]
 
 

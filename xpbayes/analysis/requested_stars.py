@@ -28,7 +28,7 @@ from xpbayes.analysis.star_page import (
 )
 from xpbayes.archive.selection import held_out_by_source_id
 from xpbayes.archive.star_table import OK, StarTable
-from xpbayes.catalogue.table import CHAINS, list_column, text_column
+from xpbayes.catalogue.table import CHAINS, WIDENED, list_column, text_column
 from xpbayes.errors import InputError
 from xpbayes.modelfile import TrainedModel
 
@@ -282,7 +282,7 @@ def _answers(rows: pa.Table, n_labels: int) -> list[dict[str, Answer]]:
     for i in range(len(rows)):
         own = {FISHER: Answer(mode[i], fisher[i]), LAPLACE: Answer(mode[i], laplace[i])}
         if np.isfinite(mean[i]).all():
-            name = "catalogue's NUTS" if method[i] == CHAINS else POSTERIOR
+            name = "catalogue's NUTS" if method[i].removesuffix(WIDENED) == CHAINS else POSTERIOR
             own[name] = Answer(mean[i], std[i], low[i], median[i], high[i])
         out.append(own if np.isfinite(mode[i]).all() else {})
     return out

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,8 @@ MAD_TO_SIGMA = 1.4826
 """Standard deviation of a Gaussian over its median absolute deviation."""
 GIANT_LOGG = 3.5
 """Stars with a label below are counted as giants."""
+Answer = Literal["posterior", "mode"]
+"""What is compared: 'posterior' medians with p16, p84 and standard deviations, or the 'mode' with Fisher's errors."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,10 @@ class Comparison:
     Attributes:
         source_id: (star,).
         label_names: names of the labels.
-        estimate, error: (star, label) inferred values and 1-sigma errors [kK, dex, ...].
+        estimate, error: (star, label) inferred values and standard deviations [kK, dex, ...].
         label, label_error: (star, label) spectroscopic values and errors, error floor included.
         row: (star,) row of each star in the star table.
+        half: (star, label) half of the 68 % interval; as `error` for a Gaussian, for which it may be left out.
     """
 
     source_id: NDArray[np.int64]
@@ -36,6 +40,7 @@ class Comparison:
     label: NDArray[np.float64]
     label_error: NDArray[np.float64]
     row: NDArray[np.int64]
+    half: NDArray[np.float64] | None = None
 
     @property
     def difference(self) -> NDArray[np.float64]:
@@ -44,8 +49,8 @@ class Comparison:
 
     @property
     def pull(self) -> NDArray[np.float64]:
-        """(star, label) difference in units of both errors together."""
-        return self.difference / np.hypot(self.error, self.label_error)
+        """(star, label) difference over half of the 68 % interval and the label's error together."""
+        return self.difference / np.hypot(self.error if self.half is None else self.half, self.label_error)
 
     @property
     def giant(self) -> NDArray[np.bool_]:
@@ -56,7 +61,11 @@ class Comparison:
 
 
 def compare(
-    catalogue: pa.Table, stars: StarTable, label_names: Sequence[str], label_error_floor: Sequence[float] = ()
+    catalogue: pa.Table,
+    stars: StarTable,
+    label_names: Sequence[str],
+    label_error_floor: Sequence[float] = (),
+    answer: Answer = "posterior",
 ) -> Comparison:
     """Match a catalogue with the labels of a star table.
 
@@ -65,9 +74,11 @@ def compare(
         stars: a star table that holds its stars.
         label_names: the model's labels.
         label_error_floor: added to the label errors in quadrature, as in training.
+        answer: which of the catalogue's answers.
 
     Raises:
-        InputError: not one solved star of the catalogue has labels in the table.
+        InputError: not one solved star of the catalogue has labels in the table, or posteriors are asked for and the
+            catalogue has none.
     """
     order = np.argsort(stars.source_id)
     source_id = catalogue["gdr3_source_id"].to_numpy()
@@ -83,15 +94,30 @@ def compare(
     if not use.any():
         raise InputError("no solved star of the catalogue has labels in the star table; give the table it came from")
     n = len(names)
+    center, width = {"posterior": ("median", "std"), "mode": ("est", "err")}[answer]
+    estimate, error = (list_column(catalogue, f"stellar_params_{name}")[:, :n] for name in (center, width))
+    half = error
+    if answer == "posterior":
+        low, high = (list_column(catalogue, f"stellar_params_{name}")[:, :n] for name in ("p16", "p84"))
+        half = 0.5 * (high - low)
+        use &= np.isfinite(estimate).all(axis=1)
+        if not use.any():
+            raise InputError("the catalogue has no posterior medians; infer it with n_draws above 0, or compare modes")
     return Comparison(
         source_id=source_id[use],
         label_names=names,
-        estimate=list_column(catalogue, "stellar_params_est")[use, :n],
-        error=list_column(catalogue, "stellar_params_err")[use, :n],
+        estimate=estimate[use],
+        error=error[use],
         label=label[use],
         label_error=label_error[use],
         row=row[use],
+        half=half[use],
     )
+
+
+def has_posteriors(catalogue: pa.Table) -> bool:
+    """Whether any star of a catalogue has posterior medians."""
+    return bool(np.isfinite(list_column(catalogue, "stellar_params_median")).any())
 
 
 def robust_scatter(values: NDArray[np.floating]) -> float:
@@ -109,7 +135,8 @@ class Accuracy:
         n: number of stars.
         scatter: robust scatter [kK or dex].
         bias: median difference [kK or dex].
-        coverage68, coverage95: shares of stars within 1 and 1.96 sigma, label errors included.
+        coverage68, coverage95: shares of stars within half of the 68 % interval, and within 1.96 standard deviations, label
+            errors included.
     """
 
     label: str
@@ -132,6 +159,7 @@ def accuracy(comparison: Comparison) -> list[Accuracy]:
             if not member.any():
                 continue
             difference, pull = comparison.difference[member, i], np.abs(comparison.pull[member, i])
+            sigma = np.hypot(comparison.error[member, i], comparison.label_error[member, i])
             rows.append(
                 Accuracy(
                     name,
@@ -140,7 +168,7 @@ def accuracy(comparison: Comparison) -> list[Accuracy]:
                     robust_scatter(difference),
                     float(np.median(difference)),
                     float(np.mean(pull < 1.0)),
-                    float(np.mean(pull < 1.959964)),
+                    float(np.mean(np.abs(difference) < 1.959964 * sigma)),
                 )
             )
     return rows
@@ -167,4 +195,3 @@ def running_percentiles(
         if len(inside) >= min_count:
             out[i] = np.percentile(inside, percentiles)
     return 0.5 * (edges[:-1] + edges[1:]), out
-

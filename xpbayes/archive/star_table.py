@@ -9,7 +9,8 @@ InputError with one sentence.
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from xpbayes.calibration.whitening import unpack
 from xpbayes.channels import Channels
 from xpbayes.errors import InputError, nearest
-from xpbayes.files import whole_file
+from xpbayes.files import reason_of, whole_file
 from xpbayes.schema import STAR_TABLE_VERSION, star_table_columns
 from xpbayes.stars import Stars
 
@@ -281,6 +282,12 @@ def file_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         return _metadata(file, path)
 
 
+def column_names(path: str | os.PathLike[str]) -> list[str]:
+    """Names of the columns of a Parquet file."""
+    with _open(Path(path)) as file:
+        return list(file.schema_arrow.names)
+
+
 def _metadata(file: pq.ParquetFile, path: Path) -> dict[str, Any]:
     raw = (file.schema_arrow.metadata or {}).get(METADATA_KEY)
     if raw is None:
@@ -366,19 +373,82 @@ def _read_matrices(file: pq.ParquetFile, names: Sequence[str], path: Path) -> di
     return out
 
 
+def read_star_table_rows(path: str | os.PathLike[str], start: int, stop: int, at_once: int) -> Iterator[StarTable]:
+    """Read rows of a star table, some at a time: for tables that are larger than memory.
+
+    Each portion passes through a small file of its own, so that `read_star_table`, with all its checks, serves them too.
+
+    Args:
+        path: the table.
+        start, stop: which rows.
+        at_once: stars of a portion at most.
+
+    Raises:
+        InputError: as `read_star_table`, and if there is no room for a portion.
+    """
+    path = Path(path)
+    try:
+        file = pq.ParquetFile(path)
+        first = np.concatenate(
+            [[0], np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])]
+        )
+        groups = [i for i in range(file.num_row_groups) if first[i] < stop and first[i + 1] > start]
+        at = int(first[groups[0]])
+        waiting: list[pa.RecordBatch] = []
+        n_waiting = 0
+        with tempfile.TemporaryDirectory(prefix="xpbayes-") as scratch:
+            copy = Path(scratch) / path.name
+            for batch in file.iter_batches(batch_size=at_once, row_groups=groups):
+                low, high = max(start - at, 0), min(stop - at, batch.num_rows)
+                at += batch.num_rows
+                if low >= high:
+                    continue
+                waiting.append(batch.slice(low, high - low))
+                n_waiting += high - low
+                while n_waiting >= at_once or (n_waiting and at >= stop):
+                    rows = pa.Table.from_batches(waiting)
+                    _write_copy(rows.slice(0, at_once), copy)
+                    rest = rows.slice(at_once)
+                    waiting, n_waiting = rest.to_batches(), rest.num_rows
+                    del rows, rest
+                    try:
+                        yield read_star_table(copy)
+                    except InputError as error:
+                        raise InputError(str(error).replace(str(copy), str(path))) from error
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: cannot be read ({reason_of(error)}); write or copy it again") from error
+
+
+def _write_copy(rows: pa.Table, path: Path) -> None:
+    try:
+        pq.write_table(rows, path, compression="none", use_dictionary=False)
+    except OSError as error:
+        raise InputError(
+            f"{path.parent}: cannot be written ({reason_of(error)}); make room there, or name another folder in "
+            f"TMPDIR, and go on with --resume"
+        ) from error
+
+
 def read_star_tables(path: str | os.PathLike[str]) -> StarTable:
     """Read one star table, or all of a folder as one.
 
     Raises:
         InputError: as `read_star_table`; or the folder holds none, tables of different kinds, or a star twice.
     """
+    files = star_table_files(path)
+    tables = [read_star_table(f) for f in files]
+    return join_star_tables(tables, [f.name for f in files]) if Path(path).is_dir() else tables[0]
+
+
+def star_table_files(path: str | os.PathLike[str]) -> list[Path]:
+    """The file of that name, or all star tables of a folder; InputError if it holds none."""
     folder = Path(path)
     if not folder.is_dir():
-        return read_star_table(folder)
+        return [folder]
     files = sorted(folder.glob("*.parquet"))
     if not files:
         raise InputError(f"{folder}: holds no star table (*.parquet); name a star table or a folder of them")
-    return join_star_tables([read_star_table(f) for f in files], [f.name for f in files])
+    return files
 
 
 def add_up_cuts(cuts: Iterable[Cut]) -> tuple[Cut, ...]:

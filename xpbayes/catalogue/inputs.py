@@ -6,7 +6,6 @@ writes the same parts. A star table is cut by rows, and each cut is a chunk of i
 read from its beginning, so it is one chunk with as many parts as it needs.
 """
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,11 +20,10 @@ from numpy.typing import NDArray
 from xpbayes.archive.companion_table import SeenIds, SortedRuns
 from xpbayes.archive.companions import Companions, read_companions
 from xpbayes.archive.quarantine import Rejected
-from xpbayes.archive.star_table import StarTable, file_metadata, read_star_table
+from xpbayes.archive.star_table import StarTable, file_metadata, read_star_table_rows
 from xpbayes.archive.stream import stream_file
 from xpbayes.archive.survey_config import SurveySettings, expand, read_survey
 from xpbayes.catalogue.duplicates import Identifiers, find_repeated
-from xpbayes.catalogue.parts import reason_of
 from xpbayes.channels import Channels
 from xpbayes.checksum import file_checksum
 from xpbayes.errors import InputError
@@ -268,58 +266,10 @@ def read_chunk(layout: Layout, chunk: Chunk, companions: Sequence[Companions]) -
         yield from _read_spectra(layout, chunk, companions)
         return
     start = chunk.start
-    for table in _read_rows(file.path, chunk.start, chunk.stop):
+    for table in read_star_table_rows(file.path, chunk.start, chunk.stop, STARS_AT_ONCE):
         start += len(table)
         last = start == chunk.stop
         yield Piece(chunk.block, table, (), len(table), last, last)
-
-
-def _read_rows(path: Path, start: int, stop: int) -> Iterator[StarTable]:
-    """Rows of a star table, some thousand at a time.
-
-    Each portion passes through a small file of its own, so that the star table's one reader, with all its checks,
-    serves tables that are larger than memory.
-    """
-    try:
-        file = pq.ParquetFile(path)
-        first = np.concatenate(
-            [[0], np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])]
-        )
-        groups = [i for i in range(file.num_row_groups) if first[i] < stop and first[i + 1] > start]
-        at = int(first[groups[0]])
-        waiting: list[pa.RecordBatch] = []
-        n_waiting = 0
-        with tempfile.TemporaryDirectory(prefix="xpbayes-") as scratch:
-            copy = Path(scratch) / path.name
-            for batch in file.iter_batches(batch_size=STARS_AT_ONCE, row_groups=groups):
-                low, high = max(start - at, 0), min(stop - at, batch.num_rows)
-                at += batch.num_rows
-                if low >= high:
-                    continue
-                waiting.append(batch.slice(low, high - low))
-                n_waiting += high - low
-                while n_waiting >= STARS_AT_ONCE or (n_waiting and at >= stop):
-                    rows = pa.Table.from_batches(waiting)
-                    _write_copy(rows.slice(0, STARS_AT_ONCE), copy)
-                    rest = rows.slice(STARS_AT_ONCE)
-                    waiting, n_waiting = rest.to_batches(), rest.num_rows
-                    del rows, rest
-                    try:
-                        yield read_star_table(copy)
-                    except InputError as error:
-                        raise InputError(str(error).replace(str(copy), str(path))) from error
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({reason_of(error)}); write or copy it again") from error
-
-
-def _write_copy(rows: pa.Table, path: Path) -> None:
-    try:
-        pq.write_table(rows, path, compression="none", use_dictionary=False)
-    except OSError as error:
-        raise InputError(
-            f"{path.parent}: cannot be written ({reason_of(error)}); make room there, or name another folder in "
-            f"TMPDIR, and go on with --resume"
-        ) from error
 
 
 def _read_spectra(layout: Layout, chunk: Chunk, companions: Sequence[Companions]) -> Iterator[Piece]:

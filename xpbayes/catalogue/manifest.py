@@ -29,6 +29,7 @@ from xpbayes.catalogue.parts import (
 )
 from xpbayes.checksum import file_checksum
 from xpbayes.errors import InputError
+from xpbayes.modelfile import WEIGHT_FACTOR
 
 if TYPE_CHECKING:  # readers of a finished catalogue need none of the archive's doors
     from xpbayes.archive.companions import Companions
@@ -39,10 +40,10 @@ TABLES = "tables.pickle"
 MANIFEST_VERSION = 1
 
 
-def model_checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file that a model folder's results depend on."""
+def model_checksums(folder: Path, *, uncertainty: bool) -> dict[str, str]:
+    """SHA-256 of every file that a model folder's results depend on; of the model's own posterior only if it is used."""
     files = [p for p in sorted(folder.iterdir()) if p.suffix in (".safetensors", ".json")]
-    return {p.name: file_checksum(p) for p in files}
+    return {p.name: file_checksum(p) for p in files if uncertainty or p.name != WEIGHT_FACTOR}
 
 
 def make_identity(
@@ -59,7 +60,7 @@ def make_identity(
     """
     return {
         "inputs": layout.identity(),
-        "model": model_checksums(model),
+        "model": model_checksums(model, uncertainty=bool(settings.get("model_uncertainty"))),
         "settings": settings,
         "about": about,
         "versions": versions,

@@ -22,6 +22,7 @@ from xpbayes.archive.quarantine import Rejected
 from xpbayes.archive.star_table import write_parquet
 from xpbayes.checksum import file_checksum
 from xpbayes.errors import InputError
+from xpbayes.files import reason_of
 
 RECORDS = "records"
 PART_PATTERN = "part-*.parquet"
@@ -206,12 +207,6 @@ def write_json(value: Any, path: Path) -> None:
 def cannot_write(path: Path, error: BaseException | None) -> InputError:
     """Return the sentence for a disk that took no more."""
     return InputError(f"{path}: cannot be written ({reason_of(error)}); make room and go on with --resume")
-
-
-def reason_of(error: BaseException | None) -> str:
-    """Say in the system's own words why it refused: Arrow wraps them into many of its own."""
-    number = getattr(error, "errno", None)
-    return os.strerror(number) if number else str(error).splitlines()[0]
 
 
 def _force_to_disk(path: Path) -> None:

@@ -12,7 +12,7 @@ from xpbayes.archive.star_table import file_metadata
 from xpbayes.catalogue.manifest import read_manifest
 from xpbayes.catalogue.verify import part_records
 from xpbayes.errors import InputError
-from xpbayes.schema import Column, catalogue_columns
+from xpbayes.schema import Column, columns_of
 
 ROWS_AT_ONCE = 16_384
 
@@ -34,7 +34,7 @@ class Catalogue:
     @property
     def columns(self) -> tuple[Column, ...]:
         """Its columns, as the schema describes them."""
-        return catalogue_columns(len(self.about["labels"]))
+        return columns_of(self.about)
 
     def tables(self, names: Sequence[str] | None = None, rows_at_once: int = ROWS_AT_ONCE) -> Iterator[pa.Table]:
         """Read it in order, some rows at a time; text columns come as plain strings.

@@ -16,7 +16,7 @@ from xpbayes.archive.star_table import OK, StarTable, file_metadata, write_parqu
 from xpbayes.errors import InputError
 from xpbayes.inference.infer import Inferred
 from xpbayes.inference.uncertainty import upper_triangle
-from xpbayes.schema import CATALOGUE_VERSION, QualityFlag, arrow_schema, catalogue_columns
+from xpbayes.schema import CATALOGUE_VERSION, QualityFlag, arrow_schema, catalogue_columns, columns_of
 
 CHI2_CHANNELS = 61
 """Eq. 24 divides by 61 whatever was observed; n_obs and dof stand beside it."""
@@ -24,6 +24,8 @@ MAX_REDUCED_CHI2 = 2.0
 MAX_PARALLAX_PULL = 10.0
 MODE, DRAWS, CHAINS = "mode+laplace", "mode+laplace+importance", "mode+laplace+nuts"
 """What `method` says: how far up the ladder of approximations a star was taken."""
+WIDENED = "+model"
+"""What follows where errors contain what training leaves unknown of the model."""
 
 
 def quality_flags(
@@ -53,7 +55,14 @@ def quality_flags(
 
 
 def catalogue_rows(
-    table: StarTable, status: NDArray[np.str_], inferred: Inferred, ln_threshold: float, *, use_parallax: bool
+    table: StarTable,
+    status: NDArray[np.str_],
+    inferred: Inferred,
+    ln_threshold: float,
+    *,
+    use_parallax: bool,
+    by_chains: NDArray[np.bool_] | None = None,
+    added: NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
     """Build the columns of the catalogue as NumPy arrays, one row per star of the table.
 
@@ -63,6 +72,9 @@ def catalogue_rows(
         inferred: results of the 'ok' stars, in order.
         ln_threshold: the model's threshold on ln_prior.
         use_parallax: whether the fit used the measured parallax.
+        by_chains: of the 'ok' stars, whose summaries are from Markov chains; none if None.
+        added: (star, parameter, parameter) of the 'ok' stars, what the results contain because the model is uncertain,
+            NaN where nothing; None leaves out the columns that tell.
     """
     n, solved = len(table), status == OK
     n_parameters = inferred.estimate.shape[1]
@@ -82,7 +94,13 @@ def catalogue_rows(
     reason = status.astype("U64").copy()
     reason[np.flatnonzero(solved)[~finite]] = "solver met a non-finite value"
     nothing = np.full(n, np.nan, np.float32)
-    return {
+    # Of any length: NumPy would cut longer names.
+    method = np.where(np.isnan(inferred.k_hat), MODE, DRAWS).astype(object)
+    if by_chains is not None:
+        method[by_chains] = CHAINS
+    if added is not None:
+        method[np.isfinite(added).all(axis=(1, 2))] += WIDENED
+    rows = {
         "gdr3_source_id": table.source_id,
         "ra": table.column("ra"),
         "dec": table.column("dec"),
@@ -114,9 +132,14 @@ def catalogue_rows(
         "n_iterations": spread(inferred.n_iterations, 0).astype(np.int16),
         "newton_decrement": spread(inferred.decrement, np.nan),
         "hessian_positive": spread(inferred.hessian_positive, False),
-        "method": np.where(solved, np.where(np.isnan(spread(inferred.k_hat, np.nan)), MODE, DRAWS), "none"),
+        "method": spread(method, "none"),
         "status": reason,
     }
+    if added is not None:
+        model_covariance = spread(added, np.nan)
+        rows["model_cov_triu"] = upper_triangle(model_covariance)
+        rows["stellar_params_model_err"] = np.sqrt(np.diagonal(model_covariance, axis1=1, axis2=2)).astype(np.float32)
+    return rows
 
 
 def to_arrow(rows: dict[str, Any], n_labels: int) -> pa.Table:
@@ -126,7 +149,7 @@ def to_arrow(rows: dict[str, Any], n_labels: int) -> pa.Table:
         rows: from `catalogue_rows`.
         n_labels: number of stellar labels.
     """
-    columns = catalogue_columns(n_labels)
+    columns = catalogue_columns(n_labels, model_uncertainty="model_cov_triu" in rows)
     arrays = []
     for column in columns:
         values = rows[column.name]
@@ -175,7 +198,7 @@ def read_catalogue(path: str | Path) -> tuple[pa.Table, dict[str, Any]]:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: is damaged ({str(error).splitlines()[0]}); infer it again") from error
-    missing = [c.name for c in catalogue_columns(len(metadata["labels"])) if c.name not in table.column_names]
+    missing = [c.name for c in columns_of(metadata) if c.name not in table.column_names]
     if missing:
         raise InputError(f"{path}: {len(missing)} columns are missing (first: {missing[0]}); infer it again")
     return table, metadata

@@ -24,7 +24,7 @@ from xpbayes.catalogue.duplicates import Identifiers, find_repeated
 from xpbayes.catalogue.manifest import MANIFEST, QUARANTINE, read_manifest, totals
 from xpbayes.catalogue.parts import PART_PATTERN, PartRecord, is_intact
 from xpbayes.errors import InputError
-from xpbayes.schema import catalogue_columns
+from xpbayes.schema import columns_of
 
 ESSENTIAL = ("stellar_params_est", "stellar_params_err", "stellar_params_cov_triu", "chi2_opt", "ln_prior")
 """Columns of ZGR23 Table 2 that every solved star has."""
@@ -123,7 +123,7 @@ def check_part(folder: Path, record: PartRecord, about: Mapping[str, Any]) -> li
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         return [f"{record.name}: cannot be read ({str(error).splitlines()[0]})"]
-    columns = catalogue_columns(len(about["labels"]))
+    columns = columns_of(about)
     expected = pa.schema([c.field() for c in columns])
     if not table.schema.equals(expected, check_metadata=False):
         different = [

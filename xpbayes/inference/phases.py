@@ -17,9 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from numpy.typing import NDArray
 
 from xpbayes.config import Phase
 from xpbayes.models.forward import ForwardModel
+from xpbayes.starfiles import STRETCH, are_in_files, in_memory
 from xpbayes.stars import Stars
 
 
@@ -154,10 +156,20 @@ def _start(setup: _Setup, model: ForwardModel) -> Any:
 
 
 @partial(jax.jit, static_argnames="setup")
-def _epoch(
-    setup: _Setup, model: ForwardModel, stars: Stars, carry: _Carry, order: Array, model_rate: Array, star_rate: Array
+def _steps(
+    setup: _Setup,
+    model: ForwardModel,
+    stars: Stars,
+    carry: _Carry,
+    order: Array,
+    model_rate: Array,
+    star_rate: Array,
+    begin: Array,
 ) -> tuple[_Carry, Array]:
-    """All steps of one epoch, and the (step,) loss of the model before each, as SVI counts it."""
+    """Steps `begin` and later of those that `order` (step, batch) lists, and the sum of their losses as SVI counts it.
+
+    A step's loss is the model's before it moves.
+    """
     from numpyro.infer import SVI, Trace_ELBO
     from numpyro.infer.svi import SVIState
 
@@ -183,8 +195,9 @@ def _epoch(
     if setup.move_stars:
         stars_svi(star_rate[0]).init(key, first, model_site_values(model))
 
-    def step(carry: _Carry, inputs: tuple[Array, Array, Array]) -> tuple[_Carry, Array]:
-        index, rate_of_model, rate_of_stars = inputs
+    def step(number: Array, so_far: tuple[_Carry, Array]) -> tuple[_Carry, Array]:
+        carry, losses = so_far
+        index, rate_of_model, rate_of_stars = order[number], model_rate[number], star_rate[number]
         batch, (state, table) = stars.take(index), carry
         current = table[index]
         svi = model_svi(rate_of_model)
@@ -194,13 +207,13 @@ def _epoch(
             fixed = _values(svi.get_params(state))
             svi = stars_svi(rate_of_stars)
             svi.init(key, batch, fixed)
-            begin = SVIState(svi.optim.init(_locations(star_sites(current))), None, key)
-            end, _ = svi.update(begin, batch, fixed)
+            at_rest = SVIState(svi.optim.init(_locations(star_sites(current))), None, key)
+            end, _ = svi.update(at_rest, batch, fixed)
             table = table.at[index].set(_parameters(_values(svi.get_params(end))))
-        return _Carry(state, table), loss
+        return _Carry(state, table), losses + loss
 
     with jax.default_matmul_precision("highest"):
-        return jax.lax.scan(step, carry, (order, model_rate, star_rate))
+        return jax.lax.fori_loop(begin, order.shape[0], step, (carry, jnp.zeros(())))
 
 
 def _parameters(values: dict[str, Any]) -> Array:
@@ -215,23 +228,26 @@ def run_gradient_phase(
     phase: Phase,
     batch_size: int,
     key: Array,
+    rows: NDArray[np.integer] | None = None,
 ) -> tuple[ForwardModel, Float[Array, "star parameter"], list[float]]:
     """Run a phase that moves the model, or both: random batches, each star at most once an epoch.
 
     Args:
         model: the forward model.
-        stars: the stars of the phase.
+        stars: all stars; in memory, or in files (`starfiles`), which are then read some thousand stars at a time.
         parameters: (star, label + 2) where they are.
         phase: what to do.
         batch_size: stars per step.
         key: of the batches.
+        rows: the stars that take part; all if None.
 
     Returns:
         the model, the stars' parameters, and per epoch the mean over batches of -ln posterior / n_stars.
     """
     from xpbayes.models.posterior import model_from_sites
 
-    n_stars = len(stars)
+    members = np.arange(len(stars)) if rows is None else np.asarray(rows)
+    n_stars = len(members)
     batch_size = min(batch_size, n_stars)
     n_batches = n_stars // batch_size
     setup = _Setup(
@@ -245,16 +261,35 @@ def run_gradient_phase(
     n_steps = phase.epochs * n_batches
     model_rates = learning_rates(phase, phase.learning_rate, n_steps).reshape(phase.epochs, n_batches)
     star_rates = learning_rates(phase, phase.star_learning_rate, n_steps).reshape(phase.epochs, n_batches)
+    at_once = max(1, min(n_batches, STRETCH // batch_size)) if are_in_files(stars) else n_batches
     carry = _Carry(_start(setup, model), parameters)
+    table = np.array(parameters)
     losses = []
     for epoch, epoch_key in enumerate(jax.random.split(key, phase.epochs)):
-        order = jax.random.permutation(epoch_key, n_stars)[: n_batches * batch_size].reshape(n_batches, batch_size)
-        rates = [jnp.asarray(r[epoch], jnp.float32) for r in (model_rates, star_rates)]
-        carry, loss = _epoch(setup, model, stars, carry, order, *rates)
-        losses.append(jnp.mean(loss) / n_stars)
+        order = np.asarray(jax.random.permutation(epoch_key, n_stars))[: n_batches * batch_size]
+        order = members[order].reshape(n_batches, batch_size)
+        rates = [np.asarray(r[epoch], np.float32) for r in (model_rates, star_rates)]
+        loss = jnp.zeros(())
+        for done in range(0, n_batches, at_once):
+            # The last steps share their stretch with some before them, which are not made again: one program serves all.
+            first = min(done, n_batches - at_once)
+            steps = slice(first, first + at_once)
+            these = [r[steps] for r in rates]
+            if at_once == n_batches:
+                carry, more = _steps(setup, model, stars, carry, order, *these, done - first)
+            else:
+                there = np.sort(order[steps], axis=None)  # files are read from front to back
+                near = _Carry(carry.model_state, jnp.asarray(table[there]))
+                local = np.searchsorted(there, order[steps])
+                near, more = _steps(setup, model, in_memory(stars, there), near, local, *these, done - first)
+                table[there] = near.table
+                carry = _Carry(near.model_state, carry.table)
+            loss = loss + more
+        losses.append(loss / (n_batches * n_stars))
     locations = _model_optimizer(setup).get_params(carry.model_state.optim_state)
     found = model_from_sites(_values(locations), model.label_center, model.label_scale)
-    return found, carry.table, np.asarray(jnp.stack(losses), np.float64).tolist()
+    moved = carry.table if at_once == n_batches else jnp.asarray(table)
+    return found, moved, np.asarray(jnp.stack(losses), np.float64).tolist()
 
 
 @partial(jax.jit, static_argnames="setup")
@@ -288,18 +323,25 @@ def _star_steps(setup: _Setup, model: ForwardModel, stars: Stars, parameters: Ar
 
 
 def run_star_steps(
-    model: ForwardModel, stars: Stars, parameters: Float[Array, "star parameter"], phase: Phase, batch_size: int
+    model: ForwardModel,
+    stars: Stars,
+    parameters: Float[Array, "star parameter"],
+    phase: Phase,
+    batch_size: int,
+    rows: NDArray[np.integer] | None = None,
 ) -> Float[Array, "star parameter"]:
     """Run a gradient phase that moves the stars alone: every star takes `phase.epochs` steps.
 
     Args:
         model: the forward model, fixed.
-        stars: the stars of the phase.
+        stars: all stars, in memory or in files.
         parameters: (star, label + 2) where they are.
         phase: what to do.
         batch_size: stars whose gradients are clipped together.
+        rows: the stars that take part; all if None.
     """
-    n_stars = len(stars)
+    members = np.arange(len(stars)) if rows is None else np.asarray(rows)
+    n_stars = len(members)
     size = min(batch_size, n_stars)
     setup = _Setup(
         size,
@@ -313,7 +355,8 @@ def run_star_steps(
     moved = parameters
     for begin in range(0, n_stars, size):
         # The last batch reaches back to stay whole; its stars start from where the phase found them.
-        rows = jnp.arange(size) + min(begin, n_stars - size)
-        new = _star_steps(setup, model, stars.take(rows), parameters[rows], rates)
-        moved = moved.at[begin : begin + size].set(new[begin - n_stars :] if begin + size > n_stars else new)
+        batch = members[min(begin, n_stars - size) :][:size]
+        new = _star_steps(setup, model, in_memory(stars, batch), parameters[batch], rates)
+        last = members[begin : begin + size]
+        moved = moved.at[last].set(new[size - len(last) :])
     return moved

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from xpbayes.config import Phase, TrainingConfig
 from xpbayes.errors import InputError
 from xpbayes.inference.checkpoint import read_checkpoint, tree_checksum, write_checkpoint
-from xpbayes.inference.model_error import learn_model_error, refold_model_error, relative_sigma
+from xpbayes.inference.model_error import MAX_STARS, learn_model_error, refold_model_error, relative_sigma
 from xpbayes.inference.phases import run_gradient_phase, run_star_steps
 from xpbayes.inference.self_cleaning import diagnostic, high_quality, pulls, survivors
 from xpbayes.inference.solver import solve
@@ -29,6 +29,7 @@ from xpbayes.models.extinction import NearInfraredLaw, grey_excess
 from xpbayes.models.forward import ForwardModel, initial_model
 from xpbayes.models.model_error import ModelError
 from xpbayes.models.prior import LabelPrior, draw_labels, ln_priors
+from xpbayes.starfiles import are_in_files, beside, in_memory, pieces, put
 from xpbayes.stars import Stars
 
 MIN_START_EXTINCTION = 0.02
@@ -36,6 +37,8 @@ MIN_START_EXTINCTION = 0.02
 CURVE_GUESS_SLOPE = 1.5
 """R ~ (550 nm / wavelength)^1.5 before the first phase: close enough to any dust."""
 CURVE_GUESS_AT_550 = 2.8
+GUESS_STARS = 100_000
+"""Evenly picked: enough for a mean."""
 
 
 @dataclass
@@ -123,10 +126,11 @@ def _guess_model(
     stars: Stars, parameters: np.ndarray, wavelength_nm: np.ndarray, config: TrainingConfig
 ) -> ForwardModel:
     curve = CURVE_GUESS_AT_550 * (550.0 / wavelength_nm) ** CURVE_GUESS_SLOPE
-    flux = np.asarray(stars.flux, dtype=np.float64)
+    some = np.linspace(0, len(stars) - 1, min(len(stars), GUESS_STARS)).astype(int)
+    flux = np.asarray(stars.flux[some], dtype=np.float64)
     use = flux > 0
-    ln_flux = np.log(np.where(use, flux, 1.0)) + np.asarray(stars.ln_scale)[:, None]
-    ln_absolute = ln_flux - 2 * parameters[:, -1:] + np.exp(parameters[:, -2:-1]) * curve
+    ln_flux = np.log(np.where(use, flux, 1.0)) + np.asarray(stars.ln_scale[some])[:, None]
+    ln_absolute = ln_flux - 2 * parameters[some, -1:] + np.exp(parameters[some, -2:-1]) * curve
     mean = np.sum(np.where(use, ln_absolute, 0.0), axis=0) / np.maximum(use.sum(axis=0), 1)
     return initial_model(
         jax.random.key(config.seed), np.asarray(stars.labels), mean, np.log(curve), hidden=config.hidden
@@ -146,7 +150,8 @@ def train(
     """Train a model.
 
     Args:
-        stars: training stars: labels, and where known parallaxes and reddenings, as measurements.
+        stars: training stars: labels, and where known parallaxes and reddenings, as measurements; in memory, or in files
+            (`starfiles`) if they are larger.
         wavelength_nm: (channel,) wavelengths, for the first guess of R(lambda) only.
         config: the settings.
         say: receives one line per phase.
@@ -157,7 +162,8 @@ def train(
     Raises:
         InputError: the checkpoint belongs to other stars or settings, a phase has no stars, or a phase diverged.
     """
-    stars = jax.tree.map(jnp.asarray, stars)
+    if not are_in_files(stars):
+        stars = jax.tree.map(jnp.asarray, stars)
     record, done = TrainingRecord(), 0
     belongs_to: dict[str, Any] = {}
     if checkpoint is not None:
@@ -184,7 +190,7 @@ def train(
         effective = stars
         if phase.update != "model_error":
             # Anew for every phase, from the state alone: a run that was stopped goes on with the same errors.
-            effective = refold_model_error(state.model, stars, state.model_error, state.parameters)
+            effective = _with_model_error(state, stars)
         state, entry, summary = _run_phase(phase, number, state, stars, effective, config, near_infrared)
         entry = {"phase": number, **phase.model_dump(mode="json"), **entry, "seconds": time.perf_counter() - begun}
         record.phases.append(entry)
@@ -195,12 +201,23 @@ def train(
     return Trained(state.model, prior, state.model_error, state.parameters, record, np.asarray(state.survivor))
 
 
+def _with_model_error(state: _State, stars: Stars) -> Stars:
+    """The stars with the model's error in their whitening; on disk beside their own, if that is in files."""
+    if state.model_error is None or not are_in_files(stars):
+        return refold_model_error(state.model, stars, state.model_error, state.parameters)
+    folded = beside(stars)
+    for rows in pieces(len(stars)):
+        part = refold_model_error(state.model, in_memory(stars, rows), state.model_error, state.parameters[rows])
+        put(folded, rows, part)
+    return folded
+
+
 def _members(
     phase: Phase, number: int, stars: Stars, survivor: NDArray[np.bool_], config: TrainingConfig
-) -> Array | None:
-    """Rows of the stars that take part in a phase; None means all."""
+) -> NDArray[np.integer]:
+    """Rows of the stars that take part in a phase."""
     if phase.stars == "all":
-        return None
+        return np.arange(len(stars))
     if phase.stars == "survivors":
         chosen, why = survivor, "self-cleaning dropped every star; raise its limits, which are max_..._pull"
     else:
@@ -210,7 +227,7 @@ def _members(
         why = f"none of {len(stars)} stars is of high quality (strictest: {name}, passed by {passed.sum()}); relax it"
     if not chosen.any():
         raise InputError(f"training phase {number}: {why}")
-    return None if chosen.all() else jnp.asarray(np.flatnonzero(chosen))
+    return np.flatnonzero(chosen)
 
 
 def _run_phase(
@@ -240,10 +257,11 @@ def _run_phase(
         return _clean(phase, state, effective, config)
     model, parameters = state.model, state.parameters
     rows = _members(phase, number, stars, np.asarray(state.survivor), config)
-    entry: dict[str, Any] = {"n_stars": len(stars) if rows is None else len(rows)}
+    entry: dict[str, Any] = {"n_stars": len(rows)}
     if phase.update == "model_error":
-        members, at = (stars, parameters) if rows is None else (stars.take(rows), parameters[rows])
-        factor, history = learn_model_error(model, members, at, phase.epochs, state.model_error)
+        some = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_STARS)).astype(int)]
+        members = in_memory(stars, some)
+        factor, history = learn_model_error(model, members, parameters[some], phase.epochs, state.model_error)
         entry["ln_likelihood_per_star"] = history
         return (
             state._replace(model_error=factor),
@@ -251,30 +269,30 @@ def _run_phase(
             f"median relative error {np.median(relative_sigma(factor)):.2%}",
         )
 
-    members, at = (effective, parameters) if rows is None else (effective.take(rows), parameters[rows])
     key_data = state.key_data
     if phase.update in ("model", "both"):
         key, phase_key = jax.random.split(jax.random.wrap_key_data(key_data))
         key_data = jax.random.key_data(key)
-        model, at, losses = run_gradient_phase(model, members, at, phase, config.batch_size, phase_key)
+        model, parameters, losses = run_gradient_phase(
+            model, effective, parameters, phase, config.batch_size, phase_key, rows
+        )
         entry["loss_per_star"] = losses
         if near_infrared is not None:
-            model, at = _without_grey(model, at, near_infrared)
+            model, parameters = _without_grey(model, parameters, near_infrared)
         summary = f"loss per star {losses[0]:.1f} -> {losses[-1]:.1f}"
         sound = bool(np.isfinite(losses[-1]))
     elif phase.method == "newton":
-        at, converged, objective = run_star_phase(model, members, at, phase)
+        parameters, converged, objective = run_star_phase(model, effective, parameters, phase, rows)
         entry |= {"converged": converged, "objective_per_star": objective}
         summary, sound = f"L per star {objective:.1f}, {converged:.1%} converged", True
     else:
-        at = run_star_steps(model, members, at, phase, config.batch_size)
-        summary, sound = f"{phase.epochs} steps of {len(members)} stars", bool(jnp.isfinite(at).all())
+        parameters = run_star_steps(model, effective, parameters, phase, config.batch_size, rows)
+        summary, sound = f"{phase.epochs} steps of {len(rows)} stars", bool(jnp.isfinite(parameters).all())
     if not sound:
         raise InputError(
             f"training phase {number} ({phase.update}, {phase.method}) diverged; lower its learning_rate or set a "
             f"gradient_clip"
         )
-    parameters = at if rows is None else parameters.at[rows].set(at)
     return state._replace(model=model, parameters=parameters, key_data=key_data), entry, summary
 
 
@@ -308,13 +326,32 @@ def _clean(phase: Phase, state: _State, effective: Stars, config: TrainingConfig
 
 
 def run_star_phase(
-    model: ForwardModel, stars: Stars, parameters: Float[Array, "star parameter"], phase: Phase
+    model: ForwardModel,
+    stars: Stars,
+    parameters: Float[Array, "star parameter"],
+    phase: Phase,
+    rows: NDArray[np.integer] | None = None,
 ) -> tuple[Float[Array, "star parameter"], float, float]:
     """Move the stars, not the model: the second-order solver, from where they are.
+
+    Args:
+        model: the forward model, fixed.
+        stars: all stars, in memory or in files.
+        parameters: (star, label + 2) where they are.
+        phase: what to do.
+        rows: the stars that take part; all if None.
 
     Returns:
         the new parameters, the share of stars that converged, and the mean of L per star.
     """
-    # The solver counts evaluations, the one at the start among them.
-    found = solve(model, None, stars, parameters, phase.epochs + 1)
-    return found.parameters, float(np.mean(found.converged)), float(np.mean(found.objective))
+    members = np.arange(len(stars)) if rows is None else np.asarray(rows)
+    converged, objective = [], []
+    moved = np.array(parameters)
+    for piece in pieces(len(members)):
+        at = members[piece]
+        # The solver counts evaluations, the one at the start among them.
+        found = solve(model, None, in_memory(stars, at), parameters[at], phase.epochs + 1)
+        moved[at] = found.parameters
+        converged.append(np.asarray(found.converged))
+        objective.append(np.asarray(found.objective))
+    return jnp.asarray(moved), float(np.mean(np.concatenate(converged))), float(np.mean(np.concatenate(objective)))

@@ -16,8 +16,9 @@ K K^T with as many columns as it takes to carry nearly all of what is added on a
 All stars share one model, so this part of their errors is common to similar stars: it does not average down.
 """
 
+from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +28,18 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
 from xpbayes.inference.importance import cholesky
+from xpbayes.inference.model_error import refold_model_error
 from xpbayes.inference.solver import smallest_pivot, solve_positive
+from xpbayes.inference.uncertainty import invert_positive, to_sampled
 from xpbayes.models.forward import ForwardModel, expand_ln_flux, predict_ln_flux
 from xpbayes.models.likelihood import deviance, n_observed
+from xpbayes.models.model_error import ModelError
 from xpbayes.models.objective import curvature, flux_chi2
 from xpbayes.models.prior import LabelPrior
-from xpbayes.stars import Stars
+from xpbayes.stars import STAR_BLOCK, Stars, by_blocks
+
+if TYPE_CHECKING:
+    from xpbayes.inference.infer import Inferred
 
 BLOCK = 32
 """Stars whose derivatives by all weights are in memory together: 38 MB."""
@@ -251,3 +258,69 @@ def weight_covariance(
 
     with jax.default_matmul_precision("highest"):
         return jax.lax.map(one, (stars, parameters))
+
+
+def added_to_inferred(
+    model: ForwardModel,
+    prior: LabelPrior,
+    model_error: ModelError | None,
+    factor: WeightFactor,
+    stars: Stars,
+    estimate: NDArray[np.floating],
+    *,
+    use_parallax: bool,
+) -> NDArray[np.float64]:
+    """What the uncertainty of the model adds to the covariance of stars that `infer` has solved.
+
+    Args:
+        model, prior, model_error: the trained model.
+        factor: of what is unknown of it.
+        stars: as they were inferred.
+        estimate: (star, parameter) labels, E [mag], parallax [mas] of the optima.
+        use_parallax: whether the measured parallaxes were used.
+
+    Returns:
+        (star, parameter, parameter) of (labels, E [mag], parallax [mas]); NaN where a star has no optimum. A star's does
+        not depend on who shares its batch.
+    """
+    n_parameters = estimate.shape[1]
+    if not len(stars):
+        return np.zeros((0, n_parameters, n_parameters))
+    blind = jax.tree.map(jnp.asarray, stars.blind(parallax=use_parallax))
+    at = to_sampled(jnp.asarray(estimate))
+    folded = refold_model_error(model, blind, model_error, at)
+    one_block = partial(weight_covariance, model, prior, jnp.asarray(factor.columns))
+    added = np.asarray(by_blocks(one_block, STAR_BLOCK, folded, at), np.float64)
+    return np.where(np.isfinite(added).all(axis=(1, 2), keepdims=True), added, np.nan)
+
+
+def widened(found: "Inferred", added: Float[NDArray, "star parameter parameter"]) -> "Inferred":
+    """Results with the covariance that the model's uncertainty adds; optima, means and medians stay.
+
+    Covariances are sums, and Fisher's matrix is the inverse of its sum. A standard deviation gains what is added in
+    quadrature, and so does the distance of each quantile from the median, down to zero for E and parallax.
+
+    Args:
+        found: results of inference.
+        added: from `added_to_inferred`; where it is NaN, nothing changes.
+    """
+    known = np.isfinite(added).all(axis=(1, 2))
+    added = np.where(known[:, None, None], added, 0.0)
+    sigma = np.sqrt(np.diagonal(added, axis1=1, axis2=2))
+    covariance = found.covariance + added
+    median = np.asarray(found.median, np.float64)
+    low, high = median - np.hypot(median - found.low, sigma), median + np.hypot(found.high - median, sigma)
+    low[:, -2:] = np.maximum(low[:, -2:], 0.0)
+
+    def where_known(new: NDArray[np.float64], old: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.where(known.reshape(-1, *[1] * (old.ndim - 1)), new.astype(np.float32), old)
+
+    return replace(
+        found,
+        covariance=covariance,
+        fisher=where_known(invert_positive(covariance), found.fisher),
+        laplace=found.laplace + added,
+        std=where_known(np.hypot(found.std, sigma), found.std),
+        low=where_known(low, found.low),
+        high=where_known(high, found.high),
+    )
