@@ -1,6 +1,6 @@
 """The engine's solver beside the paper's Adam, 64 random starts, float64 and optimistix: real held-out stars, one run.
 
-    python benchmarks/solver_race.py MODEL STARS.parquet [--stars 2000] [--optimistix 200] [--steps 12288]
+    python benchmarks/solver_race.py MODEL STARS.parquet [--stars 2000] [--optimistix 200] [--steps 12288] [--starts N]
 
 Stars are those that the model was not trained on (its card names the split), fluxes alone unless --parallax. All rates
 are stars per core-second: CPU time of one process whose programs run in one thread; so many cores, so many processes.
@@ -34,10 +34,9 @@ from numpy.typing import NDArray
 import xpbayes
 from xpbayes.archive.selection import held_out_by_source_id, training_cuts
 from xpbayes.config import InferenceConfig, TrainingConfig
-from xpbayes.inference.infer import infer, laplace_covariance, refine
-from xpbayes.inference.model_error import fold_in_model_error, refold_model_error
+from xpbayes.inference.infer import infer, laplace_covariance, search
 from xpbayes.inference.solver import solve
-from xpbayes.inference.starts import MAX_EXTINCTION, MIN_EXTINCTION, StartGrid, find_starts, make_grid
+from xpbayes.inference.starts import MAX_EXTINCTION, MIN_EXTINCTION, StartGrid, make_grid
 from xpbayes.inference.uncertainty import at_mode, hessians, invert_positive, to_linear
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.likelihood import deviance, n_observed
@@ -70,20 +69,16 @@ class Answer(NamedTuple):
     """What the engine says of every star.
 
     Attributes:
-        stars: the batch with the model's error folded in, whose L is minimised in the end.
+        stars: the batch with the model's error folded in, whose L is minimised.
         first: (star, parameter) the best of the starts that were found for these stars.
         parameters: (star, parameter) labels, ln E, ln parallax.
         converged: (star,).
-        observed: the batch with the error taken of the measured flux, whose L is minimised at first.
-        at_first: (star, parameter) where that was lowest: `stars` takes the error of the flux predicted there.
     """
 
     stars: Stars
     first: NDArray[np.floating]
     parameters: NDArray[np.floating]
     converged: NDArray[np.bool_]
-    observed: Stars
-    at_first: NDArray[np.floating]
 
 
 @contextmanager
@@ -94,20 +89,10 @@ def core_seconds(took: list[float]) -> Iterator[None]:
 
 
 def engine(at: Problem, grid: StartGrid, config: InferenceConfig) -> Answer:
-    """The steps of `infer` up to the optimum, with what it does not return: its last objective."""
-    model, prior = at.model, at.prior
-    observed = chunk = fold_in_model_error(at.stars, at.error)
-    starts = by_blocks(lambda stars: find_starts(model, prior, grid, stars, config.n_starts), STAR_BLOCK, chunk)
-    solution = refine(model, prior, chunk, starts, config.max_iterations)
-    at_first, which = winner(solution.parameters, solution.objective)
-    if at.error is not None:
-        chunk = refold_model_error(model, at.stars, at.error, at_first)
-        alive = np.array(np.isfinite(solution.objective))
-        alive[np.arange(len(which)), which] = True
-        solution = refine(model, prior, chunk, solution.parameters, config.max_iterations, alive)
+    """Search as `infer` does, and keep what it does not return: the objective that was minimised."""
+    stars, starts, solution = search(at.model, at.prior, at.error, grid, at.stars, config)
     best, which = winner(solution.parameters, solution.objective)
-    converged = np.asarray(solution.converged)[np.arange(len(best)), which]
-    return Answer(chunk, np.asarray(starts)[:, 0], best, converged, observed, at_first)
+    return Answer(stars, starts[:, 0], best, np.asarray(solution.converged)[np.arange(len(best)), which])
 
 
 def winner(parameters: Any, value: Any) -> tuple[NDArray[np.floating], NDArray[np.intp]]:
@@ -246,13 +231,6 @@ def say_failures(at: Problem, answer: Answer, better: NDArray[np.floating], abov
     kinds: Counter[str] = Counter()
     lines = []
     scale = np.asarray(at.model.label_scale)
-    # Was the better place also better at first, before the model's error was taken of the predicted flux?
-    padded = np.resize(wrong, STAR_BLOCK * -(-len(wrong) // STAR_BLOCK))
-    observed = jax.tree.map(lambda leaf: np.asarray(leaf)[padded], answer.observed)
-    there = solve(at.model, at.prior, observed, jnp.asarray(better[padded], jnp.float32), 60)
-    there_value = exact_objective(at, observed, np.asarray(there.parameters))
-    at_first = exact_objective(at, observed, answer.at_first[padded])
-    missed = dict(zip(wrong.tolist(), (at_first - there_value > CLOSE)[: len(wrong)], strict=True))
     for i in wrong[np.argsort(-above[wrong])]:
         mine, other = answer.parameters[i].astype(float), better[i].astype(float)
         apart = np.max(np.abs(np.append((mine - other)[:-2] / scale, (mine - other)[-2:])))
@@ -265,7 +243,6 @@ def say_failures(at: Problem, answer: Answer, better: NDArray[np.floating], abov
             kind = f"{'giant' if giant[0] else 'dwarf'} instead of {'giant' if giant[1] else 'dwarf'}"
         else:
             kind = "another optimum of the same kind of star"
-        kind += ", missed by the search" if missed[i] else ", lost when the model error was folded in anew"
         kinds[kind] += 1
         numbers = "; ".join(" ".join(f"{v:.3f}" for v in [*u[:-2], *np.exp(u[-2:])]) for u in (mine, other))
         lines.append(f"     star {i}: {above[i]:.3f} above, {kind}: ours {numbers} theirs")
@@ -324,8 +301,7 @@ def race_optimistix(at: Problem, answer: Answer, config: InferenceConfig, n: int
     rows = np.unique(np.linspace(0, len(at.stars) - 1, min(n, len(at.stars))).astype(int))
     chosen = answer._replace(
         stars=jax.tree.map(lambda leaf: np.asarray(leaf)[rows], answer.stars),
-        observed=jax.tree.map(lambda leaf: np.asarray(leaf)[rows], answer.observed),
-        **{name: getattr(answer, name)[rows] for name in ("first", "parameters", "converged", "at_first")},
+        **{name: getattr(answer, name)[rows] for name in ("first", "parameters", "converged")},
     )
     single = solve(at.model, at.prior, chosen.stars, jnp.asarray(chosen.first), config.max_iterations)
     ours = {"one solve": np.asarray(single.parameters), "the engine": chosen.parameters}
@@ -372,6 +348,7 @@ def main() -> None:
     parser.add_argument("--stars", type=int, default=2000)
     parser.add_argument("--optimistix", type=int, default=200, help="stars of part 4")
     parser.add_argument("--steps", type=int, default=12_288)
+    parser.add_argument("--starts", type=int, help="starts refined per star; the settings' own number if left out")
     parser.add_argument("--parallax", action="store_true", help="use the stars' measured parallaxes")
     parser.add_argument("--parts", default="1234", help="which parts to run")
     arguments = parser.parse_args()
@@ -384,6 +361,8 @@ def main() -> None:
     stars = table.take(rows).stars(trained.labels).blind(parallax=arguments.parallax)
     at = Problem(trained.forward, trained.prior, trained.model_error, jax.tree.map(np.asarray, stars))
     config = InferenceConfig(use_parallax=arguments.parallax)
+    if arguments.starts is not None:
+        config = config.model_copy(update={"n_starts": arguments.starts})
     print(
         f"{len(rows)} of {len(table)} held-out stars, {config.n_starts} starts, load {os.getloadavg()[0]:.1f}",
         flush=True,

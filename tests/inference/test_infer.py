@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from tests.conftest import QUICK, as_double
-from xpbayes.inference.infer import choose_optima, infer, laplace_covariance, refine
+from xpbayes.inference.infer import _promising, choose_optima, infer, laplace_covariance, refine, search
 from xpbayes.inference.model_error import fold_in_model_error, refold_model_error
 from xpbayes.inference.solver import Solution, solve
 from xpbayes.inference.starts import find_starts, make_grid
@@ -137,6 +137,33 @@ def test_given_up_starts_are_never_the_answer(refined):
     lost = ~np.isfinite(staged.objective)
     assert lost.any() and not staged.converged[lost].any()
     assert np.all(~lost.all(axis=1))
+
+
+def test_of_starts_that_met_the_lowest_goes_on(trained):
+    """Whichever came first; one too far above goes, and a star without any finite L keeps what it has."""
+    place = np.zeros((3, 4, 5), np.float32)
+    place[:, 2:] = np.arange(2, dtype=np.float32)[:, None] + 1.0
+    value = np.array([[5.0, 4.0, 6.0, 30.0], [4.0, 5.0, 6.0, 18.0], [np.inf, np.inf, np.nan, np.inf]], np.float32)
+    assert _promising(place, value, trained.forward).tolist() == [1, 2, 4, 6, 7, 8, 10, 11]
+
+
+def test_all_starts_compete_under_the_last_objective(trained, stars):
+    """The L of the solution is that of the stars that are returned, not of the whitening that the search began with."""
+    some = jax.tree.map(jnp.asarray, stars.take(slice(0, 64)).blind(parallax=False))
+    grid = make_grid(trained.forward, trained.prior, 256)
+    found = search(trained.forward, trained.prior, trained.model_error, grid, some, QUICK)
+    assert found.starts.shape == (64, QUICK.n_starts, 5)
+    finite = np.isfinite(np.asarray(found.solution.objective))
+    assert finite.any(axis=1).all()
+    under = jax.jit(
+        lambda stars: jax.vmap(
+            lambda star, many: jax.vmap(lambda u: objective(trained.forward, trained.prior, star, u))(many)
+        )(stars, found.solution.parameters)
+    )
+    value = np.asarray(found.solution.objective)
+    off = np.abs(np.asarray(under(found.stars)) - value)[finite]
+    assert np.quantile(off, 0.95) < 0.05
+    assert np.median(np.abs(np.asarray(under(fold_in_model_error(some, trained.model_error))) - value)[finite]) > 0.05
 
 
 def _solution(objective, parameters, converged=None):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 
 from xpbayes.inference.starts import (
     LOG_FLUX_SOFTENING,
@@ -14,10 +14,12 @@ from xpbayes.inference.starts import (
     MIN_EXTINCTION,
     _node_fits,
     find_starts,
+    first_guess,
     make_grid,
 )
 from xpbayes.models.forward import predict_flux
 from xpbayes.models.objective import objective
+from xpbayes.models.prior import component_ln_density
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +64,33 @@ def test_first_start_is_the_best_of_all(trained, grid, stars):
     assert np.all(np.argmin(np.asarray(value), axis=1) == 0)
 
 
-def test_starts_are_apart(trained, stars):
+def test_starts_of_one_component_are_apart(trained, stars):
     grid = make_grid(trained.forward, trained.prior, 512)
-    starts = np.asarray(find_starts(trained.forward, trained.prior, grid, stars, 2))
+    of_one = grid._replace(members=np.ones((1, 512), bool))
+    starts = np.asarray(find_starts(trained.forward, trained.prior, of_one, stars, 2))
     distance = np.linalg.norm((starts[:, 0, :3] - starts[:, 1, :3]) / np.asarray(trained.forward.label_scale), axis=1)
     assert np.mean(distance > 0.5) > 0.5
+
+
+def test_starts_are_of_different_components(trained, stars):
+    """While there are components left: those of the prior that are likeliest to have a start are all different."""
+    grid = make_grid(trained.forward, trained.prior, 512)
+    members = np.asarray(grid.members)
+    assert_array_equal(members.sum(axis=0), 1)
+    starts = find_starts(trained.forward, trained.prior, grid, stars, 4)
+    density = jax.vmap(jax.vmap(lambda labels: component_ln_density(trained.prior, labels)))(starts[:, :, :3])
+    component = np.sort(np.argmax(np.asarray(density), axis=2), axis=1)
+    assert members.any(axis=1).sum() >= 4
+    assert np.all(np.diff(component, axis=1) > 0)
+
+
+def test_the_first_guess_is_the_best_node_of_the_linear_problem(trained, grid, stars):
+    extinction, a, score = (np.asarray(x) for x in _node_fits(trained.forward, grid, stars))
+    best, row = np.argmin(score, axis=1), np.arange(8)
+    guess = np.asarray(first_guess(trained.forward, grid, stars))
+    assert_array_equal(guess[:, :3], np.asarray(grid.labels)[best])
+    assert_allclose(np.exp(guess[:, 3]), extinction[row, best], atol=1e-5)
+    assert_allclose(guess[:, 4], 0.5 * a[row, best], rtol=1e-5)
 
 
 def test_a_star_on_a_node_starts_there(trained, grid):

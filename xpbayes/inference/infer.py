@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 
 from xpbayes.config import InferenceConfig
 from xpbayes.inference.importance import Summary, summarise
-from xpbayes.inference.model_error import fold_in_model_error, refold_model_error
-from xpbayes.inference.solver import Lanes, Solution, limits
-from xpbayes.inference.starts import StartGrid, find_starts, make_grid
+from xpbayes.inference.model_error import refold_model_error
+from xpbayes.inference.solver import Lanes, Solution, limits, solve
+from xpbayes.inference.starts import StartGrid, find_starts, first_guess, make_grid
 from xpbayes.inference.uncertainty import are_positive_definite, at_mode, hessians, invert_positive, to_linear
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.model_error import ModelError
 from xpbayes.models.prior import LabelPrior
 from xpbayes.stars import STAR_BLOCK, Stars, by_blocks
 
-HOPELESS = 40.0
-"""A start this far above the star's best after the first round is given up."""
+HOPELESS = 15.0
+"""A start this far above the star's best after some iterations is given up."""
 SAME_PLACE = 0.02
 """Starts that have met, within this in units of the training labels' spread and of ln E and ln parallax, go on as
 one."""
@@ -78,6 +78,20 @@ class Inferred:
     n_effective: NDArray[np.float32]
 
 
+class Searched(NamedTuple):
+    """What the search found for every star.
+
+    Attributes:
+        stars: the batch with the model's error folded in, whose L was minimised.
+        starts: (star, start, parameter) where the search began, best first.
+        solution: leading axes (star, start); L is infinite for starts that were given up.
+    """
+
+    stars: Stars
+    starts: NDArray[np.floating]
+    solution: Solution
+
+
 class Optima(NamedTuple):
     """The best optimum of every star and what competes with it.
 
@@ -94,13 +108,51 @@ class Optima(NamedTuple):
     delta: NDArray[np.float32]
 
 
+def search(
+    model: ForwardModel,
+    prior: LabelPrior,
+    model_error: ModelError | None,
+    grid: StartGrid,
+    measured: Stars,
+    config: InferenceConfig,
+) -> Searched:
+    """Find every star's optima from several starts.
+
+    The relative model error is taken of a predicted flux: of the nearest node's for the ranking of starts, then of the
+    one at the optimum that the best start leads to. Only then are all starts followed, so that all compete under one L:
+    a search under another L loses optima that exist under the last one alone.
+
+    Args:
+        model, prior: the trained model.
+        model_error: the model's own error, or None.
+        grid: nodes of the start search.
+        measured: a batch as inference may see it, with the measurement's own whitening.
+        config: the settings.
+    """
+    stars = measured
+    if model_error is not None:
+        guess = by_blocks(partial(first_guess, model, grid), STAR_BLOCK, measured)
+        stars = refold_model_error(model, measured, model_error, guess)
+    ranked = by_blocks(lambda block: find_starts(model, prior, grid, block, config.n_starts), STAR_BLOCK, stars)
+    starts = np.array(ranked)
+    if model_error is None:
+        return Searched(stars, starts, refine(model, prior, stars, jnp.asarray(starts), config.max_iterations))
+    first = solve(model, prior, stars, jnp.asarray(starts[:, 0]), config.max_iterations)
+    stars = refold_model_error(model, measured, model_error, first.parameters)
+    begin = starts.copy()
+    begin[:, 0] = first.parameters
+    solution = refine(model, prior, stars, jnp.asarray(begin), config.max_iterations)
+    n_iterations = np.array(solution.n_iterations)
+    n_iterations[:, 0] += np.asarray(first.n_iterations)
+    return Searched(stars, starts, solution._replace(n_iterations=jnp.asarray(n_iterations)))
+
+
 def refine(
     model: ForwardModel,
     prior: LabelPrior,
     stars: Stars,
     starts: Float[Array, "star start parameter"],
     most: int,
-    alive: NDArray[np.bool_] | None = None,
 ) -> Solution:
     """Solve every star from every start.
 
@@ -112,20 +164,19 @@ def refine(
         stars: a batch, model error folded in.
         starts: where to begin.
         most: iterations at most, in all.
-        alive: (star, start) which starts to follow; all if None.
 
     Returns:
         a solution with leading axes (star, start); L is infinite for starts that were given up.
     """
     n, k, p = starts.shape
     lanes = Lanes(stars, starts.reshape(-1, p), np.repeat(np.arange(n), k))
-    left: NDArray[np.integer] = np.arange(n * k) if alive is None else np.flatnonzero(alive)
-    for number, limit in enumerate(limits(most)):
+    left: NDArray[np.integer] = np.arange(n * k)
+    for limit in limits(most):
         left = lanes.advance(model, prior, left, limit)
         promising = _promising(lanes.state.parameters.reshape(n, k, p), lanes.state.value.reshape(n, k), model)
-        if number == 0:
-            given_up = np.setdiff1d(np.arange(n * k), promising)
-            lanes.state.value[given_up], lanes.state.converged[given_up] = np.inf, False
+        # Given up on its way, a start may still be lower by rounding than the one at its place that goes on.
+        given_up = np.setdiff1d(np.arange(n * k), promising)
+        lanes.state.value[given_up], lanes.state.converged[given_up] = np.inf, False
         left = np.intersect1d(left, promising)
     return jax.tree.map(lambda leaf: leaf.reshape(n, k, *leaf.shape[1:]), lanes.solution())
 
@@ -134,15 +185,15 @@ def _promising(parameters: NDArray[np.floating], objective: NDArray[np.floating]
     """Starts, as flat indices, that may still win: not far above the best, and each place once."""
     n, k = objective.shape
     value = np.where(np.isfinite(objective), objective, np.inf)
-    best = value.min(axis=1)
-    keep = value <= (best + HOPELESS)[:, None]
-    keep |= np.arange(k) == np.argmin(value, axis=1)[:, None]  # a star whose every start failed still gets its row
-    place = parameters / np.append(np.asarray(model.label_scale), [1.0, 1.0]).astype(parameters.dtype)
+    order, row = np.argsort(value, axis=1, kind="stable"), np.arange(n)[:, None]  # the lowest stays of those that met
+    value = value[row, order]
+    keep = value <= value[:, :1] + HOPELESS  # of a star whose every start failed, all: it still gets its row
+    place = (parameters / np.append(np.asarray(model.label_scale), [1.0, 1.0]).astype(parameters.dtype))[row, order]
     for later in range(1, k):
         for earlier in range(later):
             together = np.max(np.abs(place[:, later] - place[:, earlier]), axis=1) < SAME_PLACE
             keep[:, later] &= ~(together & keep[:, earlier])
-    return np.flatnonzero(keep)
+    return np.sort((row * k + order)[keep])
 
 
 def choose_optima(solution: Solution, hessian: Callable[[Array], Array]) -> Optima:
@@ -240,21 +291,7 @@ def _infer_chunk(
     seed: NDArray[np.uint32],
     config: InferenceConfig,
 ) -> Inferred:
-    chunk = fold_in_model_error(measured, model_error)
-    starts = by_blocks(lambda stars: find_starts(model, prior, grid, stars, config.n_starts), STAR_BLOCK, chunk)
-    solution = refine(model, prior, chunk, starts, config.max_iterations)
-    if model_error is not None:
-        # Once more with the relative error taken of what the model predicts: the optima move by a part of a sigma, so
-        # the starts given up before need no second try.
-        objective = np.asarray(solution.objective)
-        first = np.argmin(np.where(np.isfinite(objective), objective, np.inf), axis=1)
-        rows = np.arange(len(first))
-        at = np.asarray(solution.parameters)[rows, first]
-        chunk = refold_model_error(model, measured, model_error, at)
-        alive = np.isfinite(objective)
-        alive[rows, first] = True
-        again = refine(model, prior, chunk, solution.parameters, config.max_iterations, alive)
-        solution = again._replace(n_iterations=solution.n_iterations + again.n_iterations)
+    chunk, _, solution = search(model, prior, model_error, grid, measured, config)
     best, n_modes, runner_up, delta = choose_optima(
         solution, lambda at: by_blocks(partial(hessians, model, prior), STAR_BLOCK, chunk, at)
     )
