@@ -213,7 +213,7 @@ class InferenceConfig(FrozenSettings):
 
     use_parallax: bool = Field(True, description="use the stars' measured parallaxes")
     n_nodes: int = Field(1024, ge=32, description="label nodes of the start search")
-    n_starts: int = Field(3, ge=1, le=16, description="starts refined per star")
+    n_starts: int = Field(6, ge=1, le=16, description="starts refined per star")
     max_iterations: int = Field(200, ge=10, description="solver iterations at most; few stars need more than ten")
     n_draws: int = Field(
         512, ge=0, description="importance draws per star for means and quantiles, a power of two; 0 leaves them out"

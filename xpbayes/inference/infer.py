@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +23,19 @@ from xpbayes.models.model_error import ModelError
 from xpbayes.models.prior import LabelPrior
 from xpbayes.stars import STAR_BLOCK, Stars, by_blocks
 
+T = TypeVar("T")
+
 HOPELESS = 15.0
 """A start this far above the star's best after some iterations is given up."""
 SAME_PLACE = 0.02
 """Starts that have met, within this in units of the training labels' spread and of ln E and ln parallax, go on as
 one."""
+SAME_FLUX = 0.02
+"""The model's error may be taken of the flux so near to the optimum, in the same units: of the same star with other noise."""
 SAME_OBJECTIVE = 0.01
 """L may rise by this in a step that lessens the decrement: float32 adds L up from terms of order 1,000."""
+SHARP, MAX_FURTHER = 1e-6, 6
+"""Winners go on to this decrement, 0.0007 sigma from the optimum, or for so many steps at most."""
 COMPETES = 9.0
 """Optima within this of the best in L are counted: their posterior odds are above 1 : 90."""
 DISTINCT_SIGMA = 0.5
@@ -146,7 +152,58 @@ def search(
     solution = refine(model, prior, stars, jnp.asarray(begin), config.max_iterations)
     n_iterations = np.array(solution.n_iterations)
     n_iterations[:, 0] += np.asarray(first.n_iterations)
-    return Searched(stars, starts, solution._replace(n_iterations=jnp.asarray(n_iterations)))
+    solution = solution._replace(n_iterations=jnp.asarray(n_iterations))
+    return _at_the_winner(model, prior, model_error, measured, Searched(stars, starts, solution), begin[:, 0], config)
+
+
+def _at_the_winner(
+    model: ForwardModel,
+    prior: LabelPrior,
+    model_error: ModelError,
+    measured: Stars,
+    found: Searched,
+    taken_at: NDArray[np.floating],
+    config: InferenceConfig,
+) -> Searched:
+    """Take the relative error of the flux at the winner's optimum where the best start led elsewhere.
+
+    Else a star's L would depend on which start was ranked first, and where two are all but equal, on rounding.
+
+    Args:
+        model, prior, model_error: the trained model.
+        measured: the batch with the measurement's own whitening.
+        found: what the search found so far.
+        taken_at: (star, parameter) where the flux is from that `found.stars` took the error of.
+        config: the settings.
+    """
+    solution = found.solution
+    at = np.asarray(solution.parameters)
+    winner = at[np.arange(len(at)), np.argmin(np.asarray(solution.objective), axis=1)]
+    elsewhere = np.flatnonzero(np.max(np.abs(_place(winner - taken_at, model)), axis=1) > SAME_FLUX)
+    if not len(elsewhere):
+        return found
+    # Whole blocks, repeating some: another number of stars would be another program.
+    padded = np.resize(elsewhere, -(-len(elsewhere) // STAR_BLOCK) * STAR_BLOCK)
+    few = refold_model_error(
+        model, jax.tree.map(lambda leaf: np.asarray(leaf)[padded], measured), model_error, winner[padded]
+    )
+    stars = _replaced(found.stars, jax.tree.map(lambda leaf: np.asarray(leaf)[: len(elsewhere)], few), elsewhere)
+    # Starts that were given up meet the winner there, and are given up again.
+    begin = jnp.asarray(np.where(np.isfinite(solution.objective)[..., None], at, winner[:, None])[elsewhere])
+    again = refine(model, prior, stars, begin, config.max_iterations, elsewhere)
+    more = np.asarray(again.n_iterations) + np.asarray(solution.n_iterations)[elsewhere]
+    return Searched(stars, found.starts, _replaced(solution, again._replace(n_iterations=more), elsewhere))
+
+
+def _replaced(tree: T, part: T, rows: NDArray[np.integer]) -> T:
+    """The tree with some rows of its arrays replaced."""
+
+    def merged(before: Array, after: Array) -> Array:
+        out = np.array(before)
+        out[rows] = after
+        return jnp.asarray(out)
+
+    return jax.tree.map(merged, tree, part)
 
 
 def refine(
@@ -155,6 +212,7 @@ def refine(
     stars: Stars,
     starts: Float[Array, "star start parameter"],
     most: int,
+    rows: NDArray[np.integer] | None = None,
 ) -> Solution:
     """Solve every star from every start.
 
@@ -166,12 +224,14 @@ def refine(
         stars: a batch, model error folded in.
         starts: where to begin.
         most: iterations at most, in all.
+        rows: the stars that `starts` is for; all of the batch in order if None.
 
     Returns:
         a solution with leading axes (star, start); L is infinite for starts that were given up.
     """
     n, k, p = starts.shape
-    lanes = Lanes(stars, starts.reshape(-1, p), np.repeat(np.arange(n), k))
+    star_of = np.repeat(np.arange(n) if rows is None else rows, k)
+    lanes = Lanes(stars, starts.reshape(-1, p), star_of)
     left: NDArray[np.integer] = np.arange(n * k)
     for limit in limits(most):
         left = lanes.advance(model, prior, left, limit)
@@ -180,27 +240,48 @@ def refine(
         given_up = np.setdiff1d(np.arange(n * k), promising)
         lanes.state.value[given_up], lanes.state.converged[given_up] = np.inf, False
         left = np.intersect1d(left, promising)
-    _step_further(model, prior, stars, lanes, np.arange(n) * k + np.argmin(lanes.state.value.reshape(n, k), axis=1))
+    winners = np.arange(n) * k + np.argmin(lanes.state.value.reshape(n, k), axis=1)
+    _step_further(model, prior, stars, lanes, winners, star_of)
     return jax.tree.map(lambda leaf: leaf.reshape(n, k, *leaf.shape[1:]), lanes.solution())
 
 
 def _step_further(
-    model: ForwardModel, prior: LabelPrior, stars: Stars, lanes: Lanes, rows: NDArray[np.integer]
+    model: ForwardModel,
+    prior: LabelPrior,
+    stars: Stars,
+    lanes: Lanes,
+    rows: NDArray[np.integer],
+    star_of: NDArray[np.integer],
 ) -> None:
-    """Take the step beyond convergence for one lane of every star, where it leads nearer to the optimum.
+    """Take steps beyond convergence for one lane of every star, where they lead nearer to the optimum.
 
     Newton's last step makes the distance its own square, for one evaluation of one start, where a sharper tolerance
     would cost more evaluations of all.
+
+    Args:
+        model, prior, stars, lanes: as in `refine`.
+        rows: the lanes.
+        star_of: row of every lane's star.
     """
     at = lanes.state
-    further = solve(model, prior, stars, jnp.asarray(at.trial[rows]), 1)
-    nearer = at.converged[rows] & np.asarray(further.decrement < at.decrement[rows])
-    nearer &= np.asarray(further.objective) <= at.value[rows] + SAME_OBJECTIVE
-    taken = rows[nearer]
-    at.parameters[taken] = np.asarray(further.parameters)[nearer]
-    at.value[taken] = np.asarray(further.objective)[nearer]
-    at.decrement[taken] = np.asarray(further.decrement)[nearer]
-    at.n_iterations[taken] += 1
+    left = rows[at.converged[rows]]
+    for _ in range(MAX_FURTHER):
+        left = left[at.decrement[left] > SHARP]
+        if not len(left):
+            return
+        further = Lanes(stars, at.trial[left], star_of[left])
+        further.advance(model, prior, np.arange(len(left)), 1)
+        new = further.state
+        nearer = (new.decrement < at.decrement[left]) & (new.value <= at.value[left] + SAME_OBJECTIVE)
+        left = left[nearer]
+        for name in ("parameters", "value", "decrement", "trial"):
+            getattr(at, name)[left] = getattr(new, name)[nearer]
+        at.n_iterations[left] += 1
+
+
+def _place(parameters: NDArray[np.floating], model: ForwardModel) -> NDArray[np.floating]:
+    """Parameters in units of the training labels' spread, ln E and ln parallax as they are."""
+    return np.asarray(parameters / np.append(np.asarray(model.label_scale), [1.0, 1.0]).astype(parameters.dtype))
 
 
 def _promising(parameters: NDArray[np.floating], objective: NDArray[np.floating], model: ForwardModel) -> NDArray:

@@ -11,6 +11,7 @@ first brought to its best value there, a linear least-squares amplitude since th
 A star that has converged is frozen: its answer does not depend on who shares its batch.
 """
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -41,8 +42,9 @@ PARALLAX_ROUNDS = 5
 """Rounds of Newton's method for the parallax, from the value that the fluxes want."""
 MIN_PIVOT = 3e-6
 """The exact Hessian is used where its scaled Cholesky pivots exceed this, else the positive definite bound."""
-FIRST_ROUND = 5
-"""Iterations that all lanes make together; every further round is twice as long."""
+FIRST_ROUND, SECOND_ROUND, LONGER = 5, 3, 1.4
+"""Iterations that all lanes make together; then some more, and every further round so much longer than the last. Short
+rounds gather lanes anew more often, which costs half an iteration; long ones make those that have converged wait."""
 CPU_BLOCK, ACCELERATOR_BLOCK = 128, 16384
 """Lanes of a block. On one CPU core 128 cost 8 microseconds a lane and iteration, 64 cost 10 and 1,024 cost 12."""
 CLIPPED_PIVOT = 1e-7
@@ -301,12 +303,11 @@ def block_size() -> int:
 
 
 def limits(most: int) -> list[int]:
-    """Iterations since the start after which lanes are gathered anew: few at first, each round twice the last."""
-    found, limit, more = [], FIRST_ROUND, FIRST_ROUND
+    """Iterations since the start after which lanes are gathered anew."""
+    found, limit, more = [], FIRST_ROUND, SECOND_ROUND
     while limit < most:
         found.append(limit)
-        more *= 2
-        limit += more
+        limit, more = limit + more, math.ceil(LONGER * more)
     return [*found, most]
 
 
