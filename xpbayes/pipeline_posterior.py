@@ -419,6 +419,7 @@ def check(
         estimate=np.asarray(inferred.estimate, np.float64),
         mean=np.asarray(inferred.mean, np.float64),
         error=np.asarray(inferred.std, np.float64),
+        unbounded=np.asarray(inferred.unbounded, np.float64),
         shares=shares,
         chi2_shares=chi2_shares(simulated),
         chi2=np.asarray(inferred.chi2, np.float64),

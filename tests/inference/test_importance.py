@@ -23,6 +23,7 @@ from xpbayes.inference.importance import (
 from xpbayes.inference.infer import infer
 from xpbayes.inference.model_error import refold_model_error
 from xpbayes.inference.solver import solve
+from xpbayes.inference.uncertainty import at_mode
 from xpbayes.models.forward import ForwardModel, predict_flux
 from xpbayes.models.objective import objective
 from xpbayes.models.prior import LabelPrior
@@ -114,6 +115,24 @@ def test_the_mode_is_high_where_mean_and_median_are_not(plain):
     assert_allclose(means[dusty].mean(), 4.0, atol=0.05)
     assert_allclose(medians[dusty].mean(), 4.0, atol=0.05)
     assert modes[dusty].mean() > 4.15  # 2 + sqrt(5) = 4.24
+
+
+def test_extinction_that_could_be_negative_is_unbiased_without_dust(plain):
+    """64 stars with noise and no dust: E at the optimum, carried on below zero, is the least-squares answer, star by star.
+
+    Its pulls average 0 within 3 / sqrt(64) of their standard deviation, where the mode's average is 1.1.
+    """
+    noise = RNG.normal(size=(64, N))
+    stars = _dusty_stars(plain, np.zeros(64), noise)
+    curve = np.exp(np.asarray(plain.ln_curve, float))
+    best = -noise @ (curve / np.linalg.norm(curve))
+    mode, _ = _summaries(plain, _prior(), stars, 64)
+    found = np.asarray(at_mode(plain, _prior(), stars, mode).unbounded, float)
+    assert_allclose(found[:, 0] / SIGMA_E, best, atol=0.1)
+    assert_allclose(found[:, 1] / SIGMA_E, 1.0, atol=0.05)
+    pulls = found[:, 0] / found[:, 1]
+    assert abs(pulls.mean()) < 3 / 8 and abs(pulls.std() - 1) < 3 / np.sqrt(128)
+    assert np.mean(np.exp(mode[:, 3])) / SIGMA_E > 1
 
 
 TWO = _prior((0.7, 0.3), ((-1.0, 0.0, 0.5), (1.0, 0.2, -0.5)))

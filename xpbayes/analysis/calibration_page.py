@@ -33,6 +33,7 @@ class CalibrationCheck:
         labels: names of the model's labels.
         truth, estimate: (star, parameter) labels, E [mag], parallax [mas], and the mode found.
         mean, error: (star, parameter) of the importance posterior; NaN without draws.
+        unbounded: (star, 2) E as if it could be negative, and its error.
         shares: by method, (star, parameter) share of the posterior below the truth; NaN where not computed.
         chi2_shares: (star,) share of chi^2 that the noise's law puts below the one at the truth.
         chi2, n_obs: (star,) of the fluxes at the mode; channels.
@@ -47,6 +48,7 @@ class CalibrationCheck:
     estimate: NDArray[np.float64]
     mean: NDArray[np.float64]
     error: NDArray[np.float64]
+    unbounded: NDArray[np.float64]
     shares: dict[str, NDArray[np.float64]]
     chi2_shares: NDArray[np.float64]
     chi2: NDArray[np.float64]
@@ -72,16 +74,17 @@ class CalibrationCheck:
         return all(v.uniform for m, _, v in self.verdicts() if m in ("importance", "NUTS"))
 
     def dust_free(self) -> dict[str, float]:
-        """Bias of mode, mean and median of E in units of its error, for stars next to no dust; NaN if there are none."""
+        """Bias of mode, mean and unbounded E in units of its error, for stars next to no dust; NaN if there are none."""
         with np.errstate(invalid="ignore"):
             few = self.truth[:, -2] < DUST_FREE * self.error[:, -2]
         if not few.any():
-            return {"n": 0.0, "mode": float("nan"), "mean": float("nan")}
+            return {"n": 0.0, "mode": float("nan"), "mean": float("nan"), "unbounded": float("nan")}
         sigma = self.error[few, -2]
         return {
             "n": float(few.sum()),
             "mode": float(np.mean((self.estimate[few, -2] - self.truth[few, -2]) / sigma)),
             "mean": float(np.mean((self.mean[few, -2] - self.truth[few, -2]) / sigma)),
+            "unbounded": float(np.mean((self.unbounded[few, 0] - self.truth[few, -2]) / self.unbounded[few, 1])),
         }
 
 
@@ -142,7 +145,7 @@ def print_check(check: CalibrationCheck) -> None:
     console.print(f"chi2 at the truth follows its law: {'pass' if noise.uniform else 'FAIL'} ({noise.n:,} stars)")
     console.print(
         f"E of {free['n']:.0f} stars with E < {DUST_FREE:.0f} sigma: the mode is {free['mode']:+.2f} sigma from the truth, "
-        f"the posterior mean {free['mean']:+.2f} sigma"
+        f"the posterior mean {free['mean']:+.2f} sigma, E as if it could be negative {free['unbounded']:+.2f} sigma"
     )
 
 
@@ -245,7 +248,8 @@ def write_check(check: CalibrationCheck, model: TrainedModel, folder: Path) -> l
         Section(
             "Stars without dust",
             f"{free['n']:.0f} stars have a true E below {DUST_FREE:.0f} of their own errors. Their mode, in ln E, is "
-            f"{free['mode']:+.2f} sigma from the truth on average; the posterior mean {free['mean']:+.2f} sigma.",
+            f"{free['mode']:+.2f} sigma from the truth on average; the posterior mean {free['mean']:+.2f} sigma; E as if it "
+            f"could be negative, e_unbounded in a catalogue, {free['unbounded']:+.2f} sigma.",
         ),
         Section(
             "What was simulated",

@@ -120,6 +120,8 @@ def catalogue_rows(
         "stellar_params_median": spread(inferred.median, np.nan),
         "stellar_params_p16": spread(inferred.low, np.nan),
         "stellar_params_p84": spread(inferred.high, np.nan),
+        "e_unbounded": spread(inferred.unbounded[:, 0], np.nan),
+        "e_unbounded_err": spread(inferred.unbounded[:, 1], np.nan),
         "k_hat": spread(inferred.k_hat, np.nan),
         "n_effective": spread(inferred.n_effective, np.nan),
         "n_modes": spread(inferred.n_modes, 0).astype(np.int16),

@@ -111,8 +111,12 @@ def propose(model: ForwardModel, prior: LabelPrior, star: Stars, mode: Float[Arr
         star: one star, model error folded in.
         mode: (label + 2,) labels, ln E, ln parallax.
     """
-    at, _ = curvature(model, prior, star, mode)
-    # At an optimum in ln E the slope of L is nought, so that of the density in E, without its Jacobian, is 2.
+    return at_optimum(curvature(model, prior, star, mode)[0], mode)
+
+
+def at_optimum(at: Curvature, mode: Float[Array, " parameter"]) -> Proposal:
+    """The same from the derivatives of L at the optimum."""
+    # In ln E the slope of L is nought there, so that of the density in E, without its Jacobian, is 2.
     flat = at._replace(gradient=jnp.zeros_like(mode))
     _, gaussian = _gaussian(flat, mode, None)
     return gaussian

@@ -59,6 +59,7 @@ class Inferred:
         n_modes: (star,) distinct optima found within `COMPETES` of the best.
         runner_up: (star, parameter) the second of them; NaN if there is one only.
         runner_up_delta: (star,) by how much its L is higher; NaN likewise.
+        unbounded: (star, 2) E [mag] and its error at the optimum as if E could be negative: unbiased where there is no dust.
         mean, std, median, low, high: (star, parameter) of the posterior; NaN if no draws were asked for.
         k_hat, n_effective: (star,) quality of the draws behind them.
     """
@@ -77,6 +78,7 @@ class Inferred:
     n_modes: NDArray[np.int32]
     runner_up: NDArray[np.float32]
     runner_up_delta: NDArray[np.float32]
+    unbounded: NDArray[np.float32]
     mean: NDArray[np.float32]
     std: NDArray[np.float32]
     median: NDArray[np.float32]
@@ -427,6 +429,7 @@ def _infer_chunk(
         converged=np.asarray(best.converged),
         n_iterations=np.asarray(best.n_iterations),
         hessian_positive=are_positive_definite(at.hessian),
+        unbounded=at.unbounded,
         n_modes=n_modes,
         runner_up=np.where(single[:, None], np.float32(np.nan), np.asarray(to_linear(jnp.asarray(runner_up)))),
         runner_up_delta=np.where(single, np.float32(np.nan), delta),
@@ -456,6 +459,7 @@ def _nothing(n_parameters: int) -> Inferred:
         converged=flag,
         n_iterations=number,
         hessian_positive=flag,
+        unbounded=np.zeros((0, 2), np.float32),
         n_modes=number,
         runner_up=each,
         runner_up_delta=one,

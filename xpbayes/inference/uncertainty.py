@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
+from xpbayes.inference.importance import at_optimum
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.objective import curvature
 from xpbayes.models.prior import LabelPrior, ln_prior
@@ -36,12 +37,15 @@ class AtMode(NamedTuple):
         hessian: (star, parameter, parameter) of L in (labels, ln E, ln parallax) (Eq. 20).
         chi2: (star,) of the fluxes.
         ln_prior: (star,) of the labels.
+        unbounded: (star, 2) E [mag] and its error of the Gaussian that the posterior is there, labels and parallax
+            integrated out, as if E could be negative.
     """
 
     fisher: Float[Array, "star parameter parameter"]
     hessian: Float[Array, "star parameter parameter"]
     chi2: Float[Array, " star"]
     ln_prior: Float[Array, " star"]
+    unbounded: Float[Array, "star two"]
 
 
 @jax.jit
@@ -60,7 +64,9 @@ def at_mode(model: ForwardModel, prior: LabelPrior, stars: Stars, parameters: Fl
         # d/dE = (1/E) d/d ln E, and likewise for the parallax: Eq. 21 wants linear parameters.
         unit = jnp.ones_like(u).at[-2:].set(jnp.exp(-u[-2:]))
         fisher = (at.information * unit[:, None] * unit[None, :]).at[-1, -1].add(star.parallax_inv_error**2)
-        return AtMode(fisher, at.hessian, at.chi2, ln_prior(prior, u[:-2]))
+        gaussian = at_optimum(at, u)
+        unbounded = jnp.stack([gaussian.mean[0], gaussian.factor[0, 0]])
+        return AtMode(fisher, at.hessian, at.chi2, ln_prior(prior, u[:-2]), unbounded)
 
     with jax.default_matmul_precision("highest"):
         return jax.vmap(one)(stars, parameters)
