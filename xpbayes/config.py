@@ -180,12 +180,12 @@ class TrainingConfig(FrozenSettings):
     epochs_scale: float = Field(1.0, gt=0, description="multiplies the epochs of every gradient phase; for trials")
     high_quality: HighQuality = HighQuality()
     calibration_fraction: float = Field(
-        0.1,
+        0.15,
         ge=0,
         le=0.5,
         description="share of training source_ids kept aside, on which posteriors of labels are calibrated; 0: none",
     )
-    calibration_stars: int = Field(3000, ge=0, description="of these, so many are inferred at most; 0: no calibration")
+    calibration_stars: int = Field(6000, ge=0, description="of these, so many are inferred at most; 0: no calibration")
     stars_in_memory: int = Field(
         60_000,
         ge=0,

@@ -217,7 +217,7 @@ def _calibrate(
     n_labels = len(model.labels)
     calibration = fit_calibration(
         found.median[:, :n_labels],
-        np.where(found.converged[:, None], found.std[:, :n_labels], np.nan),
+        np.where(found.converged[:, None], 0.5 * (found.high - found.low)[:, :n_labels], np.nan),
         ln_snr_of(stars),
         np.asarray(stars.labels, np.float64),
         label_error,

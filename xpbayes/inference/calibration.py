@@ -92,7 +92,7 @@ def _weighted_quantile(values: NDArray, weight: NDArray, level: float) -> float:
 
 def fit_calibration(
     median: Float[NDArray, "star label"],
-    std: Float[NDArray, "star label"],
+    half: Float[NDArray, "star label"],
     ln_snr: Float[NDArray, " star"],
     labels: Float[NDArray, "star label"],
     label_error: Float[NDArray, "star label"],
@@ -101,7 +101,7 @@ def fit_calibration(
     """Measure offsets and stretches.
 
     Args:
-        median, std: of the posteriors.
+        median, half: of the posteriors; half the way from their 16 to their 84 % quantile.
         ln_snr: mean ln S/N of the stars' channels.
         labels, label_error: what is known of the same stars; stars with an infinite error anywhere are not used.
         label_scale: units in which labels tell kinds apart.
@@ -109,10 +109,10 @@ def fit_calibration(
     Returns:
         the calibration; None if fewer than `MIN_STARS_PER_KIND` stars can be used.
     """
-    sound = np.asarray(np.all(np.isfinite(np.concatenate([median, std, label_error], axis=1)), axis=1))
+    sound = np.asarray(np.all(np.isfinite(np.concatenate([median, half, label_error], axis=1)), axis=1))
     if sound.sum() < MIN_STARS_PER_KIND:
         return None
-    known = _Known(*(np.asarray(v[sound], np.float64) for v in (median, std, ln_snr, labels, label_error)))
+    known = _Known(*(np.asarray(v[sound], np.float64) for v in (median, half, ln_snr, labels, label_error)))
     found = _fit(known, label_scale)
     fold = np.arange(len(known.median)) % N_FOLDS
     if np.sum(fold != 0) < MIN_STARS_PER_KIND:
@@ -130,7 +130,7 @@ class _Known(NamedTuple):
     """Stars with labels as inference has them, and their labels."""
 
     median: NDArray[np.float64]
-    std: NDArray[np.float64]
+    half: NDArray[np.float64]
     ln_snr: NDArray[np.float64]
     labels: NDArray[np.float64]
     label_error: NDArray[np.float64]
@@ -139,7 +139,7 @@ class _Known(NamedTuple):
 def _needed_stretch(known: _Known, offset: NDArray[np.float64]) -> NDArray[np.float64]:
     """(star, label) by how much a posterior must be stretched for its 68 % interval to end at the label."""
     distance2 = (known.median - known.labels - offset) ** 2 - known.label_error**2
-    return np.sqrt(np.maximum(distance2, 0.0)) / (INNER * known.std)
+    return np.sqrt(np.maximum(distance2, 0.0)) / (INNER * known.half)
 
 
 def _at(
