@@ -39,7 +39,7 @@ SHORT_PHASES = (
 )
 SHORT_TRAINING = TrainingConfig(phases=SHORT_PHASES, batch_size=128, prior_components=8, held_out_stars=0)
 QUICK = InferenceConfig(
-    use_parallax=False, n_nodes=256, n_starts=2, n_draws=64, chunk_size=64, max_iterations=40
+    use_parallax=False, n_nodes=256, n_starts=2, n_draws=64, n_more_draws=0, chunk_size=64, max_iterations=40
 )  # fmt: skip
 """Inference in short; whoever shares it shares its compiled programs, whatever the number of stars."""
 

@@ -36,7 +36,7 @@ def test_the_tutorial_runs(trained, sample, tmp_path, monkeypatch, capsys):
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(), re.DOTALL):
         exec(compile(block, "docs/tutorial.md", "exec"), namespace)
     printed = capsys.readouterr().out
-    assert "2000 stars, 64 channels" in printed and "within 1 sigma" in printed
+    assert "2000 stars, 64 channels" in printed and "in 68 % intervals" in printed
     assert (tmp_path / "figures" / "kiel.png").is_file() and (tmp_path / "catalogue.parquet").is_file()
 
 

@@ -7,6 +7,7 @@ from tests.command_line import run
 TINY = """
 [training]
 validation_fraction = 0.05
+calibration_fraction = 0.1
 prior_components = 2
 batch_size = 64
 held_out_stars = 0

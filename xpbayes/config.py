@@ -218,6 +218,12 @@ class InferenceConfig(FrozenSettings):
     n_draws: int = Field(
         512, ge=0, description="importance draws per star for means and quantiles, a power of two; 0 leaves them out"
     )
+    n_more_draws: int = Field(
+        1024,
+        ge=0,
+        description="twice and once as many more in two rounds where these are uneven (k_hat above 0), a power of two; "
+        "0 is faster, and its tails are a little light",
+    )
     refine: bool = Field(
         False, description="sample stars with NUTS whose importance draws cannot be trusted or whose optima compete"
     )

@@ -383,9 +383,16 @@ def check(
     host = jax.tree.map(np.asarray, simulated.stars)
     inferred = infer(trained.forward, trained.prior, None, host, inference, seeds=seeds)
     say(f"inferred them ({time.perf_counter() - begun:.1f} s), {int(inferred.converged.sum())} converged")
-    n_draws = inference.n_draws or 256
     by_importance, k_hat = importance_shares(
-        trained.forward, trained.prior, simulated, inferred.estimate, inferred.runner_up, seeds, n_draws, n_xp
+        trained.forward,
+        trained.prior,
+        simulated,
+        inferred.estimate,
+        inferred.runner_up,
+        seeds,
+        inference.n_draws or 256,
+        n_xp,
+        inference.n_more_draws,
     )
     shares = {
         "mode + Fisher": gaussian_shares(simulated.truth, inferred.estimate, inferred.covariance),

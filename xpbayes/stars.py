@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from numpy.typing import NDArray
 
 T = TypeVar("T")
 
@@ -119,3 +120,14 @@ def by_blocks(function: Callable[..., T], size: int, *trees: Any) -> T:
         part = function(*jax.tree.map(lambda leaf, at=rows: leaf[at], trees))
         parts.append(jax.tree.map(np.asarray, part) if n > size else part)
     return jax.tree.map(lambda *leaves: (np.concatenate(leaves) if len(leaves) > 1 else leaves[0])[:n], *parts)
+
+
+def replaced(tree: T, part: T, rows: NDArray[np.integer]) -> T:
+    """A tree of arrays with some rows of each replaced."""
+
+    def merged(before: Array, after: Array) -> Array:
+        out = np.array(before)
+        out[rows] = after
+        return jnp.asarray(out)
+
+    return jax.tree.map(merged, tree, part)

@@ -15,7 +15,9 @@ from xpbayes.config import InferenceConfig
 from xpbayes.inference.importance import (
     INFLATION,
     TINY_EXTINCTION,
+    UNEVEN,
     WIDE_SHARE,
+    _above,
     importance_draws,
     proposal_mixture,
     summarise,
@@ -176,7 +178,7 @@ def test_inference_finds_both_and_mixes_them(plain):
 
 
 SEARCH = QUICK.model_copy(update={"n_draws": 0})
-N_DRAWS = 1024
+N_DRAWS, N_MORE = 512, 512
 
 
 def _sampled(estimate):
@@ -294,7 +296,7 @@ def steady(trained, sample):
     mode, no = _sampled(found.estimate), jnp.zeros(128, bool)
     folded = refold_model_error(trained.forward, jax.tree.map(jnp.asarray, stars), trained.model_error, mode)
     call = partial(summarise, trained.forward, trained.prior, folded, mode, mode, no)
-    drawn, again = (call(jnp.arange(k, k + 128, dtype=jnp.uint32), N_DRAWS) for k in (0, 1000))
+    drawn, again = (call(jnp.arange(k, k + 128, dtype=jnp.uint32), N_DRAWS, N_MORE) for k in (0, 1000))
     worst = np.maximum(drawn.k_hat, again.k_hat)  # a heavy tail escapes one set of draws now and then, seldom two
     usable = np.flatnonzero((found.n_modes == 1) & found.hessian_positive & (worst < 0.5))
     return folded, found, drawn, usable[np.argsort(worst[usable])]
@@ -314,6 +316,52 @@ def test_summaries_equal_a_long_markov_chain(trained, steady):
         assert_allclose(drawn.std[i] / scale, 1.0, atol=0.15)
         for ours, theirs in ((drawn.low, low), (drawn.median, median), (drawn.high, high)):
             assert_allclose((ours[i] - theirs) / scale, 0.0, atol=0.25)
+
+
+@pytest.mark.parametrize("lowest", [-40.0, -1.0, 0.0, 3.0, 5.7, 9.0, 11.9, 12.1, 30.0])
+def test_gaussians_cut_far_above_their_mean_are_drawn_whole(lowest):
+    """SciPy's truncated normal in float64, in units of its own spread."""
+    share = np.linspace(0.001, 0.999, 99)
+    found = _above(jnp.full(99, lowest, jnp.float32), jnp.asarray(share, jnp.float32))
+    law = truncnorm(lowest, np.inf)
+    assert_allclose((np.asarray(found) - law.ppf(share)) / law.std(), 0.0, atol=0.02)
+
+
+def test_rounds_of_more_draws_change_the_evenness_and_not_the_integral(trained, real):
+    """The mean ratio is the posterior's integral over a normalised proposal, whatever was drawn from.
+
+    Compared where the first draws are fair already: its relative error is 1 / sqrt(effective draws), here below 0.1.
+    """
+    stars, modes, _ = real
+    no, seed = jnp.zeros(16, bool), jnp.arange(16, dtype=jnp.uint32)
+    drawn = jax.jit(jax.vmap(importance_draws, (None, None, 0, 0, 0, 0, 0, None, None)), static_argnums=(7, 8))
+    call = partial(drawn, trained.forward, trained.prior, stars, modes, modes, no, seed)
+    (few, first), (many, later) = call(512, 0), call(512, 256)
+    assert many.shape == (16, 512 + 3 * 256, 5)
+    assert_array_equal(many[:, :512], few)
+    first, later = np.asarray(first, float), np.asarray(later, float)
+
+    def effective(ln_ratio):
+        weight = np.exp(ln_ratio - ln_ratio.max(axis=1, keepdims=True))
+        return weight.sum(axis=1) ** 2 / (weight**2).sum(axis=1)
+
+    fair = effective(first) > 100
+    assert fair.sum() >= 5
+    integrals = [np.log(np.mean(np.exp(v), axis=1)) for v in (first, later)]
+    assert_allclose(integrals[1][fair], integrals[0][fair], atol=0.3)
+    assert np.median(effective(later) / (512 + 3 * 256)) > np.median(effective(first) / 512)
+
+
+def test_only_uneven_stars_get_more_draws(trained, real):
+    stars, modes, _ = real
+    call = partial(summarise, trained.forward, trained.prior, stars, modes, modes, jnp.zeros(16, bool))
+    seed = jnp.arange(16, dtype=jnp.uint32)
+    plain, more = call(seed, 512), call(seed, 512, 256)
+    even = np.asarray(plain.k_hat) <= UNEVEN
+    assert 0 < even.sum() < 16
+    assert_array_equal(np.asarray(more.mean)[even], np.asarray(plain.mean)[even])
+    assert np.all(np.any(np.asarray(more.mean) != np.asarray(plain.mean), axis=1)[~even])
+    assert np.median(np.asarray(more.k_hat)[~even]) < np.median(np.asarray(plain.k_hat)[~even])
 
 
 def test_summaries_do_not_depend_on_who_shares_the_batch(trained, real):

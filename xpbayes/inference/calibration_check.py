@@ -16,7 +16,7 @@ from jaxtyping import Array
 from numpy.typing import NDArray
 from scipy import stats
 
-from xpbayes.inference.importance import importance_draws
+from xpbayes.inference.importance import importance_draws, where_uneven
 from xpbayes.inference.nuts import optima_of
 from xpbayes.inference.prior_predictive import Simulated, Window, in_window
 from xpbayes.inference.psis import pareto_smoothed
@@ -30,7 +30,6 @@ CONFIDENCE = 0.99
 N_POINTS = 64
 """Where the empirical distribution is compared."""
 N_SIMULATED = 4000
-BLOCK = 64
 MIN_SHARE_INSIDE = 0.02
 """A posterior with less of its weight in the window has no share below the truth."""
 
@@ -131,7 +130,7 @@ def gaussian_shares(
     return stats.norm.cdf((truth - estimate) / sigma)
 
 
-@partial(jax.jit, static_argnames=("n_draws", "n_xp"))
+@partial(jax.jit, static_argnames=("n_xp", "n_draws", "n_more"))
 def _importance_block(
     model: ForwardModel,
     prior: LabelPrior,
@@ -140,13 +139,14 @@ def _importance_block(
     truth: Array,
     window: Window,
     seed: Array,
-    n_draws: int,
     n_xp: int,
+    n_draws: int,
+    n_more: int,
 ) -> tuple[Array, Array]:
     def one(star: Stars, tops: Array, true: Array, look: Window, own: Array) -> tuple[Array, Array]:
         two = jnp.all(jnp.isfinite(tops[1]))
         second = jnp.where(two, tops[1], tops[0])
-        draws, ln_ratio = importance_draws(model, prior, star, tops[0], second, two, own, n_draws)
+        draws, ln_ratio = importance_draws(model, prior, star, tops[0], second, two, own, n_draws, n_more)
         weight, k_hat = pareto_smoothed(ln_ratio)
         inside = jax.vmap(lambda u: in_window(model, look, u, n_xp))(draws)
         weight = weight * inside
@@ -167,6 +167,7 @@ def importance_shares(
     seeds: NDArray[np.uint32],
     n_draws: int,
     n_xp: int,
+    n_more: int = 0,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Shares of importance-reweighted posteriors, and k_hat.
 
@@ -177,23 +178,23 @@ def importance_shares(
         seeds: (star,).
         n_draws: per star, a power of two.
         n_xp: how many of the channels are XP samples.
+        n_more: of the rounds for stars whose first draws are uneven; see `importance_draws`.
 
     Returns:
         (star, parameter), NaN where next to nothing of a posterior is in the star's window; (star,).
     """
-    n, optima = len(simulated.stars), optima_of(estimate, runner_up)
-    shares, k_hats = [], []
-    for start in range(0, n, BLOCK):
-        rows = np.minimum(np.arange(start, start + BLOCK), n - 1)
-        window = Window(simulated.window.level[rows], simulated.window.colour[rows])
-        truth = jnp.asarray(simulated.truth[rows], jnp.float32)
-        block = simulated.stars.take(jnp.asarray(rows))
-        share, k_hat = _importance_block(
-            model, prior, block, optima[rows], truth, window, jnp.asarray(seeds[rows]), n_draws, n_xp
-        )
-        shares.append(np.asarray(share, np.float64)[: n - start])
-        k_hats.append(np.asarray(k_hat, np.float64)[: n - start])
-    return np.concatenate(shares), np.concatenate(k_hats)
+    call = partial(_importance_block, model, prior, n_xp=n_xp, n_draws=n_draws)
+    share, k_hat = where_uneven(
+        call,
+        lambda found: found[1],
+        n_more,
+        simulated.stars,
+        optima_of(estimate, runner_up),
+        jnp.asarray(simulated.truth, jnp.float32),
+        simulated.window,
+        jnp.asarray(seeds),
+    )
+    return np.asarray(share, np.float64), np.asarray(k_hat, np.float64)
 
 
 def draw_shares(

@@ -11,11 +11,17 @@ proposal knows the posterior's shape:
   under single components of the label prior. At an optimum on the narrow main sequence the whole posterior's curvature
   says nothing of the arm towards the subgiants, which is another component's.
 
+Where these weights are uneven, rounds of more draws follow, each from a mixture fitted to all draws before it, weighted
+by a power of the posterior that grows from round to round: an arm that few draws met is followed to its end. Every
+draw counts in the end, under the mixture of all that were drawn from (deterministic mixture weights, as in adaptive
+multiple importance sampling, Cornuet et al. 2012).
+
 Points are a randomly rotated Sobol sequence; a star's rotation depends on its own seed alone.
 """
 
+from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,28 +30,43 @@ from jax.scipy.stats import norm
 from jaxtyping import Array, Bool, Float, UInt
 from numpy.typing import NDArray
 
-from xpbayes.inference.psis import pareto_smoothed
+from xpbayes.inference.fitted_mixture import cholesky, fit_mixture, weighted_quantiles
+from xpbayes.inference.psis import pareto_smoothed, top
 from xpbayes.inference.solver import smallest_pivot, solve_positive
 from xpbayes.models.forward import ForwardModel, predict_flux
 from xpbayes.models.likelihood import deviance, n_observed
 from xpbayes.models.objective import Curvature, curvature, measurement_residuals, smooth_part
 from xpbayes.models.prior import LabelPrior
-from xpbayes.stars import Stars, by_blocks
+from xpbayes.stars import Stars, by_blocks, replaced
 
 INFLATION = (1.2, 2.4)
 """The proposal is wider than the Laplace approximation by these factors: weights must not pile up in its tails."""
+POWER = round((INFLATION[1] / INFLATION[0]) ** 2)
+"""The wider Gaussian to this power is the narrower one."""
 WIDE_SHARE = 0.25
 """This share of the draws comes from the wider: where a posterior bends, the narrow one misses its ends, and k_hat with
 it."""
 MIN_RUNNER_UP_SHARE = 0.2
 """A second optimum gets at least this share of what the first has: its Laplace evidence may be off."""
-N_COMPONENTS, COMPONENT_STEPS = 6, 2
-"""Components of the label prior with a term of their own, and Newton steps towards each one's optimum."""
-COMPONENTS_SHARE, MIN_COMPONENT_SHARE = 0.6, 0.03
+COMPONENT_STEPS = 3
+"""Newton steps towards the optimum of every component of the label prior, the first from the whole posterior's."""
+COMPONENTS_SHARE, MIN_COMPONENT_SHARE = 0.6, 0.06
 """Share of the draws that the components have together, and the least of each among them."""
-MAX_COMPONENT_STEP = 2.0
+MAX_COMPONENT_STEP = 4.0
 """A component's optimum is sought within this of the whole posterior's, in units of the training labels' spread."""
-MAX_Z = 6.0
+UNEVEN = 0.0
+"""k_hat above which a star is drawn for again, in rounds."""
+ROUNDS = ((2, 0.2), (1, 0.7))
+"""Rounds: draws in units of `n_more`, and the power of the posterior that their mixture is fitted to. The first looks
+for arms that the star's first draws missed, the second follows them."""
+N_CLIPPED = 16
+"""So many of the largest weights are made equal for a fit: what one draw says of its surroundings is little."""
+N_FITTED = 1024
+"""Draws, picked by weight, that a round's mixture is fitted to."""
+NO_WEIGHT = 1e-8
+MAX_WIDTH = 3.0
+"""A term wider than this in E [mag], or three times as far from E = 0, is of no use."""
+MAX_Z, FARTHEST = 6.0, 12.0
 TINY_EXTINCTION = 1e-7
 BLOCK = 64
 """Stars whose draws are in memory together."""
@@ -151,29 +172,28 @@ def _gaussian(at: Curvature, point: Array, component: _Component | None) -> tupl
     scale = jnp.sqrt(jnp.maximum(jnp.diagonal(covariance)[pick], 1e-30))
     correlation = covariance[pick][:, pick] / scale[:, None] / scale[None, :]
     factor = scale[:, None] * cholesky(0.5 * (correlation + correlation.T) + 1e-6 * jnp.eye(n + 1))
-    mean = center[pick]
-    width = jnp.asarray(INFLATION, point.dtype)
-    lowest = (TINY_EXTINCTION - mean[0]) / (width * factor[0, 0])
     ln_det = jnp.sum(jnp.log(jnp.diagonal(factor)))
-    ln_share = jnp.log(jnp.array([1.0 - WIDE_SHARE, WIDE_SHARE], point.dtype))
-    ln_size = ln_det + (n + 1) * jnp.log(width) + 0.5 * (n + 1) * np.log(2.0 * np.pi)
-    ln_norm = ln_share - ln_size - norm.logcdf(-lowest)
-    return center, Proposal(mean, factor, lowest, ln_norm, ln_det - 0.5 * (value + 0.5 * gradient @ step))
+    return center, _cut(center[pick], factor, ln_det - 0.5 * (value + 0.5 * gradient @ step))
+
+
+def _cut(mean: Array, factor: Array, evidence: Array) -> Proposal:
+    """A Gaussian in (E, labels) with its constants, cut at E = 0."""
+    n = mean.size
+    width = jnp.asarray(INFLATION, mean.dtype)
+    lowest = (TINY_EXTINCTION - mean[0]) / (width * factor[0, 0])
+    ln_share = jnp.log(jnp.array([1.0 - WIDE_SHARE, WIDE_SHARE], mean.dtype))
+    ln_size = jnp.sum(jnp.log(jnp.diagonal(factor))) + n * jnp.log(width) + 0.5 * n * np.log(2.0 * np.pi)
+    return Proposal(mean, factor, lowest, ln_share - ln_size - norm.logcdf(-lowest), evidence)
 
 
 def _of_components(model: ForwardModel, prior: LabelPrior, star: Stars, mode: Array) -> Proposal:
-    """The likeliest components of the label prior times the likelihood, each as a Gaussian around its own optimum."""
+    """Every component of the label prior times the likelihood, each as a Gaussian around its own optimum."""
     n = model.n_labels
-    every = _Component(
+    components = _Component(
         jnp.einsum("kde,kfe->kdf", prior.whitening, prior.whitening),
         prior.mean,
         prior.ln_weight + jnp.sum(jnp.log(jnp.diagonal(prior.whitening, axis1=1, axis2=2)), axis=1),
     )
-    at, _ = curvature(model, None, star, mode)
-    center, gaussian = jax.vmap(partial(_gaussian, at, mode))(every)
-    evidence = jnp.where(jnp.isfinite(gaussian.evidence), gaussian.evidence, -jnp.inf)
-    _, best = jax.lax.top_k(evidence, min(N_COMPONENTS, evidence.size))
-    chosen = jax.tree.map(lambda leaf: leaf[best], every)
     reach = jnp.append(MAX_COMPONENT_STEP * model.label_scale, jnp.ones(1, mode.dtype))  # labels, ln parallax
 
     def improve(center: Array, component: _Component) -> tuple[Array, Proposal]:
@@ -182,10 +202,14 @@ def _of_components(model: ForwardModel, prior: LabelPrior, star: Stars, mode: Ar
         point = jnp.concatenate([mode[:n] + moved[:n], ln_extinction[None], mode[-1:] + moved[n:]])
         return _gaussian(curvature(model, None, star, point)[0], point, component)
 
-    center = center[best]
-    for _ in range(COMPONENT_STEPS):
-        center, gaussian = jax.vmap(improve)(center, chosen)
-    return gaussian
+    def step(center: Array, _: None) -> tuple[Array, Proposal]:
+        return jax.vmap(improve)(center, components)
+
+    # One step in the program, whatever their number: each would take seconds to compile.
+    n_components = len(prior.ln_weight)
+    begin = jnp.tile(mode.at[n].set(jnp.exp(mode[n])), (n_components, 1))
+    _, gaussians = jax.lax.scan(step, begin, None, length=COMPONENT_STEPS)
+    return jax.tree.map(lambda leaf: leaf[-1], gaussians)
 
 
 def proposal_mixture(
@@ -196,12 +220,13 @@ def proposal_mixture(
     Returns:
         the terms along a leading axis, and their shares of the draws.
     """
-    first, second = propose(model, prior, star, mode), propose(model, prior, star, runner_up)
+    tops = jax.vmap(partial(propose, model, prior, star))(jnp.stack([mode, runner_up]))
     parts = _of_components(model, prior, star, mode)
-    terms = jax.tree.map(lambda a, b, c: jnp.concatenate([a[None], b[None], c]), first, second, parts)
+    terms = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), tops, parts)
     usable = jax.vmap(lambda term: jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in term])))(terms)
+    usable = usable & (terms.factor[:, 0, 0] < MAX_WIDTH) & (jnp.abs(terms.mean[:, 0]) < 3.0 * MAX_WIDTH)
     usable = usable.at[0].set(True).at[1].set(usable[1] & competes)
-    odds = jnp.clip(jax.nn.sigmoid(second.evidence - first.evidence), MIN_RUNNER_UP_SHARE, 0.5)
+    odds = jnp.clip(jax.nn.sigmoid(tops.evidence[1] - tops.evidence[0]), MIN_RUNNER_UP_SHARE, 0.5)
     of_second = jnp.where(usable[1], odds, 0.0)
     any_part = jnp.any(usable[2:])
     likely = jax.nn.softmax(jnp.where(usable[2:], parts.evidence, jnp.where(any_part, -jnp.inf, 0.0)))
@@ -214,26 +239,18 @@ def proposal_mixture(
     return terms, share
 
 
-def cholesky(matrix: Array) -> Array:
-    """Lower-triangular factor of one small matrix, unrolled: a library call per matrix costs more, and hung on CPUs."""
-    n = matrix.shape[0]
-    lower = [[jnp.zeros((), matrix.dtype)] * n for _ in range(n)]
-    for i in range(n):
-        for j in range(i):
-            lower[i][j] = (matrix[i, j] - sum(lower[i][k] * lower[j][k] for k in range(j))) / lower[j][j]
-        pivot = matrix[i, i] - sum(lower[i][k] ** 2 for k in range(i))
-        lower[i][i] = jnp.sqrt(jnp.maximum(pivot, 1e-7))
-    return jnp.stack([jnp.stack(row) for row in lower])
+class _Drawn(NamedTuple):
+    """Draws of one star.
 
+    Attributes:
+        x: (draw, label + 1) E and labels.
+        parameters: (draw, label + 2) labels, ln E, ln parallax.
+        ln_height: (draw,) ln of the posterior density over that of the draw's parallax given the rest.
+    """
 
-def _ln_density(proposal: Proposal, x: Float[Array, "draw label+1"]) -> Float[Array, " draw"]:
-    white: list[Array] = []
-    for i in range(x.shape[1]):
-        rest = x[:, i] - proposal.mean[i] - sum(proposal.factor[i, k] * white[k] for k in range(i))
-        white.append(rest / proposal.factor[i, i])
-    distance2 = sum(z * z for z in white)
-    each = [proposal.ln_norm[k] - 0.5 * distance2 / width**2 for k, width in enumerate(INFLATION)]
-    return jnp.logaddexp(*each)
+    x: Array
+    parameters: Array
+    ln_height: Array
 
 
 def importance_draws(
@@ -245,6 +262,7 @@ def importance_draws(
     competes: Bool[Array, ""],
     seed: UInt[Array, ""],
     n_draws: int,
+    n_more: int = 0,
 ) -> tuple[Float[Array, "draw parameter"], Float[Array, " draw"]]:
     """Draw around one star's optima.
 
@@ -255,30 +273,107 @@ def importance_draws(
         mode, runner_up: (label + 2,) best and second optimum: labels, ln E, ln parallax.
         competes: the runner-up is a distinct optimum worth drawing from.
         seed: the star's own.
-        n_draws: number of draws, a power of two.
+        n_draws: number of draws at first, a power of two.
+        n_more: a power of two; twice and once as many more in two rounds from mixtures fitted to all draws before; 0
+            for none.
 
     Returns:
         (draw, label + 2) labels, ln E, ln parallax; (draw,) ln of posterior / proposal density, up to a constant.
     """
-    n = model.n_labels
     terms, share = proposal_mixture(model, prior, star, mode, runner_up, competes)
-    rotation = jax.random.uniform(jax.random.key(seed), (n + 4,), dtype=mode.dtype)
-    points = jnp.clip((jnp.asarray(_points(n_draws, n + 4)) + rotation) % 1.0, 1e-6, 1.0 - 1e-6)
+    key = jax.random.key(seed)
+    center, unit = terms.mean[0], terms.factor[0]
+    drawn = _draw(model, prior, star, mode, terms, share, _rotated(key, n_draws, model.n_labels, mode.dtype))
+    ln_density = _ln_mixture(terms, share, drawn.x)
+    for number, (times, temper) in enumerate(ROUNDS if n_more else ()):
+        ln_ratio = temper * drawn.ln_height - ln_density
+        ln_ratio = jnp.where(jnp.isfinite(ln_ratio), ln_ratio, -jnp.inf)
+        weight = jax.nn.softmax(jnp.minimum(ln_ratio, top(ln_ratio, N_CLIPPED)[0][-1]))
+        chosen = jnp.searchsorted(jnp.cumsum(weight), (jnp.arange(N_FITTED) + 0.5) / N_FITTED)
+        near = drawn.x[jnp.minimum(chosen, len(weight) - 1)]
+        fitted = fit_mixture(_whitened(near, center, unit), jnp.full(N_FITTED, 1.0 / N_FITTED, mode.dtype))
+        of_new, no_evidence = jnp.exp(fitted.ln_share), jnp.zeros(len(fitted.mean), mode.dtype)
+        new = jax.vmap(_cut)(center + fitted.mean @ unit.T, unit @ fitted.factor, no_evidence)
+        n_now = times * n_more
+        points = _rotated(jax.random.fold_in(key, number), n_now, model.n_labels, mode.dtype)
+        more = _draw(model, prior, star, mode, new, of_new, points)
+        old = len(weight) / (len(weight) + n_now)
+        # Every draw's density under all terms, of which those that were there before are known for the old draws.
+        of_old = jnp.concatenate([ln_density, _ln_mixture(terms, share, more.x)]) + np.log(old)
+        drawn = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), drawn, more)
+        ln_density = jnp.logaddexp(of_old, _ln_mixture(new, of_new, drawn.x) + np.log1p(-old))
+        terms = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), terms, new)
+        share = jnp.concatenate([old * share, (1.0 - old) * of_new])
+    # The density is one in (labels, E, ln parallax) here: E's Jacobian leaves again.
+    ln_ratio = drawn.ln_height - ln_density
+    return drawn.parameters, jnp.where(jnp.isfinite(ln_ratio), ln_ratio, -jnp.inf)
+
+
+def _rotated(key: Array, n_draws: int, n_labels: int, dtype: Any) -> Float[Array, "draw coordinate"]:
+    """Points of the unit cube: for the term, E, labels, the width and the parallax."""
+    rotation = jax.random.uniform(key, (n_labels + 4,), dtype=dtype)
+    return jnp.clip((jnp.asarray(_points(n_draws, n_labels + 4)) + rotation) % 1.0, 1e-6, 1.0 - 1e-6)
+
+
+def _whitened(x: Float[Array, "draw label+1"], mean: Array, factor: Array) -> Float[Array, "draw label+1"]:
+    """Inverse of lower-triangular factor times (x - mean)."""
+    white: list[Array] = []
+    for i in range(x.shape[1]):
+        rest = x[:, i] - mean[i] - sum(factor[i, k] * white[k] for k in range(i))
+        white.append(rest / factor[i, i])
+    return jnp.stack(white, axis=1)
+
+
+def _ln_mixture(terms: Proposal, share: Array, x: Float[Array, "draw label+1"]) -> Float[Array, " draw"]:
+    """Ln density of a mixture."""
+
+    largest = jnp.max(jnp.where(share > 0, terms.ln_norm[:, 1], -jnp.inf))
+    constant = share[:, None] * jnp.exp(terms.ln_norm - largest)
+
+    def of_term(term: Proposal, constant: Array) -> Array:
+        distance2 = jnp.sum(_whitened(x, term.mean, term.factor) ** 2, axis=1)
+        wide = jnp.exp(-0.5 * distance2 / INFLATION[1] ** 2)
+        return constant[1] * wide + constant[0] * wide**POWER  # one exponential for both widths
+
+    density = jnp.sum(jax.vmap(of_term)(terms, constant), axis=0)
+    return jnp.log(jnp.maximum(density, 1e-37)) + largest
+
+
+def _above(lowest: Float[Array, " draw"], share: Float[Array, " draw"]) -> Float[Array, " draw"]:
+    """Quantiles of the standard Gaussian cut off below `lowest`."""
+    near = jnp.minimum(lowest, FARTHEST)
+    z = -norm.ppf(norm.cdf(-near) * (1.0 - share))
+    # Beyond where float32 has no numbers for the share above: by its exponential part, and a step of Newton's method.
+    beyond = jnp.maximum(lowest, FARTHEST)
+    far = jnp.sqrt(beyond**2 - 2.0 * jnp.log1p(-share))
+    far = far + (norm.logcdf(-far) - norm.logcdf(-beyond) - jnp.log1p(-share)) / (far + 1.0 / far)
+    return jnp.clip(jnp.where(lowest > FARTHEST, far, z), lowest, MAX_Z + jnp.maximum(lowest, 0.0))
+
+
+def _draw(
+    model: ForwardModel,
+    prior: LabelPrior,
+    star: Stars,
+    mode: Array,
+    terms: Proposal,
+    share: Array,
+    points: Float[Array, "draw coordinate"],
+) -> _Drawn:
+    """Draw E and labels from a mixture, and the parallax given these."""
+    n = model.n_labels
     number = jnp.minimum(jnp.searchsorted(jnp.cumsum(share), points[:, 0], side="right"), share.size - 1)
     own, wide = jax.tree.map(lambda leaf: leaf[number], terms), points[:, -2] < WIDE_SHARE
     lowest = jnp.where(wide, own.lowest[:, 1], own.lowest[:, 0])
     width = jnp.where(wide, INFLATION[1], INFLATION[0])
-    above = norm.cdf(-lowest)  # survival function, accurate where E = 0 is far in the upper tail
-    z_e = jnp.clip(-norm.ppf(above * (1.0 - points[:, 1])), lowest, jnp.maximum(MAX_Z, lowest))
+    z_e = _above(lowest, points[:, 1])
     z = jnp.concatenate([z_e[:, None], norm.ppf(points[:, 2 : 2 + n])], axis=1)
     x = own.mean + width[:, None] * jnp.einsum("dij,dj->di", own.factor, z)
     x = x.at[:, 0].set(jnp.maximum(x[:, 0], TINY_EXTINCTION))
     labels, ln_extinction = x[:, 1:], jnp.log(x[:, 0])
-    ln_share = jnp.log(jnp.maximum(share, 1e-30))
-    ln_q = jax.nn.logsumexp(ln_share[:, None] + jax.vmap(_ln_density, (0, None))(terms, x), axis=0)
 
     # Parallax given the rest: f = a f1 with a = (parallax / that of the mode)^2, best a by linear least squares.
-    reference = jnp.concatenate([labels, ln_extinction[:, None], jnp.full((n_draws, 1), mode[-1])], axis=1)
+    same_parallax = jnp.full((len(points), 1), mode[-1])
+    reference = jnp.concatenate([labels, ln_extinction[:, None], same_parallax], axis=1)
     flux = jax.vmap(lambda u: predict_flux(model, u, star.ln_scale))(reference)
     white, observed = flux @ star.whitening.T, star.whitening @ star.flux
     power = jnp.sum(white**2, axis=1)
@@ -294,25 +389,16 @@ def importance_draws(
     center = (flux_precision * 0.5 * jnp.log(amplitude) + parallax_precision * measured + 1.0) / total
     z = norm.ppf(points[:, -1])
     above_mode = center + INFLATION[0] * z / jnp.sqrt(total)
-    ln_q = ln_q - 0.5 * z**2 + 0.5 * jnp.log(total)
+    ln_of_parallax = 0.5 * jnp.log(total) - 0.5 * z**2
 
     parameters = reference.at[:, -1].add(above_mode)
     residual = jnp.exp(2.0 * above_mode)[:, None] * white - observed
     rho = deviance(jnp.sum(residual**2, axis=1), n_obs, star.tail).value
     rest = jax.vmap(lambda u: jnp.sum(measurement_residuals(star, u) ** 2) + smooth_part(prior, u))(parameters)
-    # The density is one in (labels, E, ln parallax) here: E's Jacobian leaves again.
-    ln_ratio = -0.5 * (rho + rest) - ln_extinction - ln_q
-    return parameters, jnp.where(jnp.isfinite(ln_ratio), ln_ratio, -jnp.inf)
+    return _Drawn(x, parameters, -0.5 * (rho + rest) - ln_extinction - ln_of_parallax)
 
 
-def _weighted_quantiles(values: Array, weight: Array, at: Array) -> Array:
-    """Quantiles of weighted draws, interpolated between their mid-ranks."""
-    order = jnp.argsort(values)
-    cumulative = jnp.cumsum(weight[order])
-    return jnp.interp(at, cumulative - 0.5 * weight[order], values[order])
-
-
-@partial(jax.jit, static_argnames="n_draws")
+@partial(jax.jit, static_argnames=("n_draws", "n_more"))
 def _summarise_block(
     model: ForwardModel,
     prior: LabelPrior,
@@ -322,13 +408,16 @@ def _summarise_block(
     competes: Array,
     seed: Array,
     n_draws: int,
+    n_more: int,
 ) -> Summary:
     def one(star: Stars, best: Array, second: Array, two: Array, own: Array) -> Summary:
-        draws, ln_ratio = importance_draws(model, prior, star, best, second, two, own, n_draws)
+        draws, ln_ratio = importance_draws(model, prior, star, best, second, two, own, n_draws, n_more)
         weight, k_hat = pareto_smoothed(ln_ratio)
         linear = jnp.concatenate([draws[:, :-2], jnp.exp(draws[:, -2:])], axis=1)
+        # Draws without weight may be anywhere, beyond float32 too: they must spoil neither sums nor the range of bisection.
+        linear = jnp.where(weight[:, None] > NO_WEIGHT, linear, linear[jnp.argmax(weight)])
         mean = weight @ linear
-        quantile = jax.vmap(_weighted_quantiles, (1, None, None))(linear, weight, jnp.array([0.16, 0.5, 0.84]))
+        quantile = jax.vmap(weighted_quantiles, (1, None, None))(linear, weight, jnp.array([0.16, 0.5, 0.84]))
         return Summary(
             mean=mean,
             std=jnp.sqrt(weight @ (linear - mean) ** 2),
@@ -343,6 +432,29 @@ def _summarise_block(
         return jax.vmap(one)(stars, mode, runner_up, competes, seed)
 
 
+T = TypeVar("T", bound=tuple)
+
+
+def where_uneven(call: Callable[..., T], k_hat: Callable[[T], Array], n_more: int, *per_star: Any) -> T:
+    """Work on all stars by blocks with their first draws, and again with more where these are uneven.
+
+    Args:
+        call: gets blocks of `per_star` and, by name, `n_more`.
+        k_hat: picks (star,) k_hat from its result; not a number counts as uneven.
+        n_more: see `importance_draws`; 0 leaves it at the first draws.
+        per_star: pytrees of arrays whose leading axis is the star.
+    """
+    # Block by block from Python: as a loop inside one program, XLA on the CPU now and then stood still for ever.
+    first = by_blocks(partial(call, n_more=0), BLOCK, *per_star)
+    uneven = np.flatnonzero(~(np.asarray(k_hat(first)) <= UNEVEN)) if n_more else np.zeros(0, int)
+    if not len(uneven):
+        return first
+    few = jax.tree.map(lambda leaf: np.asarray(leaf)[uneven], per_star)
+    again = by_blocks(partial(call, n_more=n_more), BLOCK, *few)
+
+    return replaced(first, again, uneven)
+
+
 def summarise(
     model: ForwardModel,
     prior: LabelPrior,
@@ -352,10 +464,12 @@ def summarise(
     competes: Bool[Array, " star"],
     seed: UInt[Array, " star"],
     n_draws: int,
+    n_more: int = 0,
 ) -> Summary:
     """Summarise every star's posterior; see `importance_draws` for the arguments.
 
-    Block by block from Python: as a loop inside one program, XLA on the CPU now and then stood still for ever.
+    Args:
+        n_more: of the rounds for stars whose first draws are uneven (k_hat above `UNEVEN`); 0 for no rounds.
     """
     summaries = partial(_summarise_block, model, prior, n_draws=n_draws)
-    return by_blocks(summaries, BLOCK, stars, mode, runner_up, competes, seed)
+    return where_uneven(summaries, lambda found: found.k_hat, n_more, stars, mode, runner_up, competes, seed)

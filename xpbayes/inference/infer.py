@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,7 @@ from xpbayes.inference.uncertainty import are_positive_definite, at_mode, hessia
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.model_error import ModelError
 from xpbayes.models.prior import LabelPrior
-from xpbayes.stars import STAR_BLOCK, Stars, by_blocks
-
-T = TypeVar("T")
+from xpbayes.stars import STAR_BLOCK, Stars, by_blocks, replaced
 
 HOPELESS = 15.0
 """A start this far above the star's best after some iterations is given up."""
@@ -189,23 +187,12 @@ def _at_the_winner(
     few = refold_model_error(
         model, jax.tree.map(lambda leaf: np.asarray(leaf)[padded], measured), model_error, winner[padded]
     )
-    stars = _replaced(found.stars, jax.tree.map(lambda leaf: np.asarray(leaf)[: len(elsewhere)], few), elsewhere)
+    stars = replaced(found.stars, jax.tree.map(lambda leaf: np.asarray(leaf)[: len(elsewhere)], few), elsewhere)
     # Starts that were given up meet the winner there, and are given up again.
     begin = jnp.asarray(np.where(np.isfinite(solution.objective)[..., None], at, winner[:, None])[elsewhere])
     again = refine(model, prior, stars, begin, config.max_iterations, elsewhere)
     more = np.asarray(again.n_iterations) + np.asarray(solution.n_iterations)[elsewhere]
-    return Searched(stars, found.starts, _replaced(solution, again._replace(n_iterations=more), elsewhere))
-
-
-def _replaced(tree: T, part: T, rows: NDArray[np.integer]) -> T:
-    """The tree with some rows of its arrays replaced."""
-
-    def merged(before: Array, after: Array) -> Array:
-        out = np.array(before)
-        out[rows] = after
-        return jnp.asarray(out)
-
-    return jax.tree.map(merged, tree, part)
+    return Searched(stars, found.starts, replaced(solution, again._replace(n_iterations=more), elsewhere))
 
 
 def refine(
@@ -412,6 +399,7 @@ def _infer_chunk(
             jnp.asarray(n_modes > 1),
             jnp.asarray(seed),
             config.n_draws,
+            config.n_more_draws,
         )
         if config.n_draws
         else _no_summary(*mode.shape)

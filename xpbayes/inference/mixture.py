@@ -18,12 +18,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, UInt
 
 from xpbayes.inference.coordinates import Frame, evaluate, frame_at, intrinsic, is_usable, place
-from xpbayes.inference.importance import cholesky
-from xpbayes.inference.psis import pareto_smoothed
+from xpbayes.inference.fitted_mixture import Mixture, fit_mixture
+from xpbayes.inference.psis import pareto_smoothed, top
 from xpbayes.inference.solver import solve
 from xpbayes.inference.starts import StartGrid, find_starts
 from xpbayes.models.forward import ForwardModel
@@ -47,29 +46,6 @@ CHAIN_WORTH = 0.5
 """A point of a chain counts as so many independent draws."""
 N_CLIPPED = 32
 """So many of the largest weights of a round are made equal: the square root of the draws."""
-N_TERMS = 8
-"""Terms fitted."""
-EM_STEPS = 6
-WIDE_SHARE, WIDE = 0.1, 1.5
-"""Share of one more term, as wide as all draws together times this: nothing that was once seen is given up."""
-FLOOR = 1e-3
-"""Added to the variances of a term, in units of the coordinates."""
-MIN_WEIGHT = 1e-2
-"""A term with a smaller share of the draws takes its shape from all of them."""
-
-
-class Mixture(NamedTuple):
-    """A mixture of Student t in one star's coordinates.
-
-    Attributes:
-        ln_share: (term,) they add up to one.
-        mean: (term, parameter).
-        factor: (term, parameter, parameter) lower-triangular; its square is the scale matrix.
-    """
-
-    ln_share: Float[Array, " term"]
-    mean: Float[Array, "term parameter"]
-    factor: Float[Array, "term parameter parameter"]
 
 
 class Adapted(NamedTuple):
@@ -209,81 +185,6 @@ def _first_draws(terms: _Terms, frame: Frame, key: Array, n: int) -> tuple[Array
     return jax.vmap(one)(term, points)
 
 
-def _fit(z: Float[Array, "draw parameter"], weight: Float[Array, " draw"]) -> Mixture:
-    """Fit a mixture to weighted draws by expectation-maximisation, beginning from slices along their longest axis.
-
-    Both steps are products with a matrix of (1, y, y y^T), y the draws in units of their own spread: many times as fast
-    as differences from every mean, and float32 is exact enough, the variances being raised by `FLOOR` anyway.
-    """
-    n = z.shape[1]
-    row, column = np.triu_indices(n)
-    mean = weight @ z
-    spread = jnp.sqrt(weight @ (z - mean) ** 2 + FLOOR)
-    y = (z - mean) / spread
-    features = jnp.concatenate([jnp.ones_like(y[:, :1]), y, y[:, row] * y[:, column]], axis=1)
-    floor = jnp.diag(FLOOR / spread**2)
-
-    def full(packed: Array) -> Array:
-        return jnp.zeros((n, n)).at[row, column].set(packed).at[column, row].set(packed)
-
-    covariance = full(weight @ features[:, 1 + n :])
-    axis = jnp.ones(n)
-    for _ in range(12):
-        axis = covariance @ axis
-        axis = axis / jnp.sqrt(jnp.sum(axis**2))
-    along = y @ axis
-    order = jnp.argsort(along)
-    rank = jnp.zeros_like(weight).at[order].set(jnp.cumsum(weight[order]))
-    slice_of = jnp.clip((rank * N_TERMS).astype(int), 0, N_TERMS - 1)
-
-    def term(moments: Array) -> tuple[Array, Array, Array]:
-        """Share, mean and factor of a term from its sums over the draws; the mean of all is at zero."""
-        total, first = moments[0], moments[1 : 1 + n]
-        center = first / (total + MIN_WEIGHT)
-        cross = center[:, None] * first[None, :]
-        scatter = full(moments[1 + n :]) - cross - cross.T + total * center[:, None] * center[None, :]
-        scale = (scatter + MIN_WEIGHT * covariance) / (total + MIN_WEIGHT) + floor
-        return jnp.log(total + 1e-4), center, _factor(scale)
-
-    def coefficients(ln_share: Array, center: Array, factor: Array) -> Array:
-        """What the features are multiplied with for ln of share times density."""
-        inverse = _inverse(factor)
-        white = inverse @ center
-        precision = inverse.T @ inverse
-        constant = ln_share - jnp.sum(jnp.log(jnp.diagonal(factor))) - 0.5 * white @ white
-        squares = jnp.where(row == column, -0.5, -1.0) * precision[row, column]
-        return jnp.concatenate([constant[None], white @ inverse, squares])
-
-    def maximise(share: Array) -> tuple[Array, Array, Array]:
-        return jax.vmap(term)((share * weight[:, None]).T @ features)
-
-    def step(_: int, share: Array) -> Array:
-        return jax.nn.softmax(features @ jax.vmap(coefficients)(*maximise(share)).T, axis=1)
-
-    share = jax.lax.fori_loop(0, EM_STEPS, step, jax.nn.one_hot(slice_of, N_TERMS))
-    ln_share, center, factor = maximise(share)
-    return Mixture(
-        jnp.append(jax.nn.log_softmax(ln_share) + jnp.log1p(-WIDE_SHARE), jnp.log(WIDE_SHARE)),
-        mean + spread * jnp.concatenate([center, jnp.zeros((1, n))]),
-        spread[:, None] * jnp.concatenate([factor, WIDE * _factor(covariance + floor)[None]]),
-    )
-
-
-def _factor(scale: Array) -> Array:
-    size = jnp.sqrt(jnp.maximum(jnp.diagonal(scale), 1e-12))
-    return size[:, None] * cholesky(scale / size[:, None] / size[None, :])
-
-
-def _inverse(factor: Array) -> Array:
-    """Of a small lower-triangular matrix, unrolled as `cholesky` is."""
-    n = factor.shape[0]
-    rows: list[Array] = []
-    for i in range(n):
-        known = sum((factor[i, k] * rows[k] for k in range(i)), jnp.zeros(n))
-        rows.append((jnp.eye(n)[i] - known) / factor[i, i])
-    return jnp.stack(rows)
-
-
 def _tempered(energy: Array, ln_density: Array) -> Array:
     """Weights of draws as draws of the tempered posterior; they add up to one, the largest made equal.
 
@@ -293,7 +194,7 @@ def _tempered(energy: Array, ln_density: Array) -> Array:
     """
     ln_ratio = -TEMPER * energy - ln_density
     ln_ratio = jnp.where(jnp.isfinite(ln_ratio), ln_ratio, -jnp.inf)
-    return jax.nn.softmax(jnp.minimum(ln_ratio, jnp.sort(ln_ratio)[-N_CLIPPED]))
+    return jax.nn.softmax(jnp.minimum(ln_ratio, top(ln_ratio, N_CLIPPED)[0][-1]))
 
 
 class _Round(NamedTuple):
@@ -331,11 +232,11 @@ def _improve(
         weight, (smoothed, k_hat) = _tempered(height, now.ln_density), pareto_smoothed(ratio)
         share = known_worth / (known_worth + 1.0 / jnp.sum(weight**2))
         together = jnp.concatenate([share * known_weight, (1.0 - share) * weight])
-        following = begin(_fit(jnp.concatenate([known, now.z]), together), key)
+        following = begin(fit_mixture(jnp.concatenate([known, now.z]), together), key)
         return following, (now.mixture, k_hat, jnp.where(jnp.isfinite(k_hat), 1.0 / jnp.sum(smoothed**2), 0.0))
 
     keys = jax.random.split(key, N_ROUNDS)
-    first = begin(_fit(known, known_weight), keys[0])
+    first = begin(fit_mixture(known, known_weight), keys[0])
     _, (mixtures, k_hat, worth) = jax.lax.scan(step, first, keys)
     best = jnp.argmax(worth)
     return jax.tree.map(lambda leaf: leaf[best], mixtures), k_hat[best]

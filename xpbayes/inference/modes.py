@@ -116,7 +116,7 @@ def find_modes(
         scattered = scattered_starts(model, grid, jax.tree.map(lambda leaf: leaf[0], one), N_SCATTERED, seed)
         starts, reference = jnp.concatenate([searched, scattered]), None
         if model_error is not None:
-            # As for the catalogue: where the first round ends, the relative error is taken of what the model predicts.
+            # As for the catalogue, the relative error is taken of what the model predicts at the best optimum.
             first = solve(model, prior, one.take(jnp.zeros(len(starts), int)), starts, MAX_ITERATIONS)
             best = jnp.argmin(jnp.where(jnp.isfinite(first.objective), first.objective, jnp.inf))
             reference = first.parameters[best]

@@ -9,7 +9,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 K_PRIOR_WEIGHT, K_PRIOR_MEAN = 10.0, 0.5
 """Weakly informative prior on k, in draws (the paper's appendix)."""
@@ -27,10 +27,10 @@ def pareto_smoothed(ln_ratio: Float[Array, " draw"]) -> tuple[Float[Array, " dra
     n = ln_ratio.shape[0]
     n_tail = math.ceil(min(0.2 * n, 3.0 * math.sqrt(n)))
     shifted = ln_ratio - jnp.max(ln_ratio)
-    order = jnp.argsort(shifted)
-    tail, cutoff = order[-n_tail:], shifted[order[-n_tail - 1]]
+    largest, order = top(shifted, n_tail + 1)
+    tail, cutoff = order[-2::-1], largest[-1]
     base = jnp.exp(jnp.maximum(cutoff, -80.0))  # float32's exp ends at -87
-    excess = jnp.exp(shifted[tail]) - base
+    excess = jnp.exp(largest[-2::-1]) - base
     k, sigma = _fit_generalised_pareto(excess)
     quantile = (jnp.arange(n_tail) + 0.5) / n_tail
     away = jnp.abs(k) > 1e-6
@@ -40,6 +40,14 @@ def pareto_smoothed(ln_ratio: Float[Array, " draw"]) -> tuple[Float[Array, " dra
     usable = jnp.isfinite(k) & (sigma > 0)
     ln_weight = shifted.at[tail].set(jnp.where(usable, smoothed, shifted[tail]))
     return jax.nn.softmax(ln_weight), jnp.where(usable, k, jnp.inf)
+
+
+def top(values: Float[Array, " draw"], n: int) -> tuple[Float[Array, " n"], Int[Array, " n"]]:
+    """The n largest, and where they are, without sorting all: that would take as long as the draws themselves.
+
+    XLA on the CPU has a program of its own for this, but does not see where it applies if slices are taken of the result.
+    """
+    return tuple(jax.lax.optimization_barrier(tuple(jax.lax.top_k(values, n))))
 
 
 def _fit_generalised_pareto(excess: Float[Array, " tail"]) -> tuple[Float[Array, ""], Float[Array, ""]]:

@@ -27,7 +27,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
-from xpbayes.inference.importance import cholesky
+from xpbayes.inference.fitted_mixture import cholesky
 from xpbayes.inference.model_error import refold_model_error
 from xpbayes.inference.solver import smallest_pivot, solve_positive
 from xpbayes.inference.uncertainty import invert_positive, to_sampled

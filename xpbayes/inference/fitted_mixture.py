@@ -1,0 +1,149 @@
+"""A few Gaussians fitted to weighted draws, inside jit and for a batch of stars: what adaptive importance sampling needs.
+
+In: draws with weights that add up to one. Out: shares, means and lower-triangular factors. A library's fit is one
+data set at a time and on the host; here there are thousands of small ones on the device that holds the draws.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+N_TERMS = 8
+"""Terms fitted."""
+EM_STEPS = 6
+WIDE_SHARE, WIDE = 0.1, 1.5
+"""Share of one more term, as wide as all draws together times this: nothing that was once seen is given up."""
+FLOOR = 1e-3
+"""Added to the variances of a term, in units of the coordinates."""
+HALVINGS = 22
+"""Of the range of the draws, for quantiles: as fine as float32 tells apart."""
+MIN_WEIGHT = 1e-2
+"""A term with a smaller share of the draws takes its shape from all of them."""
+
+
+class Mixture(NamedTuple):
+    """A mixture of Gaussians, or of Student t: whose density the factors scale is for its user to say.
+
+    Attributes:
+        ln_share: (term,) they add up to one.
+        mean: (term, parameter).
+        factor: (term, parameter, parameter) lower-triangular; its square is the scale matrix.
+    """
+
+    ln_share: Float[Array, " term"]
+    mean: Float[Array, "term parameter"]
+    factor: Float[Array, "term parameter parameter"]
+
+
+def fit_mixture(z: Float[Array, "draw parameter"], weight: Float[Array, " draw"]) -> Mixture:
+    """Fit a mixture to weighted draws by expectation-maximisation, beginning from slices along their longest axis.
+
+    Both steps are products with a matrix of (1, y, y y^T), y the draws in units of their own spread: many times as fast
+    as differences from every mean, and float32 is exact enough, the variances being raised by `FLOOR` anyway.
+    """
+    n = z.shape[1]
+    row, column = np.triu_indices(n)
+    mean = weight @ z
+    spread = jnp.sqrt(weight @ (z - mean) ** 2 + FLOOR)
+    y = (z - mean) / spread
+    # Draws along the last axis throughout: sums over a short last axis take several times as long on CPUs.
+    y = y.T
+    features = jnp.concatenate([jnp.ones_like(y[:1]), y, y[row] * y[column]])
+    floor = jnp.diag(FLOOR / spread**2)
+
+    def full(packed: Array) -> Array:
+        return jnp.zeros((n, n)).at[row, column].set(packed).at[column, row].set(packed)
+
+    covariance = full(features[1 + n :] @ weight)
+    axis = jnp.ones(n)
+    for _ in range(12):
+        axis = covariance @ axis
+        axis = axis / jnp.sqrt(jnp.sum(axis**2))
+    along = axis @ y
+    bounds = weighted_quantiles(along, weight, jnp.arange(1, N_TERMS) / N_TERMS)
+    slice_of = jnp.sum(along > bounds[:, None], axis=0)
+
+    def term(moments: Array) -> tuple[Array, Array, Array]:
+        """Share, mean and factor of a term from its sums over the draws; the mean of all is at zero."""
+        total, first = moments[0], moments[1 : 1 + n]
+        center = first / (total + MIN_WEIGHT)
+        cross = center[:, None] * first[None, :]
+        scatter = full(moments[1 + n :]) - cross - cross.T + total * center[:, None] * center[None, :]
+        scale = (scatter + MIN_WEIGHT * covariance) / (total + MIN_WEIGHT) + floor
+        return jnp.log(total + 1e-4), center, _factor(scale)
+
+    def coefficients(ln_share: Array, center: Array, factor: Array) -> Array:
+        """What the features are multiplied with for ln of share times density."""
+        inverse = _inverse(factor)
+        white = inverse @ center
+        precision = inverse.T @ inverse
+        constant = ln_share - jnp.sum(jnp.log(jnp.diagonal(factor))) - 0.5 * white @ white
+        squares = jnp.where(row == column, -0.5, -1.0) * precision[row, column]
+        return jnp.concatenate([constant[None], white @ inverse, squares])
+
+    def maximise(share: Array) -> tuple[Array, Array, Array]:
+        return jax.vmap(term)((share * weight) @ features.T)
+
+    def step(_: int, share: Array) -> Array:
+        return jax.nn.softmax(jax.vmap(coefficients)(*maximise(share)) @ features, axis=0)
+
+    share = jax.lax.fori_loop(0, EM_STEPS, step, jax.nn.one_hot(slice_of, N_TERMS, axis=0))
+    ln_share, center, factor = maximise(share)
+    return Mixture(
+        jnp.append(jax.nn.log_softmax(ln_share) + jnp.log1p(-WIDE_SHARE), jnp.log(WIDE_SHARE)),
+        mean + spread * jnp.concatenate([center, jnp.zeros((1, n))]),
+        spread[:, None] * jnp.concatenate([factor, WIDE * _factor(covariance + floor)[None]]),
+    )
+
+
+def _factor(scale: Array) -> Array:
+    size = jnp.sqrt(jnp.maximum(jnp.diagonal(scale), 1e-12))
+    return size[:, None] * cholesky(scale / size[:, None] / size[None, :])
+
+
+def _inverse(factor: Array) -> Array:
+    """Of a small lower-triangular matrix, unrolled as `cholesky` is."""
+    n = factor.shape[0]
+    rows: list[Array] = []
+    for i in range(n):
+        known = sum((factor[i, k] * rows[k] for k in range(i)), jnp.zeros(n))
+        rows.append((jnp.eye(n)[i] - known) / factor[i, i])
+    return jnp.stack(rows)
+
+
+def cholesky(matrix: Array) -> Array:
+    """Lower-triangular factor of one small matrix, unrolled: a library call per matrix costs more, and hung on CPUs."""
+    n = matrix.shape[0]
+    lower = [[jnp.zeros((), matrix.dtype)] * n for _ in range(n)]
+    for i in range(n):
+        for j in range(i):
+            lower[i][j] = (matrix[i, j] - sum(lower[i][k] * lower[j][k] for k in range(j))) / lower[j][j]
+        pivot = matrix[i, i] - sum(lower[i][k] ** 2 for k in range(i))
+        lower[i][i] = jnp.sqrt(jnp.maximum(pivot, 1e-7))
+    return jnp.stack([jnp.stack(row) for row in lower])
+
+
+def weighted_quantiles(
+    values: Float[Array, " draw"], weight: Float[Array, " draw"], at: Float[Array, " quantile"]
+) -> Float[Array, " quantile"]:
+    """Quantiles of weighted draws: least values with at least so much weight at or below them, found by bisection.
+
+    Sorting would take most of the time that a star's draws take, on CPUs.
+
+    Args:
+        values: (draw,) finite.
+        weight: (draw,) they add up to one.
+        at: (quantile,) in 0 to 1.
+    """
+
+    def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bracket
+        middle = 0.5 * (low + high)
+        enough = (values <= middle[:, None]) @ weight >= at
+        return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+
+    ends = (jnp.broadcast_to(jnp.min(values), at.shape), jnp.broadcast_to(jnp.max(values), at.shape))
+    return jax.lax.fori_loop(0, HALVINGS, halve, ends)[1]
