@@ -101,7 +101,7 @@ def fit_calibration(
     """Measure offsets and stretches.
 
     Args:
-        median, half: of the posteriors; half the way from their 16 to their 84 % quantile.
+        median, half: of the posteriors; half the way from their 16 to their 84 % quantile; stars with 0 anywhere are not used.
         ln_snr: mean ln S/N of the stars' channels.
         labels, label_error: what is known of the same stars; stars with an infinite error anywhere are not used.
         label_scale: units in which labels tell kinds apart.
@@ -110,6 +110,7 @@ def fit_calibration(
         the calibration; None if fewer than `MIN_STARS_PER_KIND` stars can be used.
     """
     sound = np.asarray(np.all(np.isfinite(np.concatenate([median, half, label_error], axis=1)), axis=1))
+    sound &= np.all(half > 0, axis=1)  # one draw may have all the weight
     if sound.sum() < MIN_STARS_PER_KIND:
         return None
     known = _Known(*(np.asarray(v[sound], np.float64) for v in (median, half, ln_snr, labels, label_error)))

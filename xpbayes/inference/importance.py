@@ -327,16 +327,16 @@ def _whitened(x: Float[Array, "draw label+1"], mean: Array, factor: Array) -> Fl
 def _ln_mixture(terms: Proposal, share: Array, x: Float[Array, "draw label+1"]) -> Float[Array, " draw"]:
     """Ln density of a mixture."""
 
-    largest = jnp.max(jnp.where(share > 0, terms.ln_norm[:, 1], -jnp.inf))
-    constant = share[:, None] * jnp.exp(terms.ln_norm - largest)
-
-    def of_term(term: Proposal, constant: Array) -> Array:
+    def of_term(term: Proposal, share: Array) -> tuple[Array, Array]:
+        """Ln of the wider Gaussian, and both over the wider: the narrower one is a power of it."""
         distance2 = jnp.sum(_whitened(x, term.mean, term.factor) ** 2, axis=1)
-        wide = jnp.exp(-0.5 * distance2 / INFLATION[1] ** 2)
-        return constant[1] * wide + constant[0] * wide**POWER  # one exponential for both widths
+        ln_wide = -0.5 * distance2 / INFLATION[1] ** 2
+        narrow = jnp.exp(term.ln_norm[0] - term.ln_norm[1] + (POWER - 1) * ln_wide)
+        return jnp.log(jnp.maximum(share, 1e-30)) + term.ln_norm[1] + ln_wide, 1.0 + narrow
 
-    density = jnp.sum(jax.vmap(of_term)(terms, constant), axis=0)
-    return jnp.log(jnp.maximum(density, 1e-37)) + largest
+    ln_wide, both = jax.vmap(of_term)(terms, share)
+    largest = jnp.max(ln_wide, axis=0)
+    return largest + jnp.log(jnp.sum(jnp.exp(ln_wide - largest) * both, axis=0))
 
 
 def _above(lowest: Float[Array, " draw"], share: Float[Array, " draw"]) -> Float[Array, " draw"]:
@@ -377,7 +377,7 @@ def _draw(
     flux = jax.vmap(lambda u: predict_flux(model, u, star.ln_scale))(reference)
     white, observed = flux @ star.whitening.T, star.whitening @ star.flux
     power = jnp.sum(white**2, axis=1)
-    amplitude = jnp.maximum(white @ observed / power, 1e-3)
+    amplitude = jnp.maximum(white @ observed / power, 1e-8)
     misfit = jnp.maximum(observed @ observed - amplitude**2 * power, 0.0)
     n_obs = n_observed(star.whitening)
     weight = deviance(misfit, n_obs, star.tail).slope
