@@ -116,7 +116,7 @@ def test_measured_parallaxes_train_too(sample):
         parallax=sample.columns["spectroscopic_parallax"],
         parallax_error=0.05 * sample.columns["spectroscopic_parallax"],
     )
-    config = SHORT_TRAINING.model_copy(update={"phases": SHORT_TRAINING.phases[:2]})
+    config = SHORT_TRAINING.model_copy(update={"phases": SHORT_TRAINING.phases[:2], "calibration_fraction": 0.0})
     assert xpbayes.train(measured, config=config).card["parallax_used"] == "measured"
     some = np.where(np.arange(len(sample)) % 2, measured.column("parallax"), np.nan)
     mixed = with_columns(measured, parallax=some)

@@ -14,7 +14,7 @@ from xpbayes.cli import main
 from xpbayes.inference.nuts import Diagnostics
 from xpbayes.pipeline_posterior import Sampled
 
-SHORT = "[sampling]\ndraws = 200\nmax_rounds = 2\n[inference]\nn_nodes = 256\n"
+SHORT = "[sampling]\ndraws = 200\nmax_rounds = 2\n[inference]\nn_nodes = 256\nn_more_draws = 0\n"
 
 
 @pytest.fixture

@@ -20,7 +20,9 @@ from xpbayes.analysis.training_checks import (
 )
 
 NAMES = ("teff", "feh", "logg")
-BRIEF = SHORT_TRAINING.model_copy(update={"model_error": False, "phases": (*SHORT_TRAINING.phases[:2],)})
+BRIEF = SHORT_TRAINING.model_copy(
+    update={"model_error": False, "phases": SHORT_TRAINING.phases[:2], "calibration_fraction": 0.0}
+)
 
 
 @pytest.fixture(scope="module")
