@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from xpbayes.inference.psis import top
+
 N_TERMS = 8
 """Terms fitted."""
 EM_STEPS = 6
@@ -77,7 +79,7 @@ def fit_mixture(z: Float[Array, "draw parameter"], weight: Float[Array, " draw"]
 
     def coefficients(ln_share: Array, center: Array, factor: Array) -> Array:
         """What the features are multiplied with for ln of share times density."""
-        inverse = _inverse(factor)
+        inverse = whitened(jnp.eye(n), factor).T
         white = inverse @ center
         precision = inverse.T @ inverse
         constant = ln_share - jnp.sum(jnp.log(jnp.diagonal(factor))) - 0.5 * white @ white
@@ -104,14 +106,24 @@ def _factor(scale: Array) -> Array:
     return size[:, None] * cholesky(scale / size[:, None] / size[None, :])
 
 
-def _inverse(factor: Array) -> Array:
-    """Of a small lower-triangular matrix, unrolled as `cholesky` is."""
-    n = factor.shape[0]
-    rows: list[Array] = []
-    for i in range(n):
-        known = sum((factor[i, k] * rows[k] for k in range(i)), jnp.zeros(n))
-        rows.append((jnp.eye(n)[i] - known) / factor[i, i])
-    return jnp.stack(rows)
+def whitened(offset: Float[Array, "*point n"], factor: Float[Array, "*point n n"]) -> Float[Array, "*point n"]:
+    """Inverse of lower-triangular factors times offsets, unrolled as `cholesky` is; leading axes broadcast."""
+    white: list[Array] = []
+    for i in range(offset.shape[-1]):
+        rest = offset[..., i] - sum(factor[..., i, k] * white[k] for k in range(i))
+        white.append(rest / factor[..., i, i])
+    return jnp.stack(white, axis=-1)
+
+
+def clipped_weights(ln_ratio: Float[Array, " draw"], n_clipped: int) -> Float[Array, " draw"]:
+    """Weights that add up to one, the largest made equal: what one draw says of its surroundings is little.
+
+    Args:
+        ln_ratio: (draw,) ln of target / proposal density, any constant; what is not finite counts as no weight.
+        n_clipped: so many are made equal.
+    """
+    ln_ratio = jnp.where(jnp.isfinite(ln_ratio), ln_ratio, -jnp.inf)
+    return jax.nn.softmax(jnp.minimum(ln_ratio, top(ln_ratio, n_clipped)[0][-1]))
 
 
 def cholesky(matrix: Array) -> Array:

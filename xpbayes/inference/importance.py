@@ -30,14 +30,16 @@ from jax.scipy.stats import norm
 from jaxtyping import Array, Bool, Float, UInt
 from numpy.typing import NDArray
 
-from xpbayes.inference.fitted_mixture import cholesky, fit_mixture, weighted_quantiles
-from xpbayes.inference.psis import pareto_smoothed, top
+from xpbayes.inference.fitted_mixture import cholesky, clipped_weights, fit_mixture, weighted_quantiles, whitened
+from xpbayes.inference.psis import pareto_smoothed
 from xpbayes.inference.solver import smallest_pivot, solve_positive
 from xpbayes.models.forward import ForwardModel, predict_flux
 from xpbayes.models.likelihood import deviance, n_observed
 from xpbayes.models.objective import Curvature, curvature, measurement_residuals, smooth_part
 from xpbayes.models.prior import LabelPrior
 from xpbayes.stars import Stars, by_blocks, replaced
+
+T = TypeVar("T", bound=tuple)
 
 INFLATION = (1.2, 2.4)
 """The proposal is wider than the Laplace approximation by these factors: weights must not pile up in its tails."""
@@ -60,13 +62,15 @@ ROUNDS = ((2, 0.2), (1, 0.7))
 """Rounds: draws in units of `n_more`, and the power of the posterior that their mixture is fitted to. The first looks
 for arms that the star's first draws missed, the second follows them."""
 N_CLIPPED = 16
-"""So many of the largest weights are made equal for a fit: what one draw says of its surroundings is little."""
+"""So many of the largest weights are made equal for a fit."""
 N_FITTED = 1024
 """Draws, picked by weight, that a round's mixture is fitted to."""
 NO_WEIGHT = 1e-8
+"""A draw of less weight is left out of sums and quantiles."""
 MAX_WIDTH = 3.0
 """A term wider than this in E [mag], or three times as far from E = 0, is of no use."""
 MAX_Z, FARTHEST = 6.0, 12.0
+"""Draws of E reach so far above its mean or the cut, in widths; and float32 tells the share above a point up to here."""
 TINY_EXTINCTION = 1e-7
 BLOCK = 64
 """Stars whose draws are in memory together."""
@@ -286,12 +290,10 @@ def importance_draws(
     drawn = _draw(model, prior, star, mode, terms, share, _rotated(key, n_draws, model.n_labels, mode.dtype))
     ln_density = _ln_mixture(terms, share, drawn.x)
     for number, (times, temper) in enumerate(ROUNDS if n_more else ()):
-        ln_ratio = temper * drawn.ln_height - ln_density
-        ln_ratio = jnp.where(jnp.isfinite(ln_ratio), ln_ratio, -jnp.inf)
-        weight = jax.nn.softmax(jnp.minimum(ln_ratio, top(ln_ratio, N_CLIPPED)[0][-1]))
+        weight = clipped_weights(temper * drawn.ln_height - ln_density, N_CLIPPED)
         chosen = jnp.searchsorted(jnp.cumsum(weight), (jnp.arange(N_FITTED) + 0.5) / N_FITTED)
         near = drawn.x[jnp.minimum(chosen, len(weight) - 1)]
-        fitted = fit_mixture(_whitened(near, center, unit), jnp.full(N_FITTED, 1.0 / N_FITTED, mode.dtype))
+        fitted = fit_mixture(whitened(near - center, unit), jnp.full(N_FITTED, 1.0 / N_FITTED, mode.dtype))
         of_new, no_evidence = jnp.exp(fitted.ln_share), jnp.zeros(len(fitted.mean), mode.dtype)
         new = jax.vmap(_cut)(center + fitted.mean @ unit.T, unit @ fitted.factor, no_evidence)
         n_now = times * n_more
@@ -315,21 +317,12 @@ def _rotated(key: Array, n_draws: int, n_labels: int, dtype: Any) -> Float[Array
     return jnp.clip((jnp.asarray(_points(n_draws, n_labels + 4)) + rotation) % 1.0, 1e-6, 1.0 - 1e-6)
 
 
-def _whitened(x: Float[Array, "draw label+1"], mean: Array, factor: Array) -> Float[Array, "draw label+1"]:
-    """Inverse of lower-triangular factor times (x - mean)."""
-    white: list[Array] = []
-    for i in range(x.shape[1]):
-        rest = x[:, i] - mean[i] - sum(factor[i, k] * white[k] for k in range(i))
-        white.append(rest / factor[i, i])
-    return jnp.stack(white, axis=1)
-
-
 def _ln_mixture(terms: Proposal, share: Array, x: Float[Array, "draw label+1"]) -> Float[Array, " draw"]:
     """Ln density of a mixture."""
 
     def of_term(term: Proposal, share: Array) -> tuple[Array, Array]:
         """Ln of the wider Gaussian, and both over the wider: the narrower one is a power of it."""
-        distance2 = jnp.sum(_whitened(x, term.mean, term.factor) ** 2, axis=1)
+        distance2 = jnp.sum(whitened(x - term.mean, term.factor) ** 2, axis=1)
         ln_wide = -0.5 * distance2 / INFLATION[1] ** 2
         narrow = jnp.exp(term.ln_norm[0] - term.ln_norm[1] + (POWER - 1) * ln_wide)
         return jnp.log(jnp.maximum(share, 1e-30)) + term.ln_norm[1] + ln_wide, 1.0 + narrow
@@ -432,9 +425,6 @@ def _summarise_block(
         return jax.vmap(one)(stars, mode, runner_up, competes, seed)
 
 
-T = TypeVar("T", bound=tuple)
-
-
 def where_uneven(call: Callable[..., T], k_hat: Callable[[T], Array], n_more: int, *per_star: Any) -> T:
     """Work on all stars by blocks with their first draws, and again with more where these are uneven.
 
@@ -451,7 +441,6 @@ def where_uneven(call: Callable[..., T], k_hat: Callable[[T], Array], n_more: in
         return first
     few = jax.tree.map(lambda leaf: np.asarray(leaf)[uneven], per_star)
     again = by_blocks(partial(call, n_more=n_more), BLOCK, *few)
-
     return replaced(first, again, uneven)
 
 

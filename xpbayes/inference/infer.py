@@ -280,7 +280,7 @@ def _promising(parameters: NDArray[np.floating], objective: NDArray[np.floating]
     order, row = np.argsort(value, axis=1, kind="stable"), np.arange(n)[:, None]  # the lowest stays of those that met
     value = value[row, order]
     keep = value <= value[:, :1] + HOPELESS  # of a star whose every start failed, all: it still gets its row
-    place = (parameters / np.append(np.asarray(model.label_scale), [1.0, 1.0]).astype(parameters.dtype))[row, order]
+    place = _place(parameters, model)[row, order]
     for later in range(1, k):
         for earlier in range(later):
             together = np.max(np.abs(place[:, later] - place[:, earlier]), axis=1) < SAME_PLACE

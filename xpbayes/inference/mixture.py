@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt
 
 from xpbayes.inference.coordinates import Frame, evaluate, frame_at, intrinsic, is_usable, place
-from xpbayes.inference.fitted_mixture import Mixture, fit_mixture
-from xpbayes.inference.psis import pareto_smoothed, top
+from xpbayes.inference.fitted_mixture import Mixture, clipped_weights, fit_mixture, whitened
+from xpbayes.inference.psis import pareto_smoothed
 from xpbayes.inference.solver import solve
 from xpbayes.inference.starts import StartGrid, find_starts
 from xpbayes.models.forward import ForwardModel
@@ -121,13 +121,8 @@ def draw_many(mixture: Mixture, key: Array, n: int) -> Float[Array, "draw parame
 
 def ln_density(mixture: Mixture, z: Float[Array, " parameter"]) -> Float[Array, ""]:
     """Ln density of the mixture at one point, up to the Student t's constant."""
-    offset = z - mixture.mean  # (term, parameter)
-    white: list[Array] = []
-    for i in range(z.shape[0]):
-        known = sum((mixture.factor[:, i, k] * white[k] for k in range(i)), jnp.zeros_like(mixture.ln_share))
-        white.append((offset[:, i] - known) / mixture.factor[:, i, i])
     ln_det = jnp.sum(jnp.log(jnp.diagonal(mixture.factor, axis1=1, axis2=2)), axis=1)
-    return jax.nn.logsumexp(mixture.ln_share - ln_det + _ln_student(jnp.stack(white, axis=-1)))
+    return jax.nn.logsumexp(mixture.ln_share - ln_det + _ln_student(whitened(z - mixture.mean, mixture.factor)))
 
 
 class _Terms(NamedTuple):
@@ -192,9 +187,7 @@ def _tempered(energy: Array, ln_density: Array) -> Array:
         energy: (draw,) -ln posterior density.
         ln_density: (draw,) ln of the density that they came from.
     """
-    ln_ratio = -TEMPER * energy - ln_density
-    ln_ratio = jnp.where(jnp.isfinite(ln_ratio), ln_ratio, -jnp.inf)
-    return jax.nn.softmax(jnp.minimum(ln_ratio, top(ln_ratio, N_CLIPPED)[0][-1]))
+    return clipped_weights(-TEMPER * energy - ln_density, N_CLIPPED)
 
 
 class _Round(NamedTuple):
