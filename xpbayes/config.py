@@ -221,8 +221,8 @@ class InferenceConfig(FrozenSettings):
     n_more_draws: int = Field(
         1024,
         ge=0,
-        description="twice and once as many more in two rounds where these are uneven (k_hat above 0), a power of two; "
-        "0 is faster, and its tails are a little light",
+        description="twice and once as many more in two rounds that follow the posterior's arms, a power of two; "
+        "0 is five times as fast, and its tails are a little light",
     )
     refine: bool = Field(
         False, description="sample stars with NUTS whose importance draws cannot be trusted or whose optima compete"

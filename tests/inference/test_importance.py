@@ -15,7 +15,6 @@ from xpbayes.config import InferenceConfig
 from xpbayes.inference.importance import (
     INFLATION,
     TINY_EXTINCTION,
-    UNEVEN,
     WIDE_SHARE,
     _above,
     importance_draws,
@@ -338,7 +337,7 @@ def test_rounds_of_more_draws_change_the_evenness_and_not_the_integral(trained, 
     call = partial(drawn, trained.forward, trained.prior, stars, modes, modes, no, seed)
     (few, first), (many, later) = call(512, 0), call(512, 256)
     assert many.shape == (16, 512 + 3 * 256, 5)
-    assert_array_equal(many[:, :512], few)
+    assert_allclose(many[:, :512], few, rtol=1e-5, atol=1e-5)  # another program: its last digits may differ
     first, later = np.asarray(first, float), np.asarray(later, float)
 
     def effective(ln_ratio):
@@ -350,18 +349,6 @@ def test_rounds_of_more_draws_change_the_evenness_and_not_the_integral(trained, 
     integrals = [np.log(np.mean(np.exp(v), axis=1)) for v in (first, later)]
     assert_allclose(integrals[1][fair], integrals[0][fair], atol=0.3)
     assert np.median(effective(later) / (512 + 3 * 256)) > np.median(effective(first) / 512)
-
-
-def test_only_uneven_stars_get_more_draws(trained, real):
-    stars, modes, _ = real
-    call = partial(summarise, trained.forward, trained.prior, stars, modes, modes, jnp.zeros(16, bool))
-    seed = jnp.arange(16, dtype=jnp.uint32)
-    plain, more = call(seed, 512), call(seed, 512, 256)
-    even = np.asarray(plain.k_hat) <= UNEVEN
-    assert 0 < even.sum() < 16
-    assert_array_equal(np.asarray(more.mean)[even], np.asarray(plain.mean)[even])
-    assert np.all(np.any(np.asarray(more.mean) != np.asarray(plain.mean), axis=1)[~even])
-    assert np.median(np.asarray(more.k_hat)[~even]) < np.median(np.asarray(plain.k_hat)[~even])
 
 
 def test_summaries_do_not_depend_on_who_shares_the_batch(trained, real):

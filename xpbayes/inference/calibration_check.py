@@ -16,14 +16,14 @@ from jaxtyping import Array
 from numpy.typing import NDArray
 from scipy import stats
 
-from xpbayes.inference.importance import importance_draws, where_uneven
+from xpbayes.inference.importance import block_size, importance_draws
 from xpbayes.inference.nuts import optima_of
 from xpbayes.inference.prior_predictive import Simulated, Window, in_window
 from xpbayes.inference.psis import pareto_smoothed
 from xpbayes.inference.uncertainty import to_linear, to_sampled
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.prior import LabelPrior
-from xpbayes.stars import Stars
+from xpbayes.stars import Stars, by_blocks
 
 CONFIDENCE = 0.99
 """Of the simultaneous band: one set of uniform shares in a hundred leaves it."""
@@ -178,16 +178,14 @@ def importance_shares(
         seeds: (star,).
         n_draws: per star, a power of two.
         n_xp: how many of the channels are XP samples.
-        n_more: of the rounds for stars whose first draws are uneven; see `importance_draws`.
+        n_more: of the rounds; see `importance_draws`.
 
     Returns:
         (star, parameter), NaN where next to nothing of a posterior is in the star's window; (star,).
     """
-    call = partial(_importance_block, model, prior, n_xp=n_xp, n_draws=n_draws)
-    share, k_hat = where_uneven(
-        call,
-        lambda found: found[1],
-        n_more,
+    share, k_hat = by_blocks(
+        partial(_importance_block, model, prior, n_xp=n_xp, n_draws=n_draws, n_more=n_more),
+        block_size(n_draws, n_more),
         simulated.stars,
         optima_of(estimate, runner_up),
         jnp.asarray(simulated.truth, jnp.float32),

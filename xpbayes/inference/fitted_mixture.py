@@ -107,12 +107,22 @@ def _factor(scale: Array) -> Array:
 
 
 def whitened(offset: Float[Array, "*point n"], factor: Float[Array, "*point n n"]) -> Float[Array, "*point n"]:
-    """Inverse of lower-triangular factors times offsets, unrolled as `cholesky` is; leading axes broadcast."""
+    """Inverse of lower-triangular factors times offsets; leading axes broadcast."""
+    return jnp.stack(_white([offset[..., i] for i in range(offset.shape[-1])], factor), axis=-1)
+
+
+def distance2(offset: Float[Array, "n *point"], factor: Float[Array, "*point n n"]) -> Float[Array, "*point"]:
+    """Squared lengths of whitened offsets, their coordinates along the first axis."""
+    return jnp.asarray(sum(z**2 for z in _white(list(offset), factor)))
+
+
+def _white(offset: list[Array], factor: Array) -> list[Array]:
+    """Solve for one coordinate after the other, unrolled as `cholesky` is."""
     white: list[Array] = []
-    for i in range(offset.shape[-1]):
-        rest = offset[..., i] - sum(factor[..., i, k] * white[k] for k in range(i))
+    for i, known in enumerate(offset):
+        rest = known - sum(factor[..., i, k] * white[k] for k in range(i))
         white.append(rest / factor[..., i, i])
-    return jnp.stack(white, axis=-1)
+    return white
 
 
 def clipped_weights(ln_ratio: Float[Array, " draw"], n_clipped: int) -> Float[Array, " draw"]:

@@ -11,17 +11,16 @@ proposal knows the posterior's shape:
   under single components of the label prior. At an optimum on the narrow main sequence the whole posterior's curvature
   says nothing of the arm towards the subgiants, which is another component's.
 
-Where these weights are uneven, rounds of more draws follow, each from a mixture fitted to all draws before it, weighted
-by a power of the posterior that grows from round to round: an arm that few draws met is followed to its end. Every
-draw counts in the end, under the mixture of all that were drawn from (deterministic mixture weights, as in adaptive
+Rounds of more draws follow, each from a mixture fitted to all draws before it, weighted by a power of the posterior
+that grows from round to round: an arm that few draws met is followed to its end. Every star gets them, since the weights
+of the first draws do not say which star has lost an arm. Every draw counts in the end, under the mixture of all that were drawn from (deterministic mixture weights, as in adaptive
 multiple importance sampling, Cornuet et al. 2012).
 
 Points are a randomly rotated Sobol sequence; a star's rotation depends on its own seed alone.
 """
 
-from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,16 +29,14 @@ from jax.scipy.stats import norm
 from jaxtyping import Array, Bool, Float, UInt
 from numpy.typing import NDArray
 
-from xpbayes.inference.fitted_mixture import cholesky, clipped_weights, fit_mixture, weighted_quantiles, whitened
+from xpbayes.inference.fitted_mixture import cholesky, clipped_weights, distance2, fit_mixture, weighted_quantiles, whitened
 from xpbayes.inference.psis import pareto_smoothed
 from xpbayes.inference.solver import smallest_pivot, solve_positive
 from xpbayes.models.forward import ForwardModel, predict_flux
 from xpbayes.models.likelihood import deviance, n_observed
 from xpbayes.models.objective import Curvature, curvature, measurement_residuals, smooth_part
 from xpbayes.models.prior import LabelPrior
-from xpbayes.stars import Stars, by_blocks, replaced
-
-T = TypeVar("T", bound=tuple)
+from xpbayes.stars import Stars, by_blocks
 
 INFLATION = (1.2, 2.4)
 """The proposal is wider than the Laplace approximation by these factors: weights must not pile up in its tails."""
@@ -56,8 +53,6 @@ COMPONENTS_SHARE, MIN_COMPONENT_SHARE = 0.6, 0.06
 """Share of the draws that the components have together, and the least of each among them."""
 MAX_COMPONENT_STEP = 4.0
 """A component's optimum is sought within this of the whole posterior's, in units of the training labels' spread."""
-UNEVEN = 0.0
-"""k_hat above which a star is drawn for again, in rounds."""
 ROUNDS = ((2, 0.2), (1, 0.7))
 """Rounds: draws in units of `n_more`, and the power of the posterior that their mixture is fitted to. The first looks
 for arms that the star's first draws missed, the second follows them."""
@@ -72,8 +67,8 @@ MAX_WIDTH = 3.0
 MAX_Z, FARTHEST = 6.0, 12.0
 """Draws of E reach so far above its mean or the cut, in widths; and float32 tells the share above a point up to here."""
 TINY_EXTINCTION = 1e-7
-BLOCK = 64
-"""Stars whose draws are in memory together."""
+BLOCK_DRAWS = 2**15
+"""Draws in memory together."""
 
 
 class Summary(NamedTuple):
@@ -322,8 +317,7 @@ def _ln_mixture(terms: Proposal, share: Array, x: Float[Array, "draw label+1"]) 
 
     def of_term(term: Proposal, share: Array) -> tuple[Array, Array]:
         """Ln of the wider Gaussian, and both over the wider: the narrower one is a power of it."""
-        distance2 = jnp.sum(whitened(x - term.mean, term.factor) ** 2, axis=1)
-        ln_wide = -0.5 * distance2 / INFLATION[1] ** 2
+        ln_wide = -0.5 * distance2((x - term.mean).T, term.factor) / INFLATION[1] ** 2
         narrow = jnp.exp(term.ln_norm[0] - term.ln_norm[1] + (POWER - 1) * ln_wide)
         return jnp.log(jnp.maximum(share, 1e-30)) + term.ln_norm[1] + ln_wide, 1.0 + narrow
 
@@ -425,25 +419,6 @@ def _summarise_block(
         return jax.vmap(one)(stars, mode, runner_up, competes, seed)
 
 
-def where_uneven(call: Callable[..., T], k_hat: Callable[[T], Array], n_more: int, *per_star: Any) -> T:
-    """Work on all stars by blocks with their first draws, and again with more where these are uneven.
-
-    Args:
-        call: gets blocks of `per_star` and, by name, `n_more`.
-        k_hat: picks (star,) k_hat from its result; not a number counts as uneven.
-        n_more: see `importance_draws`; 0 leaves it at the first draws.
-        per_star: pytrees of arrays whose leading axis is the star.
-    """
-    # Block by block from Python: as a loop inside one program, XLA on the CPU now and then stood still for ever.
-    first = by_blocks(partial(call, n_more=0), BLOCK, *per_star)
-    uneven = np.flatnonzero(~(np.asarray(k_hat(first)) <= UNEVEN)) if n_more else np.zeros(0, int)
-    if not len(uneven):
-        return first
-    few = jax.tree.map(lambda leaf: np.asarray(leaf)[uneven], per_star)
-    again = by_blocks(partial(call, n_more=n_more), BLOCK, *few)
-    return replaced(first, again, uneven)
-
-
 def summarise(
     model: ForwardModel,
     prior: LabelPrior,
@@ -458,7 +433,14 @@ def summarise(
     """Summarise every star's posterior; see `importance_draws` for the arguments.
 
     Args:
-        n_more: of the rounds for stars whose first draws are uneven (k_hat above `UNEVEN`); 0 for no rounds.
+        n_more: of the rounds; 0 for none.
     """
-    summaries = partial(_summarise_block, model, prior, n_draws=n_draws)
-    return where_uneven(summaries, lambda found: found.k_hat, n_more, stars, mode, runner_up, competes, seed)
+    # Block by block from Python: as a loop inside one program, XLA on the CPU now and then stood still for ever.
+    call = partial(_summarise_block, model, prior, n_draws=n_draws, n_more=n_more)
+    return by_blocks(call, block_size(n_draws, n_more), stars, mode, runner_up, competes, seed)
+
+
+def block_size(n_draws: int, n_more: int) -> int:
+    """Stars whose draws are in memory together: as many as stay in a processor's cache; see `importance_draws`."""
+    n_all = n_draws + n_more * sum(times for times, _ in ROUNDS)
+    return int(np.clip(BLOCK_DRAWS // n_all, 16, 64))
