@@ -221,7 +221,7 @@ class InferenceConfig(FrozenSettings):
     n_more_draws: int = Field(
         1024,
         ge=0,
-        description="twice and once as many more in two rounds that follow the posterior's arms, a power of two; "
+        description="once and twice as many more in two rounds that follow the posterior's arms, a power of two; "
         "0 is five times as fast, and its tails are a little light",
     )
     refine: bool = Field(

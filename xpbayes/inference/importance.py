@@ -42,7 +42,7 @@ INFLATION = (1.2, 2.4)
 """The proposal is wider than the Laplace approximation by these factors: weights must not pile up in its tails."""
 POWER = round((INFLATION[1] / INFLATION[0]) ** 2)
 """The wider Gaussian to this power is the narrower one."""
-WIDE_SHARE = 0.25
+WIDE_SHARE = 0.4
 """This share of the draws comes from the wider: where a posterior bends, the narrow one misses its ends, and k_hat with
 it."""
 MIN_RUNNER_UP_SHARE = 0.2
@@ -53,7 +53,7 @@ COMPONENTS_SHARE, MIN_COMPONENT_SHARE = 0.6, 0.06
 """Share of the draws that the components have together, and the least of each among them."""
 MAX_COMPONENT_STEP = 4.0
 """A component's optimum is sought within this of the whole posterior's, in units of the training labels' spread."""
-ROUNDS = ((2, 0.2), (1, 0.7))
+ROUNDS = ((1, 0.1), (2, 0.7))
 """Rounds: draws in units of `n_more`, and the power of the posterior that their mixture is fitted to. The first looks
 for arms that the star's first draws missed, the second follows them."""
 N_CLIPPED = 16
@@ -273,7 +273,7 @@ def importance_draws(
         competes: the runner-up is a distinct optimum worth drawing from.
         seed: the star's own.
         n_draws: number of draws at first, a power of two.
-        n_more: a power of two; twice and once as many more in two rounds from mixtures fitted to all draws before; 0
+        n_more: a power of two; once and twice as many more in two rounds from mixtures fitted to all draws before; 0
             for none.
 
     Returns:
