@@ -15,9 +15,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Most of the time goes into compiling programs that run once or twice. Unoptimised ones, written by XLA's older emitters
 # (where it still has them: an unknown flag ends the process) and in one LLVM module each, are ready in a quarter of it.
 # XLA_FLAGS=--xla_backend_optimization_level=3 tests what users run.
-OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false " if version("jaxlib").startswith("0.10.") else ""
 os.environ.setdefault(
-    "XLA_FLAGS", f"--xla_backend_optimization_level=0 {OLDER_EMITTERS}--xla_cpu_parallel_codegen_split_count=1"
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+    + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""),
 )
 
 import jax
