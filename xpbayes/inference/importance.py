@@ -13,8 +13,8 @@ proposal knows the posterior's shape:
 
 Rounds of more draws follow, each from a mixture fitted to all draws before it, weighted by a power of the posterior
 that grows from round to round: an arm that few draws met is followed to its end. Every star gets them, since the weights
-of the first draws do not say which star has lost an arm. Every draw counts in the end, under the mixture of all that were drawn from (deterministic mixture weights, as in adaptive
-multiple importance sampling, Cornuet et al. 2012).
+of the first draws do not say which star has lost an arm. Every draw counts in the end, under the mixture of all that
+were drawn from (deterministic mixture weights, as in adaptive multiple importance sampling, Cornuet et al. 2012).
 
 Points are a randomly rotated Sobol sequence; a star's rotation depends on its own seed alone.
 """
