@@ -5,18 +5,19 @@ import re
 from pathlib import Path
 
 import xpbayes
-from tests.conftest import SHORT_TRAINING
+from tests.conftest import QUICK, SHORT_TRAINING
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_code_of_the_python_page_runs(sample, tmp_path, monkeypatch, capsys):
-    """As printed, but on every fifth star and with the short training."""
+    """As printed, but on every fifth star and with the short training and inference."""
     import xpbayes.pipeline as pipeline
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pipeline, "bundled_stars", lambda: sample)
     monkeypatch.setattr(pipeline, "TrainingConfig", lambda: SHORT_TRAINING)
+    monkeypatch.setattr(pipeline, "InferenceConfig", lambda: QUICK)
     namespace: dict = {}
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL):
         exec(compile(block, "docs/python.md", "exec"), namespace)

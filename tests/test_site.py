@@ -1,14 +1,13 @@
 """The documentation site: the tutorial's code runs, commands exist, links lead somewhere."""
 
 import re
-from functools import partial
 from pathlib import Path
 
 import pytest
 import typer.main
 
+from tests.conftest import QUICK
 from xpbayes.cli import app
-from xpbayes.config import InferenceConfig
 from xpbayes.modelfile import load_model, save_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -16,7 +15,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
 def test_the_tutorial_runs(trained, sample, tmp_path, monkeypatch, capsys):
-    """As printed, but on every fifth star, with the model of the tests in place of a minute's training, and few starts."""
+    """As printed, but on every fifth star, with the model of the tests in place of a minute's training, and a short inference."""
     import xpbayes.pipeline as pipeline
     from xpbayes.archive.star_table import write_star_table
 
@@ -31,7 +30,7 @@ def test_the_tutorial_runs(trained, sample, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pipeline, "bundled_stars", bundled)
     monkeypatch.setattr(pipeline, "train", train)
-    monkeypatch.setattr(pipeline, "InferenceConfig", partial(InferenceConfig, n_nodes=256, n_starts=1))
+    monkeypatch.setattr(pipeline, "InferenceConfig", lambda: QUICK)
     namespace: dict = {}
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(), re.DOTALL):
         exec(compile(block, "docs/tutorial.md", "exec"), namespace)

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from tests.conftest import QUICK
 from xpbayes.analysis.gallery import analyse
 from xpbayes.analysis.requested_stars import typical_stars
 from xpbayes.archive.star_table import write_star_table
 from xpbayes.catalogue.table import read_catalogue
-from xpbayes.config import InferenceConfig
 from xpbayes.modelfile import save_model
 from xpbayes.pipeline import infer, report
 
@@ -20,9 +20,7 @@ def analysed(trained, sample, made_once):
         save_model(trained, folder / "model")
         stars = sample.take(np.arange(0, 2000, 5))
         write_star_table(stars, folder / "stars.parquet")
-        infer(
-            trained, stars, folder / "catalogue.parquet", InferenceConfig(n_nodes=256, n_starts=1, use_parallax=False)
-        )
+        infer(trained, stars, folder / "catalogue.parquet", QUICK.model_copy(update={"n_draws": 256}))
 
     return made_once("analysed", make)
 
