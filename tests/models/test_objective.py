@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 
 from tests.conftest import as_double
 from xpbayes.models.forward import initial_model, predict_flux
-from xpbayes.models.objective import curvature, flux_chi2, flux_residuals, objective
+from xpbayes.models.objective import at_other_parallax, curvature, expand, flux_chi2, flux_residuals, objective
 from xpbayes.models.prior import LabelPrior
 from xpbayes.stars import Stars
 
@@ -104,6 +104,15 @@ def test_bound_is_positive(case, prior):
         assert eigenvalues[0] > -1e-9 * eigenvalues[-1]
         indefinite += np.linalg.eigvalsh(at.hessian)[0] < 0
     assert indefinite > 0, "the Hessian was positive everywhere: nothing was tested"
+
+
+def test_another_parallax_needs_no_new_evaluation(case):
+    """The expansion taken to another ln parallax is the expansion there: fluxes, derivatives and residuals."""
+    model, star, u = case
+    for shift in (-0.7, 0.0, 0.02, 1.3):
+        there = expand(model, star, u.at[-1].add(shift))
+        moved = at_other_parallax(expand(model, star, u), jnp.asarray(shift))
+        jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-10, atol=1e-9), moved, there)
 
 
 def test_bend_along_equals_automatic_differentiation(case):

@@ -23,6 +23,8 @@ from xpbayes.models.model_error import ModelError
 from xpbayes.models.prior import LabelPrior
 from xpbayes.stars import STAR_BLOCK, Stars, by_blocks, replaced
 
+FIRST_ITERATIONS = 20
+"""The best start is followed so far for the flux that the model's error is taken of: next to its optimum will do."""
 HOPELESS = 15.0
 """A start this far above the star's best after some iterations is given up."""
 SAME_PLACE = 0.02
@@ -145,7 +147,7 @@ def search(
     starts = np.array(ranked)
     if model_error is None:
         return Searched(stars, starts, refine(model, prior, stars, jnp.asarray(starts), config.max_iterations))
-    first = solve(model, prior, stars, jnp.asarray(starts[:, 0]), config.max_iterations)
+    first = solve(model, prior, stars, jnp.asarray(starts[:, 0]), FIRST_ITERATIONS)
     stars = refold_model_error(model, measured, model_error, first.parameters)
     begin = starts.copy()
     begin[:, 0] = first.parameters
@@ -187,10 +189,10 @@ def _at_the_winner(
     few = refold_model_error(
         model, jax.tree.map(lambda leaf: np.asarray(leaf)[padded], measured), model_error, winner[padded]
     )
-    stars = replaced(found.stars, jax.tree.map(lambda leaf: np.asarray(leaf)[: len(elsewhere)], few), elsewhere)
-    # Starts that were given up meet the winner there, and are given up again.
-    begin = jnp.asarray(np.where(np.isfinite(solution.objective)[..., None], at, winner[:, None])[elsewhere])
-    again = refine(model, prior, stars, begin, config.max_iterations, elsewhere)
+    few = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(elsewhere)], few)
+    stars = replaced(found.stars, few, elsewhere)
+    alive = np.isfinite(np.asarray(solution.objective)[elsewhere])
+    again = refine(model, prior, few, jnp.asarray(at[elsewhere]), config.max_iterations, alive)
     more = np.asarray(again.n_iterations) + np.asarray(solution.n_iterations)[elsewhere]
     return Searched(stars, found.starts, replaced(solution, again._replace(n_iterations=more), elsewhere))
 
@@ -201,7 +203,7 @@ def refine(
     stars: Stars,
     starts: Float[Array, "star start parameter"],
     most: int,
-    rows: NDArray[np.integer] | None = None,
+    alive: NDArray[np.bool_] | None = None,
 ) -> Solution:
     """Solve every star from every start.
 
@@ -213,34 +215,27 @@ def refine(
         stars: a batch, model error folded in.
         starts: where to begin.
         most: iterations at most, in all.
-        rows: the stars that `starts` is for; all of the batch in order if None.
+        alive: (star, start) the starts that count; all if None.
 
     Returns:
         a solution with leading axes (star, start); L is infinite for starts that were given up.
     """
     n, k, p = starts.shape
-    star_of = np.repeat(np.arange(n) if rows is None else rows, k)
-    lanes = Lanes(stars, starts.reshape(-1, p), star_of)
-    left: NDArray[np.integer] = np.arange(n * k)
+    lanes = Lanes(stars, starts.reshape(-1, p), np.repeat(np.arange(n), k))
+    left: NDArray[np.integer] = np.arange(n * k) if alive is None else np.flatnonzero(alive)
     for limit in limits(most):
         left = lanes.advance(model, prior, left, limit)
         promising = _promising(lanes.state.parameters.reshape(n, k, p), lanes.state.value.reshape(n, k), model)
         # Given up on its way, a start may still be lower by rounding than the one at its place that goes on.
-        given_up = np.setdiff1d(np.arange(n * k), promising)
-        lanes.state.value[given_up], lanes.state.converged[given_up] = np.inf, False
-        left = np.intersect1d(left, promising)
+        lanes.state.value[~promising], lanes.state.converged[~promising] = np.inf, False
+        left = left[promising[left]]
     winners = np.arange(n) * k + np.argmin(lanes.state.value.reshape(n, k), axis=1)
-    _step_further(model, prior, stars, lanes, winners, star_of)
+    _step_further(model, prior, lanes, winners)
     return jax.tree.map(lambda leaf: leaf.reshape(n, k, *leaf.shape[1:]), lanes.solution())
 
 
 def _step_further(
-    model: ForwardModel,
-    prior: LabelPrior,
-    stars: Stars,
-    lanes: Lanes,
-    rows: NDArray[np.integer],
-    star_of: NDArray[np.integer],
+    model: ForwardModel, prior: LabelPrior, lanes: Lanes, rows: NDArray[np.integer]
 ) -> None:
     """Take steps beyond convergence for one lane of every star, where they lead nearer to the optimum.
 
@@ -248,9 +243,8 @@ def _step_further(
     would cost more evaluations of all.
 
     Args:
-        model, prior, stars, lanes: as in `refine`.
-        rows: the lanes.
-        star_of: row of every lane's star.
+        model, prior, lanes: as in `refine`.
+        rows: one lane of every star.
     """
     at = lanes.state
     left = rows[at.converged[rows]]
@@ -258,7 +252,7 @@ def _step_further(
         left = left[at.decrement[left] > SHARP]
         if not len(left):
             return
-        further = Lanes(stars, at.trial[left], star_of[left])
+        further = lanes.further(left)
         further.advance(model, prior, np.arange(len(left)), 1)
         new = further.state
         nearer = (new.decrement < at.decrement[left]) & (new.value <= at.value[left] + SAME_OBJECTIVE)
@@ -273,8 +267,8 @@ def _place(parameters: NDArray[np.floating], model: ForwardModel) -> NDArray[np.
     return np.asarray(parameters / np.append(np.asarray(model.label_scale), [1.0, 1.0]).astype(parameters.dtype))
 
 
-def _promising(parameters: NDArray[np.floating], objective: NDArray[np.floating], model: ForwardModel) -> NDArray:
-    """Starts, as flat indices, that may still win: not far above the best, and each place once."""
+def _promising(parameters: NDArray[np.floating], objective: NDArray[np.floating], model: ForwardModel) -> NDArray[np.bool_]:
+    """(star x start,) whether each start may still win: not far above the best, and each place once."""
     n, k = objective.shape
     value = np.where(np.isfinite(objective), objective, np.inf)
     order, row = np.argsort(value, axis=1, kind="stable"), np.arange(n)[:, None]  # the lowest stays of those that met
@@ -285,7 +279,9 @@ def _promising(parameters: NDArray[np.floating], objective: NDArray[np.floating]
         for earlier in range(later):
             together = np.max(np.abs(place[:, later] - place[:, earlier]), axis=1) < SAME_PLACE
             keep[:, later] &= ~(together & keep[:, earlier])
-    return np.sort((row * k + order)[keep])
+    found = np.empty_like(keep)
+    np.put_along_axis(found, order, keep, axis=1)
+    return found.reshape(-1)
 
 
 def choose_optima(solution: Solution, hessian: Callable[[Array], Array]) -> Optima:

@@ -88,7 +88,7 @@ def _relative(model: ForwardModel, star: Stars, parameters: Array) -> tuple[Arra
     """Whitening of relative fluxes, times the root of the star's weight; (channel, parameter) d ln f by its parameters."""
     at = expand_ln_flux(model, parameters, star.ln_scale)
     slope = deviance(flux_chi2(model, star, parameters), n_observed(star.whitening), star.tail).slope
-    return jnp.sqrt(slope) * star.whitening * jnp.exp(at.value), at.slope
+    return jnp.sqrt(slope) * star.whitening * jnp.exp(at.value), at.slope.T
 
 
 def _inverse_root(matrix: Array) -> Array:

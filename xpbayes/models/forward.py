@@ -108,13 +108,13 @@ class FluxExpansion(NamedTuple):
 
     Attributes:
         value: (channel,) ln f in the star's own unit.
-        slope: (channel, parameter) d ln f.
+        slope: (parameter, channel) d ln f.
         layer_slope: per hidden layer (label, neuron) dz by the labels.
         first, second: per hidden layer (neuron,) tanh' and tanh''.
     """
 
     value: Float[Array, " channel"]
-    slope: Float[Array, "channel parameter"]
+    slope: Float[Array, "parameter channel"]
     layer_slope: tuple[Float[Array, "label _"], ...]
     first: tuple[Float[Array, " _"], ...]
     second: tuple[Float[Array, " _"], ...]
@@ -145,8 +145,8 @@ def expand_ln_flux(
     extinction = jnp.exp(parameters[-2])
     value = attenuate(shape, extinction, model.ln_curve) + (level + 2.0 * parameters[-1] - ln_scale)
     by_extinction = -extinction * jnp.exp(model.ln_curve)
-    columns = [(slope @ model.weights[-1]).T, by_extinction[:, None], jnp.full((value.size, 1), 2.0, value.dtype)]
-    return FluxExpansion(value, jnp.concatenate(columns, axis=1), tuple(layer_slope), tuple(first), tuple(second))
+    rows = [slope @ model.weights[-1], by_extinction[None], jnp.full((1, value.size), 2.0, value.dtype)]
+    return FluxExpansion(value, jnp.concatenate(rows), tuple(layer_slope), tuple(first), tuple(second))
 
 
 def weighted_hessian(
@@ -162,7 +162,7 @@ def weighted_hessian(
         by_labels += (slope * (adjoint * second)) @ slope.T
         adjoint = matrix @ (adjoint * first)
     full = jnp.zeros((n_labels + 2, n_labels + 2), weight.dtype).at[:n_labels, :n_labels].set(by_labels)
-    return full.at[-2, -2].set(weight @ at.slope[:, -2])  # d2 ln f / d ln E^2 = -E R, the slope itself
+    return full.at[-2, -2].set(weight @ at.slope[-2])  # d2 ln f / d ln E^2 = -E R, the slope itself
 
 
 def second_along(model: ForwardModel, at: FluxExpansion, step: Float[Array, " parameter"]) -> Float[Array, " channel"]:
@@ -173,7 +173,7 @@ def second_along(model: ForwardModel, at: FluxExpansion, step: Float[Array, " pa
         along = step[:-2] @ slope
         bend = second * along * along + (first * bend if i else 0.0)
         bend = bend @ following
-    return bend + at.slope[:, -2] * step[-2] ** 2
+    return bend + at.slope[-2] * step[-2] ** 2
 
 
 def ln_absolute_flux(model: ForwardModel, labels: Float[Array, " label"]) -> Float[Array, " channel"]:

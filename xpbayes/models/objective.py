@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from xpbayes.models.forward import ForwardModel, expand_ln_flux, predict_flux, second_along, weighted_hessian
+from xpbayes.models.forward import FluxExpansion, ForwardModel, expand_ln_flux, predict_flux, second_along, weighted_hessian
 from xpbayes.models.likelihood import deviance, n_observed, whitened_residual
 from xpbayes.models.prior import LabelPrior, ln_prior, prior_curvature
 from xpbayes.stars import Stars
@@ -91,30 +91,78 @@ class Curvature(NamedTuple):
     information: Float[Array, "parameter parameter"]
 
 
+class Expansion(NamedTuple):
+    """The fluxes of one star to second order around a point, whitened.
+
+    Attributes:
+        ln_flux: ln f with its derivatives.
+        flux: (channel,) f.
+        jacobian: (parameter, channel) W df.
+        residual: (channel,) W (f - observed).
+    """
+
+    ln_flux: FluxExpansion
+    flux: Float[Array, " channel"]
+    jacobian: Float[Array, "parameter channel"]
+    residual: Float[Array, " channel"]
+
+
+def expand(model: ForwardModel, star: Stars, parameters: Float[Array, " parameter"]) -> Expansion:
+    """Expand the fluxes of one star; the whitening matrix, which is most of the data, is used once.
+
+    Args:
+        model: the forward model.
+        star: one star.
+        parameters: (label + 2,).
+    """
+    at = expand_ln_flux(model, parameters, star.ln_scale)
+    flux = jnp.exp(at.value)
+    both = jnp.concatenate([flux * at.slope, (flux - star.flux)[None]]) @ star.whitening.T
+    return Expansion(at, flux, both[:-1], both[-1])
+
+
+def at_other_parallax(at: Expansion, shift: Float[Array, ""]) -> Expansion:
+    """Take an expansion to another ln parallax: the flux goes with the parallax squared and its shape stays.
+
+    Args:
+        at: from `expand`.
+        shift: of ln parallax.
+    """
+    more = jnp.expm1(2.0 * shift)
+    return Expansion(
+        at.ln_flux._replace(value=at.ln_flux.value + 2.0 * shift),
+        at.flux * (1.0 + more),
+        at.jacobian * (1.0 + more),
+        at.residual + more * 0.5 * at.jacobian[-1],  # d f / d ln parallax = 2 f
+    )
+
+
 def curvature(
     model: ForwardModel, prior: LabelPrior | None, star: Stars, parameters: Float[Array, " parameter"]
 ) -> tuple[Curvature, Callable[[Float[Array, " parameter"]], Float[Array, " parameter"]]]:
     """Evaluate `objective` with its gradient and Hessian, exactly, at a small multiple of its own cost.
 
-    The same as differentiating `objective` twice (tests compare them), in closed form, and arranged so that the
-    whitening matrix, which is most of the data, is used twice: once for residual and Jacobian together, once
-    transposed for the residuals' own curvature.
+    The same as differentiating `objective` twice (tests compare them), in closed form.
 
     Returns:
         the derivatives, and a function of a step that gives J^T C^-1 d2f along that step: what geodesic acceleration
         needs (Transtrum & Sethna 2012).
     """
-    at = expand_ln_flux(model, parameters, star.ln_scale)
-    flux = jnp.exp(at.value)
-    both = star.whitening @ jnp.concatenate([flux[:, None] * at.slope, (flux - star.flux)[:, None]], axis=1)
-    jacobian, r = both[:, :-1], both[:, -1]
+    return curvature_of(model, prior, star, parameters, expand(model, star, parameters))
+
+
+def curvature_of(
+    model: ForwardModel, prior: LabelPrior | None, star: Stars, parameters: Float[Array, " parameter"], around: Expansion
+) -> tuple[Curvature, Callable[[Float[Array, " parameter"]], Float[Array, " parameter"]]]:
+    """The same from the expansion at `parameters`."""
+    at, flux, jacobian, r = around
     chi2 = r @ r
     rho = deviance(chi2, n_observed(star.whitening), star.tail)
     # d2 chi^2 = 2 J^T J + sum_c v_c (d ln f_c d ln f_c^T + d2 ln f_c), with v = 2 f W^T r.
     weight = 2.0 * flux * (r @ star.whitening)
-    bend = at.slope.T @ (weight[:, None] * at.slope) + weighted_hessian(model, at, weight)
-    information = rho.slope * (jacobian.T @ jacobian)
-    flux_gradient = 2.0 * (r @ jacobian)
+    bend = _products(at.slope, weight) + weighted_hessian(model, at, weight)
+    information = rho.slope * _products(jacobian)
+    flux_gradient = 2.0 * (jacobian @ r)
 
     measured, m_gradient, m_hessian, m_bound = _measurements(star, parameters)
     smooth = -2.0 * (parameters[-2] + parameters[-1])
@@ -130,11 +178,16 @@ def curvature(
         bound = bound.at[:n, :n].add(2.0 * known.bound)
 
     def bend_along(step: Array) -> Array:
-        second = flux * ((at.slope @ step) ** 2 + second_along(model, at, step))
-        return rho.slope * ((star.whitening @ second) @ jacobian)
+        second = flux * ((step @ at.slope) ** 2 + second_along(model, at, step))
+        return rho.slope * (jacobian @ (star.whitening @ second))
 
     value, size = rho.value + measured + smooth, rho.value + measured + jnp.abs(smooth)
     return Curvature(value, size, gradient, hessian, bound, chi2, information), bend_along
+
+
+def _products(rows: Array, weight: Array | float = 1.0) -> Array:
+    """Sums over channels of the products of all pairs of rows: so small a matrix product is dear in a library."""
+    return jnp.sum((rows * weight)[:, None, :] * rows[None, :, :], axis=-1)
 
 
 def _measurements(star: Stars, parameters: Array) -> tuple[Array, Array, Array, Array]:
