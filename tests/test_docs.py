@@ -5,19 +5,20 @@ import re
 from pathlib import Path
 
 import xpbayes
-from tests.conftest import QUICK, SHORT_TRAINING
+from tests.conftest import QUICK
+from xpbayes.modelfile import load_model, save_model
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_code_of_the_python_page_runs(sample, tmp_path, monkeypatch, capsys):
-    """As printed, but on every fifth star and with the short training and inference."""
+def test_code_of_the_python_page_runs(trained, sample, tmp_path, monkeypatch, capsys):
+    """As printed, but on every fifth star, with the model of the tests in place of training, and a short inference."""
     import xpbayes.pipeline as pipeline
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pipeline, "bundled_stars", lambda: sample)
-    monkeypatch.setattr(pipeline, "TrainingConfig", lambda: SHORT_TRAINING)
-    monkeypatch.setattr(pipeline, "InferenceConfig", lambda: QUICK)
+    monkeypatch.setattr(pipeline, "train", lambda stars, out, **options: load_model(save_model(trained, out)))
+    monkeypatch.setattr(xpbayes, "InferenceConfig", lambda **options: QUICK)
     namespace: dict = {}
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL):
         exec(compile(block, "docs/python.md", "exec"), namespace)

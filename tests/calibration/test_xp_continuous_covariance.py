@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -82,22 +83,23 @@ def test_real_sources_with_correlations_agree_with_gaiaxpy(name, tmp_path):
 
 @needs_data
 @pytest.mark.filterwarnings("ignore")
-def test_two_thousand_sources_without_correlations_agree_with_gaiaxpy():
+def test_hundreds_of_sources_without_correlations_agree_with_gaiaxpy():
     import pandas as pd
 
-    batches = list(read_xp_continuous(DATA / "xp_2000" / "xp_continuous_combined_chunk0.fits"))
-    assert sum(len(b) for b in batches) == 2000 and not any(b.rejected for b in batches)
-    for batch in batches[:1]:  # benchmarks/archive_speed.py compares them all
-        rows = {"source_id": batch.source_id}
+    batches = read_xp_continuous(DATA / "xp_2000" / "xp_continuous_combined_chunk0.fits")
+    for batch in islice(batches, 1):  # of these some; benchmarks/archive_speed.py compares them all
+        assert not batch.rejected
+        n = min(400, len(batch))
+        rows = {"source_id": batch.source_id[:n]}
         for band, side in (("bp", batch.bp), ("rp", batch.rp)):
             rows[f"{band}_n_parameters"] = 55
             rows[f"{band}_standard_deviation"] = 1.0
-            rows[f"{band}_coefficients"] = list(side.coefficient)
-            rows[f"{band}_coefficient_errors"] = list(side.error)
-            rows[f"{band}_coefficient_correlations"] = [np.eye(55)] * len(batch)
+            rows[f"{band}_coefficients"] = list(side.coefficient[:n])
+            rows[f"{band}_coefficient_errors"] = list(side.error[:n])
+            rows[f"{band}_coefficient_correlations"] = [np.eye(55)] * n
             rows[f"{band}_n_relevant_bases"] = 55
         expected_flux, expected_error = by_gaiaxpy(pd.DataFrame(rows))
-        order = np.argsort(batch.source_id)
+        order = np.argsort(batch.source_id[:n])
         flux, covariance, present = sample_spectra(batch.bp.take(order), batch.rp.take(order))
         assert present.all()
         scale = np.abs(expected_flux).max(axis=1, keepdims=True)
