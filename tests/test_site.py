@@ -15,7 +15,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
 def test_the_tutorial_runs(trained, sample, tmp_path, monkeypatch, capsys):
-    """As printed, but on every fifth star, with the model of the tests in place of a minute's training, and a short inference."""
+    """As printed, but on every fifth star, with the model of the tests in place of training, and a short inference."""
     import xpbayes.pipeline as pipeline
     from xpbayes.archive.star_table import write_star_table
 
