@@ -352,6 +352,10 @@ def main() -> None:
     parser.add_argument("--parallax", action="store_true", help="use the stars' measured parallaxes")
     parser.add_argument("--parts", default="1234", help="which parts to run")
     arguments = parser.parse_args()
+    if hasattr(
+        os, "sched_setaffinity"
+    ):  # as the engine's processes: XLA's helpers on a second core cost more than they do
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     trained = xpbayes.load_model(arguments.model)
     table = xpbayes.read_star_table(arguments.table)
     table = training_cuts(table, trained.labels, TrainingConfig().teff_max)

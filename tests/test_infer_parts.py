@@ -204,6 +204,21 @@ class TestFaults:
         run(model_folder, copy, tmp_path / "c", resume=True)
         verify(tmp_path / "c")
 
+    def test_an_input_that_vanishes_while_its_stars_are_solved_is_one_sentence(self, model_folder, inputs, tmp_path):
+        copy = tmp_path / "stars"
+        shutil.copytree(inputs, copy)
+        solve = pipeline._infer_piece
+
+        def solve_then_vanish(*arguments):
+            found = solve(*arguments)
+            (copy / "a.parquet").unlink(missing_ok=True)
+            return found
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pipeline, "_infer_piece", solve_then_vanish)
+            with pytest.raises(InputError, match=r"a.parquet: has gone since the run began; .* --resume"):
+                run(model_folder, copy, tmp_path / "c")
+
     def test_a_full_disk_is_one_sentence_and_can_be_gone_on_from(
         self, model_folder, inputs, undisturbed, tmp_path, monkeypatch
     ):

@@ -232,7 +232,7 @@ class InferenceConfig(FrozenSettings):
         False,
         description="add what training leaves unknown of the model to a catalogue's errors; 'xpbayes uncertainty' first",
     )
-    chunk_size: int = Field(4096, ge=1, description="stars solved together")
+    chunk_size: int = Field(2048, ge=1, description="stars solved together")
 
     @model_validator(mode="after")
     def _has_what_it_refines(self) -> Self:

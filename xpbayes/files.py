@@ -35,3 +35,8 @@ def reason_of(error: BaseException | None) -> str:
     """Say in the system's own words why it refused: Arrow wraps them into many of its own."""
     number = getattr(error, "errno", None)
     return os.strerror(number) if number else str(error).splitlines()[0]
+
+
+def has_gone(path: Path) -> InputError:
+    """What to say of an input that was there when a run began."""
+    return InputError(f"{path}: has gone since the run began; put it back and go on with --resume")

@@ -27,6 +27,7 @@ from xpbayes.catalogue.duplicates import Identifiers, find_repeated
 from xpbayes.channels import Channels
 from xpbayes.checksum import file_checksum
 from xpbayes.errors import InputError
+from xpbayes.files import has_gone
 
 STARS_AT_ONCE = 4096
 """Stars read, calibrated and solved together: 70 MB of whitening factors, and several times that while solving."""
@@ -261,7 +262,7 @@ def read_chunk(layout: Layout, chunk: Chunk, companions: Sequence[Companions]) -
     """
     file = layout.files[chunk.file]
     if not file.path.is_file():
-        raise InputError(f"{file.path}: has gone since the run began; put it back and go on with --resume")
+        raise has_gone(file.path)
     if chunk.stop is None:
         yield from _read_spectra(layout, chunk, companions)
         return

@@ -22,7 +22,7 @@ from xpbayes.archive.quarantine import Rejected
 from xpbayes.archive.star_table import write_parquet
 from xpbayes.checksum import file_checksum
 from xpbayes.errors import InputError
-from xpbayes.files import reason_of
+from xpbayes.files import has_gone, reason_of
 
 RECORDS = "records"
 PART_PATTERN = "part-*.parquet"
@@ -129,8 +129,15 @@ class PartDraft:
         Args:
             source: the input file.
             last: no further part comes from its chunk.
+
+        Raises:
+            InputError: the input file has gone.
         """
-        modified = source.stat().st_mtime_ns
+        try:
+            modified = source.stat().st_mtime_ns
+            checksum = _known_checksum(source, modified)
+        except FileNotFoundError as error:
+            raise has_gone(source) from error
         return PartRecord(
             file=self._file,
             block=self._block,
@@ -144,7 +151,7 @@ class PartDraft:
             last_source_id=self._last,
             size=0,
             checksum="",
-            input_checksum=_known_checksum(source, modified),
+            input_checksum=checksum,
             input_modified=modified,
             quarantined=tuple(self._quarantined),
         )

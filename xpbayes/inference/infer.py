@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from xpbayes.config import InferenceConfig
 from xpbayes.inference.importance import Summary, summarise
 from xpbayes.inference.model_error import refold_model_error
-from xpbayes.inference.solver import Lanes, Solution, limits, solve
+from xpbayes.inference.solver import Lanes, Solution, columns_first, limits, solve
 from xpbayes.inference.starts import StartGrid, find_starts, first_guess, make_grid
 from xpbayes.inference.uncertainty import are_positive_definite, at_mode, hessians, invert_positive, to_linear
 from xpbayes.models.forward import ForwardModel
@@ -146,15 +146,15 @@ def search(
     ranked = by_blocks(lambda block: find_starts(model, prior, grid, block, config.n_starts), STAR_BLOCK, stars)
     starts = np.array(ranked)
     if model_error is None:
-        return Searched(stars, starts, refine(model, prior, stars, jnp.asarray(starts), config.max_iterations))
+        return Searched(stars, starts, refine(model, prior, stars, starts, config.max_iterations))
     first = solve(model, prior, stars, jnp.asarray(starts[:, 0]), FIRST_ITERATIONS)
     stars = refold_model_error(model, measured, model_error, first.parameters)
     begin = starts.copy()
     begin[:, 0] = first.parameters
-    solution = refine(model, prior, stars, jnp.asarray(begin), config.max_iterations)
-    n_iterations = np.array(solution.n_iterations)
+    solution = refine(model, prior, stars, begin, config.max_iterations)
+    n_iterations: Any = np.array(solution.n_iterations)
     n_iterations[:, 0] += np.asarray(first.n_iterations)
-    solution = solution._replace(n_iterations=jnp.asarray(n_iterations))
+    solution = solution._replace(n_iterations=n_iterations)
     return _at_the_winner(model, prior, model_error, measured, Searched(stars, starts, solution), begin[:, 0], config)
 
 
@@ -192,7 +192,7 @@ def _at_the_winner(
     few = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(elsewhere)], few)
     stars = replaced(found.stars, few, elsewhere)
     alive = np.isfinite(np.asarray(solution.objective)[elsewhere])
-    again = refine(model, prior, few, jnp.asarray(at[elsewhere]), config.max_iterations, alive)
+    again = refine(model, prior, few, at[elsewhere], config.max_iterations, alive)
     more = np.asarray(again.n_iterations) + np.asarray(solution.n_iterations)[elsewhere]
     return Searched(stars, found.starts, replaced(solution, again._replace(n_iterations=more), elsewhere))
 
@@ -201,7 +201,7 @@ def refine(
     model: ForwardModel,
     prior: LabelPrior,
     stars: Stars,
-    starts: Float[Array, "star start parameter"],
+    starts: Float[Array, "star start parameter"] | NDArray[np.floating],
     most: int,
     alive: NDArray[np.bool_] | None = None,
 ) -> Solution:
@@ -221,7 +221,7 @@ def refine(
         a solution with leading axes (star, start); L is infinite for starts that were given up.
     """
     n, k, p = starts.shape
-    lanes = Lanes(stars, starts.reshape(-1, p), np.repeat(np.arange(n), k))
+    lanes = Lanes(columns_first(stars), np.asarray(starts).reshape(-1, p), np.repeat(np.arange(n), k))
     left: NDArray[np.integer] = np.arange(n * k) if alive is None else np.flatnonzero(alive)
     for limit in limits(most):
         left = lanes.advance(model, prior, left, limit)

@@ -249,7 +249,7 @@ def _taken(stars: Stars, rows: Array) -> Stars:
     return stars.take(rows)
 
 
-def _with_columns_first(stars: Stars) -> Stars:
+def columns_first(stars: Stars) -> Stars:
     """Transpose the whitening matrices: a few vectors at a time multiply them at twice the speed on CPUs."""
     if jax.default_backend() != "cpu":
         return replace(stars, whitening=jnp.swapaxes(stars.whitening, 1, 2))
@@ -270,17 +270,19 @@ class Lanes:
     slowest. A lane goes on exactly where it stood: its path depends neither on the rounds nor on who is beside it.
     """
 
-    def __init__(self, stars: Stars, start: Float[Array, "lane parameter"], star_of: NDArray[np.integer] | None = None):
+    def __init__(
+        self,
+        stars: Stars,
+        start: Float[Array, "lane parameter"] | NDArray[np.floating],
+        star_of: NDArray[np.integer] | None = None,
+    ) -> None:
         """Set the lanes to their starts.
 
         Args:
-            stars: a batch.
+            stars: a batch, from `columns_first`.
             start: (lane, label + 2) labels, ln E, ln parallax.
             star_of: (lane,) row of each lane's star; one lane per star in order if None.
         """
-        self._set(_with_columns_first(stars), start, star_of)
-
-    def _set(self, stars: Stars, start: Any, star_of: NDArray[np.integer] | None) -> None:
         self._stars = stars
         begin = np.array(start)
         n, p = begin.shape
@@ -319,14 +321,12 @@ class Lanes:
 
     def further(self, rows: NDArray[np.integer]) -> "Lanes":
         """New lanes from the trials of some of these, of the same stars."""
-        lanes = Lanes.__new__(Lanes)
-        lanes._set(self._stars, self.state.trial[rows], self._star_of[rows])
-        return lanes
+        return Lanes(self._stars, self.state.trial[rows], self._star_of[rows])
 
     def solution(self) -> Solution:
-        """Where the lanes stand."""
+        """Where the lanes stand, in NumPy: nothing is compiled for another number of lanes."""
         at = self.state
-        return Solution(*map(jnp.asarray, (at.parameters, at.value, at.decrement, at.converged, at.n_iterations)))
+        return Solution(at.parameters, at.value, at.decrement, at.converged, at.n_iterations)
 
 
 def block_size() -> int:
@@ -359,7 +359,7 @@ def solve(
         start: (star, label + 2) where to begin.
         max_iterations: stop after so many; unconverged stars say so.
     """
-    lanes = Lanes(stars, start)
+    lanes = Lanes(columns_first(stars), start)
     left: NDArray[np.integer] = np.arange(len(start))
     for limit in limits(max_iterations):
         left = lanes.advance(model, prior, left, limit)

@@ -13,8 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from numpy.typing import NDArray
+from scipy.spatial import KDTree
 
 from xpbayes.models.prior import LabelPrior, draw_labels, ln_priors
+from xpbayes.stars import STAR_BLOCK, by_blocks
 
 MAX_SUPPORT = 4096
 """Training stars kept with the model, evenly drawn: enough to see holes of the size of a label's error."""
@@ -22,7 +25,6 @@ NEIGHBOUR = 3
 """The distance is to the third nearest: one wrong label is then no support."""
 RARE = 1e-3
 N_DRAWS = 20_000
-CHUNK = 4096
 
 
 class LabelSupport(eqx.Module):
@@ -42,15 +44,10 @@ class LabelSupport(eqx.Module):
     ln_rare: Float[Array, ""]
 
 
-@partial(jax.jit, static_argnames="neighbour")
-def _distance(support: Float[Array, "star label"], points: Float[Array, "point label"], neighbour: int) -> Array:
+def _distance(support: NDArray[np.floating], points: NDArray[np.floating], neighbour: int) -> NDArray[np.float64]:
     """(point,) distance to the n-th nearest support star, both in units of the scale."""
-
-    def one(point: Array) -> Array:
-        squared = jnp.sum((support - point) ** 2, axis=1)
-        return jnp.sqrt(-jax.lax.top_k(-squared, neighbour)[0][-1])
-
-    return jax.lax.map(one, points, batch_size=128)
+    distance: NDArray[np.float64] = KDTree(support).query(points, k=[neighbour])[0][:, 0]
+    return distance
 
 
 def make_support(prior: LabelPrior, labels: np.ndarray, scale: np.ndarray, seed: int = 0) -> LabelSupport:
@@ -67,7 +64,7 @@ def make_support(prior: LabelPrior, labels: np.ndarray, scale: np.ndarray, seed:
     kept, unit = jnp.asarray(some, jnp.float32), jnp.asarray(scale, jnp.float32)
     # Each star is its own nearest neighbour, so one more counts.
     neighbour = min(NEIGHBOUR, len(kept) - 1)
-    own = _distance(kept / unit, kept / unit, neighbour + 1)
+    own = _distance(np.asarray(kept / unit), np.asarray(kept / unit), neighbour + 1)
     density = np.asarray(ln_priors(prior, draw_labels(prior, jax.random.key(seed), N_DRAWS)))
     return LabelSupport(
         labels=kept,
@@ -95,14 +92,11 @@ def extrapolation(
     points = np.asarray(labels, dtype=np.float32)
     out = np.full(len(points), np.nan, np.float32)
     finite = np.flatnonzero(np.isfinite(points).all(axis=1))
-    for begin in range(0, len(finite), CHUNK):
-        rows = finite[begin : begin + CHUNK]
-        size = CHUNK if len(finite) > CHUNK else -(-len(rows) // 128) * 128
-        chunk = jnp.asarray(points[np.pad(rows, (0, size - len(rows)), mode="edge")])
-        density = ln_priors(prior, chunk)
+    if len(finite):
+        inside = points[finite]
+        density = np.asarray(by_blocks(partial(ln_priors, prior), STAR_BLOCK, inside))
         rarity = (support.ln_typical - density) / (support.ln_typical - support.ln_rare)
-        neighbour = min(NEIGHBOUR, len(support.labels) - 1)
-        distance = _distance(support.labels / support.scale, chunk / support.scale, neighbour)
-        score = jnp.maximum(jnp.maximum(rarity, distance / support.reach), 0.0)
-        out[rows] = np.asarray(score[: len(rows)])
+        scale, neighbour = np.asarray(support.scale), min(NEIGHBOUR, len(support.labels) - 1)
+        distance = _distance(np.asarray(support.labels) / scale, inside / scale, neighbour)
+        out[finite] = np.maximum(np.maximum(rarity, distance / np.asarray(support.reach)), 0.0)
     return out
