@@ -12,7 +12,7 @@ export OPENBLAS_NUM_THREADS := 1
 
 help:
 	@echo "make demo   train on real stars, infer held-out ones, write demo/report.html (about 4 minutes)"
-	@echo "make test   run the tests (10 to 15 minutes on 2 cores)"
+	@echo "make test   run the tests (8 to 12 minutes on 2 cores)"
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   the documentation site, docs/_build/html/index.html"
 
