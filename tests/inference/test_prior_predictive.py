@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from scipy import stats
 
 from xpbayes.inference.calibration_check import chi2_shares, draw_shares, judge
 from xpbayes.inference.model_error import fold_in_model_error
@@ -19,6 +20,7 @@ from xpbayes.inference.prior_predictive import (
     with_realistic_noise,
 )
 from xpbayes.models.likelihood import n_observed
+from xpbayes.models.prior import draw_labels
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,31 @@ def test_every_star_looks_like_its_template(trained, simulated):
     assert found.truth[:, -2].max() <= MAX_EXTINCTION and found.truth[:, -2].min() > 0
     far = Window(found.window.level + 3 * LEVEL, found.window.colour + 3 * COLOUR)
     assert not np.any(look(far, jnp.asarray(sampled, jnp.float32)))
+
+
+def test_truths_follow_the_prior_within_the_window(trained, simulated):
+    """Against rejection: labels from the mixture, E and parallax flat, and what looks otherwise thrown away."""
+    _, templates = simulated
+    n_xp = trained.channels.n_xp
+    one = simulate(trained.forward, trained.prior, templates.take(jnp.array([3])), n_xp, 600, 5, 0.05)
+    random = np.random.default_rng(6)
+    look = jax.jit(jax.vmap(lambda w, u: in_window(trained.forward, w, u, n_xp), (None, 0)))
+    window = Window(one.window.level[0], one.window.colour[0])
+    largest, accepted = 1.5 * one.truth[:, -1].max(), []
+    for key in jax.random.split(jax.random.key(6), 20):
+        labels = np.asarray(draw_labels(trained.prior, key, 100_000))
+        linear = np.column_stack([labels, MAX_EXTINCTION * random.random(100_000), largest * random.random(100_000)])
+        sampled = np.concatenate([labels, np.log(linear[:, -2:])], axis=1)
+        accepted.append(linear[np.asarray(look(window, jnp.asarray(sampled, jnp.float32)))])
+    reference = np.concatenate(accepted)
+    assert len(reference) > 2000 and reference[:, -1].max() < 0.9 * largest  # nothing of the window is cut off
+    # 600 against thousands: a law as good as this gives less than 1e-4 in one of ten thousand tests.
+    assert all(stats.ks_2samp(one.truth[:, i], reference[:, i]).pvalue > 1e-4 for i in range(one.truth.shape[1]))
+
+
+def test_hardly_a_truth_comes_twice(simulated):
+    found, _ = simulated
+    assert len(np.unique(found.truth[:, 0])) > 0.97 * len(found.truth)
 
 
 def test_noise_follows_its_own_law(simulated):
