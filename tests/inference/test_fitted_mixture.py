@@ -1,5 +1,7 @@
 """Mixtures fitted to weighted draws, and their quantiles: against NumPy and scikit-learn."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,8 @@ from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
 
 from xpbayes.inference import fitted_mixture
-from xpbayes.inference.fitted_mixture import N_TERMS, cholesky, fit_mixture, weighted_quantiles
+from xpbayes.inference.fitted_mixture import EM_STEPS, N_TERMS, cholesky, fit_mixture, weighted_quantiles
+from xpbayes.inference.importance import ROUND_STEPS, ROUND_TERMS
 
 RNG = np.random.default_rng(5)
 
@@ -34,16 +37,18 @@ def test_a_fit_with_more_steps_is_as_good_as_scikit_learn_s(bent, monkeypatch):
 
     Without what widens terms on purpose, which a proposal needs and a description of the draws does not.
     """
-    for name, value in (("EM_STEPS", 200), ("MIN_WEIGHT", 1e-5), ("FLOOR", 1e-6)):
+    for name, value in (("MIN_WEIGHT", 1e-5), ("FLOOR", 1e-6)):
         monkeypatch.setattr(fitted_mixture, name, value)
-    fitted = fit_mixture(jnp.asarray(bent, jnp.float32), jnp.full(len(bent), 1 / len(bent)))
+    fitted = fit_mixture(jnp.asarray(bent, jnp.float32), jnp.full(len(bent), 1 / len(bent)), steps=200)
     assert_allclose(np.exp(np.asarray(fitted.ln_share)).sum(), 1.0, atol=1e-5)
     reference = GaussianMixture(N_TERMS, random_state=0, n_init=3).fit(bent)
     assert _ln_density(fitted, bent).mean() > reference.score(bent) + np.log(0.9) - 0.15
 
 
-def test_a_few_steps_follow_a_bend_far_better_than_one_gaussian(bent):
-    fitted = jax.jit(fit_mixture)(jnp.asarray(bent, jnp.float32), jnp.full(len(bent), 1 / len(bent)))
+@pytest.mark.parametrize("size", [(N_TERMS, EM_STEPS), (ROUND_TERMS, ROUND_STEPS)])
+def test_a_few_steps_follow_a_bend_far_better_than_one_gaussian(bent, size):
+    fit = jax.jit(partial(fit_mixture, n_terms=size[0], steps=size[1]))
+    fitted = fit(jnp.asarray(bent, jnp.float32), jnp.full(len(bent), 1 / len(bent)))
     one = multivariate_normal(bent.mean(axis=0), np.cov(bent.T)).logpdf(bent).mean()
     assert _ln_density(fitted, bent).mean() > one + 0.5
 

@@ -336,7 +336,7 @@ def test_rounds_of_more_draws_change_the_evenness_and_not_the_integral(trained, 
     drawn = jax.jit(jax.vmap(importance_draws, (None, None, 0, 0, 0, 0, 0, None, None)), static_argnums=(7, 8))
     call = partial(drawn, trained.forward, trained.prior, stars, modes, modes, no, seed)
     (few, first), (many, later) = call(512, 0), call(512, 256)
-    assert many.shape == (16, 512 + 3 * 256, 5)
+    assert many.shape == (16, 512 + 4 * 256, 5)
     assert_allclose(many[:, :512], few, rtol=1e-5, atol=1e-5)  # another program: its last digits may differ
     first, later = np.asarray(first, float), np.asarray(later, float)
 
@@ -350,7 +350,7 @@ def test_rounds_of_more_draws_change_the_evenness_and_not_the_integral(trained, 
     assert_allclose(integrals[1][fair], integrals[0][fair], atol=0.3)
     uneven = effective(first) < 25
     assert uneven.sum() >= 2
-    assert np.all(effective(later)[uneven] / (512 + 3 * 256) > effective(first)[uneven] / 512)
+    assert np.all(effective(later)[uneven] / (512 + 4 * 256) > effective(first)[uneven] / 512)
 
 
 def test_summaries_do_not_depend_on_who_shares_the_batch(trained, real):

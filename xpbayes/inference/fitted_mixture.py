@@ -13,9 +13,8 @@ from jaxtyping import Array, Float
 
 from xpbayes.inference.psis import top
 
-N_TERMS = 8
-"""Terms fitted."""
-EM_STEPS = 6
+N_TERMS, EM_STEPS = 8, 6
+"""Terms fitted and steps taken, where nothing else is asked for."""
 WIDE_SHARE, WIDE = 0.1, 1.5
 """Share of one more term, as wide as all draws together times this: nothing that was once seen is given up."""
 FLOOR = 1e-3
@@ -40,11 +39,19 @@ class Mixture(NamedTuple):
     factor: Float[Array, "term parameter parameter"]
 
 
-def fit_mixture(z: Float[Array, "draw parameter"], weight: Float[Array, " draw"]) -> Mixture:
+def fit_mixture(
+    z: Float[Array, "draw parameter"], weight: Float[Array, " draw"], n_terms: int = N_TERMS, steps: int = EM_STEPS
+) -> Mixture:
     """Fit a mixture to weighted draws by expectation-maximisation, beginning from slices along their longest axis.
 
     Both steps are products with a matrix of (1, y, y y^T), y the draws in units of their own spread: many times as fast
     as differences from every mean, and float32 is exact enough, the variances being raised by `FLOOR` anyway.
+
+    Args:
+        z: (draw, parameter).
+        weight: (draw,) they add up to one.
+        n_terms: Gaussians; one more, as wide as all draws together, is added to them.
+        steps: of expectation and maximisation.
     """
     n = z.shape[1]
     row, column = np.triu_indices(n)
@@ -65,7 +72,7 @@ def fit_mixture(z: Float[Array, "draw parameter"], weight: Float[Array, " draw"]
         axis = covariance @ axis
         axis = axis / jnp.sqrt(jnp.sum(axis**2))
     along = axis @ y
-    bounds = weighted_quantiles(along, weight, jnp.arange(1, N_TERMS) / N_TERMS)
+    bounds = weighted_quantiles(along, weight, jnp.arange(1, n_terms) / n_terms)
     slice_of = jnp.sum(along > bounds[:, None], axis=0)
 
     def term(moments: Array) -> tuple[Array, Array, Array]:
@@ -92,7 +99,7 @@ def fit_mixture(z: Float[Array, "draw parameter"], weight: Float[Array, " draw"]
     def step(_: int, share: Array) -> Array:
         return jax.nn.softmax(jax.vmap(coefficients)(*maximise(share)) @ features, axis=0)
 
-    share = jax.lax.fori_loop(0, EM_STEPS, step, jax.nn.one_hot(slice_of, N_TERMS, axis=0))
+    share = jax.lax.fori_loop(0, steps, step, jax.nn.one_hot(slice_of, n_terms, axis=0))
     ln_share, center, factor = maximise(share)
     return Mixture(
         jnp.append(jax.nn.log_softmax(ln_share) + jnp.log1p(-WIDE_SHARE), jnp.log(WIDE_SHARE)),

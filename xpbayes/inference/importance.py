@@ -47,19 +47,20 @@ WIDE_SHARE = 0.4
 it."""
 MIN_RUNNER_UP_SHARE = 0.2
 """A second optimum gets at least this share of what the first has: its Laplace evidence may be off."""
-COMPONENT_STEPS = 3
+COMPONENT_STEPS = 5
 """Newton steps towards the optimum of every component of the label prior, the first from the whole posterior's."""
 COMPONENTS_SHARE, MIN_COMPONENT_SHARE = 0.6, 0.06
 """Share of the draws that the components have together, and the least of each among them."""
 MAX_COMPONENT_STEP = 4.0
 """A component's optimum is sought within this of the whole posterior's, in units of the training labels' spread."""
-ROUNDS = ((1, 0.1), (2, 0.7))
+ROUNDS = ((1, 0.1), (1, 0.3), (2, 0.6))
 """Rounds: draws in units of `n_more`, and the power of the posterior that their mixture is fitted to. The first looks
-for arms that the star's first draws missed, the second follows them."""
+for arms that the star's first draws missed, the others follow them. Three such rounds miss less than two of twice as many
+draws."""
+ROUND_TERMS, ROUND_STEPS = 5, 3
+"""Terms of a round's mixture, and steps of its fit: eight and six cost more and miss as much."""
 N_CLIPPED = 16
 """So many of the largest weights are made equal for a fit."""
-N_FITTED = 1024
-"""Draws, picked by weight, that a round's mixture is fitted to."""
 NO_WEIGHT = 1e-8
 """A draw of less weight is left out of sums and quantiles."""
 MAX_WIDTH = 3.0
@@ -273,7 +274,7 @@ def importance_draws(
         competes: the runner-up is a distinct optimum worth drawing from.
         seed: the star's own.
         n_draws: number of draws at first, a power of two.
-        n_more: a power of two; once and twice as many more in two rounds from mixtures fitted to all draws before; 0
+        n_more: a power of two; four times as many more in three rounds from mixtures fitted to all draws before; 0
             for none.
 
     Returns:
@@ -286,9 +287,7 @@ def importance_draws(
     ln_density = _ln_mixture(terms, share, drawn.x)
     for number, (times, temper) in enumerate(ROUNDS if n_more else ()):
         weight = clipped_weights(temper * drawn.ln_height - ln_density, N_CLIPPED)
-        chosen = jnp.searchsorted(jnp.cumsum(weight), (jnp.arange(N_FITTED) + 0.5) / N_FITTED)
-        near = drawn.x[jnp.minimum(chosen, len(weight) - 1)]
-        fitted = fit_mixture(whitened(near - center, unit), jnp.full(N_FITTED, 1.0 / N_FITTED, mode.dtype))
+        fitted = fit_mixture(whitened(drawn.x - center, unit), weight, ROUND_TERMS, ROUND_STEPS)
         of_new, no_evidence = jnp.exp(fitted.ln_share), jnp.zeros(len(fitted.mean), mode.dtype)
         new = jax.vmap(_cut)(center + fitted.mean @ unit.T, unit @ fitted.factor, no_evidence)
         n_now = times * n_more
