@@ -31,8 +31,6 @@ MEMORY_PER_PROCESS = 1.5e9
 MOST_DEATHS = 5
 """Workers that may die one after the other without anything being finished in between."""
 CORES, WATCH_SECONDS = "XPBAYES_CORES", 0.5
-M_ARENA_MAX = -8
-"""Option of glibc's `mallopt`."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -129,9 +127,6 @@ def begin_worker(environment: dict[str, str]) -> None:
     if cores and hasattr(os, "sched_setaffinity"):
         with contextlib.suppress(OSError):  # a container may forbid it; the work is the same
             os.sched_setaffinity(0, [int(c) for c in cores.split(",")])
-    with contextlib.suppress(OSError, AttributeError):
-        # One heap for all threads: what compilation leaves behind in many costs a worker a tenth of its memory.
-        ctypes.CDLL("libc.so.6").mallopt(M_ARENA_MAX, 1)
 
 
 # -------------------------------------------------------------------------------------------------- this machine

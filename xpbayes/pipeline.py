@@ -23,6 +23,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
@@ -44,6 +45,7 @@ from xpbayes.checksum import file_checksum
 from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.errors import InputError, nearest
 from xpbayes.modelfile import CARD, TrainedModel, load_model, save_model
+from xpbayes.stars import STAR_BLOCK
 
 if TYPE_CHECKING:
     from xpbayes.analysis.confidence import ConfidenceCheck
@@ -534,10 +536,14 @@ def _infer_chunk(job: _Job, chunk: "Chunk") -> list["PartRecord"]:
 def _infer_piece(
     trained: TrainedModel, factor: "WeightFactor | None", table: StarTable, config: InferenceConfig
 ) -> pa.Table:
-    """Catalogue rows of some thousand stars, by the one compiled program that serves every piece of a run."""
+    """Catalogue rows of some thousand stars, by the compiled programs that serve every piece of a run.
+
+    A piece is filled up to whole blocks of stars, on an accelerator to a whole chunk: another size is another program.
+    """
     usable = np.flatnonzero(table.problems() == OK)
-    missing = config.chunk_size - len(usable)
-    if not len(usable) or missing <= 0:
+    whole = STAR_BLOCK if jax.default_backend() == "cpu" else config.chunk_size
+    missing = -len(usable) % whole
+    if not missing or not len(usable):
         return _infer_part(trained, factor, table, config, quiet)[0]
     index = np.concatenate([np.arange(len(table)), np.full(missing, usable[-1])])
     return _infer_part(trained, factor, table.take(index), config, quiet)[0].slice(0, len(table))

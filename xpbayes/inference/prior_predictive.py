@@ -147,17 +147,17 @@ def _pick(
         labels = draw_labels(prior, key, N_POOL)
         ln_extinction = jnp.log(jnp.asarray(MAX_EXTINCTION * (1.0 - random.random(N_POOL)), jnp.float32))
         dark = jnp.concatenate([labels, ln_extinction[:, None], jnp.zeros((N_POOL, 1))], axis=1)
-        pool = Window(*(np.asarray(leaf, np.float64) for leaf in _look_at_model(model, dark, n_xp)))
+        pool_level, pool_colour = (np.asarray(leaf, np.float64) for leaf in _look_at_model(model, dark, n_xp))
         # Sorted by colour, a window is a slice, and a pick by weight one search in the running sum.
-        order = np.argsort(pool.colour)
-        running = np.concatenate([[0.0], np.cumsum(np.exp(-0.5 * pool.level[order]))])
-        low = running[np.searchsorted(pool.colour[order], colour - COLOUR)]
-        weight = running[np.searchsorted(pool.colour[order], colour + COLOUR)] - low
+        order = np.argsort(pool_colour)
+        running = np.concatenate([[0.0], np.cumsum(np.exp(-0.5 * pool_level[order]))])
+        low = running[np.searchsorted(pool_colour[order], colour - COLOUR)]
+        weight = running[np.searchsorted(pool_colour[order], colour + COLOUR)] - low
         so_far += weight
         chosen = np.flatnonzero(random.random(n_stars) * so_far < weight)
         at = low[chosen] + random.random(len(chosen)) * weight[chosen]
         row = order[np.clip(np.searchsorted(running, at, side="right") - 1, 0, N_POOL - 1)]
-        picked[chosen], level[chosen] = np.asarray(dark)[row, :-1], pool.level[row]
+        picked[chosen], level[chosen] = np.asarray(dark)[row, :-1], pool_level[row]
     return picked, level, so_far > 0
 
 
