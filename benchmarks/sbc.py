@@ -1,6 +1,6 @@
 """Simulation-based calibration of every kind of posterior, as `xpbayes check` does it, with the shares kept.
 
-Usage: python benchmarks/sbc.py MODEL OUT [--stars 5000] [--nuts 500] [--like STARS.parquet]
+Usage: python benchmarks/sbc.py MODEL OUT [--stars 5000] [--nuts 500] [--like STARS.parquet] [--seed 0]
 """
 
 import argparse
@@ -20,8 +20,17 @@ def main() -> None:
     parser.add_argument("--stars", type=int, default=5000)
     parser.add_argument("--nuts", type=int, default=500)
     parser.add_argument("--like")
+    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    result = check(arguments.model, arguments.like, arguments.out, arguments.stars, arguments.nuts, say=to_stderr)
+    result = check(
+        arguments.model,
+        arguments.like,
+        arguments.out,
+        arguments.stars,
+        arguments.nuts,
+        seed=arguments.seed,
+        say=to_stderr,
+    )
     print_check(result)
     print(f"{result.seconds:.0f} s; importance and NUTS inside the band: {result.passed}")
 
