@@ -261,11 +261,11 @@ def write_check(check: CalibrationCheck, model: TrainedModel, folder: Path) -> l
             "Inference on real stars takes the model's error from the observed flux; here it is known.",
         ),
     ]
-    failed = sum(row[3] == "FAIL" for row in rows if row[0] in ("importance", "NUTS"))
+    outside = [f"{row[0]} {row[1]}" for row in rows if row[0] in ("importance", "NUTS") and row[3] == "FAIL"]
     notice = (
         "Every parameter of the importance and NUTS posteriors is inside the band."
         if check.passed
-        else f"{failed} parameters of the importance and NUTS posteriors are outside of the band."
+        else f"Outside of the band: {', '.join(outside)}; every other parameter of importance and NUTS posteriors is inside."
     )
     subtitle = f"{len(check.truth):,} simulated stars, {check.seconds:.0f} s; model {model.card.get('arrays_checksum')}"
     return [
