@@ -36,8 +36,8 @@ LEVEL, COLOUR = 0.5, 0.3
 """Half widths of the windows in ln flux: a factor of 1.6 in brightness, 0.3 mag in colour."""
 MIN_DOF = 5.0
 N_POOL, STARS_PER_POOL = 200_000, 333
-"""Labels and extinctions that so many stars are picked from. Where 5,000 were picked from one pool, a tenth of the truths
-came more than once, and posteriors that are right were seen to leave the band."""
+"""Prior draws in a pool, and stars to every pool; all stars are picked from all pools. Where 5,000 were picked from one, a
+tenth of the truths came more than once, and posteriors that are right were seen to leave the band."""
 
 
 class Window(NamedTuple):
@@ -147,17 +147,18 @@ def _pick(
         labels = draw_labels(prior, key, N_POOL)
         ln_extinction = jnp.log(jnp.asarray(MAX_EXTINCTION * (1.0 - random.random(N_POOL)), jnp.float32))
         dark = jnp.concatenate([labels, ln_extinction[:, None], jnp.zeros((N_POOL, 1))], axis=1)
-        pool_level, pool_colour = (np.asarray(leaf, np.float64) for leaf in _look_at_model(model, dark, n_xp))
+        looks = _look_at_model(model, dark, n_xp)
         # Sorted by colour, a window is a slice, and a pick by weight one search in the running sum.
-        order = np.argsort(pool_colour)
-        running = np.concatenate([[0.0], np.cumsum(np.exp(-0.5 * pool_level[order]))])
-        low = running[np.searchsorted(pool_colour[order], colour - COLOUR)]
-        weight = running[np.searchsorted(pool_colour[order], colour + COLOUR)] - low
+        order = np.argsort(looks.colour)
+        pool_level, pool_colour = (np.asarray(leaf, np.float64)[order] for leaf in looks)
+        running = np.concatenate([[0.0], np.cumsum(np.exp(-0.5 * pool_level))])
+        low = running[np.searchsorted(pool_colour, colour - COLOUR)]
+        weight = running[np.searchsorted(pool_colour, colour + COLOUR)] - low
         so_far += weight
         chosen = np.flatnonzero(random.random(n_stars) * so_far < weight)
         at = low[chosen] + random.random(len(chosen)) * weight[chosen]
-        row = order[np.clip(np.searchsorted(running, at, side="right") - 1, 0, N_POOL - 1)]
-        picked[chosen], level[chosen] = np.asarray(dark)[row, :-1], pool_level[row]
+        row = np.clip(np.searchsorted(running, at, side="right") - 1, 0, N_POOL - 1)
+        picked[chosen], level[chosen] = np.asarray(dark)[order[row], :-1], pool_level[row]
     return picked, level, so_far > 0
 
 
