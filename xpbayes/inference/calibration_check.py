@@ -130,23 +130,11 @@ def gaussian_shares(
     return stats.norm.cdf((truth - estimate) / sigma)
 
 
-@partial(jax.jit, static_argnames=("n_xp", "n_draws", "n_more"))
-def _importance_block(
-    model: ForwardModel,
-    prior: LabelPrior,
-    stars: Stars,
-    optima: Array,
-    truth: Array,
-    window: Window,
-    seed: Array,
-    n_xp: int,
-    n_draws: int,
-    n_more: int,
+@partial(jax.jit, static_argnames="n_xp")
+def _weigh(
+    model: ForwardModel, draws: Array, ln_ratio: Array, truth: Array, window: Window, n_xp: int
 ) -> tuple[Array, Array]:
-    def one(star: Stars, tops: Array, true: Array, look: Window, own: Array) -> tuple[Array, Array]:
-        two = jnp.all(jnp.isfinite(tops[1]))
-        second = jnp.where(two, tops[1], tops[0])
-        draws, ln_ratio = importance_draws(model, prior, star, tops[0], second, two, own, n_draws, n_more)
+    def one(draws: Array, ln_ratio: Array, true: Array, look: Window) -> tuple[Array, Array]:
         weight, k_hat = pareto_smoothed(ln_ratio)
         inside = jax.vmap(lambda u: in_window(model, look, u, n_xp))(draws)
         weight = weight * inside
@@ -155,7 +143,7 @@ def _importance_block(
         return jnp.where(total > MIN_SHARE_INSIDE, share, jnp.nan), k_hat
 
     with jax.default_matmul_precision("highest"):
-        return jax.vmap(one)(stars, optima, truth, window, seed)
+        return jax.vmap(one)(draws, ln_ratio, truth, window)
 
 
 def importance_shares(
@@ -183,8 +171,15 @@ def importance_shares(
     Returns:
         (star, parameter), NaN where next to nothing of a posterior is in the star's window; (star,).
     """
+
+    def block(stars: Stars, optima: Array, truth: Array, window: Window, seed: Array) -> tuple[Array, Array]:
+        two = jnp.all(jnp.isfinite(optima[:, 1]), axis=1)
+        second = jnp.where(two[:, None], optima[:, 1], optima[:, 0])
+        draws, ln_ratio = importance_draws(model, prior, stars, optima[:, 0], second, two, seed, n_draws, n_more)
+        return _weigh(model, draws, ln_ratio, truth, window, n_xp=n_xp)
+
     share, k_hat = by_blocks(
-        partial(_importance_block, model, prior, n_xp=n_xp, n_draws=n_draws, n_more=n_more),
+        block,
         block_size(n_draws, n_more),
         simulated.stars,
         optima_of(estimate, runner_up),

@@ -9,7 +9,7 @@ Three things about a star's posterior stop a sampler that walks in the parameter
   E = s softplus(t), t is E in units of s where E is large and ln E where it is small: the wall becomes an exponential
   tail, and the density stays log-concave. s is the error of E, or the distance from zero where that is smaller.
 - E and the labels lie on a narrow ridge: given E, the labels follow the Laplace approximation's conditional Gaussian,
-  carried on to E = 0 analytically, as the proposal of `importance` is.
+  carried on to E = 0 analytically, as in `laplace`.
 - The parallax lies in a bent valley. Given the rest, the flux fixes it: the last coordinate counts from its best value,
   a linear least-squares amplitude, in units of its error there.
 """
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from xpbayes.inference.importance import propose
+from xpbayes.inference.laplace import laplace_around
 from xpbayes.models.forward import ForwardModel, predict_flux
 from xpbayes.models.likelihood import deviance, n_observed, whitened_residual
 from xpbayes.models.objective import measurement_residuals, smooth_part
@@ -64,7 +64,7 @@ def frame_at(model: ForwardModel, prior: LabelPrior, star: Stars, mode: Float[Ar
         star: one star, model error folded in.
         mode: (label + 2,) the optimum: labels, ln E, ln parallax.
     """
-    gaussian = propose(model, prior, star, mode)
+    gaussian = laplace_around(model, prior, star, mode)
     extinction, sigma = jnp.maximum(jnp.exp(mode[-2]), 1e-20), gaussian.factor[0, 0]
     softness = jnp.minimum(extinction, sigma)
     start = _inverse_softplus(extinction / softness)

@@ -3,13 +3,14 @@
 The mode in ln E sits one sigma high for a dust-free star; means and quantiles do not. Draws are cheap because the
 proposal knows the posterior's shape:
 
-- E and the labels come from Laplace approximations in (labels, E), carried on analytically to E < 0 and cut there:
-  with a flat prior in E a dust-free star's posterior is half a Gaussian, which no Gaussian in ln E resembles.
-- The parallax is drawn given the rest. The flux is proportional to its square, so its best value is a linear
-  least-squares amplitude; the bent valley between log g and parallax never enters.
-- The proposal is a mixture: the optimum, the second one where it competes, and the posteriors that the star would have
-  under single components of the label prior. At an optimum on the narrow main sequence the whole posterior's curvature
-  says nothing of the arm towards the subgiants, which is another component's.
+- Only the labels are drawn from a proposal that has to be found. Given the labels, every flux that fits is next to the
+  one at the optimum, where ln f is linear in E and in the logarithm of the parallax: both follow from linear least squares,
+  in closed form. The ridge between Teff and E and the bent valley between log g and parallax never enter.
+- E is drawn from its Gaussian given the labels, cut at E = 0: with a flat prior a dust-free star's E is half a Gaussian.
+  The parallax is drawn given the rest; its best value for the very flux that was drawn is an amplitude.
+- The proposal in the labels is a mixture: Laplace approximations of the optimum, of the second one where it competes, and
+  of the posteriors that the star would have under single components of the label prior. At an optimum on the narrow main
+  sequence the whole posterior's curvature says nothing of the arm towards the subgiants, which is another component's.
 
 Rounds of more draws follow, each from a mixture fitted to all draws before it, weighted by a power of the posterior
 that grows from round to round: an arm that few draws met is followed to its end. Every star gets them, since the weights
@@ -30,15 +31,16 @@ from jaxtyping import Array, Bool, Float, UInt
 from numpy.typing import NDArray
 
 from xpbayes.inference.fitted_mixture import cholesky, clipped_weights, distance2, fit_mixture, weighted_quantiles, whitened
+from xpbayes.inference.laplace import Gaussian, around_components, laplace_around
 from xpbayes.inference.psis import pareto_smoothed
-from xpbayes.inference.solver import smallest_pivot, solve_positive
-from xpbayes.models.forward import ForwardModel, predict_flux
+from xpbayes.models.extinction import attenuate
+from xpbayes.models.forward import ForwardModel, shape_and_level
 from xpbayes.models.likelihood import deviance, n_observed
-from xpbayes.models.objective import Curvature, curvature, measurement_residuals, smooth_part
+from xpbayes.models.objective import measurement_residuals, smooth_part
 from xpbayes.models.prior import LabelPrior
 from xpbayes.stars import Stars, by_blocks
 
-INFLATION = (1.2, 2.4)
+INFLATION = (1.1, 2.2)
 """The proposal is wider than the Laplace approximation by these factors: weights must not pile up in its tails."""
 POWER = round((INFLATION[1] / INFLATION[0]) ** 2)
 """The wider Gaussian to this power is the narrower one."""
@@ -47,16 +49,11 @@ WIDE_SHARE = 0.4
 it."""
 MIN_RUNNER_UP_SHARE = 0.2
 """A second optimum gets at least this share of what the first has: its Laplace evidence may be off."""
-COMPONENT_STEPS = 5
-"""Newton steps towards the optimum of every component of the label prior, the first from the whole posterior's."""
 COMPONENTS_SHARE, MIN_COMPONENT_SHARE = 0.6, 0.06
 """Share of the draws that the components have together, and the least of each among them."""
-MAX_COMPONENT_STEP = 4.0
-"""A component's optimum is sought within this of the whole posterior's, in units of the training labels' spread."""
-ROUNDS = ((1, 0.1), (1, 0.3), (2, 0.6))
+ROUNDS = ((1, 0.1), (1, 0.4), (2, 0.8))
 """Rounds: draws in units of `n_more`, and the power of the posterior that their mixture is fitted to. The first looks
-for arms that the star's first draws missed, the others follow them. Two rounds of three times as many draws missed the far
-arms of 69 instead of 107 of 20,000 simulated stars, for twice the time."""
+for arms that the star's first draws missed, the others follow them."""
 ROUND_TERMS, ROUND_STEPS = 5, 3
 """Terms of a round's mixture, and steps of its fit: eight and six cost more and miss as much."""
 N_CLIPPED = 16
@@ -65,6 +62,10 @@ NO_WEIGHT = 1e-8
 """A draw of less weight is left out of sums and quantiles."""
 MAX_WIDTH = 3.0
 """A term wider than this in E [mag], or three times as far from E = 0, is of no use."""
+WIDE_SHARE_EXTINCTION = 0.2
+"""Share of the draws whose E given the labels comes from the wider Gaussian."""
+MIN_CUT_VARIANCE = 0.05
+"""Least variance that a cut leaves to E, in units of the uncut one."""
 MAX_Z, FARTHEST = 6.0, 12.0
 """Draws of E reach so far above its mean or the cut, in widths; and float32 tells the share above a point up to here."""
 TINY_EXTINCTION = 1e-7
@@ -90,30 +91,36 @@ class Summary(NamedTuple):
     n_effective: Float[Array, " star"]
 
 
-class Proposal(NamedTuple):
-    """A Gaussian in (E, labels), E first, cut at E = 0.
+class Terms(NamedTuple):
+    """Gaussians in label space, along a leading axis.
 
     Attributes:
-        mean: (label + 1,).
-        factor: (label + 1, label + 1) lower-triangular; its first row belongs to E.
-        lowest: (width,) E = 0 in units of the first factor, for every width.
-        ln_norm: (width,) ln of the density's constant, its share of the draws included.
-        evidence: () ln of the Laplace approximation's integral.
+        mean: (term, label).
+        factor: (term, label, label) lower-triangular.
+        ln_norm: (term, width) ln of the density's constant, for every width, its share of the draws included.
+        share: (term,) of the draws.
     """
 
-    mean: Array
-    factor: Array
-    lowest: Array
-    ln_norm: Array
-    evidence: Array
+    mean: Float[Array, "term label"]
+    factor: Float[Array, "term label label"]
+    ln_norm: Float[Array, "term width"]
+    share: Float[Array, " term"]
 
 
-class _Component(NamedTuple):
-    """One Gaussian of the label prior: precision and mean in label space, ln of its weight and normalisation."""
+class GivenLabels(NamedTuple):
+    """What one star's fluxes say of E once its labels are known: a Gaussian of the same width for all labels.
 
-    precision: Array
-    mean: Array
-    ln_weight: Array
+    Attributes:
+        shape: (channel,) ln f_abs at the optimum, as `shape_and_level` has it.
+        extinction: () best E there [mag].
+        slope: (channel,) by how much it changes with ln f_abs.
+        sigma: () its error [mag], the parallax integrated out.
+    """
+
+    shape: Float[Array, " channel"]
+    extinction: Float[Array, ""]
+    slope: Float[Array, " channel"]
+    sigma: Float[Array, ""]
 
 
 @lru_cache
@@ -123,109 +130,70 @@ def _points(n_draws: int, dimension: int) -> NDArray[np.float32]:
     return qmc.Sobol(dimension, seed=0).random(n_draws).astype(np.float32)
 
 
-def propose(model: ForwardModel, prior: LabelPrior, star: Stars, mode: Float[Array, " parameter"]) -> Proposal:
-    """Laplace approximation in (E, labels) around one optimum, the parallax integrated out.
+def given_labels(model: ForwardModel, star: Stars, mode: Float[Array, " parameter"]) -> GivenLabels:
+    """Solve for E and the parallax of any labels near to an optimum, by linear least squares in ln f.
+
+    Wherever the posterior is, the flux is the optimum's to within its errors: to first order it is f (1 + d) with
+    d = ln f_abs - ln f_abs(optimum) + 2 (change of ln parallax) - R (change of E).
 
     Args:
         model: the trained forward model.
-        prior: the label mixture.
         star: one star, model error folded in.
-        mode: (label + 2,) labels, ln E, ln parallax.
+        mode: (label + 2,) the optimum: labels, ln E, ln parallax.
     """
-    return at_optimum(curvature(model, prior, star, mode)[0], mode)
+    shape, level = shape_and_level(model, mode[:-2])
+    extinction, plx, curve = jnp.exp(mode[-2]), jnp.exp(mode[-1]), jnp.exp(model.ln_curve)
+    flux = jnp.exp(attenuate(shape, extinction, model.ln_curve) + (level + 2.0 * mode[-1] - star.ln_scale))
+    residual, by_parallax, by_extinction = (
+        jnp.stack([flux - star.flux, 2.0 * flux, -curve * flux]) @ star.whitening.T
+    )
+    weight = deviance(residual @ residual, n_observed(star.whitening), star.tail).slope
+    parallax_precision = (plx * star.parallax_inv_error) ** 2
+    measured = (star.parallax - plx) / plx  # ln parallax above the optimum's, as the measurement has it
+    total = weight * by_parallax @ by_parallax + parallax_precision
+    # What is left of E's direction once the parallax has followed it.
+    follows = weight * by_parallax @ by_extinction / total
+    own = by_extinction - follows * by_parallax
+    precision = jnp.maximum(weight * own @ by_extinction + star.reddening_inv_error**2, MAX_WIDTH**-2)
+    pull = -follows * (parallax_precision * measured + 1.0) + (star.reddening - extinction) * star.reddening_inv_error**2
+    slope = -weight * flux * (own @ star.whitening) / precision
+    best = extinction + (pull - weight * own @ residual) / precision
+    return GivenLabels(shape, best, slope, 1.0 / jnp.sqrt(precision))
 
 
-def at_optimum(at: Curvature, mode: Float[Array, " parameter"]) -> Proposal:
-    """The same from the derivatives of L at the optimum."""
-    # In ln E the slope of L is nought there, so that of the density in E, without its Jacobian, is 2.
-    flat = at._replace(gradient=jnp.zeros_like(mode))
-    _, gaussian = _gaussian(flat, mode, None)
-    return gaussian
+def _terms(mean: Array, factor: Array, share: Array) -> Terms:
+    n = mean.shape[1]
+    width = jnp.asarray(INFLATION, mean.dtype)
+    ln_share = jnp.log(jnp.array([1.0 - WIDE_SHARE, WIDE_SHARE], mean.dtype))
+    ln_size = jnp.sum(jnp.log(jnp.diagonal(factor, axis1=1, axis2=2)), axis=1)[:, None] + n * jnp.log(width)
+    return Terms(mean, factor, ln_share - ln_size - 0.5 * n * np.log(2.0 * np.pi), share)
 
 
-def _gaussian(at: Curvature, point: Array, component: _Component | None) -> tuple[Array, Proposal]:
-    """Optimum (labels, E, ln parallax) and Gaussian of the quadratic that L is around a point.
+def _of_labels(gaussian: Gaussian) -> tuple[Array, Array]:
+    """Mean and factor of the labels of a Gaussian that is cut at E = 0, to second moments."""
+    lowest = -gaussian.mean[0] / gaussian.factor[0, 0]
+    above = jnp.exp(norm.logpdf(lowest) - norm.logcdf(-lowest))
+    spread = jnp.maximum(1.0 + lowest * above - above**2, MIN_CUT_VARIANCE)
+    along, rest = gaussian.factor[1:, 0], gaussian.factor[1:, 1:]
+    covariance = spread * jnp.outer(along, along) + rest @ rest.T
+    scale = jnp.sqrt(jnp.maximum(jnp.diagonal(covariance), 1e-30))
+    factor = scale[:, None] * cholesky(covariance / scale[:, None] / scale[None, :] + 1e-6 * jnp.eye(scale.size))
+    return gaussian.mean[1:] + above * along, factor
+
+
+def _mix(tops: Gaussian, parts: Gaussian, competes: Array) -> Terms:
+    """All terms of the first proposal.
 
     Args:
-        at: L there with its derivatives in (labels, ln E, ln parallax); without a label prior where a component is given.
-        point: (label + 2,).
-        component: takes the label prior's place, or None.
+        tops: Laplace approximations of the best and the second optimum.
+        parts: those of the label prior's components.
+        competes: the second optimum is one of its own.
     """
-    n = point.size - 2
-    # -2 ln density in (labels, E, ln parallax): L without the Jacobian -2 ln E.
-    extinction = jnp.exp(point[-2])
-    unit = jnp.ones_like(point).at[-2].set(1.0 / extinction)
-    slope = at.gradient.at[-2].add(2.0)
-    exact = at.hessian.at[-2, -2].add(-slope[-2]) * unit[:, None] * unit[None, :]
-    bound = at.bound * unit[:, None] * unit[None, :]
-    gradient, value = slope * unit, at.value + 2.0 * point[-2]
-    if component is not None:
-        pull = component.precision @ (point[:n] - component.mean)
-        exact, bound = (h.at[:n, :n].add(2.0 * component.precision) for h in (exact, bound))
-        gradient = gradient.at[:n].add(2.0 * pull)
-        value = value + (point[:n] - component.mean) @ pull - 2.0 * component.ln_weight
-    hessian = jnp.where(smallest_pivot(exact) > 1e-5, exact, bound)
-    step = -solve_positive(hessian, gradient)
-    center = jnp.concatenate([point[:n], extinction[None], point[-1:]]) + step
-    covariance = 2.0 * jax.vmap(partial(solve_positive, hessian))(jnp.eye(n + 2, dtype=point.dtype))
-    pick = jnp.array([n, *range(n)])
-    scale = jnp.sqrt(jnp.maximum(jnp.diagonal(covariance)[pick], 1e-30))
-    correlation = covariance[pick][:, pick] / scale[:, None] / scale[None, :]
-    factor = scale[:, None] * cholesky(0.5 * (correlation + correlation.T) + 1e-6 * jnp.eye(n + 1))
-    ln_det = jnp.sum(jnp.log(jnp.diagonal(factor)))
-    return center, _cut(center[pick], factor, ln_det - 0.5 * (value + 0.5 * gradient @ step))
-
-
-def _cut(mean: Array, factor: Array, evidence: Array) -> Proposal:
-    """A Gaussian in (E, labels) with its constants, cut at E = 0."""
-    n = mean.size
-    width = jnp.asarray(INFLATION, mean.dtype)
-    lowest = (TINY_EXTINCTION - mean[0]) / (width * factor[0, 0])
-    ln_share = jnp.log(jnp.array([1.0 - WIDE_SHARE, WIDE_SHARE], mean.dtype))
-    ln_size = jnp.sum(jnp.log(jnp.diagonal(factor))) + n * jnp.log(width) + 0.5 * n * np.log(2.0 * np.pi)
-    return Proposal(mean, factor, lowest, ln_share - ln_size - norm.logcdf(-lowest), evidence)
-
-
-def _of_components(model: ForwardModel, prior: LabelPrior, star: Stars, mode: Array) -> Proposal:
-    """Every component of the label prior times the likelihood, each as a Gaussian around its own optimum."""
-    n = model.n_labels
-    components = _Component(
-        jnp.einsum("kde,kfe->kdf", prior.whitening, prior.whitening),
-        prior.mean,
-        prior.ln_weight + jnp.sum(jnp.log(jnp.diagonal(prior.whitening, axis1=1, axis2=2)), axis=1),
-    )
-    reach = jnp.append(MAX_COMPONENT_STEP * model.label_scale, jnp.ones(1, mode.dtype))  # labels, ln parallax
-
-    def improve(center: Array, component: _Component) -> tuple[Array, Proposal]:
-        moved = jnp.clip(jnp.append(center[:n], center[-1]) - jnp.append(mode[:n], mode[-1]), -reach, reach)
-        ln_extinction = jnp.log(jnp.maximum(center[n], 0.3 * jnp.exp(mode[-2])))
-        point = jnp.concatenate([mode[:n] + moved[:n], ln_extinction[None], mode[-1:] + moved[n:]])
-        return _gaussian(curvature(model, None, star, point)[0], point, component)
-
-    def step(center: Array, _: None) -> tuple[Array, Proposal]:
-        return jax.vmap(improve)(center, components)
-
-    # One step in the program, whatever their number: each would take seconds to compile.
-    n_components = len(prior.ln_weight)
-    begin = jnp.tile(mode.at[n].set(jnp.exp(mode[n])), (n_components, 1))
-    _, gaussians = jax.lax.scan(step, begin, None, length=COMPONENT_STEPS)
-    return jax.tree.map(lambda leaf: leaf[-1], gaussians)
-
-
-def proposal_mixture(
-    model: ForwardModel, prior: LabelPrior, star: Stars, mode: Array, runner_up: Array, competes: Array
-) -> tuple[Proposal, Float[Array, " term"]]:
-    """Find all terms of the proposal in (E, labels); see `importance_draws` for the arguments.
-
-    Returns:
-        the terms along a leading axis, and their shares of the draws.
-    """
-    tops = jax.vmap(partial(propose, model, prior, star))(jnp.stack([mode, runner_up]))
-    parts = _of_components(model, prior, star, mode)
-    terms = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), tops, parts)
-    usable = jax.vmap(lambda term: jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in term])))(terms)
-    usable = usable & (terms.factor[:, 0, 0] < MAX_WIDTH) & (jnp.abs(terms.mean[:, 0]) < 3.0 * MAX_WIDTH)
-    usable = usable.at[0].set(True).at[1].set(usable[1] & competes)
+    gaussians = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), tops, parts)
+    mean, factor = jax.vmap(_of_labels)(gaussians)
+    finite = jnp.isfinite(mean).all(axis=1) & jnp.isfinite(factor).all(axis=(1, 2)) & jnp.isfinite(gaussians.evidence)
+    narrow = (gaussians.factor[:, 0, 0] < MAX_WIDTH) & (jnp.abs(gaussians.mean[:, 0]) < 3.0 * MAX_WIDTH)
+    usable = (finite & narrow).at[0].set(True).at[1].set(finite[1] & narrow[1] & competes)
     odds = jnp.clip(jax.nn.sigmoid(tops.evidence[1] - tops.evidence[0]), MIN_RUNNER_UP_SHARE, 0.5)
     of_second = jnp.where(usable[1], odds, 0.0)
     any_part = jnp.any(usable[2:])
@@ -235,92 +203,161 @@ def proposal_mixture(
     rest = 1.0 - jnp.sum(of_parts)
     share = jnp.concatenate([jnp.stack([rest * (1.0 - of_second), rest * of_second]), of_parts])
     # A term that cannot be used must not spoil sums with NaN: it borrows the first one's shape, and no draw.
-    terms = jax.tree.map(lambda leaf: jnp.where(usable.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, leaf[0]), terms)
-    return terms, share
+    mean = jnp.where(usable[:, None], mean, mean[0])
+    factor = jnp.where(usable[:, None, None], factor, factor[0])
+    return _terms(mean, factor, share)
 
 
 class _Drawn(NamedTuple):
     """Draws of one star.
 
     Attributes:
-        x: (draw, label + 1) E and labels.
         parameters: (draw, label + 2) labels, ln E, ln parallax.
-        ln_height: (draw,) ln of the posterior density over that of the draw's parallax given the rest.
+        ln_height: (draw,) ln of the posterior density over that of the draw's E and parallax given its labels.
     """
 
-    x: Array
     parameters: Array
     ln_height: Array
+
+
+class _SoFar(NamedTuple):
+    """One star between two rounds.
+
+    Attributes:
+        terms: all that was drawn from.
+        drawn: all draws.
+        ln_density: (draw,) ln of the density of their labels under all terms.
+    """
+
+    terms: Terms
+    drawn: _Drawn
+    ln_density: Array
 
 
 def importance_draws(
     model: ForwardModel,
     prior: LabelPrior,
-    star: Stars,
-    mode: Float[Array, " parameter"],
-    runner_up: Float[Array, " parameter"],
-    competes: Bool[Array, ""],
-    seed: UInt[Array, ""],
+    stars: Stars,
+    mode: Float[Array, "star parameter"],
+    runner_up: Float[Array, "star parameter"],
+    competes: Bool[Array, " star"],
+    seed: UInt[Array, " star"],
     n_draws: int,
     n_more: int = 0,
-) -> tuple[Float[Array, "draw parameter"], Float[Array, " draw"]]:
-    """Draw around one star's optima.
+) -> tuple[Float[Array, "star draw parameter"], Float[Array, "star draw"]]:
+    """Draw around every star's optima.
+
+    One program after the other, instead of one for all: compiling them takes half the memory so.
 
     Args:
         model: the trained forward model.
         prior: the label mixture.
-        star: one star, model error folded in.
-        mode, runner_up: (label + 2,) best and second optimum: labels, ln E, ln parallax.
+        stars: model error folded in; as many as fit into memory with their draws.
+        mode, runner_up: (star, label + 2) best and second optimum: labels, ln E, ln parallax.
         competes: the runner-up is a distinct optimum worth drawing from.
-        seed: the star's own.
+        seed: every star's own.
         n_draws: number of draws at first, a power of two.
         n_more: a power of two; four times as many more in three rounds from mixtures fitted to all draws before; 0
             for none.
 
     Returns:
-        (draw, label + 2) labels, ln E, ln parallax; (draw,) ln of posterior / proposal density, up to a constant.
+        (star, draw, label + 2) labels, ln E, ln parallax; (star, draw) ln of posterior / proposal density, up to a
+        constant of the star's.
     """
-    terms, share = proposal_mixture(model, prior, star, mode, runner_up, competes)
-    key = jax.random.key(seed)
-    center, unit = terms.mean[0], terms.factor[0]
-    drawn = _draw(model, prior, star, mode, terms, share, _rotated(key, n_draws, model.n_labels, mode.dtype))
-    ln_density = _ln_mixture(terms, share, drawn.x)
+    tops = _around_optima(model, prior, stars, jnp.stack([mode, runner_up], axis=1))
+    parts = _around_components(model, prior, stars, mode)
+    so_far = _begin(model, prior, stars, mode, tops, parts, competes, seed, n_draws=n_draws)
     for number, (times, temper) in enumerate(ROUNDS if n_more else ()):
+        so_far = _go_on(model, prior, stars, mode, seed, so_far, number, temper, n_now=times * n_more)
+    ln_ratio = so_far.drawn.ln_height - so_far.ln_density
+    return so_far.drawn.parameters, jnp.where(jnp.isfinite(ln_ratio), ln_ratio, -jnp.inf)
+
+
+@jax.jit
+def _around_optima(model: ForwardModel, prior: LabelPrior, stars: Stars, optima: Array) -> Gaussian:
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(lambda star, tops: jax.vmap(partial(laplace_around, model, prior, star))(tops))(stars, optima)
+
+
+@jax.jit
+def _around_components(model: ForwardModel, prior: LabelPrior, stars: Stars, mode: Array) -> Gaussian:
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(partial(around_components, model, prior))(stars, mode)
+
+
+@partial(jax.jit, static_argnames="n_draws")
+def _begin(
+    model: ForwardModel,
+    prior: LabelPrior,
+    stars: Stars,
+    mode: Array,
+    tops: Gaussian,
+    parts: Gaussian,
+    competes: Array,
+    seed: Array,
+    n_draws: int,
+) -> _SoFar:
+    """The first draws."""
+
+    def one(star: Stars, best: Array, two: Gaussian, each: Gaussian, distinct: Array, own: Array) -> _SoFar:
+        terms = _mix(two, each, distinct)
+        drawn = _draw(model, prior, star, best, terms, _rotated(jax.random.key(own), n_draws, model.n_labels))
+        return _SoFar(terms, drawn, _ln_mixture(terms, drawn.parameters[:, :-2]))
+
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(one)(stars, mode, tops, parts, competes, seed)
+
+
+@partial(jax.jit, static_argnames="n_now")
+def _go_on(
+    model: ForwardModel,
+    prior: LabelPrior,
+    stars: Stars,
+    mode: Array,
+    seed: Array,
+    so_far: _SoFar,
+    number: int,
+    temper: float,
+    n_now: int,
+) -> _SoFar:
+    """A round of more draws, from a mixture fitted to all before it."""
+
+    def one(star: Stars, best: Array, own: Array, before: _SoFar) -> _SoFar:
+        terms, drawn, ln_density = before
+        center, unit = terms.mean[0], terms.factor[0]
         weight = clipped_weights(temper * drawn.ln_height - ln_density, N_CLIPPED)
-        fitted = fit_mixture(whitened(drawn.x - center, unit), weight, ROUND_TERMS, ROUND_STEPS)
-        of_new, no_evidence = jnp.exp(fitted.ln_share), jnp.zeros(len(fitted.mean), mode.dtype)
-        new = jax.vmap(_cut)(center + fitted.mean @ unit.T, unit @ fitted.factor, no_evidence)
-        n_now = times * n_more
-        points = _rotated(jax.random.fold_in(key, number), n_now, model.n_labels, mode.dtype)
-        more = _draw(model, prior, star, mode, new, of_new, points)
+        fitted = fit_mixture(whitened(drawn.parameters[:, :-2] - center, unit), weight, ROUND_TERMS, ROUND_STEPS)
+        new = _terms(center + fitted.mean @ unit.T, unit @ fitted.factor, jnp.exp(fitted.ln_share))
+        points = _rotated(jax.random.fold_in(jax.random.key(own), number), n_now, model.n_labels)
+        more = _draw(model, prior, star, best, new, points)
         old = len(weight) / (len(weight) + n_now)
         # Every draw's density under all terms, of which those that were there before are known for the old draws.
-        of_old = jnp.concatenate([ln_density, _ln_mixture(terms, share, more.x)]) + np.log(old)
+        of_old = jnp.concatenate([ln_density, _ln_mixture(terms, more.parameters[:, :-2])]) + np.log(old)
         drawn = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), drawn, more)
-        ln_density = jnp.logaddexp(of_old, _ln_mixture(new, of_new, drawn.x) + np.log1p(-old))
-        terms = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), terms, new)
-        share = jnp.concatenate([old * share, (1.0 - old) * of_new])
-    # The density is one in (labels, E, ln parallax) here: E's Jacobian leaves again.
-    ln_ratio = drawn.ln_height - ln_density
-    return drawn.parameters, jnp.where(jnp.isfinite(ln_ratio), ln_ratio, -jnp.inf)
+        ln_density = jnp.logaddexp(of_old, _ln_mixture(new, drawn.parameters[:, :-2]) + np.log1p(-old))
+        both = (terms._replace(share=old * terms.share), new._replace(share=(1.0 - old) * new.share))
+        return _SoFar(jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *both), drawn, ln_density)
+
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(one)(stars, mode, seed, so_far)
 
 
-def _rotated(key: Array, n_draws: int, n_labels: int, dtype: Any) -> Float[Array, "draw coordinate"]:
-    """Points of the unit cube: for the term, E, labels, the width and the parallax."""
-    rotation = jax.random.uniform(key, (n_labels + 4,), dtype=dtype)
-    return jnp.clip((jnp.asarray(_points(n_draws, n_labels + 4)) + rotation) % 1.0, 1e-6, 1.0 - 1e-6)
+def _rotated(key: Array, n_draws: int, n_labels: int) -> Float[Array, "draw coordinate"]:
+    """Points of the unit cube: for the term, its width, the labels, E, its width and the parallax."""
+    rotation = jax.random.uniform(key, (n_labels + 5,))
+    return jnp.clip((jnp.asarray(_points(n_draws, n_labels + 5)) + rotation) % 1.0, 1e-6, 1.0 - 1e-6)
 
 
-def _ln_mixture(terms: Proposal, share: Array, x: Float[Array, "draw label+1"]) -> Float[Array, " draw"]:
+def _ln_mixture(terms: Terms, labels: Float[Array, "draw label"]) -> Float[Array, " draw"]:
     """Ln density of a mixture."""
 
-    def of_term(term: Proposal, share: Array) -> tuple[Array, Array]:
+    def of_term(mean: Array, factor: Array, ln_norm: Array, share: Array) -> tuple[Array, Array]:
         """Ln of the wider Gaussian, and both over the wider: the narrower one is a power of it."""
-        ln_wide = -0.5 * distance2((x - term.mean).T, term.factor) / INFLATION[1] ** 2
-        narrow = jnp.exp(term.ln_norm[0] - term.ln_norm[1] + (POWER - 1) * ln_wide)
-        return jnp.log(jnp.maximum(share, 1e-30)) + term.ln_norm[1] + ln_wide, 1.0 + narrow
+        ln_wide = -0.5 * distance2((labels - mean).T, factor) / INFLATION[1] ** 2
+        narrow = jnp.exp(ln_norm[0] - ln_norm[1] + (POWER - 1) * ln_wide)
+        return jnp.log(jnp.maximum(share, 1e-30)) + ln_norm[1] + ln_wide, 1.0 + narrow
 
-    ln_wide, both = jax.vmap(of_term)(terms, share)
+    ln_wide, both = jax.vmap(of_term)(*terms)
     largest = jnp.max(ln_wide, axis=0)
     return largest + jnp.log(jnp.sum(jnp.exp(ln_wide - largest) * both, axis=0))
 
@@ -336,31 +373,43 @@ def _above(lowest: Float[Array, " draw"], share: Float[Array, " draw"]) -> Float
     return jnp.clip(jnp.where(lowest > FARTHEST, far, z), lowest, MAX_Z + jnp.maximum(lowest, 0.0))
 
 
+def _draw_extinction(
+    follow: GivenLabels, shape: Float[Array, "draw channel"], points: Float[Array, "draw two"]
+) -> tuple[Float[Array, " draw"], Float[Array, " draw"]]:
+    """Draw E given the labels, whose ln f_abs is `shape`; E and ln of its density."""
+    best = follow.extinction + (shape - follow.shape) @ follow.slope
+    width = jnp.asarray(INFLATION, best.dtype) * follow.sigma
+    lowest = (TINY_EXTINCTION - best[:, None]) / width
+    wide = (points[:, 1] < WIDE_SHARE_EXTINCTION).astype(int)
+    own = jnp.where(wide, lowest[:, 1], lowest[:, 0])
+    extinction = jnp.maximum(best + width[wide] * _above(own, points[:, 0]), TINY_EXTINCTION)
+    z = (extinction - best)[:, None] / width
+    ln_share = np.log([1.0 - WIDE_SHARE_EXTINCTION, WIDE_SHARE_EXTINCTION])
+    ln_density = jnp.logaddexp(*(ln_share - jnp.log(width) - 0.5 * z**2 - norm.logcdf(-lowest)).T)
+    return extinction, ln_density
+
+
 def _draw(
     model: ForwardModel,
     prior: LabelPrior,
     star: Stars,
     mode: Array,
-    terms: Proposal,
-    share: Array,
+    terms: Terms,
     points: Float[Array, "draw coordinate"],
 ) -> _Drawn:
-    """Draw E and labels from a mixture, and the parallax given these."""
+    """Draw labels from a mixture, E given these, and the parallax given both."""
     n = model.n_labels
-    number = jnp.minimum(jnp.searchsorted(jnp.cumsum(share), points[:, 0], side="right"), share.size - 1)
-    own, wide = jax.tree.map(lambda leaf: leaf[number], terms), points[:, -2] < WIDE_SHARE
-    lowest = jnp.where(wide, own.lowest[:, 1], own.lowest[:, 0])
-    width = jnp.where(wide, INFLATION[1], INFLATION[0])
-    z_e = _above(lowest, points[:, 1])
-    z = jnp.concatenate([z_e[:, None], norm.ppf(points[:, 2 : 2 + n])], axis=1)
-    x = own.mean + width[:, None] * jnp.einsum("dij,dj->di", own.factor, z)
-    x = x.at[:, 0].set(jnp.maximum(x[:, 0], TINY_EXTINCTION))
-    labels, ln_extinction = x[:, 1:], jnp.log(x[:, 0])
+    number = jnp.minimum(jnp.searchsorted(jnp.cumsum(terms.share), points[:, 0], side="right"), terms.share.size - 1)
+    width = jnp.where(points[:, 1] < WIDE_SHARE, INFLATION[1], INFLATION[0])
+    z = norm.ppf(points[:, 2 : 2 + n])
+    labels = terms.mean[number] + width[:, None] * jnp.einsum("dij,dj->di", terms.factor[number], z)
+    shape, level = jax.vmap(partial(shape_and_level, model))(labels)
+    follow = given_labels(model, star, mode)
+    extinction, ln_of_extinction = _draw_extinction(follow, shape, points[:, 2 + n : 4 + n])
 
     # Parallax given the rest: f = a f1 with a = (parallax / that of the mode)^2, best a by linear least squares.
-    same_parallax = jnp.full((len(points), 1), mode[-1])
-    reference = jnp.concatenate([labels, ln_extinction[:, None], same_parallax], axis=1)
-    flux = jax.vmap(lambda u: predict_flux(model, u, star.ln_scale))(reference)
+    ln_flux = jax.vmap(attenuate, (0, 0, None))(shape, extinction, model.ln_curve)
+    flux = jnp.exp(ln_flux + (level[:, None] + 2.0 * mode[-1] - star.ln_scale))
     white, observed = flux @ star.whitening.T, star.whitening @ star.flux
     power = jnp.sum(white**2, axis=1)
     amplitude = jnp.maximum(white @ observed / power, 1e-8)
@@ -377,27 +426,19 @@ def _draw(
     above_mode = center + INFLATION[0] * z / jnp.sqrt(total)
     ln_of_parallax = 0.5 * jnp.log(total) - 0.5 * z**2
 
-    parameters = reference.at[:, -1].add(above_mode)
+    ln_extinction = jnp.log(extinction)
+    parameters = jnp.concatenate([labels, ln_extinction[:, None], (mode[-1] + above_mode)[:, None]], axis=1)
     residual = jnp.exp(2.0 * above_mode)[:, None] * white - observed
     rho = deviance(jnp.sum(residual**2, axis=1), n_obs, star.tail).value
     rest = jax.vmap(lambda u: jnp.sum(measurement_residuals(star, u) ** 2) + smooth_part(prior, u))(parameters)
-    return _Drawn(x, parameters, -0.5 * (rho + rest) - ln_extinction - ln_of_parallax)
+    # The posterior is one in (labels, E, ln parallax) here: E's Jacobian leaves again.
+    ln_density = -0.5 * (rho + rest) - ln_extinction
+    return _Drawn(parameters, ln_density - ln_of_extinction - ln_of_parallax)
 
 
-@partial(jax.jit, static_argnames=("n_draws", "n_more"))
-def _summarise_block(
-    model: ForwardModel,
-    prior: LabelPrior,
-    stars: Stars,
-    mode: Array,
-    runner_up: Array,
-    competes: Array,
-    seed: Array,
-    n_draws: int,
-    n_more: int,
-) -> Summary:
-    def one(star: Stars, best: Array, second: Array, two: Array, own: Array) -> Summary:
-        draws, ln_ratio = importance_draws(model, prior, star, best, second, two, own, n_draws, n_more)
+@jax.jit
+def _summarise_draws(draws: Array, ln_ratio: Array) -> Summary:
+    def one(draws: Array, ln_ratio: Array) -> Summary:
         weight, k_hat = pareto_smoothed(ln_ratio)
         linear = jnp.concatenate([draws[:, :-2], jnp.exp(draws[:, -2:])], axis=1)
         # Draws without weight may be anywhere, beyond float32 too: they must spoil neither sums nor the range of bisection.
@@ -415,7 +456,7 @@ def _summarise_block(
         )
 
     with jax.default_matmul_precision("highest"):
-        return jax.vmap(one)(stars, mode, runner_up, competes, seed)
+        return jax.vmap(one)(draws, ln_ratio)
 
 
 def summarise(
@@ -434,9 +475,13 @@ def summarise(
     Args:
         n_more: of the rounds; 0 for none.
     """
+
+    def block(stars: Stars, mode: Array, runner_up: Array, competes: Array, seed: Array) -> Summary:
+        drawn = importance_draws(model, prior, stars, mode, runner_up, competes, seed, n_draws, n_more)
+        return _summarise_draws(*drawn)
+
     # Block by block from Python: as a loop inside one program, XLA on the CPU now and then stood still for ever.
-    call = partial(_summarise_block, model, prior, n_draws=n_draws, n_more=n_more)
-    return by_blocks(call, block_size(n_draws, n_more), stars, mode, runner_up, competes, seed)
+    return by_blocks(block, block_size(n_draws, n_more), stars, mode, runner_up, competes, seed)
 
 
 def block_size(n_draws: int, n_more: int) -> int:

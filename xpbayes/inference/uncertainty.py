@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
-from xpbayes.inference.importance import at_optimum
+from xpbayes.inference.laplace import at_optimum
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.objective import curvature
 from xpbayes.models.prior import LabelPrior, ln_prior

@@ -90,8 +90,10 @@ def initial_model(
     )
 
 
-def _network(model: ForwardModel, labels: Float[Array, " label"]) -> tuple[Float[Array, " channel"], Float[Array, ""]]:
-    """Ln f_abs as a shape (channel,) of order one and a level () common to all channels."""
+def shape_and_level(
+    model: ForwardModel, labels: Float[Array, " label"]
+) -> tuple[Float[Array, " channel"], Float[Array, ""]]:
+    """Ln f_abs as a shape (channel,) of order one and a level () common to all channels and labels."""
     x = (labels - model.label_center) / model.label_scale
     for weight, bias in zip(model.weights[:-1], model.biases[:-1], strict=True):
         x = jnp.tanh(x @ weight + bias)
@@ -186,7 +188,7 @@ def ln_absolute_flux(model: ForwardModel, labels: Float[Array, " label"]) -> Flo
     Returns:
         (channel,) ln of flux in 1e-18 W m^-2 nm^-1.
     """
-    shape, level = _network(model, labels)
+    shape, level = shape_and_level(model, labels)
     return shape + level
 
 
@@ -204,7 +206,7 @@ def predict_ln_flux(
     Returns:
         (channel,) ln of flux in that unit. A batch is `jax.vmap(predict_ln_flux, (None, 0, 0))`.
     """
-    shape, level = _network(model, parameters[:-2])
+    shape, level = shape_and_level(model, parameters[:-2])
     return attenuate(shape, jnp.exp(parameters[-2]), model.ln_curve) + (level + 2.0 * parameters[-1] - ln_scale)
 
 
