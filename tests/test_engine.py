@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from xpbayes import engine
 from xpbayes.engine import CORES, check_engine, parse_shard, run_dask, run_local, slots
 from xpbayes.errors import InputError
 
@@ -183,3 +184,19 @@ def test_an_engine_that_is_not_installed_is_one_sentence(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"xpbayes\[dist\]"):
         check_engine("dask")
+
+
+def test_memory_is_given_back_after_long_compilations(monkeypatch):
+    """JAX's own event, and the one it names after compiling a program."""
+    import jax
+    import jax.monitoring
+
+    engine._give_back_after_compiling()
+    calls, heard = [], []
+    monkeypatch.setattr(engine, "give_memory_back", lambda: calls.append(1))
+    jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", 60.0)
+    jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", 0.01)
+    assert len(calls) == 1
+    jax.monitoring.register_event_duration_secs_listener(lambda event, duration_secs, **_: heard.append(event))
+    jax.jit(lambda x: x * 7 + 3)(1.5).block_until_ready()
+    assert any(event.endswith("backend_compile_duration") for event in heard)

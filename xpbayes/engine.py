@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -27,7 +28,9 @@ from xpbayes.errors import InputError, nearest
 Engine = Literal["local", "dask"]
 ENGINES: tuple[str, ...] = get_args(Engine)
 MEMORY_PER_PROCESS = 1.5e9
-"""[bytes] that one process may need on CPUs; measured 1.1e9 at 4,096 stars at once."""
+"""[bytes] that one process may need on CPUs; measured 1.3e9 at 5,000 stars at once, with draws."""
+LONG_COMPILATION = 0.5
+"""[s] from which on a compilation leaves enough behind to be given back."""
 MOST_DEATHS = 5
 """Workers that may die one after the other without anything being finished in between."""
 CORES, WATCH_SECONDS = "XPBAYES_CORES", 0.5
@@ -151,6 +154,7 @@ def run_local(
     """
     environments = slots(processes)[: max(1, len(items))]
     if len(environments) == 1:
+        _give_back_after_compiling()
         for item in items:
             yield item, work(item)
             give_memory_back()
@@ -214,8 +218,10 @@ def _begin_pooled(queue: Any, stop: Any, parent: int) -> None:
 
 def _call(shipped: bytes, item: Any) -> Any:
     """Call a function that was pickled: what it imports, JAX above all, is imported after the worker was bound."""
+    work = _unpickled(shipped)
+    _give_back_after_compiling()
     try:
-        return _unpickled(shipped)(item)
+        return work(item)
     finally:
         give_memory_back()
 
@@ -224,6 +230,18 @@ def give_memory_back() -> None:
     """Let the system have what the C library keeps for later: after compilation, half of a worker's memory."""
     with contextlib.suppress(OSError, AttributeError):  # not every system's C library is glibc
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+@cache
+def _give_back_after_compiling() -> None:
+    """Give memory back after every long compilation from now on: else the next one's comes on top of it."""
+    import jax.monitoring
+
+    def heard(event: str, duration_secs: float, **_: str | int) -> None:
+        if event.endswith("backend_compile_duration") and duration_secs > LONG_COMPILATION:
+            give_memory_back()
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
 
 
 def _unpickled(shipped: bytes, _cache: dict[bytes, Any] = {}) -> Any:  # noqa: B006

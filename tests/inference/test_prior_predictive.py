@@ -67,6 +67,13 @@ def test_hardly_a_truth_comes_twice(simulated):
     assert len(np.unique(found.truth[:, 0])) > 0.97 * len(found.truth)
 
 
+def test_stars_may_be_simulated_without_dust(trained, simulated):
+    n_xp = trained.channels.n_xp
+    free = simulate(trained.forward, trained.prior, simulated[1], n_xp, 100, 3, 0.05, max_extinction=1e-6)
+    assert np.all((free.truth[:, 3] > 0) & (free.truth[:, 3] <= 1e-6)) and len(free.stars) > 50
+    assert np.median(simulated[0].truth[:, 3]) > 0.1
+
+
 def test_noise_follows_its_own_law(simulated):
     """chi^2 at the truth is what the Student t says; a noise larger by a fifth is noticed."""
     found, templates = simulated

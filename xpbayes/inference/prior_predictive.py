@@ -129,6 +129,7 @@ def _pick(
     prior: LabelPrior,
     colour: NDArray[np.float64],
     n_xp: int,
+    max_extinction: float,
     seed: int,
     random: np.random.Generator,
 ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_]]:
@@ -145,7 +146,7 @@ def _pick(
     so_far = np.zeros(n_stars)
     for key in jax.random.split(jax.random.key(seed), -(-n_stars // STARS_PER_POOL)):
         labels = draw_labels(prior, key, N_POOL)
-        ln_extinction = jnp.log(jnp.asarray(MAX_EXTINCTION * (1.0 - random.random(N_POOL)), jnp.float32))
+        ln_extinction = jnp.log(jnp.asarray(max_extinction * (1.0 - random.random(N_POOL)), jnp.float32))
         dark = jnp.concatenate([labels, ln_extinction[:, None], jnp.zeros((N_POOL, 1))], axis=1)
         looks = _look_at_model(model, dark, n_xp)
         # Sorted by colour, a window is a slice, and a pick by weight one search in the running sum.
@@ -170,6 +171,7 @@ def simulate(
     n_stars: int,
     seed: int,
     parallax_error: float,
+    max_extinction: float = MAX_EXTINCTION,
 ) -> Simulated:
     """Draw stars from the restricted prior and their fluxes from the likelihood.
 
@@ -180,6 +182,7 @@ def simulate(
         n_stars: how many; templates are used again where they are fewer.
         seed: of all random numbers.
         parallax_error: [mas] of every second star, where templates have no parallax of their own; the others have none.
+        max_extinction: E is below this; next to nought for stars without dust. `in_window` knows the default alone.
     """
     random = np.random.default_rng(seed)
     flux = np.asarray(templates.flux)
@@ -191,7 +194,7 @@ def simulate(
     chosen = templates.take(jnp.asarray(template))
     window = _look_at_measured(chosen, n_xp)
 
-    picked, level, found = _pick(model, prior, np.asarray(window.colour, np.float64), n_xp, seed, random)
+    picked, level, found = _pick(model, prior, np.asarray(window.colour, np.float64), n_xp, max_extinction, seed, random)
     middle = np.exp(0.5 * (np.asarray(window.level, np.float64) - level))
     reach = np.exp(0.5 * LEVEL)
     parallax = middle * (1.0 / reach + random.random(n_stars) * (reach - 1.0 / reach))
