@@ -298,7 +298,7 @@ def write_comparison(comparison: PosteriorComparison, model: TrainedModel, folde
             + f". {int(comparison.settled.sum())} of {len(comparison.settled)} stars had chains that settled; only they "
             "are counted. Mode + Fisher is what ZGR23 publish: it leaves out the prior, and its E and parallax are modes "
             "in their logarithms, above the mean where a parameter is not known well. Laplace adds the prior. "
-            "Importance reweights draws from a Gaussian and gives means.",
+            "Importance reweights draws from mixtures of Gaussians and gives means.",
             table=Table(("kind of star", "stars", *methods), failure_rows(comparison)),
         ),
         Section(
