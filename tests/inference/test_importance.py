@@ -318,21 +318,27 @@ def test_extinction_given_labels_is_the_best_of_its_labels(trained, real, x64):
     assert len(moved) > 15 and np.std(moved) > 2
 
 
-def _chain(model, prior, star, mode, covariance, n_steps=3000, n_walkers=128):
-    """Goodman and Weare's ensemble in (labels, E, parallax), NumPy's random numbers; nothing shared with the draws."""
+def _chain(model, prior, star, mode, covariance, n_steps=6000, n_walkers=128):
+    """Goodman and Weare's ensemble, NumPy's random numbers; nothing shared with the draws. Rows of (labels, E, parallax).
+
+    It walks in ln parallax, which log g bends far less than parallax: walkers in parallax take four times the
+    steps or more to leave where they start, and report spreads up to a sixth too small until then.
+    """
     random = np.random.default_rng(5)
 
     @jax.jit
-    def ln_p(linear):
-        u = jnp.concatenate([linear[:, :-2], jnp.log(jnp.maximum(linear[:, -2:], 1e-12))], axis=1)
-        value = jax.vmap(lambda v: -0.5 * objective(model, prior, star, v))(u) - u[:, -2] - u[:, -1]
-        return jnp.where(jnp.all(linear[:, -2:] > 0, axis=1), value, -jnp.inf)
+    def ln_p(x):
+        """E linear and parallax in logarithm: `objective` is of ln E, whose Jacobian leaves with it."""
+        u = x.at[:, -2].set(jnp.log(jnp.maximum(x[:, -2], 1e-12)))
+        value = jax.vmap(lambda v: -0.5 * objective(model, prior, star, v))(u) - u[:, -2]
+        return jnp.where(x[:, -2] > 0, value, -jnp.inf)
 
     def evaluate(x):
         return np.asarray(ln_p(jnp.asarray(x, jnp.float32)), float)
 
     x = random.multivariate_normal(mode, covariance, n_walkers)
     x[:, -2:] = np.abs(x[:, -2:])
+    x[:, -1] = np.log(x[:, -1])
     value, kept = evaluate(x), []
     half = n_walkers // 2
     for step in range(n_steps):
@@ -345,7 +351,9 @@ def _chain(model, prior, star, mode, covariance, n_steps=3000, n_walkers=128):
             x[mine], value[mine] = np.where(take[:, None], trial, x[mine]), np.where(take, new, value[mine])
         if step >= n_steps // 5 and step % 5 == 0:
             kept.append(x.copy())
-    return np.concatenate(kept)
+    walk = np.concatenate(kept)
+    walk[:, -1] = np.exp(walk[:, -1])
+    return walk
 
 
 @pytest.fixture(scope="module")
@@ -371,7 +379,10 @@ def steady(trained, sample):
 
 
 def test_summaries_equal_a_long_markov_chain(trained, steady):
-    """Mean, spread and quantiles of three real stars of one optimum, in units of the posterior's spread."""
+    """Mean, spread and quantiles of three real stars of one optimum, in units of the posterior's spread.
+
+    The draws of a star are worth some 900: its mean is known to 0.03, quantiles to 0.05; tolerances are three of these.
+    """
     stars, found, drawn, usable = steady
     assert len(usable) >= 3
     for i in usable[:3]:
@@ -380,10 +391,10 @@ def test_summaries_equal_a_long_markov_chain(trained, steady):
         )
         scale = walk.std(axis=0)
         low, median, high = np.quantile(walk, [0.16, 0.5, 0.84], axis=0)
-        assert_allclose((drawn.mean[i] - walk.mean(axis=0)) / scale, 0.0, atol=0.15)
-        assert_allclose(drawn.std[i] / scale, 1.0, atol=0.15)
+        assert_allclose((drawn.mean[i] - walk.mean(axis=0)) / scale, 0.0, atol=0.1)
+        assert_allclose(drawn.std[i] / scale, 1.0, atol=0.1)
         for ours, theirs in ((drawn.low, low), (drawn.median, median), (drawn.high, high)):
-            assert_allclose((ours[i] - theirs) / scale, 0.0, atol=0.25)
+            assert_allclose((ours[i] - theirs) / scale, 0.0, atol=0.15)
 
 
 @pytest.mark.parametrize("lowest", [-40.0, -1.0, 0.0, 3.0, 5.7, 9.0, 11.9, 12.1, 30.0])
