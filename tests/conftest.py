@@ -46,6 +46,19 @@ QUICK = InferenceConfig(
 """Inference in short; whoever shares it shares its compiled programs, whatever the number of stars."""
 
 
+MOST_MAPPINGS = 30_000
+"""Programs of XLA's CPU backend are mapped into memory piece by piece; beyond 65,530 mappings Linux ends the process."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Drop compiled programs when a process has gathered many: one that runs all files would die of them."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_text().count("\n") > MOST_MAPPINGS:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     if not SHARED.is_dir():
