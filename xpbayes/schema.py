@@ -284,7 +284,7 @@ def catalogue_columns(n_labels: int = 3, *, model_uncertainty: bool = False) -> 
             "mag",
             "phys.absorption",
             "E at the optimum as if it could be negative: the peak of the Gaussian in E that the mode, in ln E, lies above; "
-            "unbiased for stars without dust, to be averaged",
+            "unbiased for stars without dust where n_modes is 1, to be averaged",
         ),
         Column("e_unbounded_err", f32, "mag", "stat.error;phys.absorption", "1-sigma error of e_unbounded"),
         Column(
