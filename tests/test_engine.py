@@ -1,6 +1,7 @@
 """Engines call a function with every item, whoever dies on the way."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from xpbayes import engine
@@ -191,7 +193,7 @@ def test_memory_is_given_back_after_long_compilations(monkeypatch):
     import jax
     import jax.monitoring
 
-    engine._give_back_after_compiling()
+    engine.spare_memory()
     calls, heard = [], []
     monkeypatch.setattr(engine, "give_memory_back", lambda: calls.append(1))
     jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", 60.0)
@@ -200,3 +202,33 @@ def test_memory_is_given_back_after_long_compilations(monkeypatch):
     jax.monitoring.register_event_duration_secs_listener(lambda event, duration_secs, **_: heard.append(event))
     jax.jit(lambda x: x * 7 + 3)(1.5).block_until_ready()
     assert any(event.endswith("backend_compile_duration") for event in heard)
+
+
+def test_large_arrays_leave_with_their_pages():
+    """A process of its own; freed arrays of 20 MiB would teach the C library to keep the next one's pages."""
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("not glibc")
+    script = """if True:
+        from pathlib import Path
+        from resource import getpagesize
+
+        import numpy as np
+
+        from xpbayes.engine import spare_memory
+
+        def resident():
+            return int(Path("/proc/self/statm").read_text().split()[1]) * getpagesize() / 2**20
+
+        spare_memory()
+        for _ in range(3):
+            before, large, small = resident(), np.ones(20 * 2**17), None
+            held, small = resident(), [bytearray(1000) for _ in range(200)]  # above it on a heap: it could not shrink
+            del large
+            print(held - before, held - resident())
+        """
+    lines = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    taken, returned = np.array([line.split() for line in lines], float).T
+    assert (taken > 19).all()
+    assert (returned > 19).all()

@@ -28,9 +28,14 @@ from xpbayes.errors import InputError, nearest
 Engine = Literal["local", "dask"]
 ENGINES: tuple[str, ...] = get_args(Engine)
 MEMORY_PER_PROCESS = 1.5e9
-"""[bytes] that one process may need on CPUs; measured 1.3e9 at 5,000 stars at once, with draws."""
+"""[bytes] that one process may need on CPUs; measured 1.3e9 with draws."""
 LONG_COMPILATION = 0.5
 """[s] from which on a compilation leaves enough behind to be given back."""
+LARGE_ARRAY = 2**24
+"""[bytes] from which on an array gets pages of its own, which the system has back when it is freed. Left to itself the C
+library raises this to 32 MiB, and its heap grows for hours; from 1 MiB on, new pages cost a sixth of all speed."""
+M_MMAP_THRESHOLD = -3
+"""glibc's number for that setting of mallopt."""
 MOST_DEATHS = 5
 """Workers that may die one after the other without anything being finished in between."""
 CORES, WATCH_SECONDS = "XPBAYES_CORES", 0.5
@@ -154,7 +159,7 @@ def run_local(
     """
     environments = slots(processes)[: max(1, len(items))]
     if len(environments) == 1:
-        _give_back_after_compiling()
+        spare_memory()
         for item in items:
             yield item, work(item)
             give_memory_back()
@@ -219,7 +224,7 @@ def _begin_pooled(queue: Any, stop: Any, parent: int) -> None:
 def _call(shipped: bytes, item: Any) -> Any:
     """Call a function that was pickled: what it imports, JAX above all, is imported after the worker was bound."""
     work = _unpickled(shipped)
-    _give_back_after_compiling()
+    spare_memory()
     try:
         return work(item)
     finally:
@@ -233,8 +238,11 @@ def give_memory_back() -> None:
 
 
 @cache
-def _give_back_after_compiling() -> None:
-    """Give memory back after every long compilation from now on: else the next one's comes on top of it."""
+def spare_memory() -> None:
+    """Keep this process small from now on: large arrays leave with their pages, long compilations with what they needed.
+
+    Else the next program's compilation would come on top of the last one's.
+    """
     import jax.monitoring
 
     def heard(event: str, duration_secs: float, **_: str | int) -> None:
@@ -242,6 +250,8 @@ def _give_back_after_compiling() -> None:
             give_memory_back()
 
     jax.monitoring.register_event_duration_secs_listener(heard)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, LARGE_ARRAY)
 
 
 def _unpickled(shipped: bytes, _cache: dict[bytes, Any] = {}) -> Any:  # noqa: B006

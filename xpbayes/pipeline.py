@@ -506,6 +506,7 @@ def _infer_chunk(job: _Job, chunk: "Chunk") -> list["PartRecord"]:
     from xpbayes.catalogue.inputs import read_chunk
     from xpbayes.catalogue.parts import PartDraft, read_record, write_part
     from xpbayes.catalogue.prefetch import prefetched
+    from xpbayes.engine import give_memory_back
 
     trained, factor, layout, companions = _at_work(job)
     folder, file = Path(job.folder), layout.files[chunk.file]
@@ -524,6 +525,7 @@ def _infer_chunk(job: _Job, chunk: "Chunk") -> list["PartRecord"]:
                 measured = int(chosen.is_measured("parallax").sum()) if job.config.use_parallax else 0
                 draft.add(piece.n_read, len(piece.table) - len(chosen), measured, part, piece.rejected)
                 rows.append(part)
+                give_memory_back()  # what one piece leaves scattered would come on top of the next one's needs
             if piece.ends_part:
                 if known is None:
                     table = describe(pa.concat_tables(rows).unify_dictionaries(), _about_part(trained, factor, job))

@@ -29,8 +29,8 @@ from xpbayes.checksum import file_checksum
 from xpbayes.errors import InputError
 from xpbayes.files import has_gone
 
-STARS_AT_ONCE = 4096
-"""Stars read, calibrated and solved together: 70 MB of whitening factors, and several times that while solving."""
+STARS_AT_ONCE = 2048
+"""Stars read, calibrated and solved together: 34 MB of whitening factors, and several times that while solving."""
 COMPANIONS = ("gaia", "two_mass", "unwise")
 """Tables that inference joins to the spectra. Labels and reddening are for training only."""
 
