@@ -25,6 +25,7 @@ import jax
 import numpy as np
 import pytest
 
+from xpbayes.analysis.posterior_file import import_arviz
 from xpbayes.archive.star_table import StarTable, read_star_table, write_star_table
 from xpbayes.config import InferenceConfig, Phase, TrainingConfig
 from xpbayes.modelfile import TrainedModel, load_model, save_model
@@ -48,6 +49,12 @@ QUICK = InferenceConfig(
 
 MOST_MAPPINGS = 30_000
 """Programs of XLA's CPU backend are mapped into memory piece by piece; beyond 65,530 mappings Linux ends the process."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Import ArviZ before there are workers: it leaves a file in the user's cache, once a day."""
+    if config.getoption("numprocesses", None):
+        import_arviz()
 
 
 @pytest.fixture(scope="module", autouse=True)

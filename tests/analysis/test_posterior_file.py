@@ -1,13 +1,23 @@
 """Files of draws: what ArviZ makes of them, and the likelihood channel by channel."""
 
-import arviz as az
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from xpbayes.analysis.posterior_file import posterior_groups, read_posterior, to_arviz, write_posterior
+from xpbayes.analysis.posterior_file import (
+    import_arviz,
+    posterior_groups,
+    read_posterior,
+    to_arviz,
+    write_posterior,
+)
 from xpbayes.errors import InputError
 from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.nuts import Draws, diagnose
@@ -74,9 +84,50 @@ def test_a_file_comes_back_as_it_was(groups, tmp_path):
 
 def test_arviz_can_work_with_it(groups):
     data = to_arviz(groups[0])
-    table = az.summary(data)
+    table = import_arviz().summary(data)
     assert len(table) == 5 * N_STARS
     assert_allclose(table.filter(like="extinction", axis=0)["mean"].astype(float), 0.1, atol=0.02)
+
+
+ANOTHER_PROCESS_IS_QUICKER = """
+import pathlib, sys
+own_replace, others = pathlib.Path.replace, 2
+
+def replace(self, target):
+    global others
+    if self.name.endswith(".tmp") and others:
+        others -= 1
+        own_replace(self, target)  # as another process with the same temporary name would
+        if others:
+            pathlib.Path(target).write_text("")  # and a third one has begun to write
+    return own_replace(self, target)
+
+pathlib.Path.replace = replace
+if sys.argv[1] == "plain":
+    import arviz
+else:
+    from xpbayes.analysis.posterior_file import import_arviz
+    arviz = import_arviz()
+print(arviz.__version__, others)
+"""
+
+
+def test_arviz_can_be_imported_by_many_processes_at_once(tmp_path):
+    def run(how: str, cache: str) -> subprocess.CompletedProcess:
+        own = {"HOME": str(tmp_path / cache), "XDG_CACHE_HOME": str(tmp_path / cache)}
+        env = {**os.environ, **own, "MPLCONFIGDIR": matplotlib.get_cachedir()}
+        return subprocess.run(
+            [sys.executable, "-c", ANOTHER_PROCESS_IS_QUICKER, how],
+            check=False, capture_output=True, text=True, env=env,
+        )  # fmt: skip
+
+    plain = run("plain", "a")
+    if plain.returncode == 0 and plain.stdout.endswith(" 2\n"):
+        pytest.skip("this ArviZ writes no file when imported")
+    assert "FileNotFoundError" in plain.stderr
+    ours = run("ours", "b")
+    assert ours.returncode == 0 and "Warning" not in ours.stderr, ours.stderr
+    assert ours.stdout.endswith(" 0\n")
 
 
 def test_predicted_spectra_have_the_flux_and_the_noise_of_the_likelihood(trained, groups):

@@ -1,11 +1,11 @@
 """R-hat and effective sizes of many series at once: ArviZ's numbers, and chains that must be refused."""
 
-import arviz as az
 import numpy as np
 import pytest
 import xarray as xr
 from numpy.testing import assert_allclose
 
+from xpbayes.analysis.posterior_file import import_arviz
 from xpbayes.inference.convergence import ess_bulk, ess_tail, r_hat
 
 RNG = np.random.default_rng(0)
@@ -35,6 +35,7 @@ def test_the_numbers_are_arvizs(n_draws):
             plain * np.array([1, 1, 1, 5])[:, None],
         ]
     )
+    az = import_arviz()
     data = xr.Dataset({"x": (("series", "chain", "draw"), series)})
     assert_allclose(r_hat(series), az.rhat(data)["x"], rtol=1e-9)
     assert_allclose(ess_bulk(series), az.ess(data, method="bulk")["x"], rtol=1e-7)

@@ -7,6 +7,7 @@ import pytest
 from numpy.testing import assert_allclose
 from scipy.stats import norm, t
 
+from xpbayes.analysis.posterior_file import import_arviz
 from xpbayes.inference import psis
 
 RNG = np.random.default_rng(0)
@@ -15,8 +16,7 @@ pareto_smoothed = jax.jit(psis.pareto_smoothed)
 
 def _arviz(ln_ratio):
     """Weights and k of ArviZ's psislw; from 1.0 on it takes the log likelihood, of opposite sign, and is elsewhere."""
-    import arviz as az
-
+    az = import_arviz()
     if int(az.__version__.split(".")[0]) < 1:
         ln_weight, k = az.psislw(np.asarray(ln_ratio, float))
     else:

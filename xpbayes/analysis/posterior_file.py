@@ -4,7 +4,10 @@ The one place that knows ArviZ before 1.0 (InferenceData) from ArviZ since (xarr
 """
 
 import os
+import time
+import warnings
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +25,32 @@ from xpbayes.schema import LABEL_UNITS
 from xpbayes.stars import Stars
 
 ENGINE: Literal["h5netcdf"] = "h5netcdf"
+IMPORT_PAUSE = 0.1
+"""[s] Before ArviZ is imported again; its file is written in microseconds."""
+
+
+def import_arviz(attempts: int = 10) -> Any:
+    """Import ArviZ, whatever other processes import it at the same moment.
+
+    On a day's first import ArviZ 0.23 writes a file with the date under one temporary name: where two processes do, the
+    slower one finds its file gone. At its next attempt the date is there. What ArviZ then says of its coming versions
+    is for us, not for users.
+
+    Args:
+        attempts: so many in all.
+
+    Raises:
+        OSError: none succeeded, as where the user's cache cannot be written.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return import_module("arviz")
+    except OSError:
+        if attempts <= 1:
+            raise
+    time.sleep(IMPORT_PAUSE)
+    return import_arviz(attempts - 1)
 
 
 def parameter_names(labels: tuple[str, ...]) -> tuple[str, ...]:
@@ -141,10 +170,10 @@ def _known(values: Any, inverse_error: Any) -> NDArray[np.float32]:
 
 def to_arviz(groups: Mapping[str, xr.Dataset]) -> Any:
     """ArviZ's own object: InferenceData before ArviZ 1.0, xarray's DataTree since."""
-    import arviz as az
+    az = import_arviz()
 
     if int(az.__version__.split(".")[0]) < 1:
-        return az.InferenceData(**dict(groups))  # type: ignore[arg-type]
+        return az.InferenceData(**dict(groups))
     return xr.DataTree.from_dict(dict(groups))
 
 
@@ -175,7 +204,7 @@ def read_posterior(path: str | Path) -> Any:
     Raises:
         InputError: no such file, or not one of draws.
     """
-    import arviz as az
+    az = import_arviz()
 
     if not Path(path).is_file():
         raise InputError(f"{path}: is not there; draw from posteriors with 'xpbayes sample'")
