@@ -17,13 +17,13 @@ import numpy as np
 
 import xpbayes
 from xpbayes.analysis.validation import accuracy, compare, robust_scatter
-from xpbayes.archive.selection import training_cuts
 from xpbayes.config import InferenceConfig, TrainingConfig
+from xpbayes.training.selection import training_cuts
 
 FOUR = ("teff", "feh", "logg", "alpha_m")
 
 
-def scatter_given_feh(table: xpbayes.StarTable) -> float:
+def scatter_given_feh(table: xpbayes.Spectra) -> float:
     """Robust scatter of [alpha/M] about its running median in [Fe/H]: what is left to learn from a spectrum."""
     feh, alpha = table.column("feh"), table.column("alpha_m")
     order = np.argsort(feh)

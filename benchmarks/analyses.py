@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 from xpbayes.analysis.gallery import choose, gather, make_figures
 from xpbayes.analysis.run_inputs import Run, open_stars
 from xpbayes.analysis.sfd import SfdGatherer
-from xpbayes.catalogue.reader import open_catalogue
 from xpbayes.channels import xp_channels
+from xpbayes.production.reader import open_catalogue
 
 FIGURES = ("kiel", "correlations", "residuals", "pulls", "confidence", "external", "reliability", "clusters")
 AT_ONCE = 100_000

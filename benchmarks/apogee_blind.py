@@ -23,10 +23,10 @@ import numpy as np
 
 import xpbayes
 from xpbayes.analysis.extinction_curve import scale_to
-from xpbayes.archive.selection import held_out_by_source_id, training_cuts
-from xpbayes.archive.star_table import StarTable
-from xpbayes.catalogue.table import list_column
 from xpbayes.config import InferenceConfig, TrainingConfig
+from xpbayes.data.spectra import Spectra
+from xpbayes.production.table import list_column
+from xpbayes.training.selection import held_out_by_source_id, training_cuts
 
 PUBLISHED_CURVE = Path(__file__).resolve().parents[2] / "shared" / "data" / "zgr23" / "extinction_curve.txt"
 UNITS = {"teff": 1e3, "feh": 1.0, "logg": 1.0}
@@ -37,14 +37,14 @@ def robust(values: np.ndarray) -> float:
     return float(1.4826 * np.median(np.abs(values - np.median(values))))
 
 
-def peer_features(table: StarTable) -> np.ndarray:
+def peer_features(table: Spectra) -> np.ndarray:
     """Log flux relative to the star's own mean, and neighbouring log flux ratios; fluxes <= 0 are missing."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ln = np.where(table.flux > 0, np.log(table.flux), np.nan)
     return np.concatenate([ln - np.nanmean(ln, axis=1, keepdims=True), np.diff(ln, axis=1)], axis=1)
 
 
-def peers(train: StarTable, test: StarTable, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+def peers(train: Spectra, test: Spectra, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Predictions of each peer, (star, label), early stopping on 10 % of the training stars."""
     from sklearn.ensemble import HistGradientBoostingRegressor
     from sklearn.model_selection import train_test_split

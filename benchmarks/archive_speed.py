@@ -33,12 +33,12 @@ os.environ.setdefault("TQDM_DISABLE", "1")  # GaiaXPy's progress bars
 import numpy as np
 
 from xpbayes.archive.prepare import prepare
-from xpbayes.archive.star_table import StarTable, read_star_table, write_star_table
 from xpbayes.archive.xp import read_xp
 from xpbayes.archive.xp_continuous import read_xp_continuous
-from xpbayes.calibration.design_matrix import design_matrix
-from xpbayes.calibration.xp_covariance import coefficient_counts, sample_spectra
 from xpbayes.channels import XP_GRID_NM, xp_channels
+from xpbayes.data.spectra import Spectra, read_star_table, write_star_table
+from xpbayes.instrument.bases import design_matrix
+from xpbayes.instrument.xp_covariance import coefficient_counts, sample_spectra
 from xpbayes.simulation import files
 from xpbayes.simulation.spectra import ObservedXp, draw_errors, typical_errors
 
@@ -203,7 +203,7 @@ def main() -> None:
 
         rows = list(read_xp(bulk))
         channels = xp_channels()
-        whole = StarTable(
+        whole = Spectra(
             channels=channels,
             label_names=("teff", "feh", "logg"),
             source_id=np.concatenate([r.source_id for r in rows]),

@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import xpbayes
-from xpbayes.archive.selection import training_cuts
 from xpbayes.config import DEFAULT_PHASES, Phase, TrainingConfig
-from xpbayes.inference.self_cleaning import fig4_outliers, pulls, survivors
-from xpbayes.inference.training import train
+from xpbayes.data.stars import Stars
 from xpbayes.models.forward import predict_flux
-from xpbayes.stars import Stars
+from xpbayes.training.learn import train
+from xpbayes.training.selection import training_cuts
+from xpbayes.training.self_cleaning import fig4_outliers, pulls, survivors
 
 LABELS = ("teff", "feh", "logg")
 LABEL_ERROR = (0.05, 0.05)

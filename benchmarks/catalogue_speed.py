@@ -85,7 +85,7 @@ def repeat_stars(source: Path, n: int, folder: Path) -> Path:
     """Star tables of 16,384 stars each with the rows of another, under new source_ids."""
     from dataclasses import replace
 
-    from xpbayes.archive.star_table import read_star_table, write_star_table
+    from xpbayes.data.spectra import read_star_table, write_star_table
 
     stars = read_star_table(source)
     for number, start in enumerate(range(0, n, 16_384)):
@@ -97,7 +97,7 @@ def repeat_stars(source: Path, n: int, folder: Path) -> Path:
 
 def measure(arguments: argparse.Namespace, n_stars: int, scratch: Path) -> None:
     """Everything with so many stars."""
-    from xpbayes.catalogue.manifest import read_manifest
+    from xpbayes.production.manifest import read_manifest
 
     millions = n_stars / 1e6
     if arguments.tables:

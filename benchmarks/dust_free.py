@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import xpbayes
-from xpbayes.archive.selection import held_out_by_source_id, training_cuts
+from xpbayes.checks.prior_predictive import MAX_EXTINCTION, simulate, with_realistic_noise
 from xpbayes.config import InferenceConfig, TrainingConfig
+from xpbayes.inference.errors import to_sampled
 from xpbayes.inference.infer import Inferred, infer
 from xpbayes.inference.model_error import refold_model_error
-from xpbayes.inference.prior_predictive import MAX_EXTINCTION, simulate, with_realistic_noise
-from xpbayes.inference.uncertainty import to_sampled
+from xpbayes.training.selection import held_out_by_source_id, training_cuts
 
 PARALLAX_ERROR = 0.02
 NO_DUST, MUCH = 1e-6, 5.0

@@ -14,7 +14,7 @@ import numpy as np
 from numpyro.infer.util import log_density
 
 import xpbayes
-from xpbayes.inference.uncertainty import at_mode
+from xpbayes.inference.errors import evaluate_mode
 from xpbayes.models.forward import predict_flux
 from xpbayes.models.objective import objective
 from xpbayes.models.posterior import star_posterior, star_sites
@@ -57,7 +57,7 @@ def main() -> None:
     print(f"solver's objective against -2 x NumPyro's log density, {N} stars: {worst:.1e} relative, target 1e-8")
 
     u = jnp.asarray(point)
-    fisher = np.asarray(at_mode(model, prior, stars, u).fisher)
+    fisher = np.asarray(evaluate_mode(model, prior, stars, u).fisher)
     linear = np.concatenate([point[:, :-2], np.exp(point[:, -2:])], axis=1)
 
     @jax.jit

@@ -21,9 +21,9 @@ import numpy as np
 import xpbayes
 from xpbayes.analysis.extinction_curve import scale_to
 from xpbayes.analysis.validation import accuracy, compare
-from xpbayes.archive.selection import training_cuts
-from xpbayes.catalogue.table import list_column
 from xpbayes.config import InferenceConfig, TrainingConfig
+from xpbayes.production.table import list_column
+from xpbayes.training.selection import training_cuts
 
 TARGETS = {"teff": 130.0, "feh": 0.21, "logg": 0.33}
 PUBLISHED_CURVE = Path(__file__).resolve().parents[2] / "shared" / "data" / "zgr23" / "extinction_curve.txt"

@@ -23,14 +23,14 @@ import numpy as np
 
 import xpbayes
 from xpbayes.analysis.validation import accuracy, compare, robust_scatter
-from xpbayes.archive.selection import held_out_by_source_id, training_cuts
-from xpbayes.archive.star_table import StarTable
-from xpbayes.calibration.photometry import flux_from_magnitude, magnitude_from_flux
-from xpbayes.catalogue.table import list_column
 from xpbayes.channels import Band, Channels
 from xpbayes.config import DEFAULT_PHASES, InferenceConfig, Phase, TrainingConfig
-from xpbayes.inference.self_cleaning import fig4_outliers
+from xpbayes.data.spectra import Spectra
+from xpbayes.instrument.photometry import flux_from_magnitude, magnitude_from_flux
 from xpbayes.models.forward import predict_flux
+from xpbayes.production.table import list_column
+from xpbayes.training.selection import held_out_by_source_id, training_cuts
+from xpbayes.training.self_cleaning import fig4_outliers
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "green2020"
 # Pivot wavelengths [nm] (Riello et al. 2021, Tonry et al. 2012, ZGR23 Eq. 5) and Vega-to-AB offsets; the Gaia DR2
@@ -46,7 +46,7 @@ CHANNELS = Channels(tuple(b.name for b in BANDS), tuple(b.wavelength_nm for b in
 MIN_CHANNELS = 6
 
 
-def read_stars(folder: Path) -> StarTable:
+def read_stars(folder: Path) -> Spectra:
     """Read the star file; rows become source_ids 1, 2, ..., missing magnitudes missing channels."""
     with h5py.File(folder / "green2020_test_data_small.h5") as file:
         data = file["data"][:]
@@ -64,7 +64,7 @@ def read_stars(folder: Path) -> StarTable:
         "phot_g_mean_mag": data["mag"][:, 0],
         "ra": np.full(len(data), np.nan), "dec": np.full(len(data), np.nan),
     }  # fmt: skip
-    return StarTable(
+    return Spectra(
         channels=CHANNELS,
         label_names=LABELS,
         source_id=np.arange(1, len(data) + 1, dtype=np.int64),
@@ -76,7 +76,7 @@ def read_stars(folder: Path) -> StarTable:
     )
 
 
-def green_network(folder: Path, table: StarTable) -> np.ndarray:
+def green_network(folder: Path, table: Spectra) -> np.ndarray:
     """(star, band) apparent magnitudes that the Green et al. network predicts from labels, reddening and parallax."""
     scale = json.loads((folder / "green2020_theta_normalization.json").read_text())
     theta = np.stack([1e3 * table.column("teff"), table.column("logg"), table.column("feh")], axis=1)
@@ -98,7 +98,7 @@ def green_network(folder: Path, table: StarTable) -> np.ndarray:
     return np.concatenate([g, g + out[:, 1:]], axis=1)
 
 
-def our_magnitudes(model: xpbayes.TrainedModel, table: StarTable) -> np.ndarray:
+def our_magnitudes(model: xpbayes.TrainedModel, table: Spectra) -> np.ndarray:
     """(star, band) the same from a trained model."""
     with np.errstate(invalid="ignore", divide="ignore"):
         u = np.concatenate(
@@ -109,7 +109,7 @@ def our_magnitudes(model: xpbayes.TrainedModel, table: StarTable) -> np.ndarray:
     return np.stack([magnitude_from_flux(flux[:, i], band) for i, band in enumerate(BANDS)], axis=1)
 
 
-def print_labels(title: str, catalogue, table: StarTable, config: TrainingConfig) -> None:
+def print_labels(title: str, catalogue, table: Spectra, config: TrainingConfig) -> None:
     print(f"\n{title}")
     print(f"{'label':6} {'group':8} {'n':>6} {'scatter':>9} {'bias':>9} {'68 %':>6} {'95 %':>6}")
     for row in accuracy(compare(catalogue, table, LABELS, config.floor_for(3))):
@@ -120,7 +120,7 @@ def print_labels(title: str, catalogue, table: StarTable, config: TrainingConfig
         )
 
 
-def print_photometry(model: xpbayes.TrainedModel, folder: Path, table: StarTable) -> None:
+def print_photometry(model: xpbayes.TrainedModel, folder: Path, table: Spectra) -> None:
     flux = np.where(table.channel_present(), table.flux, 0.0)
     observed = np.stack([magnitude_from_flux(flux[:, i], band) for i, band in enumerate(BANDS)], axis=1)
     precise = table.column("parallax") > 10 * table.column("parallax_error")

@@ -20,11 +20,11 @@ import numpy as np
 from numpyro.infer.util import log_density
 
 import xpbayes
-from xpbayes.archive.selection import held_out_by_source_id, training_cuts
 from xpbayes.config import HighQuality, TrainingConfig
-from xpbayes.inference.training import Trained, train
+from xpbayes.data.stars import Stars
 from xpbayes.models.posterior import ModelShape, model_site_values, star_sites, training_posterior
-from xpbayes.stars import Stars
+from xpbayes.training.learn import Trained, train
+from xpbayes.training.selection import held_out_by_source_id, training_cuts
 
 RELAXED = HighQuality(min_parallax_over_error=3.0, max_reddening_error=0.15)
 

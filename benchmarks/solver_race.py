@@ -32,17 +32,17 @@ import optax
 from numpy.typing import NDArray
 
 import xpbayes
-from xpbayes.archive.selection import held_out_by_source_id, training_cuts
 from xpbayes.config import InferenceConfig, TrainingConfig
+from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
+from xpbayes.inference.errors import evaluate_mode, hessians, invert_positive, to_linear
 from xpbayes.inference.infer import infer, laplace_covariance, search
-from xpbayes.inference.solver import solve
-from xpbayes.inference.starts import MAX_EXTINCTION, MIN_EXTINCTION, StartGrid, make_grid
-from xpbayes.inference.uncertainty import at_mode, hessians, invert_positive, to_linear
+from xpbayes.inference.search.solver import solve
+from xpbayes.inference.search.starts import MAX_EXTINCTION, MIN_EXTINCTION, StartGrid, make_grid
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.likelihood import deviance, n_observed
 from xpbayes.models.objective import flux_residuals, measurement_residuals, objective, smooth_part
 from xpbayes.models.prior import LabelPrior, draw_labels
-from xpbayes.stars import STAR_BLOCK, Stars, by_blocks
+from xpbayes.training.selection import held_out_by_source_id, training_cuts
 
 N_RANDOM = 64
 CLOSE = 0.01
@@ -255,7 +255,9 @@ def race_float64(at: Problem, grid: StartGrid, answer: Answer, config: Inference
     with jax.enable_x64(True):
         precise = Problem(*double(at))
         exact = engine(precise, double(grid), config)
-        at_exact = by_blocks(partial(at_mode, precise.model, precise.prior), STAR_BLOCK, exact.stars, exact.parameters)
+        at_exact = by_blocks(
+            partial(evaluate_mode, precise.model, precise.prior), STAR_BLOCK, exact.stars, exact.parameters
+        )
         second = by_blocks(partial(hessians, precise.model, precise.prior), STAR_BLOCK, exact.stars, exact.parameters)
         theirs = np.asarray(to_linear(jnp.asarray(exact.parameters)))
     assert exact.parameters.dtype == np.float64
@@ -286,7 +288,7 @@ def as_residuals(model: ForwardModel, prior: LabelPrior, star: Stars, u: jax.Arr
     """L + constant as a sum of squares, for Levenberg-Marquardt."""
     flux = flux_residuals(model, star, u)
     chi2 = flux @ flux
-    share = jnp.sqrt(deviance(chi2, n_observed(star.whitening), star.tail).value / chi2)
+    share = jnp.sqrt(deviance(chi2, n_observed(star.whitening), star.inv_dof).value / chi2)
     rest = jnp.sqrt(jnp.maximum(smooth_part(prior, u) + ABOVE_ZERO, 1e-12))
     return jnp.concatenate([share * flux, measurement_residuals(star, u), rest[None]])
 

@@ -23,13 +23,13 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 
 import xpbayes
-from xpbayes.archive.star_table import StarTable, write_star_table
-from xpbayes.calibration.whitening import unpack
+from xpbayes.data.spectra import Spectra, write_star_table
+from xpbayes.instrument.whitening import unpack
 
 ROWS_PER_TABLE = 20_000
 
 
-def again(table: StarTable, copy: int, rng: np.random.Generator) -> StarTable:
+def again(table: Spectra, copy: int, rng: np.random.Generator) -> Spectra:
     """The same stars once more, under other source_ids and with noise of their own size added."""
     flux = table.flux.copy()
     for rows in np.array_split(np.arange(len(table)), max(1, len(table) // 1000)):
@@ -41,7 +41,7 @@ def again(table: StarTable, copy: int, rng: np.random.Generator) -> StarTable:
     return replace(table, source_id=table.source_id + copy, flux=flux)
 
 
-def write_tables(table: StarTable, n_stars: int, folder: Path) -> None:
+def write_tables(table: Spectra, n_stars: int, folder: Path) -> None:
     rng = np.random.default_rng(0)
     written = copy = 0
     while written < n_stars:

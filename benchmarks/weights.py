@@ -22,11 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from xpbayes.analysis.model_uncertainty import print_uncertainty, write_figure
-from xpbayes.inference.weight_uncertainty import trained_vector, weight_precision, with_vector
+from xpbayes.data.stars import Stars
 from xpbayes.models.forward import ForwardModel, predict_flux, predict_ln_flux
 from xpbayes.pipeline import to_stderr
 from xpbayes.pipeline_posterior import uncertainty
-from xpbayes.stars import Stars
+from xpbayes.training.network_uncertainty import trained_vector, weight_precision, with_vector
 
 HIDDEN, N_CHANNELS, N_STARS = (5,), 10, 200
 N_WARMUP, N_DRAWS = 600, 1000

@@ -26,9 +26,9 @@ import numpy as np
 import pytest
 
 from xpbayes.analysis.posterior_file import import_arviz
-from xpbayes.archive.star_table import StarTable, read_star_table, write_star_table
 from xpbayes.config import InferenceConfig, Phase, TrainingConfig
-from xpbayes.modelfile import TrainedModel, load_model, save_model
+from xpbayes.data.spectra import Spectra, read_star_table, write_star_table
+from xpbayes.production.model_file import TrainedModel, load_model, save_model
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -92,7 +92,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
 
 
 @pytest.fixture(scope="session")
-def bundled(made_once) -> StarTable:
+def bundled(made_once) -> Spectra:
     """The bundled sample, 10,000 real stars."""
     from xpbayes.archive.apogee import bundled_stars
 
@@ -100,13 +100,13 @@ def bundled(made_once) -> StarTable:
 
 
 @pytest.fixture(scope="session")
-def sample(bundled: StarTable) -> StarTable:
+def sample(bundled: Spectra) -> Spectra:
     """Every fifth bundled star: 2,000 real stars."""
     return bundled.take(np.arange(0, len(bundled), 5))
 
 
 @pytest.fixture(scope="session")
-def trained(sample: StarTable, made_once) -> TrainedModel:
+def trained(sample: Spectra, made_once) -> TrainedModel:
     """A model trained briefly on the sample: real, but rough."""
     from xpbayes.pipeline import train
 
@@ -120,7 +120,7 @@ def model_folder(trained: TrainedModel, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session")
-def star_file(sample: StarTable, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def star_file(sample: Spectra, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small star table on disk."""
     return write_star_table(sample.take(np.arange(300)), tmp_path_factory.mktemp("stars") / "stars.parquet")
 
@@ -148,6 +148,6 @@ def inference_toml(config: InferenceConfig) -> str:
     return "[inference]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in config.model_dump().items())
 
 
-def with_columns(table: StarTable, **columns) -> StarTable:
+def with_columns(table: Spectra, **columns) -> Spectra:
     """A copy of a star table with some scalar columns replaced or added."""
     return replace(table, columns={**table.columns, **columns})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import xpbayes
 from tests.conftest import QUICK
-from xpbayes.modelfile import load_model, save_model
+from xpbayes.production.model_file import load_model, save_model
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,17 +11,17 @@ from numpy.testing import assert_allclose, assert_array_equal
 from tests.command_line import refused, run
 from tests.conftest import QUICK, inference_toml
 from xpbayes.analysis.confidence import own_errors
-from xpbayes.archive.star_table import OK, write_star_table
-from xpbayes.catalogue.manifest import model_checksums
-from xpbayes.catalogue.table import DRAWS, WIDENED, list_column, read_catalogue, text_column
+from xpbayes.data.spectra import OK, write_star_table
 from xpbayes.errors import InputError
-from xpbayes.inference.uncertainty import from_upper_triangle
-from xpbayes.inference.weight_uncertainty import WeightFactor, trained_vector
-from xpbayes.modelfile import save_model
-from xpbayes.models.confidence import feature_names, initial_nets
+from xpbayes.inference.errors import from_upper_triangle
+from xpbayes.models.reliability import feature_names, initial_nets
 from xpbayes.pipeline import infer, infer_parts, verify
+from xpbayes.production.manifest import model_checksums
+from xpbayes.production.model_file import save_model
+from xpbayes.production.table import DRAWS, WIDENED, list_column, read_catalogue, text_column
+from xpbayes.production.weight_file import save_weight_factor
 from xpbayes.schema import catalogue_columns, columns_of
-from xpbayes.weightfile import save_weight_factor
+from xpbayes.training.network_uncertainty import NetworkCovariance, trained_vector
 
 N = 40
 WIDE = QUICK.model_copy(update={"model_uncertainty": True})
@@ -45,7 +45,7 @@ def factor(trained):
     """Some per mille of every weight, in three directions."""
     size = trained_vector(trained.forward).size
     columns = 3e-3 * np.random.default_rng(0).normal(size=(size, 3))
-    return WeightFactor(columns.astype(np.float32), 0.97, 500)
+    return NetworkCovariance(columns.astype(np.float32), 0.97, 500)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_a_model_whose_unknowns_were_not_worked_out_is_refused(model_folder, tra
     with pytest.raises(InputError, match="give the factor that"):
         infer(trained, star_file, config=WIDE)
     with pytest.raises(InputError, match="the factor is of 7 trained numbers"):
-        infer(trained, star_file, config=WIDE, factor=WeightFactor(np.zeros((7, 1), np.float32), 1.0, 1))
+        infer(trained, star_file, config=WIDE, factor=NetworkCovariance(np.zeros((7, 1), np.float32), 1.0, 1))
 
 
 def test_the_flag_is_the_setting(folder, stars, tmp_path):

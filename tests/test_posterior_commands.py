@@ -8,11 +8,11 @@ import pytest
 
 from xpbayes import pipeline_posterior
 from xpbayes.analysis.posterior_file import read_posterior
-from xpbayes.archive.star_table import read_star_table
-from xpbayes.catalogue.table import CHAINS, read_catalogue, text_column
 from xpbayes.cli import main
-from xpbayes.inference.nuts import Diagnostics
+from xpbayes.data.spectra import read_star_table
+from xpbayes.inference.sampling.nuts import Diagnostics
 from xpbayes.pipeline_posterior import Sampled
+from xpbayes.production.table import CHAINS, read_catalogue, text_column
 
 SHORT = "[sampling]\ndraws = 200\nmax_rounds = 2\n[inference]\nn_nodes = 256\nn_more_draws = 0\n"
 

@@ -8,7 +8,7 @@ import typer.main
 
 from tests.conftest import QUICK
 from xpbayes.cli import app
-from xpbayes.modelfile import load_model, save_model
+from xpbayes.production.model_file import load_model, save_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -17,7 +17,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 def test_the_tutorial_runs(trained, sample, tmp_path, monkeypatch, capsys):
     """As printed, but on every fifth star, with the model of the tests in place of training, and a short inference."""
     import xpbayes.pipeline as pipeline
-    from xpbayes.archive.star_table import write_star_table
+    from xpbayes.data.spectra import write_star_table
 
     def bundled(out):
         write_star_table(sample, out)

@@ -32,13 +32,13 @@ _WHERE = {
     "demo": "xpbayes.pipeline",
     "fetch_apogee": "xpbayes.pipeline",
     "bundled_stars": "xpbayes.pipeline",
-    "TrainedModel": "xpbayes.modelfile",
-    "load_model": "xpbayes.modelfile",
-    "save_model": "xpbayes.modelfile",
-    "StarTable": "xpbayes.archive.star_table",
-    "read_star_table": "xpbayes.archive.star_table",
-    "write_star_table": "xpbayes.archive.star_table",
-    "read_catalogue": "xpbayes.catalogue.table",
+    "TrainedModel": "xpbayes.production.model_file",
+    "load_model": "xpbayes.production.model_file",
+    "save_model": "xpbayes.production.model_file",
+    "Spectra": "xpbayes.data.spectra",
+    "read_star_table": "xpbayes.data.spectra",
+    "write_star_table": "xpbayes.data.spectra",
+    "read_catalogue": "xpbayes.production.table",
     "TrainingConfig": "xpbayes.config",
     "InferenceConfig": "xpbayes.config",
     "InputError": "xpbayes.errors",
@@ -49,7 +49,7 @@ __all__ = [
     "InferenceConfig",
     "InputError",
     "QualityFlag",
-    "StarTable",
+    "Spectra",
     "TrainedModel",
     "TrainingConfig",
     "__version__",
@@ -80,11 +80,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from xpbayes.analysis.gallery import analyse
-    from xpbayes.archive.star_table import StarTable, read_star_table, write_star_table
-    from xpbayes.catalogue.table import read_catalogue
     from xpbayes.config import InferenceConfig, TrainingConfig
+    from xpbayes.data.spectra import Spectra, read_star_table, write_star_table
     from xpbayes.errors import InputError
-    from xpbayes.modelfile import TrainedModel, load_model, save_model
     from xpbayes.pipeline import (
         bundled_stars,
         confidence,
@@ -101,6 +99,8 @@ if TYPE_CHECKING:
         verify,
     )
     from xpbayes.pipeline_posterior import check, compare, sample, uncertainty
+    from xpbayes.production.model_file import TrainedModel, load_model, save_model
+    from xpbayes.production.table import read_catalogue
     from xpbayes.schema import QualityFlag
 
 

@@ -228,7 +228,7 @@ def train(
 def card(model: Annotated[Path, typer.Argument(help="Folder of the model.")]) -> None:
     """Print a model's card: what it was trained on, where it can be trusted, how good it is, its limits."""
     from xpbayes.analysis.model_card import print_card
-    from xpbayes.modelfile import load_model
+    from xpbayes.production.model_file import load_model
 
     print_card(load_model(model))
 
@@ -278,8 +278,8 @@ def infer(
 
         solve(model, stars, out, run.inference, only, _say(quiet))
     else:
-        from xpbayes.engine import parse_shard
         from xpbayes.pipeline import STARS_PER_PART, infer_parts
+        from xpbayes.production.engine import parse_shard
 
         infer_parts(
             model,
@@ -349,8 +349,8 @@ def confidence(
 ) -> None:
     """Train classifiers that say how far Teff, [Fe/H] and log g of each star can be trusted."""
     from xpbayes.analysis.confidence import print_check
-    from xpbayes.inference.confidence import ConfidenceConfig
     from xpbayes.pipeline import confidence as learn
+    from xpbayes.training.reliability import ConfidenceConfig
 
     target = model if out is None else out
     _, check = learn(model, catalogue, stars, target, ConfidenceConfig(seed=seed), figures, _say(quiet))

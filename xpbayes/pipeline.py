@@ -30,22 +30,22 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from xpbayes.archive.hashing import uniform_from_id
-from xpbayes.archive.selection import held_out_by_source_id
-from xpbayes.archive.star_table import (
+from xpbayes.checksum import file_checksum
+from xpbayes.config import InferenceConfig, TrainingConfig
+from xpbayes.data.spectra import (
     OK,
-    StarTable,
+    Spectra,
     column_names,
     join_star_tables,
     read_star_tables,
     star_table_files,
     write_star_table,
 )
-from xpbayes.catalogue.table import catalogue_rows, describe, read_catalogue, to_arrow, write_catalogue
-from xpbayes.checksum import file_checksum
-from xpbayes.config import InferenceConfig, TrainingConfig
+from xpbayes.data.stars import STAR_BLOCK
 from xpbayes.errors import InputError, nearest
-from xpbayes.modelfile import CARD, TrainedModel, load_model, save_model
-from xpbayes.stars import STAR_BLOCK
+from xpbayes.production.model_file import CARD, TrainedModel, load_model, save_model
+from xpbayes.production.table import catalogue_rows, describe, read_catalogue, to_arrow, write_catalogue
+from xpbayes.training.selection import held_out_by_source_id
 
 if TYPE_CHECKING:
     from xpbayes.analysis.confidence import ConfidenceCheck
@@ -53,13 +53,13 @@ if TYPE_CHECKING:
     from xpbayes.analysis.dust_map.settings import DustMapConfig
     from xpbayes.analysis.star_page import StarFit
     from xpbayes.archive.companions import Companions
-    from xpbayes.archive.training_set import TrainingSet
-    from xpbayes.catalogue.inputs import Chunk, Layout
-    from xpbayes.catalogue.parts import PartRecord
-    from xpbayes.inference.calibration import LabelCalibration
-    from xpbayes.inference.confidence import ConfidenceConfig
-    from xpbayes.inference.weight_uncertainty import WeightFactor
+    from xpbayes.inference.recalibration import LabelCalibration
     from xpbayes.models.extinction import NearInfraredLaw
+    from xpbayes.production.inputs import Chunk, Layout
+    from xpbayes.production.parts import PartRecord
+    from xpbayes.training.network_uncertainty import NetworkCovariance
+    from xpbayes.training.reliability import ConfidenceConfig
+    from xpbayes.training.training_set import TrainingSet
 
 Say = Callable[[str], None]
 PathLike = str | Path
@@ -85,7 +85,7 @@ def quiet(line: str) -> None:
 
 
 def train(
-    stars: StarTable | PathLike,
+    stars: Spectra | PathLike,
     out: PathLike | None = None,
     config: TrainingConfig | None = None,
     say: Say = quiet,
@@ -111,9 +111,9 @@ def train(
         >>> model = xpbayes.train("stars.parquet", out="model")  # doctest: +SKIP
     """
     from xpbayes.analysis.training_checks import check_training
-    from xpbayes.inference.self_cleaning import with_absolute_magnitudes
     from xpbayes.inference.support import make_support
-    from xpbayes.inference.training import train as learn
+    from xpbayes.training.learn import train as learn
+    from xpbayes.training.self_cleaning import with_absolute_magnitudes
 
     config = config or TrainingConfig()
     begun = time.perf_counter()
@@ -176,14 +176,14 @@ def train(
 
 @contextmanager
 def _training_set(
-    stars: StarTable | PathLike, config: TrainingConfig, out: PathLike | None, say: Say
+    stars: Spectra | PathLike, config: TrainingConfig, out: PathLike | None, say: Say
 ) -> "Iterator[tuple[TrainingSet, dict[str, Any]]]":
     """The stars of a training run and where they come from; in files beside the model while it is trained, if many."""
-    from xpbayes.archive.training_set import n_rows, training_set, training_set_in_files
+    from xpbayes.training.training_set import n_rows, training_set, training_set_in_files
 
-    paths = [] if isinstance(stars, StarTable) else star_table_files(stars)
+    paths = [] if isinstance(stars, Spectra) else star_table_files(stars)
     n_stars = n_rows(paths)
-    if isinstance(stars, StarTable) or n_stars <= config.stars_in_memory:
+    if isinstance(stars, Spectra) or n_stars <= config.stars_in_memory:
         table, source = _table(stars)
         _require_labels(table.columns, config.labels, str(source["path"]))
         yield training_set(table, config, str(source["path"])), source
@@ -203,12 +203,10 @@ def _training_set(
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _calibrate(
-    model: TrainedModel, kept_aside: StarTable, config: TrainingConfig, say: Say
-) -> "LabelCalibration | None":
+def _calibrate(model: TrainedModel, kept_aside: Spectra, config: TrainingConfig, say: Say) -> "LabelCalibration | None":
     """Calibrate posterior summaries on stars that training did not see, as inference by default sees them."""
-    from xpbayes.inference.calibration import fit_calibration, ln_snr_of
     from xpbayes.inference.infer import infer as solve
+    from xpbayes.inference.recalibration import fit_calibration, ln_snr_of
 
     if not len(kept_aside):
         return None
@@ -238,7 +236,7 @@ def _calibrate(
     return calibration
 
 
-def _calibration_entry(calibration: "LabelCalibration | None", kept_aside: StarTable) -> dict[str, Any]:
+def _calibration_entry(calibration: "LabelCalibration | None", kept_aside: Spectra) -> dict[str, Any]:
     """What the card says of the calibration."""
     if calibration is None:
         return {}
@@ -250,7 +248,7 @@ def _calibration_entry(calibration: "LabelCalibration | None", kept_aside: StarT
     }
 
 
-def _assess(model: TrainedModel, held_out: StarTable, config: TrainingConfig) -> dict[str, Any]:
+def _assess(model: TrainedModel, held_out: Spectra, config: TrainingConfig) -> dict[str, Any]:
     """Accuracy on held-out stars as inference by default would see them."""
     from xpbayes.analysis.model_card import held_out_entry
 
@@ -258,14 +256,14 @@ def _assess(model: TrainedModel, held_out: StarTable, config: TrainingConfig) ->
     return held_out_entry(model, infer(model, held_out, config=how), held_out, floor, use_parallax=how.use_parallax)
 
 
-def _parallax_used(table: StarTable) -> str:
+def _parallax_used(table: Spectra) -> str:
     measured = table.is_measured("parallax")
     if measured.all():
         return "measured"
     return "spectroscopic, derived from the labels" if not measured.any() else "measured, spectroscopic where missing"
 
 
-def _near_infrared_law(table: StarTable, config: TrainingConfig) -> "NearInfraredLaw | None":
+def _near_infrared_law(table: Spectra, config: TrainingConfig) -> "NearInfraredLaw | None":
     """What fixes the grey part of R: the law where no parallax was measured, nothing where one was."""
     from xpbayes.models.extinction import NearInfraredLaw
 
@@ -290,13 +288,13 @@ def _require_labels(columns: Collection[str], labels: tuple[str, ...], where: st
 
 def infer(
     model: TrainedModel | PathLike,
-    stars: StarTable | PathLike | Sequence[PathLike],
+    stars: Spectra | PathLike | Sequence[PathLike],
     out: PathLike | None = None,
     config: InferenceConfig | None = None,
     only: str = "all",
     say: Say = quiet,
     *,
-    factor: "WeightFactor | None" = None,
+    factor: "NetworkCovariance | None" = None,
 ) -> pa.Table:
     """Infer stellar parameters without labels.
 
@@ -404,12 +402,12 @@ def infer_parts(
     Example:
         >>> xpbayes.infer_parts("model", ["a.parquet", "b.parquet"], "catalogue/")  # doctest: +SKIP
     """
-    from xpbayes import engine as engines
-    from xpbayes.catalogue import manifest as manifests
-    from xpbayes.catalogue.inputs import lay_out
-    from xpbayes.catalogue.parts import clean, read_records
-    from xpbayes.catalogue.progress import Progress
-    from xpbayes.catalogue.verify import check_repeated
+    from xpbayes.production import engine as engines
+    from xpbayes.production import manifest as manifests
+    from xpbayes.production.inputs import lay_out
+    from xpbayes.production.parts import clean, read_records
+    from xpbayes.production.progress import Progress
+    from xpbayes.production.verify import check_repeated
 
     engines.check_engine(engine)
     if scheduler is not None and engine != "dask":
@@ -489,9 +487,9 @@ class _Job:
 
 
 @lru_cache(maxsize=1)
-def _at_work(job: _Job) -> tuple[TrainedModel, "WeightFactor | None", "Layout", "list[Companions]"]:
+def _at_work(job: _Job) -> tuple[TrainedModel, "NetworkCovariance | None", "Layout", "list[Companions]"]:
     """Model, what is unknown of it, layout, and the tables to be joined to spectra: read once by each worker."""
-    from xpbayes.catalogue.manifest import kept_layout, kept_tables
+    from xpbayes.production.manifest import kept_layout, kept_tables
 
     layout, trained = kept_layout(job.layout), load_model(job.model)
     factor = _weight_factor(job.model, trained) if job.config.model_uncertainty else None
@@ -503,10 +501,10 @@ def _infer_chunk(job: _Job, chunk: "Chunk") -> list["PartRecord"]:
 
     Parts that are there already stay as they are; for the same input, the others are always the same bytes.
     """
-    from xpbayes.catalogue.inputs import read_chunk
-    from xpbayes.catalogue.parts import PartDraft, read_record, write_part
-    from xpbayes.catalogue.prefetch import prefetched
-    from xpbayes.engine import give_memory_back
+    from xpbayes.production.engine import give_memory_back
+    from xpbayes.production.inputs import read_chunk
+    from xpbayes.production.parts import PartDraft, read_record, write_part
+    from xpbayes.production.prefetch import prefetched
 
     trained, factor, layout, companions = _at_work(job)
     folder, file = Path(job.folder), layout.files[chunk.file]
@@ -536,7 +534,7 @@ def _infer_chunk(job: _Job, chunk: "Chunk") -> list["PartRecord"]:
 
 
 def _infer_piece(
-    trained: TrainedModel, factor: "WeightFactor | None", table: StarTable, config: InferenceConfig
+    trained: TrainedModel, factor: "NetworkCovariance | None", table: Spectra, config: InferenceConfig
 ) -> pa.Table:
     """Catalogue rows of some thousand stars, by the compiled programs that serve every piece of a run.
 
@@ -552,11 +550,11 @@ def _infer_piece(
 
 
 def _weight_factor(
-    model: TrainedModel | PathLike, trained: TrainedModel, factor: "WeightFactor | None" = None
-) -> "WeightFactor":
+    model: TrainedModel | PathLike, trained: TrainedModel, factor: "NetworkCovariance | None" = None
+) -> "NetworkCovariance":
     """What training leaves unknown of a model: as given, or from the model's folder."""
-    from xpbayes.inference.weight_uncertainty import trained_vector
-    from xpbayes.weightfile import load_weight_factor
+    from xpbayes.production.weight_file import load_weight_factor
+    from xpbayes.training.network_uncertainty import trained_vector
 
     if factor is not None:
         n_given, n_trained = len(factor.columns), trained_vector(trained.forward).size
@@ -573,13 +571,13 @@ def _weight_factor(
 
 def _threads() -> int | None:
     """Cores that an engine has given this process; None: all that there are."""
-    from xpbayes.engine import CORES
+    from xpbayes.production.engine import CORES
 
     given = os.environ.get(CORES)
     return len(given.split(",")) if given else None
 
 
-def _about(trained: TrainedModel, factor: "WeightFactor | None" = None) -> dict[str, Any]:
+def _about(trained: TrainedModel, factor: "NetworkCovariance | None" = None) -> dict[str, Any]:
     """What every catalogue says about the model that it was made with."""
     model = {k: trained.card.get(k) for k in ("created", "arrays_checksum", "n_training", "split")}
     if trained.confidence is not None:
@@ -595,13 +593,13 @@ def _about(trained: TrainedModel, factor: "WeightFactor | None" = None) -> dict[
     return {"labels": trained.labels, "channels": json.loads(trained.channels.to_json()), "model": model}
 
 
-def _about_part(trained: TrainedModel, factor: "WeightFactor | None", job: _Job) -> dict[str, Any]:
+def _about_part(trained: TrainedModel, factor: "NetworkCovariance | None", job: _Job) -> dict[str, Any]:
     """Metadata of a part: the same for all parts, and no time or host in it."""
     return {**_about(trained, factor), "settings": job.config.model_dump(mode="json"), "selection": job.only}
 
 
 def _infer_part(
-    trained: TrainedModel, factor: "WeightFactor | None", table: StarTable, config: InferenceConfig, say: Say
+    trained: TrainedModel, factor: "NetworkCovariance | None", table: Spectra, config: InferenceConfig, say: Say
 ) -> tuple[pa.Table, int]:
     """Catalogue rows of one star table, and how many of its stars could not be used."""
     from xpbayes.inference.infer import infer as solve
@@ -621,12 +619,12 @@ def _infer_part(
     inferred = solve(*parts, batch, config, progress, seeds)
     by_chains = np.zeros(len(usable), bool)
     if config.refine:
-        from xpbayes.inference.ladder import climb
+        from xpbayes.inference.sampling.ladder import refine_with_nuts
 
-        inferred, by_chains = climb(*parts, batch, inferred, config, seeds, threads=_threads())
+        inferred, by_chains = refine_with_nuts(*parts, batch, inferred, config, seeds, threads=_threads())
         say(f"{int(by_chains.sum())} of {len(usable)} stars are summarised by Markov chains")
     if config.calibrate and trained.calibration is not None and config.n_draws:
-        from xpbayes.inference.calibration import ln_snr_of, recalibrated
+        from xpbayes.inference.recalibration import ln_snr_of, recalibrated
 
         inferred = recalibrated(inferred, trained.calibration, ln_snr_of(batch))
     as_rows = partial(
@@ -645,27 +643,27 @@ def _infer_part(
         rows["extrapolation"] = np.full(len(table), np.nan, np.float32)
         rows["extrapolation"][status == OK] = extrapolation(trained.support, trained.prior, labels)
     if trained.confidence is not None:
-        from xpbayes.catalogue.confidence import confidence_columns
+        from xpbayes.production.reliability import confidence_columns
 
         filled, notes = confidence_columns(trained, table, rows)
         rows |= filled
         for note in notes:
             say(note)
     if factor is not None:
-        from xpbayes.inference.weight_uncertainty import added_to_inferred, widened
+        from xpbayes.training.network_uncertainty import add_model_covariance, added_to_inferred
 
         added = added_to_inferred(*parts, factor, batch, inferred.estimate, use_parallax=config.use_parallax)
-        wide = as_rows(widened(inferred, added), added=added)
+        wide = as_rows(add_model_covariance(inferred, added), added=added)
         # Flags and confidences know the stars' own errors, from which the classifiers were learned.
         rows = wide | {name: rows[name] for name in KNOW_OWN_ERRORS}
     return to_arrow(rows, len(trained.labels)), len(table) - len(usable)
 
 
 def _stream(
-    stars: StarTable | PathLike | Sequence[PathLike], out: PathLike | None, say: Say
-) -> tuple[Iterator[StarTable], dict[str, Any]]:
+    stars: Spectra | PathLike | Sequence[PathLike], out: PathLike | None, say: Say
+) -> tuple[Iterator[Spectra], dict[str, Any]]:
     """Star tables one after the other, and what they are: a table, a file, a folder of files, or a survey.toml."""
-    if not isinstance(stars, StarTable | str | Path):
+    if not isinstance(stars, Spectra | str | Path):
         if len(stars) == 1:
             return _stream(stars[0], out, say)
         streams = [_stream(one, out, say) for one in stars]
@@ -674,19 +672,19 @@ def _stream(
             "path": names,
             "checksum": [source["checksum"] for _, source in streams],
         }
-    if isinstance(stars, StarTable) or Path(stars).suffix != ".toml":
+    if isinstance(stars, Spectra) or Path(stars).suffix != ".toml":
         table, source = _table(stars)
         return iter([table]), source
     from xpbayes.archive.companions import read_companions
     from xpbayes.archive.prepare import QUARANTINE
-    from xpbayes.archive.quarantine import write_quarantine
     from xpbayes.archive.stream import stream_stars
     from xpbayes.archive.survey_config import read_survey
+    from xpbayes.data.rejected import write_quarantine
 
     path = Path(stars)
     survey = read_survey(path).for_inference()
 
-    def parts() -> Iterator[StarTable]:
+    def parts() -> Iterator[Spectra]:
         companions = read_companions(survey, path.parent, say)
         rejected = list(companions.rejected)
         for part in stream_stars(survey, path.parent, companions):
@@ -708,7 +706,7 @@ def _check_selection(only: str) -> None:
         raise InputError(f"'{only}' is no selection of stars{nearest(only, SELECTIONS)}; use {', '.join(SELECTIONS)}")
 
 
-def choose_stars(model: TrainedModel, table: StarTable, only: str) -> StarTable:
+def choose_stars(model: TrainedModel, table: Spectra, only: str) -> Spectra:
     """Select one side of the split that the model was trained with.
 
     'training' is that side of the source_id split, whether or not a star passed the training cuts.
@@ -731,7 +729,7 @@ def verify(catalogue: PathLike, say: Say = quiet) -> None:
     Raises:
         InputError: it is not finished, or something is wrong with it.
     """
-    from xpbayes.catalogue.verify import verify_catalogue
+    from xpbayes.production.verify import verify_catalogue
 
     found = verify_catalogue(Path(catalogue))
     for problem in found.problems:
@@ -765,8 +763,8 @@ def export(
     Raises:
         InputError: it cannot be read or written, positions are missing, or a package is.
     """
-    from xpbayes.catalogue import export as exports
-    from xpbayes.catalogue.reader import open_catalogue
+    from xpbayes.production import export as exports
+    from xpbayes.production.reader import open_catalogue
 
     opened, target = open_catalogue(catalogue), Path(out)
     _check_writable(target)
@@ -788,7 +786,7 @@ def export(
 def confidence(
     model: TrainedModel | PathLike,
     catalogue: PathLike,
-    stars: StarTable | PathLike,
+    stars: Spectra | PathLike,
     out: PathLike | None = None,
     config: "ConfidenceConfig | None" = None,
     figures: PathLike | None = None,
@@ -815,8 +813,8 @@ def confidence(
         >>> model, check = xpbayes.confidence("model", "catalogue.parquet", "stars.parquet")  # doctest: +SKIP
     """
     from xpbayes.analysis.confidence import held_out_fits, judge, write_check
-    from xpbayes.inference.confidence import ConfidenceConfig, confidences, train_confidence
-    from xpbayes.models.confidence import feature_names
+    from xpbayes.models.reliability import feature_names
+    from xpbayes.training.reliability import ConfidenceConfig, confidences, train_confidence
 
     config = config or ConfidenceConfig()
     begun = time.perf_counter()
@@ -857,7 +855,7 @@ def confidence(
 
 def fit(
     model: TrainedModel | PathLike,
-    stars: StarTable | PathLike,
+    stars: Spectra | PathLike,
     source_ids: Sequence[int],
     out: PathLike | None = None,
     config: InferenceConfig | None = None,
@@ -880,7 +878,7 @@ def fit(
         >>> stars = xpbayes.fit("model", "stars.parquet", [4295806720], out="fit")  # doctest: +SKIP
     """
     from xpbayes.analysis.star_page import star_fits, write_fits
-    from xpbayes.inference.modes import find_modes
+    from xpbayes.inference.search.modes import find_modes
 
     config = config or InferenceConfig()
     trained = _loaded(model)
@@ -904,10 +902,10 @@ def fit(
     return fits
 
 
-def _pick_stars(stars: StarTable | PathLike, wanted: list[int], say: Say) -> tuple[StarTable, str]:
+def _pick_stars(stars: Spectra | PathLike, wanted: list[int], say: Say) -> tuple[Spectra, str]:
     """The stars of given source_ids, in that order, and what they came from; reading stops when all are found."""
     stream, source = _stream(stars, None, say)
-    found: list[StarTable] = []
+    found: list[Spectra] = []
     missing = set(wanted)
     for table in stream:
         row = {int(s): i for i, s in enumerate(table.source_id.tolist()) if s in missing}
@@ -1002,7 +1000,7 @@ def predict_flux(
 # ------------------------------------------------------------------------------------------------- data, report, demo
 
 
-def fetch_apogee(out: PathLike, say: Say = quiet) -> StarTable:
+def fetch_apogee(out: PathLike, say: Say = quiet) -> Spectra:
     """Download the full APOGEE x XP library with pip and write it as a star table.
 
     Args:
@@ -1023,7 +1021,7 @@ def fetch_apogee(out: PathLike, say: Say = quiet) -> StarTable:
     return table
 
 
-def bundled_stars(out: PathLike | None = None, say: Say = quiet) -> StarTable:
+def bundled_stars(out: PathLike | None = None, say: Say = quiet) -> Spectra:
     """Return the bundled sample of 10,000 real stars as a star table.
 
     Args:
@@ -1043,7 +1041,7 @@ def bundled_stars(out: PathLike | None = None, say: Say = quiet) -> StarTable:
 def report(
     model: TrainedModel | PathLike,
     catalogue: PathLike,
-    stars: StarTable | PathLike,
+    stars: Spectra | PathLike,
     out: PathLike,
     timings: dict[str, float] | None = None,
     say: Say = quiet,
@@ -1073,7 +1071,7 @@ def report(
     table, _ = _table(stars)
     _check_writable(out)
     with tempfile.TemporaryDirectory() as scratch:  # the figures stream their stars from disk
-        on_disk = write_star_table(stars, Path(scratch) / "stars.parquet") if isinstance(stars, StarTable) else stars
+        on_disk = write_star_table(stars, Path(scratch) / "stars.parquet") if isinstance(stars, Spectra) else stars
         files = open_stars(on_disk)
         path = write_report(trained, catalogue, table, files, Path(out), timings or {}, source_ids, draws)
     say(f"wrote {path}")
@@ -1168,8 +1166,8 @@ def _loaded(model: TrainedModel | PathLike) -> TrainedModel:
     return model if isinstance(model, TrainedModel) else load_model(model)
 
 
-def _table(stars: StarTable | PathLike) -> tuple[StarTable, dict[str, Any]]:
-    if isinstance(stars, StarTable):
+def _table(stars: Spectra | PathLike) -> tuple[Spectra, dict[str, Any]]:
+    if isinstance(stars, Spectra):
         return stars, {"path": "a table in memory", "checksum": "", "n_stars": len(stars)}
     table = read_star_tables(stars)
     path = Path(stars)

@@ -16,19 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.archive.hashing import uniform_from_id
-from xpbayes.archive.selection import training_cuts
-from xpbayes.archive.star_table import OK, StarTable
 from xpbayes.config import InferenceConfig, SamplingConfig, TrainingConfig
+from xpbayes.data.spectra import OK, Spectra
+from xpbayes.data.stars import Stars
 from xpbayes.errors import InputError
+from xpbayes.inference.errors import to_sampled
 from xpbayes.inference.infer import Inferred, infer
 from xpbayes.inference.model_error import fold_in_model_error, refold_model_error
-from xpbayes.inference.nuts import Diagnostics, Draws, Schedule, sample_inferred
-from xpbayes.inference.solver import solve
-from xpbayes.inference.starts import make_grid
-from xpbayes.inference.training import initial_parameters
-from xpbayes.inference.uncertainty import to_sampled
-from xpbayes.inference.weight_uncertainty import WeightFactor, factor_weights, weight_covariance, weight_precision
-from xpbayes.modelfile import TrainedModel, load_model
+from xpbayes.inference.sampling.nuts import Diagnostics, Draws, Schedule, sample_inferred
+from xpbayes.inference.search.solver import solve
+from xpbayes.inference.search.starts import make_grid
 from xpbayes.pipeline import (
     DRAW_STREAM,
     PathLike,
@@ -42,8 +39,11 @@ from xpbayes.pipeline import (
     quiet,
     versions,
 )
-from xpbayes.stars import Stars
-from xpbayes.weightfile import save_weight_factor
+from xpbayes.production.model_file import TrainedModel, load_model
+from xpbayes.production.weight_file import save_weight_factor
+from xpbayes.training.learn import initial_parameters
+from xpbayes.training.network_uncertainty import NetworkCovariance, factor_weights, weight_covariance, weight_precision
+from xpbayes.training.selection import training_cuts
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -74,7 +74,7 @@ class Sampled:
     """
 
     model: TrainedModel
-    table: StarTable
+    table: Spectra
     stars: Stars
     seeds: NDArray[np.uint32]
     inferred: Inferred
@@ -83,7 +83,7 @@ class Sampled:
     seconds: tuple[float, float]
 
 
-def choose_random(table: StarTable, n: int, seed: int) -> StarTable:
+def choose_random(table: Spectra, n: int, seed: int) -> Spectra:
     """Choose stars at random, in the table's order; which ones depends on their source_id and the seed alone.
 
     Raises:
@@ -97,13 +97,13 @@ def choose_random(table: StarTable, n: int, seed: int) -> StarTable:
 
 def pick_stars(
     model: TrainedModel,
-    stars: StarTable | PathLike,
+    stars: Spectra | PathLike,
     source_ids: Sequence[int],
     n_random: int | None,
     only: str,
     seed: int,
     say: Say,
-) -> StarTable:
+) -> Spectra:
     """Usable stars by source_id, or at random.
 
     Raises:
@@ -131,7 +131,7 @@ def pick_stars(
 
 
 def draw_posteriors(
-    model: TrainedModel, table: StarTable, inference: InferenceConfig, sampling: SamplingConfig, say: Say
+    model: TrainedModel, table: Spectra, inference: InferenceConfig, sampling: SamplingConfig, say: Say
 ) -> Sampled:
     """Solve stars, then draw from their posteriors.
 
@@ -171,7 +171,7 @@ def draw_posteriors(
 
 def sample(
     model: TrainedModel | PathLike,
-    stars: StarTable | PathLike,
+    stars: Spectra | PathLike,
     out: PathLike | None = None,
     source_ids: Sequence[int] = (),
     n_random: int | None = None,
@@ -241,7 +241,7 @@ def sample(
 
 def compare(
     model: TrainedModel | PathLike,
-    stars: StarTable | PathLike,
+    stars: Spectra | PathLike,
     out: PathLike | None = None,
     source_ids: Sequence[int] = (),
     n_random: int | None = None,
@@ -320,7 +320,7 @@ def compare(
 
 def check(
     model: TrainedModel | PathLike,
-    stars: StarTable | PathLike | None = None,
+    stars: Spectra | PathLike | None = None,
     out: PathLike | None = None,
     n_stars: int = 1000,
     n_sampled: int = 100,
@@ -351,8 +351,8 @@ def check(
         >>> print(xpbayes.check("model", n_stars=1000).passed)  # doctest: +SKIP
     """
     from xpbayes.analysis.calibration_page import CalibrationCheck, write_check
-    from xpbayes.inference.calibration_check import chi2_shares, draw_shares, gaussian_shares, importance_shares
-    from xpbayes.inference.prior_predictive import Window, simulate, with_realistic_noise
+    from xpbayes.checks.prior_predictive import Window, simulate, with_realistic_noise
+    from xpbayes.checks.sbc import chi2_shares, draw_shares, gaussian_shares, importance_shares
 
     inference, sampling = inference or InferenceConfig(), sampling or SamplingConfig()
     trained = load_model(model) if not isinstance(model, TrainedModel) else model
@@ -457,7 +457,7 @@ class ModelUncertainty:
     """
 
     labels: tuple[str, ...]
-    factor: WeightFactor
+    factor: NetworkCovariance
     estimate: NDArray[np.float64]
     covariance: NDArray[np.float64]
     added: NDArray[np.float64]
@@ -472,7 +472,7 @@ class ModelUncertainty:
 
 def uncertainty(
     model: TrainedModel | PathLike,
-    stars: StarTable | PathLike,
+    stars: Spectra | PathLike,
     out: PathLike | None = None,
     n_stars: int = 2000,
     n_response: int = 400,

@@ -6,9 +6,9 @@ import pytest
 from tests.conftest import QUICK
 from xpbayes.analysis.gallery import analyse
 from xpbayes.analysis.requested_stars import typical_stars
-from xpbayes.archive.star_table import write_star_table
-from xpbayes.catalogue.table import read_catalogue
-from xpbayes.modelfile import save_model
+from xpbayes.data.spectra import write_star_table
+from xpbayes.production.table import read_catalogue
+from xpbayes.production.model_file import save_model
 from xpbayes.pipeline import infer, report
 
 

@@ -10,8 +10,8 @@ from numpy.testing import assert_allclose
 from tests.conftest import QUICK, with_columns
 from xpbayes.analysis.confidence import judge, print_check, reliability, reliability_figure, residual_figure
 from xpbayes.errors import InputError
-from xpbayes.inference.confidence import ConfidenceConfig
-from xpbayes.modelfile import load_model
+from xpbayes.training.reliability import ConfidenceConfig
+from xpbayes.production.model_file import load_model
 from xpbayes.pipeline import choose_stars, confidence, infer
 
 RNG = np.random.default_rng(0)
@@ -132,10 +132,10 @@ def test_the_classified_model_infers_confidences(run, held_out):
 def test_judging_by_foreign_confidences_is_rejected(run, held_out, model_folder, catalogue):
     """Must fail: confidences handed to other stars are not reliable."""
     from xpbayes.analysis.confidence import held_out_fits
-    from xpbayes.archive.star_table import StarTable
-    from xpbayes.catalogue.table import read_catalogue
+    from xpbayes.data.spectra import Spectra
+    from xpbayes.production.table import read_catalogue
 
-    assert isinstance(held_out, StarTable)
+    assert isinstance(held_out, Spectra)
     fits = held_out_fits(load_model(model_folder), *read_catalogue(catalogue), held_out, "catalogue")
     every = np.ones(len(fits.comparison.source_id), bool)
     upside_down = (fits.chi2_eps > 4) * 0.9 + 0.05

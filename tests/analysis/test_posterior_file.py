@@ -20,8 +20,8 @@ from xpbayes.analysis.posterior_file import (
 )
 from xpbayes.errors import InputError
 from xpbayes.inference.model_error import fold_in_model_error
-from xpbayes.inference.nuts import Draws, diagnose
-from xpbayes.inference.predictive import channel_ln_likelihood, predict_draws
+from xpbayes.inference.sampling.nuts import Draws, diagnose
+from xpbayes.checks.predictive import channel_ln_likelihood, predict_draws
 from xpbayes.models.likelihood import half_log_det_precision
 from xpbayes.models.posterior import WhitenedStudent
 
@@ -29,16 +29,16 @@ RNG = np.random.default_rng(0)
 N_STARS, N_CHAINS, N_DRAWS = 3, 4, 50
 
 
-@pytest.mark.parametrize("tail", [0.0, 0.3])
-def test_channels_multiply_to_the_joint_density(tail):
+@pytest.mark.parametrize("inv_dof", [0.0, 0.3])
+def test_channels_multiply_to_the_joint_density(inv_dof):
     """The product over channels is the multivariate density, missing channels left out; Student and Gaussian."""
     n = 9
     whitening = np.tril(RNG.normal(size=(n, n))) + 3 * np.eye(n)
     whitening[:, 4], whitening[4] = 0, 0
     flux, predicted = RNG.normal(size=(2, n))
     whitening, flux, predicted = (jnp.asarray(v, jnp.float32) for v in (whitening, flux, predicted))
-    joint = WhitenedStudent(predicted, whitening, tail).log_prob(flux)
-    each = channel_ln_likelihood(whitening @ (predicted - flux), whitening, jnp.asarray(tail))
+    joint = WhitenedStudent(predicted, whitening, inv_dof).log_prob(flux)
+    each = channel_ln_likelihood(whitening @ (predicted - flux), whitening, jnp.asarray(inv_dof))
     assert each[4] == 0
     assert_allclose(jnp.sum(each) + half_log_det_precision(whitening), joint, rtol=2e-5)
 

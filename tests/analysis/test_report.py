@@ -31,10 +31,10 @@ from xpbayes.analysis.requested_stars import (
     requested_stars,
     typical_stars,
 )
-from xpbayes.archive.star_table import read_star_table
-from xpbayes.catalogue.table import read_catalogue, write_catalogue
+from xpbayes.data.spectra import read_star_table
+from xpbayes.production.table import read_catalogue, write_catalogue
 from xpbayes.errors import InputError
-from xpbayes.modelfile import save_model
+from xpbayes.production.model_file import save_model
 from xpbayes.pipeline import report
 
 

@@ -7,7 +7,7 @@ from xpbayes.analysis.confidence_panels import judged
 from xpbayes.analysis.external import ExternalGatherer, read_external
 from xpbayes.analysis.residual_columns import MatchGatherer, matched_residuals, residual_tables
 from xpbayes.analysis.topic import NotDrawnError
-from xpbayes.archive.selection import held_out_by_source_id
+from xpbayes.training.selection import held_out_by_source_id
 from xpbayes.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -124,7 +124,7 @@ class TestExternal:
         return path
 
     def test_stars_match_by_source_id_and_the_unit_is_kelvin(self, analysed, tmp_path):
-        from xpbayes.catalogue.reader import open_catalogue
+        from xpbayes.production.reader import open_catalogue
 
         ids = np.array([2**60 + 3, 5, 2**60 + 40])
         path = self._write(tmp_path / "survey.csv", ids, [5000, 5100, 5200])
@@ -138,7 +138,7 @@ class TestExternal:
         assert np.isnan(stars.value[:, 3:]).all()
 
     def test_without_source_id_they_match_by_position(self, analysed, tmp_path):
-        from xpbayes.catalogue.reader import open_catalogue
+        from xpbayes.production.reader import open_catalogue
 
         catalogue = open_catalogue(analysed / "catalogue.parquet")
         first = next(catalogue.tables(("gdr3_source_id", "ra", "dec")))
@@ -152,7 +152,7 @@ class TestExternal:
         assert_array_equal(other.source_id, [first["gdr3_source_id"][5].as_py()])
 
     def test_an_unknown_survey_is_one_sentence(self, analysed, tmp_path):
-        from xpbayes.catalogue.reader import open_catalogue
+        from xpbayes.production.reader import open_catalogue
 
         path = self._write(tmp_path / "survey.csv", [1], [5000])
         with pytest.raises(InputError, match=r"unknown label survey 'apoge' \(did you mean 'apogee'\?\)"):

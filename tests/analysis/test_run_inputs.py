@@ -8,8 +8,8 @@ from numpy.testing import assert_array_equal
 
 from xpbayes.analysis import run_inputs
 from xpbayes.analysis.run_inputs import Lookup, Run, find_inputs, open_run, open_stars
-from xpbayes.archive.star_table import write_star_table
-from xpbayes.catalogue.reader import open_catalogue
+from xpbayes.data.spectra import write_star_table
+from xpbayes.production.reader import open_catalogue
 from xpbayes.errors import InputError
 
 
@@ -88,7 +88,7 @@ class TestBadInput:
             open_run({"catalogue": tmp_path})
 
     def test_a_catalogue_of_another_model(self, folder, trained, tmp_path):
-        from xpbayes.modelfile import save_model
+        from xpbayes.production.model_file import save_model
 
         other = replace(trained, forward=replace(trained.forward, ln_curve=trained.forward.ln_curve + 0.1))
         save_model(other, tmp_path / "model")

@@ -29,7 +29,7 @@ def test_errors_are_the_marginal_ones_of_measurement_and_model(trained, sample):
     fit = spectrum_fit(trained, sample, 3, np.array([5.8, 0.0, 4.4, 0.1, 1.5]))
     total = measured + fit.predicted[:, None] * relative * fit.predicted
     chi2 = (fit.observed - fit.predicted) @ np.linalg.solve(total, fit.observed - fit.predicted)
-    nu = 1.0 / (weight @ np.asarray(trained.model_error.tail, float))
+    nu = 1.0 / (weight @ np.asarray(trained.model_error.inv_dof, float))
     assert chi2 > 2 * n_channels  # these are not the star's parameters: the error bars must be wider for it
     assert_allclose(fit.error, np.sqrt(np.diag(total) * (nu + chi2) / (nu + n_channels)), rtol=5e-3)
     assert_allclose(fit.residual, (fit.observed - fit.predicted) / fit.error)

@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 
 from tests.conftest import QUICK
 from xpbayes.analysis.star_page import print_star, star_figure
-from xpbayes.archive.star_table import write_star_table
+from xpbayes.data.spectra import write_star_table
 from xpbayes.errors import InputError
 from xpbayes.pipeline import fit, infer
 

@@ -9,8 +9,8 @@ import pytest
 from astropy.table import Table
 from numpy.testing import assert_allclose, assert_array_equal
 
-from xpbayes.archive.selection import held_out_by_source_id
-from xpbayes.archive.star_table import read_star_table
+from xpbayes.training.selection import held_out_by_source_id
+from xpbayes.data.spectra import read_star_table
 
 TRIANGLE = np.triu_indices(5)
 

@@ -18,9 +18,9 @@ from xpbayes.archive.photometric import (
     unwise_fluxes,
 )
 from xpbayes.archive.tables import SOURCE_ID, Field, Table, read_table, read_tables
-from xpbayes.calibration.photometry import magnitude_from_flux
 from xpbayes.channels import BANDS
 from xpbayes.errors import InputError
+from xpbayes.instrument.photometry import magnitude_from_flux
 
 NAN = float("nan")
 

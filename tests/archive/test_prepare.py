@@ -13,13 +13,13 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from xpbayes.archive.companions import read_companions
 from xpbayes.archive.prepare import prepare
-from xpbayes.archive.quarantine import read_quarantine
-from xpbayes.archive.star_table import read_star_table
 from xpbayes.archive.stream import stream_stars
 from xpbayes.archive.survey_config import read_survey
-from xpbayes.calibration.design_matrix import design_matrix
 from xpbayes.channels import XP_GRID_NM
+from xpbayes.data.rejected import read_quarantine
+from xpbayes.data.spectra import read_star_table
 from xpbayes.errors import InputError
+from xpbayes.instrument.bases import design_matrix
 
 N = 12
 IDS = 4295806720 + np.arange(N, dtype=np.int64) * 34359738368

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from xpbayes.archive.cells import ArrayParser, LineParser, integer
-from xpbayes.archive.quarantine import UNKNOWN_SOURCE
 from xpbayes.archive.text_file import TextFile
 from xpbayes.archive.xp_continuous import COLUMNS, read_xp_continuous
+from xpbayes.data.rejected import UNKNOWN_SOURCE
 from xpbayes.errors import InputError
 
 DATA = Path(__file__).resolve().parents[2] / "../shared/data/xp_continuous"

@@ -6,9 +6,9 @@ import pytest
 
 from tests.command_line import refused, run
 from tests.conftest import QUICK, inference_toml
-from xpbayes.archive.star_table import join_star_tables, read_star_tables
-from xpbayes.catalogue.table import list_column, read_catalogue
+from xpbayes.data.spectra import join_star_tables, read_star_tables
 from xpbayes.errors import InputError
+from xpbayes.production.table import list_column, read_catalogue
 
 N = 400
 

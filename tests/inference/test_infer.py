@@ -9,9 +9,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from tests.conftest import QUICK, as_double
 from xpbayes.inference.infer import _promising, choose_optima, infer, laplace_covariance, refine, search
 from xpbayes.inference.model_error import fold_in_model_error, refold_model_error
-from xpbayes.inference.solver import Solution, solve
-from xpbayes.inference.starts import find_starts, make_grid
-from xpbayes.inference.uncertainty import to_sampled
+from xpbayes.inference.search.solver import Solution, solve
+from xpbayes.inference.search.starts import find_starts, make_grid
+from xpbayes.inference.errors import to_sampled
 from xpbayes.models.objective import objective
 
 

@@ -10,9 +10,9 @@ from numpy.testing import assert_allclose
 
 from tests.conftest import QUICK, as_double
 from xpbayes.inference.infer import infer
-from xpbayes.inference.laplace import around_components, laplace_around
+from xpbayes.inference.laplace import around_components, laplace_at
 from xpbayes.inference.model_error import refold_model_error
-from xpbayes.inference.solver import solve
+from xpbayes.inference.search.solver import solve
 from xpbayes.models.objective import objective
 from xpbayes.models.prior import LabelPrior
 
@@ -60,7 +60,7 @@ def test_covariance_is_the_inverse_hessian_s_block(trained, optima, x64):
             continue
         tested += 1
         expected = 2 * np.linalg.inv(hessian)[np.ix_([3, 0, 1, 2], [3, 0, 1, 2])]
-        found = jax.jit(laplace_around)(model, prior, star, mode)
+        found = jax.jit(laplace_at)(model, prior, star, mode)
         scale = np.sqrt(np.diagonal(expected))
         covariance = np.asarray(found.factor @ found.factor.T)
         assert_allclose(covariance / scale / scale[:, None], expected / scale / scale[:, None], atol=1e-4)
@@ -85,7 +85,7 @@ def test_each_component_s_gaussian_is_that_of_a_posterior_with_it_alone(trained,
     for number in range(len(prior.ln_weight)):
         alone = _single(prior, number)
         best = solve(model, alone, stars, modes, 200)
-        whole = jax.jit(jax.vmap(laplace_around, (None, None, 0, 0)))(model, alone, stars, best.parameters)
+        whole = jax.jit(jax.vmap(laplace_at, (None, None, 0, 0)))(model, alone, stars, best.parameters)
         part = jax.tree.map(lambda leaf, k=number: np.asarray(leaf[:, k]), parts)
         ours, sigma = (np.linalg.norm(np.asarray(g.factor), axis=2) for g in (part, whole))
         there = np.all(np.abs(part.mean - np.asarray(whole.mean)) < 0.1 * sigma, axis=1) & np.asarray(best.converged)

@@ -92,7 +92,7 @@ def test_recovers_a_planted_covariance(gaussian, planted_factor):
     assert np.linalg.norm(space.T @ np.linalg.eigh(found)[1][:, -1]) > 0.9
     # All but a small part of the variance lies in the three planted directions.
     assert np.trace(space.T @ found[:, :] @ space) > 0.8 * np.trace(found)
-    assert learned.kinds.shape[0] == 3 and np.all(np.asarray(learned.tail) < 0.06)
+    assert learned.kinds.shape[0] == 3 and np.all(np.asarray(learned.inv_dof) < 0.06)
     assert_allclose(np.sum(learned.share), 1.0, rtol=1e-5)
 
 
@@ -123,7 +123,7 @@ def test_recovers_a_planted_tail(noiseless, planted_factor, trained):
     learned, _ = learn_model_error(
         trained.forward, _observe(clean, planted_factor, np.ones(N), 10.0, 2), u, N_ITERATIONS
     )
-    assert_allclose(learned.tail, 1.0 / DOF_GRID[0], rtol=1e-6)
+    assert_allclose(learned.inv_dof, 1.0 / DOF_GRID[0], rtol=1e-6)
     assert_allclose(relative_sigma(learned)[RED].mean(), _red_sigma(planted_factor @ planted_factor.T), rtol=0.2)
 
 
@@ -160,7 +160,7 @@ def test_folding_in_equals_one_star_at_a_time(gaussian):
         assert_allclose(
             folded.whitening[i], expected.whitening, rtol=2e-3, atol=2e-3 * float(jnp.abs(expected.whitening).max())
         )
-        assert_allclose(folded.tail[i], expected.tail, rtol=1e-4, atol=1e-6)
+        assert_allclose(folded.inv_dof[i], expected.inv_dof, rtol=1e-4, atol=1e-6)
     assert fold_in_model_error(stars, None) is stars
 
 
@@ -173,8 +173,8 @@ def test_residuals_of_new_stars_are_as_large_as_expected(noiseless, planted_fact
     def chi2_per_channel(stars):
         residual = np.einsum("sij,sj->si", stars.whitening, np.asarray(predicted - stars.flux))
         n = np.sum(np.diagonal(stars.whitening, axis1=1, axis2=2) > 0, axis=1)
-        chi2, tail = np.sum(residual**2, axis=1), np.asarray(stars.tail)
-        return np.mean((1 + tail * n) / (1 + tail * chi2) * chi2 / n)
+        chi2, inv_dof = np.sum(residual**2, axis=1), np.asarray(stars.inv_dof)
+        return np.mean((1 + inv_dof * n) / (1 + inv_dof * chi2) * chi2 / n)
 
     assert_allclose(chi2_per_channel(fold_in_model_error(new, gaussian[1])), 1.0, atol=0.1)
     assert chi2_per_channel(new) > 1.5

@@ -69,9 +69,9 @@ def test_a_singular_model_error_is_as_good_as_a_full_one(x64):
     assert_allclose(np.linalg.inv(combined.T @ combined), expected, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("tail", [0.0, 1e-3, 0.05, 0.3, 1.0, 3.0])
+@pytest.mark.parametrize("inv_dof", [0.0, 1e-3, 0.05, 0.3, 1.0, 3.0])
 @pytest.mark.parametrize("missing", [(), (0, 5, 11)])
-def test_deviance_and_normalisation_make_scipy_s_density(x64, tail, missing):
+def test_deviance_and_normalisation_make_scipy_s_density(x64, inv_dof, missing):
     """ln N - rho / 2 of the fluxes that are there equals the log density of SciPy's Student t, or Gaussian."""
     covariance, _, _, present, whitening = _problem(missing)
     inside = covariance[np.ix_(present, present)]
@@ -79,19 +79,19 @@ def test_deviance_and_normalisation_make_scipy_s_density(x64, tail, missing):
         residual = scale * RNG.normal(size=N)
         seen = residual[present]
         reference = (
-            multivariate_t(shape=inside, df=1 / tail) if tail else multivariate_normal(cov=inside)
+            multivariate_t(shape=inside, df=1 / inv_dof) if inv_dof else multivariate_normal(cov=inside)
         )  # fmt: skip
         chi2 = jnp.sum(whitened_residual(jnp.asarray(residual), jnp.zeros(N), jnp.asarray(whitening)) ** 2)
-        rho = deviance(chi2, n_observed(jnp.asarray(whitening)), jnp.asarray(tail)).value
-        ours = ln_normalisation(jnp.asarray(whitening), jnp.asarray(tail)) - 0.5 * rho
+        rho = deviance(chi2, n_observed(jnp.asarray(whitening)), jnp.asarray(inv_dof)).value
+        ours = ln_normalisation(jnp.asarray(whitening), jnp.asarray(inv_dof)) - 0.5 * rho
         assert_allclose(ours, reference.logpdf(seen), rtol=1e-9)
 
 
-@pytest.mark.parametrize("tail", [0.0, 1e-3, 0.2, 2.0])
-def test_slope_and_bend_are_the_derivatives(x64, tail):
+@pytest.mark.parametrize("inv_dof", [0.0, 1e-3, 0.2, 2.0])
+def test_slope_and_bend_are_the_derivatives(x64, inv_dof):
     for chi2 in (0.0, 3.0, 66.0, 1e4):
-        found = deviance(jnp.asarray(chi2), jnp.asarray(66), jnp.asarray(tail))
-        value = lambda x: deviance(x, jnp.asarray(66), jnp.asarray(tail)).value  # noqa: E731
+        found = deviance(jnp.asarray(chi2), jnp.asarray(66), jnp.asarray(inv_dof))
+        value = lambda x: deviance(x, jnp.asarray(66), jnp.asarray(inv_dof)).value  # noqa: E731
         assert_allclose(found.slope, jax.grad(value)(chi2), rtol=1e-12)
         assert_allclose(found.bend, jax.grad(jax.grad(value))(chi2), rtol=1e-10, atol=1e-300)
 
@@ -100,8 +100,8 @@ def test_a_light_tail_is_a_gaussian(x64):
     """The limit from above meets the value at zero."""
     whitening = jnp.asarray(_problem((2,))[-1])
     for part in (
-        lambda tail: deviance(jnp.asarray(20.0), jnp.asarray(11), tail).value,
-        lambda tail: ln_normalisation(whitening, tail),
+        lambda inv_dof: deviance(jnp.asarray(20.0), jnp.asarray(11), inv_dof).value,
+        lambda inv_dof: ln_normalisation(whitening, inv_dof),
     ):
         assert_allclose(part(jnp.asarray(1e-7)), part(jnp.asarray(0.0)), rtol=1e-4)
 

@@ -18,7 +18,7 @@ from xpbayes.models.model_error import (
     raw_features,
     with_model_error,
 )
-from xpbayes.stars import Stars
+from xpbayes.data.stars import Stars
 
 RNG = np.random.default_rng(0)
 N = 10
@@ -110,7 +110,7 @@ def test_the_error_of_a_mixed_star_is_the_mixture(error):
     relative = np.einsum("k,kij->ij", weight, np.asarray(error.covariance))
     expected = np.linalg.inv(star.whitening.T @ star.whitening) + np.outer(flux, flux) * relative
     assert_allclose(np.linalg.inv(found.whitening.T @ found.whitening), expected, rtol=1e-8, atol=1e-12)
-    assert_allclose(found.tail, weight @ [0.0, 0.2, 0.5], rtol=1e-12)
+    assert_allclose(found.inv_dof, weight @ [0.0, 0.2, 0.5], rtol=1e-12)
     assert_allclose(found.flux, star.flux)
 
 

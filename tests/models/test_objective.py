@@ -13,7 +13,7 @@ from tests.conftest import as_double
 from xpbayes.models.forward import initial_model, predict_flux
 from xpbayes.models.objective import at_other_parallax, curvature, expand, flux_chi2, flux_residuals, objective
 from xpbayes.models.prior import LabelPrior
-from xpbayes.stars import Stars
+from xpbayes.data.stars import Stars
 
 RNG = np.random.default_rng(0)
 N = 14
@@ -37,7 +37,7 @@ def prior():
     )
 
 
-def _star(model, tail, truth):
+def _star(model, inv_dof, truth):
     """A star at `truth` with correlated errors of 3 %, two channels missing, and everything measured."""
     flux = np.asarray(predict_flux(model, jnp.asarray(truth), 0.3), float)
     root = np.diag(0.03 * flux) @ (np.eye(N) + 0.3 * RNG.normal(size=(N, N)))
@@ -48,7 +48,7 @@ def _star(model, tail, truth):
     flux = flux + root @ RNG.normal(size=N)
     values = (
         flux, whitening, 0.3, np.exp(truth[-1]) + 0.1, 8.0, truth[:3] + 0.1, np.array([3.0, 0.0, 5.0]),
-        np.exp(truth[-2]) - 0.05, 15.0, tail,
+        np.exp(truth[-2]) - 0.05, 15.0, inv_dof,
     )  # fmt: skip
     return Stars(*(jnp.asarray(v, jnp.float64) for v in values))
 
@@ -88,8 +88,8 @@ def test_chi2_and_information(case):
     model, star, u = case
     at = _curvature(model, None, star, u)
     jacobian = np.asarray(jax.jacfwd(lambda v: flux_residuals(model, star, v))(u))
-    chi2, tail = float(flux_chi2(model, star, u)), float(star.tail)
-    weight = (1 + 12 * tail) / (1 + tail * chi2)  # 12 of 14 channels are there
+    chi2, inv_dof = float(flux_chi2(model, star, u)), float(star.inv_dof)
+    weight = (1 + 12 * inv_dof) / (1 + inv_dof * chi2)  # 12 of 14 channels are there
     assert_allclose(at.chi2, chi2, rtol=1e-12)
     assert_allclose(at.information, weight * jacobian.T @ jacobian, rtol=1e-9, atol=1e-9)
 
@@ -123,7 +123,7 @@ def test_bend_along_equals_automatic_differentiation(case):
     for _ in range(3):
         step = jnp.asarray(RNG.normal(size=5))
         second = jax.jacfwd(jax.jacfwd(lambda t, s=step: flux_residuals(model, star, u + t * s)))(0.0)
-        weight = (1 + 12 * star.tail) / (1 + star.tail * at.chi2)
+        weight = (1 + 12 * star.inv_dof) / (1 + star.inv_dof * at.chi2)
         assert_allclose(bend_along(step), weight * second @ jacobian, rtol=1e-9, atol=1e-9)
 
 

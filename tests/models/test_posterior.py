@@ -30,7 +30,7 @@ from xpbayes.models.posterior import (
     star_sites,
     training_posterior,
 )
-from xpbayes.stars import Stars
+from xpbayes.data.stars import Stars
 
 RNG = np.random.default_rng(0)
 N = 1000
@@ -55,7 +55,7 @@ def _random_stars(stars: Stars) -> Stars:
         parallax=parallax,
         parallax_inv_error=np.where(RNG.random(n) < 0.5, 1 / 0.05, 0.0),
         reddening_inv_error=np.where(RNG.random(n) < 0.5, stars.reddening_inv_error, 0.0),
-        tail=np.where(RNG.random(n) < 1 / 3, 0.0, RNG.uniform(0.01, 1.0, n)),
+        inv_dof=np.where(RNG.random(n) < 1 / 3, 0.0, RNG.uniform(0.01, 1.0, n)),
     )
 
 
@@ -78,7 +78,7 @@ def test_inference_objective_equals_numpyro(problem, trained, x64):
     Missing bands and parallaxes, Gaussian fluxes and Student t are all among them.
     """
     stars, points = as_double(problem)
-    assert 0.2 < np.mean(np.asarray(stars.tail) == 0) < 0.5
+    assert 0.2 < np.mean(np.asarray(stars.inv_dof) == 0) < 0.5
     stars, model, prior = stars.blind(), as_double(trained.forward), as_double(trained.prior)
     each = jax.jit(jax.vmap(partial(objective, model, prior)))
     ours = _per_star(lambda u: each(stars, jnp.asarray(u)), points)
@@ -160,7 +160,7 @@ def test_curvature_of_real_stars_equals_automatic_differentiation(problem, train
     ours = jax.jit(lambda star, u: curvature(model, prior, star, u)[0])
     target = partial(objective, model, prior)
     differentiated = [jax.jit(g) for g in (target, jax.grad(target, argnums=1), jax.hessian(target, argnums=1))]
-    tails = np.asarray(stars.tail)
+    tails = np.asarray(stars.inv_dof)
     for i in (*np.flatnonzero(tails == 0)[:2], *np.flatnonzero(tails > 0)[:3]):
         star, u = stars.take(int(i)), jnp.asarray(points[1][i])
         at = ours(star, u)
@@ -204,13 +204,13 @@ def _scale_matrix(missing=()):
 
 
 @pytest.mark.parametrize("missing", [(), (2,), (0, 4)])
-@pytest.mark.parametrize("tail", [0.0, 0.02, 0.25, 1.0])
-def test_density_is_scipy_s(x64, tail, missing):
+@pytest.mark.parametrize("inv_dof", [0.0, 0.02, 0.25, 1.0])
+def test_density_is_scipy_s(x64, inv_dof, missing):
     """SciPy's Student t, or Gaussian, of the components that are there; normalised, a batch at once."""
     matrix, present, whitening = _scale_matrix(missing)
     mean, x = np.arange(5.0), RNG.normal(0, 3, (7, 5))
-    kind = partial(multivariate_t, df=1 / tail, shape=matrix) if tail else partial(multivariate_normal, cov=matrix)
-    ours = WhitenedStudent(jnp.asarray(mean), whitening, tail)
+    kind = partial(multivariate_t, df=1 / inv_dof, shape=matrix) if inv_dof else partial(multivariate_normal, cov=matrix)
+    ours = WhitenedStudent(jnp.asarray(mean), whitening, inv_dof)
     assert_allclose(ours.log_prob(jnp.asarray(x)), kind(mean[present]).logpdf(x[:, present]), rtol=1e-10)
 
 
@@ -252,10 +252,10 @@ def test_draws_of_a_mixed_batch_keep_to_their_own_law(x64):
     assert kstest(chi2[:, 0], chi2_law(5).cdf).pvalue > 0.01 and kstest(chi2[:, 1] / 5, f(5, 2).cdf).pvalue > 0.01
 
 
-@pytest.mark.parametrize("tail", [0.0, 0.3])
-def test_missing_components_are_drawn_at_their_mean(tail):
+@pytest.mark.parametrize("inv_dof", [0.0, 0.3])
+def test_missing_components_are_drawn_at_their_mean(inv_dof):
     whitening = jnp.eye(4).at[2, 2].set(0.0)
-    draw = np.asarray(WhitenedStudent(jnp.full(4, 7.0), whitening, tail).sample(jax.random.key(0), (3,)))
+    draw = np.asarray(WhitenedStudent(jnp.full(4, 7.0), whitening, inv_dof).sample(jax.random.key(0), (3,)))
     assert np.all(draw[:, 2] == 7.0) and np.all(draw[:, [0, 1, 3]] != 7.0)
 
 

@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose
 from sklearn.mixture import GaussianMixture
 
 from tests.conftest import as_double
-from xpbayes.inference.training import fit_label_prior
+from xpbayes.training.learn import fit_label_prior
 from xpbayes.models.prior import LabelPrior, draw_labels, ln_prior, prior_curvature
 
 RNG = np.random.default_rng(0)

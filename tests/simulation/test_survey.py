@@ -8,22 +8,22 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from xpbayes.archive.prepare import prepare
-from xpbayes.archive.star_table import read_star_table
-from xpbayes.calibration.whitening import unpack
 from xpbayes.channels import XP_GRID_NM, xp_channels
+from xpbayes.data.spectra import read_star_table
 from xpbayes.errors import InputError
 from xpbayes.inference.model_error import fold_in_model_error
-from xpbayes.modelfile import TrainedModel
+from xpbayes.instrument.whitening import unpack
 from xpbayes.models.forward import initial_model, predict_ln_flux
 from xpbayes.models.model_error import ModelError
 from xpbayes.models.prior import LabelPrior
+from xpbayes.production.model_file import TrainedModel
 from xpbayes.simulation.noise import draw_amplitude
 from xpbayes.simulation.placement import BRIGHT_G, FAINT_G, Placement
 from xpbayes.simulation.recipe import MAX_AMPLITUDE, Recipe
 from xpbayes.simulation.survey import simulate
 
 
-def two_kinds(forward, n_channels: int, error: float, tail: float) -> ModelError:
+def two_kinds(forward, n_channels: int, error: float, inv_dof: float) -> ModelError:
     """A kind of red stars, by dust or by nature, that the model describes three times worse than the blue ones."""
     shape = np.linspace(-1.0, 1.0, n_channels) / np.linalg.norm(np.linspace(-1.0, 1.0, n_channels))
     dust = np.log([0.02, 0.1, 0.5])
@@ -37,13 +37,13 @@ def two_kinds(forward, n_channels: int, error: float, tail: float) -> ModelError
         kinds=jnp.asarray([[0.0, 0.0], [2.0, 0.0]]),
         width=jnp.asarray(0.5),
         covariance=jnp.asarray(covariance, jnp.float32),
-        tail=jnp.full(2, tail),
+        inv_dof=jnp.full(2, inv_dof),
         share=jnp.full(2, 0.5),
     )
 
 
 def small_model(
-    bands: tuple[str, ...] = ("J", "H", "Ks", "W1", "W2"), error: float | None = 0.01, tail: float = 0.1
+    bands: tuple[str, ...] = ("J", "H", "Ks", "W1", "W2"), error: float | None = 0.01, inv_dof: float = 0.1
 ) -> TrainedModel:
     """An untrained network around a solar spectrum: smooth, positive, dependent on every label."""
     channels = xp_channels(bands)
@@ -57,7 +57,7 @@ def small_model(
         whitening=np.stack([np.diag([2.0, 4.0, 4.0]), np.diag([4.0, 4.0, 2.0])]).astype(np.float32),
         ln_threshold=np.float32(-9.0),
     )
-    own = None if error is None else two_kinds(forward, len(channels), error, tail)
+    own = None if error is None else two_kinds(forward, len(channels), error, inv_dof)
     return TrainedModel(forward, jax.tree.map(jnp.asarray, prior), own, channels, ("teff", "feh", "logg"), {})
 
 
@@ -104,7 +104,7 @@ def whitened(table, truth, model):
     flux = np.stack(truth["flux"].to_pylist()) / np.exp(np.asarray(stars.ln_scale, np.float64))[:, None]
     whitening = np.asarray(stars.whitening, np.float64)
     residual = np.where(whitening.any(axis=1), np.asarray(stars.flux, np.float64) - flux, 0.0)
-    return np.einsum("nij,nj->ni", whitening, residual), 1.0 / np.asarray(stars.tail)
+    return np.einsum("nij,nj->ni", whitening, residual), 1.0 / np.asarray(stars.inv_dof)
 
 
 def test_with_a_model_error_the_noise_is_the_likelihoods_own(tmp_path):
@@ -112,7 +112,7 @@ def test_with_a_model_error_the_noise_is_the_likelihoods_own(tmp_path):
     from scipy.stats import f as fisher
     from scipy.stats import kstest
 
-    n, model = 600, small_model(tail=0.1)
+    n, model = 600, small_model(inv_dof=0.1)
     (table,), truth = prepared(tmp_path, model, n, Recipe(seed=5, missing_band=0.1, missing_side=0.1))
     white, nu = whitened(table, truth, model)
     amplitude = truth["amplitude"].to_numpy()
@@ -128,7 +128,7 @@ def test_with_a_model_error_the_noise_is_the_likelihoods_own(tmp_path):
 
 
 def test_a_kind_that_is_described_worse_is_simulated_worse(tmp_path):
-    n, model = 600, small_model(error=0.05, tail=0.01)
+    n, model = 600, small_model(error=0.05, inv_dof=0.01)
     _, truth, *_ = simulate(model, n, tmp_path / "sim", Recipe(seed=6))
     columns = pq.read_table(truth)
     flux, observed = (np.stack(columns[name].to_pylist()) for name in ("flux", "flux_observed"))
@@ -159,7 +159,7 @@ def test_amplitudes_are_those_of_a_student_t():
 
 def test_no_amplitude_breaks_a_file(tmp_path):
     """Half a degree of freedom: some stars are nothing but noise, and are still read."""
-    (table,), truth = prepared(tmp_path, small_model(error=0.1, tail=2.0), 100, Recipe(seed=7))
+    (table,), truth = prepared(tmp_path, small_model(error=0.1, inv_dof=2.0), 100, Recipe(seed=7))
     assert (truth["amplitude"].to_numpy() > 9).any()
     assert np.isfinite(table.flux).all() and (table.flux[:, 61:] > 0).all() and (table.problems() == "ok").all()
 

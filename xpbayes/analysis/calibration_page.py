@@ -13,9 +13,9 @@ from scipy import stats
 from xpbayes.analysis import figures
 from xpbayes.analysis.page import Section, Table, embed, write_sections
 from xpbayes.analysis.posterior_tables import wide_console
-from xpbayes.inference.calibration_check import CONFIDENCE, Verdict, ecdf, judge, uniform_band
-from xpbayes.inference.prior_predictive import COLOUR, LEVEL, MAX_EXTINCTION, MIN_DOF
-from xpbayes.modelfile import TrainedModel
+from xpbayes.checks.sbc import CONFIDENCE, Verdict, ecdf, judge, uniform_band
+from xpbayes.checks.prior_predictive import COLOUR, LEVEL, MAX_EXTINCTION, MIN_DOF
+from xpbayes.production.model_file import TrainedModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from xpbayes.analysis import figures
 from xpbayes.analysis.validation import Comparison, compare, robust_scatter, running_percentiles
-from xpbayes.archive.selection import held_out_by_source_id
-from xpbayes.archive.star_table import StarTable
-from xpbayes.catalogue.confidence import MIN_CONFIDENCE, table_features
-from xpbayes.catalogue.table import list_column
+from xpbayes.training.selection import held_out_by_source_id
+from xpbayes.data.spectra import Spectra
+from xpbayes.production.reliability import MIN_CONFIDENCE, table_features
+from xpbayes.production.table import list_column
 from xpbayes.errors import InputError
-from xpbayes.inference.confidence import BAD_ABOVE, GOOD_BELOW, RESIDUAL_FLOOR, Fit, residual_chi2
-from xpbayes.modelfile import TrainedModel
-from xpbayes.models.confidence import TARGETS
+from xpbayes.training.reliability import BAD_ABOVE, GOOD_BELOW, RESIDUAL_FLOOR, Fit, residual_chi2
+from xpbayes.production.model_file import TrainedModel
+from xpbayes.models.reliability import TARGETS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +58,7 @@ class HeldOutFits:
 
 
 def held_out_fits(
-    model: TrainedModel, catalogue: pa.Table, about: dict[str, Any], stars: StarTable, where: str
+    model: TrainedModel, catalogue: pa.Table, about: dict[str, Any], stars: Spectra, where: str
 ) -> HeldOutFits:
     """Collect what confidences are learnt from.
 

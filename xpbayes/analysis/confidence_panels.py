@@ -11,8 +11,8 @@ from xpbayes.analysis.residual_columns import BASIC, CONFIDENCES, Matched, Match
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Series, Task
 from xpbayes.analysis.validation import Comparison
-from xpbayes.archive.selection import held_out_by_source_id
-from xpbayes.inference.confidence import RESIDUAL_FLOOR, residual_chi2
+from xpbayes.training.selection import held_out_by_source_id
+from xpbayes.training.reliability import RESIDUAL_FLOOR, residual_chi2
 
 
 def judged(stars: Matched, n_labels: int) -> ConfidenceCheck:

@@ -25,7 +25,7 @@ from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Task
 from xpbayes.archive.label_surveys import LabelSurvey
 from xpbayes.archive.labels import StarLabels, read_labels
 from xpbayes.archive.positions import GAIA_EPOCH, Positions
-from xpbayes.catalogue.reader import Catalogue
+from xpbayes.production.reader import Catalogue
 
 MATCH_RADIUS_ARCSEC = 1.0
 """A catalogue has no proper motions to bring its positions to a survey's epoch with: wider than in `prepare`."""

@@ -18,10 +18,10 @@ from xpbayes.analysis.binned import ColumnDensity, column_density, suitable_edge
 from xpbayes.analysis.residual_columns import BASIC, MIN_STARS
 from xpbayes.analysis.run_inputs import STARS_AT_ONCE, Lookup, Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Series, Task
-from xpbayes.archive.selection import held_out_by_source_id
-from xpbayes.archive.star_table import StarTable
+from xpbayes.training.selection import held_out_by_source_id
+from xpbayes.data.spectra import Spectra
 from xpbayes.channels import Channels
-from xpbayes.modelfile import TrainedModel
+from xpbayes.production.model_file import TrainedModel
 from xpbayes.models.forward import predict_flux
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class FluxGatherer:
 
 
 def flux_residuals(
-    model: TrainedModel, stars: StarTable, estimate: NDArray[np.floating], names: Sequence[str]
+    model: TrainedModel, stars: Spectra, estimate: NDArray[np.floating], names: Sequence[str]
 ) -> NDArray[np.float32]:
     """(f_pred - f_obs) / sigma of some channels.
 
@@ -147,7 +147,7 @@ def flux_residuals(
 _predict = jax.jit(jax.vmap(predict_flux, (None, 0)))
 
 
-def channel_errors(stars: StarTable, channels: Sequence[int]) -> NDArray[np.float64]:
+def channel_errors(stars: Spectra, channels: Sequence[int]) -> NDArray[np.float64]:
     """(star, channel) marginal 1-sigma errors of the observed flux, same unit; NaN where not observed.
 
     With C = (W^T W)^-1 and W lower triangular, the variance of channel c is |row c of W^-1|^2: back substitution for the

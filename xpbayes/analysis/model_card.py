@@ -16,10 +16,10 @@ from xpbayes.analysis.extinction_curve import compare_with_published
 from xpbayes.analysis.figures import LABEL_TEXT, LABEL_UNIT, display_scale
 from xpbayes.analysis.training_checks import Check
 from xpbayes.analysis.validation import accuracy, compare, robust_scatter
-from xpbayes.archive.star_table import StarTable
-from xpbayes.catalogue.table import list_column
+from xpbayes.data.spectra import Spectra
+from xpbayes.production.table import list_column
 from xpbayes.inference.support import extrapolation
-from xpbayes.modelfile import TrainedModel
+from xpbayes.production.model_file import TrainedModel
 from xpbayes.models.forward import predict_flux
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Section:
 
 
 def held_out_entry(
-    model: TrainedModel, catalogue: pa.Table, stars: StarTable, floor: Sequence[float], *, use_parallax: bool
+    model: TrainedModel, catalogue: pa.Table, stars: Spectra, floor: Sequence[float], *, use_parallax: bool
 ) -> dict[str, Any]:
     """Measure a model on held-out stars, for its card.
 

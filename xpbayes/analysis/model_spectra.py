@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from xpbayes.analysis import figures
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Series, Task, drawn_now
-from xpbayes.modelfile import TrainedModel
+from xpbayes.production.model_file import TrainedModel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

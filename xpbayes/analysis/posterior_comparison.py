@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from xpbayes.analysis import figures
 from xpbayes.analysis.page import Section, Table, embed, write_sections
 from xpbayes.analysis.posterior_tables import wide_console
-from xpbayes.modelfile import TrainedModel
+from xpbayes.production.model_file import TrainedModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

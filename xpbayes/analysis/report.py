@@ -35,13 +35,13 @@ from xpbayes.analysis.run_inputs import Run, StarFiles
 from xpbayes.analysis.spectra import EXAMPLE_KINDS, choose_examples, spectrum_fit
 from xpbayes.analysis.star_page import star_figure
 from xpbayes.analysis.validation import Accuracy, accuracy, compare, has_posteriors
-from xpbayes.archive.selection import held_out_by_source_id, training_cuts
-from xpbayes.archive.star_table import OK, StarTable
-from xpbayes.catalogue.reader import open_catalogue
-from xpbayes.catalogue.table import list_column, read_catalogue, text_column
+from xpbayes.training.selection import held_out_by_source_id, training_cuts
+from xpbayes.data.spectra import OK, Spectra
+from xpbayes.production.reader import open_catalogue
+from xpbayes.production.table import list_column, read_catalogue, text_column
 from xpbayes.config import TrainingConfig
 from xpbayes.errors import InputError
-from xpbayes.modelfile import TrainedModel
+from xpbayes.production.model_file import TrainedModel
 from xpbayes.schema import FLAG_SENTENCES, QualityFlag
 
 GROUPS: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -111,7 +111,7 @@ class StarSection:
     shown: list[Shown]
 
 
-def training_labels(model: TrainedModel, stars: StarTable) -> NDArray[np.float64]:
+def training_labels(model: TrainedModel, stars: Spectra) -> NDArray[np.float64]:
     """(star, label) labels of the stars that the model was trained on, as far as the table holds them."""
     split, limit = model.card["split"], model.card["settings"]["teff_max"]
     kept = training_cuts(stars, model.labels, limit)
@@ -170,7 +170,7 @@ def flag_table(catalogue: pa.Table) -> Table:
 def write_report(
     model: TrainedModel,
     catalogue_path: str | Path,
-    stars: StarTable,
+    stars: Spectra,
     star_files: StarFiles,
     out: Path,
     timings: dict[str, float],
@@ -271,7 +271,7 @@ def _figure_groups(outcomes: Sequence[Outcome]) -> dict[str, Group]:
 
 
 def _add_accuracy(
-    group: Group, model: TrainedModel, catalogue: pa.Table, metadata: dict[str, Any], stars: StarTable
+    group: Group, model: TrainedModel, catalogue: pa.Table, metadata: dict[str, Any], stars: Spectra
 ) -> None:
     """Put the comparison with labels first, or the sentence that there are none."""
     floor = TrainingConfig.model_validate(model.card["settings"]).floor_for(len(model.labels))
@@ -334,7 +334,7 @@ def _add_accuracy(
 
 
 def _add_spectra(
-    group: Group, model: TrainedModel, catalogue: pa.Table, metadata: dict[str, Any], stars: StarTable
+    group: Group, model: TrainedModel, catalogue: pa.Table, metadata: dict[str, Any], stars: Spectra
 ) -> None:
     """Put example spectra first."""
     solved = text_column(catalogue, "status") == OK

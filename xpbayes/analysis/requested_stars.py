@@ -26,11 +26,11 @@ from xpbayes.analysis.star_page import (
     shown,
     star_fits,
 )
-from xpbayes.archive.selection import held_out_by_source_id
-from xpbayes.archive.star_table import OK, StarTable
-from xpbayes.catalogue.table import CHAINS, WIDENED, list_column, text_column
+from xpbayes.training.selection import held_out_by_source_id
+from xpbayes.data.spectra import OK, Spectra
+from xpbayes.production.table import CHAINS, WIDENED, list_column, text_column
 from xpbayes.errors import InputError
-from xpbayes.modelfile import TrainedModel
+from xpbayes.production.model_file import TrainedModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -187,7 +187,7 @@ def requested_stars(
     model: TrainedModel,
     catalogue: pa.Table,
     metadata: dict[str, Any],
-    stars: StarTable,
+    stars: Spectra,
     source_ids: Sequence[int],
     training: NDArray[np.float64],
     draws: dict[int, NDArray[np.float64]],
@@ -288,7 +288,7 @@ def _answers(rows: pa.Table, n_labels: int) -> list[dict[str, Answer]]:
     return out
 
 
-def _with_runner_up(fit: StarFit, row: dict[str, Any], model: TrainedModel, stars: StarTable, i: int) -> StarFit:
+def _with_runner_up(fit: StarFit, row: dict[str, Any], model: TrainedModel, stars: Spectra, i: int) -> StarFit:
     """Add the spectrum of the catalogue's second optimum."""
     second, delta = row["runner_up_est"], row["runner_up_delta"]
     if second is None or delta is None or not np.isfinite(np.array(second, float)).all() or delta > NOTABLE:

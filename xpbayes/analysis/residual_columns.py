@@ -16,7 +16,7 @@ from xpbayes.analysis.binned import ColumnDensity, column_density, suitable_edge
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, NumberTable, Product, Rows, Series, Task
 from xpbayes.analysis.validation import robust_scatter
-from xpbayes.archive.selection import held_out_by_source_id
+from xpbayes.training.selection import held_out_by_source_id
 from xpbayes.config import TrainingConfig
 
 if TYPE_CHECKING:

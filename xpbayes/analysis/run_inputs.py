@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xpbayes.analysis.topic import Rows
-from xpbayes.archive.star_table import OK, StarTable, file_metadata
-from xpbayes.catalogue.reader import Catalogue, open_catalogue
+from xpbayes.data.spectra import OK, Spectra, file_metadata
+from xpbayes.production.reader import Catalogue, open_catalogue
 from xpbayes.channels import Channels
 from xpbayes.errors import InputError, nearest
-from xpbayes.modelfile import CARD, TrainedModel, load_model
+from xpbayes.production.model_file import CARD, TrainedModel, load_model
 
 T = TypeVar("T")
 ROWS_AT_ONCE = 65_536
@@ -68,7 +68,7 @@ class StarFiles:
                 parts.append(file.read_row_group(k, columns=["source_id"])["source_id"].to_numpy())
         return np.concatenate(parts)
 
-    def batches(self, most: int | None = None) -> Iterator[StarTable]:
+    def batches(self, most: int | None = None) -> Iterator[Spectra]:
         """Stars with fluxes and whitening factors, `STARS_AT_ONCE` at a time.
 
         Args:
@@ -80,7 +80,7 @@ class StarFiles:
                 for batch in file.iter_batches(STARS_AT_ONCE, row_groups=[k], columns=names):
                     yield self._table(pa.Table.from_batches([batch]))
 
-    def _table(self, rows: pa.Table) -> StarTable:
+    def _table(self, rows: pa.Table) -> Spectra:
         def matrix(name: str) -> NDArray[np.float32]:
             if name not in rows.column_names:
                 return np.zeros((len(rows), 0), np.float32)
@@ -88,7 +88,7 @@ class StarFiles:
             return flat.reshape(len(rows), -1).astype(np.float32)
 
         flux, whitening, bands = (matrix(n) for n in MATRICES)
-        return StarTable(self.channels, self.label_names, rows["source_id"].to_numpy(), flux, whitening, bands, {})
+        return Spectra(self.channels, self.label_names, rows["source_id"].to_numpy(), flux, whitening, bands, {})
 
 
 def _read(path: Path, names: Sequence[str]) -> pa.Table:

@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Array
 from numpy.typing import NDArray
 
-from xpbayes.archive.star_table import StarTable
-from xpbayes.modelfile import TrainedModel
+from xpbayes.data.spectra import Spectra
+from xpbayes.production.model_file import TrainedModel
 from xpbayes.models.forward import ForwardModel, predict_flux
 from xpbayes.models.likelihood import deviance, n_observed, whitened_residual
 from xpbayes.models.model_error import ModelError, with_model_error
-from xpbayes.stars import Stars
+from xpbayes.data.stars import Stars
 
 EXAMPLE_KINDS = (
     ("hot star", (7.2, 0.0, 4.2)),
@@ -50,7 +50,7 @@ class SpectrumFit:
         return (self.observed - self.predicted) / self.error
 
 
-def spectrum_fit(model: TrainedModel, stars: StarTable, row: int, estimate: NDArray[np.floating]) -> SpectrumFit:
+def spectrum_fit(model: TrainedModel, stars: Spectra, row: int, estimate: NDArray[np.floating]) -> SpectrumFit:
     """Compare one star's flux with the model at given parameters.
 
     Args:
@@ -81,7 +81,7 @@ def _compare(
         predicted = predict_flux(forward, parameters, star.ln_scale)
         star = star if error is None else with_model_error(error, star, predicted)
         chi2 = jnp.sum(whitened_residual(predicted, star.flux, star.whitening) ** 2)
-        return predicted, star.whitening, deviance(chi2, n_observed(star.whitening), star.tail).slope
+        return predicted, star.whitening, deviance(chi2, n_observed(star.whitening), star.inv_dof).slope
 
 
 def choose_examples(

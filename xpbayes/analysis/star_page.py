@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from xpbayes.analysis import figures
 from xpbayes.analysis.spectra import SpectrumFit, spectrum_fit
-from xpbayes.archive.star_table import OK, StarTable
-from xpbayes.catalogue.table import list_column, text_column
+from xpbayes.data.spectra import OK, Spectra
+from xpbayes.production.table import list_column, text_column
 from xpbayes.errors import InputError
-from xpbayes.inference.modes import Modes
-from xpbayes.modelfile import TrainedModel
+from xpbayes.inference.search.modes import Modes
+from xpbayes.production.model_file import TrainedModel
 from xpbayes.schema import FLAG_SENTENCES
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class StarFit:
 
 
 def star_fits(
-    model: TrainedModel, stars: StarTable, catalogue: pa.Table, modes: dict[int, Modes], *, parallax_used: bool
+    model: TrainedModel, stars: Spectra, catalogue: pa.Table, modes: dict[int, Modes], *, parallax_used: bool
 ) -> list[StarFit]:
     """Put together what is known of each star.
 

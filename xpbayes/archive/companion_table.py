@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.archive.quarantine import Rejected
 from xpbayes.archive.tables import Field, Table, concatenate, read_blocks
+from xpbayes.data.rejected import Rejected
 from xpbayes.errors import InputError
 
 ROWS_IN_MEMORY = 1_000_000

@@ -11,9 +11,9 @@ from xpbayes.archive import gaia_source, labels, photometric
 from xpbayes.archive import reddening as dust_maps
 from xpbayes.archive.companion_table import SortedRuns
 from xpbayes.archive.positions import positions_of
-from xpbayes.archive.quarantine import Rejected
 from xpbayes.archive.survey_config import SurveySettings, expand
 from xpbayes.archive.tables import Table
+from xpbayes.data.rejected import Rejected
 
 Say = Callable[[str], None]
 Reader = Callable[[list[Path], Path | None], Table | SortedRuns]

@@ -18,10 +18,10 @@ from pydantic import Field as Setting
 
 from xpbayes.archive.label_surveys import LabelColumns, LabelSurvey
 from xpbayes.archive.positions import Positions, match_positions
-from xpbayes.archive.quarantine import Rejected
-from xpbayes.archive.star_table import Cut
 from xpbayes.archive.tables import Field, Kind, Table, read_blocks
 from xpbayes.config import FrozenSettings
+from xpbayes.data.rejected import Rejected
+from xpbayes.data.spectra import Cut
 from xpbayes.errors import InputError
 
 SENTINEL = -900.0

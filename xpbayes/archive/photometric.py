@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from pydantic import Field as Setting
 
 from xpbayes.archive.companion_table import SortedRuns, read_companion
-from xpbayes.archive.star_table import Cut
 from xpbayes.archive.tables import SOURCE_ID, Field, Table
-from xpbayes.calibration.photometry import LN10_OVER_2P5, flux_from_magnitude
 from xpbayes.channels import BANDS
 from xpbayes.config import FrozenSettings
+from xpbayes.data.spectra import Cut
 from xpbayes.errors import InputError
+from xpbayes.instrument.photometry import LN10_OVER_2P5, flux_from_magnitude
 
 UNWISE_ZERO_POINT = 22.5
 """Vega magnitude of one unWISE nanomaggy (Schlafly et al. 2019)."""

@@ -16,11 +16,11 @@ import numpy as np
 
 from xpbayes.archive.companion_table import SeenIds
 from xpbayes.archive.companions import Companions, read_companions
-from xpbayes.archive.quarantine import Rejected, write_quarantine
-from xpbayes.archive.star_table import Cut, add_up_cuts, write_star_table
 from xpbayes.archive.stream import stream_file
 from xpbayes.archive.survey_config import SurveySettings, expand, read_survey
 from xpbayes.checksum import file_checksum
+from xpbayes.data.rejected import Rejected, write_quarantine
+from xpbayes.data.spectra import Cut, add_up_cuts, write_star_table
 from xpbayes.errors import InputError
 from xpbayes.files import whole_file
 

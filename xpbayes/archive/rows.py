@@ -15,8 +15,8 @@ import numpy as np
 from xpbayes.archive.binary_file import ROWS_AT_ONCE, BlockError, ColumnFile, Columns, open_columns, open_resolved
 from xpbayes.archive.cells import Cell, LineParser, integer
 from xpbayes.archive.columns import SOURCE_ID, Places, Wanted, needed_columns, resolve_columns
-from xpbayes.archive.quarantine import UNKNOWN_SOURCE, Rejected
 from xpbayes.archive.text_file import DamagedError, TextFile
+from xpbayes.data.rejected import UNKNOWN_SOURCE, Rejected
 from xpbayes.errors import InputError
 
 FORMATS = {

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.constants import c, h, k
 
-from xpbayes.calibration.photometry import zero_point_flux
 from xpbayes.channels import BANDS
+from xpbayes.instrument.photometry import zero_point_flux
 
 FRACTIONAL_ERROR = 0.25
 """Assumed 1-sigma error: 20 % from the mass guess in giants, the rest from log g and the brightness temperature."""

@@ -16,15 +16,15 @@ from xpbayes.archive import gaia_source, labels, photometric
 from xpbayes.archive import reddening as dust_maps
 from xpbayes.archive.companion_table import SeenIds
 from xpbayes.archive.companions import Companions
-from xpbayes.archive.quarantine import Rejected
-from xpbayes.archive.star_table import Cut, StarTable
 from xpbayes.archive.survey_config import SurveySettings, expand
 from xpbayes.archive.tables import Table
 from xpbayes.archive.xp import read_xp, xp_product
-from xpbayes.calibration.xp_covariance import CalibratedXp
+from xpbayes.data.rejected import Rejected
+from xpbayes.data.spectra import Cut, Spectra
 from xpbayes.errors import InputError
+from xpbayes.instrument.xp_covariance import CalibratedXp
 
-Spectra = tuple[NDArray[np.int64], CalibratedXp]
+CalibratedRows = tuple[NDArray[np.int64], CalibratedXp]
 """source_ids and calibrated spectra of some stars."""
 
 
@@ -42,7 +42,7 @@ class Part:
     """
 
     file: Path
-    table: StarTable
+    table: Spectra
     rejected: tuple[Rejected, ...]
     n_read: int
     n_cut: int
@@ -74,7 +74,7 @@ def stream_file(survey: SurveySettings, path: Path, companions: Companions, seen
         companions: what `read_companions` returned.
         seen: source_ids of earlier files; those of this one are added.
     """
-    held: list[Spectra] = []
+    held: list[CalibratedRows] = []
     rejected: list[Rejected] = []
     n_held = 0
     for rows in read_xp(path, survey.xp.error_scaling):
@@ -100,7 +100,7 @@ def stream_file(survey: SurveySettings, path: Path, companions: Companions, seen
         yield _join(survey, path, held, rejected, companions)
 
 
-def _take(spectra: Spectra, index: NDArray[np.bool_] | slice) -> Spectra:
+def _take(spectra: CalibratedRows, index: NDArray[np.bool_] | slice) -> CalibratedRows:
     """Select stars; a slice copies nothing."""
     source_id, xp = spectra
     return source_id[index], CalibratedXp(xp.flux[index], xp.whitening[index], xp.present[index], xp.floored[index])
@@ -109,7 +109,7 @@ def _take(spectra: Spectra, index: NDArray[np.bool_] | slice) -> Spectra:
 def _join(
     survey: SurveySettings,
     path: Path,
-    held: list[Spectra],
+    held: list[CalibratedRows],
     rejected: list[Rejected],
     companions: Companions,
 ) -> Part:
@@ -144,7 +144,7 @@ def _join(
             if band in survey.bands:
                 band_flux[:, survey.bands.index(band)] = out.flux[:, i]
                 band_weight[:, survey.bands.index(band)] = out.inverse_error[:, i]
-    table = StarTable(
+    table = Spectra(
         channels=channels,
         label_names=survey.label_names,
         source_id=source_id,
@@ -234,7 +234,7 @@ def _reddening(
     }
 
 
-def _select(survey: SurveySettings, table: StarTable, path: Path) -> StarTable:
+def _select(survey: SurveySettings, table: Spectra, path: Path) -> Spectra:
     select = survey.select
     if select == "auto":
         select = "labelled" if survey.labels else "all"
@@ -255,4 +255,4 @@ def _select(survey: SurveySettings, table: StarTable, path: Path) -> StarTable:
     ]
     keep, counts = labels.training_cuts(survey.training_cuts, {n: table.column(n) for n in names}, path.name)
     table = table.take(keep)
-    return StarTable(**{**vars(table), "cuts": (*table.cuts, *counts)})
+    return Spectra(**{**vars(table), "cuts": (*table.cuts, *counts)})

@@ -17,9 +17,9 @@ from xpbayes.archive import columns
 from xpbayes.archive.binary_file import BlockError, ColumnFile, open_resolved
 from xpbayes.archive.cells import MISSING, integer, number
 from xpbayes.archive.columns import Places, Wanted, needed_columns, resolve_columns
-from xpbayes.archive.quarantine import UNKNOWN_SOURCE, Rejected
 from xpbayes.archive.rows import table_format
 from xpbayes.archive.text_file import DamagedError, TextFile
+from xpbayes.data.rejected import UNKNOWN_SOURCE, Rejected
 from xpbayes.errors import InputError
 
 Kind = Literal["float", "integer", "text"]

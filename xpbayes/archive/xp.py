@@ -11,12 +11,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.archive.quarantine import Rejected
 from xpbayes.archive.rows import column_names
 from xpbayes.archive.xp_continuous import XpBatch, read_xp_continuous
 from xpbayes.archive.xp_sampled import calibrate_sampled, read_xp_sampled
-from xpbayes.calibration.xp_covariance import CalibratedXp, ErrorScaling, XpSide, calibrate, coefficient_counts
+from xpbayes.data.rejected import Rejected
 from xpbayes.errors import InputError
+from xpbayes.instrument.xp_covariance import CalibratedXp, ErrorScaling, XpSide, calibrate, coefficient_counts
 
 Product = Literal["continuous", "sampled"]
 

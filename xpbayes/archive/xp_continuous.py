@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from xpbayes.archive.cells import ArrayParser, Cell, integer, number
 from xpbayes.archive.columns import SOURCE_ID, Wanted
-from xpbayes.archive.quarantine import UNKNOWN_SOURCE, Rejected
 from xpbayes.archive.rows import Rows, open_rows
-from xpbayes.calibration.xp_covariance import XpSide
+from xpbayes.data.rejected import UNKNOWN_SOURCE, Rejected
 from xpbayes.errors import InputError
+from xpbayes.instrument.xp_covariance import XpSide
 
 BATCH_SIZE = 128
 """Rows per batch: 3,190 doubles a row, 3 MB, which the processor's cache can hold."""

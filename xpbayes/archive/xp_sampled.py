@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from xpbayes.archive.cells import ArrayParser
 from xpbayes.archive.columns import SOURCE_ID, Wanted
-from xpbayes.archive.quarantine import UNKNOWN_SOURCE, Rejected
 from xpbayes.archive.rows import open_rows
 from xpbayes.archive.xp_continuous import read_source_id
-from xpbayes.calibration.design_matrix import implied_correlation
-from xpbayes.calibration.error_model import gaia_covariance, inflate
-from xpbayes.calibration.whitening import whiten_packed
-from xpbayes.calibration.xp_covariance import BLOCK, FLUX_UNIT_SI, CalibratedXp
 from xpbayes.channels import XP_GRID_NM
+from xpbayes.data.rejected import UNKNOWN_SOURCE, Rejected
+from xpbayes.instrument.bases import implied_correlation
+from xpbayes.instrument.error_model import gaia_covariance, inflate
+from xpbayes.instrument.whitening import whiten_packed
+from xpbayes.instrument.xp_covariance import BLOCK, FLUX_UNIT_SI, CalibratedXp
 
 SAMPLED_GRID_NM = np.arange(336.0, 1021.0, 2.0)
 """Wavelengths of the archive's product [nm]."""

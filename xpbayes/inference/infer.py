@@ -13,15 +13,15 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
 from xpbayes.config import InferenceConfig
-from xpbayes.inference.importance import Summary, summarise
+from xpbayes.inference.sampling.importance import Summary, summarise
 from xpbayes.inference.model_error import refold_model_error
-from xpbayes.inference.solver import Lanes, Solution, columns_first, limits, solve
-from xpbayes.inference.starts import StartGrid, find_starts, first_guess, make_grid
-from xpbayes.inference.uncertainty import are_positive_definite, at_mode, hessians, invert_positive, to_linear
+from xpbayes.inference.search.solver import StartPool, Solution, columns_first, limits, solve
+from xpbayes.inference.search.starts import StartGrid, find_starts, first_guess, make_grid
+from xpbayes.inference.errors import are_positive_definite, evaluate_mode, hessians, invert_positive, to_linear
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.model_error import ModelError
 from xpbayes.models.prior import LabelPrior
-from xpbayes.stars import STAR_BLOCK, Stars, by_blocks, replaced
+from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, replaced
 
 FIRST_ITERATIONS = 20
 """The best start is followed so far for the flux that the model's error is taken of: next to its optimum will do."""
@@ -222,7 +222,7 @@ def refine(
         a solution with leading axes (star, start); L is infinite for starts that were given up.
     """
     n, k, p = starts.shape
-    lanes = Lanes(columns_first(stars), np.asarray(starts).reshape(-1, p), np.repeat(np.arange(n), k))
+    lanes = StartPool(columns_first(stars), np.asarray(starts).reshape(-1, p), np.repeat(np.arange(n), k))
     left: NDArray[np.integer] = np.arange(n * k) if alive is None else np.flatnonzero(alive)
     for limit in limits(most):
         left = lanes.advance(model, prior, left, limit)
@@ -236,7 +236,7 @@ def refine(
 
 
 def _step_further(
-    model: ForwardModel, prior: LabelPrior, lanes: Lanes, rows: NDArray[np.integer]
+    model: ForwardModel, prior: LabelPrior, lanes: StartPool, rows: NDArray[np.integer]
 ) -> None:
     """Take steps beyond convergence for one lane of every star, where they lead nearer to the optimum.
 
@@ -385,7 +385,7 @@ def _infer_chunk(
         solution, lambda at: by_blocks(partial(hessians, model, prior), STAR_BLOCK, chunk, at)
     )
     mode = np.asarray(best.parameters)
-    at = by_blocks(partial(at_mode, model, prior), STAR_BLOCK, chunk, mode)
+    at = by_blocks(partial(evaluate_mode, model, prior), STAR_BLOCK, chunk, mode)
     summary = (
         summarise(
             model,

@@ -24,7 +24,7 @@ from scipy.special import gammaln
 from xpbayes.models.forward import ForwardModel, predict_flux, predict_ln_flux
 from xpbayes.models.likelihood import whitened_residual
 from xpbayes.models.model_error import ModelError, kind_weights, mean_covariance, raw_features, with_model_error
-from xpbayes.stars import STAR_BLOCK, Stars, by_blocks
+from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
 
 START_SIGMA = 0.02
 """Relative model error per direction before the first iteration."""
@@ -181,7 +181,7 @@ def _find_kinds(model: ForwardModel, stars: Stars, parameters: Array) -> ModelEr
         kinds=jnp.asarray(found.cluster_centers_, jnp.float32),
         width=jnp.asarray(0.5 * np.median(np.partition(to_kind, min(1, n_kinds - 1), axis=1)[:, min(1, n_kinds - 1)])),
         covariance=jnp.zeros((n_kinds, n_channels, n_channels)),
-        tail=jnp.full(n_kinds, 1.0 / START_DOF),
+        inv_dof=jnp.full(n_kinds, 1.0 / START_DOF),
         share=jnp.full(n_kinds, 1.0 / n_kinds),
     )
 
@@ -244,7 +244,7 @@ def learn_model_error(
         ]
     n_obs = np.concatenate([np.asarray(sums.n_obs, np.float64) for sums in collected])
     q = basis.shape[1]
-    dof = 1.0 / np.asarray(error.tail, np.float64)
+    dof = 1.0 / np.asarray(error.inv_dof, np.float64)
     covariance = basis.T @ np.asarray(error.covariance, dtype=np.float64) @ basis
     covariance += (START_SIGMA**2 if start is None else 1e-8) * np.eye(q)
     history = []
@@ -273,7 +273,7 @@ def learn_model_error(
         kinds=error.kinds,
         width=error.width,
         covariance=jnp.asarray(basis @ covariance @ basis.T, jnp.float32),
-        tail=jnp.asarray(1.0 / dof, jnp.float32),
+        inv_dof=jnp.asarray(1.0 / dof, jnp.float32),
         share=jnp.asarray(weight.mean(axis=0), jnp.float32),
     ), history
 

@@ -42,7 +42,7 @@ class Deviance(NamedTuple):
     bend: Float[Array, ""]
 
 
-def deviance(chi2: Float[Array, ""], n_obs: Float[Array, ""], tail: Float[Array, ""]) -> Deviance:
+def deviance(chi2: Float[Array, ""], n_obs: Float[Array, ""], inv_dof: Float[Array, ""]) -> Deviance:
     """-2 ln density of a multivariate Student t in its chi^2, without the normalisation; of a Gaussian for tail 0.
 
     With nu = 1 / tail, rho = (nu + n) ln(1 + chi^2 / nu). Equivalent to a noise amplitude of each star's own, with an
@@ -51,10 +51,10 @@ def deviance(chi2: Float[Array, ""], n_obs: Float[Array, ""], tail: Float[Array,
     Args:
         chi2: () of the fluxes.
         n_obs: () observed channels.
-        tail: () 1 / degrees of freedom, 0 for a Gaussian.
+        inv_dof: () 1 / degrees of freedom, 0 for a Gaussian.
     """
-    heavy = tail > 0
-    k = jnp.where(heavy, tail, 1.0)
+    heavy = inv_dof > 0
+    k = jnp.where(heavy, inv_dof, 1.0)
     slope = (1.0 + k * n_obs) / (1.0 + k * chi2)
     return Deviance(
         jnp.where(heavy, (1.0 / k + n_obs) * jnp.log1p(k * chi2), chi2),
@@ -63,11 +63,11 @@ def deviance(chi2: Float[Array, ""], n_obs: Float[Array, ""], tail: Float[Array,
     )
 
 
-def ln_normalisation(whitening: Float[Array, "channel channel"], tail: Float[Array, ""]) -> Float[Array, ""]:
+def ln_normalisation(whitening: Float[Array, "channel channel"], inv_dof: Float[Array, ""]) -> Float[Array, ""]:
     """Ln of the constant that makes exp(-rho / 2) a density over the observed fluxes."""
     n = n_observed(whitening)
-    heavy = tail > 0
-    half_nu = 0.5 / jnp.where(heavy, tail, 1.0)
+    heavy = inv_dof > 0
+    half_nu = 0.5 / jnp.where(heavy, inv_dof, 1.0)
     student = (
         jax.scipy.special.gammaln(half_nu + 0.5 * n)
         - jax.scipy.special.gammaln(half_nu)

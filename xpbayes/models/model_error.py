@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from xpbayes.models.likelihood import add_model_error
-from xpbayes.stars import Stars
+from xpbayes.data.stars import Stars
 
 SOFTENING = 0.03
 """Relative error added per channel when a star's features are measured: noise must not look like another kind."""
@@ -38,7 +38,7 @@ class ModelError(eqx.Module):
         width: () distance over which one kind passes into the next.
         covariance: (kind, channel, channel) S_k, positive semi-definite, without the directions that parallax and
             extinction can mimic.
-        tail: (kind,) 1 / degrees of freedom of the Student t.
+        inv_dof: (kind,) 1 / degrees of freedom of the Student t.
         share: (kind,) of the training stars.
     """
 
@@ -48,7 +48,7 @@ class ModelError(eqx.Module):
     kinds: Float[Array, "kind shape+1"]
     width: Float[Array, ""]
     covariance: Float[Array, "kind channel channel"]
-    tail: Float[Array, " kind"]
+    inv_dof: Float[Array, " kind"]
     share: Float[Array, " kind"]
 
 
@@ -96,7 +96,7 @@ def with_model_error(error: ModelError, star: Stars, flux: Float[Array, " channe
     weight = kind_weights(error, star)
     covariance = jnp.tensordot(weight, error.covariance, axes=1)
     of = star.flux if flux is None else flux
-    return replace(star, whitening=add_model_error(star.whitening, of, covariance), tail=weight @ error.tail)
+    return replace(star, whitening=add_model_error(star.whitening, of, covariance), inv_dof=weight @ error.inv_dof)
 
 
 def mean_covariance(error: ModelError) -> Float[Array, "channel channel"]:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from xpbayes.models.forward import FluxExpansion, ForwardModel, expand_ln_flux, predict_flux, second_along, weighted_hessian
 from xpbayes.models.likelihood import deviance, n_observed, whitened_residual
 from xpbayes.models.prior import LabelPrior, ln_prior, prior_curvature
-from xpbayes.stars import Stars
+from xpbayes.data.stars import Stars
 
 
 def flux_residuals(
@@ -63,7 +63,7 @@ def objective(
         star: one star.
         parameters: (label + 2,) labels, ln E, ln parallax.
     """
-    fluxes = deviance(flux_chi2(model, star, parameters), n_observed(star.whitening), star.tail).value
+    fluxes = deviance(flux_chi2(model, star, parameters), n_observed(star.whitening), star.inv_dof).value
     measured = jnp.sum(measurement_residuals(star, parameters) ** 2)
     return fluxes + measured + smooth_part(prior, parameters)
 
@@ -157,7 +157,7 @@ def curvature_of(
     """The same from the expansion at `parameters`."""
     at, flux, jacobian, r = around
     chi2 = r @ r
-    rho = deviance(chi2, n_observed(star.whitening), star.tail)
+    rho = deviance(chi2, n_observed(star.whitening), star.inv_dof)
     # d2 chi^2 = 2 J^T J + sum_c v_c (d ln f_c d ln f_c^T + d2 ln f_c), with v = 2 f W^T r.
     weight = 2.0 * flux * (r @ star.whitening)
     bend = _products(at.slope, weight) + weighted_hessian(model, at, weight)

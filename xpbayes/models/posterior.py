@@ -19,7 +19,7 @@ from numpyro.distributions import constraints
 from xpbayes.models.forward import ForwardModel, layer_sizes, predict_flux
 from xpbayes.models.likelihood import deviance, ln_normalisation, n_observed, whitened_residual
 from xpbayes.models.prior import LabelPrior, draw_labels, ln_prior
-from xpbayes.stars import Stars
+from xpbayes.data.stars import Stars
 
 
 class WhitenedStudent(dist.Distribution):
@@ -30,7 +30,7 @@ class WhitenedStudent(dist.Distribution):
     Args:
         loc: (..., channel) mean.
         whitening: (..., channel, channel) W with W^T W the inverse of the scale matrix.
-        tail: (...) 1 / degrees of freedom; 0 is a Gaussian, whose scale matrix is the covariance.
+        inv_dof: (...) 1 / degrees of freedom; 0 is a Gaussian, whose scale matrix is the covariance.
         robust_scale: s > 0 replaces rho(chi^2) by s asinh(rho / s), as the ZGR23 authors do in training (s = 660); the
             normalisation stays as it is. 0 leaves it alone.
     """
@@ -38,40 +38,40 @@ class WhitenedStudent(dist.Distribution):
     arg_constraints = {
         "loc": constraints.real_vector,
         "whitening": constraints.real_matrix,
-        "tail": constraints.nonnegative,
+        "inv_dof": constraints.nonnegative,
     }
     support = constraints.real_vector
-    pytree_data_fields = ("loc", "whitening", "tail")
+    pytree_data_fields = ("loc", "whitening", "inv_dof")
     pytree_aux_fields = ("robust_scale",)
 
     def __init__(
         self,
         loc: Array,
         whitening: Array,
-        tail: Array | float = 0.0,
+        inv_dof: Array | float = 0.0,
         robust_scale: float = 0.0,
         *,
         validate_args: bool | None = None,
     ):
-        batch = jnp.broadcast_shapes(loc.shape[:-1], whitening.shape[:-2], jnp.shape(tail))
+        batch = jnp.broadcast_shapes(loc.shape[:-1], whitening.shape[:-2], jnp.shape(inv_dof))
         self.loc, self.whitening, self.robust_scale = loc, whitening, robust_scale
-        self.tail = jnp.broadcast_to(jnp.asarray(tail, loc.dtype), batch)
+        self.inv_dof = jnp.broadcast_to(jnp.asarray(inv_dof, loc.dtype), batch)
         super().__init__(batch_shape=batch, event_shape=loc.shape[-1:], validate_args=validate_args)
 
     def log_prob(self, value: Array) -> Array:
         """Ln density over the observed components."""
         residual = jnp.vectorize(whitened_residual, signature="(n),(n),(n,n)->(n)")(self.loc, value, self.whitening)
-        rho = deviance(jnp.sum(residual**2, axis=-1), n_observed(self.whitening), self.tail).value
+        rho = deviance(jnp.sum(residual**2, axis=-1), n_observed(self.whitening), self.inv_dof).value
         if self.robust_scale > 0:
             rho = self.robust_scale * jnp.arcsinh(rho / self.robust_scale)
-        return ln_normalisation(self.whitening, self.tail) - 0.5 * rho
+        return ln_normalisation(self.whitening, self.inv_dof) - 0.5 * rho
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draw; missing components come out at their mean."""
         noise_key, amplitude_key = jax.random.split(key)
         noise = jax.random.normal(noise_key, sample_shape + self.batch_shape + self.event_shape, dtype=self.loc.dtype)
-        heavy = self.tail > 0
-        half_nu = 0.5 / jnp.where(heavy, self.tail, 1.0)
+        heavy = self.inv_dof > 0
+        half_nu = 0.5 / jnp.where(heavy, self.inv_dof, 1.0)
         gamma = jax.random.gamma(amplitude_key, half_nu, sample_shape + self.batch_shape) / half_nu
         amplitude = jnp.where(heavy, 1.0 / jnp.sqrt(gamma), 1.0)
         diagonal = jnp.diagonal(self.whitening, axis1=-2, axis2=-1)
@@ -127,7 +127,7 @@ def _observe_stars(
     parameters = jnp.concatenate([labels, ln_extinction[..., None], ln_parallax[..., None]], axis=-1)
     predict = jnp.vectorize(lambda p, scale: predict_flux(model, p, scale), signature="(p),()->(c)")
     predicted = predict(parameters, stars.ln_scale)
-    numpyro.sample("flux", WhitenedStudent(predicted, stars.whitening, stars.tail, robust_scale), obs=stars.flux)
+    numpyro.sample("flux", WhitenedStudent(predicted, stars.whitening, stars.inv_dof, robust_scale), obs=stars.flux)
 
 
 def model_sites(shape: "ModelShape") -> ForwardModel:

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.archive.photometric import TWO_MASS_BANDS, UNWISE_BANDS
-from xpbayes.archive.star_table import StarTable
-from xpbayes.calibration.photometry import FLUX_ERROR_FLOOR, LN10_OVER_2P5, zero_point_flux
-from xpbayes.calibration.xp_covariance import CalibratedXp
 from xpbayes.channels import BANDS, Channels
-from xpbayes.modelfile import TrainedModel
+from xpbayes.data.spectra import Spectra
+from xpbayes.instrument.photometry import FLUX_ERROR_FLOOR, LN10_OVER_2P5, zero_point_flux
+from xpbayes.instrument.xp_covariance import CalibratedXp
+from xpbayes.production.model_file import TrainedModel
 from xpbayes.simulation.recipe import MAX_AMPLITUDE, Recipe
 from xpbayes.simulation.stars import SimulatedStars
 
@@ -107,7 +107,7 @@ class NoiseSource:
             return Noise(np.ones(n), np.zeros((n, n_channels)))
         usable, flux = bands.usable[block], bands.flux[block]
         inverse_error = np.where(usable, 1.0 / (flux * bands.relative[block]), 0.0)
-        table = StarTable(
+        table = Spectra(
             channels=self.channels,
             label_names=self.labels,
             source_id=block,
@@ -122,12 +122,12 @@ class NoiseSource:
         kinds, _, directions = self._factor.shape
         xi = rng.standard_normal((n, kinds, directions)) * np.sqrt(weight)[:, :, None]
         relative = np.einsum("kcd,nkd->nc", self._factor, xi, optimize=True)
-        amplitude = draw_amplitude(weight @ np.asarray(self.error.tail, np.float64), rng)
+        amplitude = draw_amplitude(weight @ np.asarray(self.error.inv_dof, np.float64), rng)
         return Noise(amplitude, amplitude[:, None] * relative)
 
 
-def draw_amplitude(tail: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+def draw_amplitude(inv_dof: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
     """(star,) g^(-1/2) with g ~ Gamma(nu / 2) / (nu / 2), nu = 1 / tail; 1 for tail 0, at most `MAX_AMPLITUDE`."""
-    half_nu = 0.5 / np.where(tail > 0, tail, 1.0)
-    g = np.where(tail > 0, rng.gamma(half_nu) / half_nu, 1.0)
+    half_nu = 0.5 / np.where(inv_dof > 0, inv_dof, 1.0)
+    g = np.where(inv_dof > 0, rng.gamma(half_nu) / half_nu, 1.0)
     return 1.0 / np.sqrt(np.maximum(g, MAX_AMPLITUDE**-2))

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.errors import InputError
-from xpbayes.modelfile import TrainedModel
+from xpbayes.production.model_file import TrainedModel
 from xpbayes.simulation.placement import BRIGHT_G, FAINT_G, MIN_EXTINCTION, Magnitude, Placement, Sky
 from xpbayes.simulation.recipe import Recipe
 from xpbayes.simulation.survey import simulate

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.archive.xp_continuous import read_xp_continuous
-from xpbayes.calibration.design_matrix import LN_ERROR_SHAPE, design_matrix
-from xpbayes.calibration.error_model import inflate
-from xpbayes.calibration.xp_covariance import FLUX_UNIT_SI, XpSide, calibrate, coefficient_covariance, merge_weights
 from xpbayes.channels import BP_RP_BOUNDARY_NM, XP_GRID_NM
 from xpbayes.errors import InputError
+from xpbayes.instrument.bases import LN_ERROR_SHAPE, design_matrix
+from xpbayes.instrument.error_model import inflate
+from xpbayes.instrument.xp_covariance import FLUX_UNIT_SI, XpSide, calibrate, coefficient_covariance, merge_weights
 from xpbayes.simulation.noise import BandErrors, Noise, NoiseSource
 from xpbayes.simulation.stars import N_XP, SimulatedStars
 

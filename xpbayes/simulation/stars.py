@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.channels import XP_GRID_NM
-from xpbayes.modelfile import TrainedModel
+from xpbayes.production.model_file import TrainedModel
 from xpbayes.simulation.placement import Sky
 from xpbayes.simulation.recipe import Recipe
 

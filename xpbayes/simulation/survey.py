@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from xpbayes.archive.star_table import fixed_list, write_parquet
 from xpbayes.channels import XP_GRID_NM
+from xpbayes.data.spectra import fixed_list, write_parquet
 from xpbayes.errors import InputError
-from xpbayes.modelfile import TrainedModel, load_model
+from xpbayes.production.model_file import TrainedModel, load_model
 from xpbayes.simulation.companions import (
     GAIA_FILE,
     LABEL_FILES,

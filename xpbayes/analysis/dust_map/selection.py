@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xpbayes.analysis.dust_map.settings import DustMapConfig
-from xpbayes.archive.star_table import OK
-from xpbayes.catalogue.reader import Catalogue, open_catalogue
+from xpbayes.data.spectra import OK
+from xpbayes.production.reader import Catalogue, open_catalogue
 from xpbayes.errors import InputError, nearest
 
 COLUMNS = ("ra", "dec", "stellar_params_est", "stellar_params_cov_triu", "chi2_opt", "dof", "status")

@@ -1,0 +1,186 @@
+"""The star table: what goes in comes out, and every kind of bad file is one sentence."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from numpy.testing import assert_array_equal
+
+from tests.conftest import with_columns
+from xpbayes.channels import Channels
+from xpbayes.data.spectra import OK, Spectra, read_star_table, write_star_table
+from xpbayes.errors import InputError
+
+
+def test_round_trip_is_exact(sample, tmp_path):
+    path = write_star_table(sample, tmp_path / "deep" / "stars.parquet")
+    back = read_star_table(path)
+    assert_array_equal(back.source_id, sample.source_id)
+    assert_array_equal(back.flux, sample.flux)
+    assert_array_equal(back.xp_whitening, sample.xp_whitening)
+    assert_array_equal(back.band_inverse_error, sample.band_inverse_error)
+    for name, values in sample.columns.items():
+        assert_array_equal(back.columns[name], values)
+    assert (back.cuts, back.provenance, back.channels) == (sample.cuts, sample.provenance, sample.channels)
+    assert back.label_names == ("teff", "feh", "logg", "alpha_m")
+
+
+def test_64_bit_ids_survive(sample, tmp_path):
+    ids = np.arange(len(sample), dtype=np.int64) + 6_917_528_997_577_384_320
+    back = read_star_table(write_star_table(replace(sample, source_id=ids), tmp_path / "s.parquet"))
+    assert_array_equal(back.source_id, ids)
+
+
+def test_units_are_in_the_file(star_file):
+    schema = pq.read_schema(star_file)
+    assert schema.field("teff").metadata[b"unit"] == b"kK"
+    assert schema.field("flux").metadata[b"unit"] == b"1e-18 W m-2 nm-1"
+    assert schema.field("phot_g_mean_mag").metadata[b"unit"] == b"mag"
+
+
+def test_a_set_without_xp_samples_works(tmp_path):
+    channels = Channels(("g", "r"), (480.0, 620.0), 0)
+    table = Spectra(
+        channels, ("teff",), np.array([1, 2]), np.ones((2, 2), np.float32), np.zeros((2, 0), np.float32),
+        np.ones((2, 2), np.float32), {"teff": np.array([5.0, 6.0], np.float32)},
+    )  # fmt: skip
+    back = read_star_table(write_star_table(table, tmp_path / "bands.parquet"))
+    assert back.xp_whitening.shape == (2, 0) and back.stars().whitening.shape == (2, 2, 2)
+
+
+def test_missing_values_have_weight_zero(sample):
+    n = len(sample)
+    table = with_columns(sample, parallax=np.full(n, np.nan), reddening=np.full(n, np.nan))
+    stars = table.stars(("teff", "feh", "logg"))
+    assert np.all(stars.parallax_inv_error == 0) and np.all(stars.reddening_inv_error == 0)
+    assert np.all(np.isfinite(stars.parallax))
+    missing = np.isnan(table.column("feh"))
+    assert missing.any() and np.all(stars.label_inv_error[missing, 1] == 0)
+
+
+def test_spectroscopic_parallax_is_used_only_when_asked(sample):
+    assert np.all(sample.stars().parallax_inv_error == 0)
+    assert np.mean(sample.stars(spectroscopic_parallax=True).parallax_inv_error > 0) > 0.99
+
+
+def test_the_scale_cancels(sample):
+    """chi^2 of any offset is the same in the star's own units as in the file's."""
+    stars = sample.stars()
+    offset = 0.01 * sample.flux[7]
+    white = stars.whitening[7] @ (offset / np.exp(stars.ln_scale[7]))
+    n = sample.channels.n_xp
+    xp = np.zeros((n, n))
+    xp[np.tril_indices(n)] = sample.xp_whitening[7]
+    chi2 = np.sum((xp @ offset[:n]) ** 2) + np.sum((sample.band_inverse_error[7] * offset[n:]) ** 2)
+    assert np.isclose(np.sum(white**2), chi2, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda t: t.flux.__setitem__((3, 5), np.nan), "flux is not finite"),
+        (lambda t: t.band_inverse_error.__setitem__((3, 1), -1.0), "flux error is negative"),
+        (lambda t: t.xp_whitening.__setitem__((3, 0), np.inf), "flux error is not finite"),
+        (
+            lambda t: (t.xp_whitening.__setitem__(3, 0), t.band_inverse_error.__setitem__(3, 0)),
+            "no channel was measured",
+        ),
+        (lambda t: t.columns["teff_error"].__setitem__(3, -0.1), "teff_error is not positive"),
+    ],
+)
+def test_a_bad_star_has_a_reason(sample, spoil, reason):
+    part = sample.take(np.arange(10))
+    copy = replace(
+        part,
+        flux=part.flux.copy(),
+        xp_whitening=part.xp_whitening.copy(),
+        band_inverse_error=part.band_inverse_error.copy(),
+        columns={k: v.copy() for k, v in part.columns.items()},
+    )
+    spoil(copy)
+    problems = copy.problems()
+    assert problems[3] == reason
+    assert np.all(np.delete(problems, 3) == OK)
+
+
+# ------------------------------------------------------------------------------------------- bad files, one sentence
+
+
+def _rewrite(path, target, change):
+    table = pq.read_table(path)
+    pq.write_table(change(table), target)
+    return target
+
+
+def _set_unit(table: pa.Table, name: str, unit: bytes) -> pa.Table:
+    i = table.schema.get_field_index(name)
+    field = table.schema.field(i).with_metadata({b"unit": unit})
+    return table.cast(table.schema.set(i, field))
+
+
+BAD_FILES = {
+    "missing column": (
+        lambda t: t.drop_columns(["xp_whitening"]),
+        r"required column is missing \(first: xp_whitening\)",
+    ),
+    "wrong unit": (lambda t: _set_unit(t, "teff", b"K"), "column teff is in 'K', expected 'kK'"),
+    "wrong type": (
+        lambda t: t.set_column(0, "source_id", t["source_id"].cast(pa.int32(), safe=False)),
+        "source_id has type int32, expected int64",
+    ),
+    "duplicate": (lambda t: pa.concat_tables([t, t.slice(4, 2)]), "2 source_ids occur more than once"),
+    "empty": (lambda t: t.slice(0, 0), "has no stars"),
+    "no metadata": (lambda t: t.replace_schema_metadata({}), "not a file of xpbayes"),
+    "other kind": (
+        lambda t: t.replace_schema_metadata({"xpbayes": json.dumps({"kind": "catalogue"})}),
+        "holds a catalogue, not a star table",
+    ),
+    "newer": (
+        lambda t: t.replace_schema_metadata({"xpbayes": json.dumps({"kind": "star table", "version": 99})}),
+        "newer than this xpbayes reads",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_a_bad_file_is_one_sentence(kind, star_file, tmp_path):
+    change, message = BAD_FILES[kind]
+    path = _rewrite(star_file, tmp_path / "bad.parquet", change)
+    with pytest.raises(InputError, match=message) as caught:
+        read_star_table(path)
+    assert "bad.parquet" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_truncated_file_is_one_sentence(star_file, tmp_path):
+    path = tmp_path / "cut.parquet"
+    path.write_bytes(star_file.read_bytes()[: star_file.stat().st_size // 2])
+    with pytest.raises(InputError, match="not a complete Parquet file"):
+        read_star_table(path)
+
+
+def test_a_file_damaged_inside_is_one_sentence(star_file, tmp_path):
+    path = tmp_path / "damaged.parquet"
+    raw = bytearray(star_file.read_bytes())
+    raw[2000:60_000] = b"\x5a" * 58_000
+    path.write_bytes(raw)
+    with pytest.raises(InputError, match="damaged"):
+        read_star_table(path)
+
+
+def test_a_missing_file_is_one_sentence(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        read_star_table(tmp_path / "none.parquet")
+
+
+def test_an_unwritable_output_is_one_sentence(sample, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(InputError, match="cannot be written"):
+        write_star_table(sample, tmp_path / "file" / "stars.parquet")
+
+
+def test_nothing_half_written_stays(sample, tmp_path):
+    write_star_table(sample, tmp_path / "stars.parquet")
+    assert [p.name for p in tmp_path.iterdir()] == ["stars.parquet"]

@@ -1,0 +1,83 @@
+"""Coordinates of a star's posterior: the same density as the NumPyro model's, and its own Jacobian."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from numpyro.infer.util import log_density
+
+from tests.conftest import as_double
+from xpbayes.config import InferenceConfig
+from xpbayes.inference.sampling.coordinates import evaluate, coordinates_at, intrinsic, place, potential
+from xpbayes.inference.infer import infer
+from xpbayes.inference.model_error import fold_in_model_error
+from xpbayes.models.posterior import star_posterior, star_sites
+
+RNG = np.random.default_rng(0)
+POINTS = RNG.standard_t(5, size=(16, 5)) * 1.5
+
+
+@pytest.fixture(scope="module")
+def real(trained, sample):
+    """Sixteen real stars at their optima."""
+    stars = sample.take(np.arange(16)).stars(trained.labels)
+    config = InferenceConfig(n_nodes=256, n_starts=2, use_parallax=False, n_draws=0)
+    found = infer(trained.forward, trained.prior, trained.model_error, stars, config)
+    linear = np.asarray(found.estimate, float)
+    mode = jnp.asarray(np.concatenate([linear[:, :3], np.log(linear[:, 3:])], axis=1), jnp.float32)
+    blind = jax.tree.map(jnp.asarray, stars.blind(parallax=False))
+    return fold_in_model_error(blind, trained.model_error), mode
+
+
+@pytest.mark.parametrize(("row", "with_parallax"), [(0, False), (3, True), (9, False)])
+def test_potential_is_numpyros_density_and_the_jacobian(trained, real, row, with_parallax, x64):
+    """U(z) = -ln p(labels, ln E, ln parallax) - ln |du / dz| + constant, the determinant by automatic differentiation."""
+    model, prior, stars, modes = as_double((trained.forward, trained.prior, *real))
+    if with_parallax:
+        plx = jnp.exp(modes[:, -1])
+        stars = replace(stars, parallax=0.95 * plx, parallax_inv_error=20 / plx)
+    one = stars.take(slice(row, row + 1))
+    star = one.take(0)
+    frame = coordinates_at(model, prior, star, modes[row])
+
+    @jax.jit
+    def both(z):
+        _, u, ln_linear = evaluate(model, prior, star, frame, z)
+        jacobian = jax.jacfwd(lambda at: evaluate(model, prior, star, frame, at)[1])(z)
+        ln_p, _ = log_density(star_posterior, (one, model, prior), {}, star_sites(u[None]))
+        ln_det = jnp.linalg.slogdet(jacobian)[1]
+        return potential(model, prior, star, frame, z), -ln_p, ln_det, ln_linear - (ln_p - u[-2] - u[-1])
+
+    u, minus_ln_p, ln_det, off = (np.array(v) for v in zip(*(both(jnp.asarray(z)) for z in POINTS), strict=True))
+    assert_allclose(np.ptp(u - (minus_ln_p - ln_det)), 0.0, atol=1e-6)
+    assert_allclose(np.ptp(off), 0.0, atol=1e-6, err_msg="density of (labels, E, parallax)")
+    assert np.ptp(u - minus_ln_p) > 0.3, "without the Jacobian it would be another density"
+
+
+def test_place_is_the_inverse_of_intrinsic(trained, real, x64):
+    model, prior, stars, modes = as_double((trained.forward, trained.prior, *real))
+    for row in (0, 5):
+        frame = coordinates_at(model, prior, stars.take(row), modes[row])
+        for z in POINTS:
+            labels, ln_extinction, stretch = intrinsic(frame, jnp.asarray(z))
+            back, same_stretch = place(frame, labels, ln_extinction, jnp.asarray(z[-1]))
+            assert_allclose(back, z, atol=1e-8)
+            assert_allclose(stretch, same_stretch, rtol=1e-10)
+            assert np.exp(ln_extinction) > 0
+
+
+def test_the_optimum_is_near_the_origin_and_units_are_sigmas(trained, real):
+    """At z = 0 the density is near its highest, one unit away about a half lower in ln: Laplace's approximation."""
+    stars, modes = real
+    drops = []
+    for row in range(8):
+        star = stars.take(row)
+        frame = coordinates_at(trained.forward, trained.prior, star, modes[row])
+        at = partial(jax.jit(potential), trained.forward, trained.prior, star, frame)
+        steps = [at(jnp.asarray(sign * axis, jnp.float32)) - at(jnp.zeros(5)) for axis in np.eye(5) for sign in (1, -1)]
+        drops.append(np.mean(np.array(steps).reshape(5, 2), axis=1))
+    assert_allclose(np.median(drops, axis=0), 0.5, atol=0.25)

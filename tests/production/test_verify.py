@@ -1,0 +1,190 @@
+"""Each check of `verify` finds the fault that it is there for."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tests.production.test_export import made_up
+from xpbayes.data.rejected import Rejected, write_quarantine
+from xpbayes.errors import InputError
+from xpbayes.production.manifest import MANIFEST, QUARANTINE, totals
+from xpbayes.production.parts import PartDraft, read_record, write_part
+from xpbayes.production.table import describe, to_arrow
+from xpbayes.production.verify import is_positive_semidefinite, verify_catalogue
+from xpbayes.schema import catalogue_columns
+
+ABOUT = {"labels": ["teff", "feh", "logg"], "selection": "all"}
+N = 40
+
+
+def plausible(n: int, seed: int) -> dict:
+    """Rows of made-up numbers with positive definite matrices."""
+    rows = made_up(n, seed)
+    rng = np.random.default_rng(seed)
+    for column in catalogue_columns(3):
+        if column.name.endswith("_triu"):
+            size = int((np.sqrt(8 * column.type.list_size + 1) - 1) / 2)
+            factor = rng.normal(size=(n, size, size))
+            matrix = factor @ factor.transpose(0, 2, 1)
+            packed = matrix[:, *np.triu_indices(size)]
+            rows[column.name] = np.where(np.isfinite(rows[column.name][:, :1]), packed, np.nan)
+    rows["gdr3_source_id"] = rows["gdr3_source_id"] + 1000 * seed
+    return rows
+
+
+def make(folder: Path, change=lambda rows, block: None, quarantined=()) -> Path:
+    """A finished catalogue of two parts, whose rows may be spoiled before they are written."""
+    source = folder / "input.txt"
+    folder.mkdir(parents=True, exist_ok=True)
+    source.write_text("input")
+    records = []
+    for block in range(2):
+        rows = plausible(N, block + 1)
+        change(rows, block)
+        table = describe(to_arrow(rows, 3), ABOUT)
+        draft = PartDraft(0, block)
+        draft.add(N + (len(quarantined) if block else 0), 0, 0, table, quarantined if block else ())
+        records.append(write_part(folder, table, draft.record(source, last=block == 1)))
+        assert read_record(folder, 0, block) == records[-1]
+    source.unlink()
+    for path in (folder / "records").iterdir():
+        path.unlink()
+    (folder / "records").rmdir()
+    write_quarantine(quarantined, folder / QUARANTINE)
+    parts = []
+    for record in records:
+        raw = {k: v for k, v in record.to_json().items() if k != "quarantined"}
+        parts.append({**raw, "name": record.name, "n_quarantined": len(record.quarantined)})
+    manifest = {"version": 1, "complete": True, "identity": {"about": ABOUT, "versions": {}}, "parts": parts}
+    manifest["totals"] = totals(records)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    return folder
+
+
+def problems(folder: Path) -> str:
+    return "\n".join(verify_catalogue(folder).problems)
+
+
+def test_a_good_one_passes(tmp_path):
+    found = verify_catalogue(make(tmp_path, quarantined=[Rejected("a.csv", 3, 7, "rubbish")]))
+    assert found.problems == () and (found.n_parts, found.n_rows) == (2, 2 * N)
+
+
+def test_one_flipped_bit(tmp_path):
+    part = make(tmp_path) / "part-00000-0001.parquet"
+    raw = bytearray(part.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    part.write_bytes(raw)
+    assert "part-00000-0001.parquet: is not the file that was written" in problems(tmp_path)
+
+
+def test_missing_and_surplus_parts(tmp_path):
+    make(tmp_path)
+    (tmp_path / "part-00000-0000.parquet").rename(tmp_path / "part-00009-0000.parquet")
+    found = problems(tmp_path)
+    assert "part-00000-0000.parquet: is listed" in found and "part-00009-0000.parquet: is there and not" in found
+
+
+def test_a_parameter_that_is_not_finite(tmp_path):
+    def spoil(rows, block):
+        if block == 1:
+            rows["stellar_params_est"][0, 2] = np.nan
+
+    found = problems(make(tmp_path, spoil))
+    assert "part-00000-0001.parquet: 1 rows with status ok have no finite stellar_params_est (first: source_id" in found
+
+
+def test_a_covariance_with_a_negative_eigenvalue(tmp_path):
+    def spoil(rows, block):
+        if block == 0:
+            rows["stellar_params_cov_triu"][5, 1] = 10 * np.sqrt(
+                rows["stellar_params_cov_triu"][5, 0] * rows["stellar_params_cov_triu"][5, 5]
+            )
+
+    assert "1 stellar_params_cov_triu are not positive semi-definite" in problems(make(tmp_path, spoil))
+
+
+def test_a_star_with_two_rows(tmp_path):
+    shared = plausible(N, 1)["gdr3_source_id"][:3]
+
+    def spoil(rows, block):
+        if block == 1:
+            rows["gdr3_source_id"][:3] = shared
+
+    found = problems(make(tmp_path, spoil))
+    assert "3 source_ids have more than one row" in found
+    assert "part-00000-0000.parquet and part-00000-0001.parquet" in found
+
+
+def test_another_unit(tmp_path):
+    """Rewritten with its checksum, but with a unit of its own."""
+    from xpbayes.checksum import file_checksum
+
+    part = make(tmp_path) / "part-00000-0000.parquet"
+    table = pq.read_table(part)
+    at = table.schema.get_field_index("ra")
+    schema = table.schema.set(at, table.schema.field(at).with_metadata({"unit": "rad"}))
+    pq.write_table(table.cast(schema), part)
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    manifest["parts"][0] |= {"size": part.stat().st_size, "checksum": file_checksum(part)}
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    found = problems(tmp_path)
+    assert "1 columns have another unit, UCD or description (first: ra)" in found and "bytes is" in found
+
+
+@pytest.mark.parametrize("key", ["n_read", "n_rows", "n_not_selected", "n_quarantined"])
+def test_rows_that_do_not_add_up(tmp_path, key):
+    make(tmp_path)
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    manifest["parts"][1][key] += 1
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    assert "rows read and rows accounted for differ" in problems(tmp_path)
+
+
+def test_a_shortened_quarantine(tmp_path):
+    make(tmp_path, quarantined=[Rejected("a.csv", 3, 7, "rubbish")])
+    write_quarantine([], tmp_path / QUARANTINE)
+    assert "quarantine.csv: has 0 rows, manifest.json counts 1" in problems(tmp_path)
+
+
+def test_a_damaged_manifest_is_one_sentence(tmp_path):
+    make(tmp_path)
+    (tmp_path / MANIFEST).write_text('{"version": 1')
+    with pytest.raises(InputError, match="is damaged"):
+        verify_catalogue(tmp_path)
+
+
+def test_rows_that_were_lost_are_never_written(tmp_path):
+    table = to_arrow(plausible(N, 1), 3)
+    draft = PartDraft(0, 0)
+    draft.add(N + 1, 0, 0, table, ())
+    source = tmp_path / "input.txt"
+    source.write_text("input")
+    with pytest.raises(RuntimeError, match="41 rows were read and 40 are accounted for"):
+        write_part(tmp_path, table, draft.record(source, last=True))
+    assert not list(tmp_path.glob("part-*"))
+    good = draft.record(source, last=True)
+    assert write_part(tmp_path, table, replace(good, n_read=N)).size > 0
+
+
+def test_positive_semidefinite_as_numpy_says():
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=(500, 5, 5))
+    matrix = matrix + matrix.transpose(0, 2, 1) + 3 * np.eye(5)
+    expected = np.linalg.eigvalsh(matrix)[:, 0] > 0
+    assert 50 < expected.sum() < 450
+    found = is_positive_semidefinite(matrix[:, *np.triu_indices(5)], 5)
+    assert np.array_equal(found, expected)
+
+
+def test_strong_correlations_survive_rounding():
+    """0.99999 in float32 is still a covariance."""
+    covariance = np.full((2, 2), 0.999999)
+    np.fill_diagonal(covariance, 1.0)
+    packed = (covariance * 1e-6)[np.triu_indices(2)].astype(np.float32).astype(float)[None]
+    assert is_positive_semidefinite(packed, 2).all()
+    assert not is_positive_semidefinite(np.array([[1.0, 1.001, 1.0]]), 2).any()

@@ -1,0 +1,1 @@
+"""Checks of posteriors: simulation-based calibration, predictive draws."""

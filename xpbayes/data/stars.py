@@ -1,0 +1,133 @@
+"""A batch of stars ready for jit and vmap: float32 arrays and nothing else.
+
+A missing value is the same everywhere: infinite variance, that is weight zero. A missing channel has a zero row and
+column in the whitening factor; a missing parallax, label or reddening has inverse error 0 and any finite value.
+Gaia's 64-bit source_id stays outside (`archive.star_table.StarTable`): 32-bit JAX silently changes it.
+"""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from numpy.typing import NDArray
+
+T = TypeVar("T")
+
+STAR_BLOCK = 256
+"""Stars that are worked on together on CPUs: one program per step, whatever the batch."""
+
+# On the CPU every program runs in the thread that calls it, and on one core. XLA's pool of threads made our programs
+# hardly faster, and on a machine of two cores it now and then stood still for ever inside a loop of matrix products.
+# Many cores are used by many processes instead (`engine.py`). XLA reads its flags when it first compiles.
+_ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
+if _ONE_THREAD.split("=", maxsplit=1)[0] not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_ONE_THREAD}".strip()
+jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+class Stars(eqx.Module):
+    """One star, or a batch of stars along a leading axis.
+
+    Attributes:
+        flux: (star, channel) observed flux density, in units of the star's own scale; any finite value where missing.
+        whitening: (star, channel, channel) W with W^T W the inverse covariance of `flux`; zero rows and columns where
+            missing.
+        ln_scale: (star,) ln of the star's scale [1e-18 W m^-2 nm^-1]: with fluxes near one, float32 keeps its digits.
+        parallax: (star,) [mas].
+        parallax_inv_error: (star,) 1/sigma [1/mas], 0 where missing.
+        labels: (star, label) stellar labels, Teff first [kK, dex, dex, ...].
+        label_inv_error: (star, label) 1/sigma, 0 where missing.
+        reddening: (star,) estimate of E [mag].
+        reddening_inv_error: (star,) 1/sigma [1/mag], 0 where missing.
+        inv_dof: (star,) 1 / degrees of freedom of the Student t that the fluxes follow; 0 is a Gaussian.
+    """
+
+    flux: Float[Array, "*star channel"]
+    whitening: Float[Array, "*star channel channel"]
+    ln_scale: Float[Array, "*star"]
+    parallax: Float[Array, "*star"]
+    parallax_inv_error: Float[Array, "*star"]
+    labels: Float[Array, "*star label"]
+    label_inv_error: Float[Array, "*star label"]
+    reddening: Float[Array, "*star"]
+    reddening_inv_error: Float[Array, "*star"]
+    inv_dof: Float[Array, "*star"]
+
+    def __len__(self) -> int:
+        return self.flux.shape[0]
+
+    def take(self, index: Array | slice) -> "Stars":
+        """Select stars by index, mask or slice."""
+        return jax.tree.map(lambda leaf: leaf[index], self)
+
+    def padded(self, size: int) -> "Stars":
+        """Repeat the last star up to a fixed size: one compiled program then serves every chunk."""
+        return self if len(self) == size else self.take(jnp.minimum(jnp.arange(size), len(self) - 1))
+
+    def blind(self, *, parallax: bool = True) -> "Stars":
+        """Return the stars as inference may see them: no labels, no reddening, and no parallax if asked.
+
+        Args:
+            parallax: keep the parallax measurement.
+        """
+        return replace(
+            self,
+            label_inv_error=jnp.zeros_like(self.label_inv_error),
+            reddening_inv_error=jnp.zeros_like(self.reddening_inv_error),
+            parallax_inv_error=self.parallax_inv_error if parallax else jnp.zeros_like(self.parallax_inv_error),
+        )
+
+
+def chunk_size(n_stars: int, largest: int, multiple: int = 64) -> int:
+    """Choose chunks of one size, at most `largest`, that waste little padding.
+
+    Args:
+        n_stars: stars in total.
+        largest: the largest chunk wanted.
+        multiple: sizes are rounded up to a multiple of this.
+    """
+    n_chunks = max(1, math.ceil(n_stars / largest))
+    return math.ceil(n_stars / n_chunks / multiple) * multiple
+
+
+def by_blocks(function: Callable[..., T], size: int, *trees: Any) -> T:
+    """Apply a function of stars to blocks of one size: one program then serves any number of stars.
+
+    Args:
+        function: takes one block of every tree and returns arrays whose leading axis is the star; a star's result must
+            not depend on the others'.
+        size: stars in a block; the last one is filled up by repeating a star. An accelerator takes all at once.
+        trees: arrays, or trees of them, with the star as leading axis.
+
+    Returns:
+        what `function` returns, for all stars: in NumPy where there was more than one block.
+    """
+    n = len(jax.tree.leaves(trees)[0])
+    if jax.default_backend() == "cpu":
+        trees = jax.tree.map(np.asarray, trees)  # no copy; NumPy takes rows without compiling anything
+    else:
+        size = chunk_size(n, n)
+    parts = []
+    for start in range(0, n, size):
+        rows = np.minimum(np.arange(start, start + size), n - 1)
+        part = function(*jax.tree.map(lambda leaf, at=rows: leaf[at], trees))
+        parts.append(jax.tree.map(np.asarray, part) if n > size else part)
+    return jax.tree.map(lambda *leaves: (np.concatenate(leaves) if len(leaves) > 1 else leaves[0])[:n], *parts)
+
+
+def replaced(tree: T, part: T, rows: NDArray[np.integer]) -> T:
+    """A tree of arrays with some rows of each replaced, in NumPy."""
+
+    def merged(before: Array, after: Array) -> NDArray[Any]:
+        out = np.array(before)
+        out[rows] = after
+        return out
+
+    return jax.tree.map(merged, tree, part)

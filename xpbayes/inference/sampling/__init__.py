@@ -1,0 +1,1 @@
+"""Draws from posteriors: importance sampling, NUTS, their proposals and diagnostics."""

@@ -1,0 +1,190 @@
+"""Coordinates in which one star's posterior is nearly a unit Gaussian, with their Jacobian.
+
+In: the optimum of a star, in (labels, ln E, ln parallax). Out: a map from z, a vector of as many real numbers, to those
+parameters, and -ln of the posterior's density in z: what a sampler walks in.
+
+Three things about a star's posterior stop a sampler that walks in the parameters themselves, and each has its step here:
+
+- E ends at zero. In ln E a dust-free star's posterior has a flat tail towards minus infinity; in E it has a wall. With
+  E = s softplus(t), t is E in units of s where E is large and ln E where it is small: the wall becomes an exponential
+  tail, and the density stays log-concave. s is the error of E, or the distance from zero where that is smaller.
+- E and the labels lie on a narrow ridge: given E, the labels follow the Laplace approximation's conditional Gaussian,
+  carried on to E = 0 analytically, as in `laplace`.
+- The parallax lies in a bent valley. Given the rest, the flux fixes it: the last coordinate counts from its best value,
+  a linear least-squares amplitude, in units of its error there.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from xpbayes.inference.laplace import laplace_at
+from xpbayes.models.forward import ForwardModel, predict_flux
+from xpbayes.models.likelihood import deviance, n_observed, whitened_residual
+from xpbayes.models.objective import measurement_residuals, smooth_part
+from xpbayes.models.prior import LabelPrior
+from xpbayes.data.stars import Stars
+
+LOW_TAIL = -12.0
+"""Below this, ln softplus(t) is t to float32."""
+MIN_AMPLITUDE = 1e-3
+PARALLAX_ROUNDS = 2
+"""Where the parallax is measured, its exponential is expanded so many times."""
+
+
+class Coordinates(NamedTuple):
+    """Where the coordinates of one optimum begin and what their units are; E first, then the labels.
+
+    Attributes:
+        softness: () s, scale of the softplus [mag].
+        start, unit: () of t: t = start + unit z_0.
+        mean: (label + 1,) of the Gaussian in (E, labels).
+        factor: (label + 1, label + 1) its lower-triangular factor.
+        ln_parallax: () at the optimum: where the parallax is counted from.
+        evidence: () ln of the Laplace approximation's integral around the optimum.
+    """
+
+    softness: Float[Array, ""]
+    start: Float[Array, ""]
+    unit: Float[Array, ""]
+    mean: Float[Array, " label+1"]
+    factor: Float[Array, "label+1 label+1"]
+    ln_parallax: Float[Array, ""]
+    evidence: Float[Array, ""]
+
+
+def coordinates_at(model: ForwardModel, prior: LabelPrior, star: Stars, mode: Float[Array, " parameter"]) -> Coordinates:
+    """Lay the coordinates around one optimum.
+
+    Args:
+        model: the trained forward model.
+        prior: the label mixture.
+        star: one star, model error folded in.
+        mode: (label + 2,) the optimum: labels, ln E, ln parallax.
+    """
+    gaussian = laplace_at(model, prior, star, mode)
+    extinction, sigma = jnp.maximum(jnp.exp(mode[-2]), 1e-20), gaussian.factor[0, 0]
+    softness = jnp.minimum(extinction, sigma)
+    start = _inverse_softplus(extinction / softness)
+    slope = jax.nn.sigmoid(start)
+    # Curvature of -ln density in t at the mode in ln E, where (E - mean) / sigma^2 = 1 / E.
+    bend = slope * (1.0 - slope) * (1.0 + softness / extinction) + (softness * slope / sigma) ** 2
+    return Coordinates(
+        softness=softness,
+        start=start,
+        unit=1.0 / jnp.sqrt(bend),
+        mean=gaussian.mean,
+        factor=gaussian.factor,
+        ln_parallax=mode[-1],
+        evidence=gaussian.evidence,
+    )
+
+
+def is_usable(frame: Coordinates) -> Array:
+    """Whether every number of a frame is finite."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in frame]))
+
+
+def _inverse_softplus(y: Array) -> Array:
+    return y + jnp.log(-jnp.expm1(-y))
+
+
+def _ln_softplus(t: Array) -> Array:
+    safe = jnp.maximum(t, LOW_TAIL)
+    return jnp.where(t > LOW_TAIL, jnp.log(jax.nn.softplus(safe)), t)
+
+
+def _ln_stretch(frame: Coordinates, t: Array) -> Array:
+    """Ln |d(E, labels) / dz|."""
+    rest = jnp.sum(jnp.log(jnp.diagonal(frame.factor)[1:]))
+    return jnp.log(frame.unit * frame.softness) + jax.nn.log_sigmoid(t) + rest
+
+
+def intrinsic(frame: Coordinates, z: Float[Array, " parameter"]) -> tuple[Float[Array, " label"], Array, Array]:
+    """Labels and ln E of a point, and ln |d(E, labels) / dz|.
+
+    Args:
+        frame: of one star.
+        z: the point; its last coordinate, the parallax's, is not looked at.
+    """
+    t = frame.start + frame.unit * z[0]
+    ln_extinction = jnp.log(frame.softness) + _ln_softplus(t)
+    white = jnp.concatenate([(jnp.exp(ln_extinction)[None] - frame.mean[:1]) / frame.factor[0, 0], z[1:-1]])
+    return frame.mean[1:] + frame.factor[1:] @ white, ln_extinction, _ln_stretch(frame, t)
+
+
+def place(
+    frame: Coordinates, labels: Float[Array, " label"], ln_extinction: Float[Array, ""], last: Float[Array, ""]
+) -> tuple[Float[Array, " parameter"], Array]:
+    """The inverse of `intrinsic`: the point z of given labels and E, and ln |d(E, labels) / dz| there.
+
+    Args:
+        frame: of one star.
+        labels, ln_extinction: where.
+        last: the parallax's coordinate; it is the same in every frame of a star.
+    """
+    extinction = jnp.exp(ln_extinction)
+    t = _inverse_softplus(jnp.maximum(extinction / frame.softness, 1e-30))
+    rest = labels - frame.mean[1:] - frame.factor[1:, 0] * (extinction - frame.mean[0]) / frame.factor[0, 0]
+    white: list[Array] = []
+    for i in range(rest.size):
+        known = sum((frame.factor[i + 1, k + 1] * white[k] for k in range(i)), jnp.zeros_like(ln_extinction))
+        white.append((rest[i] - known) / frame.factor[i + 1, i + 1])
+    z = jnp.stack([(t - frame.start) / frame.unit, *white, last])
+    return z, _ln_stretch(frame, t)
+
+
+def evaluate(
+    model: ForwardModel, prior: LabelPrior, star: Stars, frame: Coordinates, z: Float[Array, " parameter"]
+) -> tuple[Float[Array, ""], Float[Array, " parameter"], Float[Array, ""]]:
+    """-ln density in z of one point, its parameters and their density, from one evaluation of the network.
+
+    Args:
+        model: the trained forward model.
+        prior: the label mixture.
+        star: one star, model error folded in.
+        frame: its coordinates.
+        z: (label + 2,) the point.
+
+    Returns:
+        () -ln posterior density in z; (label + 2,) labels, ln E, ln parallax; () ln posterior density of (labels, E,
+        parallax). Both densities up to the same constant of the star's.
+    """
+    labels, ln_extinction, ln_stretch = intrinsic(frame, z)
+    reference = jnp.concatenate([labels, ln_extinction[None], frame.ln_parallax[None]])
+    flux, zero = predict_flux(model, reference, star.ln_scale), jnp.zeros_like(star.flux)
+    white, observed = whitened_residual(flux, zero, star.whitening), whitened_residual(star.flux, zero, star.whitening)
+    n_obs = n_observed(star.whitening)
+
+    # The parallax given the rest: f = a f1 with a the squared ratio of parallaxes; best a by linear least squares.
+    power = jnp.maximum(white @ white, 1e-20)
+    amplitude = jnp.maximum(white @ observed / power, MIN_AMPLITUDE)
+    misfit = jnp.sum((amplitude * white - observed) ** 2)
+    by_flux = 0.5 * jnp.log(amplitude)
+    flux_precision = 4.0 * deviance(misfit, n_obs, star.inv_dof).slope * amplitude**2 * power  # of ln parallax
+    center, total = by_flux, flux_precision
+    for _ in range(PARALLAX_ROUNDS):
+        plx = jnp.exp(frame.ln_parallax + center)
+        precision = (plx * star.parallax_inv_error) ** 2
+        total = flux_precision + precision
+        measured = center + (star.parallax - plx) / plx  # as the measurement has it, to first order
+        center = (flux_precision * by_flux + precision * measured + 1.0) / total
+    above = center + z[-1] / jnp.sqrt(total)
+
+    parameters = reference.at[-1].add(above)
+    residual = jnp.exp(2.0 * above) * white - observed
+    fluxes = deviance(jnp.sum(residual**2), n_obs, star.inv_dof).value
+    rest = jnp.sum(measurement_residuals(star, parameters) ** 2) + smooth_part(prior, parameters)
+    # L is -2 ln density in (labels, ln E, ln parallax).
+    ln_jacobian = ln_stretch - ln_extinction - 0.5 * jnp.log(total)
+    half = 0.5 * (fluxes + rest)
+    return half - ln_jacobian, parameters, -half - parameters[-2] - parameters[-1]
+
+
+def potential(
+    model: ForwardModel, prior: LabelPrior, star: Stars, frame: Coordinates, z: Float[Array, " parameter"]
+) -> Float[Array, ""]:
+    """-ln posterior density in z of one star, up to a constant; see `evaluate`."""
+    return evaluate(model, prior, star, frame, z)[0]

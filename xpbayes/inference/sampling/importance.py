@@ -1,0 +1,490 @@
+"""Unbiased summaries of one star's posterior: importance-reweighted draws around its optima (METHOD 5).
+
+The mode in ln E sits one sigma high for a dust-free star; means and quantiles do not. Draws are cheap because the
+proposal knows the posterior's shape:
+
+- Only the labels are drawn from a proposal that has to be found. Given the labels, every flux that fits is next to the
+  one at the optimum, where ln f is linear in E and in the logarithm of the parallax: both follow from linear least squares,
+  in closed form. The ridge between Teff and E and the bent valley between log g and parallax never enter.
+- E is drawn from its Gaussian given the labels, cut at E = 0: with a flat prior a dust-free star's E is half a Gaussian.
+  The parallax is drawn given the rest; its best value for the very flux that was drawn is an amplitude.
+- The proposal in the labels is a mixture: Laplace approximations of the optimum, of the second one where it competes, and
+  of the posteriors that the star would have under single components of the label prior. At an optimum on the narrow main
+  sequence the whole posterior's curvature says nothing of the arm towards the subgiants, which is another component's.
+
+Rounds of more draws follow, each from a mixture fitted to all draws before it, weighted by a power of the posterior
+that grows from round to round: an arm that few draws met is followed to its end. Every star gets them, since the weights
+of the first draws do not say which star has lost an arm. Every draw counts in the end, under the mixture of all that
+were drawn from (deterministic mixture weights, as in adaptive multiple importance sampling, Cornuet et al. 2012).
+
+Points are a randomly rotated Sobol sequence; a star's rotation depends on its own seed alone.
+"""
+
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.stats import norm
+from jaxtyping import Array, Bool, Float, UInt
+from numpy.typing import NDArray
+
+from xpbayes.inference.sampling.weighted_mixture import cholesky, clipped_weights, distance2, fit_mixture, weighted_quantiles, whitened
+from xpbayes.inference.laplace import Gaussian, around_components, laplace_at
+from xpbayes.inference.sampling.psis import pareto_smoothed
+from xpbayes.models.extinction import attenuate
+from xpbayes.models.forward import ForwardModel, shape_and_level
+from xpbayes.models.likelihood import deviance, n_observed
+from xpbayes.models.objective import measurement_residuals, smooth_part
+from xpbayes.models.prior import LabelPrior
+from xpbayes.data.stars import Stars, by_blocks
+
+INFLATION = (1.1, 2.2)
+"""The proposal is wider than the Laplace approximation by these factors: weights must not pile up in its tails."""
+POWER = round((INFLATION[1] / INFLATION[0]) ** 2)
+"""The wider Gaussian to this power is the narrower one."""
+WIDE_SHARE = 0.4
+"""This share of the draws comes from the wider: where a posterior bends, the narrow one misses its ends, and k_hat with
+it."""
+MIN_RUNNER_UP_SHARE = 0.2
+"""A second optimum gets at least this share of what the first has: its Laplace evidence may be off."""
+COMPONENTS_SHARE, MIN_COMPONENT_SHARE = 0.6, 0.06
+"""Share of the draws that the components have together, and the least of each among them."""
+ROUNDS = ((1, 0.1), (1, 0.4), (2, 0.8))
+"""Rounds: draws in units of `n_more`, and the power of the posterior that their mixture is fitted to. The first looks
+for arms that the star's first draws missed, the others follow them."""
+ROUND_TERMS, ROUND_STEPS = 5, 3
+"""Terms of a round's mixture, and steps of its fit: eight and six cost more and miss as much."""
+N_CLIPPED = 16
+"""So many of the largest weights are made equal for a fit."""
+NO_WEIGHT = 1e-8
+"""A draw of less weight is left out of sums and quantiles."""
+MAX_WIDTH = 3.0
+"""A term wider than this in E [mag], or three times as far from E = 0, is of no use."""
+WIDE_SHARE_EXTINCTION = 0.2
+"""Share of the draws whose E given the labels comes from the wider Gaussian."""
+MIN_CUT_VARIANCE = 0.05
+"""Least variance that a cut leaves to E, in units of the uncut one."""
+MAX_Z, FARTHEST = 6.0, 12.0
+"""Draws of E reach so far above its mean or the cut, in widths; and float32 tells the share above a point up to here."""
+TINY_EXTINCTION = 1e-7
+BLOCK_DRAWS = 2**15
+"""Draws in memory together."""
+
+
+class Summary(NamedTuple):
+    """Summaries per star, of (labels, E, parallax).
+
+    Attributes:
+        mean, std, median, low, high: (star, parameter); low and high are the 16 and 84 % quantiles.
+        k_hat: (star,) Pareto shape of the importance weights; above 0.7 the summaries cannot be trusted.
+        n_effective: (star,) effective number of draws.
+    """
+
+    mean: Float[Array, "star parameter"]
+    std: Float[Array, "star parameter"]
+    median: Float[Array, "star parameter"]
+    low: Float[Array, "star parameter"]
+    high: Float[Array, "star parameter"]
+    k_hat: Float[Array, " star"]
+    n_effective: Float[Array, " star"]
+
+
+class LabelProposal(NamedTuple):
+    """Gaussians in label space, along a leading axis.
+
+    Attributes:
+        mean: (term, label).
+        factor: (term, label, label) lower-triangular.
+        ln_norm: (term, width) ln of the density's constant, for every width, its share of the draws included.
+        share: (term,) of the draws.
+    """
+
+    mean: Float[Array, "term label"]
+    factor: Float[Array, "term label label"]
+    ln_norm: Float[Array, "term width"]
+    share: Float[Array, " term"]
+
+
+class ExtinctionGivenLabels(NamedTuple):
+    """What one star's fluxes say of E once its labels are known: a Gaussian of the same width for all labels.
+
+    Attributes:
+        shape: (channel,) ln f_abs at the optimum, as `shape_and_level` has it.
+        extinction: () best E there [mag].
+        slope: (channel,) by how much it changes with ln f_abs.
+        sigma: () its error [mag], the parallax integrated out.
+    """
+
+    shape: Float[Array, " channel"]
+    extinction: Float[Array, ""]
+    slope: Float[Array, " channel"]
+    sigma: Float[Array, ""]
+
+
+@lru_cache
+def _points(n_draws: int, dimension: int) -> NDArray[np.float32]:
+    from scipy.stats import qmc
+
+    return qmc.Sobol(dimension, seed=0).random(n_draws).astype(np.float32)
+
+
+def given_labels(model: ForwardModel, star: Stars, mode: Float[Array, " parameter"]) -> ExtinctionGivenLabels:
+    """Solve for E and the parallax of any labels near to an optimum, by linear least squares in ln f.
+
+    Wherever the posterior is, the flux is the optimum's to within its errors: to first order it is f (1 + d) with
+    d = ln f_abs - ln f_abs(optimum) + 2 (change of ln parallax) - R (change of E).
+
+    Args:
+        model: the trained forward model.
+        star: one star, model error folded in.
+        mode: (label + 2,) the optimum: labels, ln E, ln parallax.
+    """
+    shape, level = shape_and_level(model, mode[:-2])
+    extinction, plx, curve = jnp.exp(mode[-2]), jnp.exp(mode[-1]), jnp.exp(model.ln_curve)
+    flux = jnp.exp(attenuate(shape, extinction, model.ln_curve) + (level + 2.0 * mode[-1] - star.ln_scale))
+    residual, by_parallax, by_extinction = (
+        jnp.stack([flux - star.flux, 2.0 * flux, -curve * flux]) @ star.whitening.T
+    )
+    weight = deviance(residual @ residual, n_observed(star.whitening), star.inv_dof).slope
+    parallax_precision = (plx * star.parallax_inv_error) ** 2
+    measured = (star.parallax - plx) / plx  # ln parallax above the optimum's, as the measurement has it
+    total = weight * by_parallax @ by_parallax + parallax_precision
+    # What is left of E's direction once the parallax has followed it.
+    follows = weight * by_parallax @ by_extinction / total
+    own = by_extinction - follows * by_parallax
+    precision = jnp.maximum(weight * own @ by_extinction + star.reddening_inv_error**2, MAX_WIDTH**-2)
+    pull = -follows * (parallax_precision * measured + 1.0) + (star.reddening - extinction) * star.reddening_inv_error**2
+    slope = -weight * flux * (own @ star.whitening) / precision
+    best = extinction + (pull - weight * own @ residual) / precision
+    return ExtinctionGivenLabels(shape, best, slope, 1.0 / jnp.sqrt(precision))
+
+
+def _terms(mean: Array, factor: Array, share: Array) -> LabelProposal:
+    n = mean.shape[1]
+    width = jnp.asarray(INFLATION, mean.dtype)
+    ln_share = jnp.log(jnp.array([1.0 - WIDE_SHARE, WIDE_SHARE], mean.dtype))
+    ln_size = jnp.sum(jnp.log(jnp.diagonal(factor, axis1=1, axis2=2)), axis=1)[:, None] + n * jnp.log(width)
+    return LabelProposal(mean, factor, ln_share - ln_size - 0.5 * n * np.log(2.0 * np.pi), share)
+
+
+def _of_labels(gaussian: Gaussian) -> tuple[Array, Array]:
+    """Mean and factor of the labels of a Gaussian that is cut at E = 0, to second moments."""
+    lowest = -gaussian.mean[0] / gaussian.factor[0, 0]
+    above = jnp.exp(norm.logpdf(lowest) - norm.logcdf(-lowest))
+    spread = jnp.maximum(1.0 + lowest * above - above**2, MIN_CUT_VARIANCE)
+    along, rest = gaussian.factor[1:, 0], gaussian.factor[1:, 1:]
+    covariance = spread * jnp.outer(along, along) + rest @ rest.T
+    scale = jnp.sqrt(jnp.maximum(jnp.diagonal(covariance), 1e-30))
+    factor = scale[:, None] * cholesky(covariance / scale[:, None] / scale[None, :] + 1e-6 * jnp.eye(scale.size))
+    return gaussian.mean[1:] + above * along, factor
+
+
+def _mix(tops: Gaussian, parts: Gaussian, competes: Array) -> LabelProposal:
+    """All terms of the first proposal.
+
+    Args:
+        tops: Laplace approximations of the best and the second optimum.
+        parts: those of the label prior's components.
+        competes: the second optimum is one of its own.
+    """
+    gaussians = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), tops, parts)
+    mean, factor = jax.vmap(_of_labels)(gaussians)
+    finite = jnp.isfinite(mean).all(axis=1) & jnp.isfinite(factor).all(axis=(1, 2)) & jnp.isfinite(gaussians.evidence)
+    narrow = (gaussians.factor[:, 0, 0] < MAX_WIDTH) & (jnp.abs(gaussians.mean[:, 0]) < 3.0 * MAX_WIDTH)
+    usable = (finite & narrow).at[0].set(True).at[1].set(finite[1] & narrow[1] & competes)
+    odds = jnp.clip(jax.nn.sigmoid(tops.evidence[1] - tops.evidence[0]), MIN_RUNNER_UP_SHARE, 0.5)
+    of_second = jnp.where(usable[1], odds, 0.0)
+    any_part = jnp.any(usable[2:])
+    likely = jax.nn.softmax(jnp.where(usable[2:], parts.evidence, jnp.where(any_part, -jnp.inf, 0.0)))
+    likely = jnp.where(usable[2:], jnp.maximum(likely, MIN_COMPONENT_SHARE), 0.0)
+    of_parts = COMPONENTS_SHARE * likely / jnp.maximum(jnp.sum(likely), 1e-9)
+    rest = 1.0 - jnp.sum(of_parts)
+    share = jnp.concatenate([jnp.stack([rest * (1.0 - of_second), rest * of_second]), of_parts])
+    # A term that cannot be used must not spoil sums with NaN: it borrows the first one's shape, and no draw.
+    mean = jnp.where(usable[:, None], mean, mean[0])
+    factor = jnp.where(usable[:, None, None], factor, factor[0])
+    return _terms(mean, factor, share)
+
+
+class _Drawn(NamedTuple):
+    """Draws of one star.
+
+    Attributes:
+        parameters: (draw, label + 2) labels, ln E, ln parallax.
+        ln_height: (draw,) ln of the posterior density over that of the draw's E and parallax given its labels.
+    """
+
+    parameters: Array
+    ln_height: Array
+
+
+class _SoFar(NamedTuple):
+    """One star between two rounds.
+
+    Attributes:
+        terms: all that was drawn from.
+        drawn: all draws.
+        ln_density: (draw,) ln of the density of their labels under all terms.
+    """
+
+    terms: LabelProposal
+    drawn: _Drawn
+    ln_density: Array
+
+
+def importance_draws(
+    model: ForwardModel,
+    prior: LabelPrior,
+    stars: Stars,
+    mode: Float[Array, "star parameter"],
+    runner_up: Float[Array, "star parameter"],
+    competes: Bool[Array, " star"],
+    seed: UInt[Array, " star"],
+    n_draws: int,
+    n_more: int = 0,
+) -> tuple[Float[Array, "star draw parameter"], Float[Array, "star draw"]]:
+    """Draw around every star's optima.
+
+    One program after the other, instead of one for all: compiling them takes half the memory so.
+
+    Args:
+        model: the trained forward model.
+        prior: the label mixture.
+        stars: model error folded in; as many as fit into memory with their draws.
+        mode, runner_up: (star, label + 2) best and second optimum: labels, ln E, ln parallax.
+        competes: the runner-up is a distinct optimum worth drawing from.
+        seed: every star's own.
+        n_draws: number of draws at first, a power of two.
+        n_more: a power of two; four times as many more in three rounds from mixtures fitted to all draws before; 0
+            for none.
+
+    Returns:
+        (star, draw, label + 2) labels, ln E, ln parallax; (star, draw) ln of posterior / proposal density, up to a
+        constant of the star's.
+    """
+    tops = _around_optima(model, prior, stars, jnp.stack([mode, runner_up], axis=1))
+    parts = _around_components(model, prior, stars, mode)
+    so_far = _begin(model, prior, stars, mode, tops, parts, competes, seed, n_draws=n_draws)
+    for number, (times, temper) in enumerate(ROUNDS if n_more else ()):
+        so_far = _go_on(model, prior, stars, mode, seed, so_far, number, temper, n_now=times * n_more)
+    ln_ratio = so_far.drawn.ln_height - so_far.ln_density
+    return so_far.drawn.parameters, jnp.where(jnp.isfinite(ln_ratio), ln_ratio, -jnp.inf)
+
+
+@jax.jit
+def _around_optima(model: ForwardModel, prior: LabelPrior, stars: Stars, optima: Array) -> Gaussian:
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(lambda star, tops: jax.vmap(partial(laplace_at, model, prior, star))(tops))(stars, optima)
+
+
+@jax.jit
+def _around_components(model: ForwardModel, prior: LabelPrior, stars: Stars, mode: Array) -> Gaussian:
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(partial(around_components, model, prior))(stars, mode)
+
+
+@partial(jax.jit, static_argnames="n_draws")
+def _begin(
+    model: ForwardModel,
+    prior: LabelPrior,
+    stars: Stars,
+    mode: Array,
+    tops: Gaussian,
+    parts: Gaussian,
+    competes: Array,
+    seed: Array,
+    n_draws: int,
+) -> _SoFar:
+    """The first draws."""
+
+    def one(star: Stars, best: Array, two: Gaussian, each: Gaussian, distinct: Array, own: Array) -> _SoFar:
+        terms = _mix(two, each, distinct)
+        drawn = _draw(model, prior, star, best, terms, _rotated(jax.random.key(own), n_draws, model.n_labels))
+        return _SoFar(terms, drawn, _ln_mixture(terms, drawn.parameters[:, :-2]))
+
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(one)(stars, mode, tops, parts, competes, seed)
+
+
+@partial(jax.jit, static_argnames="n_now")
+def _go_on(
+    model: ForwardModel,
+    prior: LabelPrior,
+    stars: Stars,
+    mode: Array,
+    seed: Array,
+    so_far: _SoFar,
+    number: int,
+    temper: float,
+    n_now: int,
+) -> _SoFar:
+    """A round of more draws, from a mixture fitted to all before it."""
+
+    def one(star: Stars, best: Array, own: Array, before: _SoFar) -> _SoFar:
+        terms, drawn, ln_density = before
+        center, unit = terms.mean[0], terms.factor[0]
+        weight = clipped_weights(temper * drawn.ln_height - ln_density, N_CLIPPED)
+        fitted = fit_mixture(whitened(drawn.parameters[:, :-2] - center, unit), weight, ROUND_TERMS, ROUND_STEPS)
+        new = _terms(center + fitted.mean @ unit.T, unit @ fitted.factor, jnp.exp(fitted.ln_share))
+        points = _rotated(jax.random.fold_in(jax.random.key(own), number), n_now, model.n_labels)
+        more = _draw(model, prior, star, best, new, points)
+        old = len(weight) / (len(weight) + n_now)
+        # Every draw's density under all terms, of which those that were there before are known for the old draws.
+        of_old = jnp.concatenate([ln_density, _ln_mixture(terms, more.parameters[:, :-2])]) + np.log(old)
+        drawn = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), drawn, more)
+        ln_density = jnp.logaddexp(of_old, _ln_mixture(new, drawn.parameters[:, :-2]) + np.log1p(-old))
+        both = (terms._replace(share=old * terms.share), new._replace(share=(1.0 - old) * new.share))
+        return _SoFar(jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *both), drawn, ln_density)
+
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(one)(stars, mode, seed, so_far)
+
+
+def _rotated(key: Array, n_draws: int, n_labels: int) -> Float[Array, "draw coordinate"]:
+    """Points of the unit cube: for the term, its width, the labels, E, its width and the parallax."""
+    rotation = jax.random.uniform(key, (n_labels + 5,))
+    return jnp.clip((jnp.asarray(_points(n_draws, n_labels + 5)) + rotation) % 1.0, 1e-6, 1.0 - 1e-6)
+
+
+def _ln_mixture(terms: LabelProposal, labels: Float[Array, "draw label"]) -> Float[Array, " draw"]:
+    """Ln density of a mixture."""
+
+    def of_term(mean: Array, factor: Array, ln_norm: Array, share: Array) -> tuple[Array, Array]:
+        """Ln of the wider Gaussian, and both over the wider: the narrower one is a power of it."""
+        ln_wide = -0.5 * distance2((labels - mean).T, factor) / INFLATION[1] ** 2
+        narrow = jnp.exp(ln_norm[0] - ln_norm[1] + (POWER - 1) * ln_wide)
+        return jnp.log(jnp.maximum(share, 1e-30)) + ln_norm[1] + ln_wide, 1.0 + narrow
+
+    ln_wide, both = jax.vmap(of_term)(*terms)
+    largest = jnp.max(ln_wide, axis=0)
+    return largest + jnp.log(jnp.sum(jnp.exp(ln_wide - largest) * both, axis=0))
+
+
+def _above(lowest: Float[Array, " draw"], share: Float[Array, " draw"]) -> Float[Array, " draw"]:
+    """Quantiles of the standard Gaussian cut off below `lowest`."""
+    near = jnp.minimum(lowest, FARTHEST)
+    z = -norm.ppf(norm.cdf(-near) * (1.0 - share))
+    # Beyond where float32 has no numbers for the share above: by its exponential part, and a step of Newton's method.
+    beyond = jnp.maximum(lowest, FARTHEST)
+    far = jnp.sqrt(beyond**2 - 2.0 * jnp.log1p(-share))
+    far = far + (norm.logcdf(-far) - norm.logcdf(-beyond) - jnp.log1p(-share)) / (far + 1.0 / far)
+    return jnp.clip(jnp.where(lowest > FARTHEST, far, z), lowest, MAX_Z + jnp.maximum(lowest, 0.0))
+
+
+def _draw_extinction(
+    follow: ExtinctionGivenLabels, shape: Float[Array, "draw channel"], points: Float[Array, "draw two"]
+) -> tuple[Float[Array, " draw"], Float[Array, " draw"]]:
+    """Draw E given the labels, whose ln f_abs is `shape`; E and ln of its density."""
+    best = follow.extinction + (shape - follow.shape) @ follow.slope
+    width = jnp.asarray(INFLATION, best.dtype) * follow.sigma
+    lowest = (TINY_EXTINCTION - best[:, None]) / width
+    wide = (points[:, 1] < WIDE_SHARE_EXTINCTION).astype(int)
+    own = jnp.where(wide, lowest[:, 1], lowest[:, 0])
+    extinction = jnp.maximum(best + width[wide] * _above(own, points[:, 0]), TINY_EXTINCTION)
+    z = (extinction - best)[:, None] / width
+    ln_share = np.log([1.0 - WIDE_SHARE_EXTINCTION, WIDE_SHARE_EXTINCTION])
+    ln_density = jnp.logaddexp(*(ln_share - jnp.log(width) - 0.5 * z**2 - norm.logcdf(-lowest)).T)
+    return extinction, ln_density
+
+
+def _draw(
+    model: ForwardModel,
+    prior: LabelPrior,
+    star: Stars,
+    mode: Array,
+    terms: LabelProposal,
+    points: Float[Array, "draw coordinate"],
+) -> _Drawn:
+    """Draw labels from a mixture, E given these, and the parallax given both."""
+    n = model.n_labels
+    number = jnp.minimum(jnp.searchsorted(jnp.cumsum(terms.share), points[:, 0], side="right"), terms.share.size - 1)
+    width = jnp.where(points[:, 1] < WIDE_SHARE, INFLATION[1], INFLATION[0])
+    z = norm.ppf(points[:, 2 : 2 + n])
+    labels = terms.mean[number] + width[:, None] * jnp.einsum("dij,dj->di", terms.factor[number], z)
+    shape, level = jax.vmap(partial(shape_and_level, model))(labels)
+    follow = given_labels(model, star, mode)
+    extinction, ln_of_extinction = _draw_extinction(follow, shape, points[:, 2 + n : 4 + n])
+
+    # Parallax given the rest: f = a f1 with a = (parallax / that of the mode)^2, best a by linear least squares.
+    ln_flux = jax.vmap(attenuate, (0, 0, None))(shape, extinction, model.ln_curve)
+    flux = jnp.exp(ln_flux + (level[:, None] + 2.0 * mode[-1] - star.ln_scale))
+    white, observed = flux @ star.whitening.T, star.whitening @ star.flux
+    power = jnp.sum(white**2, axis=1)
+    amplitude = jnp.maximum(white @ observed / power, 1e-8)
+    misfit = jnp.maximum(observed @ observed - amplitude**2 * power, 0.0)
+    n_obs = n_observed(star.whitening)
+    weight = deviance(misfit, n_obs, star.inv_dof).slope
+    plx = jnp.exp(mode[-1])
+    flux_precision = 4.0 * weight * amplitude**2 * power  # of ln parallax
+    parallax_precision = (plx * star.parallax_inv_error) ** 2
+    total = flux_precision + parallax_precision
+    measured = (star.parallax - plx) / plx  # ln parallax above the mode's, as the measurement has it
+    center = (flux_precision * 0.5 * jnp.log(amplitude) + parallax_precision * measured + 1.0) / total
+    z = norm.ppf(points[:, -1])
+    above_mode = center + INFLATION[0] * z / jnp.sqrt(total)
+    ln_of_parallax = 0.5 * jnp.log(total) - 0.5 * z**2
+
+    ln_extinction = jnp.log(extinction)
+    parameters = jnp.concatenate([labels, ln_extinction[:, None], (mode[-1] + above_mode)[:, None]], axis=1)
+    residual = jnp.exp(2.0 * above_mode)[:, None] * white - observed
+    rho = deviance(jnp.sum(residual**2, axis=1), n_obs, star.inv_dof).value
+    rest = jax.vmap(lambda u: jnp.sum(measurement_residuals(star, u) ** 2) + smooth_part(prior, u))(parameters)
+    # The posterior is one in (labels, E, ln parallax) here: E's Jacobian leaves again.
+    ln_density = -0.5 * (rho + rest) - ln_extinction
+    return _Drawn(parameters, ln_density - ln_of_extinction - ln_of_parallax)
+
+
+@jax.jit
+def _summarise_draws(draws: Array, ln_ratio: Array) -> Summary:
+    def one(draws: Array, ln_ratio: Array) -> Summary:
+        weight, k_hat = pareto_smoothed(ln_ratio)
+        linear = jnp.concatenate([draws[:, :-2], jnp.exp(draws[:, -2:])], axis=1)
+        # Draws without weight may be anywhere, beyond float32 too: they must spoil neither sums nor the range of bisection.
+        linear = jnp.where(weight[:, None] > NO_WEIGHT, linear, linear[jnp.argmax(weight)])
+        mean = weight @ linear
+        quantile = jax.vmap(weighted_quantiles, (1, None, None))(linear, weight, jnp.array([0.16, 0.5, 0.84]))
+        return Summary(
+            mean=mean,
+            std=jnp.sqrt(weight @ (linear - mean) ** 2),
+            low=quantile[:, 0],
+            median=quantile[:, 1],
+            high=quantile[:, 2],
+            k_hat=k_hat,
+            n_effective=1.0 / jnp.sum(weight**2),
+        )
+
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(one)(draws, ln_ratio)
+
+
+def summarise(
+    model: ForwardModel,
+    prior: LabelPrior,
+    stars: Stars,
+    mode: Float[Array, "star parameter"],
+    runner_up: Float[Array, "star parameter"],
+    competes: Bool[Array, " star"],
+    seed: UInt[Array, " star"],
+    n_draws: int,
+    n_more: int = 0,
+) -> Summary:
+    """Summarise every star's posterior; see `importance_draws` for the arguments.
+
+    Args:
+        n_more: of the rounds; 0 for none.
+    """
+
+    def block(stars: Stars, mode: Array, runner_up: Array, competes: Array, seed: Array) -> Summary:
+        drawn = importance_draws(model, prior, stars, mode, runner_up, competes, seed, n_draws, n_more)
+        return _summarise_draws(*drawn)
+
+    # Block by block from Python: as a loop inside one program, XLA on the CPU now and then stood still for ever.
+    return by_blocks(block, block_size(n_draws, n_more), stars, mode, runner_up, competes, seed)
+
+
+def block_size(n_draws: int, n_more: int) -> int:
+    """Stars whose draws are in memory together: as many as stay in a processor's cache; see `importance_draws`."""
+    n_all = n_draws + n_more * sum(times for times, _ in ROUNDS)
+    return int(np.clip(BLOCK_DRAWS // n_all, 16, 64))

@@ -1,0 +1,101 @@
+"""The ladder of approximations: which stars of a catalogue are taken from importance draws up to Markov chains.
+
+Laplace's approximation serves as a proposal of importance draws; where these cannot be trusted (k_hat above 0.7) or two
+optima compete, mean, standard deviation and quantiles come from chains instead, if the chains settle.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from xpbayes.config import InferenceConfig
+from xpbayes.inference.infer import Inferred
+from xpbayes.inference.model_error import refold_model_error
+from xpbayes.inference.sampling.nuts import Schedule, sample_inferred
+from xpbayes.inference.search.starts import make_grid
+from xpbayes.inference.errors import to_sampled
+from xpbayes.models.forward import ForwardModel
+from xpbayes.models.model_error import ModelError
+from xpbayes.models.prior import LabelPrior
+from xpbayes.data.stars import Stars
+
+MAX_K_HAT = 0.7
+
+
+def needs_chains(inferred: Inferred) -> NDArray[np.bool_]:
+    """(star,) whose importance draws cannot be trusted, or whose optima compete."""
+    solved = np.isfinite(inferred.estimate).all(axis=1)
+    return solved & (~(inferred.k_hat <= MAX_K_HAT) | (inferred.n_modes > 1))
+
+
+def refine_with_nuts(
+    model: ForwardModel,
+    prior: LabelPrior,
+    model_error: ModelError | None,
+    stars: Stars,
+    inferred: Inferred,
+    config: InferenceConfig,
+    seeds: NDArray[np.uint32],
+    schedule: Schedule | None = None,
+    progress: Callable[[int, int, float], None] = lambda done, total, rate: None,
+    threads: int | None = None,
+) -> tuple[Inferred, NDArray[np.bool_]]:
+    """Take the stars that need it up to Markov chains.
+
+    Args:
+        model, prior, model_error: the trained model.
+        stars: as they were inferred.
+        inferred: their results.
+        config: the settings they were inferred with.
+        seeds: (star,) each star's own.
+        schedule: how long chains walk; the default if None.
+        progress, threads: as in `nuts.sample_stars`.
+
+    Returns:
+        results with mean, std, quantiles and effective number of draws replaced where chains settled (k_hat stays, it
+        says why), and (star,) where that is.
+    """
+    rows = np.flatnonzero(needs_chains(inferred))
+    climbed = np.zeros(len(inferred.estimate), bool)
+    if not len(rows):
+        return inferred, climbed
+    # A batch may be padded with copies of a star: each is sampled once.
+    flux = np.asarray(stars.flux)
+    first: dict[bytes, int] = {}
+    copy_of = np.array([first.setdefault(flux[i].tobytes() + seeds[i].tobytes(), int(i)) for i in rows])
+    once = np.unique(copy_of)
+    blind = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[once]), stars.blind(parallax=config.use_parallax))
+    draws, found = sample_inferred(
+        model,
+        prior,
+        make_grid(model, prior, config.n_nodes),
+        refold_model_error(model, blind, model_error, to_sampled(jnp.asarray(inferred.estimate[once]))),
+        inferred.estimate[once],
+        inferred.runner_up[once],
+        seeds[once],
+        schedule or Schedule(),
+        progress,
+        threads,
+    )
+    flat = draws.parameters.reshape(len(once), -1, draws.parameters.shape[-1]).astype(np.float64)
+    low, median, high = np.quantile(flat, [0.16, 0.5, 0.84], axis=1)
+    new = {
+        "mean": flat.mean(axis=1),
+        "std": flat.std(axis=1),
+        "median": median,
+        "low": low,
+        "high": high,
+        "n_effective": found.ess_bulk.min(axis=1),
+    }
+    at = np.searchsorted(once, copy_of)
+    good = found.settled[at]
+    climbed[rows[good]] = True
+    replaced = {}
+    for name, values in new.items():
+        replaced[name] = getattr(inferred, name).copy()
+        replaced[name][rows[good]] = values[at[good]]
+    return replace(inferred, **replaced), climbed

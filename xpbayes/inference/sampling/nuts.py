@@ -1,0 +1,551 @@
+"""Markov chains for single stars: NumPyro's No-U-Turn sampler on the posterior of `models.posterior`, many at once.
+
+In: stars and their optima. Out: draws, with what diagnoses them. All stars and chains of a block advance in one compiled
+program, blocks side by side on the processor's cores; a star's random numbers depend on its own seed alone, and blocks
+have one size, so its draws do not depend on who shares its batch.
+
+The chains walk in the coordinates of `coordinates`, where a posterior is nearly a unit Gaussian around its optimum:
+short trajectories and an identity mass matrix serve, and only the step size is adapted, one for all chains of a star.
+They move in two ways, each of which leaves the posterior as it is: after every transition of NUTS come `JUMPS` choices
+among independent points from the mixture of `mixture` and the point where the chain stands, with odds of posterior over
+proposal (Tjelmeland 2004; iterated sampling importance resampling, Andrieu, Lee & Vihola 2018). NUTS goes where the
+mixture has not looked; a choice takes a chain from one top or arm of the posterior to another as often as it asks, so
+that the weights of optima need no estimate of their own. Every choice ends with one draw. The points to choose from do
+not depend on the chains: they are evaluated beforehand, all together, at a twentieth of the cost of a step of NUTS.
+
+Chains begin at points of the mixture, the first two at the optima: where they still disagree, R-hat shows it. A mixture
+may miss a thin arm that NUTS finds, so after the warm-up it is fitted anew to what the chains have seen, and then stays as
+it is while draws are kept. Where chains have not settled, that is done once more, then for twice as long, and so on;
+their draws are thinned, and nothing of before is kept.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt
+from numpy.typing import NDArray
+
+from xpbayes.inference.sampling import convergence
+from xpbayes.inference.sampling.coordinates import evaluate, place, potential
+from xpbayes.inference.sampling.proposal import (
+    N_DRAWS,
+    FittedProposal,
+    adapt,
+    adapt_again,
+    component_optima,
+    draw_many,
+    ln_density,
+)
+from xpbayes.inference.search.starts import StartGrid
+from xpbayes.inference.errors import to_linear
+from xpbayes.models.forward import ForwardModel
+from xpbayes.models.prior import LabelPrior
+from xpbayes.data.stars import Stars
+
+BLOCK = 16
+"""Stars that advance together: the slowest chain of a block decides when it is done."""
+JUMPS = 5
+"""Choices among independent points, and draws, for one transition of NUTS."""
+STRETCH = 50
+"""Draws that every chain of a block makes in one call."""
+COMPONENT_BLOCK = 64
+"""Stars whose optima under every component of the prior are sought together."""
+FIRST_STEP = 0.5
+TARGET_ACCEPT = 0.9
+"""Above the usual 0.8: the second of two optima may be narrower than the one that the step size was adapted in."""
+DEPTH = 3
+"""Trajectories have 2^3 - 1 steps at most: in these coordinates a Gaussian turns round after three or four."""
+N_CANDIDATES = 16
+"""Independent points that a chain chooses from, beside where it stands."""
+MIN_WARMUP = 150
+"""Draws before the step size, adapted to the mean acceptance of all chains of a star, is fixed."""
+MAX_R_HAT = 1.01
+MIN_ESS_PER_CHAIN = 100
+"""Vehtari et al. (2021) ask for both of every parameter, bulk and tail."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws of some stars, NumPy; leading axes (star, chain, draw).
+
+    Attributes:
+        parameters: (star, chain, draw, parameter) labels, E [mag], parallax [mas].
+        ln_posterior: (star, chain, draw) ln density of (labels, E, parallax), up to a constant of the star's.
+        diverging: (star, chain, draw) the energy of a trajectory that led to it was lost.
+        accept_prob: (star, chain, draw) mean acceptance of the last trajectory's points.
+        n_steps: (star, chain, draw) leapfrog steps since the draw before.
+        jumped: (star, chain, draw) the chain chose an independent point.
+        step_size: (star,).
+        n_transitions: (star,) choices of every chain that the draws are evenly picked from.
+        n_made: (star,) choices of every chain in all, after the first warm-up.
+        k_hat: (star,) Pareto shape of the importance weights of the mixture that independent points come from.
+    """
+
+    parameters: NDArray[np.float32]
+    ln_posterior: NDArray[np.float32]
+    diverging: NDArray[np.bool_]
+    accept_prob: NDArray[np.float32]
+    n_steps: NDArray[np.int32]
+    jumped: NDArray[np.bool_]
+    step_size: NDArray[np.float32]
+    n_transitions: NDArray[np.int32]
+    n_made: NDArray[np.int32]
+    k_hat: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.parameters)
+
+
+class Schedule(NamedTuple):
+    """How long chains walk.
+
+    Attributes:
+        n_chains: per star.
+        n_warmup, n_draws: per chain.
+        max_rounds: a star that has not settled begins anew, at first as long, then 2, 4, ... times, up to so many.
+    """
+
+    n_chains: int = 4
+    n_warmup: int = 150
+    n_draws: int = 500
+    max_rounds: int = 8
+
+
+class Diagnostics(NamedTuple):
+    """Whether chains can be trusted, per star.
+
+    Attributes:
+        r_hat: (star, parameter) rank-normalised split R-hat.
+        ess_bulk, ess_tail: (star, parameter) effective number of draws.
+        n_divergent: (star,) divergent transitions among the draws.
+        settled: (star,) R-hat and both ESS are good enough for every parameter.
+    """
+
+    r_hat: NDArray[np.float64]
+    ess_bulk: NDArray[np.float64]
+    ess_tail: NDArray[np.float64]
+    n_divergent: NDArray[np.int64]
+    settled: NDArray[np.bool_]
+
+
+def diagnose(parameters: NDArray[np.floating], diverging: NDArray[np.bool_]) -> Diagnostics:
+    """Diagnose chains.
+
+    Args:
+        parameters: (star, chain, draw, parameter).
+        diverging: (star, chain, draw).
+    """
+    series = np.moveaxis(np.asarray(parameters, np.float64), -1, 1)
+    r_hat, bulk, tail = (f(series) for f in (convergence.r_hat, convergence.ess_bulk, convergence.ess_tail))
+    enough = MIN_ESS_PER_CHAIN * parameters.shape[1]
+    settled = ((r_hat < MAX_R_HAT) & (bulk > enough) & (tail > enough)).all(axis=1)
+    return Diagnostics(r_hat, bulk, tail, diverging.sum(axis=(1, 2)), settled)
+
+
+class _Kept(NamedTuple):
+    """What is kept of every draw: leading axes (star, chain, draw). z is in the star's coordinates."""
+
+    z: Any
+    parameters: Any
+    ln_posterior: Any
+    diverging: Any
+    accept_prob: Any
+    n_steps: Any
+    jumped: Any
+
+
+class _Chains(NamedTuple):
+    """All chains of one star between two calls.
+
+    Attributes:
+        z: (chain, parameter).
+        averaging: state of the dual averaging of ln step size.
+        n_calls: () calls made so far: random numbers follow from it.
+    """
+
+    z: Array
+    averaging: Any
+    n_calls: Array
+
+
+def choose_point(
+    key: Array, z: Float[Array, " parameter"], ln_ratio: Array, points: Float[Array, "n parameter"], ln_ratios: Array
+) -> tuple[Array, Array, Array]:
+    """Choose among independent points and where the chain stands; leaves the target density as it is.
+
+    Args:
+        key: random key.
+        z: where the chain stands.
+        ln_ratio: () ln of target over proposal density there.
+        points, ln_ratios: (n, parameter) and (n,) drawn from the proposal, with the same ratio.
+
+    Returns:
+        the chosen z with its ratio, and whether it is new.
+    """
+    ratios = jnp.append(jnp.where(jnp.isfinite(ln_ratios), ln_ratios, -jnp.inf), ln_ratio)
+    chosen = jax.random.categorical(key, ratios)
+    jumped = chosen < points.shape[0]
+    return jnp.where(jumped, points[jnp.minimum(chosen, points.shape[0] - 1)], z), ratios[chosen], jumped
+
+
+def nuts_transition(target: Callable[[Array], Array], z: Array, step_size: Array, key: Array) -> Any:
+    """One transition of NumPyro's NUTS in coordinates of unit mass: its state afterwards."""
+    from numpyro.infer.hmc import hmc
+
+    init, transition = hmc(potential_fn=target, algo="NUTS")
+    state = init(
+        z,
+        0,
+        step_size=step_size,
+        inverse_mass_matrix=jnp.ones_like(z),
+        adapt_step_size=False,
+        adapt_mass_matrix=False,
+        max_tree_depth=DEPTH,
+        rng_key=key,
+    )
+    return transition(state)
+
+
+def _dual_averaging() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    from numpyro.infer.hmc_util import dual_averaging
+
+    return dual_averaging()
+
+
+@partial(jax.jit, static_argnames="n_chains")
+def _begin(
+    model: ForwardModel, prior: LabelPrior, stars: Stars, found: FittedProposal, optima: Array, seed: Array, n_chains: int
+) -> _Chains:
+    """Where all chains of a block begin: the first ones at the optima, the others at points of the mixture."""
+
+    def one(inputs: tuple[Stars, FittedProposal, Array, Array]) -> _Chains:
+        star, known, tops, own = inputs
+        n = min(tops.shape[0], n_chains)
+        at_tops = jax.vmap(lambda top: place(known.frame, top[:-2], top[-2], jnp.zeros(()))[0])(tops[:n])
+        drawn = draw_many(known.mixture, jax.random.fold_in(jax.random.key(own), 1), n_chains)
+        points = jnp.concatenate([at_tops, drawn])
+        energy = jax.vmap(partial(potential, model, prior, star, known.frame))(points)
+        usable = jnp.all(jnp.isfinite(points), axis=1) & jnp.isfinite(energy)
+        drawn = jnp.where(usable[n:, None], drawn, 0.0)
+        z = drawn.at[:n].set(jnp.where(usable[:n, None], at_tops, drawn[:n]))
+        return _Chains(z, _dual_averaging()[0](jnp.log(10.0 * FIRST_STEP)), jnp.zeros((), jnp.uint32))
+
+    with jax.default_matmul_precision("highest"):
+        return jax.lax.map(one, (stars, found, optima, seed))
+
+
+@jax.jit
+def _walk(
+    model: ForwardModel,
+    prior: LabelPrior,
+    stars: Stars,
+    found: FittedProposal,
+    seed: Array,
+    chains: _Chains,
+    adapting: Array,
+) -> tuple[_Chains, _Kept, Array]:
+    """Take all chains of a block `STRETCH` draws further.
+
+    Args:
+        model, prior, stars: as in `sample_stars`.
+        found: of every star.
+        seed: (star,).
+        chains: where they stand.
+        adapting: () whether the step size is adapted; if not, it is the average of what it was.
+
+    Returns:
+        the chains, what is kept, and (star,) the step size.
+    """
+    n_chains, n_parameters = chains.z.shape[1:]
+    n_cycles = STRETCH // JUMPS
+    n_points = n_chains * STRETCH * N_CANDIDATES
+    _, average = _dual_averaging()
+
+    def propose(inputs: tuple[Stars, FittedProposal, Array]) -> tuple[Array, Array]:
+        """Independent points of one star and ln of posterior over proposal."""
+        star, known, key = inputs
+        points = draw_many(known.mixture, key, n_points)
+        energy = jax.vmap(partial(potential, model, prior, star, known.frame))(points)
+        return points, -energy - jax.vmap(partial(ln_density, known.mixture))(points)
+
+    def cycle(star: Stars, known: FittedProposal, state: tuple[Array, Any], inputs: tuple[Array, Array, Array]) -> Any:
+        """One transition of NUTS and `JUMPS` choices of every chain of one star."""
+        z, averaging = state
+        step_size = jnp.exp(jnp.where(adapting, averaging[0], averaging[1]))
+
+        def chain(z: Array, points: Array, ln_ratios: Array, key: Array) -> tuple[Array, ...]:
+            walk, leap = jax.random.split(key)
+            moved = nuts_transition(partial(potential, model, prior, star, known.frame), z, step_size, walk)
+
+            def jump(here: tuple[Array, Array], inputs: tuple[Array, Array, Array]) -> Any:
+                z, ratio, jumped = choose_point(inputs[0], *here, *inputs[1:])
+                return (z, ratio), (z, jumped)
+
+            at = (moved.z, -moved.potential_energy - ln_density(known.mixture, moved.z))
+            (z, _), (kept, jumped) = jax.lax.scan(jump, at, (jax.random.split(leap, JUMPS), points, ln_ratios))
+            return z, kept, jumped, moved.diverging, moved.accept_prob, moved.num_steps
+
+        z, kept, jumped, diverging, accept_prob, n_steps = jax.vmap(chain)(z, *inputs)
+        updated = average(TARGET_ACCEPT - jnp.mean(accept_prob), averaging)
+        averaging = jax.tree.map(lambda a, b: jnp.where(adapting, a, b), updated, averaging)
+        first = jnp.arange(JUMPS) == 0
+        each = (diverging[:, None] & first, jnp.repeat(accept_prob[:, None], JUMPS, 1), n_steps[:, None] * first)
+        return (z, averaging), (kept, *each, jumped)
+
+    def walk(star: Stars, known: FittedProposal, state: _Chains, points: Array, ln_ratios: Array, key: Array) -> Any:
+        keys = jax.random.split(key, (n_cycles, n_chains))
+        inputs = (points, ln_ratios, keys)
+        (z, averaging), kept = jax.lax.scan(partial(cycle, star, known), (state.z, state.averaging), inputs)
+        # (cycle, chain, jump, ...) to (chain, draw, ...).
+        kept = jax.tree.map(lambda v: jnp.moveaxis(v, 0, 1).reshape(n_chains, STRETCH, *v.shape[3:]), kept)
+        return _Chains(z, averaging, state.n_calls + 1), jnp.exp(averaging[1]), kept
+
+    def finish(inputs: tuple[Stars, FittedProposal, Array]) -> tuple[Array, Array]:
+        star, known, z = inputs
+        _, u, ln_posterior = jax.vmap(partial(evaluate, model, prior, star, known.frame))(z)
+        return to_linear(u), ln_posterior
+
+    with jax.default_matmul_precision("highest"):
+        keys = jax.vmap(lambda own, n: jax.random.split(jax.random.fold_in(jax.random.key(own), n + 2)))(
+            seed, chains.n_calls
+        )
+        # One star after another: the points of one are a product of matrices, and stay in the processor's cache.
+        points, ln_ratios = jax.lax.map(propose, (stars, found, keys[:, 0]))
+        points = points.reshape(-1, n_cycles, n_chains, JUMPS, N_CANDIDATES, n_parameters)
+        chains, step_size, (z, *rest) = jax.vmap(walk)(
+            stars, found, chains, points, ln_ratios.reshape(points.shape[:-1]), keys[:, 1]
+        )
+        parameters, ln_posterior = jax.lax.map(finish, (stars, found, z.reshape(z.shape[0], -1, n_parameters)))
+        shape = z.shape[:3]
+        return chains, _Kept(z, parameters.reshape(z.shape), ln_posterior.reshape(shape), *rest), step_size
+
+
+@dataclass
+class _Walker:
+    """One star between rounds, on the host: its block's inputs, its chains, and what they have left behind."""
+
+    inputs: tuple[Any, ...]
+    chains: Any
+    kept: _Kept
+    known: Diagnostics
+    step_size: float
+    n_transitions: int
+    n_made: int
+
+
+def _thinned(stretches: list[_Kept], n_draws: int) -> _Kept:
+    """All draws of a round, evenly thinned; a trajectory between two that diverged is counted with the later."""
+    joined = _Kept(*(np.concatenate(parts, axis=2) for parts in zip(*stretches, strict=True)))
+    every = joined.diverging.shape[2] // n_draws
+    groups = (*joined.diverging.shape[:2], n_draws, every)
+    last = _Kept(*(leaf[:, :, every - 1 :: every] for leaf in joined))
+    return last._replace(
+        diverging=joined.diverging.reshape(groups).any(axis=3), n_steps=joined.n_steps.reshape(groups).sum(axis=3)
+    )
+
+
+def _evenly(points: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`N_DRAWS` of every star's points, (star, point, parameter)."""
+    return points[:, np.linspace(0, points.shape[1] - 1, N_DRAWS).astype(int)]
+
+
+def _host(tree: Any) -> Any:
+    return jax.tree.map(np.asarray, tree)
+
+
+def _rows(tree: Any, at: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[at], tree)
+
+
+def _stack(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+
+def sample_stars(
+    model: ForwardModel,
+    prior: LabelPrior,
+    stars: Stars,
+    components: Float[Array, "star component parameter"],
+    optima: Float[Array, "star optimum parameter"],
+    seed: UInt[Array, " star"],
+    schedule: Schedule,
+    progress: Callable[[int, int, float], None] = lambda done, total, rate: None,
+    threads: int | None = None,
+) -> tuple[Draws, Diagnostics]:
+    """Draw from every star's posterior.
+
+    Args:
+        model: the trained forward model.
+        prior: the label mixture.
+        stars: a batch, model error folded in.
+        components: the optimum under every component of the prior, from `mixture.component_optima`.
+        optima: optima of the whole posterior, best first, in (labels, ln E, ln parallax); NaN where there is none.
+        seed: (star,) each star's own.
+        schedule: how long chains walk; warm-up and draws are multiples of `STRETCH`.
+        progress: receives stars settled or given up, stars in total, and stars per second.
+        threads: blocks that advance side by side; as many as the processor has cores if None.
+
+    Raises:
+        ValueError: the warm-up is too short for the step size to settle, or is no multiple of `STRETCH`, nor are the draws.
+    """
+    if schedule.n_warmup < MIN_WARMUP:
+        raise ValueError(f"a warm-up of {schedule.n_warmup} draws is too short; use at least {MIN_WARMUP}")
+    if schedule.n_draws % STRETCH or schedule.n_warmup % STRETCH:
+        raise ValueError(f"warm-up and draws per chain must be multiples of {STRETCH}")
+    begun, n = time.perf_counter(), len(stars)
+    host: tuple[Any, ...] = _host((stars, components, optima, seed))
+    walkers: dict[int, _Walker] = {}
+
+    def first(rows: NDArray[np.intp]) -> list[_Walker]:
+        block, within, tops, own = _rows(host, np.resize(rows, BLOCK))
+        found = adapt(model, prior, block, within, tops, own)
+        chains = _begin(model, prior, block, found, tops, own, schedule.n_chains)
+        seen = []
+        for _ in range(schedule.n_warmup // STRETCH):
+            chains, kept, _ = _walk(model, prior, block, found, own, chains, jnp.asarray(True))
+            seen.append(np.asarray(kept.z))
+        # The first stretch is still on its way from where the chains began.
+        points = np.concatenate(seen[1:], axis=2)
+        return _round(model, prior, (block, found, own), chains, points, schedule, 0, [0] * len(rows))
+
+    def again(number: int, rows: NDArray[np.intp]) -> list[_Walker]:
+        chosen = [walkers[int(i)] for i in np.resize(rows, BLOCK)]
+        inputs = _stack([w.inputs for w in chosen])
+        chains = _stack([w.chains for w in chosen])
+        seen = np.stack([w.kept.z for w in chosen])
+        made = [w.n_made for w in chosen]
+        return _round(model, prior, inputs, chains, seen, schedule, number, made[: len(rows)])
+
+    with ThreadPoolExecutor(threads or _n_cores()) as pool:
+        left, number = np.arange(n, dtype=np.intp), 0
+        while len(left) and _length(number) <= schedule.max_rounds:
+            task = first if number == 0 else partial(again, number)
+            blocks = [left[i : i + BLOCK] for i in range(0, len(left), BLOCK)]
+            for rows, done in zip(blocks, pool.map(task, blocks), strict=True):
+                walkers.update(zip(rows.tolist(), done, strict=True))
+                settled = sum(bool(w.known.settled) for w in walkers.values())
+                progress(settled, n, settled / (time.perf_counter() - begun))
+            left = np.array([i for i in left.tolist() if not walkers[i].known.settled], np.intp)
+            number += 1
+
+    ended = [walkers[i] for i in range(n)]
+    kept = _stack([w.kept for w in ended])._asdict()
+    del kept["z"]
+    draws = Draws(
+        **kept,
+        step_size=np.array([w.step_size for w in ended], np.float32),
+        n_transitions=np.array([w.n_transitions for w in ended], np.int32),
+        n_made=np.array([w.n_made for w in ended], np.int32),
+        k_hat=np.array([w.inputs[1].k_hat for w in ended], np.float32),
+    )
+    return draws, _stack([w.known for w in ended])
+
+
+def _length(number: int) -> int:
+    """How many times the draws a round takes: 1, 1, 2, 4, ... A better mixture is often all that the second needs."""
+    return 1 if number == 0 else int(2 ** (number - 1))
+
+
+def _n_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _round(
+    model: ForwardModel,
+    prior: LabelPrior,
+    inputs: tuple[Stars, FittedProposal, Array],
+    chains: _Chains,
+    seen: NDArray[np.float32],
+    schedule: Schedule,
+    number: int,
+    made: list[int],
+) -> list[_Walker]:
+    """Fit a block's mixtures to what its chains have seen, take them further, and diagnose the draws.
+
+    Args:
+        model, prior: the trained model.
+        inputs: stars, what was found for them, and seeds, of a whole block.
+        chains: where they stand.
+        seen: (star, chain, draw, parameter) where they have been, in each star's coordinates.
+        schedule: how long they walk.
+        number: of the round, from 0: how far, and part of the random numbers.
+        made: choices made before, of each star that counts; the others fill the block.
+    """
+    block, found, own = inputs
+    points = jnp.asarray(_evenly(seen.reshape(len(seen), -1, seen.shape[-1])))
+    inputs = (block, adapt_again(model, prior, block, found, points, own + np.uint32(number + 1)), own)
+    stretches = []
+    n_walked = _length(number) * schedule.n_draws
+    for stretch in range(1 + n_walked // STRETCH):
+        chains, kept, step_size = _walk(model, prior, *inputs, chains, jnp.asarray(False))
+        if stretch:  # the first is the chains' way from the old proposals to the new
+            stretches.append(_host(kept))
+    n = len(made)
+    kept = _rows(_thinned(stretches, schedule.n_draws), slice(n))
+    known = diagnose(kept.parameters, kept.diverging)
+    inputs, chains, step_size = _host((inputs, chains, step_size))
+    return [
+        _Walker(
+            inputs=_rows(inputs, i),
+            chains=_rows(chains, i),
+            kept=_rows(kept, i),
+            known=_rows(known, i),
+            step_size=float(step_size[i]),
+            n_transitions=n_walked,
+            n_made=made[i] + n_walked,
+        )
+        for i in range(n)
+    ]
+
+
+def optima_of(estimate: NDArray[np.floating], runner_up: NDArray[np.floating]) -> NDArray[np.float32]:
+    """(star, 2, parameter) best and second optimum in (labels, ln E, ln parallax), NaN where there is none.
+
+    Args:
+        estimate, runner_up: (star, parameter) labels, E [mag], parallax [mas], as `infer` gives them.
+    """
+    both = np.stack([estimate, runner_up], axis=1).astype(np.float32)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        both[..., -2:] = np.log(both[..., -2:])
+    return both
+
+
+def sample_inferred(
+    model: ForwardModel,
+    prior: LabelPrior,
+    grid: StartGrid,
+    stars: Stars,
+    estimate: NDArray[np.floating],
+    runner_up: NDArray[np.floating],
+    seed: NDArray[np.uint32],
+    schedule: Schedule,
+    progress: Callable[[int, int, float], None] = lambda done, total, rate: None,
+    threads: int | None = None,
+) -> tuple[Draws, Diagnostics]:
+    """Draw from the posteriors of stars that `infer` has solved.
+
+    Args:
+        model, prior: the trained model.
+        grid: nodes from `starts.make_grid`.
+        stars: a batch, model error folded in.
+        estimate, runner_up: (star, parameter) labels, E [mag], parallax [mas] of the optima; NaN if there is none.
+        seed: (star,) each star's own.
+        schedule, progress, threads: as in `sample_stars`.
+    """
+    found = []
+    for start in range(0, len(stars), COMPONENT_BLOCK):
+        rows = jnp.minimum(jnp.arange(start, start + COMPONENT_BLOCK), len(stars) - 1)
+        found.append(np.asarray(component_optima(model, prior, grid, stars.take(rows)))[: len(stars) - start])
+    optima = optima_of(estimate, runner_up)
+    components = jnp.asarray(np.concatenate(found))
+    return sample_stars(
+        model, prior, stars, components, jnp.asarray(optima), jnp.asarray(seed), schedule, progress, threads
+    )

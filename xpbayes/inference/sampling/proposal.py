@@ -1,0 +1,325 @@
+"""A mixture of Student t that resembles one star's posterior, found by adaptive importance sampling.
+
+In: stars and their optima. Out: for every star its coordinates (`coordinates`) and, in these, a mixture to draw from and
+to evaluate: proposals for the independent jumps of `nuts`, close enough to the posterior that most are taken.
+
+It begins from what is known beforehand. The prior is a sum of Gaussians, so the posterior is a sum too, of each of them
+times the likelihood; such a term is much closer to a Gaussian than the whole, whose shape may have arms and several
+tops. The optimum of every term is sought, coordinates are laid around it, and its share follows from Laplace's
+approximation to its integral. The flux is not linear in the labels, though, so what this says of ridges is not enough.
+Hence a few rounds follow of drawing, weighting by posterior over proposal, and fitting a new mixture to the weighted
+draws by expectation-maximisation (population Monte Carlo, Cappé et al. 2008), with the largest weights clipped, as long
+as the proposal is poor (Koblents & Míguez 2015).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt
+
+from xpbayes.inference.sampling.coordinates import Coordinates, evaluate, coordinates_at, intrinsic, is_usable, place
+from xpbayes.inference.sampling.weighted_mixture import Mixture, clipped_weights, fit_mixture, whitened
+from xpbayes.inference.sampling.psis import pareto_smoothed
+from xpbayes.inference.search.solver import solve
+from xpbayes.inference.search.starts import StartGrid, find_starts
+from xpbayes.models.forward import ForwardModel
+from xpbayes.models.prior import LabelPrior, component_ln_density
+from xpbayes.data.stars import Stars
+
+DOF = 6
+"""Degrees of freedom of the Student t, an even number: a proposal must have heavier tails than what it aims at."""
+ITERATIONS = 30
+"""Of the solver for each component of the prior: a term that is not at its optimum yet is a poorer proposal, not a wrong
+one."""
+OPTIMUM_SHARE = 0.1
+"""Share of each optimum of the whole posterior at first."""
+MIN_SHARE = 0.01
+"""Least share of a component of the prior at first: its Laplace integral may be far off."""
+N_DRAWS, N_ROUNDS = 1024, 4
+TEMPER = 0.6
+"""Mixtures are fitted to this power of the posterior, wider by a third: a proposal must cover the ends of every arm, or
+chains that get there stay for long."""
+CHAIN_WORTH = 0.5
+"""A point of a chain counts as so many independent draws."""
+N_CLIPPED = 32
+"""So many of the largest weights of a round are made equal: the square root of the draws."""
+
+
+class FittedProposal(NamedTuple):
+    """What was found for a star.
+
+    Attributes:
+        frame: its coordinates, around its best optimum.
+        mixture: resembles the posterior, in these.
+        k_hat: () Pareto shape of the importance weights of the mixture's own draws.
+    """
+
+    frame: Coordinates
+    mixture: Mixture
+    k_hat: Float[Array, ""]
+
+
+def _component(prior: LabelPrior, number: Array) -> LabelPrior:
+    """One component of a mixture with its weight, as a mixture of one."""
+    return LabelPrior(
+        prior.ln_weight[number][None], prior.mean[number][None], prior.whitening[number][None], prior.ln_threshold
+    )
+
+
+def component_optima(
+    model: ForwardModel, prior: LabelPrior, grid: StartGrid, stars: Stars
+) -> Float[Array, "star component parameter"]:
+    """Find the optimum of every component of the prior times the likelihood.
+
+    Args:
+        model: the trained forward model.
+        prior: the label mixture.
+        grid: nodes from `starts.make_grid`.
+        stars: a batch, model error folded in; a size that many batches share saves compilations.
+
+    Returns:
+        (star, component, label + 2) labels, ln E, ln parallax.
+    """
+    density = jax.vmap(partial(component_ln_density, prior))(grid.labels)
+    found = []
+    for k in range(prior.mean.shape[0]):
+        alone = _component(prior, jnp.asarray(k))
+        start = find_starts(model, alone, grid._replace(ln_prior=density[:, k]), stars, 1)[:, 0]
+        found.append(solve(model, alone, stars, start, ITERATIONS).parameters)
+    return jnp.stack(found, axis=1)
+
+
+def draw_student(key: Array, shape: tuple[int, ...]) -> Float[Array, "*draw parameter"]:
+    """Draw from the standard multivariate Student t with `DOF` degrees of freedom; the last axis is one vector."""
+    noise, amplitude = jax.random.split(key)
+    # chi^2 / DOF of an even number of degrees of freedom is a sum of exponentials, which compiles far faster.
+    uniform = jax.random.uniform(amplitude, (*shape[:-1], DOF // 2), minval=1e-30)
+    gamma = -jnp.sum(jnp.log(uniform), axis=-1) / (DOF // 2)
+    return jax.random.normal(noise, shape) / jnp.sqrt(gamma)[..., None]
+
+
+def _ln_student(white: Float[Array, " parameter"]) -> Float[Array, ""]:
+    """Ln density of the same, without its constant."""
+    return -0.5 * (DOF + white.shape[-1]) * jnp.log1p(jnp.sum(white**2, axis=-1) / DOF)
+
+
+def draw_many(mixture: Mixture, key: Array, n: int) -> Float[Array, "draw parameter"]:
+    """Draw n points."""
+    which, where = jax.random.split(key)
+    n_terms, n_parameters = mixture.mean.shape
+    top = jnp.cumsum(jnp.exp(mixture.ln_share))
+    term = jnp.searchsorted(top[:-1], jax.random.uniform(which, (n,)) * top[-1], side="right")
+    # A product with a matrix of ones and zeros: gathering a factor for every draw takes longer.
+    packed = jnp.concatenate([mixture.mean[:, None, :], mixture.factor], axis=1).reshape(n_terms, -1)
+    chosen = (jax.nn.one_hot(term, n_terms) @ packed).reshape(n, n_parameters + 1, n_parameters)
+    white = draw_student(where, (n, n_parameters))
+    return chosen[:, 0] + jnp.sum(chosen[:, 1:] * white[:, None, :], axis=-1)
+
+
+def ln_density(mixture: Mixture, z: Float[Array, " parameter"]) -> Float[Array, ""]:
+    """Ln density of the mixture at one point, up to the Student t's constant."""
+    ln_det = jnp.sum(jnp.log(jnp.diagonal(mixture.factor, axis1=1, axis2=2)), axis=1)
+    return jax.nn.logsumexp(mixture.ln_share - ln_det + _ln_student(whitened(z - mixture.mean, mixture.factor)))
+
+
+class _Terms(NamedTuple):
+    """The first mixture: a Student t in the coordinates of every optimum."""
+
+    frames: Coordinates
+    ln_share: Array
+
+
+def _first_terms(
+    model: ForwardModel, prior: LabelPrior, star: Stars, components: Array, optima: Array, known: Array
+) -> _Terms:
+    n_components = components.shape[0]
+    # One program for both: the whole prior is the mixture with no component left out.
+    alone = jnp.where(jnp.eye(n_components, dtype=bool), prior.ln_weight, -jnp.inf)
+    weights = jnp.concatenate([alone, jnp.broadcast_to(prior.ln_weight, (optima.shape[0], n_components))])
+
+    def lay(ln_weight: Array, at: Array) -> Coordinates:
+        part = LabelPrior(ln_weight, prior.mean, prior.whitening, prior.ln_threshold)
+        return coordinates_at(model, part, star, at)
+
+    frames = jax.vmap(lay)(weights, jnp.concatenate([components, optima]))
+    within, whole = (
+        jax.tree.map(lambda leaf, at=at: leaf[at], frames) for at in (slice(n_components), slice(n_components, None))
+    )
+    evidence = jnp.where(jax.vmap(is_usable)(within), within.evidence, -jnp.inf)
+    share = jax.nn.softmax(jnp.where(jnp.any(jnp.isfinite(evidence)), evidence, 0.0))
+    share = jnp.where(jnp.isfinite(evidence), jnp.maximum(share, MIN_SHARE), 0.0)
+    known = known & jax.vmap(is_usable)(whole)
+    share = jnp.concatenate([share, jnp.where(known, OPTIMUM_SHARE, 0.0)])
+    # A term without coordinates must not spoil sums with NaN: it borrows those of the largest.
+    largest = jnp.argmax(share)
+    frames = jax.tree.map(
+        lambda leaf: jnp.where((share > 0).reshape(-1, *([1] * (leaf.ndim - 1))), leaf, leaf[largest]), frames
+    )
+    return _Terms(frames, jnp.log(share / jnp.sum(share)))
+
+
+def _first_draws(terms: _Terms, frame: Coordinates, key: Array, n: int) -> tuple[Array, Array]:
+    """Draws in the coordinates of `frame`, and ln of their density there."""
+    which, where = jax.random.split(key)
+    term = jax.random.categorical(which, terms.ln_share, shape=(n,))
+    points = draw_student(where, (n, frame.mean.size + 1))
+
+    def one(number: Array, point: Array) -> tuple[Array, Array]:
+        labels, ln_extinction, _ = intrinsic(jax.tree.map(lambda leaf: leaf[number], terms.frames), point)
+
+        def density(own: Coordinates) -> Array:
+            z, ln_stretch = place(own, labels, ln_extinction, point[-1])
+            return _ln_student(z) - ln_stretch
+
+        z, ln_stretch = place(frame, labels, ln_extinction, point[-1])
+        return z, jax.nn.logsumexp(terms.ln_share + jax.vmap(density)(terms.frames)) + ln_stretch
+
+    return jax.vmap(one)(term, points)
+
+
+def _tempered(energy: Array, ln_density: Array) -> Array:
+    """Weights of draws as draws of the tempered posterior; they add up to one, the largest made equal.
+
+    Args:
+        energy: (draw,) -ln posterior density.
+        ln_density: (draw,) ln of the density that they came from.
+    """
+    return clipped_weights(-TEMPER * energy - ln_density, N_CLIPPED)
+
+
+class _Round(NamedTuple):
+    """Draws of one round of population Monte Carlo with the mixture that they came from."""
+
+    mixture: Mixture
+    z: Array
+    ln_density: Array
+
+
+def _improve(
+    energy: Callable[[Array], Array], known: Array, known_weight: Array, known_worth: Array, key: Array
+) -> tuple[Mixture, Array]:
+    """Fit mixtures in turn and draw from them.
+
+    Args:
+        energy: -ln density of many points.
+        known, known_weight: (draw, parameter) and (draw,) weighted points that every fit takes in: what was once seen
+            is not forgotten.
+        known_worth: () effective number of them.
+        key: random key.
+
+    Returns:
+        the mixture whose own draws had the most even weights, and their k_hat.
+    """
+
+    def begin(mixture: Mixture, key: Array) -> _Round:
+        z = draw_many(mixture, key, N_DRAWS)
+        return _Round(mixture, z, jax.vmap(partial(ln_density, mixture))(z))
+
+    def step(now: _Round, key: Array) -> tuple[_Round, tuple[Mixture, Array, Array]]:
+        height = energy(now.z)
+        ratio = -height - now.ln_density
+        ratio = jnp.where(jnp.isfinite(ratio), ratio, -jnp.inf)
+        weight, (smoothed, k_hat) = _tempered(height, now.ln_density), pareto_smoothed(ratio)
+        share = known_worth / (known_worth + 1.0 / jnp.sum(weight**2))
+        together = jnp.concatenate([share * known_weight, (1.0 - share) * weight])
+        following = begin(fit_mixture(jnp.concatenate([known, now.z]), together), key)
+        return following, (now.mixture, k_hat, jnp.where(jnp.isfinite(k_hat), 1.0 / jnp.sum(smoothed**2), 0.0))
+
+    keys = jax.random.split(key, N_ROUNDS)
+    first = begin(fit_mixture(known, known_weight), keys[0])
+    _, (mixtures, k_hat, worth) = jax.lax.scan(step, first, keys)
+    best = jnp.argmax(worth)
+    return jax.tree.map(lambda leaf: leaf[best], mixtures), k_hat[best]
+
+
+@jax.jit
+def _lay_out(
+    model: ForwardModel, prior: LabelPrior, stars: Stars, components: Array, optima: Array, seed: Array
+) -> tuple[Coordinates, Array, Array]:
+    """Every star's coordinates, and first draws in these with ln of their density."""
+
+    def one(inputs: tuple[Stars, Array, Array, Array]) -> tuple[Coordinates, Array, Array]:
+        star, within, tops, own = inputs
+        known = jnp.all(jnp.isfinite(tops), axis=1)
+        terms = _first_terms(model, prior, star, within, jnp.where(known[:, None], tops, tops[0]), known)
+        frame = jax.tree.map(lambda leaf: leaf[within.shape[0]], terms.frames)  # the best optimum's
+        return frame, *_first_draws(terms, frame, jax.random.fold_in(jax.random.key(own), 1), N_DRAWS)
+
+    with jax.default_matmul_precision("highest"):
+        # Star after star: the draws of one are enough for the processor, and stay in its cache.
+        return jax.lax.map(one, (stars, components, optima, seed))
+
+
+@jax.jit
+def _improve_block(
+    model: ForwardModel,
+    prior: LabelPrior,
+    stars: Stars,
+    frames: Coordinates,
+    known: Array,
+    ln_density: Array,
+    by_chains: Array,
+    seed: Array,
+) -> FittedProposal:
+    """`_improve` for every star; draws that are of chains have the posterior itself for their density."""
+
+    def one(inputs: tuple[Stars, Coordinates, Array, Array, Array]) -> FittedProposal:
+        star, frame, z, ln_q, own = inputs
+
+        def energy(z: Array) -> Array:
+            return jax.vmap(lambda point: evaluate(model, prior, star, frame, point)[0])(z)
+
+        usable = jnp.all(jnp.isfinite(z), axis=1)
+        z = jnp.where(usable[:, None], z, 0.0)
+        height = jnp.where(usable, energy(z), jnp.inf)
+        weight = _tempered(height, jnp.where(by_chains, -height, ln_q))
+        worth = jnp.where(by_chains, CHAIN_WORTH, 1.0) / jnp.sum(weight**2)
+        return FittedProposal(frame, *_improve(energy, z, weight, worth, jax.random.key(own)))
+
+    with jax.default_matmul_precision("highest"):
+        return jax.lax.map(one, (stars, frames, known, ln_density, seed))
+
+
+def adapt(
+    model: ForwardModel,
+    prior: LabelPrior,
+    stars: Stars,
+    components: Float[Array, "star component parameter"],
+    optima: Float[Array, "star optimum parameter"],
+    seed: UInt[Array, " star"],
+) -> FittedProposal:
+    """Find the mixture of every star of a block.
+
+    Args:
+        model: the trained forward model.
+        prior: the label mixture.
+        stars: a block, model error folded in.
+        components: from `component_optima`.
+        optima: optima of the whole posterior, best first, in (labels, ln E, ln parallax); NaN where there is none.
+        seed: (star,) each star's own.
+    """
+    frames, first, ln_q = _lay_out(model, prior, stars, components, optima, seed)
+    return _improve_block(model, prior, stars, frames, first, ln_q, jnp.asarray(False), seed)
+
+
+def adapt_again(
+    model: ForwardModel,
+    prior: LabelPrior,
+    stars: Stars,
+    found: FittedProposal,
+    seen: Float[Array, "star draw parameter"],
+    seed: UInt[Array, " star"],
+) -> FittedProposal:
+    """Fit the mixtures of a block anew, now that chains have seen more.
+
+    Args:
+        model, prior, stars: as in `adapt`.
+        found: what was found before.
+        seen: (star, draw, parameter) `N_DRAWS` points of chains, equally likely, in each star's coordinates.
+        seed: (star,) each star's own, another one each time.
+    """
+    no_density = jnp.zeros(seen.shape[:2], jnp.float32)
+    return _improve_block(model, prior, stars, found.frame, seen, no_density, jnp.asarray(True), seed)

@@ -1,0 +1,1 @@
+"""The search for every star's optima: starts, the batched second-order solver."""

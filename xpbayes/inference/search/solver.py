@@ -1,0 +1,366 @@
+"""Find the mode of one star's posterior: damped Newton steps, batched over stars.
+
+Every iteration costs one evaluation of residuals, Jacobian and curvature, at the trial point; what it yields decides
+whether the trial is taken and where the next one lies. The curvature is the exact Hessian of L where that is positive
+definite; elsewhere Gauss-Newton's 2 J^T J plus a positive bound to the label prior's. Damping follows Levenberg and
+Marquardt, scaled by the curvature's diagonal, so that units of the parameters do not matter.
+
+Without a parallax, L is a narrow bent valley in (log g, parallax): a dwarf nearby is a giant far away. So the parallax is
+eliminated (variable projection): steps are damped in the other parameters alone, and at every trial the parallax is
+first brought to its best value there, a linear least-squares amplitude since the flux goes with its square.
+A star that has converged is frozen: its answer does not depend on who shares its batch.
+"""
+
+import math
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+from numpy.typing import NDArray
+
+from xpbayes.models.forward import ForwardModel
+from xpbayes.models.likelihood import deviance, n_observed
+from xpbayes.models.objective import Expansion, at_other_parallax, curvature_of, expand
+from xpbayes.models.prior import LabelPrior
+from xpbayes.data.stars import Stars
+
+DECREMENT_TOLERANCE = 1e-4
+"""Converged when g^T H^-1 g, twice what one more Newton step can gain in L, is below this: 0.007 sigma from the mode."""
+MAX_LOG_STEP = 2.0
+"""Largest change of ln E or ln parallax in one step: the exponentials are far from quadratic beyond."""
+MAX_SCALED_STEP = 1.5
+"""Largest change of a label in one step, in units of the training labels' spread."""
+FIRST_DAMPING, MIN_DAMPING, MAX_DAMPING = 1e-2, 1e-7, 1e8
+ACCEPT_ROUNDING = 2e-6
+"""A step may raise L by this fraction of what L is summed from: float32 cannot see smaller changes."""
+MAX_BEND = 0.75
+"""A bend longer than this share of the step is not trusted."""
+PARALLAX_ROUNDS = 5
+"""Rounds of Newton's method for the parallax, from the value that the fluxes want."""
+MIN_PIVOT = 3e-6
+"""The exact Hessian is used where its scaled Cholesky pivots exceed this, else the positive definite bound."""
+FIRST_ROUND, SECOND_ROUND, LONGER = 5, 3, 1.4
+"""Iterations that all lanes make together; then some more, and every further round so much longer than the last. Short
+rounds gather lanes anew more often, which costs half an iteration; long ones make those that have converged wait."""
+CPU_BLOCK, ACCELERATOR_BLOCK = 128, 16384
+"""Lanes of a block. On one CPU core 128 cost 8 microseconds a lane and iteration, 64 cost 10 and 1,024 cost 12."""
+CLIPPED_PIVOT = 1e-7
+"""Pivots of scaled matrices are raised to this: directions without information get small steps, not NaN."""
+
+
+class Solution(NamedTuple):
+    """Where the solver stopped, per star.
+
+    Attributes:
+        parameters: (star, label + 2) labels, ln E, ln parallax.
+        objective: (star,) L there.
+        decrement: (star,) g^T H^-1 g.
+        converged: (star,) decrement below the tolerance.
+        n_iterations: (star,).
+    """
+
+    parameters: Float[Array, "star parameter"]
+    objective: Float[Array, " star"]
+    decrement: Float[Array, " star"]
+    converged: Bool[Array, " star"]
+    n_iterations: Int[Array, " star"]
+
+
+def _equilibrated_factor(matrix: Array) -> tuple[list[list[Array]], Array, Array]:
+    """Cholesky rows of a matrix scaled to unit diagonal, the scale, and the smallest pivot before clipping.
+
+    Unrolled because a batch of 5 x 5 systems is then plain arithmetic on vectors of stars, which every device does
+    well, where library calls pay per matrix.
+    """
+    n = matrix.shape[0]
+    diagonal = jnp.diagonal(matrix)
+    scale = 1.0 / jnp.sqrt(jnp.maximum(jnp.abs(diagonal), 1e-30))
+    a = matrix * scale[:, None] * scale[None, :]
+    lower: list[list[Array]] = []
+    smallest = a[0, 0]
+    for i in range(n):
+        row: list[Array] = []
+        for j in range(i):
+            row.append(_minus(a[i, j], [row[k] * lower[j][k] for k in range(j)]) / lower[j][j])
+        pivot = _minus(a[i, i], [e * e for e in row])
+        smallest = jnp.minimum(smallest, pivot)
+        row.append(jnp.sqrt(jnp.maximum(pivot, CLIPPED_PIVOT)))
+        lower.append(row)
+    return lower, scale, smallest
+
+
+def _minus(value: Array, terms: list[Array]) -> Array:
+    for term in terms:
+        value = value - term
+    return value
+
+
+def smallest_pivot(matrix: Float[Array, "n n"]) -> Float[Array, ""]:
+    """Smallest Cholesky pivot after scaling to unit diagonal: positive exactly for positive definite matrices."""
+    return _equilibrated_factor(matrix)[2]
+
+
+def solve_positive(matrix: Float[Array, "n n"], vector: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Solve a small positive definite system by Cholesky factorisation of its equilibrated form."""
+    n = matrix.shape[0]
+    lower, scale, _ = _equilibrated_factor(matrix)
+    b = vector * scale
+    y: list[Array] = []
+    for i in range(n):
+        y.append(_minus(b[i], [lower[i][k] * y[k] for k in range(i)]) / lower[i][i])
+    x: list[Array] = [b[0]] * n
+    for i in reversed(range(n)):
+        x[i] = _minus(y[i], [lower[k][i] * x[k] for k in range(i + 1, n)]) / lower[i][i]
+    return jnp.stack(x) * scale
+
+
+def best_parallax_shift(
+    star: Stars, parameters: Float[Array, " parameter"], at: Expansion
+) -> Float[Array, ""]:
+    """Change of ln parallax that minimises L with all other parameters as they are.
+
+    Args:
+        star: one star.
+        parameters: (label + 2,) labels, ln E, ln parallax; the last is where the search begins.
+        at: the fluxes there.
+    """
+    # Flux that is a times as large leaves residual + (a - 1) white.
+    white, residual = 0.5 * at.jacobian[-1], at.residual
+    power = jnp.maximum(white @ white, 1e-30)
+    amplitude = jnp.clip(1.0 - white @ residual / power, 1e-4, 1e4)
+    misfit = jnp.sum((residual + (amplitude - 1.0) * white) ** 2)
+    n_obs = n_observed(star.whitening)
+    shift = 0.5 * jnp.log(amplitude)
+    for _ in range(PARALLAX_ROUNDS):
+        # Newton's method in one dimension: chi^2 = misfit + power (a - amplitude)^2 with a = e^(2 shift).
+        a, plx = jnp.exp(2.0 * shift), jnp.exp(parameters[-1] + shift)
+        rho = deviance(misfit + power * (a - amplitude) ** 2, n_obs, star.inv_dof)
+        by_flux = 4.0 * power * a * (a - amplitude)
+        known = 2.0 * star.parallax_inv_error**2 * plx
+        gradient = rho.slope * by_flux + known * (plx - star.parallax) - 2.0
+        bound = 8.0 * rho.slope * power * a**2 + known * plx
+        exact = bound + 2.0 * rho.slope * by_flux + rho.bend * by_flux**2 + known * (plx - star.parallax)
+        step = gradient / jnp.where(exact > 0.1 * bound, exact, bound)
+        shift = shift - jnp.clip(step, -1.0, 1.0)
+    return jnp.where(jnp.isfinite(shift), shift, 0.0)
+
+
+def _damped_step(hessian: Array, gradient: Array, damping: Array) -> Array:
+    """Levenberg and Marquardt's step with the parallax, the last parameter, eliminated and not damped."""
+    across, own = hessian[:-1, -1], jnp.maximum(hessian[-1, -1], 1e-30)
+    reduced = hessian[:-1, :-1] - jnp.outer(across, across) / own
+    damped = reduced + damping * jnp.diag(jnp.abs(jnp.diagonal(reduced)))
+    others = -solve_positive(damped, gradient[:-1] - across * gradient[-1] / own)
+    return jnp.append(others, -(gradient[-1] + across @ others) / own)
+
+
+class _State(NamedTuple):
+    """One lane: the best point so far with its derivatives, and the trial to evaluate next; of many in NumPy."""
+
+    parameters: Any
+    value: Any
+    size: Any
+    gradient: Any
+    hessian: Any
+    decrement: Any
+    trial: Any
+    damping: Any
+    converged: Any
+    n_iterations: Any
+
+
+def _advance(model: ForwardModel, prior: LabelPrior | None, star: Stars, state: _State) -> _State:
+    """Evaluate one star's trial, take it or not, and choose the next; a converged star stays as it is."""
+    around = expand(model, star, state.trial)
+    shift = best_parallax_shift(star, state.trial, around)
+    trial = state.trial.at[-1].add(shift)
+    new, bend_along = curvature_of(model, prior, star, trial, at_other_parallax(around, shift))
+    definite = smallest_pivot(new.hessian) > MIN_PIVOT
+    new_hessian = jnp.where(definite, new.hessian, new.bound)
+    new_decrement = jnp.abs(new.gradient @ solve_positive(new_hessian, new.gradient))
+    better = new.value <= state.value + ACCEPT_ROUNDING * state.size
+    # Next to the mode L itself is all rounding; there the gradient decides.
+    near = new.value <= state.value + 100.0 * ACCEPT_ROUNDING * state.size
+    better |= near & (new_decrement < state.decrement)
+    better &= jnp.isfinite(new.value) & jnp.all(jnp.isfinite(new.gradient)) & jnp.all(jnp.isfinite(new_hessian))
+    first = state.n_iterations == 0
+    damping = jnp.where(better, state.damping * 0.1, state.damping * 8.0)
+    parameters, value, size, gradient, hessian, decrement = jax.tree.map(
+        lambda yes, no: jnp.where(better, yes, no),
+        (trial, new.value, new.size, new.gradient, new_hessian, new_decrement),
+        (state.parameters, state.value, state.size, state.gradient, state.hessian, state.decrement),
+    )
+    damping = jnp.where(first, state.damping, jnp.clip(damping, MIN_DAMPING, MAX_DAMPING))
+
+    step = _damped_step(hessian, gradient, damping)
+    limit = jnp.concatenate([MAX_SCALED_STEP * model.label_scale, jnp.full(2, MAX_LOG_STEP, step.dtype)])
+    # Where E is all but nought, nothing else depends on ln E, and its own step must not shorten the others'.
+    step = step.at[-2].set(jnp.clip(step[-2], -MAX_LOG_STEP, MAX_LOG_STEP))
+    step = step * jnp.minimum(1.0, 1.0 / jnp.max(jnp.abs(step) / limit))
+    # Geodesic acceleration (Transtrum & Sethna 2012) follows what bend is left: the residuals' second derivative along
+    # the step, met by one more solve. It needs the expansion at the point it starts from, which is at hand only where
+    # the trial was taken.
+    bend = _damped_step(hessian, bend_along(step), damping)
+    share = jnp.max(jnp.abs(bend) / limit) / jnp.maximum(jnp.max(jnp.abs(step) / limit), 1e-12)
+    step = jnp.where(better & (share < MAX_BEND), step + bend, step)
+
+    # Damped to a standstill without progress is a failure that shows in `converged`, not an endless loop.
+    converged = better & (decrement < DECREMENT_TOLERANCE)
+    moved = _State(
+        parameters=parameters,
+        value=value,
+        size=size,
+        gradient=gradient,
+        hessian=hessian,
+        decrement=decrement,
+        trial=parameters + step,
+        damping=damping,
+        converged=converged,
+        n_iterations=state.n_iterations + 1,
+    )
+    return jax.tree.map(lambda yes, no: jnp.where(state.converged, no, yes), moved, state)
+
+
+@jax.jit
+def _advance_block(
+    model: ForwardModel, prior: LabelPrior | None, stars: Stars, state: _State, limit: Int[Array, ""]
+) -> _State:
+    """Move the lanes of a block until all have converged or made `limit` iterations since their start.
+
+    Args:
+        stars: of the lanes, their whitening matrices transposed.
+    """
+    stars = replace(stars, whitening=jnp.swapaxes(stars.whitening, 1, 2))
+    with jax.default_matmul_precision("highest"):
+
+        def unfinished(state: _State) -> Array:
+            return jnp.any(~state.converged & (state.n_iterations < limit))
+
+        advance = jax.vmap(partial(_advance, model, prior))
+        return jax.lax.while_loop(unfinished, lambda s: advance(stars, s), state)
+
+
+@jax.jit
+def _taken(stars: Stars, rows: Array) -> Stars:
+    return stars.take(rows)
+
+
+def columns_first(stars: Stars) -> Stars:
+    """Transpose the whitening matrices: a few vectors at a time multiply them at twice the speed on CPUs."""
+    if jax.default_backend() != "cpu":
+        return replace(stars, whitening=jnp.swapaxes(stars.whitening, 1, 2))
+    columns: Any = np.ascontiguousarray(np.swapaxes(np.asarray(stars.whitening), 1, 2))
+    return replace(jax.tree.map(np.asarray, stars), whitening=columns)
+
+
+def _gather(stars: Stars, rows: Any) -> Stars:
+    """Some stars of a batch; NumPy copies rows at the memory's own speed, which programs on the CPU do not."""
+    return _taken(stars, rows) if jax.default_backend() != "cpu" else stars.take(rows)
+
+
+class StartPool:
+    """Starts on their way to optima, each of a star of a batch; a star may have many.
+
+    They advance in blocks of one size, whatever their number: one program serves every batch, a block's data stay in
+    the processor's cache, and those still moving are gathered anew after every round, so that few lanes wait for the
+    slowest. A lane goes on exactly where it stood: its path depends neither on the rounds nor on who is beside it.
+    """
+
+    def __init__(
+        self,
+        stars: Stars,
+        start: Float[Array, "lane parameter"] | NDArray[np.floating],
+        star_of: NDArray[np.integer] | None = None,
+    ) -> None:
+        """Set the lanes to their starts.
+
+        Args:
+            stars: a batch, from `columns_first`.
+            start: (lane, label + 2) labels, ln E, ln parallax.
+            star_of: (lane,) row of each lane's star; one lane per star in order if None.
+        """
+        self._stars = stars
+        begin = np.array(start)
+        n, p = begin.shape
+        self._star_of = np.arange(n) if star_of is None else np.asarray(star_of)
+        self.state = _State(
+            parameters=begin,
+            value=np.full(n, np.inf, begin.dtype),
+            size=np.zeros(n, begin.dtype),
+            gradient=np.full((n, p), np.inf, begin.dtype),
+            hessian=np.tile(np.eye(p, dtype=begin.dtype), (n, 1, 1)),
+            decrement=np.full(n, np.inf, begin.dtype),
+            trial=begin.copy(),
+            damping=np.full(n, FIRST_DAMPING, begin.dtype),
+            converged=np.zeros(n, bool),
+            n_iterations=np.zeros(n, np.int32),
+        )
+
+    def advance(
+        self, model: ForwardModel, prior: LabelPrior | None, rows: NDArray[np.integer], limit: int
+    ) -> NDArray[np.integer]:
+        """Move the lanes `rows` until they converge or have made `limit` iterations since their start.
+
+        Returns:
+            those of `rows` that have not converged.
+        """
+        size = block_size()
+        for begin in range(0, len(rows), size):
+            block = rows[begin : begin + size]
+            padded = np.pad(block, (0, size - len(block)), mode="edge")
+            state = jax.tree.map(lambda leaf, at=padded: leaf[at], self.state)
+            stars = _gather(self._stars, self._star_of[padded])
+            moved = _advance_block(model, prior, stars, state, np.int32(limit))
+            for leaf, new in zip(self.state, moved, strict=True):
+                leaf[block] = np.asarray(new)[: len(block)]
+        return rows[~self.state.converged[rows]]
+
+    def further(self, rows: NDArray[np.integer]) -> "StartPool":
+        """New lanes from the trials of some of these, of the same stars."""
+        return StartPool(self._stars, self.state.trial[rows], self._star_of[rows])
+
+    def solution(self) -> Solution:
+        """Where the lanes stand, in NumPy: nothing is compiled for another number of lanes."""
+        at = self.state
+        return Solution(at.parameters, at.value, at.decrement, at.converged, at.n_iterations)
+
+
+def block_size() -> int:
+    """Lanes that advance together: what the processor's cache holds on CPUs, enough to fill an accelerator."""
+    return CPU_BLOCK if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK
+
+
+def limits(most: int) -> list[int]:
+    """Iterations since the start after which lanes are gathered anew."""
+    found, limit, more = [], FIRST_ROUND, SECOND_ROUND
+    while limit < most:
+        found.append(limit)
+        limit, more = limit + more, math.ceil(LONGER * more)
+    return [*found, most]
+
+
+def solve(
+    model: ForwardModel,
+    prior: LabelPrior | None,
+    stars: Stars,
+    start: Float[Array, "star parameter"],
+    max_iterations: int = 30,
+) -> Solution:
+    """Refine every star from its start.
+
+    Args:
+        model: the trained forward model.
+        prior: the label mixture; None where measured labels take its place (training).
+        stars: a batch.
+        start: (star, label + 2) where to begin.
+        max_iterations: stop after so many; unconverged stars say so.
+    """
+    lanes = StartPool(columns_first(stars), start)
+    left: NDArray[np.integer] = np.arange(len(start))
+    for limit in limits(max_iterations):
+        left = lanes.advance(model, prior, left, limit)
+    return lanes.solution()

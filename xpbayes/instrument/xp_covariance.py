@@ -1,0 +1,291 @@
+"""XP coefficients to sampled spectra: flux f = D c and covariance C = D C_c D^T, in the star table's own unit.
+
+In: one `XpSide` for BP and one for RP (coefficients, errors, correlations). Out: flux, covariance and which samples
+were measured (`sample_spectra`); or, through ZGR23's error model, the packed whitening factor (`calibrate`).
+NumPy, float64: Gaia's covariance alone has a condition number of about 1e10.
+Not here: file formats (`archive/xp_continuous.py`), the bases (`design_matrix.py`), the error model (`error_model.py`).
+"""
+
+import math
+import threading
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xpbayes.channels import BP_RP_BOUNDARY_NM, XP_GRID_NM
+from xpbayes.instrument.bases import design_matrix, figures_left_alone
+from xpbayes.instrument.error_model import inflate
+from xpbayes.instrument.whitening import whiten_packed
+
+ErrorScaling = Literal["published", "divided"]
+"""How coefficient errors enter C_c: as published, or divided by bp/rp_standard_deviation (ZGR23 footnote 2: not done).
+"""
+
+FLUX_UNIT_SI = 1e-18
+"""The internal flux unit [W m^-2 nm^-1]."""
+
+BLOCK = 32
+"""Stars per block: 32 x (61 x 61) doubles are 1 MB, small enough for the cache. Blocks of 512 are 3x slower."""
+
+
+class _Scratch(threading.local):
+    """Arrays that the work on one block of stars needs, kept for the next block.
+
+    The first touch of new memory costs more than the arithmetic. What one block leaves here is gone with the next.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, NDArray[np.float64]] = {}
+
+    def array(self, name: str, *shape: int) -> NDArray[np.float64]:
+        """An array of that shape with anything in it; the same memory for the same name."""
+        size = math.prod(shape)
+        held = self._held.get(name)
+        if held is None or held.size < size:
+            held = self._held[name] = np.empty(size)
+        return held[:size].reshape(shape)
+
+
+_KEPT = _Scratch()
+
+
+@dataclass(frozen=True)
+class XpSide:
+    """BP or RP of a batch of sources, as Gaia publishes it.
+
+    Attributes:
+        coefficient: (star, k) [e-/s-like units of the bases]; zeros where the side is missing.
+        error: (star, k) published 1-sigma errors; ones where missing.
+        correlation: (star, k(k-1)/2) strict lower triangle, row by row; None where the file has no correlations at all.
+        standard_deviation: (star,) of the least-squares solution; NaN where unknown.
+        present: (star,) False where the source has no such side.
+    """
+
+    coefficient: NDArray[np.float64]
+    error: NDArray[np.float64]
+    correlation: NDArray[np.float64] | None
+    standard_deviation: NDArray[np.float64]
+    present: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.present)
+
+    @property
+    def n_coefficients(self) -> int:
+        """Coefficients per source; 0 where no source of the batch has this side."""
+        return self.coefficient.shape[1]
+
+    def take(self, index: NDArray[np.bool_] | NDArray[np.int64] | slice) -> "XpSide":
+        """Select sources."""
+        return XpSide(
+            self.coefficient[index],
+            self.error[index],
+            None if self.correlation is None else self.correlation[index],
+            self.standard_deviation[index],
+            self.present[index],
+        )
+
+
+@dataclass(frozen=True)
+class _SideDesign:
+    """The rows of D that one side reaches.
+
+    Attributes:
+        first, last: samples [first, last) of the grid with any weight.
+        matrix: (last - first, k) D with merge weights [1e-18 W m^-2 nm^-1 per coefficient unit].
+        alone: (last - first, 1) factor that undoes the merge weights where the other side is missing; 0 where the side
+            alone does not count.
+    """
+
+    first: int
+    last: int
+    matrix: NDArray[np.float64]
+    alone: NDArray[np.float64]
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.first, self.last)
+
+
+def merge_weights(grid_nm: NDArray[np.float64] = XP_GRID_NM) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Compute the weights with which GaiaXPy merges BP and RP (linear between 635 and 643 nm).
+
+    Args:
+        grid_nm: (sample,) wavelengths [nm].
+
+    Returns:
+        (sample,) weight of BP and (sample,) weight of RP, adding up to one.
+    """
+    with figures_left_alone():
+        from gaiaxpy.core.satellite import BP_WL, RP_WL
+
+    rp = np.clip((np.asarray(grid_nm, np.float64) - RP_WL.low) / (BP_WL.high - RP_WL.low), 0.0, 1.0)
+    return 1.0 - rp, rp
+
+
+@lru_cache(maxsize=4)
+def _side_designs(grid: tuple[float, ...]) -> tuple[_SideDesign, _SideDesign]:
+    grid_nm = np.asarray(grid)
+    design = design_matrix(grid_nm) / FLUX_UNIT_SI
+    k = design.shape[1] // 2
+    is_bp = grid_nm < BP_RP_BOUNDARY_NM
+    sides = []
+    for matrix, weight, own in zip(
+        (design[:, :k], design[:, k:]), merge_weights(grid_nm), (is_bp, ~is_bp), strict=True
+    ):
+        reached = np.flatnonzero(weight > 0)
+        first, last = (int(reached[0]), int(reached[-1]) + 1) if reached.size else (0, 0)
+        counts = own[first:last]
+        alone = np.where(counts, 1.0 / np.where(counts, weight[first:last], 1.0), 0.0)
+        sides.append(_SideDesign(first, last, np.ascontiguousarray(matrix[first:last]), alone[:, None]))
+    return sides[0], sides[1]
+
+
+def coefficient_counts(grid_nm: NDArray[np.float64] = XP_GRID_NM) -> tuple[int, int]:
+    """Return how many BP and RP coefficients GaiaXPy's bases have (55 and 55 in DR3)."""
+    bp, rp = _side_designs(tuple(grid_nm.tolist()))
+    return bp.matrix.shape[1], rp.matrix.shape[1]
+
+
+@lru_cache(maxsize=8)
+def _triangle_index(k: int) -> NDArray[np.intp]:
+    """(k * k,) where each entry of the full correlation matrix sits in its strict lower triangle; any place for ones."""
+    index = np.zeros((k, k), np.intp)
+    row, column = np.tril_indices(k, -1)
+    index[row, column] = index[column, row] = np.arange(row.size)
+    return index.ravel()
+
+
+def coefficient_covariance(side: XpSide, scaling: ErrorScaling = "published") -> NDArray[np.float64]:
+    """Build C_c from errors and packed correlations.
+
+    Args:
+        side: BP or RP of a batch of sources.
+        scaling: "published", or "divided" by the side's standard deviation.
+
+    Returns:
+        (star, k, k) covariance; the identity where the side is missing. Without correlations it is diagonal: the
+        samples' correlations then come from the bases alone.
+    """
+    return _coefficient_covariance(side, scaling, _Scratch())
+
+
+def _coefficient_covariance(side: XpSide, scaling: ErrorScaling, scratch: _Scratch) -> NDArray[np.float64]:
+    n, k = side.error.shape
+    error = side.error
+    if scaling == "divided":
+        error = error / np.where(side.present, side.standard_deviation, 1.0)[:, None]
+    flat = scratch.array("coefficients", n, k * k)
+    if side.correlation is None:
+        flat.fill(0.0)
+    else:
+        np.take(side.correlation, _triangle_index(k), axis=1, out=flat, mode="clip")  # "raise" would make a copy
+    flat[:, :: k + 1] = 1.0
+    full = flat.reshape(n, k, k)
+    full *= error[:, :, None]
+    full *= error[:, None, :]
+    return full
+
+
+def sample_spectra(
+    bp: XpSide, rp: XpSide, scaling: ErrorScaling = "published", grid_nm: NDArray[np.float64] = XP_GRID_NM
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Sample spectra and their full covariance: f = D c, C = D C_c D^T (METHOD 2).
+
+    A source without BP has no samples below 640 nm, one without RP none above; the sample where both overlap is then
+    the remaining side's own, without merge weight, as GaiaXPy has it.
+
+    Args:
+        bp: BP of the batch.
+        rp: RP of the batch, same sources.
+        scaling: how errors enter, see `ErrorScaling`.
+        grid_nm: (sample,) wavelengths [nm].
+
+    Returns:
+        (star, sample) flux [1e-18 W m^-2 nm^-1], (star, sample, sample) covariance [same, squared], both 0 where
+        missing, and (star, sample) whether the sample was measured.
+    """
+    return _sample_spectra(bp, rp, scaling, grid_nm, _Scratch())
+
+
+def _sample_spectra(
+    bp: XpSide, rp: XpSide, scaling: ErrorScaling, grid_nm: NDArray[np.float64], scratch: _Scratch
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """The same; the covariance is in the scratch memory."""
+    n, m = len(bp), len(grid_nm)
+    flux, covariance = np.zeros((n, m)), scratch.array("samples", n, m, m)
+    covariance.fill(0.0)
+    present = np.zeros((n, m), bool)
+    sides = (bp, rp)
+    for side, other, design in zip(sides, sides[::-1], _side_designs(tuple(grid_nm.tolist())), strict=True):
+        if not side.present.any() or design.first == design.last:
+            continue
+        rows, (reach, k) = design.rows, design.matrix.shape
+        own = side.coefficient @ design.matrix.T
+        # One product over the whole block, then one small product a star: three times faster than two a star.
+        half = scratch.array("half", n * k, reach)
+        np.matmul(_coefficient_covariance(side, scaling, scratch).reshape(-1, k), design.matrix.T, out=half)
+        own_covariance = scratch.array("side", n, reach, reach)
+        np.matmul(design.matrix, half.reshape(n, k, reach), out=own_covariance)
+        reached = np.broadcast_to(side.present[:, None], own.shape)
+        alone = ~other.present
+        if alone.any():
+            factor = np.where(alone[:, None], design.alone[:, 0], 1.0)
+            own = own * factor
+            own_covariance *= factor[:, :, None]
+            own_covariance *= factor[:, None, :]
+            reached = reached & (factor > 0)
+        if not side.present.all():
+            own = np.where(side.present[:, None], own, 0.0)
+            own_covariance[~side.present] = 0.0
+        flux[:, rows] += own
+        covariance[:, rows, rows] += own_covariance
+        present[:, rows] |= reached
+    return flux, covariance, present
+
+
+@dataclass(frozen=True)
+class CalibratedXp:
+    """XP samples as the star table stores them.
+
+    Attributes:
+        flux: (star, sample) float32 [1e-18 W m^-2 nm^-1], 0 where missing.
+        whitening: (star, packed) float32 packed lower triangles, see `schema`.
+        present: (star, sample) whether the sample was measured.
+        floored: (star,) whether ZGR23's eigenvalue floor was needed.
+    """
+
+    flux: NDArray[np.float32]
+    whitening: NDArray[np.float32]
+    present: NDArray[np.bool_]
+    floored: NDArray[np.bool_]
+
+
+def calibrate(
+    bp: XpSide, rp: XpSide, scaling: ErrorScaling = "published", grid_nm: NDArray[np.float64] = XP_GRID_NM
+) -> CalibratedXp:
+    """Calibrate coefficients all the way: sample, inflate (ZGR23 Eq. 2), whiten (Eq. 3), pack.
+
+    Args:
+        bp: BP of the batch.
+        rp: RP of the batch, same sources.
+        scaling: how errors enter, see `ErrorScaling`.
+        grid_nm: (sample,) wavelengths [nm].
+    """
+    n, m = len(bp), len(grid_nm)
+    out = CalibratedXp(
+        flux=np.empty((n, m), np.float32),
+        whitening=np.empty((n, m * (m + 1) // 2), np.float32),
+        present=np.empty((n, m), bool),
+        floored=np.empty(n, bool),
+    )
+    for start in range(0, n, BLOCK):
+        block = slice(start, start + BLOCK)
+        flux, covariance, present = _sample_spectra(bp.take(block), rp.take(block), scaling, grid_nm, _KEPT)
+        inflated = inflate(covariance, flux, grid_nm, out=_KEPT.array("inflated", *covariance.shape))
+        out.floored[block] = whiten_packed(inflated, present, out=out.whitening[block])[1]
+        out.flux[block], out.present[block] = flux, present
+    return out

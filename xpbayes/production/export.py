@@ -1,0 +1,324 @@
+"""A catalogue in other formats: HATS for LSDB, VOTable and FITS, with units, UCDs and descriptions from the one schema.
+
+In: an opened catalogue of any size. Out: a file, or for HATS a folder. VOTable (BINARY2) and FITS are written row block
+by row block, so memory does not grow with the catalogue. A null stays one: NaN in floats and, in VOTable, the null bit.
+"""
+
+import base64
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from xpbayes.errors import InputError
+from xpbayes.files import whole_file
+from xpbayes.production.reader import Catalogue
+from xpbayes.schema import Column
+
+FORMATS = ("hats", "votable", "fits")
+ROWS_PER_PIXEL = 1_000_000
+"""Most rows of one HATS partition: some 400 MB in memory."""
+FITS_BLOCK = 2880
+"""FITS files are made of blocks of so many bytes."""
+BINARY_TYPES: dict[pa.DataType, str] = {
+    pa.float32(): ">f4",
+    pa.float64(): ">f8",
+    pa.int64(): ">i8",
+    pa.int32(): ">i4",
+    pa.int16(): ">i2",
+    pa.int8(): ">i2",
+    pa.uint8(): "u1",
+    pa.uint16(): ">i4",
+    pa.uint32(): ">i8",
+    pa.bool_(): "S1",
+}
+VOTABLE_TYPES = {">f4": "float", ">f8": "double", ">i8": "long", ">i4": "int", ">i2": "short", "u1": "unsignedByte",
+                 "S1": "boolean"}  # fmt: skip
+FITS_TYPES = {">f4": "E", ">f8": "D", ">i8": "K", ">i4": "J", ">i2": "I", "u1": "B", "S1": "L"}
+TITLE = "Stellar parameters from Gaia XP spectra (xpbayes)"
+
+
+class BinaryColumn:
+    """One column as both binary formats write it.
+
+    Attributes:
+        column: of the schema.
+        item: NumPy type of one item; text is 'S' with its width.
+        count: items a row; 1 for scalars and text.
+        is_text: fixed-width text.
+    """
+
+    def __init__(self, column: Column, width: int) -> None:
+        self.column = column
+        kind = column.type
+        self.is_text = pa.types.is_dictionary(kind) or pa.types.is_string(kind)
+        is_list = pa.types.is_fixed_size_list(kind)
+        self.count = kind.list_size if is_list else 1
+        self.item = f"S{width}" if self.is_text else BINARY_TYPES[kind.value_type if is_list else kind]
+
+    @property
+    def unit(self) -> str:
+        """The unit, if it is one: a vector of several quantities says its units in the description."""
+        return "" if "," in self.column.unit else self.column.unit
+
+    @property
+    def description(self) -> str:
+        """The description, with the units of a vector of several quantities."""
+        mixed = f" [{self.column.unit}]" if "," in self.column.unit else ""
+        return self.column.description + mixed
+
+    def dtype(self) -> tuple[Any, ...]:
+        """Entry of a NumPy record type."""
+        name = self.column.name
+        return (name, self.item, (self.count,)) if pa.types.is_fixed_size_list(self.column.type) else (name, self.item)
+
+
+def binary_columns(catalogue: Catalogue) -> list[BinaryColumn]:
+    """Describe every column; reads the text columns once, for their widths."""
+    texts = [c.name for c in catalogue.columns if pa.types.is_dictionary(c.type) or pa.types.is_string(c.type)]
+    width = dict.fromkeys(texts, 1)
+    if texts:
+        for table in catalogue.tables(texts):
+            for name in texts:
+                longest = pc.max(pc.binary_length(table[name])).as_py()
+                width[name] = max(width[name], longest or 1)
+    return [BinaryColumn(c, width.get(c.name, 1)) for c in catalogue.columns]
+
+
+def fill_records(table: pa.Table, columns: list[BinaryColumn], out: NDArray[Any]) -> NDArray[np.bool_]:
+    """Fill NumPy records with a table's rows.
+
+    Args:
+        table: the rows.
+        columns: of the records.
+        out: (row,) records.
+
+    Returns:
+        (row, column) which scalar cells are null.
+    """
+    null = np.zeros((table.num_rows, len(columns)), bool)
+    for i, column in enumerate(columns):
+        values = table[column.column.name].combine_chunks()
+        if values.null_count and not pa.types.is_fixed_size_list(values.type):
+            null[:, i] = values.is_null().to_numpy(zero_copy_only=False)
+        if column.is_text:
+            out[column.column.name] = [b"" if v is None else v.encode() for v in values.to_pylist()]
+        elif pa.types.is_fixed_size_list(values.type):
+            size = values.type.list_size
+            items = values.values.slice(values.offset * size, len(values) * size)
+            out[column.column.name] = items.to_numpy(zero_copy_only=False).reshape(-1, size)
+        elif pa.types.is_boolean(values.type):
+            known = values.fill_null(False).to_numpy(zero_copy_only=False)
+            out[column.column.name] = np.where(null[:, i], b"?", np.where(known, b"T", b"F"))
+        else:
+            filled = values if pa.types.is_floating(values.type) else values.fill_null(0)
+            out[column.column.name] = filled.to_numpy(zero_copy_only=False)
+    return null
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that gets its name if all goes well."""
+    with whole_file(path) as temporary, open(temporary, "wb") as stream:
+        yield stream
+
+
+# ------------------------------------------------------------------------------------------------------------ VOTable
+
+
+def write_votable(catalogue: Catalogue, path: Path) -> None:
+    """Write a VOTable 1.4 with a BINARY2 stream, row block by row block.
+
+    Args:
+        catalogue: what to write.
+        path: file to write.
+
+    Raises:
+        InputError: the file cannot be written, or the catalogue not read.
+    """
+    columns = binary_columns(catalogue)
+    n_flags = -(-len(columns) // 8)
+    kind = np.dtype([("_null", "u1", (n_flags,)), *(c.dtype() for c in columns)])
+    before, after = _votable_frame(columns, catalogue.n_rows).split(b"@DATA@")
+    with _new_file(path) as stream:
+        stream.write(before)
+        waiting = b""
+        for table in catalogue.tables():
+            records = np.zeros(table.num_rows, kind)
+            null = fill_records(table, columns, records)
+            padded = np.zeros((len(null), n_flags * 8), bool)
+            padded[:, : len(columns)] = null
+            records["_null"] = np.packbits(padded, axis=1)
+            raw = waiting + records.tobytes()
+            whole = len(raw) // 57 * 57  # 76 characters a line
+            stream.write(base64.encodebytes(raw[:whole]))
+            waiting = raw[whole:]
+        stream.write(base64.encodebytes(waiting))
+        stream.write(after)
+
+
+def _votable_frame(columns: list[BinaryColumn], n_rows: int) -> bytes:
+    """The XML around the data, by astropy, with @DATA@ where the data belong."""
+    from astropy.io.votable.tree import Field, Resource, TableElement, VOTableFile
+
+    file = VOTableFile(version="1.4")
+    resource = Resource()
+    file.resources.append(resource)
+    table = TableElement(file, name="xpbayes", nrows=n_rows)
+    table.description = TITLE
+    resource.tables.append(table)
+    for column in columns:
+        about: dict[str, Any] = {"name": column.column.name, "ucd": column.column.ucd or None}
+        if column.unit:
+            about["unit"] = column.unit
+        if column.is_text:
+            about |= {"datatype": "char", "arraysize": column.item[1:]}
+        else:
+            about["datatype"] = VOTABLE_TYPES[column.item]
+            if column.count > 1:
+                about["arraysize"] = str(column.count)
+        field = Field(file, **about)
+        field.description = column.description
+        table.fields.append(field)
+    out = BytesIO()
+    file.to_xml(out)
+    data = b'<DATA>\n<BINARY2>\n<STREAM encoding="base64">\n@DATA@</STREAM>\n</BINARY2>\n</DATA>\n'
+    return out.getvalue().replace(b"</TABLE>", data + b"</TABLE>")
+
+
+# --------------------------------------------------------------------------------------------------------------- FITS
+
+
+def write_fits(catalogue: Catalogue, path: Path) -> None:
+    """Write a FITS binary table, row block by row block.
+
+    UCDs and descriptions stand in the keywords TUCDn and TCOMMn. An integer that is null is 0: FITS marks none.
+
+    Args:
+        catalogue: what to write.
+        path: file to write.
+
+    Raises:
+        InputError: the file cannot be written, or the catalogue not read.
+    """
+    from astropy.io import fits
+
+    columns = binary_columns(catalogue)
+    kind = np.dtype([c.dtype() for c in columns])
+    header = fits.Header()
+    header["XTENSION"] = ("BINTABLE", "binary table")
+    header["BITPIX"], header["NAXIS"] = 8, 2
+    header["NAXIS1"], header["NAXIS2"] = kind.itemsize, catalogue.n_rows
+    header["PCOUNT"], header["GCOUNT"], header["TFIELDS"] = 0, 1, len(columns)
+    header["EXTNAME"] = "XPBAYES"
+    for i, column in enumerate(columns, 1):
+        form = f"{column.item[1:]}A" if column.is_text else f"{column.count}{FITS_TYPES[column.item]}"
+        header[f"TTYPE{i}"], header[f"TFORM{i}"] = column.column.name, form
+        if column.unit:
+            header[f"TUNIT{i}"] = column.unit
+        header[f"TUCD{i}"] = column.column.ucd
+        header[f"TCOMM{i}"] = column.description
+    primary = fits.PrimaryHDU()
+    primary.header["TITLE"] = TITLE
+    with _new_file(path) as stream:
+        stream.write(primary.header.tostring().encode("ascii"))
+        stream.write(header.tostring().encode("ascii"))
+        written = 0
+        for table in catalogue.tables():
+            records = np.zeros(table.num_rows, kind)
+            null = fill_records(table, columns, records)
+            for i, column in enumerate(columns):
+                if column.item == "S1" and not column.is_text:
+                    records[column.column.name][null[:, i]] = b"\0"
+            written += stream.write(records.tobytes())
+        stream.write(b"\0" * (-written % FITS_BLOCK))
+
+
+# --------------------------------------------------------------------------------------------------------------- HATS
+
+
+def write_hats(
+    catalogue: Catalogue, path: Path, *, approximate_positions: bool = False, processes: int | None = None
+) -> None:
+    """Write a HATS catalogue, which LSDB opens: Parquet files by HEALPix pixel, for matching and cone searches.
+
+    Args:
+        catalogue: what to write.
+        path: folder to make.
+        approximate_positions: where ra and dec are missing, take the centre of the pixel in the source_id.
+        processes: worker processes; one a core, as far as memory goes, if None.
+
+    Raises:
+        InputError: the folder exists or cannot be written, positions are missing, or hats-import is.
+    """
+    try:
+        import hats_import  # noqa: F401
+    except ImportError as error:
+        raise InputError("exporting to HATS needs hats-import; pip install 'xpbayes[dist]'") from error
+    if path.exists():
+        raise InputError(f"{path}: exists already; choose another output")
+    missing = sum(_without_position(t) for t in catalogue.tables(["ra", "dec"]))
+    if missing and not approximate_positions:
+        raise InputError(
+            f"{missing} of {catalogue.n_rows} rows have no ra and dec, by which HATS is ordered; give the positions to "
+            f"'xpbayes infer', or take them from the source_ids (to 0.9 arcmin) with --approximate-positions"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
+        schema = Path(scratch) / "schema.parquet"
+        pq.write_table(_hats_schema(catalogue).empty_table(), schema)
+        made = _import(catalogue, Path(scratch), path.name, schema, processes)
+        try:
+            shutil.move(made, path)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror}); choose another output") from error
+
+
+def _without_position(table: pa.Table) -> int:
+    ra, dec = (np.asarray(table[n].to_numpy(zero_copy_only=False), np.float64) for n in ("ra", "dec"))
+    return int((~(np.isfinite(ra) & np.isfinite(dec))).sum())
+
+
+def _hats_schema(catalogue: Catalogue) -> pa.Schema:
+    """The schema with text as plain strings: categories of different parts do not merge."""
+    fields = [c.field() for c in catalogue.columns]
+    return pa.schema([f.with_type(pa.string()) if pa.types.is_dictionary(f.type) else f for f in fields])
+
+
+def _import(catalogue: Catalogue, scratch: Path, name: str, schema: Path, processes: int | None) -> Path:
+    from distributed import Client
+    from hats_import.catalog.arguments import ImportArguments
+    from hats_import.pipeline import pipeline_with_client
+
+    from xpbayes.production.engine import local_cluster, slots
+    from xpbayes.production.hats import CatalogueReader
+
+    arguments = ImportArguments(
+        output_path=scratch / "made",
+        output_artifact_name=name,
+        input_file_list=list(catalogue.files),
+        file_reader=CatalogueReader(catalogue.about),
+        ra_column="ra",
+        dec_column="dec",
+        sort_columns="gdr3_source_id",
+        use_schema_file=schema,
+        pixel_threshold=ROWS_PER_PIXEL,
+        expected_total_rows=catalogue.n_rows,
+        tmp_dir=scratch,
+        progress_bar=False,
+    )
+    with local_cluster(slots(processes)) as cluster, Client(cluster) as client:
+        try:
+            pipeline_with_client(arguments, client)
+        except OSError as error:
+            raise InputError(f"{scratch.parent}: cannot be written ({error.strerror or error}); make room") from error
+    return scratch / "made" / name

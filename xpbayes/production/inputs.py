@@ -1,0 +1,340 @@
+"""Which stars a production run is given, and in which pieces they come: a layout fixed by the inputs alone.
+
+In: star tables, folders of them, survey.toml files. Out: a `Layout` of chunks, and per chunk a stream of `Piece`s that
+is flat in memory. The layout never depends on the engine, the machine or what is done already, so that every engine
+writes the same parts. A star table is cut by rows, and each cut is a chunk of its own; a file of XP spectra can only be
+read from its beginning, so it is one chunk with as many parts as it needs.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from xpbayes.archive.companion_table import SeenIds, SortedRuns
+from xpbayes.archive.companions import Companions, read_companions
+from xpbayes.archive.stream import stream_file
+from xpbayes.archive.survey_config import SurveySettings, expand, read_survey
+from xpbayes.channels import Channels
+from xpbayes.checksum import file_checksum
+from xpbayes.data.rejected import Rejected
+from xpbayes.data.spectra import Spectra, file_metadata, read_star_table_rows
+from xpbayes.errors import InputError
+from xpbayes.files import has_gone
+from xpbayes.production.duplicates import Identifiers, find_repeated
+
+STARS_AT_ONCE = 2048
+"""Stars read, calibrated and solved together: 34 MB of whitening factors, and several times that while solving."""
+COMPANIONS = ("gaia", "two_mass", "unwise")
+"""Tables that inference joins to the spectra. Labels and reddening are for training only."""
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One file of a run.
+
+    Attributes:
+        path: where it is now.
+        name: what the manifest calls it: its name without the folder, which may differ between machines.
+        kind: 'star table', 'spectra', or a kind of companion table.
+        size: [bytes].
+        survey: index of the survey it belongs to, -1 for a star table.
+        n_rows: rows of a star table; None where only reading tells.
+    """
+
+    path: Path
+    name: str
+    kind: str
+    size: int
+    survey: int = -1
+    n_rows: int | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What must stay the same for a run to go on, without reading the file."""
+        return {"name": self.name, "kind": self.kind, "size": self.size, "n_rows": self.n_rows}
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A survey.toml as inference uses it."""
+
+    path: Path
+    settings: SurveySettings
+    checksum: str
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The unit of work: one cut of a star table, or one whole file of spectra.
+
+    Attributes:
+        number: position in the layout.
+        file: index of the input file.
+        block: number of its first part within the file.
+        start, stop: rows of a star table; 0 and None for spectra.
+        weight: its share of all input [bytes], to tell what is left.
+    """
+
+    number: int
+    file: int
+    block: int
+    start: int
+    stop: int | None
+    weight: float
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive stars of a chunk, few enough to solve at once.
+
+    Attributes:
+        block: number within the file of the part that the stars belong to.
+        table: the stars.
+        rejected: rows met on the way that could not be used.
+        n_read: rows of the file that this piece accounts for.
+        ends_part: no further piece belongs to this part.
+        ends_chunk: nor to this chunk.
+    """
+
+    block: int
+    table: Spectra
+    rejected: tuple[Rejected, ...]
+    n_read: int
+    ends_part: bool
+    ends_chunk: bool
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All inputs of a run and how they are cut.
+
+    Attributes:
+        files: star tables and files of spectra, in the order they were named.
+        companions: tables to be joined to the spectra.
+        surveys: the survey.toml files.
+        stars_per_part: most rows of a part.
+    """
+
+    files: tuple[InputFile, ...]
+    companions: tuple[InputFile, ...]
+    surveys: tuple[Survey, ...]
+    stars_per_part: int
+
+    @cached_property
+    def chunks(self) -> tuple[Chunk, ...]:
+        """All chunks, in the order of the files."""
+        out: list[Chunk] = []
+        for i, file in enumerate(self.files):
+            if file.n_rows is None:
+                out.append(Chunk(len(out), i, 0, 0, None, file.size))
+                continue
+            for block, start in enumerate(range(0, file.n_rows, self.stars_per_part)):
+                stop = min(start + self.stars_per_part, file.n_rows)
+                out.append(Chunk(len(out), i, block, start, stop, file.size * (stop - start) / file.n_rows))
+        return tuple(out)
+
+    def companions_of(self, survey: int) -> tuple[InputFile, ...]:
+        """Companion files of one survey."""
+        return tuple(f for f in self.companions if f.survey == survey)
+
+    def identity(self) -> dict[str, Any]:
+        """What must stay the same for a run to go on."""
+        return {
+            "files": [f.identity() for f in self.files],
+            "companions": [f.identity() for f in self.companions],
+            "surveys": [s.checksum for s in self.surveys],
+            "stars_per_part": self.stars_per_part,
+            "stars_at_once": STARS_AT_ONCE,
+        }
+
+
+def lay_out(inputs: Sequence[str | Path], channels: Channels, stars_per_part: int) -> Layout:
+    """Find and check all inputs and cut them into chunks; reads no more than headers and source_ids.
+
+    Args:
+        inputs: star tables, folders of them, and survey.toml files.
+        channels: the model's channel set, which every input must have.
+        stars_per_part: most rows of a part.
+
+    Raises:
+        InputError: an input is missing, of another kind, empty or named twice; its channels are not the model's; star
+            tables share a source_id.
+    """
+    files: list[InputFile] = []
+    companions: list[InputFile] = []
+    surveys: list[Survey] = []
+    for given in map(Path, inputs):
+        if given.suffix == ".toml":
+            settings = read_survey(given).for_inference()
+            settings = settings.model_copy(update={"stars_per_file": min(STARS_AT_ONCE, stars_per_part)})
+            survey = Survey(given, settings, file_checksum(given))
+            channels.require_same(survey.settings.channels(), "the model", str(given))
+            number, base = len(surveys), given.parent
+            surveys.append(survey)
+            files += [_file(p, "spectra", number) for p in expand(survey.settings.xp.files, base)]
+            for kind in COMPANIONS:
+                patterns = getattr(survey.settings, kind).files
+                companions += [_file(p, kind, number) for p in (expand(patterns, base) if patterns else [])]
+        elif given.is_dir():
+            tables = sorted(given.glob("*.parquet"))
+            if not tables:
+                raise InputError(f"{given}: holds no star table (*.parquet); name a star table or a folder of them")
+            files += [_star_table(p, channels) for p in tables]
+        else:
+            files.append(_star_table(given, channels))
+    if not files:
+        raise InputError("no input was named; name star tables, folders of them, or a survey.toml")
+    seen: set[Path] = set()
+    for file in files:
+        if file.path.resolve() in seen:
+            raise InputError(f"{file.path}: is named twice among the inputs; name every file once")
+        seen.add(file.path.resolve())
+    repeated = find_repeated([_identifiers(f) for f in files if f.n_rows])
+    if repeated is not None:
+        raise InputError(
+            f"{repeated.count} source_ids occur more than once in the star tables (first: {repeated.first}, in "
+            f"{' and '.join(dict.fromkeys(repeated.files))}); keep one row a star"
+        )
+    return Layout(tuple(files), tuple(companions), tuple(surveys), stars_per_part)
+
+
+def _file(path: Path, kind: str, survey: int = -1, n_rows: int | None = None) -> InputFile:
+    return InputFile(path.absolute(), path.name, kind, path.stat().st_size, survey, n_rows)
+
+
+def _star_table(path: Path, channels: Channels) -> InputFile:
+    about = file_metadata(path)
+    if about.get("kind") != "star table":
+        raise InputError(f"{path}: holds a {about.get('kind', 'file of unknown kind')}, not a star table")
+    found = Channels(
+        tuple(about["channels"]["names"]),
+        tuple(float(w) for w in about["channels"]["wavelength_nm"]),
+        int(about["channels"]["n_xp"]),
+    )
+    channels.require_same(found, "the model", str(path))
+    n_rows = pq.read_metadata(path).num_rows
+    if not n_rows:
+        raise InputError(f"{path}: has no stars; nothing to do")
+    return _file(path, "star table", n_rows=n_rows)
+
+
+def _identifiers(file: InputFile) -> Identifiers:
+    """The source_ids of a star table; their range from the file's own statistics where it has them."""
+
+    def read() -> NDArray[np.int64]:
+        try:
+            return pq.read_table(file.path, columns=["source_id"])["source_id"].to_numpy()
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"{file.path}: is damaged ({str(error).splitlines()[0]}); write or copy it again"
+            ) from error
+
+    about = pq.read_metadata(file.path)
+    at = about.schema.names.index("source_id") if "source_id" in about.schema.names else -1
+    if at < 0:
+        raise InputError(f"{file.path}: 1 required column is missing (first: source_id); write the table with xpbayes")
+    statistics = [about.row_group(i).column(at).statistics for i in range(about.num_row_groups)]
+    if any(s is None or not s.has_min_max for s in statistics):
+        ids = read()
+        return Identifiers(file.name, int(ids.min()), int(ids.max()), len(ids), read)
+    return Identifiers(file.name, min(s.min for s in statistics), max(s.max for s in statistics), about.num_rows, read)
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+
+
+def read_chunk(layout: Layout, chunk: Chunk, companions: Sequence[Companions]) -> Iterator[Piece]:
+    """Read one chunk, piece by piece.
+
+    Args:
+        layout: what the chunk belongs to.
+        chunk: which one.
+        companions: of every survey, the tables to be joined to its spectra.
+
+    Raises:
+        InputError: the file has gone or is damaged.
+    """
+    file = layout.files[chunk.file]
+    if not file.path.is_file():
+        raise has_gone(file.path)
+    if chunk.stop is None:
+        yield from _read_spectra(layout, chunk, companions)
+        return
+    start = chunk.start
+    for table in read_star_table_rows(file.path, chunk.start, chunk.stop, STARS_AT_ONCE):
+        start += len(table)
+        last = start == chunk.stop
+        yield Piece(chunk.block, table, (), len(table), last, last)
+
+
+def _read_spectra(layout: Layout, chunk: Chunk, companions: Sequence[Companions]) -> Iterator[Piece]:
+    file = layout.files[chunk.file]
+    settings = layout.surveys[file.survey].settings
+    parts = stream_file(settings, file.path, companions[file.survey], SeenIds())
+    block, n_stars = 0, 0
+    part = next(parts, None)
+    while part is not None:
+        n_stars += len(part.table)
+        after = next(parts, None)  # only what follows tells whether this was the last
+        full = n_stars + settings.stars_per_file > layout.stars_per_part
+        last = after is None
+        yield Piece(block, part.table, part.rejected, part.n_read, full or last, last)
+        if full:
+            block, n_stars = block + 1, 0
+        part = after
+
+
+# --------------------------------------------------------------------------------------------------------- companions
+
+
+@dataclass(frozen=True)
+class JoinedTables:
+    """The companion tables of one survey as a run keeps them for its workers.
+
+    Attributes:
+        companions: the tables; the large ones are sorted runs in the run's own folder, with paths relative to it.
+        checksums: SHA-256 of each of the survey's companion files, in the layout's order.
+        modified: times of their last changes [ns].
+    """
+
+    companions: Companions
+    checksums: tuple[str, ...]
+    modified: tuple[int, ...]
+
+
+def join_tables(layout: Layout, survey: int, scratch: Path, say: Callable[[str], None]) -> JoinedTables:
+    """Read the companion tables of one survey, once for all workers.
+
+    Args:
+        layout: inputs of the run.
+        survey: which survey.
+        scratch: folder for tables that are too large for memory.
+        say: receives one line per table.
+    """
+    one = layout.surveys[survey]
+    files = layout.companions_of(survey)
+    modified = tuple(f.path.stat().st_mtime_ns for f in files)
+    checksums = tuple(file_checksum(f.path) for f in files)
+    companions = read_companions(one.settings, one.path.parent, say, scratch)
+    return JoinedTables(_moved(companions, lambda path: path.relative_to(scratch)), checksums, modified)
+
+
+def located(tables: JoinedTables, folder: Path) -> Companions:
+    """Return the companion tables with the paths at which they are now."""
+    return _moved(tables.companions, lambda path: folder / path)
+
+
+def _moved(companions: Companions, move: Callable[[Path], Path]) -> Companions:
+    tables = {}
+    for kind in COMPANIONS:
+        table = getattr(companions, kind)
+        if isinstance(table, SortedRuns):
+            table = replace(table, runs=tuple(replace(run, path=move(run.path)) for run in table.runs))
+        tables[kind] = table
+    return replace(companions, **tables)

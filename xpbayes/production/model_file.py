@@ -1,0 +1,224 @@
+"""A trained model on disk: a folder with `model.safetensors` (arrays) and `card.json` (everything else).
+
+The card says what the model was trained on, how, and where it can be trusted; it repeats the checksum of the arrays,
+so that a half-copied model is noticed. Loading needs no NumPyro. A model with confidence classifiers has a third file,
+`confidence.safetensors`: they are trained later, and the model's own arrays and their checksum stay as they were.
+"""
+
+import json
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from xpbayes.channels import Channels
+from xpbayes.checksum import file_checksum
+from xpbayes.errors import InputError
+from xpbayes.inference.recalibration import LabelCalibration
+from xpbayes.inference.support import LabelSupport
+from xpbayes.models.forward import ForwardModel
+from xpbayes.models.model_error import ModelError
+from xpbayes.models.prior import LabelPrior
+from xpbayes.models.reliability import ConfidenceNets, feature_names
+
+CARD_VERSION = 1
+ARRAYS, CARD = "model.safetensors", "card.json"
+CONFIDENCE = "confidence.safetensors"
+WEIGHT_FACTOR = "weight_factor.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model that can predict and infer.
+
+    Attributes:
+        forward: network, extinction curve and normalisation.
+        prior: Gaussian mixture over the labels.
+        model_error: covariance of the model's relative error and tail, by kind of star; None if it was
+            switched off.
+        channels: the channel set that it predicts.
+        labels: names of the stellar labels, in order.
+        card: the model card; see `pipeline.train` for its keys.
+        confidence: classifiers of the estimates' reliability; None until `pipeline.confidence` has trained them.
+        support: where in label space the model was trained; None in models of version 0.1.
+        calibration: of posterior summaries, on stars kept aside; None if none were.
+    """
+
+    forward: ForwardModel
+    prior: LabelPrior
+    model_error: ModelError | None
+    channels: Channels
+    labels: tuple[str, ...]
+    card: dict[str, Any]
+    confidence: ConfidenceNets | None = None
+    support: LabelSupport | None = None
+    calibration: LabelCalibration | None = None
+
+
+def save_model(model: TrainedModel, folder: str | os.PathLike[str]) -> Path:
+    """Write a model; arrays first, the card last, each under a temporary name."""
+    from safetensors.numpy import save_file
+
+    folder = Path(folder)
+    arrays = {f"weights.{i}": w for i, w in enumerate(model.forward.weights)}
+    arrays |= {f"biases.{i}": b for i, b in enumerate(model.forward.biases)}
+    arrays |= {
+        "ln_curve": model.forward.ln_curve,
+        "label_center": model.forward.label_center,
+        "label_scale": model.forward.label_scale,
+        "prior.ln_weight": model.prior.ln_weight,
+        "prior.mean": model.prior.mean,
+        "prior.whitening": model.prior.whitening,
+        "prior.ln_threshold": model.prior.ln_threshold,
+    }
+    if model.model_error is not None:
+        arrays |= {_model_error_key(f.name): getattr(model.model_error, f.name) for f in fields(model.model_error)}
+    if model.support is not None:
+        arrays |= {f"support.{f.name}": getattr(model.support, f.name) for f in fields(model.support)}
+    if model.calibration is not None:
+        arrays |= {f"calibration.{f.name}": getattr(model.calibration, f.name) for f in fields(model.calibration)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f"{ARRAYS}.tmp"
+        save_file({k: np.array(v, dtype=np.float32, order="C") for k, v in arrays.items()}, temporary)
+        os.replace(temporary, folder / ARRAYS)
+        card = {
+            **model.card,  # first: what a loaded card says of its own arrays is not true of these
+            "version": CARD_VERSION,
+            "channels": json.loads(model.channels.to_json()),
+            "labels": list(model.labels),
+            "arrays_checksum": file_checksum(folder / ARRAYS),
+        }
+        if model.confidence is None:
+            card.pop("confidence", None)
+        else:
+            card["confidence"] = {**card["confidence"], "arrays_checksum": _save_confidence(model.confidence, folder)}
+        temporary = folder / f"{CARD}.tmp"
+        temporary.write_text(json.dumps(card, indent=1) + "\n")
+        os.replace(temporary, folder / CARD)
+        if model.confidence is None:
+            (folder / CONFIDENCE).unlink(missing_ok=True)  # of a model that this one replaces
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror or error}); choose another output") from error
+    return folder
+
+
+def _model_error_key(name: str) -> str:
+    """Name in the file of a field of `ModelError`; version 0.1.0 called `inv_dof` the tail."""
+    return f"model_error.{'tail' if name == 'inv_dof' else name}"
+
+
+def _save_confidence(nets: ConfidenceNets, folder: Path) -> str:
+    """Write the classifiers' arrays and return their checksum."""
+    from safetensors.numpy import save_file
+
+    arrays = {f"weights.{i}": w for i, w in enumerate(nets.weights)}
+    arrays |= {f"biases.{i}": b for i, b in enumerate(nets.biases)}
+    arrays |= {"center": nets.center, "inverse_scale": nets.inverse_scale, "indicator": nets.indicator}
+    temporary = folder / f"{CONFIDENCE}.tmp"
+    save_file({k: np.array(v, dtype=np.float32, order="C") for k, v in arrays.items()}, temporary)
+    os.replace(temporary, folder / CONFIDENCE)
+    return file_checksum(folder / CONFIDENCE)
+
+
+def _load_confidence(folder: Path, about: dict[str, Any], features: tuple[str, ...]) -> ConfidenceNets:
+    """Read the classifiers that the card describes.
+
+    Args:
+        folder: the model's folder.
+        about: the card's entry `confidence`.
+        features: what this xpbayes computes for the model.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = folder / CONFIDENCE
+    again = "run 'xpbayes confidence' or copy the model again"
+    if not path.is_file():
+        raise InputError(f"{path}: is missing, though the card describes it; {again}")
+    try:
+        checksum, targets, known = about["arrays_checksum"], tuple(about["targets"]), tuple(about["features"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder / CARD}: its entry 'confidence' is damaged ({error!r}); {again}") from error
+    if file_checksum(path) != checksum:
+        raise InputError(f"{path}: is not the file that the card describes; {again}")
+    if known != features:
+        raise InputError(
+            f"{path}: was trained on {len(known)} features, this xpbayes computes {len(features)} others; {again}"
+        )
+    try:
+        arrays = {k: jnp.asarray(v) for k, v in load_file(path).items()}
+    except SafetensorError as error:
+        raise InputError(f"{path}: is damaged ({error}); {again}") from error
+    n_layers = sum(k.startswith("weights.") for k in arrays)
+    return ConfidenceNets(
+        weights=tuple(arrays[f"weights.{i}"] for i in range(n_layers)),
+        biases=tuple(arrays[f"biases.{i}"] for i in range(n_layers)),
+        center=arrays["center"],
+        inverse_scale=arrays["inverse_scale"],
+        indicator=arrays["indicator"],
+        targets=targets,
+        features=known,
+    )
+
+
+def load_model(folder: str | os.PathLike[str]) -> TrainedModel:
+    """Read a model.
+
+    Raises:
+        InputError: not a model, damaged, or from a newer xpbayes.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    folder = Path(folder)
+    if not (folder / CARD).is_file() or not (folder / ARRAYS).is_file():
+        raise InputError(f"{folder}: is not a model (it needs {ARRAYS} and {CARD}); train one with 'xpbayes train'")
+    try:
+        card = json.loads((folder / CARD).read_text())
+        version, labels = card["version"], tuple(card["labels"])
+        channels = Channels.from_json(json.dumps(card["channels"]))
+        checksum = card["arrays_checksum"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / CARD}: is damaged ({error!r}); train or copy the model again") from error
+    if version > CARD_VERSION:
+        raise InputError(f"{folder}: model version {version} is newer than this xpbayes reads; upgrade xpbayes")
+    if file_checksum(folder / ARRAYS) != checksum:
+        raise InputError(f"{folder / ARRAYS}: is not the file that the card describes; train or copy the model again")
+    try:
+        arrays = {k: jnp.asarray(v) for k, v in load_file(folder / ARRAYS).items()}
+    except SafetensorError as error:
+        raise InputError(f"{folder / ARRAYS}: is damaged ({error}); train or copy the model again") from error
+    n_layers = sum(k.startswith("weights.") for k in arrays)
+    return TrainedModel(
+        forward=ForwardModel(
+            weights=tuple(arrays[f"weights.{i}"] for i in range(n_layers)),
+            biases=tuple(arrays[f"biases.{i}"] for i in range(n_layers)),
+            ln_curve=arrays["ln_curve"],
+            label_center=arrays["label_center"],
+            label_scale=arrays["label_scale"],
+        ),
+        prior=LabelPrior(
+            arrays["prior.ln_weight"], arrays["prior.mean"], arrays["prior.whitening"], arrays["prior.ln_threshold"]
+        ),
+        model_error=ModelError(**{f.name: arrays[_model_error_key(f.name)] for f in fields(ModelError)})
+        if "model_error.covariance" in arrays
+        else None,
+        channels=channels,
+        labels=labels,
+        card=card,
+        support=LabelSupport(**{f.name: arrays[f"support.{f.name}"] for f in fields(LabelSupport)})
+        if "support.labels" in arrays
+        else None,
+        calibration=LabelCalibration(
+            **{f.name: np.asarray(arrays[f"calibration.{f.name}"]) for f in fields(LabelCalibration)}
+        )
+        if "calibration.kinds" in arrays
+        else None,
+        confidence=_load_confidence(folder, card["confidence"], feature_names(labels, channels.names))
+        if "confidence" in card
+        else None,
+    )

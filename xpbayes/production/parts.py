@@ -1,0 +1,292 @@
+"""A catalogue in parts: the files of its folder, and how each comes to be there whole or not at all.
+
+In: rows of one part, rows that were quarantined, counts. Out: ``part-FFFFF-BBBB.parquet`` (input file F, part B of it)
+and its `PartRecord` under ``records/``. Every file is written under a temporary name, forced to disk and renamed; the
+record comes last, so that a part without one is a part that was not finished. Nothing here depends on time or host.
+"""
+
+import json
+import os
+import platform
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from xpbayes.checksum import file_checksum
+from xpbayes.data.rejected import Rejected
+from xpbayes.data.spectra import write_parquet
+from xpbayes.errors import InputError
+from xpbayes.files import has_gone, reason_of
+
+RECORDS = "records"
+PART_PATTERN = "part-*.parquet"
+
+
+def part_name(file: int, block: int) -> str:
+    """Name of a part, without suffix."""
+    return f"part-{file:05d}-{block:04d}"
+
+
+@dataclass(frozen=True)
+class PartRecord:
+    """What is known about a finished part.
+
+    Attributes:
+        file, block: which part of which input file.
+        last: no further part comes from its chunk.
+        n_read: rows of the input that it accounts for.
+        n_rows: rows of the catalogue; a part without rows has no file.
+        n_not_selected: stars on the other side of the model's split, where one side was asked for.
+        n_with_parallax: rows with a parallax that entered the fit.
+        status: rows per status, 'ok' among them.
+        first_source_id, last_source_id: range of its source_ids; 0 and -1 if it has no rows.
+        size: of its file [bytes], 0 if it has none.
+        checksum: SHA-256 of its file, "" if it has none.
+        input_checksum: SHA-256 of the input file.
+        input_modified: time of the input file's last change [ns]: while it is the same, nothing needs to be read again.
+        quarantined: rows of the input that could not be used.
+    """
+
+    file: int
+    block: int
+    last: bool
+    n_read: int
+    n_rows: int
+    n_not_selected: int
+    n_with_parallax: int
+    status: dict[str, int]
+    first_source_id: int
+    last_source_id: int
+    size: int
+    checksum: str
+    input_checksum: str
+    input_modified: int
+    quarantined: tuple[Rejected, ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        """Name of the part's file."""
+        return f"{part_name(self.file, self.block)}.parquet"
+
+    def check_rows(self) -> None:
+        """Rows in = rows out + rows not selected + rows quarantined; anything else is a bug of ours."""
+        accounted = self.n_rows + self.n_not_selected + len(self.quarantined)
+        if self.n_read != accounted or self.n_rows != sum(self.status.values()):
+            raise RuntimeError(f"{self.name}: {self.n_read} rows were read and {accounted} are accounted for")
+
+    def to_json(self) -> dict[str, Any]:
+        """Turn into plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> "PartRecord":
+        """Read what `to_json` wrote."""
+        return cls(**{**raw, "quarantined": tuple(Rejected(**r) for r in raw.get("quarantined", ()))})
+
+
+class PartDraft:
+    """Counts of a part while it grows."""
+
+    def __init__(self, file: int, block: int) -> None:
+        self._file, self._block = file, block
+        self._n_read = self._n_rows = self._n_not_selected = self._n_with_parallax = 0
+        self._status: Counter[str] = Counter()
+        self._first, self._last = 0, -1
+        self._quarantined: list[Rejected] = []
+
+    def add(
+        self, n_read: int, n_not_selected: int, n_with_parallax: int, rows: pa.Table, rejected: Iterable[Rejected]
+    ) -> None:
+        """Count one piece.
+
+        Args:
+            n_read: rows of the input.
+            n_not_selected: stars that were not asked for.
+            n_with_parallax: stars with a parallax that entered the fit.
+            rows: the catalogue rows.
+            rejected: rows that could not be used.
+        """
+        self._n_read += n_read
+        self._n_not_selected += n_not_selected
+        self._n_with_parallax += n_with_parallax
+        self._quarantined += rejected
+        if rows.num_rows:
+            self._status.update(rows["status"].cast(pa.string()).to_pylist())
+            ids = rows["gdr3_source_id"].to_numpy()
+            low, high = int(ids.min()), int(ids.max())
+            self._first, self._last = (min(self._first, low), max(self._last, high)) if self._n_rows else (low, high)
+            self._n_rows += rows.num_rows
+
+    def record(self, source: Path, *, last: bool) -> PartRecord:
+        """Finish the part.
+
+        Args:
+            source: the input file.
+            last: no further part comes from its chunk.
+
+        Raises:
+            InputError: the input file has gone.
+        """
+        try:
+            modified = source.stat().st_mtime_ns
+            checksum = _known_checksum(source, modified)
+        except FileNotFoundError as error:
+            raise has_gone(source) from error
+        return PartRecord(
+            file=self._file,
+            block=self._block,
+            last=last,
+            n_read=self._n_read,
+            n_rows=self._n_rows,
+            n_not_selected=self._n_not_selected,
+            n_with_parallax=self._n_with_parallax,
+            status=dict(sorted(self._status.items())),
+            first_source_id=self._first,
+            last_source_id=self._last,
+            size=0,
+            checksum="",
+            input_checksum=checksum,
+            input_modified=modified,
+            quarantined=tuple(self._quarantined),
+        )
+
+
+@lru_cache(maxsize=4)
+def _known_checksum(path: Path, modified: int) -> str:
+    """Checksum of an input file, computed once for all its parts."""
+    return file_checksum(path)
+
+
+def write_part(folder: Path, table: pa.Table, record: PartRecord) -> PartRecord:
+    """Write one part and then its record.
+
+    Args:
+        folder: of the catalogue.
+        table: the part's rows; no file is written if there are none.
+        record: everything but size and checksum.
+
+    Returns:
+        the record as written.
+
+    Raises:
+        InputError: the disk is full or the folder cannot be written.
+    """
+    record.check_rows()
+    if table.num_rows:
+        temporary = temporary_name(folder / record.name)
+        try:
+            write_parquet(table, temporary)
+            _force_to_disk(temporary)
+            record = replace(record, size=temporary.stat().st_size, checksum=file_checksum(temporary))
+            os.replace(temporary, folder / record.name)
+        except (InputError, OSError) as error:
+            cause = error.__cause__ if isinstance(error, InputError) else error
+            temporary.unlink(missing_ok=True)
+            raise cannot_write(folder / record.name, cause) from error
+    write_json(record.to_json(), folder / RECORDS / f"{part_name(record.file, record.block)}.json")
+    return record
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Write JSON under a temporary name, force it to disk and rename it.
+
+    Raises:
+        InputError: the disk is full or the folder cannot be written.
+    """
+    temporary = temporary_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
+        _force_to_disk(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary.parent.is_dir():
+            temporary.unlink(missing_ok=True)
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: BaseException | None) -> InputError:
+    """Return the sentence for a disk that took no more."""
+    return InputError(f"{path}: cannot be written ({reason_of(error)}); make room and go on with --resume")
+
+
+def _force_to_disk(path: Path) -> None:
+    """A renamed file whose bytes never reached the disk would survive a power cut as an empty one."""
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def read_record(folder: Path, file: int, block: int) -> PartRecord | None:
+    """Read the record of a part whose file is there and intact; None if it has to be made."""
+    try:
+        raw = json.loads((folder / RECORDS / f"{part_name(file, block)}.json").read_text())
+        record = PartRecord.from_json(raw)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return record if is_intact(folder, record) else None
+
+
+def read_records(folder: Path) -> list[PartRecord]:
+    """Read the records of all finished parts, in order.
+
+    Raises:
+        InputError: a record is damaged.
+    """
+    out = []
+    for path in sorted((folder / RECORDS).glob("part-*.json")):
+        try:
+            out.append(PartRecord.from_json(json.loads(path.read_text())))
+        except FileNotFoundError:
+            continue  # another shard has just gathered the records into the manifest
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"{path}: is damaged ({type(error).__name__}); delete it and its part and go on with --resume"
+            ) from error
+    return sorted(out, key=lambda r: (r.file, r.block))
+
+
+def is_intact(folder: Path, record: PartRecord) -> bool:
+    """Tell whether a part's file is the one that its record describes."""
+    if not record.n_rows:
+        return True
+    path = folder / record.name
+    return path.is_file() and path.stat().st_size == record.size and file_checksum(path) == record.checksum
+
+
+def clean(folder: Path, *, everything: bool) -> None:
+    """Remove temporary files of processes that are no more.
+
+    Args:
+        folder: of the catalogue.
+        everything: the catalogue is complete, so that nobody can be writing; else only what is known to be abandoned,
+            because a shard on another machine may be at work.
+    """
+    for path in [*folder.glob("*.tmp"), *(folder / RECORDS).glob("*.tmp")]:
+        machine, _, process = path.name.removesuffix(".tmp").removesuffix(".tmp").rpartition("-")
+        abandoned = machine.endswith(_MACHINE) and process.isdigit() and not _is_running(int(process))
+        if everything or abandoned:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+_MACHINE = f".{platform.node()}"
+
+
+def temporary_name(path: Path) -> Path:
+    """Name to write under: two runs at one part, or an orphan of a killed one, must not share it."""
+    return path.with_name(f"{path.name}{_MACHINE}-{os.getpid()}.tmp")
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,226 @@
+"""From inference results to catalogue rows: ZGR23 Table 2's columns and flags, one row per star without exception.
+
+A star that could not be solved has null parameters, the flag POOR_FIT and a sentence in `status`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from xpbayes.data.spectra import OK, Spectra, file_metadata, write_parquet
+from xpbayes.errors import InputError
+from xpbayes.inference.errors import upper_triangle
+from xpbayes.inference.infer import Inferred
+from xpbayes.schema import CATALOGUE_VERSION, QualityFlag, arrow_schema, catalogue_columns, columns_of
+
+CHI2_CHANNELS = 61
+"""Eq. 24 divides by 61 whatever was observed; n_obs and dof stand beside it."""
+MAX_REDUCED_CHI2 = 2.0
+MAX_PARALLAX_PULL = 10.0
+MODE, DRAWS, CHAINS = "mode+laplace", "mode+laplace+importance", "mode+laplace+nuts"
+"""What `method` says: how far up the ladder of approximations a star was taken."""
+WIDENED = "+model"
+"""What follows where errors contain what training leaves unknown of the model."""
+
+
+def quality_flags(
+    chi2: NDArray[np.floating],
+    ln_prior: NDArray[np.floating],
+    ln_threshold: float,
+    parallax: NDArray[np.floating],
+    measured_parallax: NDArray[np.floating],
+    measured_parallax_error: NDArray[np.floating],
+) -> NDArray[np.uint8]:
+    """Compute the basic reliability bits (Eq. 24 to 26).
+
+    Args:
+        chi2: (star,) of the fluxes; NaN where there is no fit.
+        ln_prior: (star,).
+        ln_threshold: the model's own threshold.
+        parallax: (star,) fitted [mas].
+        measured_parallax, measured_parallax_error: (star,) Gaia's [mas], NaN where missing.
+    """
+    flags = np.zeros(len(chi2), np.uint8)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        flags[~(chi2 / CHI2_CHANNELS <= MAX_REDUCED_CHI2)] |= np.uint8(QualityFlag.POOR_FIT)
+        flags[ln_prior < ln_threshold] |= np.uint8(QualityFlag.UNLIKELY_TYPE)
+        pull = np.abs(measured_parallax - parallax) / measured_parallax_error
+        flags[pull > MAX_PARALLAX_PULL] |= np.uint8(QualityFlag.PARALLAX_TENSION)
+    return flags
+
+
+def catalogue_rows(
+    table: Spectra,
+    status: NDArray[np.str_],
+    inferred: Inferred,
+    ln_threshold: float,
+    *,
+    use_parallax: bool,
+    by_chains: NDArray[np.bool_] | None = None,
+    added: NDArray[np.float64] | None = None,
+) -> dict[str, Any]:
+    """Build the columns of the catalogue as NumPy arrays, one row per star of the table.
+
+    Args:
+        table: all stars, usable or not.
+        status: (star,) 'ok' or the reason why a star was not solved.
+        inferred: results of the 'ok' stars, in order.
+        ln_threshold: the model's threshold on ln_prior.
+        use_parallax: whether the fit used the measured parallax.
+        by_chains: of the 'ok' stars, whose summaries are from Markov chains; none if None.
+        added: (star, parameter, parameter) of the 'ok' stars, what the results contain because the model is uncertain,
+            NaN where nothing; None leaves out the columns that tell.
+    """
+    n, solved = len(table), status == OK
+    n_parameters = inferred.estimate.shape[1]
+
+    def spread(values: NDArray[Any], fill: Any) -> NDArray[Any]:
+        out = np.full((n, *values.shape[1:]), fill, dtype=values.dtype)
+        out[solved] = values
+        return out
+
+    estimate = spread(inferred.estimate, np.nan)
+    covariance = spread(inferred.covariance, np.nan)
+    chi2, ln_prior = spread(inferred.chi2, np.nan), spread(inferred.ln_prior, np.nan)
+    parallax, parallax_error = table.column("parallax"), table.column("parallax_error")
+    measured = table.is_measured("parallax") & use_parallax
+    n_obs = table.channel_present().sum(axis=1)
+    finite = np.isfinite(inferred.estimate).all(axis=1) & np.isfinite(inferred.covariance).all(axis=(1, 2))
+    reason = status.astype("U64").copy()
+    reason[np.flatnonzero(solved)[~finite]] = "solver met a non-finite value"
+    nothing = np.full(n, np.nan, np.float32)
+    # Of any length: NumPy would cut longer names.
+    method = np.where(np.isnan(inferred.k_hat), MODE, DRAWS).astype(object)
+    if by_chains is not None:
+        method[by_chains] = CHAINS
+    if added is not None:
+        method[np.isfinite(added).all(axis=(1, 2))] += WIDENED
+    rows = {
+        "gdr3_source_id": table.source_id,
+        "ra": table.column("ra"),
+        "dec": table.column("dec"),
+        "stellar_params_est": estimate,
+        "stellar_params_err": np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)).astype(np.float32),
+        "chi2_opt": chi2,
+        "ln_prior": ln_prior,
+        "teff_confidence": nothing,
+        "feh_confidence": nothing,
+        "logg_confidence": nothing,
+        "quality_flags": quality_flags(chi2, ln_prior, ln_threshold, estimate[:, -1], parallax, parallax_error),
+        "stellar_params_icov_triu": upper_triangle(spread(inferred.fisher, np.nan)),
+        "stellar_params_cov_triu": upper_triangle(covariance),
+        "laplace_cov_triu": upper_triangle(spread(inferred.laplace, np.nan)),
+        "stellar_params_mean": spread(inferred.mean, np.nan),
+        "stellar_params_std": spread(inferred.std, np.nan),
+        "stellar_params_median": spread(inferred.median, np.nan),
+        "stellar_params_p16": spread(inferred.low, np.nan),
+        "stellar_params_p84": spread(inferred.high, np.nan),
+        "e_unbounded": spread(inferred.unbounded[:, 0], np.nan),
+        "e_unbounded_err": spread(inferred.unbounded[:, 1], np.nan),
+        "k_hat": spread(inferred.k_hat, np.nan),
+        "n_effective": spread(inferred.n_effective, np.nan),
+        "n_modes": spread(inferred.n_modes, 0).astype(np.int16),
+        "runner_up_est": spread(inferred.runner_up, np.nan),
+        "runner_up_delta": spread(inferred.runner_up_delta, np.nan),
+        "extrapolation": nothing,
+        "n_obs": n_obs.astype(np.int16),
+        "dof": (n_obs + measured - n_parameters).astype(np.int16),
+        "converged": spread(inferred.converged, False),
+        "n_iterations": spread(inferred.n_iterations, 0).astype(np.int16),
+        "newton_decrement": spread(inferred.decrement, np.nan),
+        "hessian_positive": spread(inferred.hessian_positive, False),
+        "method": spread(method, "none"),
+        "status": reason,
+    }
+    if added is not None:
+        model_covariance = spread(added, np.nan)
+        rows["model_cov_triu"] = upper_triangle(model_covariance)
+        rows["stellar_params_model_err"] = np.sqrt(np.diagonal(model_covariance, axis1=1, axis2=2)).astype(np.float32)
+    return rows
+
+
+def to_arrow(rows: dict[str, Any], n_labels: int) -> pa.Table:
+    """Give the rows their types, units and descriptions.
+
+    Args:
+        rows: from `catalogue_rows`.
+        n_labels: number of stellar labels.
+    """
+    columns = catalogue_columns(n_labels, model_uncertainty="model_cov_triu" in rows)
+    arrays = []
+    for column in columns:
+        values = rows[column.name]
+        if pa.types.is_fixed_size_list(column.type):
+            flat = pa.array(np.ascontiguousarray(values, np.float32).reshape(-1), from_pandas=True)
+            arrays.append(pa.FixedSizeListArray.from_arrays(flat, column.type.list_size))
+        elif pa.types.is_dictionary(column.type):
+            arrays.append(pa.array(values.tolist(), type=pa.string()).dictionary_encode().cast(column.type))
+        else:
+            arrays.append(pa.array(values, from_pandas=True).cast(column.type))
+    return pa.Table.from_arrays(arrays, schema=arrow_schema(columns, {}))
+
+
+def describe(catalogue: pa.Table, about: dict[str, Any]) -> pa.Table:
+    """Attach what produced the catalogue: model, input, settings.
+
+    Args:
+        catalogue: rows of one run.
+        about: JSON-ready metadata.
+    """
+    text = json.dumps({"kind": "catalogue", "version": CATALOGUE_VERSION, **about})
+    return catalogue.replace_schema_metadata({"xpbayes": text})
+
+
+def write_catalogue(catalogue: pa.Table, path: str | Path) -> Path:
+    """Write a catalogue to one Parquet file."""
+    write_parquet(catalogue, Path(path))
+    return Path(path)
+
+
+def read_catalogue(path: str | Path) -> tuple[pa.Table, dict[str, Any]]:
+    """Read a catalogue and its metadata.
+
+    Args:
+        path: a file, or the folder of a catalogue in parts.
+
+    Raises:
+        InputError: not a catalogue, not finished, damaged, or lacking a column.
+    """
+    if Path(path).is_dir():
+        return _read_parts(Path(path))
+    metadata = file_metadata(path)
+    if metadata.get("kind") != "catalogue":
+        raise InputError(f"{path}: holds a {metadata.get('kind', 'file of unknown kind')}, not a catalogue")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: is damaged ({str(error).splitlines()[0]}); infer it again") from error
+    missing = [c.name for c in columns_of(metadata) if c.name not in table.column_names]
+    if missing:
+        raise InputError(f"{path}: {len(missing)} columns are missing (first: {missing[0]}); infer it again")
+    return table, metadata
+
+
+def _read_parts(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
+    """A catalogue in parts as one table; the metadata gain the counts of the manifest."""
+    from xpbayes.production.reader import open_catalogue
+
+    catalogue = open_catalogue(folder)
+    tables = [read_catalogue(path)[0] for path in catalogue.files]
+    return pa.concat_tables(tables).unify_dictionaries(), catalogue.about
+
+
+def text_column(table: pa.Table, name: str) -> NDArray[np.str_]:
+    """(row,) values of a dictionary-encoded text column."""
+    return table[name].combine_chunks().cast(pa.string()).to_numpy(zero_copy_only=False)
+
+
+def list_column(table: pa.Table, name: str) -> NDArray[np.float64]:
+    """(row, item) values of a fixed-size list column, NaN where null."""
+    column = table[name].combine_chunks()
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1).astype(np.float64)

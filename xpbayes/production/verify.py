@@ -1,0 +1,224 @@
+"""Is a finished catalogue what its manifest says, and can it be true?
+
+In: the folder of a catalogue in parts. Out: problems, one sentence each; none if all is well. Checked are checksums,
+rows, schema and metadata of every part, source_ids that repeat, finite parameters where the status is ok, covariances
+that are positive semi-definite, and the balance of rows read, written, not selected and quarantined.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from xpbayes.data.rejected import read_quarantine
+from xpbayes.data.spectra import METADATA_KEY, OK
+from xpbayes.errors import InputError
+from xpbayes.production.duplicates import Identifiers, find_repeated
+from xpbayes.production.manifest import MANIFEST, QUARANTINE, read_manifest, totals
+from xpbayes.production.parts import PART_PATTERN, PartRecord, is_intact
+from xpbayes.schema import columns_of
+
+ESSENTIAL = ("stellar_params_est", "stellar_params_err", "stellar_params_cov_triu", "chi2_opt", "ln_prior")
+"""Columns of ZGR23 Table 2 that every solved star has."""
+MIN_EIGENVALUE = -1e-5
+"""Of a packed matrix scaled to unit diagonal: float32 rounding of six entries may cost as much."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was found.
+
+    Attributes:
+        n_parts, n_rows: parts with rows, and rows.
+        problems: one sentence each.
+    """
+
+    n_parts: int
+    n_rows: int
+    problems: tuple[str, ...]
+
+
+def verify_catalogue(folder: Path) -> Verified:
+    """Re-check a finished catalogue, part by part.
+
+    Raises:
+        InputError: it is no catalogue in parts, or not finished.
+    """
+    manifest = read_manifest(folder)
+    if not manifest["complete"]:
+        raise InputError(f"{folder}: is not finished; go on with 'xpbayes infer ... --out {folder} --resume'")
+    records = part_records(manifest)
+    problems: list[str] = []
+    listed = {r.name for r in records if r.n_rows}
+    there = {p.name for p in folder.glob(PART_PATTERN)}
+    problems += [f"{name}: is listed in {MANIFEST} and not there" for name in sorted(listed - there)]
+    problems += [f"{name}: is there and not listed in {MANIFEST}" for name in sorted(there - listed)]
+    about = manifest["identity"]["about"]
+    for record in records:
+        if record.name in listed & there:
+            problems += check_part(folder, record, about)
+    problems += _check_balance(folder, manifest, records)
+    if not problems:
+        try:
+            check_repeated(folder, manifest)
+        except InputError as error:
+            problems.append(str(error))
+    return Verified(len(listed), sum(r.n_rows for r in records), tuple(problems))
+
+
+def part_records(manifest: Mapping[str, Any]) -> list[PartRecord]:
+    """Parts of a complete manifest; their quarantined rows are only counted there."""
+    known = {f.name for f in fields(PartRecord)}
+    unlisted = {"last": False, "input_checksum": "", "input_modified": 0}
+    return [PartRecord.from_json({**unlisted, **{k: v for k, v in p.items() if k in known}}) for p in manifest["parts"]]
+
+
+def check_repeated(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse a catalogue in which a star has several rows.
+
+    Raises:
+        InputError: a source_id is in several rows.
+    """
+
+    def read(name: str) -> NDArray[np.int64]:
+        try:
+            return pq.read_table(folder / name, columns=["gdr3_source_id"])["gdr3_source_id"].to_numpy()
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"{folder / name}: cannot be read ({str(error).splitlines()[0]}); infer it again"
+            ) from error
+
+    parts = [
+        Identifiers(r.name, r.first_source_id, r.last_source_id, r.n_rows, partial(read, r.name))
+        for r in part_records(manifest)
+    ]
+    repeated = find_repeated(parts)
+    if repeated is not None:
+        raise InputError(
+            f"{folder}: {repeated.count} source_ids have more than one row (first: {repeated.first}, in "
+            f"{' and '.join(dict.fromkeys(repeated.files))}); take the repeated stars out of the inputs and infer again"
+        )
+
+
+def check_part(folder: Path, record: PartRecord, about: Mapping[str, Any]) -> list[str]:
+    """Check one part; returns its problems.
+
+    Args:
+        folder: of the catalogue.
+        record: what the manifest says about the part.
+        about: the metadata that every part has.
+    """
+    path = folder / record.name
+    if not is_intact(folder, record):
+        return [f"{record.name}: is not the file that was written (size or checksum differ); copy or infer it again"]
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        return [f"{record.name}: cannot be read ({str(error).splitlines()[0]})"]
+    columns = columns_of(about)
+    expected = pa.schema([c.field() for c in columns])
+    if not table.schema.equals(expected, check_metadata=False):
+        different = [
+            f.name for f in expected if f.name not in table.schema.names or table.schema.field(f.name).type != f.type
+        ]
+        return [f"{record.name}: its columns are not the schema's (first: {(different or table.schema.names)[0]})"]
+    problems = []
+    unit = [c.name for c in columns if table.schema.field(c.name).metadata != c.field().metadata]
+    if unit:
+        problems.append(f"{len(unit)} columns have another unit, UCD or description (first: {unit[0]})")
+    if not _is_about((table.schema.metadata or {}).get(METADATA_KEY, b"{}"), about):
+        problems.append("its metadata name another model, other settings or another selection")
+    if table.num_rows != record.n_rows:
+        problems.append(f"has {table.num_rows} rows, not {record.n_rows}")
+    status = np.array(table["status"].cast(pa.string()).to_pylist(), dtype=str)
+    if dict(Counter(status.tolist())) != record.status:
+        problems.append("its rows do not have the states that the manifest counts")
+    ids = table["gdr3_source_id"].to_numpy()
+    if len(ids) and (int(ids.min()), int(ids.max())) != (record.first_source_id, record.last_source_id):
+        problems.append("its source_ids are not in the range that the manifest names")
+    solved = table.filter(pa.array(status == OK))
+    for name in ESSENTIAL:
+        values = _values(solved[name])
+        bad: NDArray[np.bool_] = np.logical_not(np.isfinite(values).all(axis=1))
+        if bad.any():
+            problems.append(f"{int(bad.sum())} rows with status ok have no finite {name} ({_first(solved, bad)})")
+    for column in columns:
+        size = getattr(column.type, "list_size", 0)
+        n = int((np.sqrt(8 * size + 1) - 1) / 2)
+        if not column.name.endswith("_triu") or n * (n + 1) // 2 != size:
+            continue
+        bad = ~is_positive_semidefinite(_values(solved[column.name]), n)
+        if bad.any():
+            problems.append(f"{int(bad.sum())} {column.name} are not positive semi-definite ({_first(solved, bad)})")
+    return [f"{record.name}: {p}" for p in problems]
+
+
+def is_positive_semidefinite(packed: NDArray[np.float64], n: int) -> NDArray[np.bool_]:
+    """(row,) whether packed upper triangles are positive semi-definite, up to float32 rounding; true where not finite.
+
+    Args:
+        packed: (row, n (n + 1) / 2) upper triangles, row by row.
+        n: size of the matrices.
+    """
+    upper = np.triu_indices(n)
+    matrix = np.zeros((len(packed), n, n))
+    matrix[:, upper[0], upper[1]] = packed
+    matrix[:, upper[1], upper[0]] = packed
+    known = np.isfinite(packed).all(axis=1)
+    matrix[~known] = np.eye(n)
+    diagonal = np.diagonal(matrix, axis1=1, axis2=2)
+    scale = 1.0 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
+    scaled = matrix * scale[:, :, None] * scale[:, None, :]
+    return (diagonal >= 0).all(axis=1) & (np.linalg.eigvalsh(scaled)[:, 0] >= MIN_EIGENVALUE)
+
+
+def _values(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    """(row, item) values of a scalar or list column, NaN where null."""
+    column = column.combine_chunks()
+    n = len(column)
+    flat = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
+    size = column.type.list_size if pa.types.is_fixed_size_list(column.type) else 1
+    if len(flat) != n * size:  # null lists are left out by `flatten`
+        flat = column.values.slice(column.offset * size, n * size)
+    return np.asarray(flat.to_numpy(zero_copy_only=False), np.float64).reshape(n, size)
+
+
+def _first(table: pa.Table, bad: NDArray[np.bool_]) -> str:
+    return f"first: source_id {table['gdr3_source_id'][int(np.flatnonzero(bad)[0])].as_py()}"
+
+
+def _is_about(raw: bytes, about: Mapping[str, Any]) -> bool:
+    try:
+        found = json.loads(raw)
+    except ValueError:
+        return False
+    return all(found.get(k) == v for k, v in about.items())
+
+
+def _check_balance(folder: Path, manifest: Mapping[str, Any], records: list[PartRecord]) -> list[str]:
+    """Rows in = rows out + rows not selected + rows quarantined, in every part and in total."""
+    problems = []
+    for raw in manifest["parts"]:
+        if raw["n_read"] != raw["n_rows"] + raw["n_not_selected"] + raw["n_quarantined"]:
+            problems.append(f"part {raw['file']}-{raw['block']}: rows read and rows accounted for differ")
+    counted = totals(records)
+    total = manifest["totals"]
+    for key in ("rows_read", "rows_written", "rows_not_selected", "bytes", "status", "n_with_parallax"):
+        if counted[key] != total[key]:
+            problems.append(f"{MANIFEST}: {key} is {total[key]}, its parts add up to {counted[key]}")
+    n_quarantined = total["rows_quarantined"] + total["companion_rows_quarantined"]
+    try:
+        found = len(read_quarantine(folder / QUARANTINE))
+    except (OSError, ValueError, KeyError) as error:
+        return [*problems, f"{QUARANTINE}: cannot be read ({type(error).__name__})"]
+    if found != n_quarantined:
+        problems.append(f"{QUARANTINE}: has {found} rows, {MANIFEST} counts {n_quarantined}")
+    return problems

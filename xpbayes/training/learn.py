@@ -1,0 +1,357 @@
+"""Learn the model from stars with labels: phases as the settings list them, each a MAP of ZGR23 Eq. 10.
+
+A phase moves the model (SVI with an AutoDelta guide on `models.posterior.training_posterior`), the stars (second-order
+solver or gradient steps on the same density), both, or re-estimates the covariance of the model's relative error, which
+later phases fold into the whitening; self-cleaning marks outliers. The gradient steps are in `phases.py`. A run that
+was stopped goes on from the last phase that ended.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from numpy.typing import NDArray
+
+from xpbayes.config import Phase, TrainingConfig
+from xpbayes.data.scratch import are_in_files, in_memory, pieces, scratch_copy, write_rows
+from xpbayes.data.stars import Stars
+from xpbayes.errors import InputError
+from xpbayes.inference.model_error import MAX_STARS, learn_model_error, refold_model_error, relative_sigma
+from xpbayes.inference.search.solver import solve
+from xpbayes.models.extinction import NearInfraredLaw, grey_excess
+from xpbayes.models.forward import ForwardModel, initial_model
+from xpbayes.models.model_error import ModelError
+from xpbayes.models.prior import LabelPrior, draw_labels, ln_priors
+from xpbayes.training.checkpoint import read_checkpoint, tree_checksum, write_checkpoint
+from xpbayes.training.phases import run_gradient_phase, run_star_steps
+from xpbayes.training.self_cleaning import diagnostic, high_quality, pulls, survivors
+
+MIN_START_EXTINCTION = 0.02
+"""Estimates of E are clipped to this before the first phase [mag]."""
+CURVE_GUESS_SLOPE = 1.5
+"""R ~ (550 nm / wavelength)^1.5 before the first phase: close enough to any dust."""
+CURVE_GUESS_AT_550 = 2.8
+GUESS_STARS = 100_000
+"""Evenly picked: enough for a mean."""
+
+
+@dataclass
+class TrainingRecord:
+    """What happened during training, phase by phase: plain data, saved in the model's card."""
+
+    phases: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training yields.
+
+    Attributes:
+        model: the forward model.
+        prior: the label mixture.
+        model_error: covariance of the model's relative error; None if switched off.
+        parameters: (star, label + 2) solutions of the training stars.
+        record: the training record.
+        survivor: (star,) False where self-cleaning marked an outlier; all True without self-cleaning.
+    """
+
+    model: ForwardModel
+    prior: LabelPrior
+    model_error: ModelError | None
+    parameters: Float[Array, "star parameter"]
+    record: TrainingRecord
+    survivor: NDArray[np.bool_]
+
+
+class _State(NamedTuple):
+    """Everything that one phase hands to the next.
+
+    Attributes:
+        model: the forward model.
+        parameters: (star, label + 2).
+        model_error: what `learn_model_error` returned; None before.
+        survivor: (star,) False where self-cleaning marked an outlier.
+        key_data: of the JAX random key that the next phases split.
+    """
+
+    model: ForwardModel
+    parameters: Array
+    model_error: Any
+    survivor: Array
+    key_data: Array
+
+
+def fit_label_prior(labels: np.ndarray, n_components: int, seed: int) -> LabelPrior:
+    """Fit the Gaussian mixture with scikit-learn (METHOD 5).
+
+    Args:
+        labels: (star, label) training labels.
+        n_components: number of full-covariance Gaussians.
+        seed: of the initialisation.
+    """
+    from sklearn.mixture import GaussianMixture
+
+    center, scale = labels.mean(axis=0), labels.std(axis=0)
+    fit = GaussianMixture(n_components, reg_covar=1e-4, max_iter=200, init_params="k-means++", random_state=seed).fit(
+        (labels - center) / scale
+    )
+    whitening = fit.precisions_cholesky_ / scale[None, :, None]
+    prior = LabelPrior(
+        ln_weight=jnp.asarray(np.log(fit.weights_), jnp.float32),
+        mean=jnp.asarray(fit.means_ * scale + center, jnp.float32),
+        whitening=jnp.asarray(whitening, jnp.float32),
+        ln_threshold=jnp.asarray(-jnp.inf),
+    )
+    draws = draw_labels(prior, jax.random.key(seed), 200_000)
+    threshold = jnp.quantile(ln_priors(prior, draws), 1e-3)
+    return LabelPrior(prior.ln_weight, prior.mean, prior.whitening, threshold)
+
+
+def initial_parameters(stars: Stars) -> Float[Array, "star parameter"]:
+    """Start every star at its measured values, E and parallax clipped to positive (phase 1 of ZGR23 Table 1)."""
+    extinction = np.maximum(np.asarray(stars.reddening), MIN_START_EXTINCTION)
+    parallax = np.maximum(np.asarray(stars.parallax), 1e-3)
+    return jnp.concatenate(
+        [stars.labels, jnp.log(extinction)[:, None], jnp.log(parallax)[:, None]], axis=1, dtype=jnp.float32
+    )
+
+
+def _guess_model(
+    stars: Stars, parameters: np.ndarray, wavelength_nm: np.ndarray, config: TrainingConfig
+) -> ForwardModel:
+    curve = CURVE_GUESS_AT_550 * (550.0 / wavelength_nm) ** CURVE_GUESS_SLOPE
+    some = np.linspace(0, len(stars) - 1, min(len(stars), GUESS_STARS)).astype(int)
+    flux = np.asarray(stars.flux[some], dtype=np.float64)
+    use = flux > 0
+    ln_flux = np.log(np.where(use, flux, 1.0)) + np.asarray(stars.ln_scale[some])[:, None]
+    ln_absolute = ln_flux - 2 * parameters[some, -1:] + np.exp(parameters[some, -2:-1]) * curve
+    mean = np.sum(np.where(use, ln_absolute, 0.0), axis=0) / np.maximum(use.sum(axis=0), 1)
+    return initial_model(
+        jax.random.key(config.seed), np.asarray(stars.labels), mean, np.log(curve), hidden=config.hidden
+    )
+
+
+def train(
+    stars: Stars,
+    wavelength_nm: np.ndarray,
+    config: TrainingConfig,
+    say: Callable[[str], None] = lambda line: None,
+    checkpoint: Path | None = None,
+    *,
+    resume: bool = False,
+    near_infrared: NearInfraredLaw | None = None,
+) -> Trained:
+    """Train a model.
+
+    Args:
+        stars: training stars: labels, and where known parallaxes and reddenings, as measurements; in memory, or in files
+            (`starfiles`) if they are larger.
+        wavelength_nm: (channel,) wavelengths, for the first guess of R(lambda) only.
+        config: the settings.
+        say: receives one line per phase.
+        checkpoint: file that receives the state after every phase; the caller deletes it once the result is safe.
+        resume: go on from that file if it is there.
+        near_infrared: what fixes the grey part of R, or None.
+
+    Raises:
+        InputError: the checkpoint belongs to other stars or settings, a phase has no stars, or a phase diverged.
+    """
+    if not are_in_files(stars):
+        stars = jax.tree.map(jnp.asarray, stars)
+    record, done = TrainingRecord(), 0
+    belongs_to: dict[str, Any] = {}
+    if checkpoint is not None:
+        law = None if near_infrared is None else list(near_infrared)
+        belongs_to = {"stars": tree_checksum(stars), "settings": config.model_dump(mode="json"), "near_infrared": law}
+    if checkpoint is not None and resume and checkpoint.is_file():
+        state, about = read_checkpoint(checkpoint, belongs_to)
+        record, done = TrainingRecord(about["phases"]), about["done"]
+        say(f"resumed after phase {done}/{len(config.phases)} from {checkpoint}")
+    else:
+        parameters = initial_parameters(stars)
+        state = _State(
+            _guess_model(stars, np.asarray(parameters, dtype=np.float64), wavelength_nm, config),
+            parameters,
+            None,
+            jnp.ones(len(stars), bool),
+            jax.random.key_data(jax.random.key(config.seed)),
+        )
+    for number, phase in enumerate(config.phases, start=1):
+        if number <= done or (phase.update == "model_error" and not config.model_error):
+            continue
+        begun = time.perf_counter()
+        phase = phase.scaled(config.epochs_scale)
+        effective = stars
+        if phase.update != "model_error":
+            # Anew for every phase, from the state alone: a run that was stopped goes on with the same errors.
+            effective = _with_model_error(state, stars)
+        state, entry, summary = _run_phase(phase, number, state, stars, effective, config, near_infrared)
+        entry = {"phase": number, **phase.model_dump(mode="json"), **entry, "seconds": time.perf_counter() - begun}
+        record.phases.append(entry)
+        if checkpoint is not None:
+            write_checkpoint(checkpoint, state, belongs_to | {"done": number, "phases": record.phases})
+        say(f"phase {number}/{len(config.phases)} {phase.update}: {summary} ({entry['seconds']:.1f} s)")
+    prior = fit_label_prior(np.asarray(stars.labels), config.prior_components, config.seed)
+    return Trained(state.model, prior, state.model_error, state.parameters, record, np.asarray(state.survivor))
+
+
+def _with_model_error(state: _State, stars: Stars) -> Stars:
+    """The stars with the model's error in their whitening; on disk beside their own, if that is in files."""
+    if state.model_error is None or not are_in_files(stars):
+        return refold_model_error(state.model, stars, state.model_error, state.parameters)
+    folded = scratch_copy(stars)
+    for rows in pieces(len(stars)):
+        part = refold_model_error(state.model, in_memory(stars, rows), state.model_error, state.parameters[rows])
+        write_rows(folded, rows, part)
+    return folded
+
+
+def _members(
+    phase: Phase, number: int, stars: Stars, survivor: NDArray[np.bool_], config: TrainingConfig
+) -> NDArray[np.integer]:
+    """Rows of the stars that take part in a phase."""
+    if phase.stars == "all":
+        return np.arange(len(stars))
+    if phase.stars == "survivors":
+        chosen, why = survivor, "self-cleaning dropped every star; raise its limits, which are max_..._pull"
+    else:
+        cuts = high_quality(stars, config.high_quality)
+        chosen = np.logical_and.reduce(list(cuts.values()))
+        name, passed = min(cuts.items(), key=lambda cut: cut[1].sum())
+        why = f"none of {len(stars)} stars is of high quality (strictest: {name}, passed by {passed.sum()}); relax it"
+    if not chosen.any():
+        raise InputError(f"training phase {number}: {why}")
+    return np.flatnonzero(chosen)
+
+
+def _run_phase(
+    phase: Phase,
+    number: int,
+    state: _State,
+    stars: Stars,
+    effective: Stars,
+    config: TrainingConfig,
+    near_infrared: NearInfraredLaw | None,
+) -> tuple[_State, dict[str, Any], str]:
+    """Run one phase.
+
+    Args:
+        phase: what to do.
+        number: its place, from 1, for messages.
+        state: where training stands.
+        stars: all training stars, with the measurement's own whitening.
+        effective: the same with the model's error in the whitening.
+        config: the settings.
+        near_infrared: what fixes the grey part of R, or None.
+
+    Returns:
+        the new state, what the record keeps, and a summary in words.
+    """
+    if phase.update == "self_cleaning":
+        return _clean(phase, state, effective, config)
+    model, parameters = state.model, state.parameters
+    rows = _members(phase, number, stars, np.asarray(state.survivor), config)
+    entry: dict[str, Any] = {"n_stars": len(rows)}
+    if phase.update == "model_error":
+        some = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_STARS)).astype(int)]
+        members = in_memory(stars, some)
+        factor, history = learn_model_error(model, members, parameters[some], phase.epochs, state.model_error)
+        entry["ln_likelihood_per_star"] = history
+        return (
+            state._replace(model_error=factor),
+            entry,
+            f"median relative error {np.median(relative_sigma(factor)):.2%}",
+        )
+
+    key_data = state.key_data
+    if phase.update in ("model", "both"):
+        key, phase_key = jax.random.split(jax.random.wrap_key_data(key_data))
+        key_data = jax.random.key_data(key)
+        model, parameters, losses = run_gradient_phase(
+            model, effective, parameters, phase, config.batch_size, phase_key, rows
+        )
+        entry["loss_per_star"] = losses
+        if near_infrared is not None:
+            model, parameters = _without_grey(model, parameters, near_infrared)
+        summary = f"loss per star {losses[0]:.1f} -> {losses[-1]:.1f}"
+        sound = bool(np.isfinite(losses[-1]))
+    elif phase.method == "newton":
+        parameters, converged, objective = run_star_phase(model, effective, parameters, phase, rows)
+        entry |= {"converged": converged, "objective_per_star": objective}
+        summary, sound = f"L per star {objective:.1f}, {converged:.1%} converged", True
+    else:
+        parameters = run_star_steps(model, effective, parameters, phase, config.batch_size, rows)
+        summary, sound = f"{phase.epochs} steps of {len(rows)} stars", bool(jnp.isfinite(parameters).all())
+    if not sound:
+        raise InputError(
+            f"training phase {number} ({phase.update}, {phase.method}) diverged; lower its learning_rate or set a "
+            f"gradient_clip"
+        )
+    return state._replace(model=model, parameters=parameters, key_data=key_data), entry, summary
+
+
+def _without_grey(
+    model: ForwardModel, parameters: Float[Array, "star parameter"], law: NearInfraredLaw
+) -> tuple[ForwardModel, Float[Array, "star parameter"]]:
+    """Take the grey part of R away and dim every star by its parallax instead: the same fluxes.
+
+    A step along this direction, which no spectrum sees, would take alternating phases hundreds of rounds.
+    """
+    excess = grey_excess(model.ln_curve, law)
+    curve = jnp.log(jnp.exp(model.ln_curve) - excess)
+    moved = parameters.at[:, -1].add(-0.5 * excess * jnp.exp(parameters[:, -2]))
+    return replace(model, ln_curve=curve), moved
+
+
+def _clean(phase: Phase, state: _State, effective: Stars, config: TrainingConfig) -> tuple[_State, dict[str, Any], str]:
+    """Mark outliers; nothing moves."""
+    found = pulls(state.model, effective, state.parameters)
+    stays = survivors(found, phase)
+    dropped = {name: float(np.mean(~mask)) for name, mask in stays.items()}
+    entry = {
+        "n_stars": len(effective),
+        "dropped_by": dropped,
+        "diagnostic": diagnostic(effective, state.parameters, found, config.labels),
+    }
+    summary = (
+        f"{dropped['parameters']:.1%} by parameters, {dropped['fluxes']:.1%} by fluxes, {dropped['both']:.1%} dropped"
+    )
+    return state._replace(survivor=jnp.asarray(stays["both"])), entry, summary
+
+
+def run_star_phase(
+    model: ForwardModel,
+    stars: Stars,
+    parameters: Float[Array, "star parameter"],
+    phase: Phase,
+    rows: NDArray[np.integer] | None = None,
+) -> tuple[Float[Array, "star parameter"], float, float]:
+    """Move the stars, not the model: the second-order solver, from where they are.
+
+    Args:
+        model: the forward model, fixed.
+        stars: all stars, in memory or in files.
+        parameters: (star, label + 2) where they are.
+        phase: what to do.
+        rows: the stars that take part; all if None.
+
+    Returns:
+        the new parameters, the share of stars that converged, and the mean of L per star.
+    """
+    members = np.arange(len(stars)) if rows is None else np.asarray(rows)
+    converged, objective = [], []
+    moved = np.array(parameters)
+    for piece in pieces(len(members)):
+        at = members[piece]
+        # The solver counts evaluations, the one at the start among them.
+        found = solve(model, None, in_memory(stars, at), parameters[at], phase.epochs + 1)
+        moved[at] = found.parameters
+        converged.append(np.asarray(found.converged))
+        objective.append(np.asarray(found.objective))
+    return jnp.asarray(moved), float(np.mean(np.concatenate(converged))), float(np.mean(np.concatenate(objective)))

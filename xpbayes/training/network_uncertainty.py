@@ -1,0 +1,326 @@
+"""How well training has determined the model, and what that adds to a star's error.
+
+In: a trained model and some of its training stars at their solutions. Out: the Laplace approximation of the posterior of
+everything that was trained (weights, biases, ln R), every training star's own parameters integrated out, and what it adds
+to the covariance of any star.
+
+Gauss-Newton throughout: with J_w and J_u the whitened derivatives of a star's fluxes by the model and by its own
+parameters, s its weight under the Student t, and A the precision of its parameters, labels and other measurements included,
+
+    H = sum_stars s J_w^T (I - s J_u A^-1 J_u^T) J_w + 1 / prior variance,      Sigma = H^-1.
+
+A catalogue star's optimum moves with the model by du/dw = -A^-1 s J_u^T J_w, A now as inference has it, so its covariance
+grows by (du/dw) Sigma (du/dw)^T. Only the directions in which the model moves stars matter for that: Sigma is kept as
+K K^T with as many columns as it takes to carry nearly all of what is added on average.
+
+All stars share one model, so this part of their errors is common to similar stars: it does not average down.
+"""
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+from numpy.typing import NDArray
+
+from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
+from xpbayes.inference.errors import invert_positive, to_sampled
+from xpbayes.inference.model_error import refold_model_error
+from xpbayes.inference.sampling.weighted_mixture import cholesky
+from xpbayes.inference.search.solver import smallest_pivot, solve_positive
+from xpbayes.models.forward import ForwardModel, expand_ln_flux, predict_ln_flux
+from xpbayes.models.likelihood import deviance, n_observed
+from xpbayes.models.model_error import ModelError
+from xpbayes.models.objective import curvature, flux_chi2
+from xpbayes.models.prior import LabelPrior
+
+if TYPE_CHECKING:
+    from xpbayes.inference.infer import Inferred
+
+BLOCK = 32
+"""Stars whose derivatives by all weights are in memory together: 38 MB."""
+MIN_PIVOT = 1e-5
+MAX_COLUMNS = 256
+NOTHING = 1e-10
+"""Directions that add less than this share of what the first one adds are rounding."""
+CAPTURED = 0.98
+"""Share of the added variance that the columns carry, if `MAX_COLUMNS` are enough."""
+
+
+class NetworkCovariance(NamedTuple):
+    """What is kept of the posterior of the model.
+
+    Attributes:
+        columns: (weight, column) K with K K^T its covariance, in the order of `trained_vector`.
+        captured: share of the added variance, summed over stars and parameters in units of their own errors, that K
+            carries.
+        n_stars: training stars that it was worked out from; the sum over all of them is taken to be like theirs.
+    """
+
+    columns: NDArray[np.float32]
+    captured: float
+    n_stars: int
+
+
+def trained_vector(model: ForwardModel) -> Float[Array, " weight"]:
+    """Everything that was trained, as one vector: weights, biases, ln R, layer by layer."""
+    return ravel_pytree((model.weights, model.biases, model.ln_curve))[0]
+
+
+def with_vector(model: ForwardModel, vector: Float[Array, " weight"]) -> ForwardModel:
+    """The inverse of `trained_vector`; normalisations are those of `model`."""
+    _, unravel = ravel_pytree((model.weights, model.biases, model.ln_curve))
+    weights, biases, ln_curve = unravel(vector)
+    return ForwardModel(weights, biases, ln_curve, model.label_center, model.label_scale)
+
+
+def _is_weight(model: ForwardModel) -> NDArray[np.bool_]:
+    """(weight,) which elements of the vector have a Gaussian prior; biases and ln R are flat."""
+    n = trained_vector(model).shape[0]
+    return np.arange(n) < model.n_weights
+
+
+def _relative(model: ForwardModel, star: Stars, parameters: Array) -> tuple[Array, Array]:
+    """Whitening of relative fluxes, times the root of the star's weight; (channel, parameter) d ln f by its parameters."""
+    at = expand_ln_flux(model, parameters, star.ln_scale)
+    slope = deviance(flux_chi2(model, star, parameters), n_observed(star.whitening), star.inv_dof).slope
+    return jnp.sqrt(slope) * star.whitening * jnp.exp(at.value), at.slope.T
+
+
+def _inverse_root(matrix: Array) -> Array:
+    """R with R R^T the inverse of a small positive definite matrix."""
+    scale = 1.0 / jnp.sqrt(jnp.diagonal(matrix))
+    lower = cholesky(matrix * scale[:, None] * scale[None, :])
+    eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
+    return scale[:, None] * jax.scipy.linalg.solve_triangular(lower, eye, lower=True).T
+
+
+def marginal_rows(
+    model: ForwardModel, star: Stars, parameters: Float[Array, " parameter"]
+) -> Float[Array, "channel weight"]:
+    """Rows whose squares add up to one training star's information on the model, its own parameters integrated out.
+
+    Args:
+        model: the forward model.
+        star: a training star: labels, parallax and reddening as measurements, model error folded in.
+        parameters: (label + 2,) its solution.
+    """
+    whitening, by_parameters = _relative(model, star, parameters)
+    by_weights = jax.jacrev(lambda w: predict_ln_flux(with_vector(model, w), parameters))(trained_vector(model))
+    precision = 0.5 * curvature(model, None, star, parameters)[0].bound
+    explained = whitening @ by_parameters @ _inverse_root(precision)  # V with I - V V^T in the middle of H
+    value, vector = jnp.linalg.eigh(explained.T @ explained)
+    value = jnp.clip(value, 1e-12, 1.0)
+    axes = explained @ vector / jnp.sqrt(value)
+    rows = whitening @ by_weights
+    return rows - (axes * (1.0 - jnp.sqrt(1.0 - value))) @ (axes.T @ rows)
+
+
+@jax.jit
+def _block_rows(model: ForwardModel, stars: Stars, parameters: Array) -> Array:
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(partial(marginal_rows, model))(stars, parameters)
+
+
+def weight_precision(
+    model: ForwardModel, stars: Stars, parameters: Float[Array, "star parameter"], n_training: int
+) -> NDArray[np.float64]:
+    """H, the precision of everything that was trained.
+
+    Args:
+        model: the forward model.
+        stars: some of the training stars, labels included, model error folded in.
+        parameters: (star, label + 2) their solutions.
+        n_training: how many training stars there were: the sum over `stars` is scaled up to them.
+
+    Returns:
+        (weight, weight).
+    """
+    from scipy.linalg.blas import dsyrk
+
+    n_weights, n = trained_vector(model).shape[0], len(stars)
+    total = np.zeros((n_weights, n_weights))
+    for start in range(0, n, BLOCK):
+        # Of one size, so that one program serves all; what fills the last block does not count.
+        at = jnp.minimum(jnp.arange(start, start + BLOCK), n - 1)
+        rows = np.asarray(_block_rows(model, stars.take(at), parameters[at]))[: n - start].reshape(-1, n_weights)
+        rows = rows[np.isfinite(rows).all(axis=1)]
+        # In double precision: what the stars tell of some directions is a thousand million times what the prior tells.
+        total += dsyrk(1.0, rows.T.astype(np.float64))  # upper triangle
+    total = np.triu(total) + np.triu(total, 1).T
+    total *= n_training / n
+    # W ~ N(0, n_W / N) (METHOD 3: ZGR23 Eq. 12 as a prior).
+    total[np.diag_indices(n_weights)] += _is_weight(model) * n_training / model.n_weights
+    return total
+
+
+def _response(model: ForwardModel, prior: LabelPrior, star: Stars, parameters: Array) -> tuple[Array, Array]:
+    """(parameter, channel): -du by d ln f of the model; and (parameter, parameter) covariance of u, by Laplace."""
+    whitening, by_parameters = _relative(model, star, parameters)
+    at, _ = curvature(model, prior, star, parameters)
+    precision = 0.5 * jnp.where(smallest_pivot(at.hessian) > MIN_PIVOT, at.hessian, at.bound)
+    pull = (whitening @ by_parameters).T @ whitening
+    solve = partial(solve_positive, precision)
+    return jax.vmap(solve, 1, 1)(pull), jax.vmap(solve)(jnp.eye(parameters.size, dtype=parameters.dtype))
+
+
+@jax.jit
+def _scaled_response(model: ForwardModel, prior: LabelPrior, stars: Stars, parameters: Array) -> Array:
+    """(star, parameter, weight) -du/dw in units of each parameter's own error."""
+
+    def one(star: Stars, u: Array) -> Array:
+        response, covariance = _response(model, prior, star, u)
+        by_weights = jax.jacrev(lambda w: predict_ln_flux(with_vector(model, w), u))(trained_vector(model))
+        return response @ by_weights / jnp.sqrt(jnp.maximum(jnp.diagonal(covariance), 1e-30))[:, None]
+
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(one)(stars, parameters)
+
+
+def factor_weights(
+    model: ForwardModel,
+    prior: LabelPrior,
+    precision: NDArray[np.floating],
+    stars: Stars,
+    parameters: Float[Array, "star parameter"],
+    captured: float = CAPTURED,
+    max_columns: int = MAX_COLUMNS,
+) -> NetworkCovariance:
+    """Keep the directions of the model's covariance that move stars.
+
+    Args:
+        model, prior: the trained model.
+        precision: (weight, weight) H, from `weight_precision`.
+        stars: stars like those of the catalogue, without labels, model error folded in.
+        parameters: (star, label + 2) their optima.
+        captured: share of the added variance to keep.
+        max_columns: at most so many directions.
+    """
+    from scipy.linalg import solve_triangular
+
+    lower = np.linalg.cholesky(precision)
+    rows = []
+    for start in range(0, len(stars), BLOCK):
+        at = jnp.minimum(jnp.arange(start, start + BLOCK), len(stars) - 1)
+        found = np.asarray(_scaled_response(model, prior, stars.take(at), parameters[at]), np.float64)
+        rows.append(found[: len(stars) - start].reshape(-1, len(precision)))
+    response = np.concatenate(rows)
+    response = response[np.isfinite(response).all(axis=1)]
+    half = solve_triangular(lower, response.T, lower=True)  # (weight, row): its squares are the added variances
+    value, vector = np.linalg.eigh(half.T @ half if half.shape[1] < half.shape[0] else half @ half.T)
+    value, vector = np.maximum(value[::-1], 0.0), vector[:, ::-1]
+    share = np.cumsum(value) / max(value.sum(), 1e-300)
+    wanted = int(np.searchsorted(share, captured)) + 1
+    n = max(1, min(wanted, max_columns, int(np.sum(value > NOTHING * value[0]))))
+    basis = vector[:, :n]
+    if half.shape[1] < half.shape[0]:
+        basis = half @ basis / np.sqrt(value[:n])
+    columns = solve_triangular(lower, basis, lower=True, trans="T")
+    return NetworkCovariance(columns.astype(np.float32), float(share[n - 1]), len(stars))
+
+
+@jax.jit
+def weight_covariance(
+    model: ForwardModel,
+    prior: LabelPrior,
+    columns: Float[Array, "weight column"],
+    stars: Stars,
+    parameters: Float[Array, "star parameter"],
+) -> Float[Array, "star parameter parameter"]:
+    """What the uncertainty of the model adds to the covariance of stars.
+
+    Args:
+        model, prior: the trained model.
+        columns: (weight, column) of `NetworkCovariance`.
+        stars: a batch as inference sees it, model error folded in.
+        parameters: (star, label + 2) their optima: labels, ln E, ln parallax.
+
+    Returns:
+        (star, parameter, parameter) of (labels, E [mag], parallax [mas]); zero if the columns are.
+    """
+    at = trained_vector(model)
+
+    def one(inputs: tuple[Stars, Array]) -> Array:
+        star, u = inputs
+        response, _ = _response(model, prior, star, u)
+
+        def along(column: Array) -> Array:
+            return jax.jvp(lambda w: predict_ln_flux(with_vector(model, w), u), (at,), (column,))[1]
+
+        shift = response @ jax.vmap(along, 1, 1)(columns)
+        linear = jnp.concatenate([jnp.ones_like(u[:-2]), jnp.exp(u[-2:])])
+        shift = linear[:, None] * shift
+        return shift @ shift.T
+
+    with jax.default_matmul_precision("highest"):
+        return jax.lax.map(one, (stars, parameters))
+
+
+def added_to_inferred(
+    model: ForwardModel,
+    prior: LabelPrior,
+    model_error: ModelError | None,
+    factor: NetworkCovariance,
+    stars: Stars,
+    estimate: NDArray[np.floating],
+    *,
+    use_parallax: bool,
+) -> NDArray[np.float64]:
+    """What the uncertainty of the model adds to the covariance of stars that `infer` has solved.
+
+    Args:
+        model, prior, model_error: the trained model.
+        factor: of what is unknown of it.
+        stars: as they were inferred.
+        estimate: (star, parameter) labels, E [mag], parallax [mas] of the optima.
+        use_parallax: whether the measured parallaxes were used.
+
+    Returns:
+        (star, parameter, parameter) of (labels, E [mag], parallax [mas]); NaN where a star has no optimum. A star's does
+        not depend on who shares its batch.
+    """
+    n_parameters = estimate.shape[1]
+    if not len(stars):
+        return np.zeros((0, n_parameters, n_parameters))
+    blind = jax.tree.map(jnp.asarray, stars.blind(parallax=use_parallax))
+    at = to_sampled(jnp.asarray(estimate))
+    folded = refold_model_error(model, blind, model_error, at)
+    one_block = partial(weight_covariance, model, prior, jnp.asarray(factor.columns))
+    added = np.asarray(by_blocks(one_block, STAR_BLOCK, folded, at), np.float64)
+    return np.where(np.isfinite(added).all(axis=(1, 2), keepdims=True), added, np.nan)
+
+
+def add_model_covariance(found: "Inferred", added: Float[NDArray, "star parameter parameter"]) -> "Inferred":
+    """Results with the covariance that the model's uncertainty adds; optima, means and medians stay.
+
+    Covariances are sums, and Fisher's matrix is the inverse of its sum. A standard deviation gains what is added in
+    quadrature, and so does the distance of each quantile from the median, down to zero for E and parallax.
+
+    Args:
+        found: results of inference.
+        added: from `added_to_inferred`; where it is NaN, nothing changes.
+    """
+    known = np.isfinite(added).all(axis=(1, 2))
+    added = np.where(known[:, None, None], added, 0.0)
+    sigma = np.sqrt(np.diagonal(added, axis1=1, axis2=2))
+    covariance = found.covariance + added
+    median = np.asarray(found.median, np.float64)
+    low, high = median - np.hypot(median - found.low, sigma), median + np.hypot(found.high - median, sigma)
+    low[:, -2:] = np.maximum(low[:, -2:], 0.0)
+
+    def where_known(new: NDArray[np.float64], old: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.where(known.reshape(-1, *[1] * (old.ndim - 1)), new.astype(np.float32), old)
+
+    return replace(
+        found,
+        covariance=covariance,
+        fisher=where_known(invert_positive(covariance), found.fisher),
+        laplace=found.laplace + added,
+        std=where_known(np.hypot(found.std, sigma), found.std),
+        low=where_known(low, found.low),
+        high=where_known(high, found.high),
+    )

@@ -1,0 +1,362 @@
+"""Gradient phases of training: SVI with AutoDelta guides on `models.posterior.training_posterior` (METHOD 3 and 4).
+
+One step takes a batch of stars. It moves the model with the batch's stars conditioned at their values, or the stars
+with the model conditioned, or first one and then the other. The table of all stars' parameters lives outside of the
+guide: a batch's rows are gathered, become the guide's sites, and are scattered back, so a star that is not in the batch
+cannot move and the cost of a step does not grow with the number of stars.
+
+Learning rates are those of ZGR23's losses, chi^2 per star: gradients of the model are taken of
+-2 ln posterior / n_stars (Eq. 12), those of a star of its own -2 ln posterior (Eq. 13, 14).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from numpy.typing import NDArray
+
+from xpbayes.config import Phase
+from xpbayes.data.scratch import STRETCH, are_in_files, in_memory
+from xpbayes.data.stars import Stars
+from xpbayes.models.forward import ForwardModel
+
+
+class _Setup(NamedTuple):
+    """What a compiled step depends on beside its arrays.
+
+    Attributes:
+        n_stars: stars of the phase, for the weight prior and for scaling batches.
+        move_stars: whether a step moves the batch's stars after the model.
+        optimizer: 'adam' or 'sgd'.
+        momentum, gradient_clip, robust_scale: see `config.Phase`.
+    """
+
+    n_stars: int
+    move_stars: bool
+    optimizer: str
+    momentum: float
+    gradient_clip: float
+    robust_scale: float
+
+
+def learning_rates(phase: Phase, initial: float, n_steps: int) -> np.ndarray:
+    """(step,) learning rate of every step of a phase.
+
+    Args:
+        phase: the phase; its epochs share the steps evenly.
+        initial: rate of the first step.
+        n_steps: number of steps.
+    """
+    share = np.arange(n_steps) / n_steps
+    if phase.schedule == "cosine":
+        return initial * (phase.final_rate + (1.0 - phase.final_rate) * 0.5 * (1.0 + np.cos(np.pi * share)))
+    return initial * phase.step_factor ** np.floor(share * phase.epochs / phase.step_epochs)
+
+
+def _shape(setup: _Setup, model: ForwardModel, *, robust: bool) -> Any:
+    from xpbayes.models.posterior import ModelShape
+
+    return ModelShape(
+        hidden=tuple(w.shape[1] for w in model.weights[:-1]),
+        n_channels=model.ln_curve.shape[0],
+        n_stars=setup.n_stars,
+        label_center=model.label_center,
+        label_scale=model.label_scale,
+        robust_scale=setup.robust_scale if robust else 0.0,
+    )
+
+
+def _clip_each(largest: float) -> Any:
+    """Limit the norm of every site's gradient on its own."""
+    import optax
+
+    def clip(gradient: Array) -> Array:
+        return gradient * jnp.minimum(1.0, largest / jnp.maximum(jnp.sqrt(jnp.sum(gradient**2)), 1e-30))
+
+    return optax.stateless(lambda updates, _: jax.tree.map(clip, updates))
+
+
+def _transformation(setup: _Setup, rate: Array, per_loss: float, *, is_model: bool) -> Any:
+    """Optax chain from the gradient of SVI's loss to a step.
+
+    Args:
+        setup: the phase.
+        rate: () learning rate.
+        per_loss: factor from SVI's loss to the paper's.
+        is_model: whether it moves the model rather than stars.
+    """
+    import optax
+
+    chain = [optax.scale(per_loss)]
+    if setup.gradient_clip > 0:
+        chain.append(optax.clip_by_global_norm(setup.gradient_clip) if is_model else _clip_each(setup.gradient_clip))
+    if setup.optimizer == "adam":
+        chain.append(optax.scale_by_adam())
+    elif is_model and setup.momentum > 0:
+        chain.append(optax.trace(decay=setup.momentum))
+    return optax.chain(*chain, optax.scale(-rate))
+
+
+def _guide(posterior: Callable[..., None], values: dict[str, Any]) -> Any:
+    from numpyro.infer.autoguide import AutoDelta
+    from numpyro.infer.initialization import init_to_value
+
+    return AutoDelta(posterior, init_loc_fn=init_to_value(values=values))
+
+
+def _locations(values: dict[str, Any]) -> dict[str, Any]:
+    """Values of sites as parameters of an AutoDelta guide."""
+    return {f"{name}_auto_loc": value for name, value in values.items()}
+
+
+def _values(locations: dict[str, Any]) -> dict[str, Any]:
+    return {name.removesuffix("_auto_loc"): value for name, value in locations.items()}
+
+
+def _posterior(setup: _Setup, model: ForwardModel, *, robust: bool) -> Callable[[Stars, dict[str, Any]], None]:
+    """The training posterior of a batch with some of its sites conditioned."""
+    from numpyro import handlers
+
+    from xpbayes.models.posterior import training_posterior
+
+    shape = _shape(setup, model, robust=robust)
+
+    def conditioned(batch: Stars, fixed: dict[str, Any]) -> None:
+        handlers.condition(training_posterior, data=fixed)(batch, shape)
+
+    return conditioned
+
+
+class _Carry(NamedTuple):
+    """What one step hands to the next: the model's optimiser state and the table of all stars."""
+
+    model_state: Any
+    table: Array
+
+
+def _model_optimizer(setup: _Setup) -> Any:
+    """The model's optimiser at rate zero: what starts and reads its state."""
+    from numpyro.optim import optax_to_numpyro
+
+    return optax_to_numpyro(_transformation(setup, jnp.asarray(0.0), 1.0, is_model=True))
+
+
+@partial(jax.jit, static_argnames="setup")
+def _start(setup: _Setup, model: ForwardModel) -> Any:
+    """SVI state of the model before the first step."""
+    from numpyro.infer.svi import SVIState
+
+    from xpbayes.models.posterior import model_site_values
+
+    return SVIState(_model_optimizer(setup).init(_locations(model_site_values(model))), None, jax.random.key(0))
+
+
+@partial(jax.jit, static_argnames="setup")
+def _steps(
+    setup: _Setup,
+    model: ForwardModel,
+    stars: Stars,
+    carry: _Carry,
+    order: Array,
+    model_rate: Array,
+    star_rate: Array,
+    begin: Array,
+) -> tuple[_Carry, Array]:
+    """Steps `begin` and later of those that `order` (step, batch) lists, and the sum of their losses as SVI counts it.
+
+    A step's loss is the model's before it moves.
+    """
+    from numpyro.infer import SVI, Trace_ELBO
+    from numpyro.infer.svi import SVIState
+
+    from xpbayes.models.posterior import model_site_values, star_sites
+
+    batch_size = order.shape[1]
+    key = jax.random.key(0)  # a point guide draws nothing
+    first, at_first = stars.take(order[0]), carry.table[order[0]]
+    of_model, of_stars = (_posterior(setup, model, robust=robust) for robust in (True, False))
+    model_guide = _guide(of_model, model_site_values(model))
+    star_guide = _guide(of_stars, star_sites(at_first))
+
+    def model_svi(rate: Array) -> Any:
+        optimizer = _transformation(setup, rate, 2.0 / setup.n_stars, is_model=True)
+        return SVI(of_model, model_guide, optimizer, Trace_ELBO())
+
+    def stars_svi(rate: Array) -> Any:
+        optimizer = _transformation(setup, rate, 2.0 * batch_size / setup.n_stars, is_model=False)
+        return SVI(of_stars, star_guide, optimizer, Trace_ELBO())
+
+    # A guide sets itself up when it is first called: here, once, and not inside every step.
+    model_svi(model_rate[0]).init(key, first, star_sites(at_first))
+    if setup.move_stars:
+        stars_svi(star_rate[0]).init(key, first, model_site_values(model))
+
+    def step(number: Array, so_far: tuple[_Carry, Array]) -> tuple[_Carry, Array]:
+        carry, losses = so_far
+        index, rate_of_model, rate_of_stars = order[number], model_rate[number], star_rate[number]
+        batch, (state, table) = stars.take(index), carry
+        current = table[index]
+        svi = model_svi(rate_of_model)
+        svi.init(key, batch, star_sites(current))
+        state, loss = svi.update(state, batch, star_sites(current))
+        if setup.move_stars:
+            fixed = _values(svi.get_params(state))
+            svi = stars_svi(rate_of_stars)
+            svi.init(key, batch, fixed)
+            at_rest = SVIState(svi.optim.init(_locations(star_sites(current))), None, key)
+            end, _ = svi.update(at_rest, batch, fixed)
+            table = table.at[index].set(_parameters(_values(svi.get_params(end))))
+        return _Carry(state, table), losses + loss
+
+    with jax.default_matmul_precision("highest"):
+        return jax.lax.fori_loop(begin, order.shape[0], step, (carry, jnp.zeros(())))
+
+
+def _parameters(values: dict[str, Any]) -> Array:
+    """The inverse of `models.posterior.star_sites`."""
+    return jnp.concatenate([values["labels"], values["ln_E"][:, None], values["ln_plx"][:, None]], axis=1)
+
+
+def run_gradient_phase(
+    model: ForwardModel,
+    stars: Stars,
+    parameters: Float[Array, "star parameter"],
+    phase: Phase,
+    batch_size: int,
+    key: Array,
+    rows: NDArray[np.integer] | None = None,
+) -> tuple[ForwardModel, Float[Array, "star parameter"], list[float]]:
+    """Run a phase that moves the model, or both: random batches, each star at most once an epoch.
+
+    Args:
+        model: the forward model.
+        stars: all stars; in memory, or in files (`starfiles`), which are then read some thousand stars at a time.
+        parameters: (star, label + 2) where they are.
+        phase: what to do.
+        batch_size: stars per step.
+        key: of the batches.
+        rows: the stars that take part; all if None.
+
+    Returns:
+        the model, the stars' parameters, and per epoch the mean over batches of -ln posterior / n_stars.
+    """
+    from xpbayes.models.posterior import model_from_sites
+
+    members = np.arange(len(stars)) if rows is None else np.asarray(rows)
+    n_stars = len(members)
+    batch_size = min(batch_size, n_stars)
+    n_batches = n_stars // batch_size
+    setup = _Setup(
+        n_stars,
+        move_stars=phase.update == "both",
+        optimizer=phase.method,
+        momentum=phase.momentum,
+        gradient_clip=phase.gradient_clip,
+        robust_scale=phase.robust_scale,
+    )
+    n_steps = phase.epochs * n_batches
+    model_rates = learning_rates(phase, phase.learning_rate, n_steps).reshape(phase.epochs, n_batches)
+    star_rates = learning_rates(phase, phase.star_learning_rate, n_steps).reshape(phase.epochs, n_batches)
+    at_once = max(1, min(n_batches, STRETCH // batch_size)) if are_in_files(stars) else n_batches
+    carry = _Carry(_start(setup, model), parameters)
+    table = np.array(parameters)
+    losses = []
+    for epoch, epoch_key in enumerate(jax.random.split(key, phase.epochs)):
+        order = np.asarray(jax.random.permutation(epoch_key, n_stars))[: n_batches * batch_size]
+        order = members[order].reshape(n_batches, batch_size)
+        rates = [np.asarray(r[epoch], np.float32) for r in (model_rates, star_rates)]
+        loss = jnp.zeros(())
+        for done in range(0, n_batches, at_once):
+            # The last steps share their stretch with some before them, which are not made again: one program serves all.
+            first = min(done, n_batches - at_once)
+            steps = slice(first, first + at_once)
+            these = [r[steps] for r in rates]
+            if at_once == n_batches:
+                carry, more = _steps(setup, model, stars, carry, order, *these, done - first)
+            else:
+                there = np.sort(order[steps], axis=None)  # files are read from front to back
+                near = _Carry(carry.model_state, jnp.asarray(table[there]))
+                local = np.searchsorted(there, order[steps])
+                near, more = _steps(setup, model, in_memory(stars, there), near, local, *these, done - first)
+                table[there] = near.table
+                carry = _Carry(near.model_state, carry.table)
+            loss = loss + more
+        losses.append(loss / (n_batches * n_stars))
+    locations = _model_optimizer(setup).get_params(carry.model_state.optim_state)
+    found = model_from_sites(_values(locations), model.label_center, model.label_scale)
+    moved = carry.table if at_once == n_batches else jnp.asarray(table)
+    return found, moved, np.asarray(jnp.stack(losses), np.float64).tolist()
+
+
+@partial(jax.jit, static_argnames="setup")
+def _star_steps(setup: _Setup, model: ForwardModel, stars: Stars, parameters: Array, rates: Array) -> Array:
+    """Every step of one batch of stars, the model fixed: their new parameters."""
+    from numpyro.infer import SVI, Trace_ELBO
+    from numpyro.infer.svi import SVIState
+
+    from xpbayes.models.posterior import model_site_values, star_sites
+
+    key = jax.random.key(0)
+    fixed = model_site_values(model)
+    posterior = _posterior(setup, model, robust=False)
+    guide = _guide(posterior, star_sites(parameters))
+
+    def at(rate: Array) -> Any:
+        return SVI(posterior, guide, _transformation(setup, rate, 2.0, is_model=False), Trace_ELBO())
+
+    begin = at(rates[0])
+    begin.init(key, stars, fixed)
+    state = SVIState(begin.optim.init(_locations(star_sites(parameters))), None, key)
+
+    def step(state: Any, rate: Array) -> tuple[Any, Array]:
+        svi = at(rate)
+        svi.init(key, stars, fixed)
+        return svi.update(state, stars, fixed)
+
+    with jax.default_matmul_precision("highest"):
+        state, _ = jax.lax.scan(step, state, rates)
+    return _parameters(_values(begin.get_params(state)))
+
+
+def run_star_steps(
+    model: ForwardModel,
+    stars: Stars,
+    parameters: Float[Array, "star parameter"],
+    phase: Phase,
+    batch_size: int,
+    rows: NDArray[np.integer] | None = None,
+) -> Float[Array, "star parameter"]:
+    """Run a gradient phase that moves the stars alone: every star takes `phase.epochs` steps.
+
+    Args:
+        model: the forward model, fixed.
+        stars: all stars, in memory or in files.
+        parameters: (star, label + 2) where they are.
+        phase: what to do.
+        batch_size: stars whose gradients are clipped together.
+        rows: the stars that take part; all if None.
+    """
+    members = np.arange(len(stars)) if rows is None else np.asarray(rows)
+    n_stars = len(members)
+    size = min(batch_size, n_stars)
+    setup = _Setup(
+        size,
+        move_stars=True,
+        optimizer=phase.method,
+        momentum=0.0,
+        gradient_clip=phase.gradient_clip,
+        robust_scale=0.0,
+    )
+    rates = jnp.asarray(learning_rates(phase, phase.learning_rate, phase.epochs), jnp.float32)
+    moved = parameters
+    for begin in range(0, n_stars, size):
+        # The last batch reaches back to stay whole; its stars start from where the phase found them.
+        batch = members[min(begin, n_stars - size) :][:size]
+        new = _star_steps(setup, model, in_memory(stars, batch), parameters[batch], rates)
+        last = members[begin : begin + size]
+        moved = moved.at[last].set(new[size - len(last) :])
+    return moved

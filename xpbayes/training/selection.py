@@ -1,0 +1,50 @@
+"""Which stars train a model, and which are held out: every cut counted, every split reproducible."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xpbayes.archive.hashing import uniform_from_id
+from xpbayes.data.spectra import OK, Cut, Spectra
+
+
+def training_cuts(table: Spectra, labels: Sequence[str], teff_max: float, min_channels: int | None = None) -> Spectra:
+    """Apply the training cuts; each is counted in the result's `cuts`.
+
+    Args:
+        table: all stars.
+        labels: the labels that a training star must have, with errors.
+        teff_max: training stars are cooler [kK].
+        min_channels: training stars were measured in at least so many channels; all if None.
+    """
+    table = replace(table, cuts=(*table.cuts, Cut("stars in the table", 0, len(table))))
+    for reason, count in sorted(Counter(table.problems().tolist()).items()):
+        if reason != OK and count:
+            table = table.take(table.problems() != reason, f"unusable: {reason}")
+    label, error = table.labels(labels)
+    complete = np.isfinite(label).all(axis=1) & np.isfinite(error).all(axis=1)
+    table = table.take(complete, f"a label or its error is missing ({', '.join(labels)})")
+    if "teff" in labels:
+        table = table.take(table.column("teff") < teff_max, f"Teff not below {1e3 * teff_max:.0f} K")
+    distance = table.is_measured("parallax") | np.isfinite(table.column("spectroscopic_parallax"))
+    table = table.take(distance, "neither a parallax nor a spectroscopic parallax")
+    if min_channels is None:
+        return table.take(table.channel_present().all(axis=1), "a channel is missing (training needs all)")
+    return table.take(table.channel_present().sum(axis=1) >= min_channels, f"fewer than {min_channels} channels")
+
+
+def held_out_by_source_id(source_id: NDArray[np.int64], fraction: float, seed: int = 0) -> NDArray[np.bool_]:
+    """Choose a reproducible held-out subset: the same star is always on the same side, whatever else is in the table.
+
+    Args:
+        source_id: (star,) int64.
+        fraction: expected share held out.
+        seed: another seed is another split.
+
+    Returns:
+        (star,) True where held out.
+    """
+    return uniform_from_id(source_id, seed) < fraction

@@ -1,0 +1,187 @@
+"""From star tables to what training works on: cuts, the split by source_id, and the batch, larger than memory or not.
+
+In: a star table, or files of them, and the settings. Out: a `TrainingSet`. Tables that are too large are read twice, some
+thousand stars at a time: once for cuts and split, once to write what is left of them into `starfiles`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from xpbayes.config import TrainingConfig
+from xpbayes.data.scratch import make_star_files, write_rows
+from xpbayes.data.spectra import (
+    Cut,
+    Spectra,
+    add_up_cuts,
+    join_star_tables,
+    read_star_table_rows,
+)
+from xpbayes.data.stars import Stars
+from xpbayes.errors import InputError
+from xpbayes.training.selection import held_out_by_source_id, training_cuts
+
+STARS_AT_ONCE = 4096
+CALIBRATION_STREAM = 1000
+"""Stars kept aside for calibration are another draw than those held out for validation."""
+MIN_TRAINING_STARS = 200
+"""Fewer stars cannot pin down a network and a 16-component prior."""
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Stars of a training run.
+
+    Attributes:
+        table: the training stars; without fluxes where the stars are in files.
+        stars: the same as the mathematics sees them.
+        aside: stars kept aside, evenly picked, on which posteriors are to be calibrated.
+        held_out: held-out stars, evenly picked, on which the model is to be assessed.
+        n_held_out: held-out stars in all.
+    """
+
+    table: Spectra
+    stars: Stars
+    aside: Spectra
+    held_out: Spectra
+    n_held_out: int
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Rows of a table that passed the cuts: which are for what."""
+
+    training: Spectra
+    aside: NDArray[np.intp]
+    held_out: NDArray[np.intp]
+    n_held_out: int
+
+
+def training_set(table: Spectra, config: TrainingConfig, where: str) -> TrainingSet:
+    """Select the stars of a training run from a table in memory.
+
+    Args:
+        table: the stars.
+        config: the settings.
+        where: what to call the table in a message.
+
+    Raises:
+        InputError: too few stars are left.
+    """
+    kept = training_cuts(table, config.labels, config.teff_max, config.min_channels)
+    sides = _split(kept, config, where)
+    stars = sides.training.stars(
+        config.labels, spectroscopic_parallax=True, label_error_floor=config.floor_for(len(config.labels))
+    )
+    return TrainingSet(sides.training, stars, kept.take(sides.aside), kept.take(sides.held_out), sides.n_held_out)
+
+
+def training_set_in_files(paths: Sequence[Path], config: TrainingConfig, scratch: Path) -> TrainingSet:
+    """Select the stars of a training run from tables that are larger than memory.
+
+    Args:
+        paths: star tables, of the same channels and labels.
+        config: the settings.
+        scratch: folder that receives the training stars: twice 4 bytes per pair of channels and star.
+
+    Raises:
+        InputError: a table cannot be used, they differ or repeat a star, too few stars are left, or there is no room.
+    """
+    slim: list[Spectra] = []
+    names: list[str] = []
+    inherited: list[Cut] = []
+    for path in paths:
+        for number, portion in enumerate(_portions(path)):
+            if number == 0:
+                inherited += portion.cuts
+            kept = training_cuts(replace(portion, cuts=()), config.labels, config.teff_max, config.min_channels)
+            slim.append(_without_fluxes(kept, config))
+            names.append(path.name)
+    together = join_star_tables(slim, names)
+    together = replace(together, cuts=(*add_up_cuts(inherited), *_in_sequence(together.cuts)))
+    sides = _split(together, config, str(paths[0] if len(paths) == 1 else paths[0].parent))
+    training_ids = np.sort(sides.training.source_id)
+    few_ids = [np.sort(together.source_id[rows]) for rows in (sides.aside, sides.held_out)]
+    n_labels = len(config.labels)
+    stars = make_star_files(scratch, len(training_ids), len(together.channels), n_labels)
+    few: tuple[list[Spectra], list[Spectra]] = ([], [])
+    at = 0
+    for path in paths:
+        for portion in _portions(path):
+            mine = portion.take(np.isin(portion.source_id, training_ids))
+            part = mine.stars(config.labels, spectroscopic_parallax=True, label_error_floor=config.floor_for(n_labels))
+            write_rows(stars, slice(at, at + len(mine)), part)
+            at += len(mine)
+            for ids, tables in zip(few_ids, few, strict=True):
+                tables.append(portion.take(np.isin(portion.source_id, ids)))
+    aside, held_out = (join_star_tables(tables, names) for tables in few)
+    return TrainingSet(sides.training, stars, aside, held_out, sides.n_held_out)
+
+
+def n_rows(paths: Sequence[Path]) -> int:
+    """Rows of Parquet files, from their footers; a file that is none counts nothing: its reader will say so."""
+    total = 0
+    for path in paths:
+        try:
+            total += pq.read_metadata(path).num_rows
+        except (OSError, ValueError):
+            continue
+    return total
+
+
+def _portions(path: Path) -> Iterator[Spectra]:
+    return read_star_table_rows(path, 0, pq.read_metadata(path).num_rows, STARS_AT_ONCE)
+
+
+def _without_fluxes(table: Spectra, config: TrainingConfig) -> Spectra:
+    """The columns that training looks at, and nothing large."""
+    names = ["phot_g_mean_mag"]
+    for name in (*config.labels, "parallax", "spectroscopic_parallax", "reddening"):
+        names += [name, f"{name}_error"]
+    return replace(
+        table,
+        flux=table.flux[:, :0].copy(),
+        xp_whitening=table.xp_whitening[:, :0].copy(),
+        band_inverse_error=table.band_inverse_error[:, :0].copy(),
+        columns={name: table.columns[name] for name in names if name in table.columns},
+        extra_units={},
+    )
+
+
+def _in_sequence(cuts: Sequence[Cut]) -> tuple[Cut, ...]:
+    """Count anew what each rule left: one that removed nothing from a portion was not counted there."""
+    out: list[Cut] = []
+    for cut in cuts:
+        left = cut.left if not out else out[-1].left - cut.removed
+        out.append(replace(cut, left=left))
+    return tuple(out)
+
+
+def _split(kept: Spectra, config: TrainingConfig, where: str) -> _Sides:
+    held = held_out_by_source_id(kept.source_id, config.validation_fraction, config.split_seed)
+    training = kept.take(~held, "held out for validation, by source_id")
+    aside = held_out_by_source_id(
+        training.source_id, config.calibration_fraction, CALIBRATION_STREAM + config.split_seed
+    )
+    training_rows = np.flatnonzero(~held)
+    training = training.take(~aside, "kept aside for calibration, by source_id")
+    if len(training) < MIN_TRAINING_STARS:
+        raise InputError(
+            f"{where}: {len(training)} training stars are left after the cuts, at least {MIN_TRAINING_STARS} are "
+            f"needed (largest cut: {max(training.cuts, key=lambda c: c.removed).what}); bring more stars or relax it"
+        )
+    return _Sides(
+        training,
+        aside=_evenly(training_rows[aside], config.calibration_stars),
+        held_out=_evenly(np.flatnonzero(held), config.held_out_stars),
+        n_held_out=int(held.sum()),
+    )
+
+
+def _evenly(rows: NDArray[np.intp], n: int) -> NDArray[np.intp]:
+    n = min(n, len(rows))
+    return rows[np.linspace(0, len(rows) - 1, n).astype(int)] if n else rows[:0]
