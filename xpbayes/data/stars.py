@@ -2,7 +2,7 @@
 
 A missing value is the same everywhere: infinite variance, that is weight zero. A missing channel has a zero row and
 column in the whitening factor; a missing parallax, label or reddening has inverse error 0 and any finite value.
-Gaia's 64-bit source_id stays outside (`archive.star_table.StarTable`): 32-bit JAX silently changes it.
+Gaia's 64-bit source_id stays outside (`data.spectra.Spectra`): 32-bit JAX silently changes it.
 """
 
 import math

@@ -5,12 +5,8 @@ import pytest
 import xarray as xr
 from numpy.testing import assert_allclose
 
-<<<<<<< HEAD:tests/inference/test_convergence.py
 from xpbayes.analysis.posterior_file import import_arviz
-from xpbayes.inference.convergence import ess_bulk, ess_tail, r_hat
-=======
 from xpbayes.inference.sampling.convergence import ess_bulk, ess_tail, r_hat
->>>>>>> d2cf7b3 (Move every module to the room where it belongs; the field's names for what they hold):tests/inference/sampling/test_convergence.py
 
 RNG = np.random.default_rng(0)
 

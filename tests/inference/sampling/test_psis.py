@@ -7,12 +7,8 @@ import pytest
 from numpy.testing import assert_allclose
 from scipy.stats import norm, t
 
-<<<<<<< HEAD:tests/inference/test_psis.py
 from xpbayes.analysis.posterior_file import import_arviz
-from xpbayes.inference import psis
-=======
 from xpbayes.inference.sampling import psis
->>>>>>> d2cf7b3 (Move every module to the room where it belongs; the field's names for what they hold):tests/inference/sampling/test_psis.py
 
 RNG = np.random.default_rng(0)
 pareto_smoothed = jax.jit(psis.pareto_smoothed)
