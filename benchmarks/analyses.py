@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xpbayes.analysis.gallery import choose, gather, make_figures
+from xpbayes.analysis.pages.gallery import choose, gather, make_figures
 from xpbayes.analysis.run_inputs import Run, open_stars
 from xpbayes.analysis.sfd import SfdGatherer
 from xpbayes.channels import xp_channels

@@ -8,7 +8,7 @@ import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from xpbayes.analysis.calibration_page import print_check
+from xpbayes.analysis.pages.calibration_page import print_check
 from xpbayes.pipeline import to_stderr
 from xpbayes.pipeline_posterior import check
 

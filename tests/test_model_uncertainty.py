@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from tests.command_line import refused, run
 from tests.conftest import QUICK, inference_toml
-from xpbayes.analysis.confidence import own_errors
+from xpbayes.analysis.pages.confidence import own_errors
 from xpbayes.data.spectra import OK, write_star_table
 from xpbayes.errors import InputError
 from xpbayes.inference.errors import from_upper_triangle

@@ -18,7 +18,7 @@ _WHERE = {
     "infer": "xpbayes.pipeline",
     "infer_parts": "xpbayes.pipeline",
     "verify": "xpbayes.pipeline",
-    "analyse": "xpbayes.analysis.gallery",
+    "analyse": "xpbayes.analysis.pages.gallery",
     "sample": "xpbayes.pipeline_posterior",
     "compare": "xpbayes.pipeline_posterior",
     "check": "xpbayes.pipeline_posterior",
@@ -79,7 +79,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from xpbayes.analysis.gallery import analyse
+    from xpbayes.analysis.pages.gallery import analyse
     from xpbayes.config import InferenceConfig, TrainingConfig
     from xpbayes.data.spectra import Spectra, read_star_table, write_star_table
     from xpbayes.errors import InputError

@@ -218,7 +218,7 @@ def train(
     if not quiet:
         from rich.console import Console
 
-        from xpbayes.analysis.model_card import print_card
+        from xpbayes.analysis.pages.model_card import print_card
 
         print_card(model, Console(stderr=True))
     print(out)
@@ -227,7 +227,7 @@ def train(
 @app.command()
 def card(model: Annotated[Path, typer.Argument(help="Folder of the model.")]) -> None:
     """Print a model's card: what it was trained on, where it can be trusted, how good it is, its limits."""
-    from xpbayes.analysis.model_card import print_card
+    from xpbayes.analysis.pages.model_card import print_card
     from xpbayes.production.model_file import load_model
 
     print_card(load_model(model))
@@ -348,7 +348,7 @@ def confidence(
     quiet: Quiet = False,
 ) -> None:
     """Train classifiers that say how far Teff, [Fe/H] and log g of each star can be trusted."""
-    from xpbayes.analysis.confidence import print_check
+    from xpbayes.analysis.pages.confidence import print_check
     from xpbayes.pipeline import confidence as learn
     from xpbayes.training.reliability import ConfidenceConfig
 
@@ -372,7 +372,7 @@ def fit(
     from xpbayes.config import Settings as Run
 
     run = Run.read(settings, inference={"use_parallax": parallax})
-    from xpbayes.analysis.star_page import print_star
+    from xpbayes.analysis.pages.star_page import print_star
     from xpbayes.pipeline import fit as solve
 
     for star in solve(model, stars, source_id, out, run.inference, _say(quiet)):
@@ -403,7 +403,7 @@ def sample(
 
     given = {"draws": draws, "warmup": warmup, "chains": chains}
     run = Run.read(settings, inference={"use_parallax": parallax}, sampling=given)
-    from xpbayes.analysis.posterior_tables import print_draws
+    from xpbayes.analysis.pages.posterior_tables import print_draws
     from xpbayes.pipeline_posterior import sample as run_sample
 
     print_draws(
@@ -448,7 +448,7 @@ def check(
     from xpbayes.config import Settings as Run
 
     run = Run.read(settings)
-    from xpbayes.analysis.calibration_page import print_check
+    from xpbayes.analysis.pages.calibration_page import print_check
     from xpbayes.pipeline_posterior import check as run_check
 
     print_check(run_check(model, like, out, stars, nuts, run.inference, run.sampling, seed, _say(quiet)))
@@ -472,7 +472,7 @@ def compare(
     from xpbayes.config import Settings as Run
 
     run = Run.read(settings, inference={"use_parallax": parallax})
-    from xpbayes.analysis.posterior_comparison import print_comparison
+    from xpbayes.analysis.pages.posterior_comparison import print_comparison
     from xpbayes.pipeline_posterior import compare as run_compare
 
     print_comparison(
@@ -549,7 +549,7 @@ def analyse(
     quiet: Quiet = False,
 ) -> None:
     """Draw every figure of the paper from a finished run, with numbers and captions; what is missing is said."""
-    from xpbayes.analysis.gallery import analyse as draw
+    from xpbayes.analysis.pages.gallery import analyse as draw
 
     named = {
         "model": model, "catalogue": catalogue, "stars": stars, "external": external, "clusters": clusters,

@@ -48,10 +48,10 @@ from xpbayes.production.table import catalogue_rows, describe, read_catalogue, t
 from xpbayes.training.selection import held_out_by_source_id
 
 if TYPE_CHECKING:
-    from xpbayes.analysis.confidence import ConfidenceCheck
     from xpbayes.analysis.dust_map.build import DustMaps
     from xpbayes.analysis.dust_map.settings import DustMapConfig
-    from xpbayes.analysis.star_page import StarFit
+    from xpbayes.analysis.pages.confidence import ConfidenceCheck
+    from xpbayes.analysis.pages.star_page import StarFit
     from xpbayes.archive.companions import Companions
     from xpbayes.inference.recalibration import LabelCalibration
     from xpbayes.models.extinction import NearInfraredLaw
@@ -110,7 +110,7 @@ def train(
     Example:
         >>> model = xpbayes.train("stars.parquet", out="model")  # doctest: +SKIP
     """
-    from xpbayes.analysis.training_checks import check_training
+    from xpbayes.checks.training_checks import check_training
     from xpbayes.inference.support import make_support
     from xpbayes.training.learn import train as learn
     from xpbayes.training.self_cleaning import with_absolute_magnitudes
@@ -250,7 +250,7 @@ def _calibration_entry(calibration: "LabelCalibration | None", kept_aside: Spect
 
 def _assess(model: TrainedModel, held_out: Spectra, config: TrainingConfig) -> dict[str, Any]:
     """Accuracy on held-out stars as inference by default would see them."""
-    from xpbayes.analysis.model_card import held_out_entry
+    from xpbayes.analysis.pages.model_card import held_out_entry
 
     how, floor = InferenceConfig(), config.floor_for(len(config.labels))
     return held_out_entry(model, infer(model, held_out, config=how), held_out, floor, use_parallax=how.use_parallax)
@@ -812,7 +812,7 @@ def confidence(
     Example:
         >>> model, check = xpbayes.confidence("model", "catalogue.parquet", "stars.parquet")  # doctest: +SKIP
     """
-    from xpbayes.analysis.confidence import held_out_fits, judge, write_check
+    from xpbayes.analysis.pages.confidence import held_out_fits, judge, write_check
     from xpbayes.models.reliability import feature_names
     from xpbayes.training.reliability import ConfidenceConfig, confidences, train_confidence
 
@@ -877,7 +877,7 @@ def fit(
     Example:
         >>> stars = xpbayes.fit("model", "stars.parquet", [4295806720], out="fit")  # doctest: +SKIP
     """
-    from xpbayes.analysis.star_page import star_fits, write_fits
+    from xpbayes.analysis.pages.star_page import star_fits, write_fits
     from xpbayes.inference.search.modes import find_modes
 
     config = config or InferenceConfig()
@@ -1064,7 +1064,7 @@ def report(
     Raises:
         InputError: the inputs do not belong together, or a requested star is not there.
     """
-    from xpbayes.analysis.report import write_report
+    from xpbayes.analysis.pages.report import write_report
     from xpbayes.analysis.run_inputs import open_stars
 
     trained = _loaded(model)
@@ -1127,7 +1127,7 @@ def demo(out: PathLike, say: Say = quiet) -> Path:
         seconds[stage] = time.perf_counter() - begun
         return result
 
-    from xpbayes.analysis.requested_stars import typical_stars
+    from xpbayes.analysis.pages.requested_stars import typical_stars
 
     _check_writable(folder / CARD)
     timed("calibrating the bundled sample", lambda: bundled_stars(folder / "stars.parquet", say))

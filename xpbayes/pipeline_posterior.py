@@ -48,8 +48,8 @@ from xpbayes.training.selection import training_cuts
 if TYPE_CHECKING:
     import xarray as xr
 
-    from xpbayes.analysis.calibration_page import CalibrationCheck
-    from xpbayes.analysis.posterior_comparison import PosteriorComparison
+    from xpbayes.analysis.pages.calibration_page import CalibrationCheck
+    from xpbayes.analysis.pages.posterior_comparison import PosteriorComparison
 
 SIMULATED_PARALLAX_ERROR = 0.05
 """[mas] Of every second simulated star whose template has no parallax: Gaia's at 17th magnitude."""
@@ -271,7 +271,7 @@ def compare(
     Example:
         >>> comparison = xpbayes.compare("model", "stars.parquet", "compare", n_random=50)  # doctest: +SKIP
     """
-    from xpbayes.analysis.posterior_comparison import Estimate, PosteriorComparison, write_comparison
+    from xpbayes.analysis.pages.posterior_comparison import Estimate, PosteriorComparison, write_comparison
 
     inference, sampling = inference or InferenceConfig(), sampling or SamplingConfig()
     if not inference.n_draws:
@@ -350,7 +350,7 @@ def check(
     Example:
         >>> print(xpbayes.check("model", n_stars=1000).passed)  # doctest: +SKIP
     """
-    from xpbayes.analysis.calibration_page import CalibrationCheck, write_check
+    from xpbayes.analysis.pages.calibration_page import CalibrationCheck, write_check
     from xpbayes.checks.prior_predictive import Window, simulate, with_realistic_noise
     from xpbayes.checks.sbc import chi2_shares, draw_shares, gaussian_shares, importance_shares
 

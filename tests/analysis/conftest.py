@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import QUICK
-from xpbayes.analysis.gallery import analyse
-from xpbayes.analysis.requested_stars import typical_stars
+from xpbayes.analysis.pages.gallery import analyse
+from xpbayes.analysis.pages.requested_stars import typical_stars
 from xpbayes.data.spectra import write_star_table
 from xpbayes.production.table import read_catalogue
 from xpbayes.production.model_file import save_model

@@ -6,7 +6,7 @@
 import numpy as np
 
 from xpbayes.analysis import figures
-from xpbayes.analysis.confidence import ConfidenceCheck, HeldOutFits, judge, residual_figure
+from xpbayes.analysis.pages.confidence import ConfidenceCheck, HeldOutFits, judge, residual_figure
 from xpbayes.analysis.residual_columns import BASIC, CONFIDENCES, Matched, MatchGatherer, labelled, validation_cuts
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Series, Task

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.analysis import figures
-from xpbayes.analysis.posterior_tables import wide_console
+from xpbayes.analysis.pages.posterior_tables import wide_console
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from xpbayes.analysis.extinction_curve import compare_with_published
 from xpbayes.analysis.figures import LABEL_TEXT, LABEL_UNIT, display_scale
-from xpbayes.analysis.training_checks import Check
+from xpbayes.checks.training_checks import Check
 from xpbayes.analysis.validation import accuracy, compare, robust_scatter
 from xpbayes.data.spectra import Spectra
 from xpbayes.production.table import list_column

@@ -28,7 +28,7 @@ from xpbayes.analysis import (
     sky_dust,
     sky_residuals,
 )
-from xpbayes.analysis.page import Drawn, Place, as_png, parallax_sentence, picture, write_page
+from xpbayes.analysis.pages.page import Drawn, Place, as_png, parallax_sentence, picture, write_page
 from xpbayes.analysis.run_inputs import Run, find_inputs, open_run
 from xpbayes.analysis.topic import Analysis, Gatherer, NotDrawnError, NumberTable, Product, Task
 from xpbayes.errors import InputError, nearest

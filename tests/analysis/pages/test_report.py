@@ -11,11 +11,11 @@ import xarray as xr
 from numpy.testing import assert_allclose
 
 from tests.command_line import refused
-from xpbayes.analysis import report as report_module
-from xpbayes.analysis.gallery import ANALYSES, choose
+from xpbayes.analysis.pages import report as report_module
+from xpbayes.analysis.pages.gallery import ANALYSES, choose
 from xpbayes.analysis.posterior_file import parameter_names, write_posterior
-from xpbayes.analysis.report import GROUPS
-from xpbayes.analysis.requested_stars import (
+from xpbayes.analysis.pages.report import GROUPS
+from xpbayes.analysis.pages.requested_stars import (
     FISHER,
     LAPLACE,
     NUTS,

@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 
 from tests.command_line import refused
 from xpbayes.analysis.extinction_curve import compare_with_published
-from xpbayes.analysis.gallery import ANALYSES, analyse, choose
+from xpbayes.analysis.pages.gallery import ANALYSES, analyse, choose
 from xpbayes.analysis.reddening_law import compare_with_file
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.self_cleaning_figure import draw_self_cleaning, from_card
@@ -208,7 +208,7 @@ def test_a_run_hands_out_shared_things_once():
 
 
 def test_the_code_of_its_page_runs(analysed, tmp_path, monkeypatch, capsys):
-    page = (Path(__file__).resolve().parents[2] / "docs" / "analyses.md").read_text()
+    page = (Path(__file__).resolve().parents[3] / "docs" / "analyses.md").read_text()
     (tmp_path / "demo").symlink_to(analysed)
     monkeypatch.chdir(tmp_path)
     (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
@@ -218,5 +218,5 @@ def test_the_code_of_its_page_runs(analysed, tmp_path, monkeypatch, capsys):
 
 
 def test_its_page_names_every_analysis():
-    page = (Path(__file__).resolve().parents[2] / "docs" / "analyses.md").read_text()
+    page = (Path(__file__).resolve().parents[3] / "docs" / "analyses.md").read_text()
     assert [n for n in (a.name for a in ANALYSES) if f"`{n}`" not in page] == []

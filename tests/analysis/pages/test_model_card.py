@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from tests.conftest import QUICK
-from xpbayes.analysis.model_card import held_out_entry, model_card, print_card
-from xpbayes.analysis.training_checks import channel_residuals, held_out_skill
+from xpbayes.analysis.pages.model_card import held_out_entry, model_card, print_card
+from xpbayes.checks.training_checks import channel_residuals, held_out_skill
 from xpbayes.pipeline import choose_stars, infer
 
 FLOOR = (0.02, 0.02, 0.02)

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.analysis import figures
-from xpbayes.analysis.page import Section, Table, embed, write_sections
-from xpbayes.analysis.posterior_tables import wide_console
+from xpbayes.analysis.pages.page import Section, Table, embed, write_sections
+from xpbayes.analysis.pages.posterior_tables import wide_console
 from xpbayes.production.model_file import TrainedModel
 
 if TYPE_CHECKING:

@@ -149,7 +149,7 @@ def write_page(template: str, context: dict[str, Any], out: Path) -> Path:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("xpbayes.analysis", "templates"),
+        loader=PackageLoader("xpbayes.analysis.pages", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from xpbayes.analysis import figures
-from xpbayes.analysis.page import Section, Table, embed, write_sections
-from xpbayes.analysis.posterior_tables import wide_console
+from xpbayes.analysis.pages.page import Section, Table, embed, write_sections
+from xpbayes.analysis.pages.posterior_tables import wide_console
 from xpbayes.checks.sbc import CONFIDENCE, Verdict, ecdf, judge, uniform_band
 from xpbayes.checks.prior_predictive import COLOUR, LEVEL, MAX_EXTINCTION, MIN_DOF
 from xpbayes.production.model_file import TrainedModel

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import SHORT_TRAINING
-from xpbayes.analysis.training_checks import (
+from xpbayes.checks.training_checks import (
     Check,
     channel_residuals,
     channel_zero_points,

@@ -15,9 +15,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from xpbayes.analysis import figures
-from xpbayes.analysis.page import Table
+from xpbayes.analysis.pages.page import Table
 from xpbayes.analysis.spectra import spectrum_fit
-from xpbayes.analysis.star_page import (
+from xpbayes.analysis.pages.star_page import (
     NOTABLE,
     StarFit,
     flag_sentences,

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from xpbayes.analysis.page import Section, Table, write_sections
+from xpbayes.analysis.pages.page import Section, Table, write_sections
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

@@ -8,7 +8,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from tests.conftest import QUICK
-from xpbayes.analysis.star_page import print_star, star_figure
+from xpbayes.analysis.pages.star_page import print_star, star_figure
 from xpbayes.data.spectra import write_star_table
 from xpbayes.errors import InputError
 from xpbayes.pipeline import fit, infer

@@ -8,7 +8,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from tests.conftest import QUICK, with_columns
-from xpbayes.analysis.confidence import judge, print_check, reliability, reliability_figure, residual_figure
+from xpbayes.analysis.pages.confidence import judge, print_check, reliability, reliability_figure, residual_figure
 from xpbayes.errors import InputError
 from xpbayes.training.reliability import ConfidenceConfig
 from xpbayes.production.model_file import load_model
@@ -131,7 +131,7 @@ def test_the_classified_model_infers_confidences(run, held_out):
 
 def test_judging_by_foreign_confidences_is_rejected(run, held_out, model_folder, catalogue):
     """Must fail: confidences handed to other stars are not reliable."""
-    from xpbayes.analysis.confidence import held_out_fits
+    from xpbayes.analysis.pages.confidence import held_out_fits
     from xpbayes.data.spectra import Spectra
     from xpbayes.production.table import read_catalogue
 
