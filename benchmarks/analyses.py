@@ -21,9 +21,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from xpbayes.analysis.figures.sfd import SfdGatherer
 from xpbayes.analysis.pages.gallery import choose, gather, make_figures
 from xpbayes.analysis.run_inputs import Run, open_stars
-from xpbayes.analysis.sfd import SfdGatherer
 from xpbayes.channels import xp_channels
 from xpbayes.production.reader import open_catalogue
 

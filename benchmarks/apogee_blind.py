@@ -22,7 +22,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 
 import xpbayes
-from xpbayes.analysis.extinction_curve import scale_to
+from xpbayes.analysis.figures.extinction_curve import scale_to
 from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.data.spectra import Spectra
 from xpbayes.production.table import list_column

@@ -424,7 +424,7 @@ def uncertainty(
     quiet: Quiet = False,
 ) -> None:
     """Work out how well training has determined the model, and what that adds to the errors of stars."""
-    from xpbayes.analysis.model_uncertainty import print_uncertainty, write_figure
+    from xpbayes.analysis.figures.model_uncertainty import print_uncertainty, write_figure
     from xpbayes.pipeline_posterior import uncertainty as work_out
 
     found = work_out(model, stars, model, n_stars, seed=seed, say=_say(quiet))
@@ -580,7 +580,7 @@ def predict(
             labels[option[2:].replace("-", "_")] = float(extra.pop(0))
         except ValueError as error:
             raise InputError(f"the value of {option} is not a number") from error
-    from xpbayes.analysis.prediction import draw_prediction, print_prediction
+    from xpbayes.analysis.figures.prediction import draw_prediction, print_prediction
     from xpbayes.pipeline import predict_flux
 
     prediction = predict_flux(model, extinction=extinction, parallax=parallax, **labels)

@@ -5,7 +5,7 @@
 
 import numpy as np
 
-from xpbayes.analysis import figures
+from xpbayes.analysis.figures import drawing as figures
 from xpbayes.analysis.pages.confidence import ConfidenceCheck, HeldOutFits, judge, residual_figure
 from xpbayes.analysis.residual_columns import BASIC, CONFIDENCES, Matched, MatchGatherer, labelled, validation_cuts
 from xpbayes.analysis.run_inputs import Run

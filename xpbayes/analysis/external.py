@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xpbayes.analysis import figures
+from xpbayes.analysis.figures import drawing as figures
 from xpbayes.analysis.residual_columns import (
     BASIC,
     MIN_STARS,

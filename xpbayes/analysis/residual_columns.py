@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.analysis import figures
-from xpbayes.analysis.binned import ColumnDensity, column_density, suitable_edges
+from xpbayes.analysis.figures import drawing as figures
+from xpbayes.analysis.figures.binned import ColumnDensity, column_density, suitable_edges
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, NumberTable, Product, Rows, Series, Task
 from xpbayes.analysis.validation import robust_scatter

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from xpbayes.analysis.dust_map.birds_eye import BirdsEye
 from xpbayes.analysis.dust_map.healpix_map import DustMap
-from xpbayes.analysis.figures import GREY, INK, LIGHT, panels
+from xpbayes.analysis.figures.drawing import GREY, INK, LIGHT, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

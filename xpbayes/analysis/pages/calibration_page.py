@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from xpbayes.analysis import figures
+from xpbayes.analysis.figures import drawing as figures
 from xpbayes.analysis.pages.page import Section, Table, embed, write_sections
 from xpbayes.analysis.pages.posterior_tables import wide_console
 from xpbayes.checks.sbc import CONFIDENCE, Verdict, ecdf, judge, uniform_band

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from xpbayes.analysis import figures
+from xpbayes.analysis.figures import drawing as figures
 from xpbayes.analysis.validation import Comparison, compare, robust_scatter, running_percentiles
 from xpbayes.training.selection import held_out_by_source_id
 from xpbayes.data.spectra import Spectra

@@ -11,19 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xpbayes.analysis import (
+from xpbayes.analysis import confidence_panels, correlations, external, residual_columns
+from xpbayes.analysis.figures import (
     clusters,
-    confidence_panels,
-    correlations,
-    external,
     flux_residuals,
     kiel,
     model_spectra,
     prior_corner,
     reddening_law,
     reliability,
-    residual_columns,
-    self_cleaning_figure,
+    self_cleaning,
     sfd,
     sky_dust,
     sky_residuals,
@@ -39,7 +36,7 @@ INDEX, RECORD = "index.html", "analyses.json"
 DPI = 150
 ANALYSES: tuple[Analysis, ...] = (
     kiel.KIEL,
-    self_cleaning_figure.SELF_CLEANING,
+    self_cleaning.SELF_CLEANING,
     prior_corner.PRIOR,
     correlations.CORRELATIONS,
     residual_columns.RESIDUALS,

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 
-from xpbayes.analysis.extinction_curve import compare_with_published
-from xpbayes.analysis.figures import LABEL_TEXT, LABEL_UNIT, display_scale
+from xpbayes.analysis.figures.extinction_curve import compare_with_published
+from xpbayes.analysis.figures.drawing import LABEL_TEXT, LABEL_UNIT, display_scale
 from xpbayes.checks.training_checks import Check
 from xpbayes.analysis.validation import accuracy, compare, robust_scatter
 from xpbayes.data.spectra import Spectra

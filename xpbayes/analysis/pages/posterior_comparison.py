@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.analysis import figures
+from xpbayes.analysis.figures import drawing as figures
 from xpbayes.analysis.pages.page import Section, Table, embed, write_sections
 from xpbayes.analysis.pages.posterior_tables import wide_console
 from xpbayes.production.model_file import TrainedModel

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xpbayes.analysis import figures
+from xpbayes.analysis.figures import drawing as figures
 
 if TYPE_CHECKING:
     import xarray as xr

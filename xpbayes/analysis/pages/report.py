@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from xpbayes.analysis import figures
-from xpbayes.analysis.extinction_curve import compare_with_published
+from xpbayes.analysis.figures import drawing as figures
+from xpbayes.analysis.figures.extinction_curve import compare_with_published
 from xpbayes.analysis.pages.gallery import ANALYSES, Outcome, make_figures
 from xpbayes.analysis.pages.model_card import model_card
 from xpbayes.analysis.pages.page import Drawn, Place, Table, embed, parallax_sentence, write_page
@@ -32,7 +32,7 @@ from xpbayes.analysis.pages.requested_stars import (
     requested_stars,
 )
 from xpbayes.analysis.run_inputs import Run, StarFiles
-from xpbayes.analysis.spectra import EXAMPLE_KINDS, choose_examples, spectrum_fit
+from xpbayes.analysis.figures.spectra import EXAMPLE_KINDS, choose_examples, spectrum_fit
 from xpbayes.analysis.pages.star_page import star_figure
 from xpbayes.analysis.validation import Accuracy, accuracy, compare, has_posteriors
 from xpbayes.training.selection import held_out_by_source_id, training_cuts

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from xpbayes.analysis import figures
+from xpbayes.analysis.figures import drawing as figures
 from xpbayes.analysis.pages.page import Table
-from xpbayes.analysis.spectra import spectrum_fit
+from xpbayes.analysis.figures.spectra import spectrum_fit
 from xpbayes.analysis.pages.star_page import (
     NOTABLE,
     StarFit,

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from xpbayes.analysis import figures
-from xpbayes.analysis.spectra import SpectrumFit, spectrum_fit
+from xpbayes.analysis.figures import drawing as figures
+from xpbayes.analysis.figures.spectra import SpectrumFit, spectrum_fit
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.production.table import list_column, text_column
 from xpbayes.errors import InputError

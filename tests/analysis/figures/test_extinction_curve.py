@@ -1,7 +1,7 @@
 import numpy as np
 from numpy.testing import assert_allclose
 
-from xpbayes.analysis.extinction_curve import compare_with_published, scale_to
+from xpbayes.analysis.figures.extinction_curve import compare_with_published, scale_to
 from xpbayes.channels import xp_channels
 
 RNG = np.random.default_rng(0)

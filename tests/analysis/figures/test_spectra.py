@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.testing import assert_allclose
 
-from xpbayes.analysis.spectra import EXAMPLE_KINDS, choose_examples, spectrum_fit
+from xpbayes.analysis.figures.spectra import EXAMPLE_KINDS, choose_examples, spectrum_fit
 from xpbayes.models.model_error import kind_weights
 from xpbayes.pipeline import predict_flux
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.analysis import figures
-from xpbayes.analysis.binned import MIN_SHOWN, ColumnDensity, ColumnStream
+from xpbayes.analysis.figures import drawing as figures
+from xpbayes.analysis.figures.binned import MIN_SHOWN, ColumnDensity, ColumnStream
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Series, Task
 from xpbayes.archive.reddening import sfd

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from xpbayes.analysis.flux_residuals import FluxSample, channel_errors, flux_columns, flux_residuals
-from xpbayes.analysis.sky_residuals import draw_sky_residuals, sky_residuals
+from xpbayes.analysis.figures.flux_residuals import FluxSample, channel_errors, flux_columns, flux_residuals
+from xpbayes.analysis.figures.sky_residuals import draw_sky_residuals, sky_residuals
 from xpbayes.pipeline import predict_flux
 
 RNG = np.random.default_rng(0)

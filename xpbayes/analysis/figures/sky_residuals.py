@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.analysis import figures
-from xpbayes.analysis.flux_residuals import SKY_CHANNELS, FluxSample, channel_text, flux_sample, gathered
+from xpbayes.analysis.figures import drawing as figures
+from xpbayes.analysis.figures.flux_residuals import SKY_CHANNELS, FluxSample, channel_text, flux_sample, gathered
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Series, Task
 from xpbayes.channels import Channels

@@ -3,7 +3,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from tests.analysis.rows import halves, make_rows
-from xpbayes.analysis.clusters import Cluster, ClusterGatherer, draw_clusters, offsets, read_clusters
+from xpbayes.analysis.figures.clusters import Cluster, ClusterGatherer, draw_clusters, offsets, read_clusters
 from xpbayes.errors import InputError
 
 RNG = np.random.default_rng(0)

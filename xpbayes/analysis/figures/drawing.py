@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.analysis.binned import ColumnDensity
-from xpbayes.analysis.spectra import SpectrumFit
+from xpbayes.analysis.figures.binned import ColumnDensity
+from xpbayes.analysis.figures.spectra import SpectrumFit
 from xpbayes.analysis.validation import Comparison, running_percentiles
 
 if TYPE_CHECKING:

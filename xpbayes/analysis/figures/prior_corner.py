@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.analysis import figures
-from xpbayes.analysis.binned import enclosing_levels
+from xpbayes.analysis.figures import drawing as figures
+from xpbayes.analysis.figures.binned import enclosing_levels
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, Product, Series, drawn_now
 from xpbayes.models.prior import LabelPrior

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.analysis import figures
-from xpbayes.analysis.binned import ColumnDensity, column_density, suitable_edges
+from xpbayes.analysis.figures import drawing as figures
+from xpbayes.analysis.figures.binned import ColumnDensity, column_density, suitable_edges
 from xpbayes.analysis.residual_columns import BASIC, MIN_STARS
 from xpbayes.analysis.run_inputs import STARS_AT_ONCE, Lookup, Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Series, Task

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.analysis import figures
+from xpbayes.analysis.figures import drawing as figures
 from xpbayes.analysis.pages.posterior_tables import wide_console
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.analysis import figures
-from xpbayes.analysis.extinction_curve import R_V_FAMILY, CurveComparison, compare_with_published, scale_to
+from xpbayes.analysis.figures import drawing as figures
+from xpbayes.analysis.figures.extinction_curve import R_V_FAMILY, CurveComparison, compare_with_published, scale_to
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, Product, Series, drawn_now
 from xpbayes.errors import InputError

@@ -4,8 +4,8 @@ import numpy as np
 from numpy.testing import assert_array_equal
 
 from tests.analysis.rows import halves, make_rows
-from xpbayes.analysis.kiel import LOGG_EDGES, TEFF_EDGES, KielGatherer, draw_kiel
-from xpbayes.analysis.reliability import (
+from xpbayes.analysis.figures.kiel import LOGG_EDGES, TEFF_EDGES, KielGatherer, draw_kiel
+from xpbayes.analysis.figures.reliability import (
     COLOUR_EDGES,
     MAGNITUDE_EDGES,
     ReliabilityGatherer,

@@ -36,7 +36,7 @@ def draw_prediction(prediction: "Prediction", path: Path) -> None:
     Raises:
         InputError: the file cannot be written, or its ending names no figure format.
     """
-    from xpbayes.analysis.figures import model_spectrum
+    from xpbayes.analysis.figures.drawing import model_spectrum
 
     if path.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise InputError(f"{path}: a figure's name ends in .png, .pdf or .svg")

@@ -1,8 +1,8 @@
 import numpy as np
 from numpy.testing import assert_allclose
 
-from xpbayes.analysis import model_spectra
-from xpbayes.analysis.model_spectra import giant_branch_teff, hydrogen_lines, main_sequence_logg, over_continuum
+from xpbayes.analysis.figures import model_spectra
+from xpbayes.analysis.figures.model_spectra import giant_branch_teff, hydrogen_lines, main_sequence_logg, over_continuum
 from xpbayes.pipeline import predict_flux
 
 

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 from numpy.testing import assert_allclose
 
-from xpbayes.analysis.prior_corner import corner, draw_corner
+from xpbayes.analysis.figures.prior_corner import corner, draw_corner
 from xpbayes.models.prior import draw_labels
 
 NAMES = ("teff", "feh", "logg")

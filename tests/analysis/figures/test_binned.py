@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from xpbayes.analysis.binned import (
+from xpbayes.analysis.figures.binned import (
     ColumnStream,
     column_density,
     enclosing_levels,
