@@ -61,7 +61,7 @@ ABSENT = (
 LIMITS = {
     "facts": 60, "precision": 150, "search": 130, "laplace": 60, "draws": 100, "training": 100, "nuts": 90, "profile": 60
 }  # fmt: skip
-"""[s] for every part, compilation included."""
+"""[s] for every part, compilation included, where all have eight minutes; they grow with these."""
 STARTING = 60
 """[s] until a process says what it begins with."""
 MARGIN = 4.0
@@ -101,7 +101,7 @@ class Sizes(NamedTuple):
 LARGE = Sizes(
     2000, (100_000, 1_000_000), (16_384, 65_536), 100_000, 32_768, (2048, 8192), (40_000, 2_000_000), (256, 4096), 256, 8192
 )  # fmt: skip
-SMALL = Sizes(256, (1024, 2048), (1024,), 1024, 512, (512,), (2048, 4096), (256,), 16, 512)
+SMALL = Sizes(256, (1024, 2048), (1024,), 1024, 512, (512,), (2048,), (256,), 16, 512)
 
 
 class Problem(NamedTuple):
@@ -183,8 +183,8 @@ def load(folder: Path) -> Problem:
     """Read what `prepare` wrote, or make it up."""
     from safetensors.numpy import load_file
 
-    from xpbayes.modelfile import load_model
-    from xpbayes.stars import Stars
+    from xpbayes.data.stars import Stars
+    from xpbayes.production.model_file import load_model
 
     if not (folder / STARS).is_file():
         return made_up()
@@ -206,8 +206,8 @@ def made_up(n_stars: int = N_CARRIED, seed: int = 0) -> Problem:
     import jax
     import jax.numpy as jnp
 
-    from xpbayes.inference.training import fit_label_prior
     from xpbayes.models.forward import ForwardModel, initial_model, predict_flux
+    from xpbayes.training.learn import fit_label_prior
 
     rng = np.random.default_rng(seed)
     wavelength = np.append(np.arange(392.0, 993.0, 10.0), [1235.0, 1662.0, 2159.0, 3352.6, 4602.8])  # nm
@@ -276,7 +276,7 @@ def noisy_stars(
     flux: NDArray[np.float64], ln_scale: NDArray[np.float64], parameters: NDArray[np.float32], rng: np.random.Generator
 ) -> Any:
     """Measure fluxes, labels, reddenings and parallaxes with errors like a survey's."""
-    from xpbayes.stars import Stars
+    from xpbayes.data.stars import Stars
 
     n, n_channels = flux.shape
     relative = np.exp(rng.uniform(np.log(0.002), np.log(0.03), (n, 1)))
@@ -298,7 +298,7 @@ def noisy_stars(
         "label_inv_error": np.tile(1.0 / label_error, (n, 1)),
         "reddening": extinction + 0.03 * rng.normal(size=n),
         "reddening_inv_error": np.full(n, 1.0 / 0.03),
-        "tail": np.zeros(n),
+        "inv_dof": np.zeros(n),
     }
     return Stars(**{name: np.asarray(value, np.float32) for name, value in arrays.items()})
 
@@ -330,7 +330,7 @@ def made_up_error(model: Any, stars: Any, rng: np.random.Generator, n_kinds: int
         "kinds": (features[picked] - center) / scale,
         "width": np.array(1.0),
         "covariance": size[:, None, None] * covariance,
-        "tail": np.full(n_kinds, 1.0 / 30.0),
+        "inv_dof": np.full(n_kinds, 1.0 / 30.0),
         "share": np.full(n_kinds, 1.0 / n_kinds),
     }
     return ModelError(**{name: jnp.asarray(value, jnp.float32) for name, value in arrays.items()})
@@ -469,7 +469,7 @@ def facts(bench: Bench) -> None:
     bench.say(
         f"{len(jax.local_devices())} x {device.device_kind} ({device.platform}), {driver()}; "
         f"{memory.get('bytes_limit', 0) / GIGA:.1f} GB for JAX, {len(os.sched_getaffinity(0))} cores, "
-        f"Python {platform.python_version()}, jax {packages['jax']}; {bench.at.origin}",
+        f"Python {platform.python_version()}, jax {packages['jax']}",
         device=device.device_kind,
         platform=device.platform,
         devices=len(jax.local_devices()),
@@ -478,7 +478,6 @@ def facts(bench: Bench) -> None:
         cores=len(os.sched_getaffinity(0)),
         python=platform.python_version(),
         packages=packages,
-        data=bench.at.origin,
         default_matmul_precision=str(jax.config.jax_default_matmul_precision),
     )
     n = bench.sizes.matrix
@@ -531,6 +530,7 @@ def repeated(work: Callable[[], Any], times: int = 5) -> float:
 def precision(bench: Bench) -> None:
     """float32 on this device against float64: of the machine where the data were prepared, and on this device."""
     at = bench.at
+    bench.say(f"worked on are {at.origin}", data=at.origin)
     stars = at.stars.take(slice(0, bench.sizes.compared)).blind()
     single = answers(at, stars, exact=False)
     if at.reference:
@@ -545,9 +545,9 @@ def answers(at: Problem, stars: Any, *, exact: bool) -> dict[str, NDArray[np.flo
     """What is compared, in float32 or in float64, from the same nodes: drawn in float64 they would be others."""
     import jax
 
+    from xpbayes.inference.errors import to_sampled
     from xpbayes.inference.infer import laplace_covariance
-    from xpbayes.inference.starts import make_grid
-    from xpbayes.inference.uncertainty import to_sampled
+    from xpbayes.inference.search.starts import make_grid
 
     config = settings(n_draws=0)
     grid = make_grid(at.model, at.prior, config.n_nodes)
@@ -608,9 +608,9 @@ def solve_chunk(at: Problem, clock: Clock, grid: Any, config: Any, measured: Any
     """Starts, solver, optima and Fisher matrices of one chunk, stage by stage on the clock."""
     import jax
 
+    from xpbayes.data.stars import STAR_BLOCK, by_blocks
+    from xpbayes.inference.errors import are_positive_definite, evaluate_mode, hessians, invert_positive, to_linear
     from xpbayes.inference.infer import choose_optima, search
-    from xpbayes.inference.uncertainty import are_positive_definite, at_mode, hessians, invert_positive, to_linear
-    from xpbayes.stars import STAR_BLOCK, by_blocks
 
     with clock("starts and solver"):
         chunk, _, solution = jax.block_until_ready(search(at.model, at.prior, at.error, grid, measured, config))
@@ -620,7 +620,7 @@ def solve_chunk(at: Problem, clock: Clock, grid: Any, config: Any, measured: Any
         ).best
     with clock("Fisher matrices"):
         mode = np.asarray(best.parameters)
-        there = jax.tree.map(np.asarray, by_blocks(partial(at_mode, at.model, at.prior), STAR_BLOCK, chunk, mode))
+        there = jax.tree.map(np.asarray, by_blocks(partial(evaluate_mode, at.model, at.prior), STAR_BLOCK, chunk, mode))
     with clock("inverses on the host"):
         covariance, definite = invert_positive(there.fisher), are_positive_definite(there.hessian)
     estimate = np.asarray(to_linear(best.parameters))
@@ -629,7 +629,7 @@ def solve_chunk(at: Problem, clock: Clock, grid: Any, config: Any, measured: Any
 
 def search_part(bench: Bench) -> None:
     """Starts, solver and Fisher matrices with the stars on the device."""
-    from xpbayes.inference.starts import make_grid
+    from xpbayes.inference.search.starts import make_grid
 
     at, sizes = bench.at, bench.sizes
     config = settings(n_draws=0)
@@ -738,8 +738,8 @@ def training(bench: Bench) -> None:
     import jax
 
     from xpbayes.inference.model_error import refold_model_error
-    from xpbayes.inference.phases import run_gradient_phase
-    from xpbayes.inference.training import initial_parameters, run_star_phase
+    from xpbayes.training.learn import initial_parameters, run_star_phase
+    from xpbayes.training.phases import run_gradient_phase
 
     at, sizes = bench.at, bench.sizes
     few = on_device(at.stars, len(at.stars))
@@ -804,18 +804,18 @@ def training(bench: Bench) -> None:
 
 def nuts(bench: Bench) -> None:
     """Chains of NUTS and independent points, four a star, one round."""
+    from xpbayes.inference.errors import to_sampled
     from xpbayes.inference.infer import infer
     from xpbayes.inference.model_error import refold_model_error
-    from xpbayes.inference.nuts import Schedule, sample_inferred
-    from xpbayes.inference.starts import make_grid
-    from xpbayes.inference.uncertainty import to_sampled
+    from xpbayes.inference.sampling.nuts import Schedule, sample_inferred
+    from xpbayes.inference.search.starts import make_grid
 
     at, n = bench.at, bench.sizes.chains
     stars = on_device(at.stars, n).blind()
     found = infer(at.model, at.prior, at.error, stars, settings(n_draws=0, chunk_size=n))
     grid = make_grid(at.model, at.prior, 1024)
     stars = refold_model_error(at.model, stars, at.error, to_sampled(found.estimate))
-    schedule = Schedule(4, 150, 500 if n > 16 else 100, 1)
+    schedule = Schedule(4, 150, 500 if n > 16 else 50, 1)
 
     def run() -> Any:
         seed = np.arange(n, dtype=np.uint32)
@@ -849,7 +849,7 @@ def nuts(bench: Bench) -> None:
 def profile(bench: Bench) -> None:
     """Where the search's and the draws' time goes: on the device by program and kernel, on the host by function."""
     from xpbayes.inference.infer import infer
-    from xpbayes.inference.starts import make_grid
+    from xpbayes.inference.search.starts import make_grid
 
     at, sizes = bench.at, bench.sizes
     grid = make_grid(at.model, at.prior, 1024)
@@ -937,6 +937,11 @@ PARTS: dict[str, Callable[[Bench], None]] = {
 # ----------------------------------------------------------------------------------------- the process that does the work
 
 
+def limit(part: str, minutes: float) -> float:
+    """[s] that a part may take."""
+    return LIMITS[part] * minutes / 8.0
+
+
 class Absent:
     """Makes packages impossible to import that are not beside the GPU."""
 
@@ -946,7 +951,7 @@ class Absent:
             raise ImportError(f"{name} is not beside the GPU")
 
 
-def work(parts: list[str], sizes: Sizes, folder: Path, end: float) -> None:
+def work(parts: list[str], sizes: Sizes, folder: Path, minutes: float, end: float) -> None:
     """Do parts one after the other; every line of stdout is JSON for the parent."""
     sys.meta_path.insert(0, Absent())  # type: ignore[arg-type]
     tell = sys.stdout
@@ -955,18 +960,19 @@ def work(parts: list[str], sizes: Sizes, folder: Path, end: float) -> None:
         print(json.dumps(what), file=tell, flush=True)
 
     send(part=parts[0], begins=True)
-    import xpbayes.stars  # noqa: F401  it sets XLA's flags, which are read once
+    import xpbayes.data.stars  # noqa: F401  it sets XLA's flags, which are read once
 
-    clock = Clock()
-    at = load(folder)
+    clock, at = Clock(), None
     for part in parts:
         send(part=part, begins=True)
-        until = min(time.time() + LIMITS[part], end) - MARGIN
+        until = min(time.time() + limit(part, minutes), end) - MARGIN
 
         def say(text: str, part: str = part, **figures: Any) -> None:
             send(part=part, text=text, memory_gb=gigabytes(), **figures)
 
         try:
+            if part != "facts" and at is None:
+                at = load(folder)
             PARTS[part](Bench(at, sizes, clock, say, lambda until=until: until - time.time()))  # type: ignore[misc]
         except Exception as error:
             short = f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}"
@@ -989,6 +995,7 @@ def supervise(parts: list[str], arguments: argparse.Namespace, end: float) -> li
     left = list(parts)
     while left and time.time() < end - MARGIN:
         command = [sys.executable, __file__, "--worker", "--parts", ",".join(left), "--end", str(end)]
+        command += ["--minutes", str(arguments.minutes)]
         command += ["--data", str(arguments.data)] + ["--small"] * arguments.small
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         lines: queue.Queue[str | None] = queue.Queue()
@@ -1012,7 +1019,7 @@ def supervise(parts: list[str], arguments: argparse.Namespace, end: float) -> li
             entry = json.loads(line)
             if entry.pop("begins", False):
                 begun = time.time()
-                until = min(begun + LIMITS[entry["part"]], end)
+                until = min(begun + limit(entry["part"], arguments.minutes), end)
             elif entry.pop("ends", False):
                 left.pop(0)
                 until = min(time.time() + STARTING, end)
@@ -1057,9 +1064,9 @@ def main() -> None:
     if arguments.action == "prepare":
         prepare(arguments.model, arguments.stars, arguments.data)
     elif arguments.worker:
-        work(parts, SMALL if arguments.small else LARGE, arguments.data, arguments.end)
+        work(parts, SMALL if arguments.small else LARGE, arguments.data, arguments.minutes, arguments.end)
     else:
-        supervise(parts, arguments, time.time() + 60.0 * arguments.minutes)
+        supervise(parts, arguments, time.time() + 60.0 * arguments.minutes - MARGIN)
 
 
 if __name__ == "__main__":

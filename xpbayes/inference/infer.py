@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +12,18 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
-from xpbayes.config import InferenceConfig
-from xpbayes.inference.sampling.importance import Summary, summarise
-from xpbayes.inference.model_error import refold_model_error
-from xpbayes.inference.search.solver import StartPool, Solution, columns_first, limits, solve
-from xpbayes.inference.search.starts import StartGrid, find_starts, first_guess, make_grid
+from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, replaced
 from xpbayes.inference.errors import are_positive_definite, evaluate_mode, hessians, invert_positive, to_linear
+from xpbayes.inference.model_error import refold_model_error
+from xpbayes.inference.sampling.importance import Summary, summarise
+from xpbayes.inference.search.solver import Solution, StartPool, columns_first, limits, solve
+from xpbayes.inference.search.starts import StartGrid, find_starts, first_guess, make_grid
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.model_error import ModelError
 from xpbayes.models.prior import LabelPrior
-from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, replaced
+
+if TYPE_CHECKING:
+    from xpbayes.config import InferenceConfig
 
 FIRST_ITERATIONS = 20
 """The best start is followed so far for the flux that the model's error is taken of: next to its optimum will do."""
@@ -125,7 +127,7 @@ def search(
     model_error: ModelError | None,
     grid: StartGrid,
     measured: Stars,
-    config: InferenceConfig,
+    config: "InferenceConfig",
 ) -> Searched:
     """Find every star's optima from several starts.
 
@@ -166,7 +168,7 @@ def _at_the_winner(
     measured: Stars,
     found: Searched,
     taken_at: NDArray[np.floating],
-    config: InferenceConfig,
+    config: "InferenceConfig",
 ) -> Searched:
     """Take the relative error of the flux at the winner's optimum where the best start led elsewhere.
 
@@ -235,9 +237,7 @@ def refine(
     return jax.tree.map(lambda leaf: leaf.reshape(n, k, *leaf.shape[1:]), lanes.solution())
 
 
-def _step_further(
-    model: ForwardModel, prior: LabelPrior, lanes: StartPool, rows: NDArray[np.integer]
-) -> None:
+def _step_further(model: ForwardModel, prior: LabelPrior, lanes: StartPool, rows: NDArray[np.integer]) -> None:
     """Take steps beyond convergence for one lane of every star, where they lead nearer to the optimum.
 
     Newton's last step makes the distance its own square, for one evaluation of one start, where a sharper tolerance
@@ -268,7 +268,9 @@ def _place(parameters: NDArray[np.floating], model: ForwardModel) -> NDArray[np.
     return np.asarray(parameters / np.append(np.asarray(model.label_scale), [1.0, 1.0]).astype(parameters.dtype))
 
 
-def _promising(parameters: NDArray[np.floating], objective: NDArray[np.floating], model: ForwardModel) -> NDArray[np.bool_]:
+def _promising(
+    parameters: NDArray[np.floating], objective: NDArray[np.floating], model: ForwardModel
+) -> NDArray[np.bool_]:
     """(star x start,) whether each start may still win: not far above the best, and each place once."""
     n, k = objective.shape
     value = np.where(np.isfinite(objective), objective, np.inf)
@@ -341,7 +343,7 @@ def infer(
     prior: LabelPrior,
     model_error: ModelError | None,
     stars: Stars,
-    config: InferenceConfig,
+    config: "InferenceConfig",
     progress: Callable[[int, int, float], None] = lambda done, total, rate: None,
     seeds: NDArray[np.uint32] | None = None,
 ) -> Inferred:
@@ -378,7 +380,7 @@ def _infer_chunk(
     grid: StartGrid,
     measured: Stars,
     seed: NDArray[np.uint32],
-    config: InferenceConfig,
+    config: "InferenceConfig",
 ) -> Inferred:
     chunk, _, solution = search(model, prior, model_error, grid, measured, config)
     best, n_modes, runner_up, delta = choose_optima(

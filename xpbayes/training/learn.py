@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,6 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
-from xpbayes.config import Phase, TrainingConfig
 from xpbayes.data.scratch import are_in_files, in_memory, pieces, scratch_copy, write_rows
 from xpbayes.data.stars import Stars
 from xpbayes.errors import InputError
@@ -31,6 +30,9 @@ from xpbayes.models.prior import LabelPrior, draw_labels, ln_priors
 from xpbayes.training.checkpoint import read_checkpoint, tree_checksum, write_checkpoint
 from xpbayes.training.phases import run_gradient_phase, run_star_steps
 from xpbayes.training.self_cleaning import diagnostic, high_quality, pulls, survivors
+
+if TYPE_CHECKING:
+    from xpbayes.config import Phase, TrainingConfig
 
 MIN_START_EXTINCTION = 0.02
 """Estimates of E are clipped to this before the first phase [mag]."""
@@ -123,7 +125,7 @@ def initial_parameters(stars: Stars) -> Float[Array, "star parameter"]:
 
 
 def _guess_model(
-    stars: Stars, parameters: np.ndarray, wavelength_nm: np.ndarray, config: TrainingConfig
+    stars: Stars, parameters: np.ndarray, wavelength_nm: np.ndarray, config: "TrainingConfig"
 ) -> ForwardModel:
     curve = CURVE_GUESS_AT_550 * (550.0 / wavelength_nm) ** CURVE_GUESS_SLOPE
     some = np.linspace(0, len(stars) - 1, min(len(stars), GUESS_STARS)).astype(int)
@@ -140,7 +142,7 @@ def _guess_model(
 def train(
     stars: Stars,
     wavelength_nm: np.ndarray,
-    config: TrainingConfig,
+    config: "TrainingConfig",
     say: Callable[[str], None] = lambda line: None,
     checkpoint: Path | None = None,
     *,
@@ -213,7 +215,7 @@ def _with_model_error(state: _State, stars: Stars) -> Stars:
 
 
 def _members(
-    phase: Phase, number: int, stars: Stars, survivor: NDArray[np.bool_], config: TrainingConfig
+    phase: "Phase", number: int, stars: Stars, survivor: NDArray[np.bool_], config: "TrainingConfig"
 ) -> NDArray[np.integer]:
     """Rows of the stars that take part in a phase."""
     if phase.stars == "all":
@@ -231,12 +233,12 @@ def _members(
 
 
 def _run_phase(
-    phase: Phase,
+    phase: "Phase",
     number: int,
     state: _State,
     stars: Stars,
     effective: Stars,
-    config: TrainingConfig,
+    config: "TrainingConfig",
     near_infrared: NearInfraredLaw | None,
 ) -> tuple[_State, dict[str, Any], str]:
     """Run one phase.
@@ -309,7 +311,9 @@ def _without_grey(
     return replace(model, ln_curve=curve), moved
 
 
-def _clean(phase: Phase, state: _State, effective: Stars, config: TrainingConfig) -> tuple[_State, dict[str, Any], str]:
+def _clean(
+    phase: "Phase", state: _State, effective: Stars, config: "TrainingConfig"
+) -> tuple[_State, dict[str, Any], str]:
     """Mark outliers; nothing moves."""
     found = pulls(state.model, effective, state.parameters)
     stays = survivors(found, phase)
@@ -329,7 +333,7 @@ def run_star_phase(
     model: ForwardModel,
     stars: Stars,
     parameters: Float[Array, "star parameter"],
-    phase: Phase,
+    phase: "Phase",
     rows: NDArray[np.integer] | None = None,
 ) -> tuple[Float[Array, "star parameter"], float, float]:
     """Move the stars, not the model: the second-order solver, from where they are.

@@ -11,7 +11,7 @@ Learning rates are those of ZGR23's losses, chi^2 per star: gradients of the mod
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,12 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
-from xpbayes.config import Phase
 from xpbayes.data.scratch import STRETCH, are_in_files, in_memory
 from xpbayes.data.stars import Stars
 from xpbayes.models.forward import ForwardModel
+
+if TYPE_CHECKING:
+    from xpbayes.config import Phase
 
 
 class _Setup(NamedTuple):
@@ -43,7 +45,7 @@ class _Setup(NamedTuple):
     robust_scale: float
 
 
-def learning_rates(phase: Phase, initial: float, n_steps: int) -> np.ndarray:
+def learning_rates(phase: "Phase", initial: float, n_steps: int) -> np.ndarray:
     """(step,) learning rate of every step of a phase.
 
     Args:
@@ -225,7 +227,7 @@ def run_gradient_phase(
     model: ForwardModel,
     stars: Stars,
     parameters: Float[Array, "star parameter"],
-    phase: Phase,
+    phase: "Phase",
     batch_size: int,
     key: Array,
     rows: NDArray[np.integer] | None = None,
@@ -326,7 +328,7 @@ def run_star_steps(
     model: ForwardModel,
     stars: Stars,
     parameters: Float[Array, "star parameter"],
-    phase: Phase,
+    phase: "Phase",
     batch_size: int,
     rows: NDArray[np.integer] | None = None,
 ) -> Float[Array, "star parameter"]:

@@ -5,7 +5,7 @@ larger parallax. Stars that moved too far, or whose spectrum fits badly, are mar
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,11 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
-from xpbayes.config import HighQuality, Phase
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
 from xpbayes.models.forward import ForwardModel, predict_flux
+
+if TYPE_CHECKING:
+    from xpbayes.config import HighQuality, Phase
 
 DIAGNOSTIC_PULL = 3.5
 """Radius in (delta log g / sigma, delta parallax / sigma) beyond which Fig. 4 counts a star as an outlier."""
@@ -76,7 +78,7 @@ def pulls(model: ForwardModel, stars: Stars, parameters: Float[Array, "star para
     return Pulls(*map(np.asarray, found))
 
 
-def survivors(found: Pulls, phase: Phase) -> dict[str, NDArray[np.bool_]]:
+def survivors(found: Pulls, phase: "Phase") -> dict[str, NDArray[np.bool_]]:
     """Which stars pass each rule.
 
     Args:
@@ -96,7 +98,7 @@ def survivors(found: Pulls, phase: Phase) -> dict[str, NDArray[np.bool_]]:
     return {"parameters": parameters, "fluxes": fluxes, "both": parameters & fluxes}
 
 
-def high_quality(stars: Stars, limits: HighQuality) -> dict[str, NDArray[np.bool_]]:
+def high_quality(stars: Stars, limits: "HighQuality") -> dict[str, NDArray[np.bool_]]:
     """(star,) which stars pass each cut of Eq. 15, by name; a star without a measurement fails its cut.
 
     Args:
