@@ -13,8 +13,8 @@ import numpy as np
 
 import xpbayes
 from xpbayes.config import InferenceConfig, SamplingConfig
-from xpbayes.pipeline import to_stderr
-from xpbayes.pipeline_posterior import draw_posteriors, pick_stars
+from xpbayes.runs.inputs import to_stderr
+from xpbayes.runs.sample import draw_posteriors, pick_stars
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from xpbayes.analysis.pages.calibration_page import print_check
-from xpbayes.pipeline import to_stderr
-from xpbayes.pipeline_posterior import check
+from xpbayes.runs.check import check
+from xpbayes.runs.inputs import to_stderr
 
 
 def main() -> None:

@@ -24,8 +24,8 @@ import numpy as np
 from xpbayes.analysis.figures.model_uncertainty import print_uncertainty, write_figure
 from xpbayes.data.stars import Stars
 from xpbayes.models.forward import ForwardModel, predict_flux, predict_ln_flux
-from xpbayes.pipeline import to_stderr
-from xpbayes.pipeline_posterior import uncertainty
+from xpbayes.runs.inputs import to_stderr
+from xpbayes.runs.uncertainty import uncertainty
 from xpbayes.training.network_uncertainty import trained_vector, weight_precision, with_vector
 
 HIDDEN, N_CHANNELS, N_STARS = (5,), 10, 200

@@ -108,7 +108,7 @@ def sample(bundled: Spectra) -> Spectra:
 @pytest.fixture(scope="session")
 def trained(sample: Spectra, made_once) -> TrainedModel:
     """A model trained briefly on the sample: real, but rough."""
-    from xpbayes.pipeline import train
+    from xpbayes.runs.train import train
 
     return load_model(made_once("model", lambda path: train(sample, path, SHORT_TRAINING)))
 

@@ -13,11 +13,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_code_of_the_python_page_runs(trained, sample, tmp_path, monkeypatch, capsys):
     """As printed, but on every fifth star, with the model of the tests in place of training, and a short inference."""
-    import xpbayes.pipeline as pipeline
+    from xpbayes.runs import fetch, train
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pipeline, "bundled_stars", lambda: sample)
-    monkeypatch.setattr(pipeline, "train", lambda stars, out, **options: load_model(save_model(trained, out)))
+    monkeypatch.setattr(fetch, "bundled_stars", lambda: sample)
+    monkeypatch.setattr(train, "train", lambda stars, out, **options: load_model(save_model(trained, out)))
     monkeypatch.setattr(xpbayes, "InferenceConfig", lambda **options: QUICK)
     namespace: dict = {}
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL):

@@ -15,11 +15,13 @@ from xpbayes.data.spectra import OK, write_star_table
 from xpbayes.errors import InputError
 from xpbayes.inference.errors import from_upper_triangle
 from xpbayes.models.reliability import feature_names, initial_nets
-from xpbayes.pipeline import infer, infer_parts, verify
 from xpbayes.production.manifest import model_checksums
 from xpbayes.production.model_file import save_model
 from xpbayes.production.table import DRAWS, WIDENED, list_column, read_catalogue, text_column
 from xpbayes.production.weight_file import save_weight_factor
+from xpbayes.runs.infer import infer
+from xpbayes.runs.infer_parts import infer_parts
+from xpbayes.runs.verify import verify
 from xpbayes.schema import catalogue_columns, columns_of
 from xpbayes.training.network_uncertainty import NetworkCovariance, trained_vector
 

@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 import xpbayes
 from tests.conftest import QUICK, SHORT_TRAINING, with_columns
 from xpbayes.errors import InputError
-from xpbayes.pipeline import choose_stars
+from xpbayes.runs.inputs import choose_stars
 
 
 def test_training_reports_its_cuts(trained, sample):

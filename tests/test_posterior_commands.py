@@ -6,13 +6,13 @@ import sys
 import numpy as np
 import pytest
 
-from xpbayes import pipeline_posterior
 from xpbayes.analysis.posterior_file import read_posterior
 from xpbayes.cli import main
 from xpbayes.data.spectra import read_star_table
 from xpbayes.inference.sampling.nuts import Diagnostics
-from xpbayes.pipeline_posterior import Sampled
 from xpbayes.production.table import CHAINS, read_catalogue, text_column
+from xpbayes.runs import compare
+from xpbayes.runs.sample import Sampled
 
 SHORT = "[sampling]\ndraws = 200\nmax_rounds = 2\n[inference]\nn_nodes = 256\nn_more_draws = 0\n"
 
@@ -56,7 +56,7 @@ def test_no_comparison_where_no_chain_has_settled(run, model_folder, star_file, 
         known = Diagnostics(nothing + 2, nothing, nothing, np.zeros(n, int), np.zeros(n, bool))
         return Sampled(model, table, None, None, None, None, known, (0.0, 0.0))
 
-    monkeypatch.setattr(pipeline_posterior, "draw_posteriors", unsettled)
+    monkeypatch.setattr(compare, "draw_posteriors", unsettled)
     arguments = ("compare", model_folder, star_file, "--random", 7, "--out", tmp_path / "compare")
     status, out, error = run(*arguments)
     assert status == 2 and out == "" and not (tmp_path / "compare").exists()

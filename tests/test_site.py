@@ -16,8 +16,10 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 def test_the_tutorial_runs(trained, sample, tmp_path, monkeypatch, capsys):
     """As printed, but on every fifth star, with the model of the tests in place of training, and a short inference."""
-    import xpbayes.pipeline as pipeline
+
     from xpbayes.data.spectra import write_star_table
+    from xpbayes.runs import fetch, infer
+    from xpbayes.runs import train as train_run
 
     def bundled(out):
         write_star_table(sample, out)
@@ -28,9 +30,9 @@ def test_the_tutorial_runs(trained, sample, tmp_path, monkeypatch, capsys):
         return load_model(save_model(trained, out))
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pipeline, "bundled_stars", bundled)
-    monkeypatch.setattr(pipeline, "train", train)
-    monkeypatch.setattr(pipeline, "InferenceConfig", lambda: QUICK)
+    monkeypatch.setattr(fetch, "bundled_stars", bundled)
+    monkeypatch.setattr(train_run, "train", train)
+    monkeypatch.setattr(infer, "InferenceConfig", lambda: QUICK)
     namespace: dict = {}
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(), re.DOTALL):
         exec(compile(block, "docs/tutorial.md", "exec"), namespace)

@@ -14,24 +14,24 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "train": "xpbayes.pipeline",
-    "infer": "xpbayes.pipeline",
-    "infer_parts": "xpbayes.pipeline",
-    "verify": "xpbayes.pipeline",
-    "analyse": "xpbayes.analysis.pages.gallery",
-    "sample": "xpbayes.pipeline_posterior",
-    "compare": "xpbayes.pipeline_posterior",
-    "check": "xpbayes.pipeline_posterior",
-    "uncertainty": "xpbayes.pipeline_posterior",
-    "export": "xpbayes.pipeline",
-    "confidence": "xpbayes.pipeline",
-    "fit": "xpbayes.pipeline",
-    "dust_map": "xpbayes.pipeline",
-    "predict_flux": "xpbayes.pipeline",
-    "report": "xpbayes.pipeline",
-    "demo": "xpbayes.pipeline",
-    "fetch_apogee": "xpbayes.pipeline",
-    "bundled_stars": "xpbayes.pipeline",
+    "train": "xpbayes.runs.train",
+    "infer": "xpbayes.runs.infer",
+    "infer_parts": "xpbayes.runs.infer_parts",
+    "verify": "xpbayes.runs.verify",
+    "analyse": "xpbayes.runs.analyse",
+    "sample": "xpbayes.runs.sample",
+    "compare": "xpbayes.runs.compare",
+    "check": "xpbayes.runs.check",
+    "uncertainty": "xpbayes.runs.uncertainty",
+    "export": "xpbayes.runs.export",
+    "confidence": "xpbayes.runs.confidence",
+    "fit": "xpbayes.runs.fit",
+    "dust_map": "xpbayes.runs.dust_map",
+    "predict_flux": "xpbayes.runs.predict",
+    "report": "xpbayes.runs.report",
+    "demo": "xpbayes.runs.demo",
+    "fetch_apogee": "xpbayes.runs.fetch",
+    "bundled_stars": "xpbayes.runs.fetch",
     "TrainedModel": "xpbayes.production.model_file",
     "load_model": "xpbayes.production.model_file",
     "save_model": "xpbayes.production.model_file",
@@ -79,28 +79,28 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from xpbayes.analysis.pages.gallery import analyse
     from xpbayes.config import InferenceConfig, TrainingConfig
     from xpbayes.data.spectra import Spectra, read_star_table, write_star_table
     from xpbayes.errors import InputError
-    from xpbayes.pipeline import (
-        bundled_stars,
-        confidence,
-        demo,
-        dust_map,
-        export,
-        fetch_apogee,
-        fit,
-        infer,
-        infer_parts,
-        predict_flux,
-        report,
-        train,
-        verify,
-    )
-    from xpbayes.pipeline_posterior import check, compare, sample, uncertainty
     from xpbayes.production.model_file import TrainedModel, load_model, save_model
     from xpbayes.production.table import read_catalogue
+    from xpbayes.runs.analyse import analyse
+    from xpbayes.runs.check import check
+    from xpbayes.runs.compare import compare
+    from xpbayes.runs.confidence import confidence
+    from xpbayes.runs.demo import demo
+    from xpbayes.runs.dust_map import dust_map
+    from xpbayes.runs.export import export
+    from xpbayes.runs.fetch import bundled_stars, fetch_apogee
+    from xpbayes.runs.fit import fit
+    from xpbayes.runs.infer import infer
+    from xpbayes.runs.infer_parts import infer_parts
+    from xpbayes.runs.predict import predict_flux
+    from xpbayes.runs.report import report
+    from xpbayes.runs.sample import sample
+    from xpbayes.runs.train import train
+    from xpbayes.runs.uncertainty import uncertainty
+    from xpbayes.runs.verify import verify
     from xpbayes.schema import QualityFlag
 
 

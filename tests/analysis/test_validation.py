@@ -15,7 +15,7 @@ from xpbayes.analysis.validation import (
     running_percentiles,
 )
 from xpbayes.errors import InputError
-from xpbayes.pipeline import infer
+from xpbayes.runs.infer import infer
 
 RNG = np.random.default_rng(0)
 

@@ -32,8 +32,8 @@ def labels(trained, sample):
 
 
 def _learn(table):
-    """Train as `pipeline.train` does, briefly, and make the checks."""
-    from xpbayes.pipeline import train
+    """Train as `xpbayes.train` does, briefly, and make the checks."""
+    from xpbayes.runs.train import train
 
     return {c["name"]: c["passed"] for c in train(table, config=BRIEF).card["checks"]}
 
@@ -119,7 +119,7 @@ def test_stars_of_two_calibrations_are_caught(trained):
 
 def test_shuffled_labels_have_no_skill(sample):
     """The whole way: labels of other stars, trained and inferred; the healthy run is in test_model_card."""
-    from xpbayes.pipeline import train
+    from xpbayes.runs.train import train
 
     order = np.random.default_rng(0).permutation(len(sample))
     names = [f"{n}{e}" for n in NAMES for e in ("", "_error")]

@@ -23,12 +23,13 @@ import xpbayes
 from tests.command_line import refused
 from tests.command_line import run as run_command
 from tests.conftest import QUICK, inference_toml, with_columns
-from xpbayes import pipeline
 from xpbayes.data.rejected import read_quarantine
 from xpbayes.data.spectra import write_star_table
 from xpbayes.errors import InputError
-from xpbayes.pipeline import infer_parts, verify
 from xpbayes.production.table import list_column, read_catalogue
+from xpbayes.runs import infer_parts as parts_run
+from xpbayes.runs.infer_parts import infer_parts
+from xpbayes.runs.verify import verify
 
 PER_PART = 50
 
@@ -190,14 +191,14 @@ class TestFaults:
     def test_a_vanished_input_is_one_sentence(self, model_folder, inputs, tmp_path):
         copy = tmp_path / "stars"
         shutil.copytree(inputs, copy)
-        work = pipeline._infer_chunk
+        work = parts_run.write_part
 
         def vanish_then_work(job, chunk):
             (copy / "b.parquet").unlink(missing_ok=True)
             return work(job, chunk)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pipeline, "_infer_chunk", vanish_then_work)
+            patch.setattr(parts_run, "write_part", vanish_then_work)
             with pytest.raises(InputError, match=r"b.parquet: has gone since the run began; .* --resume"):
                 run(model_folder, copy, tmp_path / "c")
         shutil.copy(inputs / "b.parquet", copy)
@@ -207,7 +208,7 @@ class TestFaults:
     def test_an_input_that_vanishes_while_its_stars_are_solved_is_one_sentence(self, model_folder, inputs, tmp_path):
         copy = tmp_path / "stars"
         shutil.copytree(inputs, copy)
-        solve = pipeline._infer_piece
+        solve = parts_run.solve_batch
 
         def solve_then_vanish(*arguments):
             found = solve(*arguments)
@@ -215,7 +216,7 @@ class TestFaults:
             return found
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pipeline, "_infer_piece", solve_then_vanish)
+            patch.setattr(parts_run, "solve_batch", solve_then_vanish)
             with pytest.raises(InputError, match=r"a.parquet: has gone since the run began; .* --resume"):
                 run(model_folder, copy, tmp_path / "c")
 

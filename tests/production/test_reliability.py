@@ -15,10 +15,10 @@ from numpy.testing import assert_allclose
 from tests.conftest import QUICK, with_columns
 from xpbayes.errors import InputError
 from xpbayes.models.reliability import feature_names, initial_nets
-from xpbayes.pipeline import infer
 from xpbayes.production.model_file import load_model, save_model
 from xpbayes.production.reliability import confidence_columns, shifted_features, table_features
 from xpbayes.production.table import list_column
+from xpbayes.runs.infer import infer
 from xpbayes.training.reliability import Fit, confidences
 
 

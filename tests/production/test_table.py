@@ -9,8 +9,8 @@ from tests.conftest import QUICK, with_columns
 from xpbayes.data.spectra import OK
 from xpbayes.errors import InputError
 from xpbayes.inference.errors import from_upper_triangle
-from xpbayes.pipeline import infer
 from xpbayes.production.table import list_column, quality_flags, read_catalogue, write_catalogue
+from xpbayes.runs.infer import infer
 from xpbayes.schema import QualityFlag, catalogue_columns
 
 SIMPLE = QUICK.model_copy(update={"use_parallax": True})

@@ -41,8 +41,8 @@ class TrainedModel:
             switched off.
         channels: the channel set that it predicts.
         labels: names of the stellar labels, in order.
-        card: the model card; see `pipeline.train` for its keys.
-        confidence: classifiers of the estimates' reliability; None until `pipeline.confidence` has trained them.
+        card: the model card; see `runs.train` for its keys.
+        confidence: classifiers of the estimates' reliability; None until `runs.confidence` has trained them.
         support: where in label space the model was trained; None in models of version 0.1.
         calibration: of posterior summaries, on stars kept aside; None if none were.
     """

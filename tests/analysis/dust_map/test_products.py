@@ -21,7 +21,7 @@ from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.figures.sky_dust import BIRDS_EYE_VIEW, DUST_SKY
 from xpbayes.cli import app
 from xpbayes.errors import InputError
-from xpbayes.pipeline import dust_map
+from xpbayes.runs.dust_map import dust_map
 
 PLAIN = DustMapConfig(remove_prior=False, profile_bins=12, profile_reach=4.0, sky_edges=(0.0, 1.0, 2.0, 4.0))
 

@@ -4,7 +4,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from xpbayes.analysis.figures.flux_residuals import FluxSample, channel_errors, flux_columns, flux_residuals
 from xpbayes.analysis.figures.sky_residuals import draw_sky_residuals, sky_residuals
-from xpbayes.pipeline import predict_flux
+from xpbayes.runs.predict import predict_flux
 
 RNG = np.random.default_rng(0)
 

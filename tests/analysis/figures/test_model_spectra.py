@@ -3,7 +3,7 @@ from numpy.testing import assert_allclose
 
 from xpbayes.analysis.figures import model_spectra
 from xpbayes.analysis.figures.model_spectra import giant_branch_teff, hydrogen_lines, main_sequence_logg, over_continuum
-from xpbayes.pipeline import predict_flux
+from xpbayes.runs.predict import predict_flux
 
 
 def test_tracks_are_those_of_eqs_28_and_29():

@@ -5,7 +5,7 @@ from numpy.testing import assert_allclose
 
 from xpbayes.analysis.figures.spectra import EXAMPLE_KINDS, choose_examples, spectrum_fit
 from xpbayes.models.model_error import kind_weights
-from xpbayes.pipeline import predict_flux
+from xpbayes.runs.predict import predict_flux
 
 
 def test_prediction_is_that_of_predict_flux(trained, sample):

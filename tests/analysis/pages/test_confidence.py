@@ -12,7 +12,9 @@ from xpbayes.analysis.pages.confidence import judge, print_check, reliability, r
 from xpbayes.errors import InputError
 from xpbayes.training.reliability import ConfidenceConfig
 from xpbayes.production.model_file import load_model
-from xpbayes.pipeline import choose_stars, confidence, infer
+from xpbayes.runs.confidence import confidence
+from xpbayes.runs.infer import infer
+from xpbayes.runs.inputs import choose_stars
 
 RNG = np.random.default_rng(0)
 

@@ -10,7 +10,8 @@ from rich.console import Console
 from tests.conftest import QUICK
 from xpbayes.analysis.pages.model_card import held_out_entry, model_card, print_card
 from xpbayes.checks.training_checks import channel_residuals, held_out_skill
-from xpbayes.pipeline import choose_stars, infer
+from xpbayes.runs.infer import infer
+from xpbayes.runs.inputs import choose_stars
 
 FLOOR = (0.02, 0.02, 0.02)
 

@@ -35,7 +35,7 @@ from xpbayes.data.spectra import read_star_table
 from xpbayes.production.table import read_catalogue, write_catalogue
 from xpbayes.errors import InputError
 from xpbayes.production.model_file import save_model
-from xpbayes.pipeline import report
+from xpbayes.runs.report import report
 
 
 class Page(HTMLParser):

@@ -11,7 +11,8 @@ from tests.conftest import QUICK
 from xpbayes.analysis.pages.star_page import print_star, star_figure
 from xpbayes.data.spectra import write_star_table
 from xpbayes.errors import InputError
-from xpbayes.pipeline import fit, infer
+from xpbayes.runs.fit import fit
+from xpbayes.runs.infer import infer
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """What `xpbayes uncertainty` shows: the error that the model's own uncertainty adds, beside each star's own."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,17 +9,43 @@ from numpy.typing import NDArray
 
 from xpbayes.analysis.figures import drawing as figures
 from xpbayes.analysis.pages.posterior_tables import wide_console
+from xpbayes.training.network_uncertainty import NetworkCovariance
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from xpbayes.pipeline_posterior import ModelUncertainty
 
 HOT = 6.5
 """[kK] Stars above are a kind of their own."""
 GIANT = 3.9
 """[dex] log g of the largest dwarfs."""
 METAL_POOR = -1.0
+
+
+@dataclass(frozen=True)
+class ModelUncertainty:
+    """How well training has determined a model, and what that adds to the errors of stars like its own.
+
+    Attributes:
+        labels: names of the model's labels.
+        factor: of the covariance of everything that was trained.
+        estimate: (star, parameter) optima of stars, without their labels.
+        covariance: (star, parameter, parameter) of these, by Laplace.
+        added: (star, parameter, parameter) what the model's uncertainty adds.
+        n_training: how many stars the model was trained on.
+    """
+
+    labels: tuple[str, ...]
+    factor: NetworkCovariance
+    estimate: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    added: NDArray[np.float64]
+    n_training: int
+
+    def ratio(self) -> NDArray[np.float64]:
+        """(star, parameter) added error over the star's own, NaN where that is not known."""
+        own = np.diagonal(self.covariance, axis1=1, axis2=2)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.sqrt(np.diagonal(self.added, axis1=1, axis2=2) / np.where(own > 0, own, np.nan))
 
 
 def kinds(estimate: NDArray[np.float64]) -> list[tuple[str, NDArray[np.bool_]]]:
@@ -40,11 +67,11 @@ def kinds(estimate: NDArray[np.float64]) -> list[tuple[str, NDArray[np.bool_]]]:
     ]
 
 
-def _names(found: "ModelUncertainty") -> tuple[str, ...]:
+def _names(found: ModelUncertainty) -> tuple[str, ...]:
     return (*found.labels, "extinction", "parallax")
 
 
-def rows(found: "ModelUncertainty") -> list[list[str]]:
+def rows(found: ModelUncertainty) -> list[list[str]]:
     """One row per kind of star: how many, and per parameter the median and the 95 % quantile of added over own error."""
     ratio, table = found.ratio(), []
     for name, member in kinds(found.estimate):
@@ -56,7 +83,7 @@ def rows(found: "ModelUncertainty") -> list[list[str]]:
     return table
 
 
-def print_uncertainty(found: "ModelUncertainty") -> None:
+def print_uncertainty(found: ModelUncertainty) -> None:
     """Print the table, and how much of the covariance was kept."""
     from rich.table import Table
 
@@ -78,7 +105,7 @@ def print_uncertainty(found: "ModelUncertainty") -> None:
     )
 
 
-def uncertainty_figure(found: "ModelUncertainty") -> "Figure":
+def uncertainty_figure(found: ModelUncertainty) -> "Figure":
     """Kiel diagrams, one per parameter, coloured by the ratio of added to own error."""
     names, ratio = _names(found), found.ratio()
     figure, axes = figures.panels(len(names), 1, 3.2 * len(names), 3.6)
@@ -97,7 +124,7 @@ def uncertainty_figure(found: "ModelUncertainty") -> "Figure":
     return figure
 
 
-def write_figure(found: "ModelUncertainty", path: Path) -> Path:
+def write_figure(found: ModelUncertainty, path: Path) -> Path:
     """Write the figure; the folder is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     uncertainty_figure(found).savefig(path, dpi=120)

@@ -1,16 +1,37 @@
 """What `xpbayes predict` shows: a table on the terminal, a figure in a file."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from xpbayes.channels import FLUX_UNIT
 from xpbayes.errors import InputError
 
-if TYPE_CHECKING:
-    from xpbayes.pipeline import Prediction
+
+@dataclass(frozen=True)
+class Prediction:
+    """A model spectrum.
+
+    Attributes:
+        channels: names of the channels.
+        wavelength_nm: (channel,) [nm].
+        flux: (channel,) [1e-18 W m^-2 nm^-1].
+        model_error: (channel,) 1-sigma relative error of the model itself; 0 where it was not learned.
+        ln_prior: how common such stars are in the training sample.
+        unlikely: ln_prior lies below the model's threshold: the prediction is an extrapolation.
+    """
+
+    channels: tuple[str, ...]
+    wavelength_nm: NDArray[np.float64]
+    flux: NDArray[np.float64]
+    model_error: NDArray[np.float64]
+    ln_prior: float
+    unlikely: bool
 
 
-def print_prediction(prediction: "Prediction") -> None:
+def print_prediction(prediction: Prediction) -> None:
     """Print one row per channel; a warning goes to standard error when the star is of an unlikely type."""
     from rich.console import Console
     from rich.table import Table
@@ -30,7 +51,7 @@ def print_prediction(prediction: "Prediction") -> None:
         )
 
 
-def draw_prediction(prediction: "Prediction", path: Path) -> None:
+def draw_prediction(prediction: Prediction, path: Path) -> None:
     """Write a figure of the predicted spectrum.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Every figure of the paper from the user's own run: the list of analyses, and `analyse`, which makes them.
+"""Every figure of the paper from the user's own run: the list of analyses, and how they are drawn and written.
 
 In: finished products (`run_inputs.Run`). Out: NAME.png and .pdf, NAME.ecsv with the numbers, analyses.json, and a page
 index.html that shows all figures with captions; a figure that cannot be drawn has a line that says why.
@@ -157,35 +157,21 @@ def gather(run: Run, gatherers: Sequence[Gatherer]) -> None:
             gatherer.add(rows)
 
 
-def analyse(
-    folder: Path | None,
-    out: Path,
-    named: dict[str, Path | None] | None = None,
-    only: Sequence[str] = (),
-    survey: str = "custom",
-    sfd_maps: Path | None = None,
-    say: Say = lambda line: None,
-) -> Path:
-    """Make the figures of a run and the page that shows them.
+def write_figures(run: Run, outcomes: Sequence[Outcome], out: Path, versions: Mapping[str, str]) -> Path:
+    """Write figures, their numbers, a record of all, and the page that shows them.
 
     Args:
-        folder: of a run, as `xpbayes demo` leaves it; None if every input is named.
+        run: what they were drawn from.
+        outcomes: from `make_figures`.
         out: folder for everything.
-        named: inputs that are elsewhere: model, catalogue, stars, external, clusters, dust_map, curve.
-        only: names of analyses; all if empty.
-        survey: whose columns the external table has.
-        sfd_maps: folder of the SFD maps.
-        say: receives progress.
+        versions: of the software, for the page.
 
     Returns:
         path of the page.
 
     Raises:
-        InputError: nothing could be drawn, or an input is damaged or belongs to something else.
+        InputError: nothing could be drawn, or a file cannot be written.
     """
-    analyses = choose(only)
-    run = open_run(find_inputs(folder, named or {}), survey, sfd_maps)
-    outcomes = make_figures(run, analyses, say)
     drawn = [o for o in outcomes if o.product is not None]
     if not drawn:
         raise InputError(f"none of {len(outcomes)} figures can be drawn; the first, {outcomes[0].line}")
@@ -194,7 +180,7 @@ def analyse(
     with whole_file(out / RECORD) as temporary:
         text = json.dumps({"kind": "analyses", "figures": record}, indent=1, ensure_ascii=False)
         temporary.write_text(text + "\n", encoding="utf-8")
-    return write_page("analyses.html", _context(run, outcomes, written), out / INDEX)
+    return write_page("analyses.html", _context(run, outcomes, written, versions), out / INDEX)
 
 
 def write_product(analysis: Analysis, product: Product, out: Path) -> Written:
@@ -235,9 +221,9 @@ def _entry(outcome: Outcome, written: Mapping[str, Written]) -> dict[str, Any]:
     return {**about, "caption": outcome.product.caption, "files": written[outcome.analysis.name].files}
 
 
-def _context(run: Run, outcomes: Sequence[Outcome], written: Mapping[str, Written]) -> dict[str, Any]:
-    from xpbayes.pipeline import versions
-
+def _context(
+    run: Run, outcomes: Sequence[Outcome], written: Mapping[str, Written], versions: Mapping[str, str]
+) -> dict[str, Any]:
     figures: list[dict[str, Any]] = []
     missing: list[dict[str, Any]] = []
     for o in outcomes:
@@ -257,5 +243,5 @@ def _context(run: Run, outcomes: Sequence[Outcome], written: Mapping[str, Writte
         "n_rows": run.catalogue.n_rows if run.catalogue is not None else 0,
         "n_training": run.model.card.get("n_training", 0) if run.model is not None else 0,
         "parallax": parallax_sentence(run.catalogue.about) if run.catalogue is not None else "",
-        "versions": versions(),
+        "versions": versions,
     }

@@ -27,7 +27,7 @@ def print_draws(groups: "Mapping[str, xr.Dataset]") -> None:
     """Print mean and standard deviation of every parameter, R-hat, ESS and divergences; at most 40 stars.
 
     Args:
-        groups: from `pipeline_posterior.sample`.
+        groups: from `runs.sample`.
     """
     from rich.table import Table
 

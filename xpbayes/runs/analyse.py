@@ -1,0 +1,40 @@
+"""Make the figures of the paper from a finished run, and the page that shows them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from xpbayes.analysis.pages.gallery import choose, make_figures, write_figures
+from xpbayes.analysis.run_inputs import find_inputs, open_run
+from xpbayes.runs.inputs import Say, quiet, versions
+
+
+def analyse(
+    folder: Path | None,
+    out: Path,
+    named: dict[str, Path | None] | None = None,
+    only: Sequence[str] = (),
+    survey: str = "custom",
+    sfd_maps: Path | None = None,
+    say: Say = quiet,
+) -> Path:
+    """Make the figures of a run and the page that shows them.
+
+    Args:
+        folder: of a run, as `xpbayes demo` leaves it; None if every input is named.
+        out: folder for everything.
+        named: inputs that are elsewhere: model, catalogue, stars, external, clusters, dust_map, curve.
+        only: names of analyses; all if empty.
+        survey: whose columns the external table has.
+        sfd_maps: folder of the SFD maps.
+        say: receives progress.
+
+    Returns:
+        path of the page.
+
+    Raises:
+        InputError: nothing could be drawn, or an input is damaged or belongs to something else.
+    """
+    analyses = choose(only)
+    run = open_run(find_inputs(folder, named or {}), survey, sfd_maps)
+    outcomes = make_figures(run, analyses, say)
+    return write_figures(run, outcomes, out, versions())

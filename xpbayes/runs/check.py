@@ -1,0 +1,157 @@
+"""Check error bars by simulation (simulation-based calibration)."""
+
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xpbayes.analysis.pages.calibration_page import CalibrationCheck, write_check
+from xpbayes.archive.hashing import uniform_from_id
+from xpbayes.checks.prior_predictive import Window, simulate, with_realistic_noise
+from xpbayes.checks.sbc import chi2_shares, draw_shares, gaussian_shares, importance_shares
+from xpbayes.config import InferenceConfig, SamplingConfig
+from xpbayes.data.spectra import OK, Spectra
+from xpbayes.data.stars import signal_to_noise
+from xpbayes.errors import InputError
+from xpbayes.inference.errors import to_sampled
+from xpbayes.inference.infer import infer
+from xpbayes.inference.model_error import refold_model_error
+from xpbayes.inference.sampling.nuts import Schedule, sample_inferred
+from xpbayes.inference.search.starts import make_grid
+from xpbayes.production.model_file import TrainedModel
+from xpbayes.runs.fetch import bundled_stars
+from xpbayes.runs.inputs import (
+    PathLike,
+    Say,
+    check_writable,
+    choose_random,
+    load_if_path,
+    quiet,
+    read_stars,
+)
+
+SIMULATED_PARALLAX_ERROR = 0.05
+"""[mas] Of every second simulated star whose template has no parallax: Gaia's at 17th magnitude."""
+
+
+def check(
+    model: TrainedModel | PathLike,
+    stars: Spectra | PathLike | None = None,
+    out: PathLike | None = None,
+    n_stars: int = 1000,
+    n_sampled: int = 100,
+    inference: InferenceConfig | None = None,
+    sampling: SamplingConfig | None = None,
+    seed: int = 0,
+    say: Say = quiet,
+) -> CalibrationCheck:
+    """Check error bars by simulation: truths from the prior, spectra from the likelihood, and what is inferred of them.
+
+    Args:
+        model: a trained model or its folder.
+        stars: real stars whose noise is borrowed: a table or its path; the bundled sample if None.
+        out: folder for report.html, table and shares; nothing is written if None.
+        n_stars: simulated stars.
+        n_sampled: so many of them are drawn from with NUTS, too.
+        inference, sampling: settings; the defaults if None.
+        seed: of all random numbers.
+        say: receives progress, one line at a time.
+
+    Returns:
+        shares of every posterior below the truth, and verdicts.
+
+    Raises:
+        InputError: the stars have other channels than the model, or none can lend its noise.
+
+    Example:
+        >>> print(xpbayes.check("model", n_stars=1000).passed)  # doctest: +SKIP
+    """
+    inference, sampling = inference or InferenceConfig(), sampling or SamplingConfig()
+    trained = load_if_path(model)
+    check_writable(None if out is None else Path(out) / "report.html")
+    table = bundled_stars() if stars is None else read_stars(stars)[0]
+    trained.channels.require_same(table.channels, "the model", "the stars" if stars is None else str(stars))
+    table = table.take(np.flatnonzero(table.problems() == OK))
+    table = choose_random(table, min(n_stars, len(table)), seed)
+
+    begun = time.perf_counter()
+    batch = table.stars(trained.labels)
+    real = infer(
+        trained.forward, trained.prior, trained.model_error, batch, inference.model_copy(update={"n_draws": 0})
+    )
+    at = to_sampled(jnp.asarray(real.estimate))
+    folded = refold_model_error(trained.forward, jax.tree.map(jnp.asarray, batch.blind()), trained.model_error, at)
+    usable = np.flatnonzero(np.isfinite(real.chi2) & real.converged)
+    if not len(usable):
+        raise InputError(
+            f"none of {len(table)} stars has a solution, so none can lend its noise; check model and stars"
+        )
+    templates = with_realistic_noise(folded.take(jnp.asarray(usable)), real.chi2[usable])
+    n_xp = trained.channels.n_xp
+    simulated = simulate(trained.forward, trained.prior, templates, n_xp, n_stars, seed, SIMULATED_PARALLAX_ERROR)
+    n = len(simulated.stars)
+    say(f"simulated {n} stars with the noise of {len(usable)} real ones ({time.perf_counter() - begun:.1f} s)")
+    seeds = (uniform_from_id(np.arange(n), seed + 31) * 2.0**32).astype(np.uint32)
+    host = jax.tree.map(np.asarray, simulated.stars)
+    inferred = infer(trained.forward, trained.prior, None, host, inference, seeds=seeds)
+    say(f"inferred them ({time.perf_counter() - begun:.1f} s), {int(inferred.converged.sum())} converged")
+    by_importance, k_hat = importance_shares(
+        trained.forward,
+        trained.prior,
+        simulated,
+        inferred.estimate,
+        inferred.runner_up,
+        seeds,
+        inference.n_draws or 256,
+        n_xp,
+        inference.n_more_draws,
+    )
+    shares = {
+        "mode + Fisher": gaussian_shares(simulated.truth, inferred.estimate, inferred.covariance),
+        "Laplace": gaussian_shares(simulated.truth, inferred.estimate, inferred.laplace),
+        "importance": by_importance,
+    }
+    settled = np.zeros(n, bool)
+    if n_sampled:
+        few = np.arange(min(n_sampled, n))
+        draws, diagnostics = sample_inferred(
+            trained.forward,
+            trained.prior,
+            make_grid(trained.forward, trained.prior, inference.n_nodes),
+            simulated.stars.take(jnp.asarray(few)),
+            inferred.estimate[few],
+            inferred.runner_up[few],
+            seeds[few],
+            Schedule(sampling.chains, sampling.warmup, sampling.draws, sampling.max_rounds),
+            lambda done, total, rate: say(f"NUTS: {done} of {total} stars have settled ({rate:.1f} stars/s)"),
+        )
+        settled[few] = diagnostics.settled
+        flat = draws.parameters.reshape(len(few), -1, draws.parameters.shape[-1])
+        window = Window(simulated.window.level[few], simulated.window.colour[few])
+        by_chains = np.full(simulated.truth.shape, np.nan)
+        by_chains[few] = draw_shares(trained.forward, window, simulated.truth[few], flat, n_xp)
+        shares["NUTS"] = by_chains
+    magnitude = table.column("phot_g_mean_mag")[usable][simulated.template]
+    result = CalibrationCheck(
+        labels=trained.labels,
+        truth=simulated.truth,
+        estimate=np.asarray(inferred.estimate, np.float64),
+        mean=np.asarray(inferred.mean, np.float64),
+        error=np.asarray(inferred.std, np.float64),
+        unbounded=np.asarray(inferred.unbounded, np.float64),
+        shares=shares,
+        chi2_shares=chi2_shares(simulated),
+        chi2=np.asarray(inferred.chi2, np.float64),
+        n_obs=(np.diagonal(host.whitening, axis1=1, axis2=2) > 0).sum(axis=1),
+        magnitude=magnitude,
+        signal_to_noise=signal_to_noise(host),
+        k_hat=k_hat,
+        settled=settled,
+        seconds=time.perf_counter() - begun,
+    )
+    if out is not None:
+        for path in write_check(result, trained, Path(out)):
+            say(f"wrote {path}")
+    return result

@@ -1,0 +1,99 @@
+"""Compare mode + Fisher, Laplace and importance with NUTS for the same real stars."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from xpbayes.analysis.pages.posterior_comparison import Estimate, PosteriorComparison, write_comparison
+from xpbayes.config import InferenceConfig, SamplingConfig
+from xpbayes.data.spectra import Spectra
+from xpbayes.data.stars import signal_to_noise
+from xpbayes.errors import InputError
+from xpbayes.production.model_file import TrainedModel
+from xpbayes.runs.inputs import (
+    PathLike,
+    Say,
+    check_writable,
+    load_if_path,
+    quiet,
+)
+from xpbayes.runs.sample import draw_posteriors, pick_stars
+
+
+def compare(
+    model: TrainedModel | PathLike,
+    stars: Spectra | PathLike,
+    out: PathLike | None = None,
+    source_ids: Sequence[int] = (),
+    n_random: int | None = None,
+    inference: InferenceConfig | None = None,
+    sampling: SamplingConfig | None = None,
+    only: str = "all",
+    seed: int = 0,
+    say: Say = quiet,
+) -> PosteriorComparison:
+    """Compare mode + Fisher, Laplace and importance with NUTS for the same real stars.
+
+    Args:
+        model: a trained model or its folder.
+        stars: a star table, its path, or a folder of star tables.
+        out: folder for report.html and stars.csv; nothing is written if None.
+        source_ids: which stars; or
+        n_random: how many at random.
+        inference, sampling: settings; the defaults if None.
+        only: 'all', or 'held-out' / 'training' for that side of the model's own split.
+        seed: of the random choice of stars.
+        say: receives progress, one line at a time.
+
+    Raises:
+        InputError: a star is not there or cannot be used, model and stars do not fit together, no importance draws
+            are asked for, or no star's chains have settled.
+
+    Example:
+        >>> comparison = xpbayes.compare("model", "stars.parquet", "compare", n_random=50)  # doctest: +SKIP
+    """
+    inference, sampling = inference or InferenceConfig(), sampling or SamplingConfig()
+    if not inference.n_draws:
+        raise InputError("a comparison needs importance draws; set n_draws of [inference] to 256 or so")
+    trained = load_if_path(model)
+    check_writable(None if out is None else Path(out) / "report.html")
+    table = pick_stars(trained, stars, source_ids, n_random, only, seed, say)
+    found = draw_posteriors(trained, table, inference, sampling, say)
+    if not found.diagnostics.settled.any():
+        raise InputError(
+            f"the chains of none of {len(table)} stars have settled, so there is nothing to compare with; set draws of "
+            f"[sampling] above {sampling.draws}"
+        )
+    inferred = found.inferred
+    flat = found.draws.parameters.reshape(len(table), -1, found.draws.parameters.shape[-1])
+    exact = flat.astype(np.float64)
+    estimate = np.asarray(inferred.estimate, np.float64)
+    covariance = {
+        "mode + Fisher": inferred.covariance,
+        "Laplace": inferred.laplace,
+        "NUTS": np.stack([np.cov(one, rowvar=False) for one in exact]),
+    }
+    sigma = {m: np.sqrt(np.diagonal(c, axis1=1, axis2=2)) for m, c in covariance.items()}
+    result = PosteriorComparison(
+        labels=trained.labels,
+        source_id=table.source_id,
+        methods={
+            "mode + Fisher": Estimate(estimate, sigma["mode + Fisher"]),
+            "Laplace": Estimate(estimate, sigma["Laplace"]),
+            "importance": Estimate(np.asarray(inferred.mean, np.float64), np.asarray(inferred.std, np.float64)),
+        },
+        nuts=Estimate(exact.mean(axis=1), exact.std(axis=1)),
+        covariance=covariance,
+        draws=flat,
+        settled=found.diagnostics.settled,
+        k_hat=np.asarray(inferred.k_hat, np.float64),
+        n_modes=inferred.n_modes.astype(np.int64),
+        signal_to_noise=signal_to_noise(jax.tree.map(np.asarray, found.stars)),
+        seconds=found.seconds,
+    )
+    if out is not None:
+        for path in write_comparison(result, trained, Path(out)):
+            say(f"wrote {path}")
+    return result

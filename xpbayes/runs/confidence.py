@@ -1,0 +1,89 @@
+"""Train classifiers of how reliable the estimates are (ZGR23 Section 4.4, Appendix B)."""
+
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from xpbayes.analysis.pages.confidence import ConfidenceCheck, held_out_fits, judge, write_check
+from xpbayes.data.spectra import Spectra
+from xpbayes.models.reliability import feature_names
+from xpbayes.production.model_file import CARD, TrainedModel, load_model, save_model
+from xpbayes.production.table import read_catalogue
+from xpbayes.runs.inputs import (
+    PathLike,
+    Say,
+    check_writable,
+    load_if_path,
+    quiet,
+    read_stars,
+    versions,
+)
+from xpbayes.training.reliability import ConfidenceConfig, confidences, train_confidence
+from xpbayes.training.selection import held_out_by_source_id
+
+
+def confidence(
+    model: TrainedModel | PathLike,
+    catalogue: PathLike,
+    stars: Spectra | PathLike,
+    out: PathLike | None = None,
+    config: ConfidenceConfig | None = None,
+    figures: PathLike | None = None,
+    say: Say = quiet,
+) -> tuple[TrainedModel, ConfidenceCheck]:
+    """Train classifiers of how reliable the estimates are (ZGR23 Section 4.4, Appendix B).
+
+    Args:
+        model: a trained model or its folder.
+        catalogue: what it inferred for stars that it never saw (``only="held-out"``).
+        stars: the star table that the catalogue was inferred from, with labels.
+        out: folder for the model with its classifiers, its own folder perhaps; nothing is written if None.
+        config: settings; Appendix B's if None.
+        figures: folder for figures and numbers of how well the confidences work; none if None.
+        say: receives progress, one line at a time.
+
+    Returns:
+        the model with classifiers, and how they do on the stars held out from training them.
+
+    Raises:
+        InputError: the catalogue is another model's or holds stars of the training side; too few stars remain.
+
+    Example:
+        >>> model, check = xpbayes.confidence("model", "catalogue.parquet", "stars.parquet")  # doctest: +SKIP
+    """
+    config = config or ConfidenceConfig()
+    begun = time.perf_counter()
+    trained = load_if_path(model)
+    check_writable(out if out is None else Path(out) / CARD)
+    check_writable(figures if figures is None else Path(figures) / CARD)
+    rows, about = read_catalogue(catalogue)
+    table, source = read_stars(stars)
+    trained.channels.require_same(table.channels, "the model", str(source["path"]))
+    fits = held_out_fits(trained, rows, about, table, str(catalogue))
+    split = {"by": "source_id hash", "fraction": config.validation_fraction, "seed": trained.card["split"]["seed"] + 1}
+    validation = held_out_by_source_id(fits.comparison.source_id, split["fraction"], split["seed"])
+    say(f"{len(validation)} held-out stars with labels pass the basic cut, {fits.n_failed_basic_cut} do not")
+    names = feature_names(trained.labels, trained.channels.names)
+    learned = train_confidence(fits.features, fits.chi2_eps, validation, fits.targets, names, config, say)
+    check = judge(fits, validation, learned.nets.targets, confidences(learned.nets, fits.features))
+    entry = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "catalogue": {k: about.get(k) for k in ("created", "input", "selection", "settings", "n_with_parallax")},
+        "stars": source,
+        "features": list(names),
+        "split": split,
+        "n_failed_basic_cut": fits.n_failed_basic_cut,
+        **learned.record,
+        **check.numbers(),
+        "seconds": round(time.perf_counter() - begun, 2),
+        "versions": versions(),
+    }
+    trained = replace(trained, confidence=learned.nets, card={**trained.card, "confidence": entry})
+    if figures is not None:
+        for path in write_check(check, Path(figures)):
+            say(f"wrote {path}")
+    if out is not None:
+        say(f"wrote {save_model(trained, out)}")
+        trained = load_model(out)
+    return trained, check

@@ -1,0 +1,51 @@
+"""Write a catalogue in another format."""
+
+from pathlib import Path
+
+from xpbayes.errors import InputError, nearest
+from xpbayes.production import export as exports
+from xpbayes.production.reader import open_catalogue
+from xpbayes.runs.inputs import (
+    PathLike,
+    Say,
+    check_writable,
+    quiet,
+)
+
+
+def export(
+    catalogue: PathLike,
+    out: PathLike,
+    format: str,
+    approximate_positions: bool = False,
+    processes: int | None = None,
+    say: Say = quiet,
+) -> Path:
+    """Write a catalogue in another format, with the schema's units, UCDs and descriptions.
+
+    Args:
+        catalogue: a catalogue file, or the folder of a catalogue in parts.
+        out: file to write; for 'hats' a folder that must not exist.
+        format: 'hats', 'votable' or 'fits'.
+        approximate_positions: for 'hats', where ra and dec are missing: use the HEALPix pixel in the source_id.
+        processes: for 'hats', workers; chosen if None.
+        say: receives progress.
+
+    Returns:
+        what was written.
+
+    Raises:
+        InputError: it cannot be read or written, positions are missing, or a package is.
+    """
+    opened, target = open_catalogue(catalogue), Path(out)
+    check_writable(target)
+    if format == "hats":
+        exports.write_hats(opened, target, approximate_positions=approximate_positions, processes=processes)
+    elif format == "votable":
+        exports.write_votable(opened, target)
+    elif format == "fits":
+        exports.write_fits(opened, target)
+    else:
+        raise InputError(f"'{format}' is no format{nearest(format, exports.FORMATS)}; use {', '.join(exports.FORMATS)}")
+    say(f"wrote {target}: {opened.n_rows:,} rows")
+    return target

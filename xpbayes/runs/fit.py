@@ -1,0 +1,67 @@
+"""Fit a handful of stars and find every optimum of their posteriors."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from xpbayes.analysis.pages.star_page import StarFit, star_fits, write_fits
+from xpbayes.config import InferenceConfig
+from xpbayes.data.spectra import OK, Spectra
+from xpbayes.inference.search.modes import find_modes
+from xpbayes.production.model_file import CARD, TrainedModel
+from xpbayes.runs.infer import model_factor, solve_stars
+from xpbayes.runs.inputs import (
+    PathLike,
+    Say,
+    check_writable,
+    find_stars,
+    load_if_path,
+    quiet,
+)
+
+
+def fit(
+    model: TrainedModel | PathLike,
+    stars: Spectra | PathLike,
+    source_ids: Sequence[int],
+    out: PathLike | None = None,
+    config: InferenceConfig | None = None,
+    say: Say = quiet,
+) -> list[StarFit]:
+    """Fit a handful of stars and find every optimum of their posteriors that many starts can reach.
+
+    Args:
+        model: a trained model or its folder.
+        stars: a star table, its path, a folder of star tables, or a survey.toml.
+        source_ids: which stars; each fit's order is theirs.
+        out: folder for ``fit.json`` and one figure a star; nothing is written if None.
+        config: settings; the defaults if None.
+        say: receives progress, one line at a time.
+
+    Raises:
+        InputError: a source_id is not there, or model and stars do not fit together.
+
+    Example:
+        >>> stars = xpbayes.fit("model", "stars.parquet", [4295806720], out="fit")  # doctest: +SKIP
+    """
+    config = config or InferenceConfig()
+    trained = load_if_path(model)
+    check_writable(out if out is None else Path(out) / CARD)
+    table, where = find_stars(stars, list(dict.fromkeys(source_ids)), say)
+    trained.channels.require_same(table.channels, "the model", where)
+    factor = model_factor(model, trained) if config.model_uncertainty else None
+    rows, _ = solve_stars(trained, factor, table, config, say)
+    usable = table.take(np.flatnonzero(table.problems() == OK))
+    say(f"looking for other optima of {len(usable)} stars")
+    modes = (
+        find_modes(trained.forward, trained.prior, trained.model_error, usable.stars(trained.labels), config)
+        if len(usable)
+        else []
+    )
+    found = dict(zip(usable.source_id.tolist(), modes, strict=True))
+    fits = star_fits(trained, table, rows, found, parallax_used=config.use_parallax)
+    if out is not None:
+        for path in write_fits(fits, Path(out)):
+            say(f"wrote {path}")
+    return fits

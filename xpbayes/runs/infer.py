@@ -1,0 +1,215 @@
+"""Infer stellar parameters without labels, as one catalogue in memory."""
+
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+
+from xpbayes.archive.hashing import uniform_from_id
+from xpbayes.config import InferenceConfig
+from xpbayes.data.spectra import OK, Spectra
+from xpbayes.errors import InputError
+from xpbayes.inference.infer import infer as solve
+from xpbayes.production.model_file import TrainedModel
+from xpbayes.production.table import catalogue_rows, describe, to_arrow, write_catalogue
+from xpbayes.runs.inputs import (
+    DRAW_STREAM,
+    PathLike,
+    Say,
+    check_writable,
+    choose_stars,
+    load_if_path,
+    quiet,
+    stream_tables,
+    versions,
+)
+
+if TYPE_CHECKING:
+    from xpbayes.training.network_uncertainty import NetworkCovariance
+
+KNOW_OWN_ERRORS = ("quality_flags", "teff_confidence", "feh_confidence", "logg_confidence", "extrapolation")
+"""Columns that do not change where other errors are widened by what is unknown of the model."""
+
+
+def infer(
+    model: TrainedModel | PathLike,
+    stars: Spectra | PathLike | Sequence[PathLike],
+    out: PathLike | None = None,
+    config: InferenceConfig | None = None,
+    only: str = "all",
+    say: Say = quiet,
+    *,
+    factor: "NetworkCovariance | None" = None,
+) -> pa.Table:
+    """Infer stellar parameters without labels.
+
+    Args:
+        model: a trained model or its folder.
+        stars: a star table, its path, a folder of star tables, or a survey.toml, whose files are then read, calibrated
+            and solved part by part; or several of these.
+        out: Parquet file for the catalogue; nothing is written if None.
+        config: settings; the defaults if None.
+        only: 'all', or 'held-out' / 'training' for that side of the model's own split.
+        say: receives progress, one line at a time.
+        factor: of what training leaves unknown of the model, for `model_uncertainty`; read from the model's folder if None.
+
+    Returns:
+        the catalogue: one row per star, columns as in `xpbayes.schema.catalogue_columns`.
+
+    Raises:
+        InputError: model and stars do not fit together, a file cannot be used, or what is unknown of the model is asked
+            for and was not worked out.
+
+    Example:
+        >>> catalogue = xpbayes.infer("model", "stars.parquet", out="catalogue.parquet")  # doctest: +SKIP
+    """
+    config = config or InferenceConfig()
+    begun = time.perf_counter()
+    trained = load_if_path(model)
+    factor = model_factor(model, trained, factor) if config.model_uncertainty else None
+    check_writable(out)
+    stream, source = stream_tables(stars, out, say)
+    parts: list[pa.Table] = []
+    n_seen = n_with_parallax = n_unusable = 0
+    for table in stream:
+        n_seen += len(table)
+        chosen = choose_stars(trained, table, only)
+        if not len(chosen):
+            continue
+        trained.channels.require_same(chosen.channels, "the model", str(source["path"]))
+        part, unusable = solve_stars(trained, factor, chosen, config, say)
+        n_unusable += unusable
+        n_with_parallax += int(chosen.is_measured("parallax").sum()) if config.use_parallax else 0
+        parts.append(part)
+    n_rows = sum(len(part) for part in parts)
+    if not n_rows:
+        raise InputError(f"{source['path']}: none of its {n_seen} stars is on the {only} side of the model's split")
+    if n_unusable == n_rows:
+        raise InputError(f"{source['path']}: none of its {n_rows} stars can be used")
+    about = {
+        **about_model(trained, factor),
+        "input": {**source, "n_stars": n_seen},
+        "settings": config.model_dump(mode="json"),
+        "selection": only,
+        "n_with_parallax": n_with_parallax,
+        "seconds": round(time.perf_counter() - begun, 2),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+    }
+    catalogue = describe(pa.concat_tables(parts).unify_dictionaries(), about)
+    if out is not None:
+        write_catalogue(catalogue, out)
+        say(f"wrote {out}")
+    return catalogue
+
+
+def solve_stars(
+    trained: TrainedModel, factor: "NetworkCovariance | None", table: Spectra, config: InferenceConfig, say: Say
+) -> tuple[pa.Table, int]:
+    """Catalogue rows of one star table, and how many of its stars could not be used."""
+    status = table.problems()
+    usable = table.take(np.flatnonzero(status == OK))
+    for reason, count in sorted(Counter(status.tolist()).items()):
+        if reason != OK:
+            first = table.source_id[status == reason][0]
+            say(f"not solved: {count} stars, {reason} (first: source_id {first}); they get a row that says so")
+
+    def progress(done: int, total: int, rate: float) -> None:
+        say(f"inferred {done} of {total} stars ({rate:.0f} stars/s)")
+
+    parts, batch = (trained.forward, trained.prior, trained.model_error), usable.stars(trained.labels)
+    seeds = (uniform_from_id(usable.source_id, DRAW_STREAM) * 2.0**32).astype(np.uint32)
+    inferred = solve(*parts, batch, config, progress, seeds)
+    by_chains = np.zeros(len(usable), bool)
+    if config.refine:
+        from xpbayes.inference.sampling.ladder import refine_with_nuts
+
+        inferred, by_chains = refine_with_nuts(*parts, batch, inferred, config, seeds, threads=_threads())
+        say(f"{int(by_chains.sum())} of {len(usable)} stars are summarised by Markov chains")
+    if config.calibrate and trained.calibration is not None and config.n_draws:
+        from xpbayes.inference.recalibration import ln_snr_of, recalibrated
+
+        inferred = recalibrated(inferred, trained.calibration, ln_snr_of(batch))
+    as_rows = partial(
+        catalogue_rows,
+        table,
+        status,
+        ln_threshold=float(trained.prior.ln_threshold),
+        use_parallax=config.use_parallax,
+        by_chains=by_chains,
+    )
+    rows = as_rows(inferred)
+    if trained.support is not None:
+        from xpbayes.inference.support import extrapolation
+
+        labels = jnp.asarray(inferred.estimate[:, : len(trained.labels)])
+        rows["extrapolation"] = np.full(len(table), np.nan, np.float32)
+        rows["extrapolation"][status == OK] = extrapolation(trained.support, trained.prior, labels)
+    if trained.confidence is not None:
+        from xpbayes.production.reliability import confidence_columns
+
+        filled, notes = confidence_columns(trained, table, rows)
+        rows |= filled
+        for note in notes:
+            say(note)
+    if factor is not None:
+        from xpbayes.training.network_uncertainty import add_model_covariance, added_to_inferred
+
+        added = added_to_inferred(*parts, factor, batch, inferred.estimate, use_parallax=config.use_parallax)
+        wide = as_rows(add_model_covariance(inferred, added), added=added)
+        # Flags and confidences know the stars' own errors, from which the classifiers were learned.
+        rows = wide | {name: rows[name] for name in KNOW_OWN_ERRORS}
+    return to_arrow(rows, len(trained.labels)), len(table) - len(usable)
+
+
+def _threads() -> int | None:
+    """Cores that an engine has given this process; None: all that there are."""
+    from xpbayes.production.engine import CORES
+
+    given = os.environ.get(CORES)
+    return len(given.split(",")) if given else None
+
+
+def model_factor(
+    model: TrainedModel | PathLike, trained: TrainedModel, factor: "NetworkCovariance | None" = None
+) -> "NetworkCovariance":
+    """What training leaves unknown of a model: as given, or from the model's folder."""
+    from xpbayes.production.weight_file import load_weight_factor
+    from xpbayes.training.network_uncertainty import trained_vector
+
+    if factor is not None:
+        n_given, n_trained = len(factor.columns), trained_vector(trained.forward).size
+        if n_given != n_trained:
+            raise InputError(f"the factor is of {n_given} trained numbers, the model has {n_trained}; give its own")
+        return factor
+    if isinstance(model, TrainedModel):
+        raise InputError(
+            "model_uncertainty needs to know what is unknown of the model; give the factor that xpbayes.uncertainty found, "
+            "or the model's folder after 'xpbayes uncertainty'"
+        )
+    return load_weight_factor(model, str(trained.card.get("arrays_checksum")))
+
+
+def about_model(trained: TrainedModel, factor: "NetworkCovariance | None" = None) -> dict[str, Any]:
+    """What every catalogue says about the model that it was made with."""
+    model = {k: trained.card.get(k) for k in ("created", "arrays_checksum", "n_training", "split")}
+    if trained.confidence is not None:
+        model["confidence_checksum"] = trained.card["confidence"].get("arrays_checksum")
+    if factor is not None:
+        columns = np.ascontiguousarray(factor.columns, "<f4")
+        model["uncertainty"] = {
+            "checksum": f"sha256:{hashlib.sha256(columns.tobytes()).hexdigest()}",
+            "n_stars": factor.n_stars,
+            "directions": columns.shape[1],
+            "captured": factor.captured,
+        }
+    return {"labels": trained.labels, "channels": json.loads(trained.channels.to_json()), "model": model}

@@ -1,0 +1,177 @@
+"""What the runs share: stars and models from wherever they are, choices among stars, outputs that can be written."""
+
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Sequence
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xpbayes.archive.hashing import uniform_from_id
+from xpbayes.checksum import file_checksum
+from xpbayes.data.spectra import Spectra, join_star_tables, read_star_tables
+from xpbayes.errors import InputError, nearest
+from xpbayes.production.model_file import TrainedModel, load_model
+from xpbayes.training.selection import held_out_by_source_id
+
+Say = Callable[[str], None]
+PathLike = str | Path
+DRAW_STREAM = 17
+"""Of the hash that gives every source_id its own random numbers: draws do not depend on who shares a batch."""
+SELECTIONS = ("all", "held-out", "training")
+
+
+def quiet(line: str) -> None:
+    """Say nothing."""
+
+
+def to_stderr(line: str) -> None:
+    """Say a line where it does not mix with results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    packages = ("xpbayes", "jax", "numpyro", "numpy", "scikit-learn")
+    return {"python": platform.python_version(), **{p: version(p) for p in packages}}
+
+
+def load_if_path(model: TrainedModel | PathLike) -> TrainedModel:
+    """The model itself, or read from its folder."""
+    return model if isinstance(model, TrainedModel) else load_model(model)
+
+
+def read_stars(stars: Spectra | PathLike) -> tuple[Spectra, dict[str, Any]]:
+    """All stars at once, and what they are: a table, a file, or a folder of files."""
+    if isinstance(stars, Spectra):
+        return stars, {"path": "a table in memory", "checksum": "", "n_stars": len(stars)}
+    table = read_star_tables(stars)
+    path = Path(stars)
+    checksum = "" if path.is_dir() else file_checksum(path)
+    return table, {"path": path.name, "checksum": checksum, "n_stars": len(table)}
+
+
+def stream_tables(
+    stars: Spectra | PathLike | Sequence[PathLike], out: PathLike | None, say: Say
+) -> tuple[Iterator[Spectra], dict[str, Any]]:
+    """Star tables one after the other, and what they are: a table, a file, a folder of files, or a survey.toml."""
+    if not isinstance(stars, Spectra | str | Path):
+        if len(stars) == 1:
+            return stream_tables(stars[0], out, say)
+        streams = [stream_tables(one, out, say) for one in stars]
+        names = " ".join(str(source["path"]) for _, source in streams)
+        return chain.from_iterable(stream for stream, _ in streams), {
+            "path": names,
+            "checksum": [source["checksum"] for _, source in streams],
+        }
+    if isinstance(stars, Spectra) or Path(stars).suffix != ".toml":
+        table, source = read_stars(stars)
+        return iter([table]), source
+    from xpbayes.archive.companions import read_companions
+    from xpbayes.archive.prepare import QUARANTINE
+    from xpbayes.archive.stream import stream_stars
+    from xpbayes.archive.survey_config import read_survey
+    from xpbayes.data.rejected import write_quarantine
+
+    path = Path(stars)
+    survey = read_survey(path).for_inference()
+
+    def parts() -> Iterator[Spectra]:
+        companions = read_companions(survey, path.parent, say)
+        rejected = list(companions.rejected)
+        for part in stream_stars(survey, path.parent, companions):
+            rejected += part.rejected
+            yield part.table
+        if rejected:
+            say(f"{len(rejected)} rows could not be used (first: {rejected[0].file}, row {rejected[0].row})")
+            if out is not None:
+                say(f"wrote {write_quarantine(rejected, Path(out).with_suffix('.' + QUARANTINE))}")
+
+    return parts(), {"path": path.name, "checksum": file_checksum(path)}
+
+
+def find_stars(stars: Spectra | PathLike, wanted: list[int], say: Say) -> tuple[Spectra, str]:
+    """The stars of given source_ids, in that order, and what they came from; reading stops when all are found."""
+    stream, source = stream_tables(stars, None, say)
+    found: list[Spectra] = []
+    missing = set(wanted)
+    for table in stream:
+        row = {int(s): i for i, s in enumerate(table.source_id.tolist()) if s in missing}
+        if row:
+            found.append(table.take(np.array(list(row.values()))))
+            missing -= row.keys()
+        if not missing:
+            break
+    if missing or not found:
+        first = next((s for s in wanted if s in missing), None)
+        raise InputError(
+            f"{source['path']}: {len(missing)} of {len(wanted)} source_ids are not there (first: {first}); check them"
+        )
+    table = join_star_tables(found, [str(source["path"])] * len(found))
+    at = {int(s): i for i, s in enumerate(table.source_id.tolist())}
+    return table.take(np.array([at[s] for s in wanted])), str(source["path"])
+
+
+def check_selection(only: str) -> None:
+    """Raise InputError for an unknown side of the model's split."""
+    if only not in SELECTIONS:
+        raise InputError(f"'{only}' is no selection of stars{nearest(only, SELECTIONS)}; use {', '.join(SELECTIONS)}")
+
+
+def choose_stars(model: TrainedModel, table: Spectra, only: str) -> Spectra:
+    """Select one side of the split that the model was trained with.
+
+    'training' is that side of the source_id split, whether or not a star passed the training cuts.
+    """
+    check_selection(only)
+    if only == "all":
+        return table
+    split = model.card["split"]
+    held_out = held_out_by_source_id(table.source_id, split["fraction"], split["seed"])
+    return table.take(held_out if only == "held-out" else ~held_out)
+
+
+def choose_random(table: Spectra, n: int, seed: int) -> Spectra:
+    """Choose stars at random, in the table's order; which ones depends on their source_id and the seed alone.
+
+    Raises:
+        InputError: there are fewer.
+    """
+    if n > len(table):
+        raise InputError(f"{n} stars were asked for, {len(table)} can be used; ask for fewer")
+    rank = np.argsort(uniform_from_id(table.source_id, 1000 + seed), kind="stable")[:n]
+    return table.take(np.sort(rank))
+
+
+def require_labels(columns: Collection[str], labels: tuple[str, ...], where: str) -> None:
+    """Raise InputError where a label that training needs, or its error, is missing."""
+    for name in labels:
+        for column in (name, f"{name}_error"):
+            if column not in columns:
+                raise InputError(
+                    f"{where}: has no column '{column}'{nearest(column, columns)}; training needs every label in "
+                    f"'labels' with its error"
+                )
+
+
+def check_writable(out: PathLike | None) -> None:
+    """Refuse an unwritable output before hours of work, not after."""
+    if out is None:
+        return
+    target = Path(out)
+    parent = target.parent
+    while not parent.exists():
+        parent = parent.parent
+    try:
+        if not parent.is_dir():
+            raise NotADirectoryError(20, f"{parent} is not a folder")
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+        if target.is_dir() and target.suffix:
+            raise IsADirectoryError(21, "it is a folder")
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another output") from error

@@ -1,0 +1,208 @@
+"""Draw from the posteriors of single stars with NUTS."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from xpbayes.analysis.posterior_file import posterior_groups, write_posterior
+from xpbayes.archive.hashing import uniform_from_id
+from xpbayes.config import InferenceConfig, SamplingConfig
+from xpbayes.data.spectra import OK, Spectra
+from xpbayes.data.stars import Stars
+from xpbayes.errors import InputError
+from xpbayes.inference.errors import to_sampled
+from xpbayes.inference.infer import Inferred, infer
+from xpbayes.inference.model_error import refold_model_error
+from xpbayes.inference.sampling.nuts import Diagnostics, Draws, Schedule, sample_inferred
+from xpbayes.inference.search.starts import make_grid
+from xpbayes.production.model_file import TrainedModel
+from xpbayes.runs.inputs import (
+    DRAW_STREAM,
+    PathLike,
+    Say,
+    check_writable,
+    choose_random,
+    choose_stars,
+    find_stars,
+    load_if_path,
+    quiet,
+    read_stars,
+    versions,
+)
+
+MAX_STARS_WITH_CHANNELS = 64
+"""Up to so many stars, a file of draws also holds likelihood and predicted flux of every channel: 1 MB a star."""
+
+
+def sample(
+    model: TrainedModel | PathLike,
+    stars: Spectra | PathLike,
+    out: PathLike | None = None,
+    source_ids: Sequence[int] = (),
+    n_random: int | None = None,
+    inference: InferenceConfig | None = None,
+    sampling: SamplingConfig | None = None,
+    only: str = "all",
+    channels: bool | None = None,
+    seed: int = 0,
+    say: Say = quiet,
+) -> dict[str, xr.Dataset]:
+    """Draw from the posteriors of single stars with NUTS.
+
+    Args:
+        model: a trained model or its folder.
+        stars: a star table, its path, a folder of star tables, or (with source_ids) a survey.toml.
+        out: netCDF file for ArviZ; nothing is written if None.
+        source_ids: which stars; or
+        n_random: how many at random.
+        inference, sampling: settings; the defaults if None.
+        only: 'all', or 'held-out' / 'training' for that side of the model's own split.
+        channels: also likelihood and predictions for every channel; None: up to 64 stars.
+        seed: of the random choice of stars. A star's draws depend on its source_id alone.
+        say: receives progress, one line at a time.
+
+    Returns:
+        ArviZ's groups by name; `analysis.posterior_file.to_arviz` makes one object of them.
+
+    Raises:
+        InputError: a star is not there or cannot be used, or model and stars do not fit together.
+
+    Example:
+        >>> groups = xpbayes.sample("model", "stars.parquet", "posterior.nc", n_random=20)  # doctest: +SKIP
+    """
+    inference, sampling = inference or InferenceConfig(), sampling or SamplingConfig()
+    trained = load_if_path(model)
+    check_writable(out)
+    table = pick_stars(trained, stars, source_ids, n_random, only, seed, say)
+    found = draw_posteriors(trained, table, inference, sampling, say)
+    about = {
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "inference_library": "xpbayes, numpyro",
+        "model": str(trained.card.get("arrays_checksum")),
+        "parallax_used": str(inference.use_parallax),
+        "sampling_time": f"{found.seconds[1]:.1f}",
+        "versions": ", ".join(f"{k} {v}" for k, v in versions().items()),
+    }
+    groups = posterior_groups(
+        trained,
+        table.source_id,
+        found.stars,
+        found.draws,
+        found.diagnostics,
+        found.seeds,
+        about,
+        len(table) <= MAX_STARS_WITH_CHANNELS if channels is None else channels,
+    )
+    n_left = int((~found.diagnostics.settled).sum())
+    if n_left:
+        first = table.source_id[~found.diagnostics.settled][0]
+        say(f"{n_left} of {len(table)} stars have not settled (first: source_id {first}); see the group diagnostics")
+    if out is not None:
+        say(f"wrote {write_posterior(groups, Path(out))}")
+    return groups
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Stars with everything that is known of their posteriors.
+
+    Attributes:
+        model: the trained model.
+        table: the stars.
+        stars: the same as a batch, model error folded in.
+        seeds: (star,) each star's own.
+        inferred: modes and cheap summaries.
+        draws, diagnostics: of the Markov chains.
+        seconds: of the inference, and of the sampling.
+    """
+
+    model: TrainedModel
+    table: Spectra
+    stars: Stars
+    seeds: NDArray[np.uint32]
+    inferred: Inferred
+    draws: Draws
+    diagnostics: Diagnostics
+    seconds: tuple[float, float]
+
+
+def pick_stars(
+    model: TrainedModel,
+    stars: Spectra | PathLike,
+    source_ids: Sequence[int],
+    n_random: int | None,
+    only: str,
+    seed: int,
+    say: Say,
+) -> Spectra:
+    """Usable stars by source_id, or at random.
+
+    Raises:
+        InputError: neither or both were asked for, a star is not there or cannot be used, or the channels differ.
+    """
+    if bool(source_ids) == (n_random is not None):
+        raise InputError("name stars with --source-id, or ask for some with --random N; one of the two")
+    if source_ids:
+        table, where = find_stars(stars, list(dict.fromkeys(source_ids)), say)
+    else:
+        table, source = read_stars(stars)
+        where = str(source["path"])
+    model.channels.require_same(table.channels, "the model", where)
+    status = table.problems()
+    if source_ids and (status != OK).any():
+        bad = np.flatnonzero(status != OK)
+        raise InputError(
+            f"{where}: {len(bad)} of {len(table)} stars cannot be used (first: source_id {table.source_id[bad[0]]}, "
+            f"{status[bad[0]]}); leave them out"
+        )
+    usable = choose_stars(model, table.take(np.flatnonzero(status == OK)), only)
+    if source_ids and not len(usable):
+        raise InputError(f"{where}: none of the stars is on the {only} side of the model's split")
+    return usable if n_random is None else choose_random(usable, n_random, seed)
+
+
+def draw_posteriors(
+    model: TrainedModel, table: Spectra, inference: InferenceConfig, sampling: SamplingConfig, say: Say
+) -> Sampled:
+    """Solve stars, then draw from their posteriors.
+
+    Args:
+        model: the trained model.
+        table: stars that can be used.
+        inference, sampling: settings.
+        say: receives progress, one line at a time.
+    """
+    begun = time.perf_counter()
+    batch = table.stars(model.labels)
+    seeds = (uniform_from_id(table.source_id, DRAW_STREAM) * 2.0**32).astype(np.uint32)
+    inferred = infer(model.forward, model.prior, model.model_error, batch, inference, seeds=seeds)
+    solved = time.perf_counter()
+    say(f"solved {len(table)} stars, {int(inferred.converged.sum())} converged")
+    blind = jax.tree.map(jnp.asarray, batch.blind(parallax=inference.use_parallax))
+    at = to_sampled(jnp.asarray(inferred.estimate))
+    folded = refold_model_error(model.forward, blind, model.model_error, at)
+
+    def progress(done: int, total: int, rate: float) -> None:
+        say(f"{done} of {total} stars have settled ({rate:.1f} stars/s)")
+
+    draws, diagnostics = sample_inferred(
+        model.forward,
+        model.prior,
+        make_grid(model.forward, model.prior, inference.n_nodes),
+        folded,
+        inferred.estimate,
+        inferred.runner_up,
+        seeds,
+        Schedule(sampling.chains, sampling.warmup, sampling.draws, sampling.max_rounds),
+        progress,
+    )
+    seconds = (solved - begun, time.perf_counter() - solved)
+    return Sampled(model, table, folded, seeds, inferred, draws, diagnostics, seconds)

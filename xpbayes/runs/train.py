@@ -1,0 +1,217 @@
+"""Train a model on stars with labels."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xpbayes.analysis.pages.model_card import held_out_entry
+from xpbayes.checks.training_checks import check_training
+from xpbayes.checksum import file_checksum
+from xpbayes.config import InferenceConfig, TrainingConfig
+from xpbayes.data.spectra import Spectra, column_names, star_table_files
+from xpbayes.inference.infer import infer as solve
+from xpbayes.inference.recalibration import LabelCalibration, fit_calibration, ln_snr_of
+from xpbayes.inference.support import make_support
+from xpbayes.models.extinction import NearInfraredLaw
+from xpbayes.production.model_file import TrainedModel, load_model, save_model
+from xpbayes.runs.infer import infer
+from xpbayes.runs.inputs import (
+    PathLike,
+    Say,
+    check_writable,
+    quiet,
+    read_stars,
+    require_labels,
+    versions,
+)
+from xpbayes.training.learn import train as learn
+from xpbayes.training.self_cleaning import with_absolute_magnitudes
+from xpbayes.training.training_set import TrainingSet, n_rows, training_set, training_set_in_files
+
+CHECKPOINT = "checkpoint.safetensors"
+"""Beside the model while it is trained: what a stopped run goes on from."""
+SCRATCH = "training-stars"
+"""Beside the model while it is trained on more stars than memory holds."""
+
+
+def train(
+    stars: Spectra | PathLike,
+    out: PathLike | None = None,
+    config: TrainingConfig | None = None,
+    say: Say = quiet,
+    *,
+    resume: bool = False,
+) -> TrainedModel:
+    """Train a model on stars with labels.
+
+    Args:
+        stars: a star table, its path, or a folder of star tables.
+        out: folder for the model; nothing is written if None.
+        config: settings; the defaults if None.
+        say: receives progress, one line at a time.
+        resume: go on after the last phase that ended, if an earlier run to the same `out` was stopped.
+
+    Returns:
+        the model; its `card` says what it was trained on and how, how good it is, and which checks it passed.
+
+    Raises:
+        InputError: the table cannot be used, too few stars remain, or the run to resume had other stars or settings.
+
+    Example:
+        >>> model = xpbayes.train("stars.parquet", out="model")  # doctest: +SKIP
+    """
+    config = config or TrainingConfig()
+    begun = time.perf_counter()
+    check_writable(out)
+    with _training_set(stars, config, out, say) as (chosen, source):
+        training = chosen.table
+        for cut in training.cuts:
+            say(f"cut: {cut.what}: {cut.removed} removed, {cut.left} left")
+        checkpoint = None if out is None else Path(out) / CHECKPOINT
+        law = _near_infrared_law(training, config)
+        learned = learn(
+            chosen.stars, training.channels.wavelengths, config, say, checkpoint, resume=resume, near_infrared=law
+        )
+    labels = training.labels(config.labels)[0]
+    for phase in learned.record.phases:
+        if "diagnostic" in phase:
+            phase["diagnostic"] = with_absolute_magnitudes(phase["diagnostic"], training.column("phot_g_mean_mag"))
+    model = TrainedModel(
+        forward=learned.model,
+        prior=learned.prior,
+        model_error=learned.model_error,
+        channels=training.channels,
+        labels=config.labels,
+        card={
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "input": source,
+            "settings": config.model_dump(mode="json"),
+            "seed": config.seed,
+            "n_training": len(training),
+            "n_held_out": chosen.n_held_out,
+            "split": {"by": "source_id hash", "fraction": config.validation_fraction, "seed": config.split_seed},
+            "cuts": [vars(c) for c in training.cuts],
+            "provenance": training.provenance,
+            "parallax_used": _parallax_used(training),
+            "grey_extinction": "free" if law is None else f"R(Ks) / R(J) = {law.ratio:g}, for want of parallaxes",
+            "label_range": {
+                name: np.percentile(training.column(name), [0, 1, 16, 50, 84, 99, 100]).round(4).tolist()
+                for name in config.labels
+            },
+            "phases": learned.record.phases,
+            "training_seconds": round(time.perf_counter() - begun, 2),
+            "versions": versions(),
+        },
+        support=make_support(learned.prior, labels, np.asarray(learned.model.label_scale), config.seed),
+    )
+    calibration = _calibrate(model, chosen.aside, config, say)
+    model = replace(model, calibration=calibration)
+    model.card["calibration"] = _calibration_entry(calibration, chosen.aside)
+    model.card["held_out"] = _assess(model, chosen.held_out, config) if len(chosen.held_out) else {}
+    checks = check_training(model.forward, model.channels, model.labels, labels, model.card["held_out"])
+    model.card["checks"] = [vars(check) for check in checks]
+    for check in checks:
+        say(check.line)
+    if out is not None:
+        say(f"wrote {save_model(model, out)}")
+        Path(out, CHECKPOINT).unlink(missing_ok=True)
+        model = load_model(out)  # what the next user gets, checksum included
+    return model
+
+
+@contextmanager
+def _training_set(
+    stars: Spectra | PathLike, config: TrainingConfig, out: PathLike | None, say: Say
+) -> Iterator[tuple[TrainingSet, dict[str, Any]]]:
+    """The stars of a training run and where they come from; in files beside the model while it is trained, if many."""
+    paths = [] if isinstance(stars, Spectra) else star_table_files(stars)
+    n_stars = n_rows(paths)
+    if isinstance(stars, Spectra) or n_stars <= config.stars_in_memory:
+        table, source = read_stars(stars)
+        require_labels(table.columns, config.labels, str(source["path"]))
+        yield training_set(table, config, str(source["path"])), source
+        return
+    for path in paths:
+        require_labels(column_names(path), config.labels, str(path))
+    path = Path(stars)
+    source = {"path": path.name, "checksum": "" if path.is_dir() else file_checksum(path), "n_stars": n_stars}
+    with tempfile.TemporaryDirectory(prefix="xpbayes-") as elsewhere:
+        scratch = Path(elsewhere) if out is None else Path(out) / SCRATCH
+        shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
+        scratch.mkdir(parents=True)
+        try:
+            say(f"{n_stars} stars, more than {config.stars_in_memory}: worked on in files, in {scratch}")
+            yield training_set_in_files(paths, config, scratch), source
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _calibrate(model: TrainedModel, kept_aside: Spectra, config: TrainingConfig, say: Say) -> LabelCalibration | None:
+    """Calibrate posterior summaries on stars that training did not see, as inference by default sees them."""
+    if not len(kept_aside):
+        return None
+    stars = kept_aside.stars(model.labels, label_error_floor=config.floor_for(len(model.labels)))
+    found = solve(model.forward, model.prior, model.model_error, stars, InferenceConfig())
+    with np.errstate(divide="ignore"):
+        label_error = 1.0 / np.asarray(stars.label_inv_error, np.float64)
+    n_labels = len(model.labels)
+    calibration = fit_calibration(
+        found.median[:, :n_labels],
+        np.where(found.converged[:, None], 0.5 * (found.high - found.low)[:, :n_labels], np.nan),
+        ln_snr_of(stars),
+        np.asarray(stars.labels, np.float64),
+        label_error,
+        np.asarray(model.forward.label_scale, np.float64),
+    )
+    if calibration is None:
+        say(f"not calibrated: {len(stars)} stars kept aside are too few; raise calibration_fraction")
+    else:
+        stretch = ", ".join(
+            f"{name} {value:.2f}"
+            for name, value in zip(model.labels, np.median(calibration.stretch, axis=0), strict=True)
+        )
+        say(
+            f"calibrated on {len(stars)} stars kept aside, {len(calibration.kinds)} kinds; posteriors stretched by {stretch}"
+        )
+    return calibration
+
+
+def _calibration_entry(calibration: LabelCalibration | None, kept_aside: Spectra) -> dict[str, Any]:
+    """What the card says of the calibration."""
+    if calibration is None:
+        return {}
+    return {
+        "n_stars": len(kept_aside),
+        "kinds": (calibration.kinds * calibration.scale).round(3).tolist(),
+        "offset": calibration.offset.round(4).tolist(),
+        "stretch": calibration.stretch.round(3).tolist(),
+    }
+
+
+def _assess(model: TrainedModel, held_out: Spectra, config: TrainingConfig) -> dict[str, Any]:
+    """Accuracy on held-out stars as inference by default would see them."""
+    how, floor = InferenceConfig(), config.floor_for(len(config.labels))
+    return held_out_entry(model, infer(model, held_out, config=how), held_out, floor, use_parallax=how.use_parallax)
+
+
+def _parallax_used(table: Spectra) -> str:
+    measured = table.is_measured("parallax")
+    if measured.all():
+        return "measured"
+    return "spectroscopic, derived from the labels" if not measured.any() else "measured, spectroscopic where missing"
+
+
+def _near_infrared_law(table: Spectra, config: TrainingConfig) -> NearInfraredLaw | None:
+    """What fixes the grey part of R: the law where no parallax was measured, nothing where one was."""
+    names = table.channels.names
+    if not config.ks_over_j or table.is_measured("parallax").any() or not {"J", "Ks"} <= set(names):
+        return None
+    return NearInfraredLaw(names.index("Ks"), names.index("J"), config.ks_over_j)

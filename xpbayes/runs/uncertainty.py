@@ -1,0 +1,112 @@
+"""Work out how well the training stars determine a model."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xpbayes.analysis.figures.model_uncertainty import ModelUncertainty
+from xpbayes.config import InferenceConfig, TrainingConfig
+from xpbayes.data.spectra import Spectra
+from xpbayes.errors import InputError
+from xpbayes.inference.errors import to_sampled
+from xpbayes.inference.infer import infer
+from xpbayes.inference.model_error import fold_in_model_error, refold_model_error
+from xpbayes.inference.search.solver import solve
+from xpbayes.production.model_file import TrainedModel
+from xpbayes.production.weight_file import save_weight_factor
+from xpbayes.runs.inputs import (
+    PathLike,
+    Say,
+    choose_random,
+    choose_stars,
+    load_if_path,
+    quiet,
+    read_stars,
+    require_labels,
+)
+from xpbayes.training.learn import initial_parameters
+from xpbayes.training.network_uncertainty import factor_weights, weight_covariance, weight_precision
+from xpbayes.training.selection import training_cuts
+
+SOLVER_ITERATIONS = 60
+"""Of training stars, from their measured values."""
+
+
+def uncertainty(
+    model: TrainedModel | PathLike,
+    stars: Spectra | PathLike,
+    out: PathLike | None = None,
+    n_stars: int = 2000,
+    n_response: int = 400,
+    seed: int = 0,
+    say: Say = quiet,
+) -> ModelUncertainty:
+    """Work out how well the training stars determine the model, and what is unknown of it adds to stars' errors.
+
+    Args:
+        model: a trained model or its folder.
+        stars: the star table that it was trained on, or its path.
+        out: folder of the model, which receives weight_factor.safetensors; nothing is written if None.
+        n_stars: so many of its training stars, at random; the others are taken to be like them.
+        n_response: so many of these show in which directions of the model stars move.
+        seed: of the choice.
+        say: receives progress, one line at a time.
+
+    Raises:
+        InputError: the table has no labels, other channels, or none of the model's training stars.
+
+    Example:
+        >>> found = xpbayes.uncertainty("model", "stars.parquet", out="model")  # doctest: +SKIP
+    """
+    trained = load_if_path(model)
+    table, source = read_stars(stars)
+    where = str(source["path"])
+    trained.channels.require_same(table.channels, "the model", where)
+    config = TrainingConfig.model_validate(trained.card["settings"])
+    require_labels(table.columns, trained.labels, where)
+    chosen = choose_stars(
+        trained, training_cuts(table, trained.labels, config.teff_max, config.min_channels), "training"
+    )
+    if not len(chosen):
+        raise InputError(f"{where}: none of its stars is on the training side of the model's split; name its own stars")
+    chosen = choose_random(chosen, min(n_stars, len(chosen)), seed)
+    begun = time.perf_counter()
+
+    floor = config.floor_for(len(trained.labels))
+    measured = jax.tree.map(
+        jnp.asarray, chosen.stars(trained.labels, spectroscopic_parallax=True, label_error_floor=floor)
+    )
+    folded = fold_in_model_error(measured, trained.model_error)
+    known = solve(trained.forward, None, folded, initial_parameters(measured), SOLVER_ITERATIONS)
+    folded = refold_model_error(trained.forward, measured, trained.model_error, known.parameters)
+    n_training = int(trained.card["n_training"])
+    say(f"solved {len(chosen)} of {n_training} training stars ({time.perf_counter() - begun:.1f} s)")
+    precision = weight_precision(trained.forward, folded, known.parameters, n_training)
+    say(f"information on {len(precision)} trained numbers ({time.perf_counter() - begun:.1f} s)")
+
+    few = choose_random(chosen, min(n_response, len(chosen)), seed + 1)
+    batch = few.stars(trained.labels)
+    inference = InferenceConfig(n_draws=0)
+    found = infer(trained.forward, trained.prior, trained.model_error, batch, inference)
+    at = to_sampled(jnp.asarray(found.estimate))
+    seen = refold_model_error(trained.forward, jax.tree.map(jnp.asarray, batch.blind()), trained.model_error, at)
+    factor = factor_weights(trained.forward, trained.prior, precision, seen, at)._replace(n_stars=len(chosen))
+    added = np.asarray(
+        weight_covariance(trained.forward, trained.prior, jnp.asarray(factor.columns), seen, at), np.float64
+    )
+    say(
+        f"{factor.columns.shape[1]} directions carry {factor.captured:.1%} of what is added "
+        f"({time.perf_counter() - begun:.1f} s)"
+    )
+    if out is not None:
+        say(f"wrote {save_weight_factor(factor, out, str(trained.card.get('arrays_checksum')))}")
+    return ModelUncertainty(
+        labels=trained.labels,
+        factor=factor,
+        estimate=np.asarray(found.estimate, np.float64),
+        covariance=np.asarray(found.laplace, np.float64),
+        added=added,
+        n_training=n_training,
+    )
