@@ -24,7 +24,7 @@ import xpbayes
 from xpbayes.checks.prior_predictive import MAX_EXTINCTION, simulate, with_realistic_noise
 from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.inference.errors import to_sampled
-from xpbayes.inference.infer import Inferred, infer
+from xpbayes.inference.fit import Posteriors, fit_stars
 from xpbayes.inference.model_error import refold_model_error
 from xpbayes.training.selection import held_out_by_source_id, training_cuts
 
@@ -33,7 +33,7 @@ NO_DUST, MUCH = 1e-6, 5.0
 """E of stars without dust [mag]; and from so many errors on, a star has much."""
 
 
-def say(kind: str, truth: NDArray[np.float64], found: Inferred, of: NDArray[np.bool_]) -> None:
+def say(kind: str, truth: NDArray[np.float64], found: Posteriors, of: NDArray[np.bool_]) -> None:
     """Print the biases of one kind of star."""
     errors = {"mode": found.std[:, -2], "mean": found.std[:, -2], "median": found.std[:, -2]}
     values = {"mode": found.estimate[:, -2], "mean": found.mean[:, -2], "median": found.median[:, -2]}
@@ -64,7 +64,7 @@ def main() -> None:
     batch = table.take(rows).stars(trained.labels)
     config = InferenceConfig()
     search = config.model_copy(update={"n_draws": 0})
-    real = infer(trained.forward, trained.prior, trained.model_error, batch, search)
+    real = fit_stars(trained.forward, trained.prior, trained.model_error, batch, search)
     at = to_sampled(jnp.asarray(real.estimate))
     folded = refold_model_error(trained.forward, jax.tree.map(jnp.asarray, batch.blind()), trained.model_error, at)
     usable = np.flatnonzero(np.isfinite(real.chi2) & real.converged)
@@ -75,7 +75,7 @@ def main() -> None:
             trained.forward, trained.prior, templates, n_xp, arguments.stars, arguments.seed, PARALLAX_ERROR, most
         )
         begun = time.perf_counter()
-        found = infer(trained.forward, trained.prior, None, jax.tree.map(np.asarray, sky.stars), config)
+        found = fit_stars(trained.forward, trained.prior, None, jax.tree.map(np.asarray, sky.stars), config)
         rate = len(sky.stars) / (time.perf_counter() - begun)
         print(f"{dust}: {len(sky.stars)} simulated stars, {rate:.0f} stars/s, compilation included")
         known = np.asarray(sky.stars.parallax_inv_error) > 0

@@ -546,7 +546,7 @@ def answers(at: Problem, stars: Any, *, exact: bool) -> dict[str, NDArray[np.flo
     import jax
 
     from xpbayes.inference.errors import to_sampled
-    from xpbayes.inference.infer import laplace_covariance
+    from xpbayes.inference.errors import laplace_covariance
     from xpbayes.inference.search.starts import make_grid
 
     config, stars = settings(n_draws=0), stars.blind()
@@ -610,7 +610,7 @@ def solve_chunk(at: Problem, clock: Clock, grid: Any, config: Any, measured: Any
 
     from xpbayes.data.stars import STAR_BLOCK, by_blocks
     from xpbayes.inference.errors import are_positive_definite, evaluate_mode, hessians, invert_positive, to_linear
-    from xpbayes.inference.infer import choose_optima, search
+    from xpbayes.inference.search.optima import choose_optima, search
 
     with clock("starts and solver"):
         chunk, _, solution = jax.block_until_ready(search(at.model, at.prior, at.error, grid, measured, config))
@@ -680,12 +680,12 @@ def say_solved(bench: Bench, n: int, size: int, stretch: Stretch) -> None:
 
 def infer_part(bench: Bench, n: int, size: int, left: float, **changed: Any) -> tuple[Stretch, Callable[[str], Any]]:
     """All of `infer`, chunk by chunk: what was measured, and a function that gives a column of all stars."""
-    from xpbayes.inference.infer import infer
+    from xpbayes.inference.fit import fit_stars
 
     at = bench.at
     config = settings(chunk_size=size, **changed)
     stretch = in_chunks(
-        bench, on_device(at.stars, n), size, lambda stars: infer(at.model, at.prior, at.error, stars, config), left
+        bench, on_device(at.stars, n), size, lambda stars: fit_stars(at.model, at.prior, at.error, stars, config), left
     )
     return stretch, lambda name: np.concatenate([getattr(found, name) for found in stretch.results])
 
@@ -805,14 +805,14 @@ def training(bench: Bench) -> None:
 def nuts(bench: Bench) -> None:
     """Chains of NUTS and independent points, four a star, one round."""
     from xpbayes.inference.errors import to_sampled
-    from xpbayes.inference.infer import infer
+    from xpbayes.inference.fit import fit_stars
     from xpbayes.inference.model_error import refold_model_error
     from xpbayes.inference.sampling.nuts import Schedule, sample_inferred
     from xpbayes.inference.search.starts import make_grid
 
     at, n = bench.at, bench.sizes.chains
     stars = on_device(at.stars, n).blind()
-    found = infer(at.model, at.prior, at.error, stars, settings(n_draws=0, chunk_size=n))
+    found = fit_stars(at.model, at.prior, at.error, stars, settings(n_draws=0, chunk_size=n))
     grid = make_grid(at.model, at.prior, 1024)
     stars = refold_model_error(at.model, stars, at.error, to_sampled(found.estimate))
     schedule = Schedule(4, 150, 500 if n > 16 else 50, 1)
@@ -848,7 +848,7 @@ def nuts(bench: Bench) -> None:
 
 def profile(bench: Bench) -> None:
     """Where the search's and the draws' time goes: on the device by program and kernel, on the host by function."""
-    from xpbayes.inference.infer import infer
+    from xpbayes.inference.fit import fit_stars
     from xpbayes.inference.search.starts import make_grid
 
     at, sizes = bench.at, bench.sizes
@@ -859,7 +859,7 @@ def profile(bench: Bench) -> None:
     config = settings(chunk_size=few)
     for name, work in (
         ("search", lambda: solve_chunk(at, bench.clock, grid, solver, measured)),
-        ("draws", lambda: infer(at.model, at.prior, at.error, drawn, config)),
+        ("draws", lambda: fit_stars(at.model, at.prior, at.error, drawn, config)),
     ):
         if bench.left() < MARGIN:
             return

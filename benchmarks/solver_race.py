@@ -34,8 +34,9 @@ from numpy.typing import NDArray
 import xpbayes
 from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
-from xpbayes.inference.errors import evaluate_mode, hessians, invert_positive, to_linear
-from xpbayes.inference.infer import infer, laplace_covariance, search
+from xpbayes.inference.errors import evaluate_mode, hessians, invert_positive, laplace_covariance, to_linear
+from xpbayes.inference.fit import fit_stars
+from xpbayes.inference.search.optima import search
 from xpbayes.inference.search.solver import solve
 from xpbayes.inference.search.starts import MAX_EXTINCTION, MIN_EXTINCTION, StartGrid, make_grid
 from xpbayes.models.forward import ForwardModel
@@ -164,7 +165,7 @@ def race_adam(at: Problem, answer: Answer, config: InferenceConfig, steps: int) 
         return solve(model, prior, answer.stars, jnp.asarray(answer.first), config.max_iterations)
 
     def search() -> Any:
-        return infer(model, prior, at.error, at.stars, config.model_copy(update={"n_draws": 0}))
+        return fit_stars(model, prior, at.error, at.stars, config.model_copy(update={"n_draws": 0}))
 
     single, result = one_start(), search()  # compiles
     ours, whole = [], []

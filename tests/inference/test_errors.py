@@ -50,12 +50,12 @@ def test_fisher_equals_a_finite_difference_one(trained, stars, x64):
 
 def test_hessian_in_float32_has_the_sign_of_the_one_in_float64(trained, sample):
     """Judged at solutions of 200 real stars, where the smallest scaled eigenvalue is about 1e-4."""
-    from xpbayes.inference.infer import infer
+    from xpbayes.inference.fit import fit_stars
     from xpbayes.inference.model_error import refold_model_error
     from xpbayes.models.objective import objective
 
     stars = sample.take(np.arange(200)).stars(trained.labels).blind(parallax=False)
-    result = infer(trained.forward, trained.prior, trained.model_error, stars, QUICK)
+    result = fit_stars(trained.forward, trained.prior, trained.model_error, stars, QUICK)
     u = np.concatenate([result.estimate[:, :3], np.log(result.estimate[:, 3:])], axis=1)
     folded = refold_model_error(
         trained.forward, jax.tree.map(jnp.asarray, stars), trained.model_error, jnp.asarray(u, jnp.float32)

@@ -9,7 +9,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from tests.conftest import QUICK, as_double
-from xpbayes.inference.infer import infer
+from xpbayes.inference.fit import fit_stars
 from xpbayes.inference.laplace import around_components, laplace_at
 from xpbayes.inference.model_error import refold_model_error
 from xpbayes.inference.search.solver import solve
@@ -23,7 +23,7 @@ SEARCH = QUICK.model_copy(update={"n_draws": 0})
 def optima(trained, sample):
     """Eight real stars without parallax, in float32, and labels, ln E, ln parallax at their optima."""
     stars = sample.take(np.arange(8)).stars(trained.labels)
-    found = infer(trained.forward, trained.prior, trained.model_error, stars, SEARCH)
+    found = fit_stars(trained.forward, trained.prior, trained.model_error, stars, SEARCH)
     mode = np.concatenate([found.estimate[:, :3], np.log(found.estimate[:, 3:])], axis=1)
     blind = jax.tree.map(jnp.asarray, stars.blind(parallax=False))
     return refold_model_error(trained.forward, blind, trained.model_error, jnp.asarray(mode)), jnp.asarray(mode)

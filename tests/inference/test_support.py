@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from xpbayes.inference.support import extrapolation, make_support
-from xpbayes.training.learn import fit_label_prior
 from xpbayes.production.model_file import load_model
+from xpbayes.training.learn import fit_label_prior
 
 RNG = np.random.default_rng(3)
 

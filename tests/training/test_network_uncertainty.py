@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 
 from tests.conftest import as_double
 from xpbayes.data.stars import Stars
-from xpbayes.inference.infer import Inferred
+from xpbayes.inference.fit import Posteriors
 from xpbayes.models.forward import ForwardModel, predict_flux
 from xpbayes.models.objective import measurement_residuals, objective
 from xpbayes.models.prior import LabelPrior
@@ -149,11 +149,11 @@ def test_more_training_stars_leave_less_unknown(problem, precision):
 @pytest.fixture
 def found():
     """Results of three stars with unit covariances and summaries around 1; the third has no draws."""
-    numbers = {f.name: np.ones((3, 5), np.float32) for f in fields(Inferred)}
+    numbers = {f.name: np.ones((3, 5), np.float32) for f in fields(Posteriors)}
     numbers |= dict.fromkeys(("fisher", "covariance", "laplace"), np.tile(np.eye(5), (3, 1, 1)))
     summaries = {"mean": 1.1, "std": 1.0, "median": 1.0, "low": 0.4, "high": 2.2}
     without = np.array([1, 1, np.nan])[:, None]
-    return Inferred(**numbers | {n: np.full((3, 5), v, np.float32) * without for n, v in summaries.items()})
+    return Posteriors(**numbers | {n: np.full((3, 5), v, np.float32) * without for n, v in summaries.items()})
 
 
 def test_widths_add_in_quadrature_and_centres_stay(found):
@@ -169,6 +169,6 @@ def test_widths_add_in_quadrature_and_centres_stay(found):
     assert_allclose(wide.std[0], [5 / 4, 5 / 4, 5 / 4, 5 / 3, 1], rtol=1e-6)
     assert_allclose(wide.high[0], 1 + np.array([np.hypot(1.2, 0.75)] * 3 + [np.hypot(1.2, 4 / 3), 1.2]), rtol=1e-6)
     assert_allclose(wide.low[0], [1 - np.hypot(0.6, 0.75)] * 3 + [0.0, 0.4], rtol=1e-6)  # E is not negative
-    for f in fields(Inferred):
+    for f in fields(Posteriors):
         np.testing.assert_array_equal(getattr(wide, f.name)[1], getattr(found, f.name)[1])
     assert np.isnan(wide.std[2]).all() and wide.covariance[2, 0, 0] == 25 / 16

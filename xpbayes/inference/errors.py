@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
+from xpbayes.data.stars import Stars
 from xpbayes.inference.laplace import at_optimum
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.objective import curvature
 from xpbayes.models.prior import LabelPrior, ln_prior
-from xpbayes.data.stars import Stars
 
 
 def to_linear(parameters: Float[Array, "*star parameter"]) -> Float[Array, "*star parameter"]:
@@ -49,7 +49,9 @@ class ModeDiagnostics(NamedTuple):
 
 
 @jax.jit
-def evaluate_mode(model: ForwardModel, prior: LabelPrior, stars: Stars, parameters: Float[Array, "star parameter"]) -> ModeDiagnostics:
+def evaluate_mode(
+    model: ForwardModel, prior: LabelPrior, stars: Stars, parameters: Float[Array, "star parameter"]
+) -> ModeDiagnostics:
     """Evaluate all of it from one evaluation of the curvature.
 
     Args:
@@ -123,6 +125,21 @@ def invert_positive(matrices: NDArray[np.floating]) -> NDArray[np.float64]:
     covariance = 0.5 * (covariance + covariance.transpose(0, 2, 1))
     covariance[~finite] = np.nan
     return covariance
+
+
+def laplace_covariance(hessian: NDArray[np.floating], parameters: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Covariance of (labels, E, parallax) from the Hessian of L in the sampled coordinates.
+
+    Args:
+        hessian: (star, parameter, parameter) of L = -2 ln p in (labels, ln E, ln parallax).
+        parameters: (star, parameter) where it was taken.
+
+    Returns:
+        (star, parameter, parameter) D (2 H^-1) D with D = diag(1, ..., E, parallax); positive definite.
+    """
+    linear = np.ones_like(parameters, dtype=np.float64)
+    linear[:, -2:] = np.exp(np.asarray(parameters, np.float64)[:, -2:])
+    return 2.0 * invert_positive(hessian) * linear[:, :, None] * linear[:, None, :]
 
 
 def upper_triangle(matrices: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from xpbayes.data.stars import Stars
 from xpbayes.inference.sampling.weighted_mixture import cholesky
 from xpbayes.inference.search.solver import smallest_pivot, solve_positive
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.objective import Curvature, curvature
 from xpbayes.models.prior import LabelPrior
-from xpbayes.data.stars import Stars
 
 COMPONENT_STEPS = 5
 """Newton steps towards the optimum of every component of the label prior, the first from the whole posterior's."""
@@ -49,9 +49,7 @@ class _Component(NamedTuple):
     ln_weight: Array
 
 
-def laplace_at(
-    model: ForwardModel, prior: LabelPrior, star: Stars, mode: Float[Array, " parameter"]
-) -> Gaussian:
+def laplace_at(model: ForwardModel, prior: LabelPrior, star: Stars, mode: Float[Array, " parameter"]) -> Gaussian:
     """Laplace approximation around one optimum.
 
     Args:

@@ -23,11 +23,11 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy import stats
 
-from xpbayes.models.model_error import mean_ln_snr
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
+from xpbayes.models.model_error import mean_ln_snr
 
 if TYPE_CHECKING:
-    from xpbayes.inference.infer import Inferred
+    from xpbayes.inference.fit import Posteriors
 
 DOF = 4.0
 INNER = float(stats.t.ppf(stats.norm.cdf(1.0), DOF))
@@ -177,7 +177,7 @@ def _fit(known: _Known, label_scale: NDArray[np.floating]) -> LabelCalibration:
     return LabelCalibration(*(np.asarray(v, np.float32) for v in (scale, kinds, width, offset, stretch)))
 
 
-def recalibrated(found: "Inferred", calibration: LabelCalibration, ln_snr: Float[NDArray, " star"]) -> "Inferred":
+def recalibrated(found: "Posteriors", calibration: LabelCalibration, ln_snr: Float[NDArray, " star"]) -> "Posteriors":
     """Posterior summaries of labels as the calibration has them; everything else as it was.
 
     Args:

@@ -16,8 +16,8 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-from xpbayes.models.prior import LabelPrior, draw_labels, ln_priors
 from xpbayes.data.stars import STAR_BLOCK, by_blocks
+from xpbayes.models.prior import LabelPrior, draw_labels, ln_priors
 
 MAX_SUPPORT = 4096
 """Training stars kept with the model, evenly drawn: enough to see holes of the size of a label's error."""

@@ -16,10 +16,12 @@ from dataclasses import replace
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+from numpy.typing import NDArray
 
-from xpbayes.models.likelihood import add_model_error
 from xpbayes.data.stars import Stars
+from xpbayes.models.likelihood import add_model_error
 
 SOFTENING = 0.03
 """Relative error added per channel when a star's features are measured: noise must not look like another kind."""
@@ -102,3 +104,8 @@ def with_model_error(error: ModelError, star: Stars, flux: Float[Array, " channe
 def mean_covariance(error: ModelError) -> Float[Array, "channel channel"]:
     """Average the covariance over the kinds as the training stars have them."""
     return jnp.tensordot(error.share, error.covariance, axes=1)
+
+
+def relative_sigma(error: ModelError) -> NDArray[np.float64]:
+    """(channel,) 1-sigma relative model error per channel, averaged over the kinds of star."""
+    return np.sqrt(np.diagonal(np.asarray(mean_covariance(error), np.float64)))

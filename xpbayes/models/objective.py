@@ -11,10 +11,17 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from xpbayes.models.forward import FluxExpansion, ForwardModel, expand_ln_flux, predict_flux, second_along, weighted_hessian
+from xpbayes.data.stars import Stars
+from xpbayes.models.forward import (
+    FluxExpansion,
+    ForwardModel,
+    expand_ln_flux,
+    predict_flux,
+    second_along,
+    weighted_hessian,
+)
 from xpbayes.models.likelihood import deviance, n_observed, whitened_residual
 from xpbayes.models.prior import LabelPrior, ln_prior, prior_curvature
-from xpbayes.data.stars import Stars
 
 
 def flux_residuals(
@@ -152,7 +159,11 @@ def curvature(
 
 
 def curvature_of(
-    model: ForwardModel, prior: LabelPrior | None, star: Stars, parameters: Float[Array, " parameter"], around: Expansion
+    model: ForwardModel,
+    prior: LabelPrior | None,
+    star: Stars,
+    parameters: Float[Array, " parameter"],
+    around: Expansion,
 ) -> tuple[Curvature, Callable[[Float[Array, " parameter"]], Float[Array, " parameter"]]]:
     """The same from the expansion at `parameters`."""
     at, flux, jacobian, r = around

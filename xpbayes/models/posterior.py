@@ -16,10 +16,10 @@ from jaxtyping import Array, Float
 from numpyro import handlers
 from numpyro.distributions import constraints
 
+from xpbayes.data.stars import Stars
 from xpbayes.models.forward import ForwardModel, layer_sizes, predict_flux
 from xpbayes.models.likelihood import deviance, ln_normalisation, n_observed, whitened_residual
 from xpbayes.models.prior import LabelPrior, draw_labels, ln_prior
-from xpbayes.data.stars import Stars
 
 
 class WhitenedStudent(dist.Distribution):

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from xpbayes.data.stars import Stars
 from xpbayes.models.forward import ForwardModel, layer_sizes, predict_flux
 from xpbayes.models.model_error import ModelError, with_model_error
-from xpbayes.data.stars import Stars
 
 HIDDEN = (64, 64, 64)
 """Neurons per hidden layer (Appendix B)."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from xpbayes.data.spectra import OK, Spectra, file_metadata, write_parquet
 from xpbayes.errors import InputError
 from xpbayes.inference.errors import upper_triangle
-from xpbayes.inference.infer import Inferred
+from xpbayes.inference.fit import Posteriors
 from xpbayes.schema import CATALOGUE_VERSION, QualityFlag, arrow_schema, catalogue_columns, columns_of
 
 CHI2_CHANNELS = 61
@@ -57,7 +57,7 @@ def quality_flags(
 def catalogue_rows(
     table: Spectra,
     status: NDArray[np.str_],
-    inferred: Inferred,
+    inferred: Posteriors,
     ln_threshold: float,
     *,
     use_parallax: bool,

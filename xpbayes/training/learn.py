@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 from xpbayes.data.scratch import are_in_files, in_memory, pieces, scratch_copy, write_rows
 from xpbayes.data.stars import Stars
 from xpbayes.errors import InputError
-from xpbayes.inference.model_error import MAX_STARS, learn_model_error, refold_model_error, relative_sigma
+from xpbayes.inference.model_error import refold_model_error
 from xpbayes.inference.search.solver import solve
 from xpbayes.models.extinction import NearInfraredLaw, grey_excess
 from xpbayes.models.forward import ForwardModel, initial_model
-from xpbayes.models.model_error import ModelError
+from xpbayes.models.model_error import ModelError, relative_sigma
 from xpbayes.models.prior import LabelPrior, draw_labels, ln_priors
 from xpbayes.training.checkpoint import read_checkpoint, tree_checksum, write_checkpoint
+from xpbayes.training.model_error import MAX_STARS, learn_model_error
 from xpbayes.training.phases import run_gradient_phase, run_star_steps
 from xpbayes.training.self_cleaning import diagnostic, high_quality, pulls, survivors
 

@@ -39,7 +39,7 @@ from xpbayes.models.objective import curvature, flux_chi2
 from xpbayes.models.prior import LabelPrior
 
 if TYPE_CHECKING:
-    from xpbayes.inference.infer import Inferred
+    from xpbayes.inference.fit import Posteriors
 
 BLOCK = 32
 """Stars whose derivatives by all weights are in memory together: 38 MB."""
@@ -294,7 +294,7 @@ def added_to_inferred(
     return np.where(np.isfinite(added).all(axis=(1, 2), keepdims=True), added, np.nan)
 
 
-def add_model_covariance(found: "Inferred", added: Float[NDArray, "star parameter parameter"]) -> "Inferred":
+def add_model_covariance(found: "Posteriors", added: Float[NDArray, "star parameter parameter"]) -> "Posteriors":
     """Results with the covariance that the model's uncertainty adds; optima, means and medians stay.
 
     Covariances are sums, and Fisher's matrix is the inverse of its sum. A standard deviation gains what is added in

@@ -12,9 +12,9 @@ from numpyro.infer.util import log_density
 
 from tests.conftest import as_double
 from xpbayes.config import InferenceConfig
-from xpbayes.inference.sampling.coordinates import evaluate, coordinates_at, intrinsic, place, potential
-from xpbayes.inference.infer import infer
+from xpbayes.inference.fit import fit_stars
 from xpbayes.inference.model_error import fold_in_model_error
+from xpbayes.inference.sampling.coordinates import coordinates_at, evaluate, intrinsic, place, potential
 from xpbayes.models.posterior import star_posterior, star_sites
 
 RNG = np.random.default_rng(0)
@@ -26,7 +26,7 @@ def real(trained, sample):
     """Sixteen real stars at their optima."""
     stars = sample.take(np.arange(16)).stars(trained.labels)
     config = InferenceConfig(n_nodes=256, n_starts=2, use_parallax=False, n_draws=0)
-    found = infer(trained.forward, trained.prior, trained.model_error, stars, config)
+    found = fit_stars(trained.forward, trained.prior, trained.model_error, stars, config)
     linear = np.asarray(found.estimate, float)
     mode = jnp.asarray(np.concatenate([linear[:, :3], np.log(linear[:, 3:])], axis=1), jnp.float32)
     blind = jax.tree.map(jnp.asarray, stars.blind(parallax=False))

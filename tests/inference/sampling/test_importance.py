@@ -13,6 +13,11 @@ from scipy.stats import multivariate_normal, norm, truncnorm
 
 from tests.conftest import QUICK, as_double
 from xpbayes.config import InferenceConfig
+from xpbayes.data.stars import Stars
+from xpbayes.inference.errors import evaluate_mode
+from xpbayes.inference.fit import fit_stars
+from xpbayes.inference.laplace import around_components, laplace_at
+from xpbayes.inference.model_error import refold_model_error
 from xpbayes.inference.sampling.importance import (
     INFLATION,
     TINY_EXTINCTION,
@@ -24,15 +29,10 @@ from xpbayes.inference.sampling.importance import (
     importance_draws,
     summarise,
 )
-from xpbayes.inference.infer import infer
-from xpbayes.inference.laplace import around_components, laplace_at
-from xpbayes.inference.model_error import refold_model_error
 from xpbayes.inference.search.solver import solve
-from xpbayes.inference.errors import evaluate_mode
 from xpbayes.models.forward import ForwardModel, predict_flux, shape_and_level
 from xpbayes.models.objective import objective
 from xpbayes.models.prior import LabelPrior
-from xpbayes.data.stars import Stars
 
 RNG = np.random.default_rng(0)
 N = 12
@@ -169,7 +169,7 @@ def test_inference_finds_both_and_mixes_them(plain):
     """From the start search to the summary; L of the optima differs by 2 ln of their odds."""
     stars = _dusty_stars(plain, np.full(8, 10 * SIGMA_E), RNG.normal(size=(8, N)))
     config = InferenceConfig(n_nodes=64, n_starts=3, n_draws=512, use_parallax=True)
-    found = infer(plain, TWO, None, stars, config)
+    found = fit_stars(plain, TWO, None, stars, config)
     assert_array_equal(found.n_modes, 2)
     assert_allclose(found.runner_up_delta, 2 * np.log(7 / 3), atol=0.02)
     assert_allclose(found.estimate[:, 0], -1.0, atol=0.02)
@@ -194,7 +194,7 @@ def _sampled(estimate):
 def real(trained, sample):
     """Sixteen real stars without parallax at their best optima, every second with a parallax; some tails are heavy."""
     stars = sample.take(np.arange(16)).stars(trained.labels)
-    found = infer(trained.forward, trained.prior, trained.model_error, stars, SEARCH)
+    found = fit_stars(trained.forward, trained.prior, trained.model_error, stars, SEARCH)
     blind = jax.tree.map(jnp.asarray, stars.blind(parallax=False))
     folded = refold_model_error(trained.forward, blind, trained.model_error, _sampled(found.estimate))
     return folded, _sampled(found.estimate), found
@@ -363,12 +363,12 @@ def steady(trained, sample):
     128 real stars, every second with a parallax of ten per cent: the short training leaves most others a bent posterior.
     """
     stars = sample.take(np.arange(128)).stars(trained.labels)
-    blind = infer(trained.forward, trained.prior, trained.model_error, stars, SEARCH)
+    blind = fit_stars(trained.forward, trained.prior, trained.model_error, stars, SEARCH)
     parallax = blind.estimate[:, -1]
     known = np.where(np.arange(128) % 2 == 0, 10 / parallax, 0).astype(np.float32)
     stars = replace(stars.blind(), parallax=parallax, parallax_inv_error=known)
     search = SEARCH.model_copy(update={"use_parallax": True})
-    found = infer(trained.forward, trained.prior, trained.model_error, stars, search)
+    found = fit_stars(trained.forward, trained.prior, trained.model_error, stars, search)
     mode, no = _sampled(found.estimate), jnp.zeros(128, bool)
     folded = refold_model_error(trained.forward, jax.tree.map(jnp.asarray, stars), trained.model_error, mode)
     call = partial(summarise, trained.forward, trained.prior, folded, mode, mode, no)

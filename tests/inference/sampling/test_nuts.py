@@ -12,12 +12,20 @@ from numpyro.infer.hmc_util import IntegratorState, euclidean_kinetic_energy, ve
 from scipy.stats import kstest, truncnorm
 
 from xpbayes.config import InferenceConfig
+from xpbayes.data.stars import Stars
+from xpbayes.inference.sampling.nuts import (
+    DEPTH,
+    Schedule,
+    choose_point,
+    diagnose,
+    nuts_transition,
+    optima_of,
+    sample_stars,
+)
 from xpbayes.inference.sampling.proposal import Mixture, component_optima, draw_many, draw_student, ln_density
-from xpbayes.inference.sampling.nuts import DEPTH, Schedule, choose_point, diagnose, nuts_transition, optima_of, sample_stars
 from xpbayes.inference.search.starts import make_grid
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.prior import LabelPrior
-from xpbayes.data.stars import Stars
 
 RNG = np.random.default_rng(0)
 N = 12

@@ -12,8 +12,8 @@ from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
 
 from xpbayes.inference.sampling import weighted_mixture as fitted_mixture
-from xpbayes.inference.sampling.weighted_mixture import EM_STEPS, N_TERMS, cholesky, fit_mixture, weighted_quantiles
 from xpbayes.inference.sampling.importance import ROUND_STEPS, ROUND_TERMS
+from xpbayes.inference.sampling.weighted_mixture import EM_STEPS, N_TERMS, cholesky, fit_mixture, weighted_quantiles
 
 RNG = np.random.default_rng(5)
 

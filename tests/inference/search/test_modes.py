@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from tests.conftest import QUICK
-from xpbayes.inference.infer import infer
+from xpbayes.inference.errors import to_sampled
+from xpbayes.inference.fit import fit_stars
 from xpbayes.inference.model_error import refold_model_error
 from xpbayes.inference.search.modes import find_modes
-from xpbayes.inference.errors import to_sampled
 from xpbayes.models.objective import objective
 
 
@@ -37,7 +37,7 @@ def as_solved(trained, stars, found):
 
 def test_the_best_optimum_is_no_worse_than_the_catalogue_s(trained, stars, found, as_solved):
     """L of both under the same errors: the catalogue's optimum may have been found with slightly other ones."""
-    result = infer(trained.forward, trained.prior, trained.model_error, stars, QUICK)
+    result = fit_stars(trained.forward, trained.prior, trained.model_error, stars, QUICK)
     u = to_sampled(jnp.asarray(result.estimate))
     values = jax.vmap(lambda star, v: objective(trained.forward, trained.prior, star, v))(as_solved, u)
     for modes, value in zip(found, np.asarray(values), strict=True):

@@ -164,7 +164,7 @@ def _accuracy(model: TrainedModel) -> Section:
 
 
 def _curve(model: TrainedModel) -> Section:
-    from xpbayes.inference.model_error import relative_sigma
+    from xpbayes.models.model_error import relative_sigma
 
     wavelength, curve = model.channels.wavelengths, np.exp(np.asarray(model.forward.ln_curve, np.float64))
     names = model.channels.names

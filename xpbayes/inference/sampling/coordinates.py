@@ -20,12 +20,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from xpbayes.data.stars import Stars
 from xpbayes.inference.laplace import laplace_at
 from xpbayes.models.forward import ForwardModel, predict_flux
 from xpbayes.models.likelihood import deviance, n_observed, whitened_residual
 from xpbayes.models.objective import measurement_residuals, smooth_part
 from xpbayes.models.prior import LabelPrior
-from xpbayes.data.stars import Stars
 
 LOW_TAIL = -12.0
 """Below this, ln softplus(t) is t to float32."""
@@ -55,7 +55,9 @@ class Coordinates(NamedTuple):
     evidence: Float[Array, ""]
 
 
-def coordinates_at(model: ForwardModel, prior: LabelPrior, star: Stars, mode: Float[Array, " parameter"]) -> Coordinates:
+def coordinates_at(
+    model: ForwardModel, prior: LabelPrior, star: Stars, mode: Float[Array, " parameter"]
+) -> Coordinates:
     """Lay the coordinates around one optimum.
 
     Args:

@@ -21,7 +21,7 @@ Points are a randomly rotated Sobol sequence; a star's rotation depends on its o
 """
 
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,15 +30,22 @@ from jax.scipy.stats import norm
 from jaxtyping import Array, Bool, Float, UInt
 from numpy.typing import NDArray
 
-from xpbayes.inference.sampling.weighted_mixture import cholesky, clipped_weights, distance2, fit_mixture, weighted_quantiles, whitened
+from xpbayes.data.stars import Stars, by_blocks
 from xpbayes.inference.laplace import Gaussian, around_components, laplace_at
 from xpbayes.inference.sampling.psis import pareto_smoothed
+from xpbayes.inference.sampling.weighted_mixture import (
+    cholesky,
+    clipped_weights,
+    distance2,
+    fit_mixture,
+    weighted_quantiles,
+    whitened,
+)
 from xpbayes.models.extinction import attenuate
 from xpbayes.models.forward import ForwardModel, shape_and_level
 from xpbayes.models.likelihood import deviance, n_observed
 from xpbayes.models.objective import measurement_residuals, smooth_part
 from xpbayes.models.prior import LabelPrior
-from xpbayes.data.stars import Stars, by_blocks
 
 INFLATION = (1.1, 2.2)
 """The proposal is wider than the Laplace approximation by these factors: weights must not pile up in its tails."""
@@ -144,9 +151,7 @@ def given_labels(model: ForwardModel, star: Stars, mode: Float[Array, " paramete
     shape, level = shape_and_level(model, mode[:-2])
     extinction, plx, curve = jnp.exp(mode[-2]), jnp.exp(mode[-1]), jnp.exp(model.ln_curve)
     flux = jnp.exp(attenuate(shape, extinction, model.ln_curve) + (level + 2.0 * mode[-1] - star.ln_scale))
-    residual, by_parallax, by_extinction = (
-        jnp.stack([flux - star.flux, 2.0 * flux, -curve * flux]) @ star.whitening.T
-    )
+    residual, by_parallax, by_extinction = jnp.stack([flux - star.flux, 2.0 * flux, -curve * flux]) @ star.whitening.T
     weight = deviance(residual @ residual, n_observed(star.whitening), star.inv_dof).slope
     parallax_precision = (plx * star.parallax_inv_error) ** 2
     measured = (star.parallax - plx) / plx  # ln parallax above the optimum's, as the measurement has it
@@ -155,7 +160,9 @@ def given_labels(model: ForwardModel, star: Stars, mode: Float[Array, " paramete
     follows = weight * by_parallax @ by_extinction / total
     own = by_extinction - follows * by_parallax
     precision = jnp.maximum(weight * own @ by_extinction + star.reddening_inv_error**2, MAX_WIDTH**-2)
-    pull = -follows * (parallax_precision * measured + 1.0) + (star.reddening - extinction) * star.reddening_inv_error**2
+    pull = (
+        -follows * (parallax_precision * measured + 1.0) + (star.reddening - extinction) * star.reddening_inv_error**2
+    )
     slope = -weight * flux * (own @ star.whitening) / precision
     best = extinction + (pull - weight * own @ residual) / precision
     return ExtinctionGivenLabels(shape, best, slope, 1.0 / jnp.sqrt(precision))

@@ -13,20 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.config import InferenceConfig
-from xpbayes.inference.infer import Inferred
+from xpbayes.data.stars import Stars
+from xpbayes.inference.errors import to_sampled
+from xpbayes.inference.fit import Posteriors
 from xpbayes.inference.model_error import refold_model_error
 from xpbayes.inference.sampling.nuts import Schedule, sample_inferred
 from xpbayes.inference.search.starts import make_grid
-from xpbayes.inference.errors import to_sampled
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.model_error import ModelError
 from xpbayes.models.prior import LabelPrior
-from xpbayes.data.stars import Stars
 
 MAX_K_HAT = 0.7
 
 
-def needs_chains(inferred: Inferred) -> NDArray[np.bool_]:
+def needs_chains(inferred: Posteriors) -> NDArray[np.bool_]:
     """(star,) whose importance draws cannot be trusted, or whose optima compete."""
     solved = np.isfinite(inferred.estimate).all(axis=1)
     return solved & (~(inferred.k_hat <= MAX_K_HAT) | (inferred.n_modes > 1))
@@ -37,13 +37,13 @@ def refine_with_nuts(
     prior: LabelPrior,
     model_error: ModelError | None,
     stars: Stars,
-    inferred: Inferred,
+    inferred: Posteriors,
     config: InferenceConfig,
     seeds: NDArray[np.uint32],
     schedule: Schedule | None = None,
     progress: Callable[[int, int, float], None] = lambda done, total, rate: None,
     threads: int | None = None,
-) -> tuple[Inferred, NDArray[np.bool_]]:
+) -> tuple[Posteriors, NDArray[np.bool_]]:
     """Take the stars that need it up to Markov chains.
 
     Args:

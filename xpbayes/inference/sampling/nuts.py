@@ -33,6 +33,8 @@ import numpy as np
 from jaxtyping import Array, Float, UInt
 from numpy.typing import NDArray
 
+from xpbayes.data.stars import Stars
+from xpbayes.inference.errors import to_linear
 from xpbayes.inference.sampling import convergence
 from xpbayes.inference.sampling.coordinates import evaluate, place, potential
 from xpbayes.inference.sampling.proposal import (
@@ -45,10 +47,8 @@ from xpbayes.inference.sampling.proposal import (
     ln_density,
 )
 from xpbayes.inference.search.starts import StartGrid
-from xpbayes.inference.errors import to_linear
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.prior import LabelPrior
-from xpbayes.data.stars import Stars
 
 BLOCK = 16
 """Stars that advance together: the slowest chain of a block decides when it is done."""
@@ -222,7 +222,13 @@ def _dual_averaging() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 @partial(jax.jit, static_argnames="n_chains")
 def _begin(
-    model: ForwardModel, prior: LabelPrior, stars: Stars, found: FittedProposal, optima: Array, seed: Array, n_chains: int
+    model: ForwardModel,
+    prior: LabelPrior,
+    stars: Stars,
+    found: FittedProposal,
+    optima: Array,
+    seed: Array,
+    n_chains: int,
 ) -> _Chains:
     """Where all chains of a block begin: the first ones at the optima, the others at points of the mixture."""
 

@@ -20,14 +20,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt
 
-from xpbayes.inference.sampling.coordinates import Coordinates, evaluate, coordinates_at, intrinsic, is_usable, place
-from xpbayes.inference.sampling.weighted_mixture import Mixture, clipped_weights, fit_mixture, whitened
+from xpbayes.data.stars import Stars
+from xpbayes.inference.sampling.coordinates import Coordinates, coordinates_at, evaluate, intrinsic, is_usable, place
 from xpbayes.inference.sampling.psis import pareto_smoothed
+from xpbayes.inference.sampling.weighted_mixture import Mixture, clipped_weights, fit_mixture, whitened
 from xpbayes.inference.search.solver import solve
 from xpbayes.inference.search.starts import StartGrid, find_starts
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.prior import LabelPrior, component_ln_density
-from xpbayes.data.stars import Stars
 
 DOF = 6
 """Degrees of freedom of the Student t, an even number: a proposal must have heavier tails than what it aims at."""

@@ -14,13 +14,13 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
 from xpbayes.config import InferenceConfig
+from xpbayes.data.stars import Stars
+from xpbayes.inference.errors import are_positive_definite, evaluate_mode, invert_positive, to_linear
 from xpbayes.inference.model_error import fold_in_model_error, refold_model_error
 from xpbayes.inference.search.solver import solve
 from xpbayes.inference.search.starts import MAX_EXTINCTION, MIN_EXTINCTION, StartGrid, find_starts, make_grid
-from xpbayes.inference.errors import are_positive_definite, evaluate_mode, invert_positive, to_linear
 from xpbayes.models.forward import ForwardModel, predict_ln_flux
 from xpbayes.models.prior import LabelPrior
-from xpbayes.data.stars import Stars
 
 N_SEARCHED = 16
 """Starts from the catalogue's own search."""

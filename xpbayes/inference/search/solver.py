@@ -22,11 +22,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import NDArray
 
+from xpbayes.data.stars import Stars
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.likelihood import deviance, n_observed
 from xpbayes.models.objective import Expansion, at_other_parallax, curvature_of, expand
 from xpbayes.models.prior import LabelPrior
-from xpbayes.data.stars import Stars
 
 DECREMENT_TOLERANCE = 1e-4
 """Converged when g^T H^-1 g, twice what one more Newton step can gain in L, is below this: 0.007 sigma from the mode."""
@@ -118,9 +118,7 @@ def solve_positive(matrix: Float[Array, "n n"], vector: Float[Array, " n"]) -> F
     return jnp.stack(x) * scale
 
 
-def best_parallax_shift(
-    star: Stars, parameters: Float[Array, " parameter"], at: Expansion
-) -> Float[Array, ""]:
+def best_parallax_shift(star: Stars, parameters: Float[Array, " parameter"], at: Expansion) -> Float[Array, ""]:
     """Change of ln parallax that minimises L with all other parameters as they are.
 
     Args:

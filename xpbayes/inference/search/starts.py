@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from xpbayes.data.stars import Stars
 from xpbayes.models.forward import ForwardModel, ln_absolute_flux
 from xpbayes.models.objective import objective
 from xpbayes.models.prior import LabelPrior, component_ln_density, draw_labels, ln_prior
-from xpbayes.data.stars import Stars
 
 MIN_EXTINCTION, MAX_EXTINCTION = 0.01, 10.0
 """Range of E searched [mag], as in ZGR23."""

@@ -7,11 +7,12 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from tests.conftest import QUICK, as_double
-from xpbayes.inference.infer import _promising, choose_optima, infer, laplace_covariance, refine, search
+from xpbayes.inference.errors import laplace_covariance, to_sampled
+from xpbayes.inference.fit import fit_stars
 from xpbayes.inference.model_error import fold_in_model_error, refold_model_error
+from xpbayes.inference.search.optima import _promising, choose_optima, refine, search
 from xpbayes.inference.search.solver import Solution, solve
 from xpbayes.inference.search.starts import find_starts, make_grid
-from xpbayes.inference.errors import to_sampled
 from xpbayes.models.objective import objective
 
 
@@ -22,7 +23,7 @@ def stars(trained, sample):
 
 @pytest.fixture(scope="module")
 def inferred(trained, stars):
-    return infer(trained.forward, trained.prior, trained.model_error, stars, QUICK)
+    return fit_stars(trained.forward, trained.prior, trained.model_error, stars, QUICK)
 
 
 def test_every_star_has_a_finite_answer_with_a_positive_covariance(inferred):
@@ -44,7 +45,7 @@ def test_summaries_and_runners_up_are_there_where_they_should_be(inferred):
 
 
 def test_no_draws_no_summaries(trained, stars):
-    found = infer(
+    found = fit_stars(
         trained.forward, trained.prior, trained.model_error, stars.take(slice(0, 20)),
         QUICK.model_copy(update={"n_draws": 0}),
     )  # fmt: skip
@@ -54,7 +55,7 @@ def test_no_draws_no_summaries(trained, stars):
 
 
 def test_no_stars_no_results(trained, stars, inferred):
-    found = infer(trained.forward, trained.prior, trained.model_error, stars.take(slice(0, 0)), QUICK)
+    found = fit_stars(trained.forward, trained.prior, trained.model_error, stars.take(slice(0, 0)), QUICK)
     for name, value in vars(inferred).items():
         empty = getattr(found, name)
         assert empty.shape == (0, *value.shape[1:]) and empty.dtype == value.dtype, name
@@ -69,12 +70,12 @@ def test_labels_have_no_influence(trained, stars, inferred):
         reddening_inv_error=stars.reddening_inv_error + 50, parallax=stars.parallax + 9,
         parallax_inv_error=stars.parallax_inv_error + 100,
     )  # fmt: skip
-    again = infer(trained.forward, trained.prior, trained.model_error, spoilt, QUICK)
+    again = fit_stars(trained.forward, trained.prior, trained.model_error, spoilt, QUICK)
     assert_array_equal(again.estimate, inferred.estimate)
 
 
 def test_chunks_do_not_matter(trained, stars, inferred):
-    large = infer(
+    large = fit_stars(
         trained.forward, trained.prior, trained.model_error, stars, QUICK.model_copy(update={"chunk_size": 192})
     )
     # The same arithmetic in another chunk: identical up to float32 rounding of the batched search.
@@ -100,7 +101,7 @@ def test_a_measured_parallax_is_used_when_asked(trained, stars):
     with_parallax = replace(
         stars, parallax=np.full(150, 1.0, np.float32), parallax_inv_error=np.full(150, 100.0, np.float32)
     )
-    result = infer(
+    result = fit_stars(
         trained.forward,
         trained.prior,
         trained.model_error,
@@ -230,7 +231,7 @@ def test_laplace_covariance_is_the_inverse_hessian_of_ln_p(x64, trained, stars, 
     some = jax.tree.map(jnp.asarray, stars.take(slice(0, 8)).blind(parallax=False))
     at = to_sampled(jnp.asarray(inferred.estimate[:8]))
     folded = refold_model_error(trained.forward, some, trained.model_error, at)
-    inferred = infer(trained.forward, trained.prior, None, folded, QUICK)  # its model error is in already
+    inferred = fit_stars(trained.forward, trained.prior, None, folded, QUICK)  # its model error is in already
     model, prior, batch = as_double((trained.forward, trained.prior, folded))
     linear = np.asarray(inferred.estimate[:8], float)
     u = np.concatenate([linear[:, :3], np.log(linear[:, 3:])], axis=1)

@@ -8,15 +8,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from xpbayes.inference.model_error import (
-    DOF_GRID,
-    allowed_directions,
-    fold_in_model_error,
-    learn_model_error,
-    relative_sigma,
-)
+from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.models.forward import predict_flux
-from xpbayes.models.model_error import kind_weights, mean_covariance, with_model_error
+from xpbayes.models.model_error import kind_weights, mean_covariance, relative_sigma, with_model_error
+from xpbayes.training.model_error import DOF_GRID, allowed_directions, learn_model_error
 
 N = 1024
 N_ITERATIONS = 30
