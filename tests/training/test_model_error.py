@@ -113,7 +113,7 @@ def test_cannot_mimic_parallax_or_extinction(gaussian, trained):
 
 
 def test_recovers_a_planted_tail(noiseless, planted_factor, trained):
-    """Noise amplitudes of ten degrees of freedom: the heaviest tail there is to choose, and the scale matrix is not inflated by it."""
+    """Ten degrees of freedom: the heaviest tail there is to choose, and the scale matrix is not inflated by it."""
     u, clean = noiseless
     learned, _ = learn_model_error(
         trained.forward, _observe(clean, planted_factor, np.ones(N), 10.0, 2), u, N_ITERATIONS

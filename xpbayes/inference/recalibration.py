@@ -101,7 +101,8 @@ def fit_calibration(
     """Measure offsets and stretches.
 
     Args:
-        median, half: of the posteriors; half the way from their 16 to their 84 % quantile; stars with 0 anywhere are not used.
+        median, half: of the posteriors; half the way from their 16 to their 84 % quantile; stars with 0 anywhere are
+            not used.
         ln_snr: mean ln S/N of the stars' channels.
         labels, label_error: what is known of the same stars; stars with an infinite error anywhere are not used.
         label_scale: units in which labels tell kinds apart.
