@@ -308,8 +308,8 @@ def made_up_error(model: Any, stars: Any, rng: np.random.Generator, n_kinds: int
     import jax
     import jax.numpy as jnp
 
-    from xpbayes.training.model_error import allowed_directions
     from xpbayes.models.model_error import ModelError, raw_features
+    from xpbayes.training.model_error import allowed_directions
 
     n_channels = stars.flux.shape[1]
     channel = np.arange(n_channels)
@@ -545,8 +545,7 @@ def answers(at: Problem, stars: Any, *, exact: bool) -> dict[str, NDArray[np.flo
     """What is compared, in float32 or in float64, from the same nodes: drawn in float64 they would be others."""
     import jax
 
-    from xpbayes.inference.errors import laplace_covariance
-    from xpbayes.inference.errors import to_sampled
+    from xpbayes.inference.errors import laplace_covariance, to_sampled
     from xpbayes.inference.search.starts import make_grid
 
     config, stars = settings(n_draws=0), stars.blind()
