@@ -16,7 +16,7 @@ from xpbayes.data.spectra import OK, Spectra
 from xpbayes.data.stars import signal_to_noise
 from xpbayes.errors import InputError
 from xpbayes.inference.errors import to_sampled
-from xpbayes.inference.infer import infer
+from xpbayes.inference.fit import fit_stars
 from xpbayes.inference.model_error import refold_model_error
 from xpbayes.inference.sampling.nuts import Schedule, sample_inferred
 from xpbayes.inference.search.starts import make_grid
@@ -78,7 +78,7 @@ def check(
 
     begun = time.perf_counter()
     batch = table.stars(trained.labels)
-    real = infer(
+    real = fit_stars(
         trained.forward, trained.prior, trained.model_error, batch, inference.model_copy(update={"n_draws": 0})
     )
     at = to_sampled(jnp.asarray(real.estimate))
@@ -95,7 +95,7 @@ def check(
     say(f"simulated {n} stars with the noise of {len(usable)} real ones ({time.perf_counter() - begun:.1f} s)")
     seeds = (uniform_from_id(np.arange(n), seed + 31) * 2.0**32).astype(np.uint32)
     host = jax.tree.map(np.asarray, simulated.stars)
-    inferred = infer(trained.forward, trained.prior, None, host, inference, seeds=seeds)
+    inferred = fit_stars(trained.forward, trained.prior, None, host, inference, seeds=seeds)
     say(f"inferred them ({time.perf_counter() - begun:.1f} s), {int(inferred.converged.sum())} converged")
     by_importance, k_hat = importance_shares(
         trained.forward,

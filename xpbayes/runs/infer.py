@@ -18,7 +18,7 @@ from xpbayes.archive.hashing import uniform_from_id
 from xpbayes.config import InferenceConfig
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.errors import InputError
-from xpbayes.inference.infer import infer as solve
+from xpbayes.inference.fit import fit_stars
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.production.table import catalogue_rows, describe, to_arrow, write_catalogue
 from xpbayes.runs.inputs import (
@@ -128,7 +128,7 @@ def solve_stars(
 
     parts, batch = (trained.forward, trained.prior, trained.model_error), usable.stars(trained.labels)
     seeds = (uniform_from_id(usable.source_id, DRAW_STREAM) * 2.0**32).astype(np.uint32)
-    inferred = solve(*parts, batch, config, progress, seeds)
+    inferred = fit_stars(*parts, batch, config, progress, seeds)
     by_chains = np.zeros(len(usable), bool)
     if config.refine:
         from xpbayes.inference.sampling.ladder import refine_with_nuts

@@ -5,8 +5,8 @@ import numpy as np
 
 from xpbayes.analysis.figures.prediction import Prediction
 from xpbayes.errors import InputError, nearest
-from xpbayes.inference.model_error import relative_sigma
 from xpbayes.models.forward import ln_absolute_flux
+from xpbayes.models.model_error import relative_sigma
 from xpbayes.models.prior import ln_prior
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.runs.inputs import (

@@ -19,7 +19,7 @@ from xpbayes.data.spectra import OK, Spectra
 from xpbayes.data.stars import Stars
 from xpbayes.errors import InputError
 from xpbayes.inference.errors import to_sampled
-from xpbayes.inference.infer import Inferred, infer
+from xpbayes.inference.fit import Posteriors, fit_stars
 from xpbayes.inference.model_error import refold_model_error
 from xpbayes.inference.sampling.nuts import Diagnostics, Draws, Schedule, sample_inferred
 from xpbayes.inference.search.starts import make_grid
@@ -128,7 +128,7 @@ class Sampled:
     table: Spectra
     stars: Stars
     seeds: NDArray[np.uint32]
-    inferred: Inferred
+    inferred: Posteriors
     draws: Draws
     diagnostics: Diagnostics
     seconds: tuple[float, float]
@@ -183,7 +183,7 @@ def draw_posteriors(
     begun = time.perf_counter()
     batch = table.stars(model.labels)
     seeds = (uniform_from_id(table.source_id, DRAW_STREAM) * 2.0**32).astype(np.uint32)
-    inferred = infer(model.forward, model.prior, model.model_error, batch, inference, seeds=seeds)
+    inferred = fit_stars(model.forward, model.prior, model.model_error, batch, inference, seeds=seeds)
     solved = time.perf_counter()
     say(f"solved {len(table)} stars, {int(inferred.converged.sum())} converged")
     blind = jax.tree.map(jnp.asarray, batch.blind(parallax=inference.use_parallax))

@@ -17,7 +17,7 @@ from xpbayes.checks.training_checks import check_training
 from xpbayes.checksum import file_checksum
 from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.data.spectra import Spectra, column_names, star_table_files
-from xpbayes.inference.infer import infer as solve
+from xpbayes.inference.fit import fit_stars
 from xpbayes.inference.recalibration import LabelCalibration, fit_calibration, ln_snr_of
 from xpbayes.inference.support import make_support
 from xpbayes.models.extinction import NearInfraredLaw
@@ -159,7 +159,7 @@ def _calibrate(model: TrainedModel, kept_aside: Spectra, config: TrainingConfig,
     if not len(kept_aside):
         return None
     stars = kept_aside.stars(model.labels, label_error_floor=config.floor_for(len(model.labels)))
-    found = solve(model.forward, model.prior, model.model_error, stars, InferenceConfig())
+    found = fit_stars(model.forward, model.prior, model.model_error, stars, InferenceConfig())
     with np.errstate(divide="ignore"):
         label_error = 1.0 / np.asarray(stars.label_inv_error, np.float64)
     n_labels = len(model.labels)

@@ -11,7 +11,7 @@ from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.data.spectra import Spectra
 from xpbayes.errors import InputError
 from xpbayes.inference.errors import to_sampled
-from xpbayes.inference.infer import infer
+from xpbayes.inference.fit import fit_stars
 from xpbayes.inference.model_error import fold_in_model_error, refold_model_error
 from xpbayes.inference.search.solver import solve
 from xpbayes.production.model_file import TrainedModel
@@ -89,7 +89,7 @@ def uncertainty(
     few = choose_random(chosen, min(n_response, len(chosen)), seed + 1)
     batch = few.stars(trained.labels)
     inference = InferenceConfig(n_draws=0)
-    found = infer(trained.forward, trained.prior, trained.model_error, batch, inference)
+    found = fit_stars(trained.forward, trained.prior, trained.model_error, batch, inference)
     at = to_sampled(jnp.asarray(found.estimate))
     seen = refold_model_error(trained.forward, jax.tree.map(jnp.asarray, batch.blind()), trained.model_error, at)
     factor = factor_weights(trained.forward, trained.prior, precision, seen, at)._replace(n_stars=len(chosen))
