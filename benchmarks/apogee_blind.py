@@ -25,8 +25,9 @@ import xpbayes
 from xpbayes.analysis.figures.extinction_curve import scale_to
 from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.data.spectra import Spectra
+from xpbayes.identity import Side, Split
 from xpbayes.production.table import list_column
-from xpbayes.training.selection import held_out_by_source_id, training_cuts
+from xpbayes.training.selection import training_cuts
 
 PUBLISHED_CURVE = Path(__file__).resolve().parents[2] / "shared" / "data" / "zgr23" / "extinction_curve.txt"
 UNITS = {"teff": 1e3, "feh": 1.0, "logg": 1.0}
@@ -91,8 +92,8 @@ def main() -> None:
         model = xpbayes.train(table, config=config, say=lambda line: None)
         training = time.perf_counter() - begun
         kept = training_cuts(table, config.labels, config.teff_max)
-        held = held_out_by_source_id(kept.source_id, config.validation_fraction, split)
-        test = kept.take(np.flatnonzero(held))
+        held = Split.of(model.card).on(Side.HELD_OUT, kept.source_id)
+        test = kept.take(held)
         begun = time.perf_counter()
         catalogue = xpbayes.infer(model, test, config=InferenceConfig(use_parallax=False), say=lambda line: None)
         inference = time.perf_counter() - begun
@@ -127,7 +128,7 @@ def main() -> None:
                     f"{abs(bias) / scatter:12.2f} {within:6.3f} {nearly_all:6.3f}"
                 )
         begun = time.perf_counter()
-        predicted = {} if arguments.no_peers else peers(kept.take(np.flatnonzero(~held)), test, names)
+        predicted = {} if arguments.no_peers else peers(kept.take(~held), test, names)
         for peer, values in predicted.items():
             residual = values * np.array([1e-3 if n == "teff" and values[0, 0] > 100 else 1.0 for n in names]) - truth
             text = [

@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 import xpbayes
 from xpbayes.checks.prior_predictive import MAX_EXTINCTION, simulate, with_realistic_noise
 from xpbayes.config import InferenceConfig, TrainingConfig
+from xpbayes.identity import Side, Split
 from xpbayes.inference.errors import to_sampled
 from xpbayes.inference.fit import Posteriors, fit_stars
 from xpbayes.inference.model_error import refold_model_error
-from xpbayes.training.selection import held_out_by_source_id, training_cuts
+from xpbayes.training.selection import training_cuts
 
 PARALLAX_ERROR = 0.02
 NO_DUST, MUCH = 1e-6, 5.0
@@ -58,8 +59,7 @@ def main() -> None:
     arguments = parser.parse_args()
     trained = xpbayes.load_model(arguments.model)
     table = training_cuts(xpbayes.read_star_table(arguments.table), trained.labels, TrainingConfig().teff_max)
-    split = trained.card["split"]
-    table = table.take(np.flatnonzero(held_out_by_source_id(table.source_id, split["fraction"], split["seed"])))
+    table = table.take(Split.of(trained.card).on(Side.HELD_OUT, table.source_id))
     rows = np.unique(np.linspace(0, len(table) - 1, min(arguments.stars, len(table))).astype(int))
     batch = table.take(rows).stars(trained.labels)
     config = InferenceConfig()

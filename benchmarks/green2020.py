@@ -26,10 +26,11 @@ from xpbayes.analysis.validation import accuracy, compare, robust_scatter
 from xpbayes.channels import Band, Channels
 from xpbayes.config import DEFAULT_PHASES, InferenceConfig, Phase, TrainingConfig
 from xpbayes.data.spectra import Spectra
+from xpbayes.identity import Side, Split
 from xpbayes.instrument.photometry import flux_from_magnitude, magnitude_from_flux
 from xpbayes.models.forward import predict_flux
 from xpbayes.production.table import list_column
-from xpbayes.training.selection import held_out_by_source_id, training_cuts
+from xpbayes.training.selection import training_cuts
 from xpbayes.training.self_cleaning import fig4_outliers
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "green2020"
@@ -191,7 +192,7 @@ def main() -> None:
         model = xpbayes.train(table, config=config, say=print)
         print(f"trained on {model.card['n_training']} stars in {time.perf_counter() - begun:.0f} s")
         kept = training_cuts(table, LABELS, config.teff_max, config.min_channels)
-        held = kept.take(held_out_by_source_id(kept.source_id, config.validation_fraction, config.split_seed))
+        held = kept.take(Split.of(model.card).on(Side.HELD_OUT, kept.source_id))
         with_parallax = xpbayes.infer(model, held)
         blind = xpbayes.infer(model, held, config=InferenceConfig(use_parallax=False))
         print_labels(f"{title}: held-out labels, with parallax", with_parallax, held, config)

@@ -22,9 +22,10 @@ from numpyro.infer.util import log_density
 import xpbayes
 from xpbayes.config import HighQuality, TrainingConfig
 from xpbayes.data.stars import Stars
+from xpbayes.identity import Side, Split
 from xpbayes.models.posterior import ModelShape, model_site_values, star_sites, training_posterior
 from xpbayes.training.learn import Trained, train
-from xpbayes.training.selection import held_out_by_source_id, training_cuts
+from xpbayes.training.selection import training_cuts
 
 RELAXED = HighQuality(min_parallax_over_error=3.0, max_reddening_error=0.15)
 
@@ -53,7 +54,8 @@ def main() -> None:
     }
     config = configs["default"]
     kept = training_cuts(table, config.labels, config.teff_max)
-    training = kept.take(~held_out_by_source_id(kept.source_id, config.validation_fraction, config.split_seed))
+    split = Split(config.validation_fraction, seed=config.split_seed)
+    training = kept.take(split.on(Side.TRAINING, kept.source_id))
     floor = config.floor_for(len(config.labels))
     stars = training.stars(config.labels, spectroscopic_parallax=True, label_error_floor=floor)
     rows = []

@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 import xpbayes
 from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
+from xpbayes.identity import Side, Split
 from xpbayes.inference.errors import evaluate_mode, hessians, invert_positive, laplace_covariance, to_linear
 from xpbayes.inference.fit import fit_stars
 from xpbayes.inference.search.optima import search
@@ -43,7 +44,7 @@ from xpbayes.models.forward import ForwardModel
 from xpbayes.models.likelihood import deviance, n_observed
 from xpbayes.models.objective import flux_residuals, measurement_residuals, objective, smooth_part
 from xpbayes.models.prior import LabelPrior, draw_labels
-from xpbayes.training.selection import held_out_by_source_id, training_cuts
+from xpbayes.training.selection import training_cuts
 
 N_RANDOM = 64
 CLOSE = 0.01
@@ -362,8 +363,7 @@ def main() -> None:
     trained = xpbayes.load_model(arguments.model)
     table = xpbayes.read_star_table(arguments.table)
     table = training_cuts(table, trained.labels, TrainingConfig().teff_max)
-    split = trained.card["split"]
-    table = table.take(np.flatnonzero(held_out_by_source_id(table.source_id, split["fraction"], split["seed"])))
+    table = table.take(Split.of(trained.card).on(Side.HELD_OUT, table.source_id))
     rows = np.unique(np.linspace(0, len(table) - 1, min(arguments.stars, len(table))).astype(int))
     stars = table.take(rows).stars(trained.labels).blind(parallax=arguments.parallax)
     at = Problem(trained.forward, trained.prior, trained.model_error, jax.tree.map(np.asarray, stars))

@@ -9,7 +9,9 @@ from numpy.testing import assert_allclose
 import xpbayes
 from tests.conftest import QUICK, SHORT_TRAINING, with_columns
 from xpbayes.errors import InputError
-from xpbayes.runs.inputs import choose_stars
+from xpbayes.identity import Side
+from xpbayes.runs.inputs import choose_random, choose_stars
+from xpbayes.training.training_set import training_set
 
 
 def test_training_reports_its_cuts(trained, sample):
@@ -19,9 +21,38 @@ def test_training_reports_its_cuts(trained, sample):
     assert "derived from the labels" in trained.card["parallax_used"]
 
 
-def test_held_out_stars_were_not_trained_on(trained, sample):
-    held, training = (set(choose_stars(trained, sample, s).source_id.tolist()) for s in ("held-out", "training"))
-    assert not held & training and len(held | training) == len(sample)
+def test_sides_are_those_of_training(trained, sample):
+    """Every star is on one side, and 'training' is what the model was trained on: not stars kept aside."""
+    chosen = {side: set(choose_stars(trained, sample, side).source_id.tolist()) for side in Side}
+    assert sum(map(len, chosen.values())) == len(set.union(*chosen.values())) == len(sample)
+    used = training_set(sample, SHORT_TRAINING, "the sample")
+    assert trained.card["n_training"] == len(used.table)
+    assert set(used.table.source_id.tolist()) <= chosen["training"]
+    assert len(used.aside) and set(used.aside.source_id.tolist()) <= chosen["kept-aside"]
+
+
+def test_uncertainty_looks_at_stars_trained_on(trained, sample, monkeypatch):
+    """In 0.1.0 stars chosen at random with the default seed were exactly those kept aside."""
+    picked = []
+
+    def choose(table, n, seed):
+        picked.append(choose_random(table, n, seed))
+        raise InterruptedError
+
+    monkeypatch.setattr("xpbayes.runs.uncertainty.choose_random", choose)
+    with pytest.raises(InterruptedError):
+        xpbayes.uncertainty(trained, sample, n_stars=100)
+    used = training_set(sample, SHORT_TRAINING, "the sample").table.source_id
+    assert len(picked[0]) == 100 and np.isin(picked[0].source_id, used).all()
+
+
+def test_a_random_choice_is_no_side(trained, sample):
+    """Of all stars, as many are kept aside as there are in the table."""
+    some = choose_random(sample, 500, 0)
+    for side in Side:
+        share = len(choose_stars(trained, sample, side)) / len(sample)
+        sigma = np.sqrt(share * (1 - share) / len(some))
+        assert abs(len(choose_stars(trained, some, side)) / len(some) - share) < 4 * sigma
 
 
 def test_unknown_selection_is_one_sentence(trained, sample):

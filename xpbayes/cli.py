@@ -25,6 +25,7 @@ fetch = typer.Typer(help="Get real data.", no_args_is_help=True)
 app.add_typer(fetch, name="fetch")
 
 Settings = Annotated[Path | None, typer.Option("--settings", help="TOML file with tables [training] and [inference].")]
+Only = Annotated[str, typer.Option(help="all, or a side of the model's own split: training, kept-aside or held-out.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")]
 
 
@@ -242,7 +243,7 @@ def infer(
     ],
     settings: Settings = None,
     parallax: Annotated[bool | None, typer.Option(help="Use measured parallaxes (default) or not.")] = None,
-    only: Annotated[str, typer.Option(help="all, or held-out / training: a side of the model's own split.")] = "all",
+    only: Only = "all",
     n_starts: Annotated[int | None, typer.Option(help="Starts refined per star.")] = None,
     refine: Annotated[
         bool | None, typer.Option("--refine", help="Sample stars with NUTS where cheaper summaries cannot be trusted.")
@@ -391,7 +392,7 @@ def sample(
     chains: Annotated[int | None, typer.Option(help="Chains per star.")] = None,
     settings: Settings = None,
     parallax: Annotated[bool | None, typer.Option(help="Use measured parallaxes (default) or not.")] = None,
-    only: Annotated[str, typer.Option(help="all, or held-out / training: a side of the model's own split.")] = "all",
+    only: Only = "all",
     channels: Annotated[
         bool | None, typer.Option(help="Likelihood and predicted flux of every channel; default: up to 64 stars.")
     ] = None,
@@ -464,7 +465,7 @@ def compare(
     random: Annotated[int | None, typer.Option(min=1, help="So many stars at random instead.")] = None,
     settings: Settings = None,
     parallax: Annotated[bool | None, typer.Option(help="Use measured parallaxes (default) or not.")] = None,
-    only: Annotated[str, typer.Option(help="all, or held-out / training: a side of the model's own split.")] = "all",
+    only: Only = "all",
     seed: Annotated[int, typer.Option(min=0, help="Of the random choice of stars.")] = 0,
     quiet: Quiet = False,
 ) -> None:

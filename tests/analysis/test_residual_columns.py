@@ -3,11 +3,11 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from tests.analysis.rows import halves, make_rows
+from xpbayes.identity import Side, Split
 from xpbayes.analysis.confidence_panels import judged
 from xpbayes.analysis.external import ExternalGatherer, read_external
 from xpbayes.analysis.residual_columns import MatchGatherer, matched_residuals, residual_tables
 from xpbayes.analysis.topic import NotDrawnError
-from xpbayes.training.selection import held_out_by_source_id
 from xpbayes.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -52,13 +52,13 @@ def _gathered(rows, *arguments):
 
 
 def test_stars_are_those_that_a_mask_in_plain_numpy_picks(rows):
-    gatherer, stars = _gathered(rows, (0.3, 5), (0.02, 0.02, 0.02), 7.0)
+    gatherer, stars = _gathered(rows, Split(0.3, seed=5), (0.02, 0.02, 0.02), 7.0)
     any_label = np.isfinite(np.stack([rows.joined[n] for n in LABELS])).any(axis=0)
-    held = held_out_by_source_id(rows["gdr3_source_id"], 0.3, 5)
+    held = Split(0.3, seed=5).on(Side.HELD_OUT, rows["gdr3_source_id"])
     cool = ~(rows.joined["teff"] >= 7.0)
     use = rows.solved & any_label & cool & held
     assert_array_equal(stars.source_id, rows["gdr3_source_id"][use])
-    assert gatherer.n_training == (rows.solved & any_label & cool & ~held).sum()
+    assert gatherer.n_seen == (rows.solved & any_label & cool & ~held).sum()
     assert gatherer.n_hot == (rows.solved & any_label & ~cool).sum()
     assert_allclose(stars.value[:, 1], rows.joined["feh"][use])
     assert_allclose(stars.value_error[:, 2], np.hypot(0.05, 0.02))  # the floor is for labels

@@ -5,13 +5,13 @@
 
 import numpy as np
 
+from xpbayes.identity import Side, Split
 from xpbayes.analysis.figures import drawing as figures
 from xpbayes.analysis.pages.confidence import ConfidenceCheck, HeldOutFits, judge, residual_figure
 from xpbayes.analysis.residual_columns import BASIC, CONFIDENCES, Matched, MatchGatherer, labelled, validation_cuts
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Series, Task
 from xpbayes.analysis.validation import Comparison
-from xpbayes.training.selection import held_out_by_source_id
 from xpbayes.training.reliability import RESIDUAL_FLOOR, residual_chi2
 
 
@@ -65,7 +65,7 @@ def _check(run: Run, gatherer: MatchGatherer) -> tuple[ConfidenceCheck, str]:
     about = run.model.card.get("confidence") if run.model is not None else None
     if about is not None:
         split = about["split"]
-        stars = stars.take(held_out_by_source_id(stars.source_id, split["fraction"], split["seed"]))
+        stars = stars.take(Split(split["fraction"], seed=split["seed"]).on(Side.HELD_OUT, stars.source_id))
         words += f", held out from the classifiers too ({split['fraction']:.0%} by source_id)"
     return judged(stars, len(run.labels)), words
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xpbayes.identity import Side, Split
 from xpbayes.analysis.figures import drawing as figures
 from xpbayes.analysis.figures.binned import ColumnDensity, column_density, suitable_edges
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, NumberTable, Product, Rows, Series, Task
 from xpbayes.analysis.validation import robust_scatter
-from xpbayes.training.selection import held_out_by_source_id
 from xpbayes.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class MatchGatherer:
 
     Args:
         labels: names of the catalogue's labels.
-        held_out: (fraction, seed) of the model's split, to keep its held-out side; None keeps all.
+        split: of the model, to keep its held-out side; None keeps all.
         floor: (label,) added to label errors in quadrature [kK, dex].
         teff_max: stars with a hotter label were not in training and are left out [kK].
     """
@@ -90,16 +90,16 @@ class MatchGatherer:
     def __init__(
         self,
         labels: tuple[str, ...],
-        held_out: tuple[float, int] | None,
+        split: Split | None,
         floor: Sequence[float] = (),
         teff_max: float = np.inf,
     ) -> None:
         self.names = (*labels, "extinction", "parallax")
-        self.held_out, self.floor, self.teff_max = held_out, np.zeros(len(labels)), teff_max
+        self.split, self.floor, self.teff_max = split, np.zeros(len(labels)), teff_max
         self.floor[: len(floor)] = floor[: len(labels)]
         self.sources = [*labels, *MEASURED.values()]
         self.joins: Sequence[str] = tuple(f"{n}{e}" for n in self.sources for e in ("", "_error"))
-        self.n_hot = self.n_training = 0
+        self.n_hot = self.n_seen = 0
         self.parts: list[Matched] = []
 
     def add(self, rows: Rows) -> None:
@@ -116,9 +116,9 @@ class MatchGatherer:
             hot = use & (value[:, self.names.index("teff")] >= self.teff_max)
             self.n_hot += int(hot.sum())
             use &= ~hot
-        if self.held_out is not None:
-            held = held_out_by_source_id(rows["gdr3_source_id"], *self.held_out)
-            self.n_training += int((use & ~held).sum())
+        if self.split is not None:
+            held = self.split.on(Side.HELD_OUT, rows["gdr3_source_id"])
+            self.n_seen += int((use & ~held).sum())
             use &= held
         self.parts.append(matched_rows(self.names, rows, use, value, value_error))
 
@@ -262,15 +262,14 @@ def labelled(run: Run) -> MatchGatherer:
     """The stars that validation looks at, gathered once for all figures that need them."""
 
     def make() -> MatchGatherer:
-        held_out: tuple[float, int] | None = None
+        split: Split | None = None
         floor: tuple[float, ...] = ()
         teff_max = np.inf
         if run.model is not None:
-            split = run.model.card["split"]
-            held_out = (split["fraction"], split["seed"])
+            split = Split.of(run.model.card)
             settings = TrainingConfig.model_validate(run.model.card["settings"])
             floor, teff_max = settings.floor_for(len(run.labels)), settings.teff_max
-        return MatchGatherer(run.labels, held_out, floor, teff_max)
+        return MatchGatherer(run.labels, split, floor, teff_max)
 
     return run.once("labelled", make)
 
@@ -278,8 +277,8 @@ def labelled(run: Run) -> MatchGatherer:
 def validation_cuts(gatherer: MatchGatherer) -> str:
     """What was left out, in words."""
     side = (
-        f"held out from training by source_id ({gatherer.n_training:,} stars of the training side are left out)"
-        if gatherer.held_out is not None
+        f"held out from training by source_id ({gatherer.n_seen:,} stars that were not are left out)"
+        if gatherer.split is not None
         else "whatever side of the model's split they are on (no model was named)"
     )
     hot = (

@@ -8,6 +8,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from xpbayes.archive.companion_table import SortedRuns, read_companion
-from xpbayes.archive.hashing import uniform_from_id
 from xpbayes.archive.tables import SOURCE_ID, Field, Table
 from xpbayes.errors import InputError
+from xpbayes.identity import Stream, uniform_from_id
 
 MapQuery = Callable[[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
 """(star,) ra [deg], dec [deg], distance [pc] -> (star, sample) samples of E from the map's posterior, NaN outside."""
@@ -80,11 +81,11 @@ def monte_carlo_reddening(
         return mean, error
     draws = np.empty((n_draws, n))
     for i in range(n_draws):
-        stream = 2 * (seed * n_draws + i)
-        draw = parallax[usable] + parallax_error[usable] * ndtri(uniform_from_id(source_id[usable], stream))
+        at_random = partial(uniform_from_id, source_id[usable], seed=seed * n_draws + i)
+        draw = parallax[usable] + parallax_error[usable] * ndtri(at_random(Stream.REDDENING_PARALLAX))
         distance = np.where(draw > 1e3 / FAR_PC, 1e3 / np.where(draw > 0, draw, 1.0), FAR_PC)
         samples = np.asarray(query(ra[usable], dec[usable], distance), np.float64)
-        which = (uniform_from_id(source_id[usable], stream + 1) * samples.shape[1]).astype(np.int64)
+        which = (at_random(Stream.REDDENING_MAP) * samples.shape[1]).astype(np.int64)
         draws[i] = samples[np.arange(n), which]  # one draw outside the map leaves the star without an estimate
     mean[usable], error[usable] = draws.mean(axis=0), draws.std(axis=0, ddof=1)
     return mean, error

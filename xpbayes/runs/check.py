@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from xpbayes.analysis.pages.calibration_page import CalibrationCheck, write_check
-from xpbayes.archive.hashing import uniform_from_id
 from xpbayes.checks.prior_predictive import Window, simulate, with_realistic_noise
 from xpbayes.checks.sbc import chi2_shares, draw_shares, gaussian_shares, importance_shares
 from xpbayes.config import InferenceConfig, SamplingConfig
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.data.stars import signal_to_noise
 from xpbayes.errors import InputError
+from xpbayes.identity import Stream, seeds_from_id
 from xpbayes.inference.errors import to_sampled
 from xpbayes.inference.fit import fit_stars
 from xpbayes.inference.model_error import refold_model_error
@@ -93,7 +93,7 @@ def check(
     simulated = simulate(trained.forward, trained.prior, templates, n_xp, n_stars, seed, SIMULATED_PARALLAX_ERROR)
     n = len(simulated.stars)
     say(f"simulated {n} stars with the noise of {len(usable)} real ones ({time.perf_counter() - begun:.1f} s)")
-    seeds = (uniform_from_id(np.arange(n), seed + 31) * 2.0**32).astype(np.uint32)
+    seeds = seeds_from_id(np.arange(n), Stream.SIMULATED_DRAWS, seed)
     host = jax.tree.map(np.asarray, simulated.stars)
     inferred = fit_stars(trained.forward, trained.prior, None, host, inference, seeds=seeds)
     say(f"inferred them ({time.perf_counter() - begun:.1f} s), {int(inferred.converged.sum())} converged")

@@ -43,7 +43,7 @@ def compare(
         source_ids: which stars; or
         n_random: how many at random.
         inference, sampling: settings; the defaults if None.
-        only: 'all', or 'held-out' / 'training' for that side of the model's own split.
+        only: 'all', or 'training', 'kept-aside' or 'held-out', a side of the model's own split.
         seed: of the random choice of stars.
         say: receives progress, one line at a time.
 

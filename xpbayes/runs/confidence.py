@@ -7,6 +7,7 @@ from pathlib import Path
 
 from xpbayes.analysis.pages.confidence import ConfidenceCheck, held_out_fits, judge, write_check
 from xpbayes.data.spectra import Spectra
+from xpbayes.identity import Side, Split
 from xpbayes.models.reliability import feature_names
 from xpbayes.production.model_file import CARD, TrainedModel, load_model, save_model
 from xpbayes.production.table import read_catalogue
@@ -20,7 +21,6 @@ from xpbayes.runs.inputs import (
     versions,
 )
 from xpbayes.training.reliability import ConfidenceConfig, confidences, train_confidence
-from xpbayes.training.selection import held_out_by_source_id
 
 
 def confidence(
@@ -62,7 +62,7 @@ def confidence(
     trained.channels.require_same(table.channels, "the model", str(source["path"]))
     fits = held_out_fits(trained, rows, about, table, str(catalogue))
     split = {"by": "source_id hash", "fraction": config.validation_fraction, "seed": trained.card["split"]["seed"] + 1}
-    validation = held_out_by_source_id(fits.comparison.source_id, split["fraction"], split["seed"])
+    validation = Split(split["fraction"], seed=split["seed"]).on(Side.HELD_OUT, fits.comparison.source_id)
     say(f"{len(validation)} held-out stars with labels pass the basic cut, {fits.n_failed_basic_cut} do not")
     names = feature_names(trained.labels, trained.channels.names)
     learned = train_confidence(fits.features, fits.chi2_eps, validation, fits.targets, names, config, say)

@@ -14,15 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 
-from xpbayes.archive.hashing import uniform_from_id
 from xpbayes.config import InferenceConfig
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.errors import InputError
+from xpbayes.identity import Stream, seeds_from_id
 from xpbayes.inference.fit import fit_stars
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.production.table import catalogue_rows, describe, to_arrow, write_catalogue
 from xpbayes.runs.inputs import (
-    DRAW_STREAM,
     PathLike,
     Say,
     check_writable,
@@ -58,7 +57,7 @@ def infer(
             and solved part by part; or several of these.
         out: Parquet file for the catalogue; nothing is written if None.
         config: settings; the defaults if None.
-        only: 'all', or 'held-out' / 'training' for that side of the model's own split.
+        only: 'all', or 'training', 'kept-aside' or 'held-out', a side of the model's own split.
         say: receives progress, one line at a time.
         factor: of what training leaves unknown of the model, for `model_uncertainty`; read from the model's folder if None.
 
@@ -127,7 +126,7 @@ def solve_stars(
         say(f"inferred {done} of {total} stars ({rate:.0f} stars/s)")
 
     parts, batch = (trained.forward, trained.prior, trained.model_error), usable.stars(trained.labels)
-    seeds = (uniform_from_id(usable.source_id, DRAW_STREAM) * 2.0**32).astype(np.uint32)
+    seeds = seeds_from_id(usable.source_id, Stream.DRAWS)
     inferred = fit_stars(*parts, batch, config, progress, seeds)
     by_chains = np.zeros(len(usable), bool)
     if config.refine:

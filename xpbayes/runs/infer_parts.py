@@ -67,7 +67,7 @@ def infer_parts(
         inputs: star tables, folders of them, survey.toml files; one or several.
         out: folder for the catalogue: parts, ``manifest.json``, ``quarantine.csv``.
         config: settings; the defaults if None.
-        only: 'all', or 'held-out' / 'training' for that side of the model's own split.
+        only: 'all', or 'training', 'kept-aside' or 'held-out', a side of the model's own split.
         resume: go on with what `out` holds; else it must be empty.
         engine: 'local', processes of this machine, or 'dask'.
         processes: how many; one a device or core, as far as memory goes, if None.

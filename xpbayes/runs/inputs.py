@@ -11,18 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from xpbayes.archive.hashing import uniform_from_id
 from xpbayes.checksum import file_checksum
 from xpbayes.data.spectra import Spectra, join_star_tables, read_star_tables
 from xpbayes.errors import InputError, nearest
+from xpbayes.identity import Side, Split, Stream, uniform_from_id
 from xpbayes.production.model_file import TrainedModel, load_model
-from xpbayes.training.selection import held_out_by_source_id
 
 Say = Callable[[str], None]
 PathLike = str | Path
-DRAW_STREAM = 17
-"""Of the hash that gives every source_id its own random numbers: draws do not depend on who shares a batch."""
-SELECTIONS = ("all", "held-out", "training")
+SELECTIONS = ("all", *Side)
 
 
 def quiet(line: str) -> None:
@@ -125,14 +122,10 @@ def check_selection(only: str) -> None:
 def choose_stars(model: TrainedModel, table: Spectra, only: str) -> Spectra:
     """Select one side of the split that the model was trained with.
 
-    'training' is that side of the source_id split, whether or not a star passed the training cuts.
+    A side is one of the source_id split, whether or not a star passed the training cuts.
     """
     check_selection(only)
-    if only == "all":
-        return table
-    split = model.card["split"]
-    held_out = held_out_by_source_id(table.source_id, split["fraction"], split["seed"])
-    return table.take(held_out if only == "held-out" else ~held_out)
+    return table if only == "all" else table.take(Split.of(model.card).on(only, table.source_id))
 
 
 def choose_random(table: Spectra, n: int, seed: int) -> Spectra:
@@ -143,7 +136,7 @@ def choose_random(table: Spectra, n: int, seed: int) -> Spectra:
     """
     if n > len(table):
         raise InputError(f"{n} stars were asked for, {len(table)} can be used; ask for fewer")
-    rank = np.argsort(uniform_from_id(table.source_id, 1000 + seed), kind="stable")[:n]
+    rank = np.argsort(uniform_from_id(table.source_id, Stream.CHOICE, seed), kind="stable")[:n]
     return table.take(np.sort(rank))
 
 

@@ -13,11 +13,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from xpbayes.analysis.posterior_file import posterior_groups, write_posterior
-from xpbayes.archive.hashing import uniform_from_id
 from xpbayes.config import InferenceConfig, SamplingConfig
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.data.stars import Stars
 from xpbayes.errors import InputError
+from xpbayes.identity import Stream, seeds_from_id
 from xpbayes.inference.errors import to_sampled
 from xpbayes.inference.fit import Posteriors, fit_stars
 from xpbayes.inference.model_error import refold_model_error
@@ -25,7 +25,6 @@ from xpbayes.inference.sampling.nuts import Diagnostics, Draws, Schedule, sample
 from xpbayes.inference.search.starts import make_grid
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.runs.inputs import (
-    DRAW_STREAM,
     PathLike,
     Say,
     check_writable,
@@ -64,7 +63,7 @@ def sample(
         source_ids: which stars; or
         n_random: how many at random.
         inference, sampling: settings; the defaults if None.
-        only: 'all', or 'held-out' / 'training' for that side of the model's own split.
+        only: 'all', or 'training', 'kept-aside' or 'held-out', a side of the model's own split.
         channels: also likelihood and predictions for every channel; None: up to 64 stars.
         seed: of the random choice of stars. A star's draws depend on its source_id alone.
         say: receives progress, one line at a time.
@@ -182,7 +181,7 @@ def draw_posteriors(
     """
     begun = time.perf_counter()
     batch = table.stars(model.labels)
-    seeds = (uniform_from_id(table.source_id, DRAW_STREAM) * 2.0**32).astype(np.uint32)
+    seeds = seeds_from_id(table.source_id, Stream.DRAWS)
     inferred = fit_stars(model.forward, model.prior, model.model_error, batch, inference, seeds=seeds)
     solved = time.perf_counter()
     say(f"solved {len(table)} stars, {int(inferred.converged.sum())} converged")

@@ -10,6 +10,7 @@ from xpbayes.analysis.figures.model_uncertainty import ModelUncertainty
 from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.data.spectra import Spectra
 from xpbayes.errors import InputError
+from xpbayes.identity import Side
 from xpbayes.inference.errors import to_sampled
 from xpbayes.inference.fit import fit_stars
 from xpbayes.inference.model_error import fold_in_model_error, refold_model_error
@@ -67,7 +68,7 @@ def uncertainty(
     config = TrainingConfig.model_validate(trained.card["settings"])
     require_labels(table.columns, trained.labels, where)
     chosen = choose_stars(
-        trained, training_cuts(table, trained.labels, config.teff_max, config.min_channels), "training"
+        trained, training_cuts(table, trained.labels, config.teff_max, config.min_channels), Side.TRAINING
     )
     if not len(chosen):
         raise InputError(f"{where}: none of its stars is on the training side of the model's split; name its own stars")

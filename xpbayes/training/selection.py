@@ -1,13 +1,11 @@
-"""Which stars train a model, and which are held out: every cut counted, every split reproducible."""
+"""Which stars can train a model: every cut counted."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from xpbayes.archive.hashing import uniform_from_id
 from xpbayes.data.spectra import OK, Cut, Spectra
 
 
@@ -34,17 +32,3 @@ def training_cuts(table: Spectra, labels: Sequence[str], teff_max: float, min_ch
     if min_channels is None:
         return table.take(table.channel_present().all(axis=1), "a channel is missing (training needs all)")
     return table.take(table.channel_present().sum(axis=1) >= min_channels, f"fewer than {min_channels} channels")
-
-
-def held_out_by_source_id(source_id: NDArray[np.int64], fraction: float, seed: int = 0) -> NDArray[np.bool_]:
-    """Choose a reproducible held-out subset: the same star is always on the same side, whatever else is in the table.
-
-    Args:
-        source_id: (star,) int64.
-        fraction: expected share held out.
-        seed: another seed is another split.
-
-    Returns:
-        (star,) True where held out.
-    """
-    return uniform_from_id(source_id, seed) < fraction

@@ -23,11 +23,10 @@ from xpbayes.data.spectra import (
 )
 from xpbayes.data.stars import Stars
 from xpbayes.errors import InputError
-from xpbayes.training.selection import held_out_by_source_id, training_cuts
+from xpbayes.identity import Side, Split
+from xpbayes.training.selection import training_cuts
 
 STARS_AT_ONCE = 4096
-CALIBRATION_STREAM = 1000
-"""Stars kept aside for calibration are another draw than those held out for validation."""
 MIN_TRAINING_STARS = 200
 """Fewer stars cannot pin down a network and a 16-component prior."""
 
@@ -162,13 +161,10 @@ def _in_sequence(cuts: Sequence[Cut]) -> tuple[Cut, ...]:
 
 
 def _split(kept: Spectra, config: TrainingConfig, where: str) -> _Sides:
-    held = held_out_by_source_id(kept.source_id, config.validation_fraction, config.split_seed)
+    split = Split(config.validation_fraction, config.calibration_fraction, config.split_seed)
+    held, aside = (split.on(side, kept.source_id) for side in (Side.HELD_OUT, Side.KEPT_ASIDE))
     training = kept.take(~held, "held out for validation, by source_id")
-    aside = held_out_by_source_id(
-        training.source_id, config.calibration_fraction, CALIBRATION_STREAM + config.split_seed
-    )
-    training_rows = np.flatnonzero(~held)
-    training = training.take(~aside, "kept aside for calibration, by source_id")
+    training = training.take(~aside[~held], "kept aside for calibration, by source_id")
     if len(training) < MIN_TRAINING_STARS:
         raise InputError(
             f"{where}: {len(training)} training stars are left after the cuts, at least {MIN_TRAINING_STARS} are "
@@ -176,7 +172,7 @@ def _split(kept: Spectra, config: TrainingConfig, where: str) -> _Sides:
         )
     return _Sides(
         training,
-        aside=_evenly(training_rows[aside], config.calibration_stars),
+        aside=_evenly(np.flatnonzero(aside), config.calibration_stars),
         held_out=_evenly(np.flatnonzero(held), config.held_out_stars),
         n_held_out=int(held.sum()),
     )

@@ -149,8 +149,8 @@ def test_stars_that_the_model_was_trained_on_are_refused(model_folder, trained, 
     part = sample.take(np.arange(100))
     infer(model_folder, part, out=tmp_path / "c.parquet", config=QUICK)
     labelled = part.take(np.isfinite(np.hstack(part.labels(trained.labels))).all(axis=1))
-    n = len(choose_stars(trained, labelled, "training"))
-    with pytest.raises(InputError, match=rf"{n} of {len(labelled)} stars with labels are on the training side"):
+    n = len(labelled) - len(choose_stars(trained, labelled, "held-out"))
+    with pytest.raises(InputError, match=rf"{n} of {len(labelled)} stars with labels were not held out"):
         confidence(model_folder, tmp_path / "c.parquet", part)
 
 

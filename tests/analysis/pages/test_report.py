@@ -11,6 +11,7 @@ import xarray as xr
 from numpy.testing import assert_allclose
 
 from tests.command_line import refused
+from xpbayes.identity import Side
 from xpbayes.analysis.pages import report as report_module
 from xpbayes.analysis.pages.gallery import ANALYSES, choose
 from xpbayes.analysis.posterior_file import parameter_names, write_posterior
@@ -242,14 +243,14 @@ class TestRequestedStars:
 
     def test_remarks_say_flags_in_words(self, star, table):
         row = table[0].slice(0, 1).to_pylist()[0]
-        said = " ".join(remarks({**row, "k_hat": 0.9, "n_modes": 2, "runner_up_delta": 1.5}, star.fit, held_out=True))
+        said = " ".join(remarks({**row, "k_hat": 0.9, "n_modes": 2, "runner_up_delta": 1.5}, star.fit, Side.HELD_OUT))
         assert (
             "cannot be trusted: k_hat is 0.90" in said and "the second is higher by 1.5" in said and "held out" in said
         )
-        flagged = remarks({**row, "converged": False}, replace(star.fit, flags=8), held_out=False)
+        flagged = remarks({**row, "converged": False}, replace(star.fit, flags=8), Side.KEPT_ASIDE)
         assert flagged[0].startswith("Flagged: chi2_opt / 61 exceeds 2") and "did not converge" in flagged[1]
         lost = replace(star.fit, status="no flux")
-        assert remarks(row, lost, held_out=False) == ["There is no solution: no flux."]
+        assert remarks(row, lost, Side.TRAINING) == ["There is no solution: no flux."]
 
     def test_the_page_has_a_section_of_each(self, page, table, trained):
         wanted = typical_stars(table[0], trained)

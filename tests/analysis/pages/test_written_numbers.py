@@ -9,7 +9,7 @@ import pytest
 from astropy.table import Table
 from numpy.testing import assert_allclose, assert_array_equal
 
-from xpbayes.training.selection import held_out_by_source_id
+from xpbayes.identity import Side, Split
 from xpbayes.data.spectra import read_star_table
 
 TRIANGLE = np.triu_indices(5)
@@ -71,8 +71,8 @@ def test_correlations(run, numbers):
 @pytest.mark.parametrize("normalised", [False, True], ids=["residuals", "pulls"])
 def test_residuals(run, numbers, trained, normalised):
     name = "pulls" if normalised else "residuals"
-    split, settings = trained.card["split"], trained.card["settings"]
-    use = held_out_by_source_id(run["source_id"], split["fraction"], split["seed"]) & (run["flags"] < 8)
+    settings = trained.card["settings"]
+    use = Split.of(trained.card).on(Side.HELD_OUT, run["source_id"]) & (run["flags"] < 8)
     use &= ~(run["teff"] >= settings["teff_max"])
     summary = {row["parameter"]: row for row in numbers(f"{name}_summary")}
     lines = numbers(name)
@@ -185,8 +185,7 @@ def test_flux_residuals(run, numbers, analysed, trained):
     from xpbayes.models.forward import predict_flux
 
     stars = read_star_table(analysed / "stars.parquet")
-    split = trained.card["split"]
-    use = held_out_by_source_id(run["source_id"], split["fraction"], split["seed"]) & (run["flags"] < 8)
+    use = Split.of(trained.card).on(Side.HELD_OUT, run["source_id"]) & (run["flags"] < 8)
     use &= np.isfinite(run["teff"] + run["feh"] + run["logg"])
     rows, channel = np.flatnonzero(use), list(trained.channels.names).index("xp592")
     at = np.column_stack([run["estimate"][rows, :3], np.log(run["estimate"][rows, 3:])])

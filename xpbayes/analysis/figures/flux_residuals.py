@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from xpbayes.identity import Side, Split
 from xpbayes.analysis.figures import drawing as figures
 from xpbayes.analysis.figures.binned import ColumnDensity, column_density, suitable_edges
 from xpbayes.analysis.residual_columns import BASIC, MIN_STARS
 from xpbayes.analysis.run_inputs import STARS_AT_ONCE, Lookup, Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Series, Task
-from xpbayes.training.selection import held_out_by_source_id
 from xpbayes.data.spectra import Spectra
 from xpbayes.channels import Channels
 from xpbayes.production.model_file import TrainedModel
@@ -258,9 +258,8 @@ def _start(run: Run) -> Task:
 
 def _product(run: Run, sample: FluxSample) -> Product:
     assert run.model is not None
-    split = run.model.card["split"]
     labelled = np.isfinite(np.stack([sample.joined[n] for n in run.labels])).all(axis=0)
-    held = held_out_by_source_id(sample.source_id, split["fraction"], split["seed"])
+    held = Split.of(run.model.card).on(Side.HELD_OUT, sample.source_id)
     member = labelled & held & (sample.flags < BASIC)
     numbers = flux_columns(sample, member, run.labels)
     if not numbers.densities:

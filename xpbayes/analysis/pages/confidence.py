@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from xpbayes.identity import Side, Split
 from xpbayes.analysis.figures import drawing as figures
 from xpbayes.analysis.validation import Comparison, compare, robust_scatter, running_percentiles
-from xpbayes.training.selection import held_out_by_source_id
 from xpbayes.data.spectra import Spectra
 from xpbayes.production.reliability import MIN_CONFIDENCE, table_features
 from xpbayes.production.table import list_column
@@ -82,11 +82,10 @@ def held_out_fits(
     floor = model.card["settings"]["label_error_floor"]
     n = len(model.labels)
     comparison = compare(catalogue, stars, model.labels, (*floor[:n], *((floor[-1],) * (n - len(floor)))), "mode")
-    split = model.card["split"]
-    seen = ~held_out_by_source_id(comparison.source_id, split["fraction"], split["seed"])
+    seen = ~Split.of(model.card).on(Side.HELD_OUT, comparison.source_id)
     if seen.any():
         raise InputError(
-            f"{where}: {seen.sum()} of {len(seen)} stars with labels are on the training side of the model's split "
+            f"{where}: {seen.sum()} of {len(seen)} stars with labels were not held out from training the model "
             f"(first: source_id {comparison.source_id[seen][0]}); infer held-out stars alone, with --only held-out"
         )
     row = np.flatnonzero(np.isin(catalogue["gdr3_source_id"].to_numpy(), comparison.source_id))

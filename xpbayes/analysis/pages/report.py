@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from xpbayes.identity import Side, Split
 from xpbayes.analysis.figures import drawing as figures
 from xpbayes.analysis.figures.extinction_curve import compare_with_published
 from xpbayes.analysis.pages.gallery import ANALYSES, Outcome, make_figures
@@ -35,7 +36,7 @@ from xpbayes.analysis.run_inputs import Run, StarFiles
 from xpbayes.analysis.figures.spectra import EXAMPLE_KINDS, choose_examples, spectrum_fit
 from xpbayes.analysis.pages.star_page import star_figure
 from xpbayes.analysis.validation import Accuracy, accuracy, compare, has_posteriors
-from xpbayes.training.selection import held_out_by_source_id, training_cuts
+from xpbayes.training.selection import training_cuts
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.production.reader import open_catalogue
 from xpbayes.production.table import list_column, read_catalogue, text_column
@@ -113,9 +114,8 @@ class StarSection:
 
 def training_labels(model: TrainedModel, stars: Spectra) -> NDArray[np.float64]:
     """(star, label) labels of the stars that the model was trained on, as far as the table holds them."""
-    split, limit = model.card["split"], model.card["settings"]["teff_max"]
-    kept = training_cuts(stars, model.labels, limit)
-    return kept.take(~held_out_by_source_id(kept.source_id, split["fraction"], split["seed"])).labels(model.labels)[0]
+    kept = training_cuts(stars, model.labels, model.card["settings"]["teff_max"])
+    return kept.take(Split.of(model.card).on(Side.TRAINING, kept.source_id)).labels(model.labels)[0]
 
 
 def accuracy_table(rows: Sequence[Accuracy], caption: str) -> Table:
@@ -281,10 +281,12 @@ def _add_accuracy(
     except InputError:  # a catalogue of unlabelled stars: the page says so
         group.text.append("Not compared with labels because no inferred star has labels in the star table.")
         return
-    side = {
-        "held-out": "None of them took part in training: they were held out by source_id.",
-        "training": "They are on the training side of the split: these figures are not a test.",
-    }.get(
+    sides: dict[str, str] = {
+        Side.HELD_OUT: "None of them took part in training: they were held out by source_id.",
+        Side.KEPT_ASIDE: "Posteriors were calibrated on them: these figures are not a test.",
+        Side.TRAINING: "They are on the training side of the split: these figures are not a test.",
+    }
+    side = sides.get(
         str(metadata.get("selection")),
         "Stars of the training set may be among them: infer with --only held-out for a test.",
     )

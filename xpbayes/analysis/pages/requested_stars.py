@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from xpbayes.identity import Side, Split
 from xpbayes.analysis.figures import drawing as figures
 from xpbayes.analysis.pages.page import Table
 from xpbayes.analysis.figures.spectra import spectrum_fit
@@ -26,7 +27,6 @@ from xpbayes.analysis.pages.star_page import (
     shown,
     star_fits,
 )
-from xpbayes.training.selection import held_out_by_source_id
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.production.table import CHAINS, WIDENED, list_column, text_column
 from xpbayes.errors import InputError
@@ -226,12 +226,8 @@ def requested_stars(
     scale = np.asarray(model.forward.label_scale, np.float64)
     label, label_error = (values.astype(np.float64) for values in part.labels(model.labels))
     answers = _answers(picked, n)
-    split = model.card.get("split", {})
-    held = (
-        held_out_by_source_id(np.array(wanted), split["fraction"], split["seed"])
-        if split.get("fraction")
-        else np.zeros(len(wanted), bool)
-    )
+    split = Split.of(model.card) if model.card.get("split") else Split(0.0)
+    on = {side: split.on(side, np.array(wanted)) for side in Side}
     found = []
     for i, fit in enumerate(fits):
         row = {name: picked[name][i].as_py() for name in picked.column_names}
@@ -250,7 +246,7 @@ def requested_stars(
                 label_error=label_error[i],
                 neighbours=near,
                 training=training,
-                remarks=tuple(remarks(row, fit, held_out=bool(held[i]))),
+                remarks=tuple(remarks(row, fit, next(side for side in Side if on[side][i]))),
             )
         )
     return found
@@ -296,13 +292,20 @@ def _with_runner_up(fit: StarFit, row: dict[str, Any], model: TrainedModel, star
     return replace(fit, others=((float(delta), spectrum_fit(model, stars, i, np.array(second, float)).predicted),))
 
 
-def remarks(row: dict[str, Any], fit: StarFit, *, held_out: bool) -> list[str]:
+SIDES = {
+    Side.TRAINING: "It is on the training side of the split.",
+    Side.KEPT_ASIDE: "It was kept aside by source_id: training has not seen it, but posteriors were calibrated on it.",
+    Side.HELD_OUT: "It was held out by source_id: training has not seen it.",
+}
+
+
+def remarks(row: dict[str, Any], fit: StarFit, side: Side) -> list[str]:
     """Say in sentences how far a star's row of the catalogue can be trusted.
 
     Args:
         row: the catalogue's columns by name.
         fit: the same star.
-        held_out: it is on the held-out side of the model's split.
+        side: it is on that side of the model's split.
     """
     if fit.status != OK:
         return [f"There is no solution: {fit.status}."]
@@ -322,17 +325,12 @@ def remarks(row: dict[str, Any], fit: StarFit, *, held_out: bool) -> list[str]:
         trust = "cannot be trusted" if k_hat > MAX_K_HAT else "can be trusted"
         out.append(f"The importance draws {trust}: k_hat is {k_hat:.2f}, the limit {MAX_K_HAT}.")
     if row["extrapolation"] is not None and np.isfinite(row["extrapolation"]):
-        side = "outside" if row["extrapolation"] > 1 else "inside"
-        out.append(f"Its labels lie {side} the training sample: extrapolation score {row['extrapolation']:.2f}.")
+        where = "outside" if row["extrapolation"] > 1 else "inside"
+        out.append(f"Its labels lie {where} the training sample: extrapolation score {row['extrapolation']:.2f}.")
     for name, value in fit.confidence.items():
         if np.isfinite(value):
             out.append(f"Confidence in {parameter_text(name)}: {value:.2f}.")
-    side = (
-        "It was held out by source_id: training has not seen it."
-        if held_out
-        else "It is on the training side of the split."
-    )
-    out.append(side)
+    out.append(SIDES[side])
     return out
 
 
