@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "train": "xpbayes.runs.train",
+    "train": "xpbayes.api.model",
     "infer": "xpbayes.runs.infer",
     "infer_parts": "xpbayes.runs.infer_parts",
     "verify": "xpbayes.runs.verify",
@@ -32,8 +32,14 @@ _WHERE = {
     "demo": "xpbayes.runs.demo",
     "fetch_apogee": "xpbayes.runs.fetch",
     "bundled_stars": "xpbayes.runs.fetch",
+    "load": "xpbayes.api.model",
+    "Model": "xpbayes.api.model",
+    "Fit": "xpbayes.api.fit",
+    "predict_fluxes": "xpbayes.runs.predict",
+    "prepare": "xpbayes.archive.prepare",
+    "simulate": "xpbayes.simulation.survey",
     "TrainedModel": "xpbayes.production.model_file",
-    "load_model": "xpbayes.production.model_file",
+    "load_model": "xpbayes.api.model",
     "save_model": "xpbayes.production.model_file",
     "Spectra": "xpbayes.data.spectra",
     "read_star_table": "xpbayes.data.spectra",
@@ -46,8 +52,10 @@ _WHERE = {
 }
 
 __all__ = [
+    "Fit",
     "InferenceConfig",
     "InputError",
+    "Model",
     "QualityFlag",
     "Spectra",
     "TrainedModel",
@@ -65,13 +73,17 @@ __all__ = [
     "fit",
     "infer",
     "infer_parts",
+    "load",
     "load_model",
     "predict_flux",
+    "predict_fluxes",
+    "prepare",
     "read_catalogue",
     "read_star_table",
     "report",
     "sample",
     "save_model",
+    "simulate",
     "train",
     "uncertainty",
     "verify",
@@ -79,10 +91,13 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from xpbayes.api.fit import Fit
+    from xpbayes.api.model import Model, load, load_model, train
+    from xpbayes.archive.prepare import prepare
     from xpbayes.config import InferenceConfig, TrainingConfig
     from xpbayes.data.spectra import Spectra, read_star_table, write_star_table
     from xpbayes.errors import InputError
-    from xpbayes.production.model_file import TrainedModel, load_model, save_model
+    from xpbayes.production.model_file import TrainedModel, save_model
     from xpbayes.production.table import read_catalogue
     from xpbayes.runs.analyse import analyse
     from xpbayes.runs.check import check
@@ -95,13 +110,13 @@ if TYPE_CHECKING:
     from xpbayes.runs.fit import fit
     from xpbayes.runs.infer import infer
     from xpbayes.runs.infer_parts import infer_parts
-    from xpbayes.runs.predict import predict_flux
+    from xpbayes.runs.predict import predict_flux, predict_fluxes
     from xpbayes.runs.report import report
     from xpbayes.runs.sample import sample
-    from xpbayes.runs.train import train
     from xpbayes.runs.uncertainty import uncertainty
     from xpbayes.runs.verify import verify
     from xpbayes.schema import QualityFlag
+    from xpbayes.simulation.survey import simulate
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ Writers, readers, documentation and exports all take their columns from here.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntFlag
 from typing import Any
 
@@ -342,6 +342,41 @@ def catalogue_columns(n_labels: int = 3, *, model_uncertainty: bool = False) -> 
         ),
         *(added if model_uncertainty else ()),
     )
+
+
+PARAMETER_UNITS = {"teff": "K", "extinction": "mag", "parallax": "mas"}
+"""Of flat columns; a label that is not named here is in dex."""
+PARAMETER_UCDS = {**LABEL_UCDS, "extinction": "phys.absorption", "parallax": "pos.parallax"}
+
+
+def flat_columns(labels: tuple[str, ...] = DEFAULT_LABELS) -> tuple[Column, ...]:
+    """List the columns of a flat table of stars: one number a column, the recommended value first.
+
+    Args:
+        labels: names of the model's labels, Teff first.
+    """
+    f64 = pa.float64()
+    columns = [
+        Column("source_id", pa.int64(), "", "meta.id;meta.main", "Gaia source identifier"),
+        Column("ra", f64, "deg", "pos.eq.ra;meta.main", "right ascension (ICRS)"),
+        Column("dec", f64, "deg", "pos.eq.dec;meta.main", "declination (ICRS)"),
+    ]
+    for name in (*labels, "extinction", "parallax"):
+        unit, ucd = PARAMETER_UNITS.get(name, "dex"), PARAMETER_UCDS.get(name, "")
+        of = "extinction scalar E" if name == "extinction" else name
+        columns += [
+            Column(name, f64, unit, ucd, f"{of}: posterior median, the mode where nothing was drawn"),
+            Column(f"{name}_err", f64, unit, f"stat.error;{ucd}", f"half of {name}_p84 - {name}_p16"),
+            Column(f"{name}_p16", f64, unit, f"{ucd};stat.value", f"16 % quantile of {name}"),
+            Column(f"{name}_p84", f64, unit, f"{ucd};stat.value", f"84 % quantile of {name}"),
+            Column(f"{name}_mode", f64, unit, f"{ucd};stat.max", f"{name} at the posterior mode, as ZGR23 give it"),
+        ]
+    kept = ("chi2_opt", "n_obs", "ln_prior", "quality_flags", "extrapolation", "k_hat", "n_modes", "method", "status")
+    known = {column.name: column for column in catalogue_columns(len(labels))}
+    for name in kept:
+        text = pa.types.is_dictionary(known[name].type)
+        columns.append(replace(known[name], type=pa.string()) if text else known[name])
+    return tuple(columns)
 
 
 def arrow_schema(columns: tuple[Column, ...], metadata: dict[str, str]) -> pa.Schema:

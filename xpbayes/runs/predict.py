@@ -1,24 +1,33 @@
-"""Predict the flux of one star."""
+"""Predict fluxes of stars whose parameters are given."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 
 from xpbayes.analysis.figures.prediction import Prediction
+from xpbayes.channels import FLUX_UNIT
 from xpbayes.errors import InputError, nearest
 from xpbayes.models.forward import ln_absolute_flux
 from xpbayes.models.model_error import relative_sigma
-from xpbayes.models.prior import ln_prior
+from xpbayes.models.prior import ln_priors
 from xpbayes.production.model_file import TrainedModel
-from xpbayes.runs.inputs import (
-    PathLike,
-    load_if_path,
-)
+from xpbayes.runs.inputs import PathLike, load_if_path
+from xpbayes.schema import PARAMETER_UNITS
+
+TEFF_RANGE = (1000.0, 100_000.0)
+"""[K] Whatever lies outside was not given in kelvin."""
 
 
-def predict_flux(
-    model: TrainedModel | PathLike, *, extinction: float = 0.0, parallax: float = 1.0, **labels: float
-) -> Prediction:
-    """Predict the flux of one star.
+def predict_fluxes(
+    model: TrainedModel | PathLike, *, extinction: Any = 0.0, parallax: Any = 1.0, **labels: Any
+) -> xr.Dataset:
+    """Predict fluxes (ZGR23 Eq. 8).
+
+    Arguments are numbers, arrays, which are broadcast together along `star`, or xarray's DataArrays, which are broadcast
+    by the names of their dimensions.
 
     Args:
         model: a trained model or its folder.
@@ -26,11 +35,13 @@ def predict_flux(
         parallax: [mas], positive.
         labels: the model's stellar labels by name; teff in K, the others in dex.
 
-    Raises:
-        InputError: a label is missing, unknown or out of any sensible range.
+    Returns:
+        `flux` [1e-18 W m^-2 nm^-1], with a dimension `channel`; `model_error`, the relative 1-sigma error of the model
+        itself; `ln_prior`, how common such stars were in training; `unlikely`, where that is below the model's threshold
+        and the prediction an extrapolation. Coordinates are the arguments, the channels' names and their `wavelength`.
 
-    Example:
-        >>> xpbayes.predict_flux("model", teff=5800, feh=0, logg=4.4, extinction=0.1)  # doctest: +SKIP
+    Raises:
+        InputError: a label is missing or unknown, shapes do not fit together, or a value is not possible.
     """
     trained = load_if_path(model)
     for name in labels:
@@ -39,22 +50,79 @@ def predict_flux(
     missing = [name for name in trained.labels if name not in labels]
     if missing:
         raise InputError(f"the label '{missing[0]}' is missing; the model needs {', '.join(trained.labels)}")
-    if not np.isfinite([extinction, parallax, *labels.values()]).all():
-        raise InputError("labels, extinction and parallax must be finite numbers")
-    if "teff" in labels and not 1000 <= labels["teff"] <= 100_000:
-        raise InputError(f"teff = {labels['teff']:g} is outside 1000 to 100000; it is in kelvin")
-    if extinction < 0 or parallax <= 0:
-        raise InputError("the extinction must not be negative and the parallax must be positive (mas)")
-    value = np.array([labels[n] / 1e3 if n == "teff" else labels[n] for n in trained.labels], np.float32)
-    intrinsic = np.asarray(ln_absolute_flux(trained.forward, jnp.asarray(value)), np.float64)
-    curve = np.exp(np.asarray(trained.forward.ln_curve, np.float64))
-    ln_p = float(ln_prior(trained.prior, jnp.asarray(value)))
+    given = {name: labels[name] for name in trained.labels} | {"extinction": extinction, "parallax": parallax}
+    arguments = {name: _named(name, value) for name, value in given.items()}
+    try:
+        spread = dict(zip(arguments, xr.broadcast(*arguments.values()), strict=True))
+    except ValueError as error:
+        raise InputError(f"labels, extinction and parallax cannot be broadcast together ({error})") from error
+    _check_values(spread)
+    shape, dims = spread["parallax"].shape, spread["parallax"].dims
+    theta = np.stack([_internal(name, spread[name]) for name in trained.labels], axis=-1).reshape(-1, len(labels))
+    intrinsic = np.asarray(jax.vmap(ln_absolute_flux, (None, 0))(trained.forward, jnp.asarray(theta)), np.float64)
+    dimming = spread["extinction"].values.reshape(-1, 1) * np.exp(np.asarray(trained.forward.ln_curve, np.float64))
+    flux = np.exp(intrinsic - dimming) * spread["parallax"].values.reshape(-1, 1) ** 2
+    ln_p = np.asarray(ln_priors(trained.prior, jnp.asarray(theta)), np.float64).reshape(shape)
     n = len(trained.channels)
-    return Prediction(
-        channels=trained.channels.names,
-        wavelength_nm=trained.channels.wavelengths,
-        flux=np.exp(intrinsic - extinction * curve) * parallax**2,
-        model_error=relative_sigma(trained.model_error) if trained.model_error is not None else np.zeros(n),
-        ln_prior=ln_p,
-        unlikely=ln_p < float(trained.prior.ln_threshold),
+    own = relative_sigma(trained.model_error) if trained.model_error is not None else np.zeros(n)
+    return xr.Dataset(
+        {
+            "flux": ((*dims, "channel"), flux.reshape(*shape, n), {"units": FLUX_UNIT, "long_name": "predicted flux"}),
+            "model_error": ("channel", own, {"long_name": "relative 1-sigma error of the model itself"}),
+            "ln_prior": (dims, ln_p, {"long_name": "ln prior density of the labels"}),
+            "unlikely": (dims, ln_p < float(trained.prior.ln_threshold), {"long_name": "an extrapolation"}),
+        },
+        {
+            **{name: array.assign_attrs(units=PARAMETER_UNITS.get(name, "dex")) for name, array in arguments.items()},
+            "channel": list(trained.channels.names),
+            "wavelength": ("channel", trained.channels.wavelengths, {"units": "nm"}),
+        },
     )
+
+
+def predict_flux(
+    model: TrainedModel | PathLike, *, extinction: float = 0.0, parallax: float = 1.0, **labels: float
+) -> Prediction:
+    """Predict the flux of one star; see `predict_fluxes`.
+
+    Example:
+        >>> xpbayes.predict_flux("model", teff=5800, feh=0, logg=4.4, extinction=0.1)  # doctest: +SKIP
+    """
+    found = predict_fluxes(model, extinction=extinction, parallax=parallax, **labels)
+    return Prediction(
+        channels=tuple(found.channel.values.tolist()),
+        wavelength_nm=found.wavelength.values,
+        flux=found.flux.values,
+        model_error=found.model_error.values,
+        ln_prior=float(found.ln_prior),
+        unlikely=bool(found.unlikely),
+    )
+
+
+def _named(name: str, value: Any) -> xr.DataArray:
+    """An argument as a DataArray: plain arrays run along `star`."""
+    if isinstance(value, xr.DataArray):
+        return value.astype(np.float64)
+    array = np.asarray(value, np.float64)
+    if array.ndim > 1:
+        raise InputError(f"{name} has {array.ndim} dimensions; give numbers, one-dimensional arrays, or DataArrays")
+    return xr.DataArray(array, dims=("star",) * array.ndim)
+
+
+def _check_values(arguments: dict[str, xr.DataArray]) -> None:
+    """InputError for what no star can have."""
+    if not all(np.isfinite(value).all() for value in arguments.values()):
+        raise InputError("labels, extinction and parallax must be finite numbers")
+    teff = arguments.get("teff")
+    if teff is not None:
+        outside = teff.values[(teff.values < TEFF_RANGE[0]) | (teff.values > TEFF_RANGE[1])]
+        if outside.size:
+            low, high = TEFF_RANGE
+            raise InputError(f"teff = {outside.flat[0]:g} is outside {low:.0f} to {high:.0f}; it is in kelvin")
+    if (arguments["extinction"] < 0).any() or (arguments["parallax"] <= 0).any():
+        raise InputError("the extinction must not be negative and the parallax must be positive (mas)")
+
+
+def _internal(name: str, value: xr.DataArray) -> np.ndarray:
+    """Values in the model's own unit: kK."""
+    return (value.values / 1e3 if name == "teff" else value.values).astype(np.float32)

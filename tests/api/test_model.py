@@ -1,0 +1,91 @@
+"""The verbs of a model in memory, each against the run or the density that it stands for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray as xr
+from numpy.testing import assert_allclose
+from numpyro.infer.util import log_density
+
+import xpbayes
+from xpbayes.api.model import Model
+from xpbayes.errors import InputError
+from xpbayes.models.posterior import star_sites
+
+AT = jnp.array([4.8, -0.1, 2.5, -2.0, 0.0])
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    return Model(**vars(trained))
+
+
+def test_what_is_saved_is_loaded(model, tmp_path):
+    again = xpbayes.load(model.save(tmp_path / "model"))
+    assert isinstance(again, Model) and again.labels == model.labels
+    assert repr(again).startswith("<xpbayes model of teff, feh, logg: 64 channels (61 XP samples, J, H, Ks)")
+
+
+def test_log_posterior_is_numpyros_up_to_a_constant(model, sample):
+    one = sample.take(np.arange(1))
+    ln_posterior = jax.jit(model.log_posterior(one))
+    of_sites = model.numpyro(one)
+
+    def by_numpyro(theta_log):
+        return log_density(of_sites, (), {}, star_sites(theta_log[None]))[0]
+
+    other = AT + jnp.array([0.1, 0.05, -0.2, 0.3, 0.1])
+    assert_allclose(ln_posterior(AT) - ln_posterior(other), by_numpyro(AT) - by_numpyro(other), rtol=1e-4)
+    slope = jax.grad(ln_posterior)(AT)
+    assert_allclose(slope, jax.grad(by_numpyro)(AT), rtol=1e-3, atol=1e-2)
+
+
+def test_log_posterior_is_of_one_star(model, sample):
+    with pytest.raises(InputError, match="2 were given"):
+        model.log_posterior(sample.take(np.arange(2)))
+
+
+def test_predictions_follow_the_inverse_square_law_and_the_curve(model):
+    near = model.predict(teff=[5000.0, 6000.0], feh=0.0, logg=4.4, parallax=2.0)
+    far = model.predict(teff=[5000.0, 6000.0], feh=0.0, logg=4.4, parallax=1.0)
+    assert near.flux.dims == ("star", "channel") and near.flux.shape == (2, 64)
+    assert_allclose(near.flux, 4.0 * far.flux)
+    dusty = model.predict(teff=[5000.0, 6000.0], feh=0.0, logg=4.4, parallax=1.0, extinction=0.5)
+    curve = np.exp(np.asarray(model.forward.ln_curve, np.float64))
+    assert_allclose(np.log(far.flux / dusty.flux), np.broadcast_to(0.5 * curve, (2, 64)), rtol=1e-5)
+    assert_allclose(near.wavelength, model.channels.wavelengths)
+    assert near.teff.values.tolist() == [5000.0, 6000.0] and near.flux.attrs["units"] == "1e-18 W m-2 nm-1"
+
+
+def test_dataarrays_span_a_grid(model):
+    teff = xr.DataArray([5000.0, 5500.0, 6000.0], dims="teff")
+    feh = xr.DataArray([-1.0, 0.0], dims="feh")
+    grid = model.predict(teff=teff, feh=feh, logg=4.4)
+    assert dict(grid.flux.sizes) == {"teff": 3, "feh": 2, "channel": 64}
+    one = model.predict(teff=5500.0, feh=-1.0, logg=4.4)
+    assert one.flux.dims == ("channel",)
+    assert_allclose(grid.flux[1, 0], one.flux, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"teff": 5.8, "feh": 0, "logg": 4.4}, "it is in kelvin"),
+        ({"teff": 5800, "feh": 0}, "the label 'logg' is missing"),
+        ({"teff": 5800, "feh": 0, "logg": 4.4, "extinction": -0.1}, "must not be negative"),
+        ({"teff": 5800, "feh": [0, np.nan], "logg": 4.4}, "finite"),
+        ({"teff": [5800, 5900], "feh": [0, 0, 0], "logg": 4.4}, "broadcast"),
+        ({"teff": 5800, "feh": 0, "lgg": 4.4}, "no label 'lgg'"),
+    ],
+)
+def test_impossible_predictions_are_refused(model, arguments, sentence):
+    with pytest.raises(InputError, match=sentence):
+        model.predict(**arguments)
+
+
+def test_unknown_settings_are_refused(model, sample):
+    with pytest.raises(InputError, match="unknown setting 'n_stars'"):
+        model.fit(sample.take(np.arange(3)), n_stars=3)
+    with pytest.raises(InputError, match="unknown setting 'sed'"):
+        xpbayes.train(sample, sed=1)

@@ -1,0 +1,301 @@
+"""A trained model with verbs: what `xpbayes.load` and `xpbayes.train` return.
+
+Every method works in memory and writes files only where `out` names one. Methods call the same runs as the command
+line; what they cannot do, the functions of the package do with files of any size.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from xpbayes.api.fit import Fit
+from xpbayes.config import FrozenSettings, InferenceConfig, SamplingConfig, TrainingConfig, parse_settings
+from xpbayes.data.spectra import Spectra
+from xpbayes.data.stars import Stars
+from xpbayes.errors import InputError
+from xpbayes.production.model_file import TrainedModel, load_model, save_model
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from xpbayes.analysis.pages.calibration_page import CalibrationCheck
+    from xpbayes.analysis.pages.posterior_comparison import PosteriorComparison
+
+
+S = TypeVar("S", bound=FrozenSettings)
+
+
+class Model(TrainedModel):
+    """A trained model: forward model, label prior, model error, and what was learned around them.
+
+    `card` says what it was trained on and how well it does; `labels` and `channels` what it predicts.
+    """
+
+    def fit(
+        self,
+        spectra: Spectra,
+        *,
+        parallax: bool = True,
+        draws: int | None = None,
+        progress: bool = False,
+        **settings: Any,
+    ) -> Fit:
+        """Infer the parameters of stars.
+
+        Args:
+            spectra: any number of stars, with the model's channels.
+            parallax: use the measured parallaxes.
+            draws: draws from each star's posterior for medians and quantiles; the default of `InferenceConfig` if None,
+                0 for modes and covariances alone.
+            progress: say on stderr how far it is.
+            settings: any other field of `InferenceConfig`.
+
+        Raises:
+            InputError: spectra and model do not fit together, no star can be used, or a setting is unknown.
+        """
+        from xpbayes.runs.infer import infer
+
+        config = _settings(InferenceConfig, use_parallax=parallax, n_draws=draws, **settings)
+        with _progress(progress):
+            catalogue = infer(self, spectra, config=config)
+        about = json.loads(catalogue.schema.metadata[b"xpbayes"])
+        return Fit(catalogue, about, self, spectra)
+
+    def predict(self, *, extinction: Any = 0.0, parallax: Any = 1.0, **labels: Any) -> "xr.Dataset":
+        """Predict fluxes.
+
+        Arguments are numbers, arrays, which are broadcast together along `star`, or xarray's DataArrays, which are
+        broadcast by the names of their dimensions.
+
+        Args:
+            extinction: E [mag], not negative.
+            parallax: [mas], positive.
+            labels: the model's labels by name; teff in K, the others in dex.
+
+        Returns:
+            `flux` [1e-18 W m^-2 nm^-1], with a dimension `channel`; `model_error`, the relative 1-sigma error of the
+            model itself; `ln_prior`, how common such stars were in training; `unlikely`, where that is below the model's
+            threshold and the prediction an extrapolation. Coordinates are the arguments, channel names and `wavelength`.
+
+        Raises:
+            InputError: a label is missing or unknown, or a value is not possible.
+        """
+        from xpbayes.runs.predict import predict_fluxes
+
+        return predict_fluxes(self, extinction=extinction, parallax=parallax, **labels)
+
+    def sample(
+        self,
+        spectra: Spectra,
+        *,
+        chains: int | None = None,
+        draws: int | None = None,
+        warmup: int | None = None,
+        parallax: bool = True,
+        out: str | Path | None = None,
+        progress: bool = False,
+    ) -> Any:
+        """Draw from the posteriors of a few stars with NUTS.
+
+        Args:
+            spectra: the stars.
+            chains, draws, warmup: per star; the defaults of `SamplingConfig` if None.
+            parallax: use the measured parallaxes.
+            out: netCDF file; nothing is written if None.
+            progress: say on stderr how far it is.
+
+        Returns:
+            ArviZ's object: InferenceData, or from ArviZ 1.0 on a DataTree.
+
+        Raises:
+            InputError: a star cannot be used, or a setting is not possible.
+        """
+        from xpbayes.analysis.posterior_file import to_arviz
+        from xpbayes.runs.sample import sample
+
+        sampling = _settings(SamplingConfig, chains=chains, draws=draws, warmup=warmup)
+        with _progress(progress):
+            groups = sample(
+                self,
+                spectra,
+                out,
+                source_ids=spectra.source_id.tolist(),
+                inference=InferenceConfig(use_parallax=parallax),
+                sampling=sampling,
+            )
+        return to_arviz(groups)
+
+    def compare(
+        self, spectra: Spectra, *, out: str | Path | None = None, parallax: bool = True
+    ) -> "PosteriorComparison":
+        """Compare modes with Fisher and Laplace errors, importance draws and NUTS for the same stars."""
+        from xpbayes.runs.compare import compare
+
+        inference = InferenceConfig(use_parallax=parallax)
+        return compare(self, spectra, out, source_ids=spectra.source_id.tolist(), inference=inference)
+
+    def check(
+        self,
+        n: int = 1000,
+        *,
+        sampled: int = 100,
+        spectra: Spectra | None = None,
+        out: str | Path | None = None,
+        seed: int = 0,
+    ) -> "CalibrationCheck":
+        """Check error bars by simulation: truths from the prior, spectra from the likelihood, and what is inferred.
+
+        Args:
+            n: simulated stars.
+            sampled: so many of them are drawn from with NUTS, too.
+            spectra: real stars whose noise is borrowed; the bundled sample if None.
+            out: folder for the page; nothing is written if None.
+            seed: of all random numbers.
+        """
+        from xpbayes.runs.check import check
+
+        return check(self, spectra, out, n_stars=n, n_sampled=sampled, seed=seed)
+
+    def log_posterior(
+        self, spectra: Spectra, *, parallax: bool = True
+    ) -> Callable[[Float[Array, " parameter"]], Float[Array, ""]]:
+        """Ln posterior of one star up to a constant, for jax.jit, jax.grad and whatever needs a density (ZGR23 Eq. 17).
+
+        Args:
+            spectra: one star.
+            parallax: use its measured parallax.
+
+        Returns:
+            a function of (parameter,): the labels (teff in kK), ln E [mag] and ln parallax [mas].
+
+        Raises:
+            InputError: not exactly one star, or it cannot be used.
+        """
+        from xpbayes.models.objective import objective
+
+        if len(spectra) != 1:
+            raise InputError(f"log_posterior is of one star, {len(spectra)} were given; give spectra[0] or so")
+        star = self._batch(spectra, parallax=parallax).take(jnp.asarray(0))
+        return lambda theta_log: -0.5 * objective(self.forward, self.prior, star, theta_log)
+
+    def numpyro(self, spectra: Spectra, *, parallax: bool = True) -> Callable[[], None]:
+        """The NumPyro model of some stars (METHOD 5), for any inference of NumPyro's: MCMC(NUTS(model.numpyro(spectra))).
+
+        Sites are `labels`, `ln_E` and `ln_plx`, along the plate `star`.
+
+        Args:
+            spectra: the stars.
+            parallax: use their measured parallaxes.
+
+        Raises:
+            InputError: a star cannot be used.
+        """
+        from xpbayes.models.posterior import star_posterior
+
+        return partial(star_posterior, self._batch(spectra, parallax=parallax), self.forward, self.prior)
+
+    def _batch(self, spectra: Spectra, *, parallax: bool) -> Stars:
+        """Stars as inference sees them, the model's error taken of the flux at their optima."""
+        from xpbayes.inference.errors import to_sampled
+        from xpbayes.inference.infer import infer
+        from xpbayes.inference.model_error import refold_model_error
+        from xpbayes.runs.sample import pick_stars
+
+        table = pick_stars(self, spectra, spectra.source_id.tolist(), None, "all", 0, lambda line: None)
+        batch = table.stars(self.labels)
+        config = InferenceConfig(use_parallax=parallax, n_draws=0)
+        found = infer(self.forward, self.prior, self.model_error, batch, config)
+        blind = jax.tree.map(jnp.asarray, batch.blind(parallax=parallax))
+        return refold_model_error(self.forward, blind, self.model_error, to_sampled(jnp.asarray(found.estimate)))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model: arrays and card."""
+        return save_model(self, folder)
+
+    def __repr__(self) -> str:
+        card = self.card
+        quality = ", ".join(
+            f"{name} {entry['scatter']:.3g}"
+            for name, entry in (card.get("held_out") or {}).items()
+            if isinstance(entry, dict) and "scatter" in entry
+        )
+        return (
+            f"<xpbayes model of {', '.join(self.labels)}: {len(self.channels)} channels "
+            f"({self.channels.n_xp} XP samples{''.join(', ' + b for b in self.channels.band_names)}), trained on "
+            f"{card.get('n_training', '?')} stars{'; held-out scatter ' + quality if quality else ''}>"
+        )
+
+
+def load(folder: str | Path) -> Model:
+    """Read a model.
+
+    Raises:
+        InputError: not a model, damaged, or from a newer xpbayes.
+    """
+    return _with_verbs(load_model(folder))
+
+
+def train(
+    stars: Spectra | str | Path,
+    out: str | Path | None = None,
+    config: TrainingConfig | None = None,
+    *,
+    resume: bool = False,
+    progress: bool = False,
+    **settings: Any,
+) -> Model:
+    """Train a model on stars with labels.
+
+    Args:
+        stars: spectra with labels, a star table's path, or a folder of star tables.
+        out: folder for the model; nothing is written if None.
+        config: settings; the defaults if None.
+        resume: go on after the last phase that ended, if an earlier run to the same `out` was stopped.
+        progress: say on stderr how far it is.
+        settings: fields of `TrainingConfig` that differ, as ``seed=1``.
+
+    Raises:
+        InputError: the stars cannot be used, too few remain, a setting is unknown, or the run to resume had others.
+
+    Example:
+        >>> model = xpbayes.train("stars.parquet", out="model")  # doctest: +SKIP
+    """
+    from xpbayes.runs.train import train as run
+
+    if settings:
+        config = _settings(TrainingConfig, **((config or TrainingConfig()).model_dump() | settings))
+    with _progress(progress):
+        return _with_verbs(run(stars, out, config, resume=resume))
+
+
+def _with_verbs(model: TrainedModel) -> Model:
+    return model if isinstance(model, Model) else Model(**vars(model))
+
+
+def _settings(kind: type[S], **given: Any) -> S:
+    """Settings with those given, where not None; InputError for an unknown one."""
+    return parse_settings(kind, {name: value for name, value in given.items() if value is not None}, "settings")
+
+
+@contextmanager
+def _progress(wanted: bool) -> Iterator[None]:
+    """Show the package's log on stderr for a while, if wanted."""
+    log, handler = logging.getLogger("xpbayes"), logging.StreamHandler()
+    before = log.level
+    if wanted:
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
