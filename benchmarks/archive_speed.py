@@ -36,7 +36,8 @@ from xpbayes.archive.prepare import prepare
 from xpbayes.archive.xp import read_xp
 from xpbayes.archive.xp_continuous import read_xp_continuous
 from xpbayes.channels import XP_GRID_NM, xp_channels
-from xpbayes.data.spectra import Spectra, read_star_table, write_star_table
+from xpbayes.data.spectra import Spectra
+from xpbayes.data.spectra_file import read_star_table, write_star_table
 from xpbayes.instrument.bases import design_matrix
 from xpbayes.instrument.xp_covariance import coefficient_counts, sample_spectra
 from xpbayes.simulation import files

@@ -85,7 +85,7 @@ def repeat_stars(source: Path, n: int, folder: Path) -> Path:
     """Star tables of 16,384 stars each with the rows of another, under new source_ids."""
     from dataclasses import replace
 
-    from xpbayes.data.spectra import read_star_table, write_star_table
+    from xpbayes.data.spectra_file import read_star_table, write_star_table
 
     stars = read_star_table(source)
     for number, start in enumerate(range(0, n, 16_384)):

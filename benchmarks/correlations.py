@@ -20,7 +20,8 @@ import numpy as np
 
 import xpbayes
 from xpbayes.analysis.correlations import PAPER, correlation_of_inverse, unpacked
-from xpbayes.data.spectra import OK, read_star_tables
+from xpbayes.data.spectra import OK
+from xpbayes.data.spectra_file import read_star_tables
 from xpbayes.production.table import list_column, read_catalogue, text_column
 
 SHORT = {"teff": "Teff", "feh": "[Fe/H]", "logg": "log g", "extinction": "E", "parallax": "plx"}

@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("kill_test"))
     arguments = parser.parse_args()
-    from xpbayes.data.spectra import read_star_table, write_star_table
+    from xpbayes.data.spectra_file import read_star_table, write_star_table
 
     out = arguments.out.absolute()
     out.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import xpbayes
 from xpbayes.archive.prepare import prepare
 from xpbayes.config import InferenceConfig
-from xpbayes.data.spectra import read_star_tables
+from xpbayes.data.spectra_file import read_star_tables
 from xpbayes.production.table import list_column
 from xpbayes.simulation.recipe import Recipe
 from xpbayes.simulation.survey import simulate

@@ -23,7 +23,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 
 import xpbayes
-from xpbayes.data.spectra import Spectra, write_star_table
+from xpbayes.data.spectra import Spectra
+from xpbayes.data.spectra_file import write_star_table
 from xpbayes.instrument.whitening import unpack
 
 ROWS_PER_TABLE = 20_000

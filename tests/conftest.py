@@ -27,7 +27,8 @@ import pytest
 
 from xpbayes.analysis.posterior_file import import_arviz
 from xpbayes.config import InferenceConfig, Phase, TrainingConfig
-from xpbayes.data.spectra import Spectra, read_star_table, write_star_table
+from xpbayes.data.spectra import Spectra
+from xpbayes.data.spectra_file import read_star_table, write_star_table
 from xpbayes.production.model_file import TrainedModel, load_model, save_model
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"

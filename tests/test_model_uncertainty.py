@@ -11,7 +11,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from tests.command_line import refused, run
 from tests.conftest import QUICK, inference_toml
 from xpbayes.analysis.pages.confidence import own_errors
-from xpbayes.data.spectra import OK, write_star_table
+from xpbayes.data.spectra import OK
+from xpbayes.data.spectra_file import write_star_table
 from xpbayes.errors import InputError
 from xpbayes.inference.errors import from_upper_triangle
 from xpbayes.models.reliability import feature_names, initial_nets

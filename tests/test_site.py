@@ -17,7 +17,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 def test_the_tutorial_runs(trained, sample, tmp_path, monkeypatch, capsys):
     """As printed, but on every fifth star, with the model of the tests in place of training, and a short inference."""
 
-    from xpbayes.data.spectra import write_star_table
+    from xpbayes.data.spectra_file import write_star_table
     from xpbayes.runs import fetch, infer
     from xpbayes.runs import train as train_run
 

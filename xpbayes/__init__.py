@@ -42,8 +42,8 @@ _WHERE = {
     "load_model": "xpbayes.api.model",
     "save_model": "xpbayes.production.model_file",
     "Spectra": "xpbayes.data.spectra",
-    "read_star_table": "xpbayes.data.spectra",
-    "write_star_table": "xpbayes.data.spectra",
+    "read_star_table": "xpbayes.data.spectra_file",
+    "write_star_table": "xpbayes.data.spectra_file",
     "read_catalogue": "xpbayes.production.table",
     "TrainingConfig": "xpbayes.config",
     "InferenceConfig": "xpbayes.config",
@@ -95,7 +95,8 @@ if TYPE_CHECKING:
     from xpbayes.api.model import Model, load, load_model, train
     from xpbayes.archive.prepare import prepare
     from xpbayes.config import InferenceConfig, TrainingConfig
-    from xpbayes.data.spectra import Spectra, read_star_table, write_star_table
+    from xpbayes.data.spectra import Spectra
+    from xpbayes.data.spectra_file import read_star_table, write_star_table
     from xpbayes.errors import InputError
     from xpbayes.production.model_file import TrainedModel, save_model
     from xpbayes.production.table import read_catalogue

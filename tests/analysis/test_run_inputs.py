@@ -7,8 +7,9 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from xpbayes.analysis import run_inputs
-from xpbayes.analysis.run_inputs import Lookup, Run, find_inputs, open_run, open_stars
-from xpbayes.data.spectra import write_star_table
+from xpbayes.analysis.run_inputs import Run, find_inputs, open_run, open_stars
+from xpbayes.data.join import Lookup
+from xpbayes.data.spectra_file import write_star_table
 from xpbayes.production.reader import open_catalogue
 from xpbayes.errors import InputError
 

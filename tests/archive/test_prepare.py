@@ -17,7 +17,7 @@ from xpbayes.archive.stream import stream_stars
 from xpbayes.archive.survey_config import read_survey
 from xpbayes.channels import XP_GRID_NM
 from xpbayes.data.rejected import read_quarantine
-from xpbayes.data.spectra import read_star_table
+from xpbayes.data.spectra_file import read_star_table
 from xpbayes.errors import InputError
 from xpbayes.instrument.bases import design_matrix
 

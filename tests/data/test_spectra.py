@@ -1,6 +1,7 @@
 """The star table: what goes in comes out, and every kind of bad file is one sentence."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,8 @@ from numpy.testing import assert_array_equal
 
 from tests.conftest import with_columns
 from xpbayes.channels import Channels
-from xpbayes.data.spectra import OK, Spectra, read_star_table, write_star_table
+from xpbayes.data.spectra import OK, Spectra
+from xpbayes.data.spectra_file import read_star_table, read_star_table_rows, write_star_table
 from xpbayes.errors import InputError
 
 
@@ -101,9 +103,82 @@ def test_a_bad_star_has_a_reason(sample, spoil, reason):
         columns={k: v.copy() for k, v in part.columns.items()},
     )
     spoil(copy)
-    problems = copy.problems()
+    problems = copy.problems(labelled=True)
     assert problems[3] == reason
     assert np.all(np.delete(problems, 3) == OK)
+
+
+def test_labels_that_inference_does_not_read_make_no_star_unusable(sample):
+    part = with_columns(sample.take(np.arange(4)), teff_error=np.full(4, -1.0), reddening_error=np.zeros(4))
+    assert np.all(part.problems() == OK)
+    assert set(part.problems(labelled=True)) == {"reddening_error is not positive"}
+
+
+def test_stars_are_picked_by_mask_slice_and_row(sample):
+    warm = sample[sample.column("teff") > 5]
+    assert np.all(warm.column("teff") > 5) and 0 < len(warm) < len(sample)
+    assert_array_equal(sample[2:8:3].source_id, sample.source_id[[2, 5]])
+    assert_array_equal(sample[-1].flux, sample.flux[-1:])
+    assert_array_equal(sample[np.array([3, 1])].columns["teff"], sample.columns["teff"][[3, 1]])
+    with pytest.raises(IndexError, match="of a table of"):
+        sample[len(sample)]
+    assert [len(star) for star in sample[:3]] == [1, 1, 1]
+
+
+def test_a_table_says_what_it_is(sample):
+    assert repr(sample[:7]) == "<Spectra: 7 stars; 61 XP samples, J, H, Ks; teff, feh, logg, alpha_m>"
+
+
+def test_signal_to_noise_is_the_median_over_what_was_observed(sample):
+    part = sample[:3]
+    bands = part.band_inverse_error.copy()
+    bands[1] = 0
+    weights = part.xp_whitening.copy()
+    weights[2], bands[2] = 0, 0
+    part = part.replace(xp_whitening=weights, band_inverse_error=bands)
+    n = part.channels.n_xp
+    lower = np.zeros((n, n))
+    lower[np.tril_indices(n)] = weights[1]
+    sigma = np.sqrt(np.diag(np.linalg.inv(lower.T @ lower)))
+    assert np.isclose(part.snr[1], np.median(part.flux[1, :n] / sigma), rtol=1e-4)
+    assert np.isfinite(part.snr[0]) and np.isnan(part.snr[2])
+
+
+@pytest.mark.parametrize(("start", "stop", "at_once"), [(0, None, 7), (3, 50, 20), (10, 11, 100), (0, 64, 64)])
+def test_rows_are_those_of_the_whole_table(sample, tmp_path, start, stop, at_once):
+    table = sample[:64]
+    path = write_star_table(table, tmp_path / "whole.parquet")
+    pq.write_table(pq.read_table(path), tmp_path / "stars.parquet", row_group_size=9)
+    parts = list(read_star_table_rows(tmp_path / "stars.parquet", start, stop, at_once))
+    wanted = table[start:stop]
+    assert [len(p) for p in parts[:-1]] == [at_once] * (len(parts) - 1)
+    for name in ("source_id", "flux", "xp_whitening", "band_inverse_error"):
+        assert_array_equal(np.concatenate([getattr(p, name) for p in parts]), getattr(wanted, name))
+    for name, values in wanted.columns.items():
+        assert_array_equal(np.concatenate([p.columns[name] for p in parts]), values)
+    assert all(
+        (p.cuts, p.provenance, p.extra_units) == (table.cuts, table.provenance, table.extra_units) for p in parts
+    )
+
+
+def test_reading_rows_takes_no_memory_for_the_others(tmp_path, sample):
+    """A table of ten row groups, read in tenths, needs a fraction of what the whole of it needs."""
+    table = sample[np.arange(20_480) % len(sample)].replace(source_id=np.arange(20_480))
+    pq.write_table(
+        pq.read_table(write_star_table(table, tmp_path / "a.parquet")), tmp_path / "b.parquet", row_group_size=2048
+    )
+
+    def peak(at_once):
+        tracemalloc.start()
+        for part in read_star_table_rows(tmp_path / "b.parquet", at_once=at_once):
+            assert len(part)
+            del part
+        try:
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(2048) < 0.2 * peak(None)
 
 
 # ------------------------------------------------------------------------------------------- bad files, one sentence
@@ -119,6 +194,22 @@ def _set_unit(table: pa.Table, name: str, unit: bytes) -> pa.Table:
     i = table.schema.get_field_index(name)
     field = table.schema.field(i).with_metadata({b"unit": unit})
     return table.cast(table.schema.set(i, field))
+
+
+def _with_about(table: pa.Table, **changes) -> pa.Table:
+    about = json.loads(table.schema.metadata[b"xpbayes"]) | changes
+    return table.replace_schema_metadata({"xpbayes": json.dumps(about)})
+
+
+def _with_null(table: pa.Table, name: str) -> pa.Table:
+    i = table.schema.get_field_index(name)
+    column = table.column(i).combine_chunks()
+    with_null = pa.concat_arrays([pa.nulls(1, column.type), column.slice(1)])
+    return table.set_column(i, table.schema.field(i), with_null)
+
+
+def _with_null_id(table: pa.Table) -> pa.Table:
+    return _with_null(table, "source_id")
 
 
 BAD_FILES = {
@@ -142,6 +233,23 @@ BAD_FILES = {
         lambda t: t.replace_schema_metadata({"xpbayes": json.dumps({"kind": "star table", "version": 99})}),
         "newer than this xpbayes reads",
     ),
+    "null id": (_with_null_id, "1 rows have no source_id; leave these rows out"),
+    "null flux": (lambda t: _with_null(t, "flux"), "1 rows have no flux; write zeros"),
+    "metadata no JSON": (lambda t: t.replace_schema_metadata({"xpbayes": "{"}), "its metadata are damaged"),
+    "metadata not UTF-8": (lambda t: t.replace_schema_metadata({"xpbayes": b"\xff\xfe{}"}), "its metadata are damaged"),
+    "metadata a list": (lambda t: t.replace_schema_metadata({"xpbayes": "[]"}), "its metadata are damaged"),
+    "metadata deep": (lambda t: t.replace_schema_metadata({"xpbayes": "[" * 100_000}), "its metadata are damaged"),
+    "version a word": (lambda t: _with_about(t, version="one"), "its metadata are damaged"),
+    "no channels": (lambda t: _with_about(t, channels=None), "metadata: is damaged .channels"),
+    "channels of the wrong length": (
+        lambda t: _with_about(t, channels={"names": ["a"], "wavelength_nm": [1, 2], "n_xp": 1}),
+        "metadata: is damaged .channels",
+    ),
+    "labels a word": (lambda t: _with_about(t, labels="teff"), "metadata: is damaged .labels"),
+    "labels twice": (lambda t: _with_about(t, labels=["teff", "teff"]), "metadata: is damaged"),
+    "a cut without counts": (lambda t: _with_about(t, cuts=[{"what": "x"}]), "metadata: is damaged .cuts.0.removed"),
+    "provenance a list": (lambda t: _with_about(t, provenance=[1]), "metadata: is damaged .provenance"),
+    "a column twice": (lambda t: t.append_column(t.schema.field("teff"), t["teff"]), "several columns teff"),
 }
 
 

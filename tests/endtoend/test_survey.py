@@ -6,7 +6,8 @@ import pytest
 
 from tests.command_line import refused, run
 from tests.conftest import QUICK, inference_toml
-from xpbayes.data.spectra import join_star_tables, read_star_tables
+from xpbayes.data.spectra import join_star_tables
+from xpbayes.data.spectra_file import read_star_tables
 from xpbayes.errors import InputError
 from xpbayes.production.table import list_column, read_catalogue
 

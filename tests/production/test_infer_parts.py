@@ -24,7 +24,7 @@ from tests.command_line import refused
 from tests.command_line import run as run_command
 from tests.conftest import QUICK, inference_toml, with_columns
 from xpbayes.data.rejected import read_quarantine
-from xpbayes.data.spectra import write_star_table
+from xpbayes.data.spectra_file import write_star_table
 from xpbayes.errors import InputError
 from xpbayes.production.table import list_column, read_catalogue
 from xpbayes.runs import infer_parts as parts_run

@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from xpbayes.archive.prepare import prepare
 from xpbayes.channels import XP_GRID_NM, xp_channels
-from xpbayes.data.spectra import read_star_table
+from xpbayes.data.spectra_file import read_star_table
 from xpbayes.errors import InputError
 from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.instrument.whitening import unpack

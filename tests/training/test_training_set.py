@@ -7,7 +7,7 @@ from numpy.testing import assert_array_equal
 
 from xpbayes.config import TrainingConfig
 from xpbayes.data import scratch as starfiles
-from xpbayes.data.spectra import read_star_tables, write_star_table
+from xpbayes.data.spectra_file import read_star_tables, write_star_table
 from xpbayes.errors import InputError
 from xpbayes.training import training_set as module
 from xpbayes.training.training_set import n_rows, training_set, training_set_in_files

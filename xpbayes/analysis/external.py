@@ -20,7 +20,8 @@ from xpbayes.analysis.residual_columns import (
     residual_tables,
 )
 from xpbayes.analysis.residual_columns import MatchGatherer as _Validation
-from xpbayes.analysis.run_inputs import Lookup, Run
+from xpbayes.analysis.run_inputs import Run
+from xpbayes.data.join import Lookup
 from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Task
 from xpbayes.archive.label_surveys import LabelSurvey
 from xpbayes.archive.labels import StarLabels, read_labels

@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xpbayes.analysis.topic import Rows
-from xpbayes.data.spectra import OK, Spectra, file_metadata
+from xpbayes.data.join import Lookup
+from xpbayes.data.parquet import file_metadata
+from xpbayes.data.spectra import OK, Spectra
 from xpbayes.production.reader import Catalogue, open_catalogue
 from xpbayes.channels import Channels
 from xpbayes.errors import InputError, nearest
@@ -127,32 +129,6 @@ def open_stars(path: str | Path) -> StarFiles:
     if not n_rows:
         raise InputError(f"{path}: has no stars; nothing to do")
     return StarFiles(files, *first, names, n_rows)
-
-
-@dataclass(frozen=True)
-class Lookup:
-    """Rows of a table by source_id.
-
-    Attributes:
-        source_id: (row,) sorted.
-        order: (row,) where each is in the table.
-    """
-
-    source_id: NDArray[np.int64]
-    order: NDArray[np.signedinteger]
-
-    @classmethod
-    def of(cls, source_id: NDArray[np.int64]) -> "Lookup":
-        """Sort source_ids; of repeated ones the first counts."""
-        order = np.argsort(source_id, kind="stable")
-        return cls(source_id[order], order.astype(np.int32) if len(order) < 2**31 else order)
-
-    def rows(self, source_id: NDArray[np.int64]) -> NDArray[np.signedinteger]:
-        """(star,) row of each star in the table, -1 where it is not there."""
-        if not len(self.source_id):
-            return np.full(len(source_id), -1)
-        at = np.minimum(np.searchsorted(self.source_id, source_id), len(self.source_id) - 1)
-        return np.where(self.source_id[at] == source_id, self.order[at], -1)
 
 
 @dataclass(frozen=True)

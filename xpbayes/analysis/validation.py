@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from xpbayes.data.join import rows_of
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.production.table import list_column, text_column
 from xpbayes.errors import InputError
@@ -80,16 +81,14 @@ def compare(
         InputError: not one solved star of the catalogue has labels in the table, or posteriors are asked for and the
             catalogue has none.
     """
-    order = np.argsort(stars.source_id)
     source_id = catalogue["gdr3_source_id"].to_numpy()
-    at = np.minimum(np.searchsorted(stars.source_id, source_id, sorter=order), len(stars) - 1)
-    row = order[at]
+    row = rows_of(source_id, stars.source_id)
     names = tuple(label_names)
     label = np.stack([stars.column(n)[row] for n in names], axis=1)
     label_error = np.stack([stars.column(f"{n}_error")[row] for n in names], axis=1)
     if len(label_error_floor):
         label_error = np.hypot(label_error, np.asarray(label_error_floor))
-    use = (stars.source_id[row] == source_id) & np.isfinite(label).all(axis=1) & np.isfinite(label_error).all(axis=1)
+    use = (row >= 0) & np.isfinite(label).all(axis=1) & np.isfinite(label_error).all(axis=1)
     use &= text_column(catalogue, "status") == OK
     if not use.any():
         raise InputError("no solved star of the catalogue has labels in the star table; give the table it came from")

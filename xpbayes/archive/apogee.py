@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from xpbayes.archive.spectroscopic_parallax import spectroscopic_parallax
 from xpbayes.channels import BANDS, XP_GRID_NM, xp_channels
 from xpbayes.checksum import file_checksum
-from xpbayes.data.spectra import Cut, Spectra, fixed_list, write_parquet
+from xpbayes.data.parquet import fixed_list, write_parquet
+from xpbayes.data.spectra import Cut, Spectra
 from xpbayes.errors import InputError
 from xpbayes.instrument.bases import implied_correlation
 from xpbayes.instrument.error_model import gaia_covariance, inflate

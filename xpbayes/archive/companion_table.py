@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.archive.tables import Field, Table, concatenate, read_blocks
+from xpbayes.data.join import are_among
 from xpbayes.data.rejected import Rejected
 from xpbayes.errors import InputError
 
@@ -72,8 +73,7 @@ class SortedRuns:
         for run in self.runs:
             holds = np.searchsorted(ids, run.low, "left") < np.searchsorted(ids, run.high, "right")
             for table in _read_groups(run, np.flatnonzero(holds), self.columns):
-                at = np.minimum(np.searchsorted(ids, table.columns["source_id"]), max(len(ids) - 1, 0))
-                found.append(table.take(ids[at] == table.columns["source_id"]))
+                found.append(table.take(are_among(table.columns["source_id"], ids)))
         return concatenate(found).align(source_id)
 
     def blocks(self, names: Sequence[str]) -> Iterator[Table]:
@@ -178,8 +178,7 @@ class SeenIds:
         repeated = np.ones(len(source_id), bool)
         repeated[first] = False
         for known in self._sorted:
-            at = np.minimum(np.searchsorted(known, source_id), len(known) - 1)
-            repeated |= known[at] == source_id
+            repeated |= are_among(source_id, known)
         if len(unique):
             self._sorted.append(unique)
         while len(self._sorted) > 1 and len(self._sorted[-2]) < 2 * len(self._sorted[-1]):

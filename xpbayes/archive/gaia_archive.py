@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from xpbayes.archive.adql import Query
-from xpbayes.data.spectra import write_parquet
+from xpbayes.data.parquet import write_parquet
 from xpbayes.errors import InputError
 from xpbayes.files import whole_file
 

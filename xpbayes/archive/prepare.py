@@ -20,7 +20,8 @@ from xpbayes.archive.stream import stream_file
 from xpbayes.archive.survey_config import SurveySettings, expand, read_survey
 from xpbayes.checksum import file_checksum
 from xpbayes.data.rejected import Rejected, write_quarantine
-from xpbayes.data.spectra import Cut, add_up_cuts, write_star_table
+from xpbayes.data.spectra import Cut, add_up_cuts
+from xpbayes.data.spectra_file import write_star_table
 from xpbayes.errors import InputError
 from xpbayes.files import whole_file
 

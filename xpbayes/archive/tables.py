@@ -19,6 +19,7 @@ from xpbayes.archive.cells import MISSING, integer, number
 from xpbayes.archive.columns import Places, Wanted, needed_columns, resolve_columns
 from xpbayes.archive.rows import table_format
 from xpbayes.archive.text_file import DamagedError, TextFile
+from xpbayes.data.join import rows_of
 from xpbayes.data.rejected import UNKNOWN_SOURCE, Rejected
 from xpbayes.errors import InputError
 
@@ -97,11 +98,9 @@ class Table:
         Returns:
             a table with one row a star, missing values where there is none, and (star,) whether there is one.
         """
-        own, first = np.unique(self.columns["source_id"], return_index=True)
-        at = np.searchsorted(own, source_id)
-        known = at < len(own)
-        known[known] = own[at[known]] == source_id[known]
-        index = first[at[known]]
+        row = rows_of(source_id, self.columns["source_id"])
+        known = row >= 0
+        index = row[known]
         aligned: dict[str, NDArray[Any]] = {}
         for name, values in self.columns.items():
             blank = {"f": np.nan, "i": NO_ID, "U": ""}[values.dtype.kind]

@@ -1,36 +1,25 @@
-"""The star table: one Parquet layout that every command reads and writes.
+"""The table of spectra: what the archive knows of some stars, in NumPy, before it becomes a batch for the mathematics.
 
-A `Spectra` keeps what the archive knows (64-bit source_id, coordinates, labels, quality columns) in NumPy;
-`Spectra.stars()` gives the float32 batch that the mathematics sees. Column names, units and meanings are in
-`schema.star_table_columns`; channel set, labels, provenance and cuts are in the file's metadata.
-A star that no likelihood can use stays in the table with a reason (`problems`); a file that cannot be read raises
-InputError with one sentence.
+A `Spectra` keeps 64-bit source_ids, coordinates, labels and quality columns; `Spectra.stars()` gives the float32 batch.
+A star that no likelihood can use stays in the table with a reason (`problems`). Its file is `spectra_file.py`.
 """
 
-import json
-import os
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xpbayes.channels import Channels
+from xpbayes.data.join import repeated_ids
 from xpbayes.data.stars import Stars
-from xpbayes.errors import InputError, nearest
-from xpbayes.files import reason_of, whole_file
+from xpbayes.errors import InputError
 from xpbayes.instrument.whitening import unpack
-from xpbayes.schema import STAR_TABLE_VERSION, star_table_columns
 
-METADATA_KEY = b"xpbayes"
 OK = "ok"
-ROWS_AT_ONCE, BYTES_AT_ONCE = 1024, 1 << 18
-"""Rows decoded and bytes of the file held at once: a whole file's worth of new memory costs more than reading it."""
+STARS_AT_ONCE = 4096
+"""Stars whose errors are worked out together: 120 MB."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +37,7 @@ class Cut:
     left: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Spectra:
     """Stars with everything the archive knows about them.
 
@@ -106,10 +95,16 @@ class Spectra:
         diagonal = np.cumsum(np.arange(1, n + 1)) - 1  # positions of the diagonal in the packed triangle
         return np.concatenate([self.xp_whitening[:, diagonal], self.band_inverse_error], axis=1) != 0
 
-    def take(self, index: Any, cut: str | None = None) -> "Spectra":
-        """Select stars; with `cut`, record the rule and its count."""
-        picked = replace(
-            self,
+    def replace(self, **changes: Any) -> Self:
+        """The same stars with some attributes replaced."""
+        kept = {f.name: getattr(self, f.name) for f in fields(self)}
+        other = object.__new__(type(self))  # a subclass may be built in another way
+        other.__dict__.update(kept | changes)
+        return other
+
+    def take(self, index: Any, cut: str | None = None) -> Self:
+        """Select stars by mask, slice or row numbers; with `cut`, record the rule and its count."""
+        picked = self.replace(
             source_id=self.source_id[index],
             flux=self.flux[index],
             xp_whitening=self.xp_whitening[index],
@@ -118,10 +113,69 @@ class Spectra:
         )
         if cut is None:
             return picked
-        return replace(picked, cuts=(*self.cuts, Cut(cut, len(self) - len(picked), len(picked))))
+        return picked.replace(cuts=(*self.cuts, Cut(cut, len(self) - len(picked), len(picked))))
 
-    def problems(self) -> NDArray[np.str_]:
-        """(star,) 'ok', or why no likelihood can use the star."""
+    def __getitem__(self, index: Any) -> Self:
+        """Select stars: one by its row number, several by a mask, a slice or row numbers."""
+        if isinstance(index, int | np.integer):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"row {index} of a table of {len(self)} stars")
+            index = [index]
+        return self.take(index)
+
+    def __repr__(self) -> str:
+        channels = f"{self.channels.n_xp} XP samples" + "".join(f", {band}" for band in self.channels.band_names)
+        known = [name for name in ("parallax", *self.label_names) if self.is_measured(name).any()]
+        return f"<{type(self).__name__}: {len(self)} stars; {channels}" + (f"; {', '.join(known)}>" if known else ">")
+
+    def flux_error(self, channels: Sequence[int] | None = None) -> NDArray[np.float64]:
+        """(star, channel) marginal 1-sigma errors of the observed flux, same unit; NaN where not observed.
+
+        With C = (W^T W)^-1 and W lower triangular, the variance of channel c is |row c of W^-1|^2: back substitution for
+        the wanted rows alone, for all stars at once.
+
+        Args:
+            channels: which; all if None.
+        """
+        n = self.channels.n_xp
+        channels = range(len(self.channels)) if channels is None else channels
+        out = np.full((len(self), len(channels)), np.nan)
+        packed = np.ascontiguousarray(self.xp_whitening.T, np.float64)  # stars last: every step runs along memory
+        first = np.arange(n) * np.arange(1, n + 1) // 2  # where a row of the packed triangle begins
+        diagonal = packed[first + np.arange(n)]
+        present = diagonal > 0
+        safe = np.where(present, diagonal, 1.0)
+        for k, c in enumerate(channels):
+            if c >= n:
+                inverse = self.band_inverse_error[:, c - n].astype(np.float64)
+                out[:, k] = np.where(inverse > 0, 1.0 / np.where(inverse > 0, inverse, 1.0), np.nan)
+                continue
+            row = np.zeros((n, len(self)))
+            for j in range(c, -1, -1):
+                below = np.arange(j + 1, c + 1)
+                known = (row[below] * packed[first[below] + j]).sum(axis=0)
+                row[j] = np.where(present[j], ((j == c) - known) / safe[j], 0.0)
+            out[:, k] = np.where(present[c], np.sqrt((row**2).sum(axis=0)), np.nan)
+        return out
+
+    @property
+    def snr(self) -> NDArray[np.float64]:
+        """(star,) signal to noise: the median over the observed channels of flux over error; NaN without any."""
+        out = np.full(len(self), np.nan)
+        for start in range(0, len(self), STARS_AT_ONCE):
+            rows = slice(start, start + STARS_AT_ONCE)
+            some = self.take(rows)
+            ratio = some.flux / some.flux_error()
+            seen = np.isfinite(ratio).any(axis=1)
+            out[rows][seen] = np.nanmedian(ratio[seen], axis=1)
+        return out
+
+    def problems(self, *, labelled: bool = False) -> NDArray[np.str_]:
+        """(star,) 'ok', or why no likelihood can use the star.
+
+        Args:
+            labelled: the likelihood reads labels, reddening and spectroscopic parallaxes too, as in training.
+        """
         reason = np.full(len(self), OK, dtype="U64")
         present = self.channel_present()
 
@@ -134,7 +188,8 @@ class Spectra:
         mark((~np.isfinite(self.flux) & present).any(axis=1), "flux is not finite")
         mark(present.sum(axis=1) == 0, "no channel was measured")
         mark((present & (self.flux > 0)).sum(axis=1) < 3, "fewer than three channels have a positive flux")
-        for name in ("parallax", "reddening", "spectroscopic_parallax", *self.label_names):
+        only_labelled = ("reddening", "spectroscopic_parallax", *self.label_names) if labelled else ()
+        for name in ("parallax", *only_labelled):
             mark(self.column(f"{name}_error") <= 0, f"{name}_error is not positive")
         return reason
 
@@ -192,265 +247,6 @@ def _measured(name: str, value: NDArray[np.float64], error: NDArray[np.float64])
     }
 
 
-def write_star_table(table: Spectra, path: str | os.PathLike[str]) -> Path:
-    """Write a star table, under a temporary name first.
-
-    Args:
-        table: what to write.
-        path: a `.parquet` file; parent folders are made.
-    """
-    path = Path(path)
-    columns = star_table_columns(table.channels, table.label_names)
-    metadata = {
-        "xpbayes": json.dumps(
-            {
-                "kind": "star table",
-                "version": STAR_TABLE_VERSION,
-                "channels": json.loads(table.channels.to_json()),
-                "labels": table.label_names,
-                "cuts": [vars(c) for c in table.cuts],
-                "provenance": table.provenance,
-            }
-        )
-    }
-    arrays: dict[str, pa.Array] = {}
-    lists = {"flux": table.flux, "xp_whitening": table.xp_whitening, "band_inverse_error": table.band_inverse_error}
-    fields = []
-    for column in columns:
-        if column.name == "source_id":
-            arrays[column.name] = pa.array(table.source_id, type=column.type)
-        elif column.name in lists:
-            arrays[column.name] = fixed_list(lists[column.name], column.type)
-        elif column.name in table.columns:
-            arrays[column.name] = pa.array(table.columns[column.name], type=column.type, from_pandas=True)
-        else:
-            continue
-        fields.append(column.field())
-    for name, values in table.columns.items():
-        if name not in arrays:
-            arrays[name] = pa.array(values, from_pandas=True)
-            fields.append(
-                pa.field(name, arrays[name].type, metadata={"unit": table.extra_units.get(name, ""), "description": ""})
-            )
-    schema = pa.schema(fields, metadata=metadata)
-    write_parquet(pa.Table.from_arrays([arrays[f.name] for f in fields], schema=schema), path)
-    return path
-
-
-def fixed_list(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
-    """Turn a (row, item) array into an Arrow fixed-size list column."""
-    flat = np.ascontiguousarray(values).reshape(-1)
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat, type=kind.value_type), kind.list_size)
-
-
-def write_parquet(table: pa.Table, path: Path) -> None:
-    """Write Parquet as the house does: byte-stream-split floats, zstd, temporary name, rename."""
-    plain = [f.name for f in table.schema if pa.types.is_integer(f.type) or pa.types.is_dictionary(f.type)]
-    floats = [
-        f"{f.name}.list.element" if pa.types.is_fixed_size_list(f.type) else f.name
-        for f in table.schema
-        if pa.types.is_floating(f.type) or pa.types.is_fixed_size_list(f.type)
-    ]
-    with whole_file(path) as temporary:
-        pq.write_table(
-            table,
-            temporary,
-            compression="zstd",
-            use_dictionary=[n for n in plain if n != "source_id"],
-            use_byte_stream_split=floats,
-            row_group_size=16_384,
-        )
-
-
-def _open(path: Path) -> pq.ParquetFile:
-    if not path.exists():
-        raise InputError(f"{path}: no such file; check the path")
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder, not a star table; name one .parquet file")
-    try:
-        return pq.ParquetFile(path, buffer_size=BYTES_AT_ONCE, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(
-            f"{path}: is not a complete Parquet file ({str(error).splitlines()[0].rstrip('.')}); write or copy it again"
-        ) from error
-
-
-def file_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the xpbayes metadata of a Parquet file; InputError if it has none."""
-    path = Path(path)
-    with _open(path) as file:
-        return _metadata(file, path)
-
-
-def column_names(path: str | os.PathLike[str]) -> list[str]:
-    """Names of the columns of a Parquet file."""
-    with _open(Path(path)) as file:
-        return list(file.schema_arrow.names)
-
-
-def _metadata(file: pq.ParquetFile, path: Path) -> dict[str, Any]:
-    raw = (file.schema_arrow.metadata or {}).get(METADATA_KEY)
-    if raw is None:
-        raise InputError(f"{path}: is Parquet but not a file of xpbayes (no metadata); write it with xpbayes")
-    return json.loads(raw)
-
-
-def read_star_table(path: str | os.PathLike[str]) -> Spectra:
-    """Read a star table.
-
-    Raises:
-        InputError: the file is missing, truncated, empty, of another kind, lacks a column, has a wrong unit, or
-            repeats a source_id.
-    """
-    path = Path(path)
-    with _open(path) as file:
-        return _read(file, path)
-
-
-def _read(file: pq.ParquetFile, path: Path) -> Spectra:
-    metadata = _metadata(file, path)
-    if metadata.get("kind") != "star table":
-        raise InputError(f"{path}: holds a {metadata.get('kind', 'file of unknown kind')}, not a star table")
-    if metadata["version"] > STAR_TABLE_VERSION:
-        raise InputError(
-            f"{path}: star table version {metadata['version']} is newer than this xpbayes reads "
-            f"({STAR_TABLE_VERSION}); upgrade xpbayes"
-        )
-    channels = Channels.from_json(json.dumps(metadata["channels"]))
-    labels = tuple(metadata["labels"])
-    schema = file.schema_arrow
-    _check_columns(schema, channels, labels, path)
-    if file.metadata.num_rows == 0:
-        raise InputError(f"{path}: has no stars; nothing to do")
-    lists = ("flux", "xp_whitening", "band_inverse_error")
-    try:
-        scalars = file.read(columns=[name for name in schema.names if name not in lists])
-        matrices = _read_matrices(file, lists, path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: is damaged ({str(error).splitlines()[0]}); write or copy it again") from error
-    columns = {name: scalars[name].to_numpy(zero_copy_only=False) for name in scalars.column_names}
-    source_id = columns.pop("source_id")
-    unique, first, count = np.unique(source_id, return_index=True, return_counts=True)
-    if (count > 1).any():
-        raise InputError(
-            f"{path}: {(count > 1).sum()} source_ids occur more than once (first: {unique[count > 1][0]}, row "
-            f"{first[count > 1][0]}); keep one row a star"
-        )
-    known = {c.name for c in star_table_columns(channels, labels)}
-    return Spectra(
-        channels=channels,
-        label_names=labels,
-        source_id=source_id,
-        **matrices,
-        columns=columns,
-        cuts=tuple(Cut(**c) for c in metadata.get("cuts", [])),
-        provenance=metadata.get("provenance", {}),
-        extra_units={f.name: (f.metadata or {}).get(b"unit", b"").decode() for f in schema if f.name not in known},
-    )
-
-
-def _read_matrices(file: pq.ParquetFile, names: Sequence[str], path: Path) -> dict[str, NDArray[np.float32]]:
-    """Columns of fixed-size lists as (row, item) arrays, decoded some rows at a time; no items where there is none."""
-    schema, n = file.schema_arrow, file.metadata.num_rows
-    out = {
-        name: np.empty((n, schema.field(name).type.list_size if name in schema.names else 0), np.float32)
-        for name in names
-    }
-    there = [name for name in names if name in schema.names]
-    nulls = dict.fromkeys(there, 0)
-    start = 0
-    for batch in file.iter_batches(ROWS_AT_ONCE, columns=there, use_threads=False):
-        rows = slice(start, start + batch.num_rows)
-        start = rows.stop
-        for name in there:
-            column = batch.column(name)
-            nulls[name] += column.null_count
-            if not column.null_count:
-                out[name][rows] = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
-    for name, count in nulls.items():
-        if count:
-            raise InputError(f"{path}: {count} rows have no {name}; write zeros in the weights instead of nulls")
-    return out
-
-
-def read_star_table_rows(path: str | os.PathLike[str], start: int, stop: int, at_once: int) -> Iterator[Spectra]:
-    """Read rows of a star table, some at a time: for tables that are larger than memory.
-
-    Each portion passes through a small file of its own, so that `read_star_table`, with all its checks, serves them too.
-
-    Args:
-        path: the table.
-        start, stop: which rows.
-        at_once: stars of a portion at most.
-
-    Raises:
-        InputError: as `read_star_table`, and if there is no room for a portion.
-    """
-    path = Path(path)
-    try:
-        file = pq.ParquetFile(path)
-        first = np.concatenate(
-            [[0], np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])]
-        )
-        groups = [i for i in range(file.num_row_groups) if first[i] < stop and first[i + 1] > start]
-        at = int(first[groups[0]])
-        waiting: list[pa.RecordBatch] = []
-        n_waiting = 0
-        with tempfile.TemporaryDirectory(prefix="xpbayes-") as scratch:
-            copy = Path(scratch) / path.name
-            for batch in file.iter_batches(batch_size=at_once, row_groups=groups):
-                low, high = max(start - at, 0), min(stop - at, batch.num_rows)
-                at += batch.num_rows
-                if low >= high:
-                    continue
-                waiting.append(batch.slice(low, high - low))
-                n_waiting += high - low
-                while n_waiting >= at_once or (n_waiting and at >= stop):
-                    rows = pa.Table.from_batches(waiting)
-                    _write_copy(rows.slice(0, at_once), copy)
-                    rest = rows.slice(at_once)
-                    waiting, n_waiting = rest.to_batches(), rest.num_rows
-                    del rows, rest
-                    try:
-                        yield read_star_table(copy)
-                    except InputError as error:
-                        raise InputError(str(error).replace(str(copy), str(path))) from error
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({reason_of(error)}); write or copy it again") from error
-
-
-def _write_copy(rows: pa.Table, path: Path) -> None:
-    try:
-        pq.write_table(rows, path, compression="none", use_dictionary=False)
-    except OSError as error:
-        raise InputError(
-            f"{path.parent}: cannot be written ({reason_of(error)}); make room there, or name another folder in "
-            f"TMPDIR, and go on with --resume"
-        ) from error
-
-
-def read_star_tables(path: str | os.PathLike[str]) -> Spectra:
-    """Read one star table, or all of a folder as one.
-
-    Raises:
-        InputError: as `read_star_table`; or the folder holds none, tables of different kinds, or a star twice.
-    """
-    files = star_table_files(path)
-    tables = [read_star_table(f) for f in files]
-    return join_star_tables(tables, [f.name for f in files]) if Path(path).is_dir() else tables[0]
-
-
-def star_table_files(path: str | os.PathLike[str]) -> list[Path]:
-    """The file of that name, or all star tables of a folder; InputError if it holds none."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return [folder]
-    files = sorted(folder.glob("*.parquet"))
-    if not files:
-        raise InputError(f"{folder}: holds no star table (*.parquet); name a star table or a folder of them")
-    return files
-
-
 def add_up_cuts(cuts: Iterable[Cut]) -> tuple[Cut, ...]:
     """Count the same rule in several tables as one rule, in the order of first appearance."""
     counted: dict[str, Cut] = {}
@@ -473,18 +269,17 @@ def join_star_tables(tables: Sequence[Spectra], names: Sequence[str]) -> Spectra
         if table.label_names != first.label_names:
             raise InputError(f"{name} has labels {table.label_names} and {names[0]} has {first.label_names}")
     source_id = np.concatenate([t.source_id for t in tables])
-    unique, count = np.unique(source_id, return_counts=True)
-    if (count > 1).any():
+    again = repeated_ids(source_id)
+    if again is not None:
         raise InputError(
-            f"{names[0]} and others: {(count > 1).sum()} source_ids occur in more than one table (first: "
-            f"{unique[count > 1][0]}); keep one row a star"
+            f"{names[0]} and others: {again.count} source_ids occur in more than one table (first: {again.first}); keep "
+            f"one row a star"
         )
     columns = {}
     for name in dict.fromkeys(key for t in tables for key in t.columns):
         parts = [t.columns[name] if name in t.columns else np.full(len(t), np.nan) for t in tables]
         columns[name] = np.concatenate(parts)
-    return replace(
-        first,
+    return first.replace(
         source_id=source_id,
         flux=np.concatenate([t.flux for t in tables]),
         xp_whitening=np.concatenate([t.xp_whitening for t in tables]),
@@ -492,24 +287,3 @@ def join_star_tables(tables: Sequence[Spectra], names: Sequence[str]) -> Spectra
         columns=columns,
         cuts=add_up_cuts(c for t in tables for c in t.cuts),
     )
-
-
-def _check_columns(schema: pa.Schema, channels: Channels, labels: tuple[str, ...], path: Path) -> None:
-    expected = star_table_columns(channels, labels)
-    missing = [c.name for c in expected if c.required and c.name not in schema.names]
-    if missing:
-        raise InputError(
-            f"{path}: {len(missing)} required column{'s are' if len(missing) > 1 else ' is'} missing "
-            f"(first: {missing[0]}){nearest(missing[0], schema.names)}; write the table with xpbayes"
-        )
-    for column in expected:
-        if column.name not in schema.names:
-            continue
-        have = schema.field(column.name)
-        if have.type != column.type:
-            raise InputError(f"{path}: column {column.name} has type {have.type}, expected {column.type}")
-        unit = (have.metadata or {}).get(b"unit", b"").decode()
-        if unit != column.unit:
-            raise InputError(
-                f"{path}: column {column.name} is in '{unit}', expected '{column.unit}'; convert it and write it again"
-            )

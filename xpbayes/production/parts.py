@@ -19,8 +19,8 @@ from typing import Any
 import pyarrow as pa
 
 from xpbayes.checksum import file_checksum
+from xpbayes.data.parquet import write_parquet
 from xpbayes.data.rejected import Rejected
-from xpbayes.data.spectra import write_parquet
 from xpbayes.errors import InputError
 from xpbayes.files import has_gone, reason_of
 

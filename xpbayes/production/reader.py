@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xpbayes.data.spectra import file_metadata
+from xpbayes.data.parquet import file_metadata
 from xpbayes.errors import InputError
 from xpbayes.production.manifest import read_manifest
 from xpbayes.production.verify import part_records

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from xpbayes.data.spectra import OK, Spectra, file_metadata, write_parquet
+from xpbayes.data.parquet import file_metadata, write_parquet
+from xpbayes.data.spectra import OK, Spectra
 from xpbayes.errors import InputError
 from xpbayes.inference.errors import upper_triangle
 from xpbayes.inference.fit import Posteriors

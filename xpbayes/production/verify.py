@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from xpbayes.data.parquet import METADATA_KEY
 from xpbayes.data.rejected import read_quarantine
-from xpbayes.data.spectra import METADATA_KEY, OK
+from xpbayes.data.spectra import OK
 from xpbayes.errors import InputError
 from xpbayes.production.duplicates import Identifiers, find_repeated
 from xpbayes.production.manifest import MANIFEST, QUARANTINE, read_manifest, totals

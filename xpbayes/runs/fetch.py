@@ -4,7 +4,8 @@ import tempfile
 from pathlib import Path
 
 from xpbayes.archive import apogee
-from xpbayes.data.spectra import Spectra, write_star_table
+from xpbayes.data.spectra import Spectra
+from xpbayes.data.spectra_file import write_star_table
 from xpbayes.runs.inputs import (
     PathLike,
     Say,

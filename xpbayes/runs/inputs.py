@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from xpbayes.checksum import file_checksum
-from xpbayes.data.spectra import Spectra, join_star_tables, read_star_tables
+from xpbayes.data.join import rows_of
+from xpbayes.data.spectra import Spectra, join_star_tables
+from xpbayes.data.spectra_file import read_star_tables
 from xpbayes.errors import InputError, nearest
 from xpbayes.identity import Side, Split, Stream, uniform_from_id
 from xpbayes.production.model_file import TrainedModel, load_model
@@ -97,10 +99,10 @@ def find_stars(stars: Spectra | PathLike, wanted: list[int], say: Say) -> tuple[
     found: list[Spectra] = []
     missing = set(wanted)
     for table in stream:
-        row = {int(s): i for i, s in enumerate(table.source_id.tolist()) if s in missing}
-        if row:
-            found.append(table.take(np.array(list(row.values()))))
-            missing -= row.keys()
+        there = np.isin(table.source_id, list(missing))
+        if there.any():
+            found.append(table.take(there))
+            missing -= set(found[-1].source_id.tolist())
         if not missing:
             break
     if missing or not found:
@@ -109,8 +111,7 @@ def find_stars(stars: Spectra | PathLike, wanted: list[int], say: Say) -> tuple[
             f"{source['path']}: {len(missing)} of {len(wanted)} source_ids are not there (first: {first}); check them"
         )
     table = join_star_tables(found, [str(source["path"])] * len(found))
-    at = {int(s): i for i, s in enumerate(table.source_id.tolist())}
-    return table.take(np.array([at[s] for s in wanted])), str(source["path"])
+    return table.take(rows_of(np.array(wanted), table.source_id)), str(source["path"])
 
 
 def check_selection(only: str) -> None:

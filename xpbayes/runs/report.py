@@ -6,7 +6,8 @@ from pathlib import Path
 
 from xpbayes.analysis.pages.report import write_report
 from xpbayes.analysis.run_inputs import open_stars
-from xpbayes.data.spectra import Spectra, write_star_table
+from xpbayes.data.spectra import Spectra
+from xpbayes.data.spectra_file import write_star_table
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.runs.inputs import (
     PathLike,

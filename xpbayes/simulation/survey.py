@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from xpbayes.channels import XP_GRID_NM
-from xpbayes.data.spectra import fixed_list, write_parquet
+from xpbayes.data.parquet import fixed_list, write_parquet
 from xpbayes.errors import InputError
 from xpbayes.production.model_file import TrainedModel, load_model
 from xpbayes.simulation.companions import (

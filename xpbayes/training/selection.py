@@ -1,8 +1,6 @@
 """Which stars can train a model: every cut counted."""
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -18,10 +16,10 @@ def training_cuts(table: Spectra, labels: Sequence[str], teff_max: float, min_ch
         teff_max: training stars are cooler [kK].
         min_channels: training stars were measured in at least so many channels; all if None.
     """
-    table = replace(table, cuts=(*table.cuts, Cut("stars in the table", 0, len(table))))
-    for reason, count in sorted(Counter(table.problems().tolist()).items()):
-        if reason != OK and count:
-            table = table.take(table.problems() != reason, f"unusable: {reason}")
+    table = table.replace(cuts=(*table.cuts, Cut("stars in the table", 0, len(table))))
+    problems = table.problems(labelled=True)
+    for reason in sorted(set(problems.tolist()) - {OK}):
+        table, problems = table.take(problems != reason, f"unusable: {reason}"), problems[problems != reason]
     label, error = table.labels(labels)
     complete = np.isfinite(label).all(axis=1) & np.isfinite(error).all(axis=1)
     table = table.take(complete, f"a label or its error is missing ({', '.join(labels)})")

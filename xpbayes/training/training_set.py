@@ -14,13 +14,8 @@ from numpy.typing import NDArray
 
 from xpbayes.config import TrainingConfig
 from xpbayes.data.scratch import make_star_files, write_rows
-from xpbayes.data.spectra import (
-    Cut,
-    Spectra,
-    add_up_cuts,
-    join_star_tables,
-    read_star_table_rows,
-)
+from xpbayes.data.spectra import Cut, Spectra, add_up_cuts, join_star_tables
+from xpbayes.data.spectra_file import read_star_table_rows
 from xpbayes.data.stars import Stars
 from xpbayes.errors import InputError
 from xpbayes.identity import Side, Split
@@ -97,11 +92,11 @@ def training_set_in_files(paths: Sequence[Path], config: TrainingConfig, scratch
         for number, portion in enumerate(_portions(path)):
             if number == 0:
                 inherited += portion.cuts
-            kept = training_cuts(replace(portion, cuts=()), config.labels, config.teff_max, config.min_channels)
+            kept = training_cuts(portion.replace(cuts=()), config.labels, config.teff_max, config.min_channels)
             slim.append(_without_fluxes(kept, config))
             names.append(path.name)
     together = join_star_tables(slim, names)
-    together = replace(together, cuts=(*add_up_cuts(inherited), *_in_sequence(together.cuts)))
+    together = together.replace(cuts=(*add_up_cuts(inherited), *_in_sequence(together.cuts)))
     sides = _split(together, config, str(paths[0] if len(paths) == 1 else paths[0].parent))
     training_ids = np.sort(sides.training.source_id)
     few_ids = [np.sort(together.source_id[rows]) for rows in (sides.aside, sides.held_out)]
@@ -133,7 +128,7 @@ def n_rows(paths: Sequence[Path]) -> int:
 
 
 def _portions(path: Path) -> Iterator[Spectra]:
-    return read_star_table_rows(path, 0, pq.read_metadata(path).num_rows, STARS_AT_ONCE)
+    return read_star_table_rows(path, at_once=STARS_AT_ONCE)
 
 
 def _without_fluxes(table: Spectra, config: TrainingConfig) -> Spectra:
@@ -141,8 +136,7 @@ def _without_fluxes(table: Spectra, config: TrainingConfig) -> Spectra:
     names = ["phot_g_mean_mag"]
     for name in (*config.labels, "parallax", "spectroscopic_parallax", "reddening"):
         names += [name, f"{name}_error"]
-    return replace(
-        table,
+    return table.replace(
         flux=table.flux[:, :0].copy(),
         xp_whitening=table.xp_whitening[:, :0].copy(),
         band_inverse_error=table.band_inverse_error[:, :0].copy(),

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from xpbayes.analysis.figures.flux_residuals import FluxSample, channel_errors, flux_columns, flux_residuals
+from xpbayes.analysis.figures.flux_residuals import FluxSample, flux_columns, flux_residuals
 from xpbayes.analysis.figures.sky_residuals import draw_sky_residuals, sky_residuals
 from xpbayes.runs.predict import predict_flux
 
@@ -19,7 +19,7 @@ def test_errors_are_the_diagonal_of_the_dense_covariance(sample):
     bands[3, 1] = 0
     from dataclasses import replace
 
-    found = channel_errors(replace(stars, xp_whitening=whitening, band_inverse_error=bands), range(len(stars.channels)))
+    found = stars.replace(xp_whitening=whitening, band_inverse_error=bands).flux_error()
     for s in range(6):
         lower = np.zeros((n, n))
         lower[row, column] = whitening[s]
@@ -38,7 +38,7 @@ def test_residuals_are_prediction_minus_observation_over_error(trained, sample):
     found = flux_residuals(trained, stars, estimate, names)
     predicted = predict_flux(trained, teff=5800, feh=0, logg=4.4, extinction=0.1, parallax=1.5)
     at = [trained.channels.names.index(n) for n in names]
-    expected = (predicted.flux[at] - stars.flux[:, at]) / channel_errors(stars, at)
+    expected = (predicted.flux[at] - stars.flux[:, at]) / stars.flux_error(at)
     assert_allclose(found, expected, rtol=1e-3)
 
 

@@ -32,7 +32,7 @@ from xpbayes.analysis.pages.requested_stars import (
     requested_stars,
     typical_stars,
 )
-from xpbayes.data.spectra import read_star_table
+from xpbayes.data.spectra_file import read_star_table
 from xpbayes.production.table import read_catalogue, write_catalogue
 from xpbayes.errors import InputError
 from xpbayes.production.model_file import save_model

@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 
 from tests.conftest import QUICK
 from xpbayes.analysis.pages.star_page import print_star, star_figure
-from xpbayes.data.spectra import write_star_table
+from xpbayes.data.spectra_file import write_star_table
 from xpbayes.errors import InputError
 from xpbayes.runs.fit import fit
 from xpbayes.runs.infer import infer

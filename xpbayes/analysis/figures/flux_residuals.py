@@ -17,8 +17,9 @@ from xpbayes.identity import Side, Split
 from xpbayes.analysis.figures import drawing as figures
 from xpbayes.analysis.figures.binned import ColumnDensity, column_density, suitable_edges
 from xpbayes.analysis.residual_columns import BASIC, MIN_STARS
-from xpbayes.analysis.run_inputs import STARS_AT_ONCE, Lookup, Run
+from xpbayes.analysis.run_inputs import STARS_AT_ONCE, Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Series, Task
+from xpbayes.data.join import Lookup
 from xpbayes.data.spectra import Spectra
 from xpbayes.channels import Channels
 from xpbayes.production.model_file import TrainedModel
@@ -140,40 +141,11 @@ def flux_residuals(
     parameters[len(stars) :] = parameters[0]  # one shape, one compilation
     predicted = _predict(model.forward, jnp.asarray(parameters))
     flux = np.asarray(predicted, np.float64)[: len(stars), at]
-    sigma = channel_errors(stars, at)
+    sigma = stars.flux_error(at)
     return ((flux - stars.flux[:, at]) / sigma).astype(np.float32)
 
 
 _predict = jax.jit(jax.vmap(predict_flux, (None, 0)))
-
-
-def channel_errors(stars: Spectra, channels: Sequence[int]) -> NDArray[np.float64]:
-    """(star, channel) marginal 1-sigma errors of the observed flux, same unit; NaN where not observed.
-
-    With C = (W^T W)^-1 and W lower triangular, the variance of channel c is |row c of W^-1|^2: back substitution for the
-    wanted rows alone, for all stars at once.
-    """
-    n = stars.channels.n_xp
-    out = np.full((len(stars), len(channels)), np.nan)
-    packed = np.ascontiguousarray(stars.xp_whitening.T, np.float64)  # stars last: every step runs along memory
-    first = np.arange(n) * np.arange(1, n + 1) // 2  # where a row of the packed triangle begins
-    diagonal = packed[first + np.arange(n)]
-    present = diagonal > 0
-    safe = np.where(present, diagonal, 1.0)
-    for k, c in enumerate(channels):
-        if c >= n:
-            continue
-        row = np.zeros((n, len(stars)))
-        for j in range(c, -1, -1):
-            below = np.arange(j + 1, c + 1)
-            known = (row[below] * packed[first[below] + j]).sum(axis=0)
-            row[j] = np.where(present[j], ((j == c) - known) / safe[j], 0.0)
-        out[:, k] = np.where(present[c], np.sqrt((row**2).sum(axis=0)), np.nan)
-    for k, c in enumerate(channels):
-        if c >= n:
-            inverse = stars.band_inverse_error[:, c - n].astype(np.float64)
-            out[:, k] = np.where(inverse > 0, 1.0 / np.where(inverse > 0, inverse, 1.0), np.nan)
-    return out
 
 
 def flux_sample(run: Run) -> FluxGatherer:

@@ -37,6 +37,7 @@ from xpbayes.analysis.figures.spectra import EXAMPLE_KINDS, choose_examples, spe
 from xpbayes.analysis.pages.star_page import star_figure
 from xpbayes.analysis.validation import Accuracy, accuracy, compare, has_posteriors
 from xpbayes.training.selection import training_cuts
+from xpbayes.data.join import rows_of
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.production.reader import open_catalogue
 from xpbayes.production.table import list_column, read_catalogue, text_column
@@ -343,12 +344,12 @@ def _add_spectra(
     estimate = list_column(catalogue, "stellar_params_est")[solved]
     error = list_column(catalogue, "stellar_params_err")[solved]
     source_id = catalogue["gdr3_source_id"].to_numpy()[solved]
-    row_of = {int(s): i for i, s in enumerate(stars.source_id)}
-    known = np.array([int(s) in row_of for s in source_id], bool)
+    row = rows_of(source_id, stars.source_id)
+    known = row >= 0
     examples = []
     for kind, i in choose_examples(estimate[known], np.asarray(model.forward.label_scale), EXAMPLE_KINDS):
         star = np.flatnonzero(known)[i]
-        fit = spectrum_fit(model, stars, row_of[int(source_id[star])], estimate[star])
+        fit = spectrum_fit(model, stars, int(row[star]), estimate[star])
         values = ", ".join(
             f"{figures.LABEL_TEXT.get(n, n)} = {figures.display_scale(n) * estimate[star, k]:.{0 if n == 'teff' else 2}f}"
             f" ± {figures.display_scale(n) * error[star, k]:.{0 if n == 'teff' else 2}f}"

@@ -27,6 +27,7 @@ from xpbayes.analysis.pages.star_page import (
     shown,
     star_fits,
 )
+from xpbayes.data.join import rows_of
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.production.table import CHAINS, WIDENED, list_column, text_column
 from xpbayes.errors import InputError
@@ -220,9 +221,8 @@ def requested_stars(
     n = len(model.labels)
     solved = np.flatnonzero(text_column(catalogue, "status") == OK)
     estimate = list_column(catalogue, "stellar_params_est")[solved][:, :n]
-    at = {int(s): i for i, s in enumerate(stars.source_id)}
-    all_labels = stars.labels(model.labels)[0].astype(np.float64)
-    known = np.array([all_labels[at[s]] if s in at else np.full(n, np.nan) for s in ids[solved].tolist()])
+    at = rows_of(ids[solved], stars.source_id)
+    known = np.where(at[:, None] >= 0, stars.labels(model.labels)[0][at], np.nan)
     scale = np.asarray(model.forward.label_scale, np.float64)
     label, label_error = (values.astype(np.float64) for values in part.labels(model.labels))
     answers = _answers(picked, n)
@@ -253,14 +253,14 @@ def requested_stars(
 
 
 def _rows_of(ids: NDArray[np.int64], wanted: Sequence[int], where: str) -> NDArray[np.int64]:
-    at = {int(s): i for i, s in enumerate(ids.tolist())}
-    missing = [s for s in wanted if s not in at]
-    if missing:
+    rows = rows_of(np.asarray(wanted, np.int64), ids)
+    missing = np.asarray(wanted)[rows < 0]
+    if len(missing):
         raise InputError(
             f"{len(missing)} of {len(wanted)} requested stars are not in {where} (first: source_id {missing[0]}); check "
             f"--source-id"
         )
-    return np.array([at[s] for s in wanted])
+    return rows
 
 
 def _answers(rows: pa.Table, n_labels: int) -> list[dict[str, Answer]]:
