@@ -19,7 +19,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 
 import xpbayes
-from xpbayes.analysis.correlations import PAPER, correlation_of_inverse, unpacked
+from xpbayes.analysis.figures.correlations import PAPER, correlation_of_inverse, unpacked
 from xpbayes.data.spectra import OK
 from xpbayes.data.spectra_file import read_star_tables
 from xpbayes.production.table import list_column, read_catalogue, text_column

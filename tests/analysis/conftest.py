@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from tests.conftest import QUICK
-from xpbayes.runs.analyse import analyse
 from xpbayes.analysis.pages.requested_stars import typical_stars
 from xpbayes.data.spectra_file import write_star_table
-from xpbayes.production.table import read_catalogue
 from xpbayes.production.model_file import save_model
+from xpbayes.production.table import read_catalogue
+from xpbayes.runs.analyse import analyse
 from xpbayes.runs.infer import infer
 from xpbayes.runs.report import report
 

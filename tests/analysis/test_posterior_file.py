@@ -18,10 +18,10 @@ from xpbayes.analysis.posterior_file import (
     to_arviz,
     write_posterior,
 )
+from xpbayes.checks.predictive import channel_ln_likelihood, predict_draws
 from xpbayes.errors import InputError
 from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.sampling.nuts import Draws, diagnose
-from xpbayes.checks.predictive import channel_ln_likelihood, predict_draws
 from xpbayes.models.likelihood import half_log_det_precision
 from xpbayes.models.posterior import WhitenedStudent
 

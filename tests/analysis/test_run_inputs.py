@@ -10,8 +10,8 @@ from xpbayes.analysis import run_inputs
 from xpbayes.analysis.run_inputs import Run, find_inputs, open_run, open_stars
 from xpbayes.data.join import Lookup
 from xpbayes.data.spectra_file import write_star_table
-from xpbayes.production.reader import open_catalogue
 from xpbayes.errors import InputError
+from xpbayes.production.reader import open_catalogue
 
 
 @pytest.fixture(scope="module")

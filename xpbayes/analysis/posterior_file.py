@@ -17,12 +17,12 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from xpbayes.channels import FLUX_UNIT
+from xpbayes.checks.predictive import predict_draws, whitened_flux
+from xpbayes.data.stars import Stars
 from xpbayes.errors import InputError
 from xpbayes.inference.sampling.nuts import Diagnostics, Draws
-from xpbayes.checks.predictive import predict_draws, whitened_flux
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.schema import LABEL_UNITS
-from xpbayes.data.stars import Stars
 
 ENGINE: Literal["h5netcdf"] = "h5netcdf"
 IMPORT_PAUSE = 0.1

@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xpbayes.analysis.topic import Rows
+from xpbayes.channels import Channels
 from xpbayes.data.join import Lookup
 from xpbayes.data.parquet import file_metadata
 from xpbayes.data.spectra import OK, Spectra
-from xpbayes.production.reader import Catalogue, open_catalogue
-from xpbayes.channels import Channels
 from xpbayes.errors import InputError, nearest
 from xpbayes.production.model_file import CARD, TrainedModel, load_model
+from xpbayes.production.reader import Catalogue, open_catalogue
 
 T = TypeVar("T")
 ROWS_AT_ONCE = 65_536
@@ -270,6 +270,20 @@ def find_inputs(folder: Path | None, named: dict[str, Path | None]) -> dict[str,
     return found
 
 
+def require_model(about: dict[str, Any], model: TrainedModel, where: str) -> None:
+    """Raise InputError for a catalogue that another model made.
+
+    Args:
+        about: what the catalogue says of itself.
+        model: the model.
+        where: the catalogue's name, for the message.
+    """
+    if tuple(about["labels"]) != model.labels:
+        raise InputError(f"{where}: was made with labels {about['labels']}, the model has {model.labels}")
+    if about.get("model", {}).get("arrays_checksum") not in (None, model.card.get("arrays_checksum")):
+        raise InputError(f"{where}: was made with another model; name the model that made it")
+
+
 def open_run(paths: dict[str, Path], survey: str = "custom", sfd: Path | None = None) -> Run:
     """Open what `find_inputs` found and check that it belongs together.
 
@@ -280,12 +294,7 @@ def open_run(paths: dict[str, Path], survey: str = "custom", sfd: Path | None = 
     catalogue = open_catalogue(paths["catalogue"]) if "catalogue" in paths else None
     stars = open_stars(paths["stars"]) if "stars" in paths else None
     if model is not None and catalogue is not None:
-        where = paths["catalogue"]
-        if tuple(catalogue.about["labels"]) != model.labels:
-            raise InputError(f"{where}: was made with labels {catalogue.about['labels']}, the model has {model.labels}")
-        mine, theirs = model.card.get("arrays_checksum"), catalogue.about.get("model", {}).get("arrays_checksum")
-        if theirs not in (None, mine):
-            raise InputError(f"{where}: was made with another model; name the model that made it")
+        require_model(catalogue.about, model, str(paths["catalogue"]))
     if model is not None and stars is not None:
         model.channels.require_same(stars.channels, "the model", str(paths["stars"]))
     rest: dict[str, Any] = {name: paths.get(name) for name in ("external", "clusters", "dust_map", "curve")}

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from xpbayes.data.join import rows_of
 from xpbayes.data.spectra import OK, Spectra
-from xpbayes.production.table import list_column, text_column
 from xpbayes.errors import InputError
+from xpbayes.production.table import list_column, text_column
 
 MAD_TO_SIGMA = 1.4826
 """Standard deviation of a Gaussian over its median absolute deviation."""

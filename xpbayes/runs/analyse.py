@@ -5,7 +5,7 @@ from pathlib import Path
 
 from xpbayes.analysis.pages.gallery import choose, make_figures, write_figures
 from xpbayes.analysis.run_inputs import find_inputs, open_run
-from xpbayes.runs.inputs import Say, quiet, versions
+from xpbayes.runs.inputs import Say, quiet
 
 
 def analyse(
@@ -37,4 +37,4 @@ def analyse(
     analyses = choose(only)
     run = open_run(find_inputs(folder, named or {}), survey, sfd_maps)
     outcomes = make_figures(run, analyses, say)
-    return write_figures(run, outcomes, out, versions())
+    return write_figures(run, outcomes, out)

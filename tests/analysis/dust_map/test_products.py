@@ -17,8 +17,8 @@ from xpbayes.analysis.dust_map.comparison import blur_scale, compare, true_means
 from xpbayes.analysis.dust_map.draw import draw_sky, sky_image
 from xpbayes.analysis.dust_map.healpix_map import DustMap
 from xpbayes.analysis.dust_map.settings import DustMapConfig, dust_map_config
-from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.figures.sky_dust import BIRDS_EYE_VIEW, DUST_SKY
+from xpbayes.analysis.run_inputs import Run
 from xpbayes.cli import app
 from xpbayes.errors import InputError
 from xpbayes.runs.dust_map import dust_map

@@ -17,7 +17,6 @@ def test_errors_are_the_diagonal_of_the_dense_covariance(sample):
     whitening, bands = stars.xp_whitening.copy(), stars.band_inverse_error.copy()
     whitening[2, (row == 20) | (column == 20)] = 0
     bands[3, 1] = 0
-    from dataclasses import replace
 
     found = stars.replace(xp_whitening=whitening, band_inverse_error=bands).flux_error()
     for s in range(6):

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from xpbayes.analysis.pages.page import Section, Table, write_sections
+from xpbayes.analysis.pages.page import Page, Section, Table
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -35,8 +35,8 @@ def browser(tmp_path_factory):
 def check_page(tmp_path_factory):
     """A page of sections, as `check` and `compare` write them."""
     table = Table(("who", "how many"), [("b", "1,200"), ("a", "−3"), ("c", "–"), ("10", "12 %")])
-    sections = [Section("One", "Words.", table), Section("Two", "More words.")]
-    return write_sections(tmp_path_factory.mktemp("page") / "p.html", "A page", "of sections", "Well.", sections)
+    sections = [Section("One", ["Words.", table]), Section("Two", ["More words."])]
+    return Page("A page", "of sections", sections, ["Well."]).write(tmp_path_factory.mktemp("page") / "p.html")
 
 
 @pytest.fixture(scope="module", params=["report", "figures", "sections"])

@@ -10,11 +10,11 @@ from numpy.testing import assert_allclose
 from tests.conftest import QUICK, with_columns
 from xpbayes.analysis.pages.confidence import judge, print_check, reliability, reliability_figure, residual_figure
 from xpbayes.errors import InputError
-from xpbayes.training.reliability import ConfidenceConfig
 from xpbayes.production.model_file import load_model
 from xpbayes.runs.confidence import confidence
 from xpbayes.runs.infer import infer
 from xpbayes.runs.inputs import choose_stars
+from xpbayes.training.reliability import ConfidenceConfig
 
 RNG = np.random.default_rng(0)
 

@@ -11,10 +11,8 @@ import xarray as xr
 from numpy.testing import assert_allclose
 
 from tests.command_line import refused
-from xpbayes.identity import Side
 from xpbayes.analysis.pages import report as report_module
 from xpbayes.analysis.pages.gallery import ANALYSES, choose
-from xpbayes.analysis.posterior_file import parameter_names, write_posterior
 from xpbayes.analysis.pages.report import GROUPS
 from xpbayes.analysis.pages.requested_stars import (
     FISHER,
@@ -22,20 +20,24 @@ from xpbayes.analysis.pages.requested_stars import (
     NUTS,
     POSTERIOR,
     find_neighbours,
-    headline,
-    neighbour_figure,
-    neighbour_table,
-    parameter_table,
-    posterior_figure,
     read_draws,
     remarks,
     requested_stars,
     typical_stars,
 )
+from xpbayes.analysis.pages.star_section import (
+    headline,
+    neighbour_figure,
+    neighbour_table,
+    parameter_table,
+    posterior_figure,
+)
+from xpbayes.analysis.posterior_file import parameter_names, write_posterior
 from xpbayes.data.spectra_file import read_star_table
-from xpbayes.production.table import read_catalogue, write_catalogue
 from xpbayes.errors import InputError
+from xpbayes.identity import Side
 from xpbayes.production.model_file import save_model
+from xpbayes.production.table import read_catalogue, write_catalogue
 from xpbayes.runs.report import report
 
 
@@ -182,14 +184,7 @@ class TestRequestedStars:
 
     @pytest.fixture(scope="class")
     def star(self, trained, table, inputs, chains):
-        (found,) = requested_stars(
-            trained,
-            *table,
-            read_star_table(inputs[2]),
-            list(chains),
-            np.random.default_rng(1).normal(size=(50, 3)),
-            chains,
-        )
+        (found,) = requested_stars(trained, *table, read_star_table(inputs[2]), list(chains), chains)
         return found
 
     def test_answers_are_the_catalogue_s(self, star, table, chains):
@@ -199,9 +194,9 @@ class TestRequestedStars:
         full = np.zeros((5, 5))
         full[np.triu_indices(5)] = row["laplace_cov_triu"]
         assert_allclose(star.answers[LAPLACE].sigma, np.sqrt(np.diag(full)))
-        assert_allclose(star.answers[POSTERIOR].median, row["stellar_params_median"])
+        assert_allclose(star.answers[POSTERIOR].quantiles[1], row["stellar_params_median"])
         draws = chains[star.fit.source_id]
-        assert_allclose(star.answers[NUTS].low, np.quantile(draws, 0.16, axis=0))
+        assert_allclose(star.answers[NUTS].quantiles[0], np.quantile(draws, 0.16, axis=0))
         assert_allclose(star.answers[NUTS].sigma, draws.std(axis=0))
 
     def test_neighbours_are_the_nearest(self, star, table, trained):
@@ -228,8 +223,9 @@ class TestRequestedStars:
         assert_allclose(x[np.argmax(y)], 1e3 * answer.centre[0], atol=0.05 * 1e3 * answer.sigma[0])
         assert_allclose(y.max(), 1 / (1e3 * answer.sigma[0] * np.sqrt(2 * np.pi)), rtol=1e-2)
         median = lines[f"{POSTERIOR}, median and 16–84 %"]
-        assert_allclose(median.get_xdata(), 1e3 * star.answers[POSTERIOR].median[0])
-        kiel = {line.get_label(): line for line in neighbour_figure(star).axes[0].get_lines()}
+        assert_allclose(median.get_xdata(), 1e3 * star.answers[POSTERIOR].quantiles[1, 0])
+        training = np.random.default_rng(1).normal(size=(50, 3))
+        kiel = {line.get_label(): line for line in neighbour_figure(star, training).axes[0].get_lines()}
         assert_allclose(kiel["neighbours"].get_xdata(), 1e3 * star.neighbours.estimate[:, 0])
         assert_allclose(kiel["neighbours"].get_ydata(), star.neighbours.estimate[:, 2])
 

@@ -9,8 +9,8 @@ import pytest
 from astropy.table import Table
 from numpy.testing import assert_allclose, assert_array_equal
 
-from xpbayes.identity import Side, Split
 from xpbayes.data.spectra_file import read_star_table
+from xpbayes.identity import Side, Split
 
 TRIANGLE = np.triu_indices(5)
 

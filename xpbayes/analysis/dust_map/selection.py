@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from xpbayes.analysis.dust_map.settings import DustMapConfig
 from xpbayes.data.spectra import OK
-from xpbayes.production.reader import Catalogue, open_catalogue
 from xpbayes.errors import InputError, nearest
+from xpbayes.production.reader import Catalogue, open_catalogue
 
 COLUMNS = ("ra", "dec", "stellar_params_est", "stellar_params_cov_triu", "chi2_opt", "dof", "status")
 ROWS_AT_ONCE = 65_536

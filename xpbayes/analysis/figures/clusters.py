@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.analysis.figures import drawing as figures
-from xpbayes.analysis.residual_columns import CONFIDENCES
+from xpbayes.analysis.figures.residual_columns import CONFIDENCES
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Series, Task
 from xpbayes.analysis.validation import robust_scatter

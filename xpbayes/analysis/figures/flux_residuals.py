@@ -13,17 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.identity import Side, Split
 from xpbayes.analysis.figures import drawing as figures
 from xpbayes.analysis.figures.binned import ColumnDensity, column_density, suitable_edges
-from xpbayes.analysis.residual_columns import BASIC, MIN_STARS
+from xpbayes.analysis.figures.residual_columns import BASIC, MIN_STARS
 from xpbayes.analysis.run_inputs import STARS_AT_ONCE, Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Series, Task
+from xpbayes.channels import Channels
 from xpbayes.data.join import Lookup
 from xpbayes.data.spectra import Spectra
-from xpbayes.channels import Channels
-from xpbayes.production.model_file import TrainedModel
+from xpbayes.identity import Side, Split
 from xpbayes.models.forward import predict_flux
+from xpbayes.production.model_file import TrainedModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

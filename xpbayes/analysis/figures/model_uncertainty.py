@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.analysis.figures import drawing as figures
-from xpbayes.analysis.pages.posterior_tables import wide_console
+from xpbayes.analysis.pages.page import wide_console
 from xpbayes.training.network_uncertainty import NetworkCovariance
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from jaxtyping import Array
 from numpy.typing import NDArray
 
 from xpbayes.data.spectra import Spectra
-from xpbayes.production.model_file import TrainedModel
+from xpbayes.data.stars import Stars
 from xpbayes.models.forward import ForwardModel, predict_flux
 from xpbayes.models.likelihood import deviance, n_observed, whitened_residual
 from xpbayes.models.model_error import ModelError, with_model_error
-from xpbayes.data.stars import Stars
+from xpbayes.production.model_file import TrainedModel
 
 EXAMPLE_KINDS = (
     ("hot star", (7.2, 0.0, 4.2)),

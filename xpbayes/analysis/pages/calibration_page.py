@@ -1,7 +1,5 @@
 """What `xpbayes check` shows: are truths where posteriors say they are? Verdicts, figures, one page."""
 
-import csv
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,10 +9,10 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from xpbayes.analysis.figures import drawing as figures
-from xpbayes.analysis.pages.page import Section, Table, embed, write_sections
-from xpbayes.analysis.pages.posterior_tables import wide_console
-from xpbayes.checks.sbc import CONFIDENCE, Verdict, ecdf, judge, uniform_band
+from xpbayes.analysis.pages.numbers import share, text
+from xpbayes.analysis.pages.page import Page, Picture, Section, Table, wide_console
 from xpbayes.checks.prior_predictive import COLOUR, LEVEL, MAX_EXTINCTION, MIN_DOF
+from xpbayes.checks.sbc import CONFIDENCE, Verdict, ecdf, judge, uniform_band
 from xpbayes.production.model_file import TrainedModel
 
 if TYPE_CHECKING:
@@ -71,7 +69,7 @@ class CalibrationCheck:
     def outside(self) -> list[str]:
         """Methods that claim to be right, importance and NUTS, with their parameters that leave the band."""
         claims = ("importance", "NUTS")
-        return [f"{m} {_text(n)}" for m, n, v in self.verdicts() if m in claims and not v.uniform]
+        return [f"{m} {text(n)}" for m, n, v in self.verdicts() if m in claims and not v.uniform]
 
     @property
     def passed(self) -> bool:
@@ -116,35 +114,24 @@ def groups(check: CalibrationCheck) -> list[tuple[str, NDArray[np.bool_]]]:
     return [(name, member) for name, member in found if member.sum() >= 30]
 
 
-def _text(name: str) -> str:
-    return {"extinction": "E", "parallax": "parallax"}.get(name, figures.LABEL_TEXT.get(name, name))
-
-
-def verdict_rows(check: CalibrationCheck) -> list[list[str]]:
-    """Rows of the pass/fail table."""
-    return [
-        [
-            method, _text(name), f"{v.n:,}", "pass" if v.uniform else "FAIL", f"{v.coverage68:.1%}", f"{v.coverage95:.1%}",
+def verdict_table(check: CalibrationCheck, caption: str = "") -> Table:
+    """The pass/fail table."""
+    rows = [
+        (
+            method, text(name), f"{v.n:,}", "pass" if v.uniform else "FAIL", share(v.coverage68), share(v.coverage95),
             f"{v.mean:.3f}", f"{v.distance:.3f}",
-        ]
+        )
         for method, name, v in check.verdicts()
     ]  # fmt: skip
-
-
-HEADINGS = ("method", "parameter", "stars", "uniform", "covers 68.3 %", "covers 95.4 %", "mean share", "distance")
+    headings = ("method", "parameter", "stars", "uniform", "covers 68.3 %", "covers 95.4 %", "mean share", "distance")
+    return Table(headings, rows, 2, caption)
 
 
 def print_check(check: CalibrationCheck) -> None:
     """Print the pass/fail table."""
-    from rich.table import Table as Printed
-
-    table = Printed(caption=f"uniform: inside the simultaneous {CONFIDENCE:.0%} band of n uniform shares")
-    for i, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="left" if i < 2 else "right")
-    for row in verdict_rows(check):
-        table.add_row(*row)
-    console = wide_console(120)
-    console.print(table)
+    console = wide_console()
+    caption = f"uniform: inside the simultaneous {CONFIDENCE:.0%} band of n uniform shares"
+    verdict_table(check, caption).print(console)
     noise = judge(check.chi2_shares)
     free = check.dust_free()
     console.print(f"chi2 at the truth follows its law: {'pass' if noise.uniform else 'FAIL'} ({noise.n:,} stars)")
@@ -172,7 +159,7 @@ def share_figure(check: CalibrationCheck) -> "Figure":
             inside = judge(known).uniform
             colour = figures.BLUE if inside else figures.ORANGE
             axis.plot(band.at, ecdf(known, band.at) - band.at, color=colour, lw=1.4)
-            axis.set_title(f"{method}: {_text(name)}", fontsize=8.5)
+            axis.set_title(f"{method}: {text(name)}", fontsize=8.5)
             if column == 0:
                 axis.set_ylabel("ECDF − uniform")
             if row == len(methods) - 1:
@@ -197,7 +184,7 @@ def coverage_figure(check: CalibrationCheck) -> "Figure":
                 else np.nan
                 for _, m in kinds
             ]
-            axis.plot(at, np.arange(len(kinds)) + 0.13 * (i - 2), "o", ms=4, color=colours[i % 5], label=_text(name))
+            axis.plot(at, np.arange(len(kinds)) + 0.13 * (i - 2), "o", ms=4, color=colours[i % 5], label=text(name))
         axis.set(xlim=(0.3, 1.0), ylim=(len(kinds) - 0.5, -0.5), title=method, xlabel="inside central 68.3 %")
         axis.set_yticks(np.arange(len(kinds)), [n for n, _ in kinds] if column == 0 else [""] * len(kinds), fontsize=8)
     axes[0, -1].legend(fontsize=8, loc="lower left", frameon=False)
@@ -213,57 +200,68 @@ def write_check(check: CalibrationCheck, model: TrainedModel, folder: Path) -> l
         folder: is made if need be.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rows = verdict_rows(check)
-    _write_csv(folder / "verdicts.csv", HEADINGS, rows)
+    verdicts = verdict_table(check)
     columns = [f"{m} {n}" for m in check.shares for n in check.names]
     values = np.concatenate([*check.shares.values()], axis=1)
-    _write_csv(folder / "shares.csv", columns, [[f"{v:.5f}" for v in row] for row in values])
+    shares = Table(columns, [[f"{v:.5f}" for v in row] for row in values])
     free, noise = check.dust_free(), judge(check.chi2_shares)
     dof = check.n_obs - check.truth.shape[1]
+    sampled = int(np.isfinite(check.shares.get("NUTS", np.full((1, 1), np.nan))[:, 0]).sum())
     sections = [
         Section(
             "Verdicts",
-            "Of every simulated star's posterior, the share below the truth was noted. If posteriors are right, these "
-            "shares are uniform. 'Uniform' says whether their distribution stays inside the band that uniform shares "
-            f"leave once in a hundred times anywhere; the distance is the largest departure. {check.settled.sum():,} of "
-            f"{int(np.isfinite(check.shares.get('NUTS', np.full((1, 1), np.nan))[:, 0]).sum()):,} stars sampled with NUTS "
-            "had chains that settled; all are counted.",
-            table=Table(HEADINGS, rows, 2),
+            [
+                "Of every simulated star's posterior, the share below the truth was noted. If posteriors are right, these "
+                "shares are uniform. 'Uniform' says whether their distribution stays inside the band that uniform shares "
+                f"leave once in a hundred times anywhere; the distance is the largest departure. {check.settled.sum():,} "
+                f"of {sampled:,} stars sampled with NUTS had chains that settled; all are counted.",
+                verdicts,
+            ],
         ),
         Section(
             "Distributions of the shares",
-            "Above zero: too many truths lie low in their posterior; a rise that falls again through zero: posteriors "
-            "are too narrow or too wide. Grey: the simultaneous band. Mode + Fisher and Laplace are Gaussians in "
-            "(labels, E, parallax) around the mode in ln E, so that E is too high by construction where there is "
-            "little dust, and bent or several-topped posteriors are not described.",
-            figure=embed(share_figure(check), "Empirical distribution of posterior shares by method and parameter"),
+            [
+                "Above zero: too many truths lie low in their posterior; a rise that falls again through zero: posteriors "
+                "are too narrow or too wide. Grey: the simultaneous band. Mode + Fisher and Laplace are Gaussians in "
+                "(labels, E, parallax) around the mode in ln E, so that E is too high by construction where there is "
+                "little dust, and bent or several-topped posteriors are not described.",
+                Picture.of(share_figure(check), "Empirical distribution of posterior shares by method and parameter"),
+            ],
         ),
         Section(
             "Coverage by kind of star",
-            "Share of truths inside the central 68.3 % of their posterior. Kinds are told by the truth or by the "
-            "template; within a kind chosen by the truth, a right posterior need not cover exactly.",
-            figure=embed(coverage_figure(check), "Coverage by kind of star and method"),
+            [
+                "Share of truths inside the central 68.3 % of their posterior. Kinds are told by the truth or by the "
+                "template; within a kind chosen by the truth, a right posterior need not cover exactly.",
+                Picture.of(coverage_figure(check), "Coverage by kind of star and method"),
+            ],
         ),
         Section(
             "Expected and observed chi-squared",
-            f"At the truth, chi-squared follows the noise's law: {'pass' if noise.uniform else 'FAIL'} "
-            f"({noise.n:,} stars). At the mode its median is {np.median(check.chi2):.1f}, where {np.median(dof):.0f} "
-            "degrees of freedom are left.",
+            [
+                f"At the truth, chi-squared follows the noise's law: {'pass' if noise.uniform else 'FAIL'} "
+                f"({noise.n:,} stars). At the mode its median is {np.median(check.chi2):.1f}, where {np.median(dof):.0f} "
+                "degrees of freedom are left."
+            ],
         ),
         Section(
             "Stars without dust",
-            f"{free['n']:.0f} stars have a true E below {DUST_FREE:.0f} of their own errors. Their mode, in ln E, is "
-            f"{free['mode']:+.2f} sigma from the truth on average; the posterior mean {free['mean']:+.2f} sigma; E as if it "
-            f"could be negative, e_unbounded in a catalogue, {free['unbounded']:+.2f} sigma.",
+            [
+                f"{free['n']:.0f} stars have a true E below {DUST_FREE:.0f} of their own errors. Their mode, in ln E, is "
+                f"{free['mode']:+.2f} sigma from the truth on average; the posterior mean {free['mean']:+.2f} sigma; E as "
+                f"if it could be negative, e_unbounded in a catalogue, {free['unbounded']:+.2f} sigma."
+            ],
         ),
         Section(
             "What was simulated",
-            f"Labels from the model's mixture, E flat below {MAX_EXTINCTION} mag, parallax flat; restricted, in "
-            f"simulation and posterior alike, to stars within {LEVEL} of a real star's mean ln flux and {COLOUR} of its "
-            "blue minus red. The noise is the real star's, missing bands included, at the amplitude that its own fit "
-            f"found, as a Student t of at least {MIN_DOF:.0f} degrees of freedom. The check is of how posteriors are "
-            "computed, given model and noise; whether these describe real stars is for comparisons with surveys. "
-            "Inference on real stars takes the model's error from the observed flux; here it is known.",
+            [
+                f"Labels from the model's mixture, E flat below {MAX_EXTINCTION} mag, parallax flat; restricted, in "
+                f"simulation and posterior alike, to stars within {LEVEL} of a real star's mean ln flux and {COLOUR} of "
+                "its blue minus red. The noise is the real star's, missing bands included, at the amplitude that its own "
+                f"fit found, as a Student t of at least {MIN_DOF:.0f} degrees of freedom. The check is of how posteriors "
+                "are computed, given model and noise; whether these describe real stars is for comparisons with surveys. "
+                "Inference on real stars takes the model's error from the observed flux; here it is known."
+            ],
         ),
     ]
     outside = check.outside()
@@ -273,15 +271,5 @@ def write_check(check: CalibrationCheck, model: TrainedModel, folder: Path) -> l
         else "Every parameter of the importance and NUTS posteriors is inside the band."
     )
     subtitle = f"{len(check.truth):,} simulated stars, {check.seconds:.0f} s; model {model.card.get('arrays_checksum')}"
-    return [
-        write_sections(folder / "report.html", "Are the error bars right?", subtitle, notice, sections),
-        folder / "verdicts.csv",
-        folder / "shares.csv",
-    ]
-
-
-def _write_csv(path: Path, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(headings)
-        writer.writerows(rows)
+    page = Page("Are the error bars right?", subtitle, sections, [notice]).write(folder / "report.html")
+    return [page, verdicts.write_csv(folder / "verdicts.csv"), shares.write_csv(folder / "shares.csv")]

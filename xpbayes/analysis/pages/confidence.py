@@ -14,16 +14,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from xpbayes.identity import Side, Split
 from xpbayes.analysis.figures import drawing as figures
 from xpbayes.analysis.validation import Comparison, compare, robust_scatter, running_percentiles
 from xpbayes.data.spectra import Spectra
+from xpbayes.errors import InputError
+from xpbayes.identity import Side, Split
+from xpbayes.models.reliability import TARGETS
+from xpbayes.production.model_file import TrainedModel
 from xpbayes.production.reliability import MIN_CONFIDENCE, table_features
 from xpbayes.production.table import list_column
-from xpbayes.errors import InputError
 from xpbayes.training.reliability import BAD_ABOVE, GOOD_BELOW, RESIDUAL_FLOOR, Fit, residual_chi2
-from xpbayes.production.model_file import TrainedModel
-from xpbayes.models.reliability import TARGETS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,32 +8,35 @@ The catalogue is read once for all figures, in memory that does not grow with it
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from xpbayes.analysis import confidence_panels, correlations, external, residual_columns
 from xpbayes.analysis.figures import (
     clusters,
+    confidence_panels,
+    correlations,
+    external,
     flux_residuals,
     kiel,
     model_spectra,
     prior_corner,
     reddening_law,
     reliability,
+    residual_columns,
     self_cleaning,
     sfd,
     sky_dust,
     sky_residuals,
 )
-from xpbayes.analysis.pages.page import Drawn, Place, as_png, parallax_sentence, picture, write_page
-from xpbayes.analysis.run_inputs import Run, find_inputs, open_run
+from xpbayes.analysis.pages.page import DPI, Aside, Page, Picture, Points, Section, as_png, parallax_sentence
+from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, Gatherer, NotDrawnError, NumberTable, Product, Task
 from xpbayes.errors import InputError, nearest
 from xpbayes.files import whole_file
 
 Say = Callable[[str], None]
 INDEX, RECORD = "index.html", "analyses.json"
-DPI = 150
 ANALYSES: tuple[Analysis, ...] = (
     kiel.KIEL,
     self_cleaning.SELF_CLEANING,
@@ -88,18 +91,12 @@ class Outcome:
             return f"{self.analysis.name}: drawn"
         return f"{self.analysis.name}: not drawn because {self.reason}"
 
-
-@dataclass(frozen=True)
-class Written:
-    """What was written of one figure.
-
-    Attributes:
-        files: their names.
-        drawn: the picture, for the page.
-    """
-
-    files: tuple[str, ...]
-    drawn: Drawn
+    def entry(self, files: Sequence[str]) -> dict[str, Any]:
+        """What the record says of it."""
+        about = {"name": self.analysis.name, "paper": self.analysis.paper, "title": self.analysis.title}
+        if self.product is None:
+            return {**about, "not_drawn_because": self.reason}
+        return {**about, "caption": self.product.caption, "files": files}
 
 
 def choose(only: Sequence[str]) -> list[Analysis]:
@@ -157,14 +154,13 @@ def gather(run: Run, gatherers: Sequence[Gatherer]) -> None:
             gatherer.add(rows)
 
 
-def write_figures(run: Run, outcomes: Sequence[Outcome], out: Path, versions: Mapping[str, str]) -> Path:
+def write_figures(run: Run, outcomes: Sequence[Outcome], out: Path) -> Path:
     """Write figures, their numbers, a record of all, and the page that shows them.
 
     Args:
         run: what they were drawn from.
         outcomes: from `make_figures`.
         out: folder for everything.
-        versions: of the software, for the page.
 
     Returns:
         path of the page.
@@ -175,22 +171,27 @@ def write_figures(run: Run, outcomes: Sequence[Outcome], out: Path, versions: Ma
     drawn = [o for o in outcomes if o.product is not None]
     if not drawn:
         raise InputError(f"none of {len(outcomes)} figures can be drawn; the first, {outcomes[0].line}")
-    written = {o.analysis.name: write_product(o.analysis, o.product, out) for o in drawn if o.product is not None}
-    record = [_entry(o, written) for o in outcomes]
+    files = {o.analysis.name: write_product(o, out) for o in drawn}
+    record = [o.entry(files.get(o.analysis.name, ())) for o in outcomes]
     with whole_file(out / RECORD) as temporary:
         text = json.dumps({"kind": "analyses", "figures": record}, indent=1, ensure_ascii=False)
         temporary.write_text(text + "\n", encoding="utf-8")
-    return write_page("analyses.html", _context(run, outcomes, written, versions), out / INDEX)
+    return _page(run, outcomes, files, out)
 
 
-def write_product(analysis: Analysis, product: Product, out: Path) -> Written:
+def write_product(outcome: Outcome, out: Path) -> list[str]:
     """Write one figure as PNG and PDF, and its numbers as ECSV.
+
+    Returns:
+        names of the files.
 
     Raises:
         InputError: one cannot be written.
     """
+    analysis, product = outcome.analysis, outcome.product
+    assert product is not None
     names = [f"{analysis.name}.png", f"{analysis.name}.pdf"]
-    png = as_png(product.figure, DPI)
+    png = as_png(product.figure)
     product.figure.set_layout_engine("none")  # the layout is found: to find it again takes as long as to draw
     with whole_file(out / names[0]) as temporary:
         temporary.write_bytes(png)
@@ -199,7 +200,7 @@ def write_product(analysis: Analysis, product: Product, out: Path) -> Written:
     for key, table in product.tables.items():
         names.append(f"{analysis.name}_{key}.ecsv" if key else f"{analysis.name}.ecsv")
         _write_numbers(table, out / names[-1], analysis, product.caption)
-    return Written(tuple(names), picture(png, product.figure, product.alt, DPI))
+    return names
 
 
 def _write_numbers(table: NumberTable, path: Path, analysis: Analysis, caption: str) -> None:
@@ -214,34 +215,35 @@ def _write_numbers(table: NumberTable, path: Path, analysis: Analysis, caption: 
         numbers.write(temporary, format="ascii.ecsv", overwrite=True)
 
 
-def _entry(outcome: Outcome, written: Mapping[str, Written]) -> dict[str, Any]:
-    about = {"name": outcome.analysis.name, "paper": outcome.analysis.paper, "title": outcome.analysis.title}
-    if outcome.product is None:
-        return {**about, "not_drawn_because": outcome.reason}
-    return {**about, "caption": outcome.product.caption, "files": written[outcome.analysis.name].files}
+def not_drawn(outcomes: Sequence[Outcome], advice: str = "") -> list[Section]:
+    """The section that says why figures are missing; none if all are there.
+
+    Args:
+        outcomes: of all figures.
+        advice: a sentence that goes before.
+    """
+    missing = [o for o in outcomes if o.product is None]
+    points = Points([(o.analysis.title, f"({o.analysis.paper}): not drawn because {o.reason}.") for o in missing])
+    return [Section("Not drawn", [*([advice] if advice else []), points], "missing")] if missing else []
 
 
-def _context(
-    run: Run, outcomes: Sequence[Outcome], written: Mapping[str, Written], versions: Mapping[str, str]
-) -> dict[str, Any]:
-    figures: list[dict[str, Any]] = []
-    missing: list[dict[str, Any]] = []
+def _page(run: Run, outcomes: Sequence[Outcome], files: Mapping[str, Sequence[str]], out: Path) -> Path:
+    sections = []
     for o in outcomes:
-        done = written.get(o.analysis.name)
-        if o.product is None or done is None:
-            missing.append({"analysis": o.analysis, "caption": o.reason})
-        else:
-            about = {"analysis": o.analysis, "drawn": done.drawn, "caption": o.product.caption, "files": done.files}
-            figures.append(about)
-    places = [Place(f["analysis"].name, f["analysis"].title) for f in figures]
-    return {
-        "title": "xpbayes figures",
-        "places": [*places, Place("missing", "Not drawn")] if missing else places,
-        "figures": figures,
-        "missing": missing,
-        "n_drawn": len(figures),
-        "n_rows": run.catalogue.n_rows if run.catalogue is not None else 0,
-        "n_training": run.model.card.get("n_training", 0) if run.model is not None else 0,
-        "parallax": parallax_sentence(run.catalogue.about) if run.catalogue is not None else "",
-        "versions": versions,
-    }
+        if o.product is not None:
+            png, names = (out / f"{o.analysis.name}.png").read_bytes(), files[o.analysis.name]
+            picture = Picture.of(o.product.figure, o.product.alt, o.product.caption, png=png)
+            aside = Aside(f"{o.analysis.paper} of the paper. Files:", names)
+            sections.append(Section(o.analysis.title, [picture, aside], o.analysis.name))
+    known = [
+        f"xpbayes {version('xpbayes')}",
+        f"a catalogue of {run.catalogue.n_rows:,} rows" if run.catalogue is not None else "",
+        f"a model of {run.model.card.get('n_training', 0):,} training stars" if run.model is not None else "",
+    ]
+    return Page(
+        "Figures of this run",
+        f"{', '.join(filter(None, known))}. {len(sections)} of {len(outcomes)} figures could be drawn from what is there.",
+        [*sections, *not_drawn(outcomes)],
+        [parallax_sentence(run.catalogue.about)] if run.catalogue is not None else [],
+        credit="Numbers of figures: Zhang, Green & Rix 2023, MNRAS 524, 1855. Gaia data: ESA/Gaia/DPAC.",
+    ).write(out / INDEX)

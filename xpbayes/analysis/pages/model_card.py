@@ -1,10 +1,9 @@
 """The model card as a page: what a model was trained on, where it can be trusted, how good it is, what it cannot do.
 
-In: a trained model, whose `card` is plain data. Out: sections of sentences and tables, printed on a terminal.
+In: a trained model, whose `card` is plain data. Out: sections of sentences and tables, for a terminal and for the report.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -13,37 +12,21 @@ import numpy as np
 import pyarrow as pa
 
 from xpbayes.analysis.figures.extinction_curve import compare_with_published
-from xpbayes.analysis.figures.drawing import LABEL_TEXT, LABEL_UNIT, display_scale
+from xpbayes.analysis.pages.numbers import heading, number, share
+from xpbayes.analysis.pages.page import Section, Table
+from xpbayes.analysis.validation import Accuracy, accuracy, compare, robust_scatter
 from xpbayes.checks.training_checks import Check
-from xpbayes.analysis.validation import accuracy, compare, robust_scatter
 from xpbayes.data.spectra import Spectra
-from xpbayes.production.table import list_column
 from xpbayes.inference.support import extrapolation
-from xpbayes.production.model_file import TrainedModel
 from xpbayes.models.forward import predict_flux
+from xpbayes.production.model_file import TrainedModel
+from xpbayes.production.table import list_column
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 PERCENTILES = ("least", "1 %", "16 %", "50 %", "84 %", "99 %", "most")
 """What `label_range` of the card holds."""
-
-
-@dataclass(frozen=True)
-class Section:
-    """One part of the page.
-
-    Attributes:
-        title: heading.
-        sentences: paragraphs.
-        headings: of the table's columns; no table if empty.
-        rows: of the table.
-    """
-
-    title: str
-    sentences: list[str] = field(default_factory=list)
-    headings: Sequence[str] = ()
-    rows: Sequence[Sequence[str]] = ()
 
 
 def held_out_entry(
@@ -86,14 +69,22 @@ def held_out_entry(
     }
 
 
-def _number(name: str, value: float, *, sign: bool = False) -> str:
-    digits = 0 if name == "teff" else 3
-    return f"{display_scale(name) * value:{'+' if sign else ''}.{digits}f}"
+def accuracy_table(rows: Sequence[Accuracy], caption: str = "") -> Table:
+    """Scatter, bias and coverage in displayed units.
 
-
-def _label(name: str) -> str:
-    unit = LABEL_UNIT.get(name, "")
-    return f"{LABEL_TEXT.get(name, name)} [{unit}]" if unit else LABEL_TEXT.get(name, name)
+    Args:
+        rows: from `accuracy`.
+        caption: which answers with which errors these are.
+    """
+    cells = [
+        (
+            heading(row.label), row.group, f"{row.n:,}", number(row.label, row.scatter),
+            number(row.label, row.bias, sign=True), share(row.coverage68), share(row.coverage95),
+        )
+        for row in rows
+    ]  # fmt: skip
+    headings = ("label", "stars", "number", "scatter", "bias", "68 % coverage", "95 % coverage")
+    return Table(headings, cells, 2, caption)
 
 
 def _origin(model: TrainedModel) -> Section:
@@ -111,14 +102,12 @@ def _origin(model: TrainedModel) -> Section:
     ]
     sentences += [f"{k}: {v}." for k, v in card.get("provenance", {}).items()]
     rows = [(c["what"], f"{c['removed']:,}", f"{c['left']:,}") for c in card.get("cuts", [])]
-    return Section("What it was trained on", sentences, ("cut", "removed", "left"), rows)
+    return Section("What it was trained on", [*sentences, *_table(("cut", "removed", "left"), rows)])
 
 
 def _trust(model: TrainedModel) -> Section:
-    rows = [
-        (_label(name), *(_number(name, v) for v in values))
-        for name, values in model.card.get("label_range", {}).items()
-    ]
+    ranges = model.card.get("label_range", {})
+    rows = [(heading(name), *(number(name, v) for v in values)) for name, values in ranges.items()]
     sentences = [
         "Inside of the training sample, whose labels are spread as below. ln_prior below "
         f"{float(model.prior.ln_threshold):.2f} (one draw of the label mixture in a thousand) sets a flag."
@@ -131,7 +120,7 @@ def _trust(model: TrainedModel) -> Section:
         share = model.card.get("held_out", {}).get("extrapolated")
         if share is not None:
             sentences.append(f"Of the held-out stars {share:.1%} score above 1.")
-    return Section("Where it can be trusted", sentences, ("label", *PERCENTILES), rows)
+    return Section("Where it can be trusted", [*sentences, *_table(("label", *PERCENTILES), rows)])
 
 
 def _accuracy(model: TrainedModel) -> Section:
@@ -143,24 +132,11 @@ def _accuracy(model: TrainedModel) -> Section:
         if held["with_parallax"]
         else "from flux alone, without parallaxes"
     )
-    rows = [
-        (
-            _label(a["label"]),
-            a["group"],
-            f"{a['n']:,}",
-            _number(a["label"], a["scatter"]),
-            _number(a["label"], a["bias"], sign=True),
-            f"{a['coverage68']:.1%}",
-            f"{a['coverage95']:.1%}",
-        )
-        for a in held["accuracy"]
-    ]
     sentence = (
         f"{held['n']:,} held-out stars, inferred {how}: {held.get('of', 'modes')} against their labels; robust scatter, "
-        f"median difference, and "
-        f"how many labels the 68 % and 95 % intervals cover, label errors included."
+        f"median difference, and how many labels the 68 % and 95 % intervals cover, label errors included."
     )
-    return Section("How good it is", [sentence], ("label", "group", "stars", "scatter", "bias", "68 %", "95 %"), rows)
+    return Section("How good it is", [sentence, accuracy_table([Accuracy(**row) for row in held["accuracy"]])])
 
 
 def _curve(model: TrainedModel) -> Section:
@@ -178,7 +154,8 @@ def _curve(model: TrainedModel) -> Section:
     sentence = (
         f"Optical depth per unit E. Closest published shape: {closest.name}, {closest.rms:.1%} rms after scaling."
     )
-    return Section("Its extinction curve R and its own error", [sentence], ("channel", "nm", "R", "model error"), rows)
+    table = Table(("channel", "nm", "R", "model error"), rows)
+    return Section("Its extinction curve R and its own error", [sentence, table])
 
 
 def _limits(model: TrainedModel) -> Section:
@@ -210,7 +187,11 @@ def _limits(model: TrainedModel) -> Section:
 
 def _checks(model: TrainedModel) -> Section:
     rows = [(check.name, check.verdict, check.measured) for check in (Check(**c) for c in model.card.get("checks", []))]
-    return Section("Checks", [] if rows else ["None were made."], ("check", "verdict", "found"), rows)
+    return Section("Checks", _table(("check", "verdict", "found"), rows, 3) or ["None were made."])
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], n_text: int = 1) -> list[Table]:
+    return [Table(headings, rows, n_text)] if rows else []
 
 
 def model_card(model: TrainedModel) -> list[Section]:
@@ -226,21 +207,8 @@ def print_card(model: TrainedModel, console: "Console | None" = None) -> None:
         console: where to; standard output if None.
     """
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     console = console or Console()
-    console.print(Text("Model card", style="bold"))
+    console.print("Model card", style="bold")
     for section in model_card(model):
-        console.print()
-        console.print(Text(section.title, style="bold"))
-        for sentence in section.sentences:
-            console.print(Text(sentence))
-        if section.rows:
-            table = Table()
-            for i, heading in enumerate(section.headings):
-                words = i == 0 or section.headings[0] == "check"
-                table.add_column(heading, justify="left" if words else "right", overflow="fold")
-            for row in section.rows:
-                table.add_row(*(Text(cell) for cell in row))
-            console.print(table)
+        section.print(console)

@@ -1,36 +1,66 @@
-"""What every HTML page is made of: pictures, tables, sections, and the templates that they are put into.
+"""Pages and what they are made of: sections of sentences, tables and pictures, each of which also prints on a terminal.
 
-In: finished figures and text. Out: one file that works offline: pictures, style and the little script that sorts tables
-are inside of it. Words and layout of single pages are in templates/.
+In: finished figures and text. Out: one HTML file that works offline: pictures, style and the little script that sorts tables
+are inside of it; templates/ lays it out.
 """
 
 import base64
+import csv
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xpbayes.errors import InputError
 from xpbayes.files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from rich.console import Console
+
+DPI = 150
+WIDE = 120
+"""Characters a line of printed tables: where a terminal is narrower, or a file takes its place, no number is cut."""
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A figure ready for the page.
+class Picture:
+    """A figure inside the page.
 
     Attributes:
         image: PNG as a data URI.
         alt: what a screen reader says.
         width, height: in pixels, so that the page does not jump while loading.
+        caption: what is shown, with cuts and counts.
     """
 
     image: str
     alt: str
     width: int
     height: int
+    caption: str = ""
+
+    @classmethod
+    def of(cls, figure: "Figure", alt: str, caption: str = "", dpi: int = DPI, png: bytes | None = None) -> "Picture":
+        """Put a finished figure inside a page.
+
+        Args:
+            figure: finished.
+            alt, caption: words, as above.
+            dpi: pixels per inch.
+            png: its bytes, where `as_png` has drawn them already.
+        """
+        width, height = (int(v) for v in figure.get_size_inches() * dpi)
+        data = base64.b64encode(as_png(figure, dpi) if png is None else png).decode()
+        return cls(f"data:image/png;base64,{data}", alt, width, height, caption)
+
+
+def as_png(figure: "Figure", dpi: int = DPI) -> bytes:
+    """The bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
 
 
 @dataclass(frozen=True)
@@ -41,7 +71,7 @@ class Table:
         headings: of the columns.
         rows: cells; the first of a row names it.
         n_text: so many columns from the left are words, the others numbers.
-        caption: above the table; where there is none, a screen reader says the section's title.
+        caption: above the table, below it on a terminal; where there is none, a screen reader says the section's title.
         wide: columns, counted from 0, that hold sentences.
     """
 
@@ -51,60 +81,135 @@ class Table:
     caption: str = ""
     wide: Sequence[int] = ()
 
+    def print(self, console: "Console | None" = None, title: str = "") -> None:
+        """Print it, on a console that is wide enough if none is given."""
+        from rich.table import Table as Printed
+        from rich.text import Text
+
+        table = Printed(title=title or None, caption=self.caption or None, title_justify="left", caption_justify="left")
+        for i, heading in enumerate(self.headings):
+            left = i < self.n_text or i in self.wide
+            table.add_column(Text(heading), justify="left" if left else "right", overflow="fold")
+        for row in self.rows:
+            table.add_row(*(Text(cell) for cell in row))  # as text: rich takes [dex] for a style
+        (console or wide_console()).print(table)
+
+    def write_csv(self, path: Path) -> Path:
+        """Write headings and rows."""
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([self.headings, *self.rows])
+        return path
+
 
 @dataclass(frozen=True)
-class Place:
-    """An entry of a page's contents.
+class Points:
+    """A list of sentences, each after a name in bold, which may be empty."""
 
-    Attributes:
-        id: of the heading that it leads to.
-        title: what it says.
-        inside: entries below it.
-    """
+    items: Sequence[tuple[str, str]]
 
-    id: str
+
+@dataclass(frozen=True)
+class Aside:
+    """Small print, and files that it leads to."""
+
+    text: str
+    files: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Long text that opens when its title is clicked."""
+
     title: str
-    inside: "Sequence[Place]" = ()
+    text: str
 
 
 @dataclass(frozen=True)
 class Section:
-    """One section.
+    """A heading and what follows.
 
     Attributes:
         title: its heading.
-        text: what the reader should know.
-        table, figure: below the text; None if there is none.
+        parts: sentences, tables, pictures and sections.
+        id: where links lead; only sections that have one are in the contents.
     """
 
     title: str
-    text: str
-    table: Table | None = None
-    figure: Drawn | None = None
+    parts: "Sequence[Part]" = ()
+    id: str = ""
+
+    @property
+    def inside(self) -> "list[Section]":
+        """Its own sections that are in the contents."""
+        return [p for p in self.parts if isinstance(p, Section) and p.id]
+
+    def print(self, console: "Console | None" = None) -> None:
+        """Print heading, sentences and tables."""
+        from rich.text import Text
+
+        console = console or wide_console()
+        console.print("\n", Text(self.title, style="bold"), sep="")
+        for part in self.parts:
+            if isinstance(part, str):
+                console.print(Text(part))
+            elif isinstance(part, Table):
+                part.print(console)
 
 
-def embed(figure: "Figure", alt: str, dpi: int = 150) -> Drawn:
-    """Turn a figure into a picture inside the page.
+Part = str | Table | Picture | Points | Aside | Folded | Section
+"""What a section may hold."""
 
-    Args:
-        figure: finished.
-        alt: what a screen reader says.
-        dpi: pixels per inch.
+
+@dataclass(frozen=True)
+class Page:
+    """One page.
+
+    Attributes:
+        title, subtitle: at its top.
+        sections: what follows; those without an id are numbered.
+        notices: what to know first; on a page of one question, its answer.
+        tiles: values that stand out, and what they are.
+        credit: below everything.
     """
-    return picture(as_png(figure, dpi), figure, alt, dpi)
+
+    title: str
+    subtitle: str
+    sections: Sequence[Section]
+    notices: Sequence[str] = ()
+    tiles: Sequence[tuple[str, str]] = ()
+    credit: str = "Method: Zhang, Green & Rix 2023, MNRAS 524, 1855. Gaia data: ESA/Gaia/DPAC."
+
+    def write(self, path: Path) -> Path:
+        """Write it, under a temporary name first.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+
+        environment = Environment(
+            loader=PackageLoader("xpbayes.analysis.pages", "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,  # a name that is not there is a mistake, never an empty place
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        sections = [s if s.id else replace(s, id=f"s{i}") for i, s in enumerate(self.sections, 1)]
+        text = environment.get_template("page.html").render(page=self, sections=sections, kind=_kind)
+        with whole_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        return path
 
 
-def as_png(figure: "Figure", dpi: int) -> bytes:
-    """The bytes of a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    return buffer.getvalue()
+def _kind(part: Any) -> str:
+    return type(part).__name__.lower()
 
 
-def picture(png: bytes, figure: "Figure", alt: str, dpi: int) -> Drawn:
-    """Put the bytes of `as_png` inside the page."""
-    width, height = (int(v) for v in figure.get_size_inches() * dpi)
-    return Drawn(f"data:image/png;base64,{base64.b64encode(png).decode()}", alt, width, height)
+def wide_console(width: int = WIDE) -> "Console":
+    """A console of at least so many characters a line."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=max(Console().width, width))
 
 
 def parallax_sentence(metadata: dict[str, Any]) -> str:
@@ -118,44 +223,25 @@ def parallax_sentence(metadata: dict[str, Any]) -> str:
     return f"Measured parallaxes were used for {n:,} stars."
 
 
-def write_sections(path: Path, title: str, subtitle: str, notice: str, sections: Sequence[Section]) -> Path:
-    """Write one self-contained HTML page.
+def save_figures(folder: Path, texts: Mapping[str, str], drawn: "Iterable[tuple[str, Figure]]") -> list[Path]:
+    """Write text files and figures into a folder, which is made if need be.
 
     Args:
-        path: of the page.
-        title, subtitle: at its top.
-        notice: the answer, in one sentence.
-        sections: what follows.
+        folder: for all of them.
+        texts: what to write, by name.
+        drawn: names and figures, each written before the next is drawn.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the folder cannot be written.
     """
-    places = [Place(f"s{i}", section.title) for i, section in enumerate(sections, 1)]
-    context = {"title": title, "subtitle": subtitle, "notice": notice, "sections": sections, "places": places}
-    return write_page("sections.html", context, path)
-
-
-def write_page(template: str, context: dict[str, Any], out: Path) -> Path:
-    """Fill a template and write the page under a temporary name first.
-
-    Args:
-        template: its name in `templates`.
-        context: what it names; a name that is not there is a mistake, never an empty place.
-        out: HTML file.
-
-    Raises:
-        InputError: the page cannot be written.
-    """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("xpbayes.analysis.pages", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template(template).render(context)
-    with whole_file(out) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return out
+    written = [folder / name for name in texts]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, text in zip(written, texts.values(), strict=True):
+            path.write_text(text)
+        for name, figure in drawn:
+            figure.savefig(folder / name, dpi=DPI)
+            written.append(folder / name)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror or error}); choose another output") from error
+    return written

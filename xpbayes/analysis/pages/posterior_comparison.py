@@ -1,16 +1,17 @@
 """What `xpbayes compare` shows: cheap error bars beside NUTS for the same stars, and where they fail."""
 
-import csv
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm
 
 from xpbayes.analysis.figures import drawing as figures
-from xpbayes.analysis.pages.page import Section, Table, embed, write_sections
-from xpbayes.analysis.pages.posterior_tables import wide_console
+from xpbayes.analysis.pages.numbers import MISSING, text
+from xpbayes.analysis.pages.page import Page, Picture, Section, Table, wide_console
 from xpbayes.production.model_file import TrainedModel
 
 if TYPE_CHECKING:
@@ -98,68 +99,49 @@ class PosteriorComparison:
         ]
 
 
-def _text(name: str) -> str:
-    return figures.LABEL_TEXT.get(name, name)
-
-
-def summary_rows(comparison: PosteriorComparison) -> list[list[str]]:
+def summary_table(comparison: PosteriorComparison, caption: str = "") -> Table:
     """One row per method and parameter: ratios of errors and shifts, 16, 50 and 84 %."""
     rows = []
     for method in comparison.methods:
         ratio, shift = comparison.ratio(method)[comparison.settled], comparison.shift(method)[comparison.settled]
         for i, name in enumerate(comparison.names):
             r, s = np.nanpercentile(ratio[:, i], [16, 50, 84]), np.nanpercentile(shift[:, i], [16, 50, 84])
-            rows.append([method, _text(name), *(f"{v:.2f}" for v in r), *(f"{v:+.2f}" for v in s)])
-    return rows
+            rows.append([method, text(name), *(f"{v:.2f}" for v in r), *(f"{v:+.2f}" for v in s)])
+    headings = ("method", "parameter", "σ ratio 16 %", "50 %", "84 %", "shift 16 %", "50 %", "84 %")
+    return Table(headings, rows, 2, caption)
 
 
-SUMMARY = ("method", "parameter", "σ ratio 16 %", "50 %", "84 %", "shift 16 %", "50 %", "84 %")
-
-
-def failure_rows(comparison: PosteriorComparison) -> list[list[str]]:
+def failure_table(comparison: PosteriorComparison, caption: str = "") -> Table:
     """One row per kind of star: how often each cheap method fails it."""
     rows = []
     for name, member in comparison.kinds():
         chosen = member & comparison.settled
-        shares = [
-            f"{comparison.fails(method)[chosen].mean():.0%}" if chosen.any() else "–" for method in comparison.methods
-        ]
+        shares = [f"{comparison.fails(m)[chosen].mean():.0%}" if chosen.any() else MISSING for m in comparison.methods]
         rows.append([name, str(int(chosen.sum())), *shares])
-    return rows
+    return Table(("kind of star", "stars", *comparison.methods), rows, 1, caption)
 
 
-def correlation_rows(comparison: PosteriorComparison) -> list[list[str]]:
+def correlation_table(comparison: PosteriorComparison) -> Table:
     """Median correlation of every pair of parameters, by method."""
-    names = comparison.names
-    correlation = {}
-    for method, covariance in comparison.covariance.items():
+    names, median = comparison.names, []
+    for covariance in comparison.covariance.values():
         size = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
-        correlation[method] = (covariance / size[:, :, None] / size[:, None, :])[comparison.settled]
-    return [
-        [f"{_text(names[i])} – {_text(names[j])}", *(f"{np.nanmedian(c[:, i, j]):+.2f}" for c in correlation.values())]
-        for i in range(len(names))
-        for j in range(i + 1, len(names))
+        correlation = covariance / size[:, :, None] / size[:, None, :]
+        median.append(np.nanmedian(correlation[comparison.settled], axis=0))
+    rows = [
+        [f"{text(names[i])} – {text(names[j])}", *(f"{m[i, j]:+.2f}" for m in median)]
+        for i, j in combinations(range(len(names)), 2)
     ]
+    return Table(("parameters", *comparison.covariance), rows)
 
 
 def print_comparison(comparison: PosteriorComparison) -> None:
     """Print ratios and shifts, and where the cheap answers fail."""
-    from rich.table import Table as Printed
-
-    console = wide_console(120)
-    headings = ("kind of star", "stars", *comparison.methods)
+    console = wide_console()
     sizes = "error over NUTS' standard deviation, and centre minus NUTS' mean in its units"
     failures = f"share of stars whose answer differs: an error by a factor {MAX_RATIO}, a centre by {MAX_SHIFT} sigma"
-    for names, rows, text in (
-        (SUMMARY, summary_rows(comparison), sizes),
-        (headings, failure_rows(comparison), failures),
-    ):
-        table = Printed(caption=text)
-        for i, heading in enumerate(names):
-            table.add_column(heading, justify="left" if i == 0 else "right")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+    summary_table(comparison, sizes).print(console)
+    failure_table(comparison, failures).print(console)
     console.print(f"{int(comparison.settled.sum())} of {len(comparison.settled)} stars settled and are counted")
 
 
@@ -174,7 +156,7 @@ def ratio_figure(comparison: PosteriorComparison) -> "Figure":
             shift = np.clip(comparison.shift(method)[comparison.settled, i], -1.99, 1.99)
             axes[0, i].hist(np.log2(ratio), np.linspace(-2.3, 2.3, 47), histtype="step", color=colour, label=method)
             axes[1, i].hist(shift, np.linspace(-2, 2, 41), histtype="step", color=colour)
-        axes[0, i].set(title=_text(name), xlabel="log2 of σ / σ(NUTS)", xlim=(-2.3, 2.3))
+        axes[0, i].set(title=text(name), xlabel="log2 of σ / σ(NUTS)", xlim=(-2.3, 2.3))
         axes[1, i].set(xlabel="(centre − mean) / σ(NUTS)", xlim=(-2, 2))
         for axis in axes[:, i]:
             axis.axvline(0, color=figures.INK, lw=0.6)
@@ -206,48 +188,41 @@ def failure_figure(comparison: PosteriorComparison) -> "Figure":
 
 def corner_figure(comparison: PosteriorComparison, row: int) -> "Figure":
     """Draws of one star with the ellipses of the Gaussian answers."""
-    names, draws = comparison.names, comparison.draws[row].astype(np.float64)
-    factor = np.array([figures.display_scale(n) for n in names])
-    points = draws * factor
-    n = len(names)
+    names = comparison.names
+    n, factor = len(names), np.array([figures.display_scale(name) for name in names])
+    points = comparison.draws[row].astype(np.float64) * factor
     figure, axes = figures.panels(n, n, 8.4, 8.4)
     angle = np.linspace(0, 2 * np.pi, 100)
     circle = np.stack([np.cos(angle), np.sin(angle)])
     colours = {"mode + Fisher": figures.GREY, "Laplace": figures.BLUE}
     low, high = np.percentile(points, [0.3, 99.7], axis=0)
-    for i in range(n):
-        for j in range(n):
-            axis = axes[i, j]
-            if j > i:
-                axis.remove()
-                continue
-            axis.set_xlim(low[j], high[j])
-            if i == j:
-                axis.hist(points[:, i], 40, (low[i], high[i]), color=figures.LIGHT, density=True)
-                for method, estimate in comparison.methods.items():
-                    centre, sigma = factor[i] * estimate.centre[row, i], factor[i] * estimate.sigma[row, i]
-                    colour = colours.get(method, figures.ORANGE)
-                    x = np.linspace(low[i], high[i], 200)
-                    height = np.exp(-0.5 * ((x - centre) / sigma) ** 2) / sigma / np.sqrt(2 * np.pi)
-                    axis.plot(x, height, color=colour, lw=1.1, label=method)
-                axis.set_yticks([])
-            else:
-                axis.plot(points[::2, j], points[::2, i], ",", color=figures.INK, alpha=0.5, rasterized=True)
-                for method, colour in colours.items():
-                    block = comparison.covariance[method][row][np.ix_([j, i], [j, i])]
-                    value, vector = np.linalg.eigh(block)
-                    ellipse = vector @ (np.sqrt(np.maximum(value, 0.0))[:, None] * circle)
-                    centre2 = comparison.methods[method].centre[row][[j, i]]
-                    scale = factor[[j, i]]
-                    for k in (1.0, 2.0):
-                        x, y = (centre2[:, None] + k * ellipse) * scale[:, None]
-                        axis.plot(x, y, color=colour, lw=1.0)
-                axis.set_ylim(low[i], high[i])
-            axis.tick_params(labelsize=6, labelbottom=i == n - 1, labelleft=j == 0 and i > 0)
-            if i == n - 1:
-                axis.set_xlabel(_text(names[j]), fontsize=8)
-            if j == 0 and i > 0:
-                axis.set_ylabel(_text(names[i]), fontsize=8)
+    for i, j in np.ndindex(n, n):
+        axis: Any = axes[i, j]
+        if j > i:
+            axis.remove()
+            continue
+        axis.set_xlim(low[j], high[j])
+        if i == j:
+            axis.hist(points[:, i], 40, (low[i], high[i]), color=figures.LIGHT, density=True)
+            x = np.linspace(low[i], high[i], 200)
+            for method, estimate in comparison.methods.items():
+                height = norm.pdf(x, factor[i] * estimate.centre[row, i], factor[i] * estimate.sigma[row, i])
+                axis.plot(x, height, color=colours.get(method, figures.ORANGE), lw=1.1, label=method)
+            axis.set_yticks([])
+        else:
+            axis.plot(points[::2, j], points[::2, i], ",", color=figures.INK, alpha=0.5, rasterized=True)
+            for method, colour in colours.items():
+                value, vector = np.linalg.eigh(comparison.covariance[method][row][np.ix_([j, i], [j, i])])
+                ellipse = vector @ (np.sqrt(np.maximum(value, 0.0))[:, None] * circle)
+                centre = comparison.methods[method].centre[row][[j, i]]
+                for k in (1.0, 2.0):
+                    axis.plot(*(centre[:, None] + k * ellipse) * factor[[j, i], None], color=colour, lw=1.0)
+            axis.set_ylim(low[i], high[i])
+        axis.tick_params(labelsize=6, labelbottom=i == n - 1, labelleft=j == 0 and i > 0)
+        if i == n - 1:
+            axis.set_xlabel(text(names[j]), fontsize=8)
+        if j == 0 and i > 0:
+            axis.set_ylabel(text(names[i]), fontsize=8)
     # Of the figure, not of a panel: the layout would make room for it and widen the first column.
     figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=9, loc="upper right", frameon=False)
     return figure
@@ -285,74 +260,74 @@ def write_comparison(comparison: PosteriorComparison, model: TrainedModel, folde
         folder: is made if need be.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _write_stars(comparison, folder / "stars.csv")
     methods = list(comparison.methods)
     fails = {m: comparison.fails(m)[comparison.settled].mean() if comparison.settled.any() else np.nan for m in methods}
     sections = [
         Section(
             "In plain words",
-            "NUTS draws from the posterior itself and serves as the truth here. Every method below answers the same "
-            "question for the same star. 'Differs' means that for at least one parameter the error bar is off by more "
-            f"than a factor {MAX_RATIO}, or the centre by more than {MAX_SHIFT} of NUTS' standard deviations: "
-            + "; ".join(f"{m} for {fails[m]:.0%} of the stars" for m in methods)
-            + f". {int(comparison.settled.sum())} of {len(comparison.settled)} stars had chains that settled; only they "
-            "are counted. Mode + Fisher is what ZGR23 publish: it leaves out the prior, and its E and parallax are modes "
-            "in their logarithms, above the mean where a parameter is not known well. Laplace adds the prior. "
-            "Importance reweights draws from mixtures of Gaussians and gives means.",
-            table=Table(("kind of star", "stars", *methods), failure_rows(comparison)),
+            [
+                "NUTS draws from the posterior itself and serves as the truth here. Every method below answers the same "
+                "question for the same star. 'Differs' means that for at least one parameter the error bar is off by more "
+                f"than a factor {MAX_RATIO}, or the centre by more than {MAX_SHIFT} of NUTS' standard deviations: "
+                + "; ".join(f"{m} for {fails[m]:.0%} of the stars" for m in methods)
+                + f". {int(comparison.settled.sum())} of {len(comparison.settled)} stars had chains that settled; only "
+                "they are counted. Mode + Fisher is what ZGR23 publish: it leaves out the prior, and its E and parallax are "
+                "modes in their logarithms, above the mean where a parameter is not known well. Laplace adds the prior. "
+                "Importance reweights draws from mixtures of Gaussians and gives means.",
+                failure_table(comparison),
+            ],
         ),
         Section(
             "Errors and centres",
-            "Ratio of each method's error to NUTS' standard deviation, and centre minus NUTS' mean in units of it: 16, 50 "
-            "and 84 % of the stars.",
-            table=Table(SUMMARY, summary_rows(comparison), 2),
-            figure=embed(ratio_figure(comparison), "Histograms of error ratios and shifts by method and parameter"),
+            [
+                "Ratio of each method's error to NUTS' standard deviation, and centre minus NUTS' mean in units of it: 16, "
+                "50 and 84 % of the stars.",
+                summary_table(comparison),
+                Picture.of(ratio_figure(comparison), "Histograms of error ratios and shifts by method and parameter"),
+            ],
         ),
         Section(
             "Where they differ",
-            "Every star at NUTS' mean; orange where the method's answer differs.",
-            figure=embed(failure_figure(comparison), "Kiel diagrams with the stars where each method differs"),
+            [
+                "Every star at NUTS' mean; orange where the method's answer differs.",
+                Picture.of(failure_figure(comparison), "Kiel diagrams with the stars where each method differs"),
+            ],
         ),
         Section(
             "Correlations",
-            "Median over the stars of the correlation of two parameters.",
-            table=Table(("parameters", *comparison.covariance), correlation_rows(comparison)),
-        ),
-        *(
-            Section(
-                f"Gaia DR3 {comparison.source_id[row]}: {name}",
-                f"Draws of NUTS (points, grey histograms) and the cheap answers (lines; ellipses of 1 and 2 sigma). "
-                f"k_hat {comparison.k_hat[row]:.2f}, {comparison.n_modes[row]} optima found.",
-                figure=embed(corner_figure(comparison, row), f"Corner plot of {name}", dpi=110),
-            )
-            for name, row in choose_corners(comparison)
+            ["Median over the stars of the correlation of two parameters.", correlation_table(comparison)],
         ),
     ]
+    for name, row in choose_corners(comparison):
+        said = (
+            "Draws of NUTS (points, grey histograms) and the cheap answers (lines; ellipses of 1 and 2 sigma). k_hat "
+            f"{comparison.k_hat[row]:.2f}, {comparison.n_modes[row]} optima found."
+        )
+        picture = Picture.of(corner_figure(comparison, row), f"Corner plot of {name}", dpi=110)
+        sections.append(Section(f"Gaia DR3 {comparison.source_id[row]}: {name}", [said, picture]))
     subtitle = (
         f"{len(comparison.source_id):,} real stars; cheap answers {comparison.seconds[0]:.1f} s, NUTS "
         f"{comparison.seconds[1]:.1f} s, compilation included; model {model.card.get('arrays_checksum')}"
     )
-    best = methods[-1]
     notice = (
-        f"{best.capitalize()} gives another answer than NUTS for {fails[best]:.0%} of the stars, mode + Fisher for "
-        f"{fails[methods[0]]:.0%}."
+        f"{methods[-1].capitalize()} gives another answer than NUTS for {fails[methods[-1]]:.0%} of the stars, "
+        f"mode + Fisher for {fails[methods[0]]:.0%}."
     )
-    page = write_sections(folder / "report.html", "Cheap error bars beside NUTS", subtitle, notice, sections)
-    return [page, folder / "stars.csv"]
+    page = Page("Cheap error bars beside NUTS", subtitle, sections, [notice]).write(folder / "report.html")
+    return [page, star_table(comparison).write_csv(folder / "stars.csv")]
 
 
-def _write_stars(comparison: PosteriorComparison, path: Path) -> None:
+def star_table(comparison: PosteriorComparison) -> Table:
+    """Every star's centres and errors by every method."""
     estimates = {**comparison.methods, "NUTS": comparison.nuts}
     columns = [f"{what} {name} {m}" for m in estimates for name in comparison.names for what in ("centre", "sigma")]
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["source_id", "settled", "k_hat", "n_modes", "signal_to_noise", *columns])
-        for i, source_id in enumerate(comparison.source_id):
-            values = [
-                f"{getattr(e, what)[i, k]:.6g}"
-                for e in estimates.values()
-                for k in range(len(comparison.names))
-                for what in ("centre", "sigma")
-            ]
-            first = [source_id, int(comparison.settled[i]), f"{comparison.k_hat[i]:.3f}", comparison.n_modes[i]]
-            writer.writerow([*first, f"{comparison.signal_to_noise[i]:.1f}", *values])
+    # star, method, parameter, centre or sigma
+    values = np.stack([np.stack([e.centre, e.sigma], axis=-1) for e in estimates.values()], axis=1)
+    rows = [
+        (
+            str(source_id), str(int(comparison.settled[i])), f"{comparison.k_hat[i]:.3f}", str(comparison.n_modes[i]),
+            f"{comparison.signal_to_noise[i]:.1f}", *(f"{v:.6g}" for v in values[i].ravel()),
+        )
+        for i, source_id in enumerate(comparison.source_id)
+    ]  # fmt: skip
+    return Table(("source_id", "settled", "k_hat", "n_modes", "signal_to_noise", *columns), rows)

@@ -11,16 +11,17 @@ from numpy.typing import NDArray
 
 from xpbayes.analysis.figures import drawing as figures
 from xpbayes.analysis.figures.spectra import SpectrumFit, spectrum_fit
+from xpbayes.analysis.pages.numbers import MISSING, heading, number, pair, text
+from xpbayes.analysis.pages.page import Table, save_figures, wide_console
 from xpbayes.data.spectra import OK, Spectra
-from xpbayes.production.table import list_column, text_column
 from xpbayes.errors import InputError
 from xpbayes.inference.search.modes import Modes
 from xpbayes.production.model_file import TrainedModel
+from xpbayes.production.table import list_column, text_column
 from xpbayes.schema import FLAG_SENTENCES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from rich.table import Table
 
 NOTABLE = 9.0
 """Optima within this Delta L of the best are drawn too."""
@@ -67,6 +68,11 @@ class StarFit:
     others: tuple[tuple[float, NDArray[np.float64]], ...] = ()
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Of the parameters."""
+        return (*self.label_names, "extinction", "parallax")
+
+    @property
     def agrees(self) -> bool:
         """The estimate is the best optimum that many starts found."""
         if not self.modes.modes:
@@ -81,7 +87,7 @@ class StarFit:
 
     def as_json(self) -> dict[str, Any]:
         """The numbers, JSON-ready, in displayed units; NaN as None."""
-        names = [*self.label_names, "extinction", "parallax"]
+        names = self.names
 
         def displayed(values: NDArray[np.float64]) -> dict[str, float | None]:
             pairs = zip(names, values, strict=True)
@@ -90,7 +96,7 @@ class StarFit:
         return {
             "source_id": self.source_id,
             "status": self.status,
-            "units": {n: parameter_unit(n) for n in names},
+            "units": {n: figures.LABEL_UNIT.get(n, "") for n in names},
             "estimate": displayed(self.estimate),
             "error": displayed(self.error),
             "measured_parallax": _number(self.measured_parallax),
@@ -175,35 +181,6 @@ def _number(value: float) -> float | None:
     return float(f"{value:.7g}") if np.isfinite(value) else None
 
 
-def parameter_unit(name: str) -> str:
-    """Unit that a parameter is shown in."""
-    return {"extinction": "mag", "parallax": "mas"}.get(name, figures.LABEL_UNIT.get(name, ""))
-
-
-def parameter_text(name: str) -> str:
-    """What a parameter is called on pages."""
-    return {"extinction": "E", "parallax": "parallax"}.get(name, figures.LABEL_TEXT.get(name, name))
-
-
-def _digits(name: str) -> int:
-    return {"teff": 0, "parallax": 4}.get(name, 3)
-
-
-def shown(name: str, value: float) -> str:
-    """A parameter's value in displayed units, a dash where there is none."""
-    return f"{value * figures.display_scale(name):.{_digits(name)}f}" if np.isfinite(value) else "–"
-
-
-def _with_error(name: str, value: float, error: float) -> str:
-    """Name, value and error in displayed units, as many digits as the error deserves: two of its own."""
-    factor = figures.display_scale(name)
-    digits = 3
-    if np.isfinite(error) and error > 0:
-        digits = int(np.clip(1 - np.floor(np.log10(factor * error)), 0, 6))
-    text = f"{parameter_text(name)} = {factor * value:.{digits}f} ± {factor * error:.{digits}f} {parameter_unit(name)}"
-    return text.replace("-", "−")
-
-
 def flag_sentences(flags: int) -> list[str]:
     """The sentences of the flags that are set."""
     return [text for flag, text in FLAG_SENTENCES.items() if flags & int(flag)]
@@ -211,14 +188,12 @@ def flag_sentences(flags: int) -> list[str]:
 
 def print_star(star: StarFit) -> None:
     """Print a star's parameters, quality and optima."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
+    console = wide_console()
     console.print(f"\n[bold]Gaia DR3 {star.source_id}[/bold]")
     if star.status != OK:
         console.print(f"no solution: {star.status}")
         return
-    console.print(_parameter_table(star))
+    _parameter_table(star).print(console)
     console.print(
         f"chi2 = {star.chi2:.1f} for {star.n_obs} channels, {star.dof} degrees of freedom; ln prior = {star.ln_prior:.1f}"
     )
@@ -227,18 +202,18 @@ def print_star(star: StarFit) -> None:
     if not star.modes.modes:
         console.print(f"none of {star.modes.n_starts} starts converged to an optimum")
         return
-    console.print(_mode_table(star))
+    failed = f", {star.modes.n_unconverged} did not converge" if star.modes.n_unconverged else ""
+    n = len(star.modes.modes)
+    _mode_table(star).print(
+        console, f"{n} {'optimum' if n == 1 else 'optima'} from {star.modes.n_starts} starts{failed}"
+    )
     if not star.agrees:
         console.print("note: many starts found a better optimum than the estimate above; raise n_starts to infer")
 
 
-def _parameter_table(star: StarFit) -> "Table":
-    from rich.table import Table
-
-    table = Table()
-    for heading in ("parameter", "estimate", "error", "unit", "confidence", "note"):
-        table.add_column(heading, justify="right" if heading in {"estimate", "error", "confidence"} else "left")
-    for i, name in enumerate((*star.label_names, "extinction", "parallax")):
+def _parameter_table(star: StarFit) -> Table:
+    rows = []
+    for i, name in enumerate(star.names):
         note = ""
         if name == "parallax" and np.isfinite(star.measured_parallax):
             used = "used" if star.parallax_used else "not used"
@@ -246,35 +221,18 @@ def _parameter_table(star: StarFit) -> "Table":
         elif name == "parallax":
             note = "not measured"
         trust = star.confidence.get(name, float("nan"))
-        table.add_row(
-            parameter_text(name),
-            shown(name, star.estimate[i]),
-            shown(name, star.error[i]),
-            parameter_unit(name),
-            f"{trust:.2f}" if np.isfinite(trust) else "–",
-            note,
-        )
-    return table
+        values = (number(name, star.estimate[i]), number(name, star.error[i]), figures.LABEL_UNIT.get(name, ""))
+        rows.append((text(name), *values, f"{trust:.2f}" if np.isfinite(trust) else MISSING, note))
+    return Table(("parameter", "estimate", "error", "unit", "confidence", "note"), rows, 1, wide=(3, 5))
 
 
-def _mode_table(star: StarFit) -> "Table":
-    from rich.table import Table
-
-    names = (*star.label_names, "extinction", "parallax")
-    failed = f", {star.modes.n_unconverged} did not converge" if star.modes.n_unconverged else ""
-    n = len(star.modes.modes)
-    table = Table(
-        title=f"{n} {'optimum' if n == 1 else 'optima'} from {star.modes.n_starts} starts{failed}",
-        title_justify="left",
-        caption="ΔL: -2 ln posterior minus that of the best",
-        caption_justify="left",
-    )
-    for heading in ("ΔL", *(f"{parameter_text(name)} [{parameter_unit(name)}]" for name in names), "starts"):
-        table.add_column(heading, justify="right")
-    for mode, delta in zip(star.modes.modes, star.delta, strict=True):
-        values = (shown(name, value) for name, value in zip(names, mode.estimate, strict=True))
-        table.add_row(f"{delta:.2f}", *values, str(mode.n_starts))
-    return table
+def _mode_table(star: StarFit) -> Table:
+    rows = [
+        (f"{delta:.2f}", *(number(n, v) for n, v in zip(star.names, mode.estimate, strict=True)), str(mode.n_starts))
+        for mode, delta in zip(star.modes.modes, star.delta, strict=True)
+    ]
+    headings = ("ΔL", *(heading(name) for name in star.names), "starts")
+    return Table(headings, rows, 0, "ΔL: -2 ln posterior minus that of the best")
 
 
 def star_figure(star: StarFit) -> "Figure":
@@ -293,8 +251,10 @@ def star_figure(star: StarFit) -> "Figure":
     top.errorbar(
         wavelength, fit.observed, fit.error, fmt="o", ms=3, lw=0.8, color=figures.INK, label="data, 1σ with model error"
     )
-    names = (*star.label_names, "extinction", "parallax")
-    values = [_with_error(*one) for one in zip(names, star.estimate, star.error, strict=True)]
+    values = [
+        f"{text(n)} = {pair(n, v, e)} {figures.LABEL_UNIT.get(n, '')}".replace("-", "−")
+        for n, v, e in zip(star.names, star.estimate, star.error, strict=True)
+    ]
     lines = [f"Gaia DR3 {star.source_id}", *("    ".join(values[i : i + 4]) for i in range(0, len(values), 4))]
     top.set_title("\n".join(lines), loc="left", fontsize=9, linespacing=1.5)
     top.set(xscale="log", ylabel="flux [10$^{-18}$ W m$^{-2}$ nm$^{-1}$]", ylim=_flux_limits(fit))
@@ -333,14 +293,6 @@ def write_fits(stars: list[StarFit], folder: Path) -> list[Path]:
     Raises:
         InputError: the folder cannot be written.
     """
-    written = [folder / "fit.json"]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        written[0].write_text(json.dumps([star.as_json() for star in stars], indent=1) + "\n")
-        for star in stars:
-            if star.spectrum is not None:
-                written.append(folder / f"{star.source_id}.png")
-                star_figure(star).savefig(written[-1], dpi=150)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror or error}); choose another output") from error
-    return written
+    numbers = json.dumps([star.as_json() for star in stars], indent=1) + "\n"
+    drawn = ((f"{star.source_id}.png", star_figure(star)) for star in stars if star.spectrum is not None)
+    return save_figures(folder, {"fit.json": numbers}, drawn)

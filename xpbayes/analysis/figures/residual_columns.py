@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.identity import Side, Split
 from xpbayes.analysis.figures import drawing as figures
 from xpbayes.analysis.figures.binned import ColumnDensity, column_density, suitable_edges
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, NumberTable, Product, Rows, Series, Task
 from xpbayes.analysis.validation import robust_scatter
 from xpbayes.config import TrainingConfig
+from xpbayes.identity import Side, Split
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -3,12 +3,12 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from tests.analysis.rows import halves, make_rows
-from xpbayes.identity import Side, Split
-from xpbayes.analysis.confidence_panels import judged
-from xpbayes.analysis.external import ExternalGatherer, read_external
-from xpbayes.analysis.residual_columns import MatchGatherer, matched_residuals, residual_tables
+from xpbayes.analysis.figures.confidence_panels import judged
+from xpbayes.analysis.figures.external import ExternalGatherer, read_external
+from xpbayes.analysis.figures.residual_columns import MatchGatherer, matched_residuals, residual_tables
 from xpbayes.analysis.topic import NotDrawnError
 from xpbayes.errors import InputError
+from xpbayes.identity import Side, Split
 
 RNG = np.random.default_rng(0)
 LABELS = ("teff", "feh", "logg")

@@ -5,13 +5,20 @@
 
 import numpy as np
 
-from xpbayes.identity import Side, Split
 from xpbayes.analysis.figures import drawing as figures
+from xpbayes.analysis.figures.residual_columns import (
+    BASIC,
+    CONFIDENCES,
+    Matched,
+    MatchGatherer,
+    labelled,
+    validation_cuts,
+)
 from xpbayes.analysis.pages.confidence import ConfidenceCheck, HeldOutFits, judge, residual_figure
-from xpbayes.analysis.residual_columns import BASIC, CONFIDENCES, Matched, MatchGatherer, labelled, validation_cuts
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Series, Task
 from xpbayes.analysis.validation import Comparison
+from xpbayes.identity import Side, Split
 from xpbayes.training.reliability import RESIDUAL_FLOOR, residual_chi2
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from xpbayes.analysis.figures import drawing as figures
-from xpbayes.analysis.residual_columns import (
+from xpbayes.analysis.figures.residual_columns import (
     BASIC,
     MIN_STARS,
     Matched,
@@ -19,13 +19,13 @@ from xpbayes.analysis.residual_columns import (
     matched_rows,
     residual_tables,
 )
-from xpbayes.analysis.residual_columns import MatchGatherer as _Validation
+from xpbayes.analysis.figures.residual_columns import MatchGatherer as _Validation
 from xpbayes.analysis.run_inputs import Run
-from xpbayes.data.join import Lookup
 from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Task
 from xpbayes.archive.label_surveys import LabelSurvey
 from xpbayes.archive.labels import StarLabels, read_labels
 from xpbayes.archive.positions import GAIA_EPOCH, Positions
+from xpbayes.data.join import Lookup
 from xpbayes.production.reader import Catalogue
 
 MATCH_RADIUS_ARCSEC = 1.0

@@ -2,7 +2,12 @@ import numpy as np
 from numpy.testing import assert_allclose, assert_array_equal
 
 from tests.analysis.rows import halves, make_rows
-from xpbayes.analysis.correlations import CorrelationGatherer, correlation_of_inverse, draw_correlations, unpacked
+from xpbayes.analysis.figures.correlations import (
+    CorrelationGatherer,
+    correlation_of_inverse,
+    draw_correlations,
+    unpacked,
+)
 
 RNG = np.random.default_rng(0)
 N = 5
