@@ -1,0 +1,238 @@
+"""Spectra for a notebook: from arrays with or without units, and from files; what it holds is a `data.spectra.Spectra`."""
+
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from xpbayes.channels import BANDS, XP_GRID_NM, Channels
+from xpbayes.data import spectra as table
+from xpbayes.errors import InputError, nearest
+from xpbayes.instrument.error_model import gaia_covariance, inflate
+from xpbayes.instrument.photometry import flux_from_magnitude
+from xpbayes.instrument.whitening import whiten_packed
+from xpbayes.schema import DEFAULT_LABELS, LABEL_UNITS
+
+FLUX, FLUX_SQUARED, NANOMETRE = "1e-18 W m-2 nm-1", "1e-36 W2 m-4 nm-2", "nm"
+SMALLEST_PLAUSIBLE = 1e-6
+"""Of a typical flux in the internal unit: Gaia's faintest spectra have 0.1, the same in W m^-2 nm^-1 1e-19."""
+Measured = tuple[Any, Any]
+"""A value and its 1-sigma error, of every star."""
+
+
+class Spectra(table.Spectra):
+    """XP spectra, broad bands and parallaxes of some stars.
+
+    Index it like an array: ``spectra[0]``, ``spectra[:10]``, ``spectra[spectra.snr > 20]``.
+
+    Args:
+        flux: (star, sample) flux density, an astropy quantity or numbers [1e-18 W m^-2 nm^-1]; NaN where missing. One
+            star may be given without the leading axis.
+        covariance: (star, sample, sample) of `flux`, in its unit squared.
+        error: (star, sample) 1-sigma errors instead; samples of the XP grid then get the correlation that Gaia's bases
+            imply.
+        wavelength: (sample,) of the samples [nm] or a quantity; any grid that holds the model's, whose samples are taken
+            from it. The XP grid if None.
+        bands: Vega magnitudes and errors by the band's name, ``{"J": (magnitude, error)}``; NaN where missing. The
+            model's bands that are not named are missing.
+        parallax: value and error [mas] or quantities.
+        source_id: (star,) Gaia's identifiers; 1, 2, ... if None.
+        labels: values and errors by the label's name, ``{"teff": (5800, 50)}``, teff in K; to train on.
+        columns: any other column, such as ra and dec [deg].
+        calibrated: the covariance contains the errors of the calibration (ZGR23 Eq. 2) already.
+
+    Raises:
+        InputError: shapes do not fit, a unit cannot be converted, or a name is unknown.
+    """
+
+    def __init__(
+        self,
+        flux: ArrayLike,
+        *,
+        covariance: ArrayLike | None = None,
+        error: ArrayLike | None = None,
+        wavelength: ArrayLike | None = None,
+        bands: Mapping[str, Measured] | None = None,
+        parallax: Measured | None = None,
+        source_id: ArrayLike | None = None,
+        labels: Mapping[str, Measured] | None = None,
+        columns: Mapping[str, ArrayLike] | None = None,
+        calibrated: bool = False,
+    ) -> None:
+        values = np.atleast_2d(_numbers(flux, FLUX, "flux"))
+        n = len(values)
+        grid = XP_GRID_NM if wavelength is None else _numbers(wavelength, NANOMETRE, "wavelength")
+        _require_shape(values, (n, len(grid)), "flux")
+        picked = _where(grid)
+        xp, present, spread = _samples(values, covariance, error, picked, calibrated)
+        whitening, _ = whiten_packed(spread, present)
+        names = [b for b in BANDS if b in (bands or {})] if bands is not None else list(BANDS)
+        for name in bands or {}:
+            if name not in BANDS:
+                raise InputError(f"'{name}' is no band{nearest(name, BANDS)}; known are {', '.join(BANDS)}")
+        band_flux, band_weight = np.zeros((n, len(names))), np.zeros((n, len(names)))
+        for i, name in enumerate(names if bands else []):
+            magnitude, magnitude_error = _measured((bands or {})[name], "mag", name, n)
+            band_flux[:, i], band_weight[:, i] = flux_from_magnitude(magnitude, magnitude_error, BANDS[name])
+        own: dict[str, NDArray[Any]] = {k: _column(v, k, n) for k, v in (columns or {}).items()}
+        if parallax is not None:
+            own["parallax"], own["parallax_error"] = _measured(parallax, "mas", "parallax", n)
+        for name, measured in (labels or {}).items():
+            unit = LABEL_UNITS.get(name, "")
+            value, sigma = _measured(measured, {"kK": "K", "dex": ""}.get(unit, unit), name, n)
+            scale = 1e-3 if unit == "kK" else 1.0
+            own[name], own[f"{name}_error"] = scale * value, scale * sigma
+        floats = {
+            k: v.astype(np.float32) if v.dtype == np.float64 and k not in ("ra", "dec") else v for k, v in own.items()
+        }
+        self.__dict__.update(
+            channels=Channels(
+                (*(f"xp{w:.0f}" for w in XP_GRID_NM), *names),
+                (*XP_GRID_NM.tolist(), *(BANDS[b].wavelength_nm for b in names)),
+                XP_GRID_NM.size,
+            ),
+            label_names=tuple(labels) if labels else DEFAULT_LABELS,
+            source_id=_source_ids(source_id, n),
+            flux=np.concatenate([xp, band_flux], axis=1).astype(np.float32),
+            xp_whitening=whitening,
+            band_inverse_error=band_weight.astype(np.float32),
+            columns=floats,
+            cuts=(),
+            provenance={"source": "arrays in memory"},
+            extra_units={},
+        )
+
+    @classmethod
+    def of(cls, spectra: table.Spectra) -> Self:
+        """The same stars with the verbs of this class."""
+        other = object.__new__(cls)
+        other.__dict__.update(vars(spectra))
+        return other
+
+    @classmethod
+    def read(cls, path: str | PathLike[str]) -> Self:
+        """Read a star table, or all star tables of a folder as one.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        from xpbayes.data.spectra_file import read_star_tables
+
+        return cls.of(read_star_tables(path))
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Write a star table; InputError if it cannot be written."""
+        from xpbayes.data.spectra_file import write_star_table
+
+        return write_star_table(self, path)
+
+
+def _numbers(values: Any, unit: str, name: str) -> NDArray[np.float64]:
+    """Plain numbers in a unit, of a quantity or of what is taken to be in it; masked values are NaN."""
+    if getattr(values, "unit", None) is not None:
+        from astropy import units as u
+
+        try:
+            values = u.Quantity(values).to_value(u.Unit(unit))
+        except u.UnitConversionError as error:
+            raise InputError(f"{name} is in {values.unit}, which is no {unit}; convert it") from error
+    try:
+        if np.ma.isMaskedArray(values):
+            values = np.ma.filled(values.astype(np.float64), np.nan)
+        numbers = np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} is not an array of numbers ({error}); give one row a star") from error
+    if unit == FLUX and numbers.size and np.isfinite(numbers).any():
+        typical = np.nanmax(np.abs(numbers))
+        if 0 < typical < SMALLEST_PLAUSIBLE:
+            raise InputError(
+                f"{name} is at most {typical:.1e}, and numbers are taken in {FLUX}; give it as an astropy quantity with "
+                f"its unit"
+            )
+    return numbers
+
+
+def _require_shape(values: NDArray[Any], shape: tuple[int, ...], name: str) -> None:
+    if values.shape != shape:
+        raise InputError(f"{name} has shape {values.shape}, not {shape}; give one row a star")
+
+
+def _where(grid: NDArray[np.float64]) -> NDArray[np.intp]:
+    """(61,) where the samples of the XP grid are."""
+    order = np.argsort(grid)
+    at = order[np.clip(np.searchsorted(grid[order], XP_GRID_NM - 1e-3), 0, len(grid) - 1)]
+    missing = np.abs(grid[at] - XP_GRID_NM) > 1e-3
+    if missing.any():
+        raise InputError(
+            f"wavelength lacks {missing.sum()} of the {len(XP_GRID_NM)} samples that models are made of (first: "
+            f"{XP_GRID_NM[missing][0]:.0f} nm); sample the spectra at {XP_GRID_NM[0]:.0f}, {XP_GRID_NM[1]:.0f}, ... "
+            f"{XP_GRID_NM[-1]:.0f} nm"
+        )
+    return at
+
+
+def _samples(
+    flux: NDArray[np.float64],
+    covariance: ArrayLike | None,
+    error: ArrayLike | None,
+    picked: NDArray[np.intp],
+    calibrated: bool,
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]]:
+    """Flux, which samples were measured, and the covariance that the likelihood uses, all on the XP grid."""
+    from xpbayes.instrument.bases import implied_correlation
+
+    if (covariance is None) == (error is None):
+        raise InputError("give the covariance of the fluxes or their errors, one of the two")
+    n, size = flux.shape
+    xp = flux[:, picked]
+    if covariance is not None:
+        full = _numbers(covariance, FLUX_SQUARED, "covariance")
+        full = full[None] if full.ndim == 2 else full
+        _require_shape(full, (n, size, size), "covariance")
+        spread = full[:, picked[:, None], picked]
+        sigma2 = np.diagonal(spread, axis1=1, axis2=2)
+        if not np.allclose(spread, spread.swapaxes(1, 2), rtol=1e-4, atol=0, equal_nan=True):
+            raise InputError("covariance is not symmetric; give the covariance of the fluxes, star by star")
+    else:
+        sigma = np.atleast_2d(_numbers(error, FLUX, "error"))
+        _require_shape(sigma, (n, size), "error")
+        sigma2 = np.where(sigma[:, picked] > 0, sigma[:, picked], np.nan) ** 2
+        spread = gaia_covariance(np.sqrt(np.where(np.isfinite(sigma2), sigma2, 1.0)), implied_correlation())
+    present = np.isfinite(xp) & np.isfinite(sigma2) & (sigma2 > 0)
+    xp = np.where(present, xp, 0.0)
+    spread = np.where(present[:, :, None] & present[:, None, :], spread, np.eye(len(picked)))
+    return xp, present, spread if calibrated else inflate(spread, xp, XP_GRID_NM)
+
+
+def _measured(measured: Measured, unit: str, name: str, n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    try:
+        value, error = measured
+    except (TypeError, ValueError) as problem:
+        raise InputError(f"{name} is not a pair of values and errors; give both") from problem
+    return _floats(value, unit, name, n), _floats(error, unit, f"the error of {name}", n)
+
+
+def _floats(values: Any, unit: str, name: str, n: int) -> NDArray[np.float64]:
+    numbers = _numbers(values, unit, name)
+    numbers = np.full(n, numbers) if numbers.ndim == 0 else numbers
+    _require_shape(numbers, (n,), name)
+    return numbers
+
+
+def _column(values: Any, name: str, n: int) -> NDArray[Any]:
+    array = np.atleast_1d(np.asarray(getattr(values, "value", values)))
+    _require_shape(array, (n,), name)
+    return array
+
+
+def _source_ids(values: Any, n: int) -> NDArray[np.int64]:
+    if values is None:
+        return np.arange(1, n + 1)
+    ids = np.atleast_1d(np.asarray(values))
+    if ids.dtype.kind not in "iu" or np.ma.is_masked(values):
+        raise InputError(f"source_id is of type {ids.dtype}, in which identifiers lose digits; give 64-bit integers")
+    _require_shape(ids, (n,), "source_id")
+    return ids.astype(np.int64)
