@@ -18,6 +18,7 @@ import numpy as np
 import xpbayes
 from xpbayes.analysis.validation import accuracy, compare, robust_scatter
 from xpbayes.config import InferenceConfig, TrainingConfig
+from xpbayes.progress import progress_shown
 from xpbayes.training.selection import training_cuts
 
 FOUR = ("teff", "feh", "logg", "alpha_m")
@@ -41,7 +42,8 @@ def main() -> None:
     for labels in (FOUR[:3], FOUR):
         config = TrainingConfig(labels=labels, held_out_stars=0)
         begun = time.perf_counter()
-        model = xpbayes.train(table, config=config, say=print)
+        with progress_shown():
+            model = xpbayes.train(table, config=config)
         training = time.perf_counter() - begun
         catalogue = xpbayes.infer(model, table, config=InferenceConfig(use_parallax=False), only="held-out")
         rows = accuracy(compare(catalogue, table, labels, config.floor_for(len(labels))))

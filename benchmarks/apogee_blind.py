@@ -84,18 +84,18 @@ def main() -> None:
         table = (
             xpbayes.read_star_table(arguments.stars)
             if arguments.stars
-            else xpbayes.fetch_apogee(Path(scratch) / "stars.parquet", print)
+            else xpbayes.fetch_apogee(Path(scratch) / "stars.parquet")
         )
     for split in range(arguments.splits):
         config = TrainingConfig(split_seed=split, held_out_stars=0)
         begun = time.perf_counter()
-        model = xpbayes.train(table, config=config, say=lambda line: None)
+        model = xpbayes.train(table, config=config)
         training = time.perf_counter() - begun
         kept = training_cuts(table, config.labels, config.teff_max)
         held = Split.of(model.card).on(Side.HELD_OUT, kept.source_id)
         test = kept.take(held)
         begun = time.perf_counter()
-        catalogue = xpbayes.infer(model, test, config=InferenceConfig(use_parallax=False), say=lambda line: None)
+        catalogue = xpbayes.infer(model, test, config=InferenceConfig(use_parallax=False))
         inference = time.perf_counter() - begun
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 

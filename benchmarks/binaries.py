@@ -23,6 +23,7 @@ import xpbayes
 from xpbayes.config import DEFAULT_PHASES, Phase, TrainingConfig
 from xpbayes.data.stars import Stars
 from xpbayes.models.forward import predict_flux
+from xpbayes.progress import progress_shown
 from xpbayes.training.learn import train
 from xpbayes.training.selection import training_cuts
 from xpbayes.training.self_cleaning import fig4_outliers, pulls, survivors
@@ -89,7 +90,8 @@ def main() -> None:
     parser.add_argument("--preset", default="default", choices=("default", "zgr23"))
     arguments = parser.parse_args()
     table = xpbayes.bundled_stars()
-    nature = xpbayes.load_model(arguments.model) if arguments.model else xpbayes.train(table, say=print)
+    with progress_shown():
+        nature = xpbayes.load_model(arguments.model) if arguments.model else xpbayes.train(table)
     config = TrainingConfig(model_error=False, phases=phases())
     if arguments.preset == "zgr23":
         config = TrainingConfig(preset="zgr23")
@@ -98,7 +100,8 @@ def main() -> None:
     real = kept.take(np.arange(min(arguments.stars, len(kept)))).stars(LABELS, spectroscopic_parallax=True)
     stars, binary, logg_error = simulate(nature, real, arguments.fraction)
     dwarf = np.asarray(real.labels)[:, 2] > 3.5
-    result = train(stars, kept.channels.wavelengths, config, print)
+    with progress_shown():
+        result = train(stars, kept.channels.wavelengths, config)
     dropped = ~result.survivor
     print(f"\n{len(binary)} simulated stars, {binary.mean():.1%} equal-mass binaries, preset {arguments.preset}")
     for entry in result.record.phases:

@@ -23,6 +23,7 @@ from xpbayes.analysis.figures.extinction_curve import scale_to
 from xpbayes.analysis.validation import accuracy, compare
 from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.production.table import list_column
+from xpbayes.progress import progress_shown
 from xpbayes.training.selection import training_cuts
 
 TARGETS = {"teff": 130.0, "feh": 0.21, "logg": 0.33}
@@ -45,16 +46,17 @@ def main() -> None:
         elif arguments.stars:
             table = xpbayes.read_star_table(arguments.stars)
         else:
-            table = xpbayes.fetch_apogee(Path(scratch) / "stars.parquet", print)
+            table = xpbayes.fetch_apogee(Path(scratch) / "stars.parquet")
 
     config = TrainingConfig(split_seed=arguments.split_seed)
     begun = time.perf_counter()
-    model = xpbayes.train(table, config=config, say=print)
+    with progress_shown():
+        model = xpbayes.train(table, config=config)
     training = time.perf_counter() - begun
     kept = training_cuts(table, config.labels, config.teff_max)
     flux_only = InferenceConfig(use_parallax=False)
     begun = time.perf_counter()
-    catalogue = xpbayes.infer(model, kept, config=flux_only, only="held-out", say=print)
+    catalogue = xpbayes.infer(model, kept, config=flux_only, only="held-out")
     inference = time.perf_counter() - begun
 
     rows = accuracy(compare(catalogue, kept, model.labels, config.floor_for(3)))

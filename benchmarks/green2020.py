@@ -30,6 +30,7 @@ from xpbayes.identity import Side, Split
 from xpbayes.instrument.photometry import flux_from_magnitude, magnitude_from_flux
 from xpbayes.models.forward import predict_flux
 from xpbayes.production.table import list_column
+from xpbayes.progress import progress_shown
 from xpbayes.training.selection import training_cuts
 from xpbayes.training.self_cleaning import fig4_outliers
 
@@ -189,7 +190,8 @@ def main() -> None:
     for title, config in configs.items():
         begun = time.perf_counter()
         print(f"--- {title}")
-        model = xpbayes.train(table, config=config, say=print)
+        with progress_shown():
+            model = xpbayes.train(table, config=config)
         print(f"trained on {model.card['n_training']} stars in {time.perf_counter() - begun:.0f} s")
         kept = training_cuts(table, LABELS, config.teff_max, config.min_channels)
         held = kept.take(Split.of(model.card).on(Side.HELD_OUT, kept.source_id))

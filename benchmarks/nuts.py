@@ -13,7 +13,7 @@ import numpy as np
 
 import xpbayes
 from xpbayes.config import InferenceConfig, SamplingConfig
-from xpbayes.runs.inputs import to_stderr
+from xpbayes.progress import progress_shown
 from xpbayes.runs.sample import draw_posteriors, pick_stars
 
 
@@ -26,11 +26,12 @@ def main() -> None:
     arguments = parser.parse_args()
     model = xpbayes.load_model(arguments.model)
     table = xpbayes.read_star_table(arguments.stars) if arguments.stars else xpbayes.bundled_stars()
-    chosen = pick_stars(model, table, (), arguments.n, "held-out", 0, to_stderr)
+    chosen = pick_stars(model, table, (), arguments.n, "held-out", 0)
     inference, sampling = InferenceConfig(), SamplingConfig(max_rounds=arguments.rounds)
-    draw_posteriors(model, chosen.take(slice(0, 16)), inference, SamplingConfig(draws=100, max_rounds=1), to_stderr)
+    draw_posteriors(model, chosen.take(slice(0, 16)), inference, SamplingConfig(draws=100, max_rounds=1))
     begun, cpu = time.perf_counter(), time.process_time()
-    found = draw_posteriors(model, chosen, inference, sampling, to_stderr)
+    with progress_shown():
+        found = draw_posteriors(model, chosen, inference, sampling)
     wall, cpu = time.perf_counter() - begun, time.process_time() - cpu
     draws, known = found.draws, found.diagnostics
     n, made = len(chosen), sampling.chains * int(draws.n_made.sum())

@@ -24,6 +24,7 @@ from xpbayes.config import HighQuality, TrainingConfig
 from xpbayes.data.stars import Stars
 from xpbayes.identity import Side, Split
 from xpbayes.models.posterior import ModelShape, model_site_values, star_sites, training_posterior
+from xpbayes.progress import progress_shown
 from xpbayes.training.learn import Trained, train
 from xpbayes.training.selection import training_cuts
 
@@ -62,7 +63,8 @@ def main() -> None:
     for name, config in configs.items():
         print(f"--- {name}")
         begun, cpu_begun = time.perf_counter(), time.process_time()
-        trained = train(stars, training.channels.wavelengths, config, print)
+        with progress_shown():
+            trained = train(stars, training.channels.wavelengths, config)
         seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu_begun
         rows.append((name, log_posterior(trained, stars), seconds, cpu))
     print(f"\n{len(stars)} training stars, zgr23 at {arguments.epochs_scale:g} times its epochs")

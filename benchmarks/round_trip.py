@@ -67,7 +67,7 @@ def main() -> None:
         begun = time.perf_counter()
         # Without the calibration, which corrects a model for real stars: these are the model's own.
         config = InferenceConfig(calibrate=False)
-        catalogue = xpbayes.infer(arguments.model, stars, config=config, say=lambda line: None)
+        catalogue = xpbayes.infer(arguments.model, stars, config=config)
         seconds["infer"] = time.perf_counter() - begun
         truth = pq.read_table(survey / "truth.parquet")
     row = {int(s): i for i, s in enumerate(truth["source_id"].to_numpy())}

@@ -9,8 +9,8 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from xpbayes.analysis.pages.calibration_page import print_check
+from xpbayes.progress import progress_shown
 from xpbayes.runs.check import check
-from xpbayes.runs.inputs import to_stderr
 
 
 def main() -> None:
@@ -22,15 +22,10 @@ def main() -> None:
     parser.add_argument("--like")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    result = check(
-        arguments.model,
-        arguments.like,
-        arguments.out,
-        arguments.stars,
-        arguments.nuts,
-        seed=arguments.seed,
-        say=to_stderr,
-    )
+    with progress_shown():
+        result = check(
+            arguments.model, arguments.like, arguments.out, arguments.stars, arguments.nuts, seed=arguments.seed
+        )
     print_check(result)
     print(f"{result.seconds:.0f} s; importance and NUTS inside the band: {result.passed}")
 

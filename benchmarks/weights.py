@@ -24,7 +24,7 @@ import numpy as np
 from xpbayes.analysis.figures.model_uncertainty import print_uncertainty, write_figure
 from xpbayes.data.stars import Stars
 from xpbayes.models.forward import ForwardModel, predict_flux, predict_ln_flux
-from xpbayes.runs.inputs import to_stderr
+from xpbayes.progress import progress_shown
 from xpbayes.runs.uncertainty import uncertainty
 from xpbayes.training.network_uncertainty import trained_vector, weight_precision, with_vector
 
@@ -160,7 +160,8 @@ def main() -> None:
         with jax.enable_x64(True):
             joint_sampling()
     begun, cpu = time.perf_counter(), time.process_time()
-    found = uncertainty(arguments.model, arguments.stars, None, arguments.n, say=to_stderr)
+    with progress_shown():
+        found = uncertainty(arguments.model, arguments.stars, None, arguments.n)
     print_uncertainty(found)
     print(f"{time.perf_counter() - begun:.0f} s, CPU {time.process_time() - cpu:.0f} s")
     if arguments.figure:

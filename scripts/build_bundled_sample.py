@@ -21,7 +21,7 @@ from xpbayes.archive.apogee import (
 def main() -> None:
     """Choose the sample and write it."""
     with tempfile.TemporaryDirectory() as scratch:
-        path = Path(sys.argv[1]) if len(sys.argv) > 1 else fetch_library(print, Path(scratch))
+        path = Path(sys.argv[1]) if len(sys.argv) > 1 else fetch_library(Path(scratch))
         library = read_library(path)
     rows = choose_sample(library, BUNDLED_SIZE)
     write_bundled(library.take(rows))

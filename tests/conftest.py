@@ -6,7 +6,7 @@ What all tests share is made once, whatever the number of pytest-xdist's workers
 import fcntl
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +25,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.listening import heard
 from xpbayes.analysis.posterior_file import import_arviz
 from xpbayes.config import InferenceConfig, Phase, TrainingConfig
 from xpbayes.data.spectra import Spectra
@@ -65,6 +66,13 @@ def forget_programs():
     mappings = Path("/proc/self/maps")
     if mappings.exists() and mappings.read_text().count("\n") > MOST_MAPPINGS:
         jax.clear_caches()
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """Lines that xpbayes has said since the test began."""
+    with heard() as lines:
+        yield lines
 
 
 @pytest.fixture(scope="session")

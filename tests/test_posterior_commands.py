@@ -50,7 +50,7 @@ def test_stars_must_be_named_one_way(run, model_folder, star_file, tmp_path):
 def test_no_comparison_where_no_chain_has_settled(run, model_folder, star_file, tmp_path, monkeypatch):
     """One sentence that says what to do, and no page: a comparison with nothing would look like agreement."""
 
-    def unsettled(model, table, inference, sampling, say):
+    def unsettled(model, table, inference, sampling):
         n, shape = len(table), (len(table), 5)
         nothing = np.zeros(shape)
         known = Diagnostics(nothing + 2, nothing, nothing, np.zeros(n, int), np.zeros(n, bool))

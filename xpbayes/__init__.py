@@ -8,10 +8,12 @@ quick.
 '0.1.0'
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # nothing is said to who does not listen
 
 _WHERE = {
     "train": "xpbayes.api.model",
@@ -49,6 +51,7 @@ _WHERE = {
     "InferenceConfig": "xpbayes.config",
     "InputError": "xpbayes.errors",
     "QualityFlag": "xpbayes.schema",
+    "progress_shown": "xpbayes.progress",
 }
 
 __all__ = [
@@ -78,6 +81,7 @@ __all__ = [
     "predict_flux",
     "predict_fluxes",
     "prepare",
+    "progress_shown",
     "read_catalogue",
     "read_star_table",
     "report",
@@ -100,6 +104,7 @@ if TYPE_CHECKING:
     from xpbayes.errors import InputError
     from xpbayes.production.model_file import TrainedModel, save_model
     from xpbayes.production.table import read_catalogue
+    from xpbayes.progress import progress_shown
     from xpbayes.runs.analyse import analyse
     from xpbayes.runs.check import check
     from xpbayes.runs.compare import compare

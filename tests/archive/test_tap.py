@@ -204,21 +204,19 @@ def test_chunks_arrive_as_parquet_that_the_gaia_door_reads(archive, tmp_path):
 
 
 @pytest.mark.parametrize("trouble", ["busy", "cut", "abort"])
-def test_a_failed_request_is_repeated(archive, tmp_path, trouble):
+def test_a_failed_request_is_repeated(archive, tmp_path, trouble, said):
     archive.troubles = [trouble, trouble]
-    said: list[str] = []
-    assert ids_of(fetch(archive, tmp_path, say=said.append)) == STARS.tolist()
+    assert ids_of(fetch(archive, tmp_path)) == STARS.tolist()
     assert sum("trying again" in line for line in said) == 2
 
 
-def test_patience_ends_and_the_next_run_goes_on(archive, tmp_path):
+def test_patience_ends_and_the_next_run_goes_on(archive, tmp_path, said):
     assert len(fetch_tables([make_query("gaia", 0, 39)], tmp_path, url=f"{archive.url}/tap", patience=QUICK)) == 1
     archive.troubles = ["busy"] * 4
     with pytest.raises(InputError, match="no complete answer after 4 tries.*run the same command again"):
         fetch(archive, tmp_path)
     archive.queries.clear()
-    said: list[str] = []
-    assert ids_of(fetch(archive, tmp_path, say=said.append)) == STARS.tolist()
+    assert ids_of(fetch(archive, tmp_path)) == STARS.tolist()
     assert len(archive.queries) == 2 and any("already there" in line for line in said)
     archive.queries.clear()
     fetch(archive, tmp_path)

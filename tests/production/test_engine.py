@@ -68,9 +68,8 @@ def test_one_process_is_this_one():
     assert {result for _, result in run_local(which_process, range(2), 1)} == {os.getpid()}
 
 
-def test_a_killed_workers_item_is_done_again(tmp_path):
-    said: list[str] = []
-    assert dict(run_local(partial(die_twice, str(tmp_path)), range(6), 2, said.append)) == SQUARES
+def test_a_killed_workers_item_is_done_again(tmp_path, said):
+    assert dict(run_local(partial(die_twice, str(tmp_path)), range(6), 2)) == SQUARES
     assert (
         len(list(tmp_path.iterdir())) == 2
         and said
@@ -145,9 +144,8 @@ class TestDask:
     def _distributed(self):
         pytest.importorskip("distributed", reason="the extra dist is not installed")
 
-    def test_a_worker_killed_twice(self, tmp_path):
-        said: list[str] = []
-        found = dict(run_dask(partial(die_twice, str(tmp_path)), range(6), processes=3, say=said.append))
+    def test_a_worker_killed_twice(self, tmp_path, said):
+        found = dict(run_dask(partial(die_twice, str(tmp_path)), range(6), processes=3))
         assert found == SQUARES and len(list(tmp_path.iterdir())) == 2
         assert said[0].startswith("dask: 3 workers")
 

@@ -86,17 +86,15 @@ def test_as_the_one_file_way(undisturbed, model_folder, inputs):
     assert np.nanmedian(np.abs(shift) / error) < 1e-2
 
 
-def test_two_processes_give_the_same_bytes(undisturbed, model_folder, inputs, tmp_path):
-    said: list[str] = []
-    run(model_folder, inputs, tmp_path / "c", processes=2, say=said.append)
+def test_two_processes_give_the_same_bytes(undisturbed, model_folder, inputs, tmp_path, said):
+    run(model_folder, inputs, tmp_path / "c", processes=2)
     assert contents(tmp_path / "c") == contents(undisturbed)
     assert any("stars/s" in line and "left" in line and "failures: 1 flux error is negative" in line for line in said)
 
 
-def test_shards_give_the_same_bytes(undisturbed, model_folder, inputs, tmp_path):
-    said: list[str] = []
+def test_shards_give_the_same_bytes(undisturbed, model_folder, inputs, tmp_path, said):
     for i in (2, 0, 1):
-        run(model_folder, inputs, tmp_path / "c", shard=(i, 3), say=said.append)
+        run(model_folder, inputs, tmp_path / "c", shard=(i, 3))
     assert contents(tmp_path / "c") == contents(undisturbed)
     assert sum("the last of them completes" in line for line in said) == 2
 
@@ -115,9 +113,8 @@ class TestResume:
         assert contents(half_done) == contents(undisturbed)
         assert all((half_done / name).stat().st_mtime_ns == when for name, when in before.items())
 
-    def test_a_finished_one_has_nothing_to_do(self, undisturbed, model_folder, inputs):
-        said: list[str] = []
-        run(model_folder, inputs, undisturbed, resume=True, say=said.append)
+    def test_a_finished_one_has_nothing_to_do(self, undisturbed, model_folder, inputs, said):
+        run(model_folder, inputs, undisturbed, resume=True)
         assert "complete already" in said[0]
 
     def test_without_it_a_folder_in_use_is_refused(self, half_done, model_folder, inputs, tmp_path):
@@ -171,13 +168,12 @@ class TestResume:
         run(model_folder, copy, out, resume=True)
         assert contents(out)["part-00001-0001.parquet"] == contents(undisturbed)["part-00001-0001.parquet"]
 
-    def test_a_damaged_part_is_made_again(self, half_done, undisturbed, model_folder, inputs):
+    def test_a_damaged_part_is_made_again(self, half_done, undisturbed, model_folder, inputs, said):
         part = next(half_done.glob("part-*"))
         raw = bytearray(part.read_bytes())
         raw[200] ^= 1
         part.write_bytes(raw)
-        said: list[str] = []
-        run(model_folder, inputs, half_done, resume=True, say=said.append)
+        run(model_folder, inputs, half_done, resume=True)
         assert contents(half_done) == contents(undisturbed)
         assert sum("is not what its record says" in line for line in said) == 1
 

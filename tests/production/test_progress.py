@@ -12,29 +12,28 @@ def part(n_ok: int, n_bad: int = 0, quarantined: int = 0) -> PartRecord:
     return PartRecord(0, 0, True, n + quarantined, n, 0, 0, status, 1, n, 1, "", "", 0, rejected)
 
 
-def make(total: float) -> tuple[Progress, list[str], list[float]]:
-    said: list[str] = []
+def make(total: float) -> tuple[Progress, list[float]]:
     now = [0.0]
-    return Progress(total, said.append, every=5.0, clock=lambda: now[0]), said, now
+    return Progress(total, every=5.0, clock=lambda: now[0]), now
 
 
-def test_speed_is_this_runs_alone():
-    progress, said, now = make(100.0)
+def test_speed_is_this_runs_alone(said):
+    progress, now = make(100.0)
     progress.already([part(5000)], 50.0)
     now[0] = 10.0
     progress.add([part(1000)], 10.0)
     assert said == ["6,000 stars done, 60.0 % of the input, 100 stars/s, 40 s left; no failures"]
 
 
-def test_failures_by_reason():
-    progress, said, now = make(10.0)
+def test_failures_by_reason(said):
+    progress, now = make(10.0)
     now[0] = 5400.0
     progress.add([part(90, 7, 3)], 5.0)
     assert said[0].endswith("1 h 30 min left; failures: 7 flux is not finite, 3 quarantined (rubbish)")
 
 
-def test_not_more_often_than_wanted_but_always_at_the_end():
-    progress, said, now = make(4.0)
+def test_not_more_often_than_wanted_but_always_at_the_end(said):
+    progress, now = make(4.0)
     for second in range(1, 5):
         now[0] = second
         progress.add([part(1)], 1.0)

@@ -134,9 +134,8 @@ def test_training_sees_the_features_that_inference_sees(with_nets, catalogue, so
     assert_allclose(again[:, 0], catalogue["teff_confidence"].to_numpy()[rows], rtol=1e-5)
 
 
-def test_features_that_training_did_not_have_are_mentioned(with_nets, sample):
-    said = []
-    infer(with_nets, sample.take(np.arange(20)), config=QUICK, say=said.append)
+def test_features_that_training_did_not_have_are_mentioned(with_nets, sample, said):
+    infer(with_nets, sample.take(np.arange(20)), config=QUICK)
     assert sum("features are not there as they were in training" in line for line in said) == 1
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from tests.listening import heard
 from xpbayes.config import ZGR23_PHASES, HighQuality, Phase, TrainingConfig
 from xpbayes.data import scratch as starfiles
 from xpbayes.errors import InputError
@@ -45,7 +46,8 @@ def lines():
 
 @pytest.fixture(scope="module")
 def tiny(stars, lines):
-    return train(*stars, TINY, lines.append)
+    with heard(lines.append):
+        return train(*stars, TINY)
 
 
 def test_same_seed_same_result(stars, tiny):
@@ -118,11 +120,12 @@ def paper(stars, tmp_path_factory):
     checkpoint = folder / "checkpoint.safetensors"
     copies = []
 
-    def say(line):
+    def keep(line):
         copies.append(folder / f"after-{len(copies) + 1}.safetensors")
         copies[-1].write_bytes(checkpoint.read_bytes())
 
-    return train(*stars, PAPER, say, checkpoint), copies
+    with heard(keep):
+        return train(*stars, PAPER, checkpoint), copies
 
 
 def test_the_preset_is_table_1():
@@ -248,8 +251,8 @@ class TestResume:
         for done in (1, 3, 5):
             checkpoint = tmp_path / f"{done}.safetensors"
             checkpoint.write_bytes(copies[done - 1].read_bytes())
-            lines = []
-            again = train(*stars, PAPER, lines.append, checkpoint, resume=True)
+            with heard() as lines:
+                again = train(*stars, PAPER, checkpoint, resume=True)
             assert lines[0].startswith(f"resumed after phase {done}/6") and len(lines) == 7 - done
             for a, b in zip(jax.tree.leaves(result.model), jax.tree.leaves(again.model), strict=True):
                 assert_array_equal(np.asarray(a), np.asarray(b))
@@ -267,8 +270,8 @@ class TestResume:
             if line.startswith(f"phase {after}/5"):
                 raise KeyboardInterrupt
 
-        with pytest.raises(KeyboardInterrupt):
-            train(*stars, config, stop, checkpoint)
+        with heard(stop), pytest.raises(KeyboardInterrupt):
+            train(*stars, config, checkpoint)
         whole, again = train(*stars, config), train(*stars, config, checkpoint=checkpoint, resume=True)
         for a, b in zip(
             jax.tree.leaves((whole.model, whole.model_error, whole.parameters)),

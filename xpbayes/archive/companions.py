@@ -1,5 +1,6 @@
 """The tables that are joined to spectra, as a survey.toml names them: Gaia, 2MASS, unWISE, labels, reddening, dust."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,8 @@ from xpbayes.archive.survey_config import SurveySettings, expand
 from xpbayes.archive.tables import Table
 from xpbayes.data.rejected import Rejected
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
+
 Reader = Callable[[list[Path], Path | None], Table | SortedRuns]
 
 
@@ -44,13 +46,12 @@ class Companions:
     notes: dict[str, str]
 
 
-def read_companions(survey: SurveySettings, base: Path, say: Say, scratch: Path | None = None) -> Companions:
+def read_companions(survey: SurveySettings, base: Path, scratch: Path | None = None) -> Companions:
     """Read everything but the spectra.
 
     Args:
         survey: which files.
         base: folder that relative names start from.
-        say: receives one line per table.
         scratch: folder for tables that are larger than memory should hold; None holds all of them in memory.
     """
     notes: dict[str, str] = {}
@@ -67,7 +68,7 @@ def read_companions(survey: SurveySettings, base: Path, say: Say, scratch: Path 
             where = f", sorted on disk in {len(out.runs)} runs"
         elif repeated := len(out) - len(np.unique(out.columns["source_id"])):
             where = f", {repeated} repeated (first kept)"
-        say(
+        log.info(
             f"{name}: {len(out)} rows from {len(files)} file{'s' if len(files) > 1 else ''}"
             + (f", {len(out.rejected)} quarantined" if out.rejected else "")
             + where
@@ -94,7 +95,7 @@ def read_companions(survey: SurveySettings, base: Path, say: Say, scratch: Path 
         star_labels = labels.join_labels(parts)
         rejected.extend(star_labels.rejected)
         for c in star_labels.cuts:
-            say(f"{c.what}: {c.removed} removed, {c.left} left")
+            log.info(f"{c.what}: {c.removed} removed, {c.left} left")
         notes["labels"] = ", ".join(one.survey for one in survey.labels)
     own, dust = None, None
     if survey.reddening.source == "columns":

@@ -9,6 +9,7 @@ The protocol is pyvo's and is imported where used.
 import hashlib
 import io
 import json
+import logging
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +22,8 @@ from xpbayes.data.parquet import write_parquet
 from xpbayes.errors import InputError
 from xpbayes.files import whole_file
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
+
 
 TAP_URL = "https://gea.esac.esa.int/tap-server/tap"
 DATALINK_URL = "https://gea.esac.esa.int/data-server/data"
@@ -67,7 +69,6 @@ def fetch_tables(
     url: str = TAP_URL,
     max_rows: int = MAX_ROWS,
     patience: Patience = Patience(),
-    say: Say = lambda line: None,
 ) -> list[Path]:
     """Run queries and store each chunk as Parquet, ready for ``[gaia]`` and ``[two_mass]`` of a survey.toml.
 
@@ -77,7 +78,6 @@ def fetch_tables(
         url: of the TAP service.
         max_rows: a result of this many rows is taken for cut, and its range is halved.
         patience: how often to retry.
-        say: receives one line per chunk.
 
     Returns:
         the chunks' files, in order; a chunk without rows has no file.
@@ -99,17 +99,17 @@ def fetch_tables(
             todo += query.halves()[::-1]
             continue
         if done is not None and (done == 0 or path.is_file()):
-            say(f"{query.name}: already there")
+            log.info(f"{query.name}: already there")
             files += [path] if done else []
             continue
         try:
-            table = _patiently(lambda q=query: _run(q, url, max_rows, patience), query.name, patience, say)  # type: ignore[misc]
+            table = _patiently(lambda q=query: _run(q, url, max_rows, patience), query.name, patience)  # type: ignore[misc]
         except _TooManyRowsError:
             if query.first == query.last:
                 raise InputError(
                     f"{query.name}: one source_id gives more than {max_rows} rows; raise max_rows"
                 ) from None
-            say(f"{query.name}: more than {max_rows} rows, fetched in halves")
+            log.info(f"{query.name}: more than {max_rows} rows, fetched in halves")
             record.add(query.name, digest, "split", out)
             todo += query.halves()[::-1]
             continue
@@ -118,7 +118,7 @@ def fetch_tables(
             write_parquet(_to_arrow(table), path)
             files.append(path)
         record.add(query.name, digest, n, out)
-        say(f"{query.name}: {n} rows")
+        log.info(f"{query.name}: {n} rows")
     return files
 
 
@@ -130,7 +130,6 @@ def fetch_spectra(
     url: str = DATALINK_URL,
     per_request: int = SPECTRA_PER_REQUEST,
     patience: Patience = Patience(),
-    say: Say = lambda line: None,
 ) -> list[Path]:
     """Download XP spectra of given stars through DataLink, as the archive's own CSV.
 
@@ -141,7 +140,6 @@ def fetch_spectra(
         url: of the data server.
         per_request: stars per request.
         patience: how often to retry.
-        say: receives one line per request.
 
     Returns:
         one CSV file per request, in order; a request without spectra has no file.
@@ -164,17 +162,17 @@ def fetch_spectra(
         path = out / f"{name}.csv"
         done = record.find(name, digest, out)
         if done is not None and (done == 0 or path.is_file()):
-            say(f"{name}: already there")
+            log.info(f"{name}: already there")
             files += [path] if done else []
             continue
-        text = _patiently(lambda c=chunk: _download(c, product, url, patience), name, patience, say)  # type: ignore[misc]
+        text = _patiently(lambda c=chunk: _download(c, product, url, patience), name, patience)  # type: ignore[misc]
         n = sum(1 for line in text.splitlines() if line and not line.startswith(b"#")) - 1
         if n > 0:
             with whole_file(path) as temporary:
                 temporary.write_bytes(text)
             files.append(path)
         record.add(name, digest, max(n, 0), out)
-        say(f"{name}: {max(n, 0)} spectra for {len(chunk)} stars")
+        log.info(f"{name}: {max(n, 0)} spectra for {len(chunk)} stars")
     return files
 
 
@@ -215,7 +213,7 @@ class _Record:
             temporary.write_text(json.dumps({"chunks": self.chunks}, indent=1) + "\n")
 
 
-def _patiently(request: Callable[[], Any], name: str, patience: Patience, say: Say) -> Any:
+def _patiently(request: Callable[[], Any], name: str, patience: Patience) -> Any:
     """Repeat a request until it succeeds or patience ends."""
     pause = patience.pause_s
     for attempt in range(patience.retries + 1):
@@ -227,7 +225,7 @@ def _patiently(request: Callable[[], Any], name: str, patience: Patience, say: S
                     f"{name}: no complete answer after {attempt + 1} tries ({error}); finished chunks are kept, "
                     f"run the same command again to go on"
                 ) from error
-            say(f"{name}: {error}; trying again in {pause:g} s")
+            log.info(f"{name}: {error}; trying again in {pause:g} s")
             time.sleep(pause)
             pause *= 2
     raise AssertionError("unreachable")

@@ -6,6 +6,7 @@ Records and settings are in ``.prepare`` beside the tables. A re-run with other 
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -25,7 +26,8 @@ from xpbayes.data.spectra_file import write_star_table
 from xpbayes.errors import InputError
 from xpbayes.files import whole_file
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
+
 
 MANIFEST, QUARANTINE = "prepare.json", "quarantine.csv"
 WORK, DONE = ".prepare", "files"
@@ -33,13 +35,12 @@ WORK, DONE = ".prepare", "files"
 TOTALS = ("rows_read", "stars_written", "stars_cut", "rows_quarantined", "eigenvalue_floor")
 
 
-def prepare(config_path: Path, out: Path, say: Say = lambda line: None) -> list[Path]:
+def prepare(config_path: Path, out: Path) -> list[Path]:
     """Turn the files of a survey.toml into star tables; go on where an earlier run of the same survey ended.
 
     Args:
         config_path: the survey.toml.
         out: folder for the tables, ``quarantine.csv`` and ``prepare.json``; made if absent.
-        say: receives one line per step.
 
     Returns:
         the star tables, in the order of the XP files.
@@ -65,7 +66,7 @@ def prepare(config_path: Path, out: Path, say: Say = lambda line: None) -> list[
         if stem in done:
             _require_unchanged(path, done[stem]["input"], out)
     if done:
-        say(f"{len(done)} of {len(inputs)} XP files were done before")
+        log.info(f"{len(done)} of {len(inputs)} XP files were done before")
     scratch = work / "companions"
     shutil.rmtree(scratch, ignore_errors=True)
     companions = None
@@ -75,15 +76,15 @@ def prepare(config_path: Path, out: Path, say: Say = lambda line: None) -> list[
             seen.add(np.load(work / DONE / f"{stem}.npy"))
             continue
         if companions is None:
-            companions = read_companions(survey, base, say, scratch)
+            companions = read_companions(survey, base, scratch)
             _write_json(work / "companions.json", _summary(companions))
-        done[stem] = _prepare_file(survey, path, stem, out, companions, seen, say)
+        done[stem] = _prepare_file(survey, path, stem, out, companions, seen)
     shutil.rmtree(scratch, ignore_errors=True)
-    return _finish(config_path, out, survey, inputs, [done[stem] for stem in stems], say)
+    return _finish(config_path, out, survey, inputs, [done[stem] for stem in stems])
 
 
 def _prepare_file(
-    survey: SurveySettings, path: Path, stem: str, out: Path, companions: Companions, seen: SeenIds, say: Say
+    survey: SurveySettings, path: Path, stem: str, out: Path, companions: Companions, seen: SeenIds
 ) -> dict[str, Any]:
     """Write the star tables of one XP file, then its record."""
     identity = _identity(path)
@@ -103,7 +104,7 @@ def _prepare_file(
         if len(part.table):
             table = write_star_table(part.table, out / f"{stem}-{len(tables):04d}.parquet")
             tables.append({"name": table.name, "checksum": file_checksum(table)})
-            say(f"{table.name}: {len(part.table)} stars")
+            log.info(f"{table.name}: {len(part.table)} stars")
     if totals["rows_read"] != totals["stars_written"] + totals["stars_cut"] + totals["rows_quarantined"]:
         raise RuntimeError(f"{path}: rows were lost: {totals}")  # a bug of ours, never the user's
     record = {
@@ -124,7 +125,6 @@ def _finish(
     survey: SurveySettings,
     inputs: list[Path],
     records: list[dict[str, Any]],
-    say: Say,
 ) -> list[Path]:
     """Write the quarantine and the manifest of all files together."""
     companions = json.loads((out / WORK / "companions.json").read_text())
@@ -145,8 +145,8 @@ def _finish(
     }
     _write_json(out / MANIFEST, manifest)
     for cut in cuts:
-        say(f"{cut.what}: {cut.removed} removed, {cut.left} left")
-    say(
+        log.info(f"{cut.what}: {cut.removed} removed, {cut.left} left")
+    log.info(
         f"{totals['rows_read']} rows read: {totals['stars_written']} stars written, {totals['stars_cut']} cut, "
         f"{totals['rows_quarantined']} quarantined ({QUARANTINE})"
     )

@@ -25,6 +25,8 @@ from typing import Any, Literal, TypeVar, get_args
 
 from xpbayes.errors import InputError, nearest
 
+log = logging.getLogger(__name__)
+
 Engine = Literal["local", "dask"]
 ENGINES: tuple[str, ...] = get_args(Engine)
 MEMORY_PER_PROCESS = 1.5e9
@@ -42,7 +44,6 @@ CORES, WATCH_SECONDS = "XPBAYES_CORES", 0.5
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Say = Callable[[str], None]
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -141,7 +142,7 @@ def begin_worker(environment: dict[str, str]) -> None:
 
 
 def run_local(
-    work: Callable[[Item], Result], items: Sequence[Item], processes: int | None = None, say: Say = lambda line: None
+    work: Callable[[Item], Result], items: Sequence[Item], processes: int | None = None
 ) -> Iterator[tuple[Item, Result]]:
     """Call a function with every item, on processes of this machine; a dead worker's item is done again.
 
@@ -149,7 +150,6 @@ def run_local(
         work: picklable; may be called again with an item that a killed worker had half done.
         items: what to call it with.
         processes: how many; chosen if None. With one, this very process does the work.
-        say: hears about dead workers.
 
     Yields:
         item and result, in the order in which they are finished.
@@ -179,7 +179,7 @@ def run_local(
                     f"{deaths} worker processes died one after the other (out of memory?); use fewer with --processes, "
                     f"and go on with --resume"
                 ) from error
-            say("a worker process died; what it was doing is done again")
+            log.info("a worker process died; what it was doing is done again")
 
 
 def _pool(
@@ -270,7 +270,6 @@ def run_dask(
     items: Sequence[Item],
     scheduler: str | None = None,
     processes: int | None = None,
-    say: Say = lambda line: None,
 ) -> Iterator[tuple[Item, Result]]:
     """Call a function with every item on a Dask cluster; a killed worker's item is done again.
 
@@ -280,7 +279,6 @@ def run_dask(
         scheduler: address of a running scheduler, whose workers must see the same files; None starts a cluster of
             worker processes on this machine, one a device.
         processes: workers of that cluster; chosen if None.
-        say: hears where the cluster is, and about dead workers.
 
     Yields:
         item and result, in the order in which they are finished.
@@ -302,7 +300,7 @@ def run_dask(
             client = stack.enter_context(Client(address, timeout="30s"))
         except (OSError, ValueError) as error:
             raise InputError(f"{scheduler}: no Dask scheduler answers there ({error}); check the address") from error
-        say(f"dask: {len(client.scheduler_info()['workers'])} workers at {client.scheduler.address}")
+        log.info(f"dask: {len(client.scheduler_info()['workers'])} workers at {client.scheduler.address}")
         shipped = pickle.dumps(work)
         tasks = {client.submit(_call_on_dask, shipped, item, pure=False): item for item in items}
         deaths = 0
@@ -318,7 +316,7 @@ def run_dask(
                         "Dask workers die again and again (out of memory?); use fewer or larger ones, and go on with "
                         "--resume"
                     ) from error
-                say("Dask gave an item up because its workers died; it is done again")
+                log.info("Dask gave an item up because its workers died; it is done again")
                 again = client.submit(_call_on_dask, shipped, item, pure=False)
                 tasks[again] = item
                 waiting.add(again)

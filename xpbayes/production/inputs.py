@@ -310,20 +310,19 @@ class JoinedTables:
     modified: tuple[int, ...]
 
 
-def join_tables(layout: Layout, survey: int, scratch: Path, say: Callable[[str], None]) -> JoinedTables:
+def join_tables(layout: Layout, survey: int, scratch: Path) -> JoinedTables:
     """Read the companion tables of one survey, once for all workers.
 
     Args:
         layout: inputs of the run.
         survey: which survey.
         scratch: folder for tables that are too large for memory.
-        say: receives one line per table.
     """
     one = layout.surveys[survey]
     files = layout.companions_of(survey)
     modified = tuple(f.path.stat().st_mtime_ns for f in files)
     checksums = tuple(file_checksum(f.path) for f in files)
-    companions = read_companions(one.settings, one.path.parent, say, scratch)
+    companions = read_companions(one.settings, one.path.parent, scratch)
     return JoinedTables(_moved(companions, lambda path: path.relative_to(scratch)), checksums, modified)
 
 

@@ -7,11 +7,12 @@ is then complete. It holds no times and no host names: two undisturbed runs writ
 
 import hashlib
 import json
+import logging
 import os
 import pickle
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,8 @@ from xpbayes.production.parts import (
 if TYPE_CHECKING:  # readers of a finished catalogue need none of the archive's doors
     from xpbayes.archive.companions import Companions
     from xpbayes.production.inputs import Chunk, InputFile, Layout
+
+log = logging.getLogger(__name__)
 
 MANIFEST, QUARANTINE = "manifest.json", "quarantine.csv"
 TABLES = "tables.pickle"
@@ -184,13 +187,12 @@ def _check_unchanged(file: "InputFile", checksum: str, modified: int) -> None:
 # ------------------------------------------------------------------------------------------------- companion tables
 
 
-def keep_tables(folder: Path, layout: "Layout", say: Callable[[str], None]) -> list[Rejected]:
+def keep_tables(folder: Path, layout: "Layout") -> list[Rejected]:
     """Read the companion tables of every survey and keep them for the workers, if that was not done yet.
 
     Args:
         folder: of the catalogue.
         layout: inputs and how they are cut.
-        say: receives one line per table.
 
     Returns:
         rows of the tables that could not be used.
@@ -207,7 +209,7 @@ def keep_tables(folder: Path, layout: "Layout", say: Callable[[str], None]) -> l
             scratch = temporary_name(final)
             try:
                 scratch.mkdir(parents=True)
-                tables = join_tables(layout, survey, scratch, say)
+                tables = join_tables(layout, survey, scratch)
                 (scratch / TABLES).write_bytes(pickle.dumps(tables))
                 try:
                     os.replace(scratch, final)
@@ -272,7 +274,7 @@ def kept_layout(path: str) -> "Layout":
 
 
 def finished_chunks(
-    folder: Path, layout: "Layout", chunks: Sequence["Chunk"], records: Sequence[PartRecord], say: Callable[[str], None]
+    folder: Path, layout: "Layout", chunks: Sequence["Chunk"], records: Sequence[PartRecord]
 ) -> dict["Chunk", list[PartRecord]]:
     """Find chunks of which every part is there and intact.
 
@@ -281,7 +283,6 @@ def finished_chunks(
         layout: inputs and how they are cut.
         chunks: those that matter to this job.
         records: of all finished parts.
-        say: hears about parts that are not what their record says; they are made again.
     """
     by_file: dict[int, dict[int, PartRecord]] = {}
     for record in records:
@@ -300,7 +301,7 @@ def finished_chunks(
         intact = [is_intact(folder, r) for r in mine]
         for record, good in zip(mine, intact, strict=True):
             if not good:
-                say(f"{record.name}: is not what its record says (damaged or removed); it is made again")
+                log.info(f"{record.name}: is not what its record says (damaged or removed); it is made again")
         if len(mine) == len(blocks) and all(intact):
             done[chunk] = mine
     return done

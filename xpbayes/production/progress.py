@@ -1,11 +1,14 @@
 """One line that says how a production run is doing: stars/s, done, left, failures by reason."""
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from xpbayes.data.spectra import OK
 from xpbayes.production.parts import PartRecord
+
+log = logging.getLogger(__name__)
 
 
 class Progress:
@@ -17,11 +20,10 @@ class Progress:
     def __init__(
         self,
         total_weight: float,
-        say: Callable[[str], None],
         every: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._total, self._say, self._every, self._clock = total_weight, say, every, clock
+        self._total, self._every, self._clock = total_weight, every, clock
         self._begun = self._said = clock()
         self._weight = self._weight_before = 0.0
         self._stars = self._stars_before = 0
@@ -40,7 +42,7 @@ class Progress:
         now = self._clock()
         if now - self._said >= self._every or self._weight >= self._total * (1 - 1e-9):
             self._said = now
-            self._say(self.line())
+            log.info(self.line())
 
     def line(self) -> str:
         """How things stand."""

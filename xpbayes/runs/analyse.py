@@ -5,7 +5,6 @@ from pathlib import Path
 
 from xpbayes.analysis.pages.gallery import choose, make_figures, write_figures
 from xpbayes.analysis.run_inputs import find_inputs, open_run
-from xpbayes.runs.inputs import Say, quiet
 
 
 def analyse(
@@ -15,7 +14,6 @@ def analyse(
     only: Sequence[str] = (),
     survey: str = "custom",
     sfd_maps: Path | None = None,
-    say: Say = quiet,
 ) -> Path:
     """Make the figures of a run and the page that shows them.
 
@@ -26,7 +24,6 @@ def analyse(
         only: names of analyses; all if empty.
         survey: whose columns the external table has.
         sfd_maps: folder of the SFD maps.
-        say: receives progress.
 
     Returns:
         path of the page.
@@ -36,5 +33,4 @@ def analyse(
     """
     analyses = choose(only)
     run = open_run(find_inputs(folder, named or {}), survey, sfd_maps)
-    outcomes = make_figures(run, analyses, say)
-    return write_figures(run, outcomes, out)
+    return write_figures(run, make_figures(run, analyses), out)

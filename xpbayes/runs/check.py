@@ -1,5 +1,6 @@
 """Check error bars by simulation (simulation-based calibration)."""
 
+import logging
 import time
 from pathlib import Path
 
@@ -24,13 +25,13 @@ from xpbayes.production.model_file import TrainedModel
 from xpbayes.runs.fetch import bundled_stars
 from xpbayes.runs.inputs import (
     PathLike,
-    Say,
     check_writable,
     choose_random,
     load_if_path,
-    quiet,
     read_stars,
 )
+
+log = logging.getLogger(__name__)
 
 SIMULATED_PARALLAX_ERROR = 0.05
 """[mas] Of every second simulated star whose template has no parallax: Gaia's at 17th magnitude."""
@@ -45,7 +46,6 @@ def check(
     inference: InferenceConfig | None = None,
     sampling: SamplingConfig | None = None,
     seed: int = 0,
-    say: Say = quiet,
 ) -> CalibrationCheck:
     """Check error bars by simulation: truths from the prior, spectra from the likelihood, and what is inferred of them.
 
@@ -57,7 +57,6 @@ def check(
         n_sampled: so many of them are drawn from with NUTS, too.
         inference, sampling: settings; the defaults if None.
         seed: of all random numbers.
-        say: receives progress, one line at a time.
 
     Returns:
         shares of every posterior below the truth, and verdicts.
@@ -92,11 +91,11 @@ def check(
     n_xp = trained.channels.n_xp
     simulated = simulate(trained.forward, trained.prior, templates, n_xp, n_stars, seed, SIMULATED_PARALLAX_ERROR)
     n = len(simulated.stars)
-    say(f"simulated {n} stars with the noise of {len(usable)} real ones ({time.perf_counter() - begun:.1f} s)")
+    log.info(f"simulated {n} stars with the noise of {len(usable)} real ones ({time.perf_counter() - begun:.1f} s)")
     seeds = seeds_from_id(np.arange(n), Stream.SIMULATED_DRAWS, seed)
     host = jax.tree.map(np.asarray, simulated.stars)
     inferred = fit_stars(trained.forward, trained.prior, None, host, inference, seeds=seeds)
-    say(f"inferred them ({time.perf_counter() - begun:.1f} s), {int(inferred.converged.sum())} converged")
+    log.info(f"inferred them ({time.perf_counter() - begun:.1f} s), {int(inferred.converged.sum())} converged")
     by_importance, k_hat = importance_shares(
         trained.forward,
         trained.prior,
@@ -125,7 +124,7 @@ def check(
             inferred.runner_up[few],
             seeds[few],
             Schedule(sampling.chains, sampling.warmup, sampling.draws, sampling.max_rounds),
-            lambda done, total, rate: say(f"NUTS: {done} of {total} stars have settled ({rate:.1f} stars/s)"),
+            lambda done, total, rate: log.info(f"NUTS: {done} of {total} stars have settled ({rate:.1f} stars/s)"),
         )
         settled[few] = diagnostics.settled
         flat = draws.parameters.reshape(len(few), -1, draws.parameters.shape[-1])
@@ -153,5 +152,5 @@ def check(
     )
     if out is not None:
         for path in write_check(result, trained, Path(out)):
-            say(f"wrote {path}")
+            log.info(f"wrote {path}")
     return result

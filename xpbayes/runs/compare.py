@@ -1,5 +1,6 @@
 """Compare mode + Fisher, Laplace and importance with NUTS for the same real stars."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,12 +15,12 @@ from xpbayes.errors import InputError
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.runs.inputs import (
     PathLike,
-    Say,
     check_writable,
     load_if_path,
-    quiet,
 )
 from xpbayes.runs.sample import draw_posteriors, pick_stars
+
+log = logging.getLogger(__name__)
 
 
 def compare(
@@ -32,7 +33,6 @@ def compare(
     sampling: SamplingConfig | None = None,
     only: str = "all",
     seed: int = 0,
-    say: Say = quiet,
 ) -> PosteriorComparison:
     """Compare mode + Fisher, Laplace and importance with NUTS for the same real stars.
 
@@ -45,7 +45,6 @@ def compare(
         inference, sampling: settings; the defaults if None.
         only: 'all', or 'training', 'kept-aside' or 'held-out', a side of the model's own split.
         seed: of the random choice of stars.
-        say: receives progress, one line at a time.
 
     Raises:
         InputError: a star is not there or cannot be used, model and stars do not fit together, no importance draws
@@ -59,8 +58,8 @@ def compare(
         raise InputError("a comparison needs importance draws; set n_draws of [inference] to 256 or so")
     trained = load_if_path(model)
     check_writable(None if out is None else Path(out) / "report.html")
-    table = pick_stars(trained, stars, source_ids, n_random, only, seed, say)
-    found = draw_posteriors(trained, table, inference, sampling, say)
+    table = pick_stars(trained, stars, source_ids, n_random, only, seed)
+    found = draw_posteriors(trained, table, inference, sampling)
     if not found.diagnostics.settled.any():
         raise InputError(
             f"the chains of none of {len(table)} stars have settled, so there is nothing to compare with; set draws of "
@@ -95,5 +94,5 @@ def compare(
     )
     if out is not None:
         for path in write_comparison(result, trained, Path(out)):
-            say(f"wrote {path}")
+            log.info(f"wrote {path}")
     return result

@@ -1,5 +1,6 @@
 """Train classifiers of how reliable the estimates are (ZGR23 Section 4.4, Appendix B)."""
 
+import logging
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,14 +14,14 @@ from xpbayes.production.model_file import CARD, TrainedModel, load_model, save_m
 from xpbayes.production.table import read_catalogue
 from xpbayes.runs.inputs import (
     PathLike,
-    Say,
     check_writable,
     load_if_path,
-    quiet,
     read_stars,
     versions,
 )
 from xpbayes.training.reliability import ConfidenceConfig, confidences, train_confidence
+
+log = logging.getLogger(__name__)
 
 
 def confidence(
@@ -30,7 +31,6 @@ def confidence(
     out: PathLike | None = None,
     config: ConfidenceConfig | None = None,
     figures: PathLike | None = None,
-    say: Say = quiet,
 ) -> tuple[TrainedModel, ConfidenceCheck]:
     """Train classifiers of how reliable the estimates are (ZGR23 Section 4.4, Appendix B).
 
@@ -41,7 +41,6 @@ def confidence(
         out: folder for the model with its classifiers, its own folder perhaps; nothing is written if None.
         config: settings; Appendix B's if None.
         figures: folder for figures and numbers of how well the confidences work; none if None.
-        say: receives progress, one line at a time.
 
     Returns:
         the model with classifiers, and how they do on the stars held out from training them.
@@ -63,9 +62,9 @@ def confidence(
     fits = held_out_fits(trained, rows, about, table, str(catalogue))
     split = {"by": "source_id hash", "fraction": config.validation_fraction, "seed": trained.card["split"]["seed"] + 1}
     validation = Split(split["fraction"], seed=split["seed"]).on(Side.HELD_OUT, fits.comparison.source_id)
-    say(f"{len(validation)} held-out stars with labels pass the basic cut, {fits.n_failed_basic_cut} do not")
+    log.info(f"{len(validation)} held-out stars with labels pass the basic cut, {fits.n_failed_basic_cut} do not")
     names = feature_names(trained.labels, trained.channels.names)
-    learned = train_confidence(fits.features, fits.chi2_eps, validation, fits.targets, names, config, say)
+    learned = train_confidence(fits.features, fits.chi2_eps, validation, fits.targets, names, config)
     check = judge(fits, validation, learned.nets.targets, confidences(learned.nets, fits.features))
     entry = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -82,8 +81,8 @@ def confidence(
     trained = replace(trained, confidence=learned.nets, card={**trained.card, "confidence": entry})
     if figures is not None:
         for path in write_check(check, Path(figures)):
-            say(f"wrote {path}")
+            log.info(f"wrote {path}")
     if out is not None:
-        say(f"wrote {save_model(trained, out)}")
+        log.info(f"wrote {save_model(trained, out)}")
         trained = load_model(out)
     return trained, check

@@ -1,5 +1,6 @@
 """Everything once on the bundled sample."""
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,20 +13,19 @@ from xpbayes.runs.fetch import bundled_stars
 from xpbayes.runs.infer import infer
 from xpbayes.runs.inputs import (
     PathLike,
-    Say,
     check_writable,
-    quiet,
 )
 from xpbayes.runs.report import report
 from xpbayes.runs.train import train
 
+log = logging.getLogger(__name__)
 
-def demo(out: PathLike, say: Say = quiet) -> Path:
+
+def demo(out: PathLike) -> Path:
     """Do everything once on the bundled sample: train, infer held-out stars, write catalogue and report.
 
     Args:
         out: folder for all products.
-        say: receives progress.
 
     Returns:
         path of the report.
@@ -34,18 +34,18 @@ def demo(out: PathLike, say: Say = quiet) -> Path:
     seconds: dict[str, float] = {}
 
     def timed(stage: str, run: Callable[[], Any]) -> Any:
-        say(f"--- {stage}")
+        log.info(f"--- {stage}")
         begun = time.perf_counter()
         result = run()
         seconds[stage] = time.perf_counter() - begun
         return result
 
     check_writable(folder / CARD)
-    timed("calibrating the bundled sample", lambda: bundled_stars(folder / "stars.parquet", say))
-    model = timed("training on 80 % of the stars", lambda: train(folder / "stars.parquet", folder / "model", say=say))
+    timed("calibrating the bundled sample", lambda: bundled_stars(folder / "stars.parquet"))
+    model = timed("training on 80 % of the stars", lambda: train(folder / "stars.parquet", folder / "model"))
     timed(
         "inferring the other 20 % from flux alone",
-        lambda: infer(model, folder / "stars.parquet", folder / "catalogue.parquet", only="held-out", say=say),
+        lambda: infer(model, folder / "stars.parquet", folder / "catalogue.parquet", only="held-out"),
     )
     path = timed(
         "writing the report",
@@ -55,10 +55,9 @@ def demo(out: PathLike, say: Say = quiet) -> Path:
             folder / "stars.parquet",
             folder / "report.html",
             dict(seconds),
-            say,
             source_ids=typical_stars(read_catalogue(folder / "catalogue.parquet")[0], model),
         ),
     )
     for stage, value in seconds.items():
-        say(f"{value:7.1f} s  {stage}")
+        log.info(f"{value:7.1f} s  {stage}")
     return path

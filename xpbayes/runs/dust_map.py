@@ -1,27 +1,25 @@
 """Make a three-dimensional dust map from a catalogue (ZGR23 Section 5.4)."""
 
+import logging
 from pathlib import Path
 
 from xpbayes.analysis.dust_map.build import ABOUT, DustMaps, build_dust_map, write_dust_map
 from xpbayes.analysis.dust_map.settings import DustMapConfig
 from xpbayes.runs.inputs import (
     PathLike,
-    Say,
     check_writable,
-    quiet,
 )
 
+log = logging.getLogger(__name__)
 
-def dust_map(
-    catalogue: PathLike, out: PathLike | None = None, config: DustMapConfig | None = None, say: Say = quiet
-) -> DustMaps:
+
+def dust_map(catalogue: PathLike, out: PathLike | None = None, config: DustMapConfig | None = None) -> DustMaps:
     """Make a three-dimensional dust map from a catalogue's extinctions and parallaxes (ZGR23 Section 5.4).
 
     Args:
         catalogue: a catalogue file, or the folder of a catalogue in parts; it is streamed.
         out: folder for sky.fits, profile.fits, birds_eye.fits, figures and dust_map.json; nothing is written if None.
         config: cuts, resolutions, distance bins, kind of mean; the paper's if None.
-        say: receives progress.
 
     Returns:
         the maps; `profile.extinction(coords, distance)` answers queries.
@@ -30,10 +28,10 @@ def dust_map(
         InputError: no finished catalogue, a missing column, or no star passes the cuts.
     """
     if out is None:
-        return build_dust_map(Path(catalogue), config, say=say)
+        return build_dust_map(Path(catalogue), config)
     check_writable(Path(out) / ABOUT)
     Path(out).mkdir(parents=True, exist_ok=True)
-    maps = build_dust_map(Path(catalogue), config, scratch=Path(out), say=say)
+    maps = build_dust_map(Path(catalogue), config, scratch=Path(out))
     for path in write_dust_map(maps, Path(out)):
-        say(f"wrote {path}")
+        log.info(f"wrote {path}")
     return maps

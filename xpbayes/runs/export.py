@@ -1,5 +1,6 @@
 """Write a catalogue in another format."""
 
+import logging
 from pathlib import Path
 
 from xpbayes.errors import InputError, nearest
@@ -7,10 +8,10 @@ from xpbayes.production import export as exports
 from xpbayes.production.reader import open_catalogue
 from xpbayes.runs.inputs import (
     PathLike,
-    Say,
     check_writable,
-    quiet,
 )
+
+log = logging.getLogger(__name__)
 
 
 def export(
@@ -19,7 +20,6 @@ def export(
     format: str,
     approximate_positions: bool = False,
     processes: int | None = None,
-    say: Say = quiet,
 ) -> Path:
     """Write a catalogue in another format, with the schema's units, UCDs and descriptions.
 
@@ -29,7 +29,6 @@ def export(
         format: 'hats', 'votable' or 'fits'.
         approximate_positions: for 'hats', where ra and dec are missing: use the HEALPix pixel in the source_id.
         processes: for 'hats', workers; chosen if None.
-        say: receives progress.
 
     Returns:
         what was written.
@@ -47,5 +46,5 @@ def export(
         exports.write_fits(opened, target)
     else:
         raise InputError(f"'{format}' is no format{nearest(format, exports.FORMATS)}; use {', '.join(exports.FORMATS)}")
-    say(f"wrote {target}: {opened.n_rows:,} rows")
+    log.info(f"wrote {target}: {opened.n_rows:,} rows")
     return target

@@ -1,5 +1,6 @@
 """Real stars: the full APOGEE x XP library, downloaded, and the bundled sample of it."""
 
+import logging
 import tempfile
 from pathlib import Path
 
@@ -8,41 +9,39 @@ from xpbayes.data.spectra import Spectra
 from xpbayes.data.spectra_file import write_star_table
 from xpbayes.runs.inputs import (
     PathLike,
-    Say,
     check_writable,
-    quiet,
 )
 
+log = logging.getLogger(__name__)
 
-def fetch_apogee(out: PathLike, say: Say = quiet) -> Spectra:
+
+def fetch_apogee(out: PathLike) -> Spectra:
     """Download the full APOGEE x XP library with pip and write it as a star table.
 
     Args:
         out: Parquet file.
-        say: receives progress.
     """
     check_writable(out)
     with tempfile.TemporaryDirectory() as scratch:
-        library = apogee.read_library(apogee.fetch_library(say, Path(scratch)))
-    say(f"calibrating {len(library.source_id)} spectra")
+        library = apogee.read_library(apogee.fetch_library(Path(scratch)))
+    log.info(f"calibrating {len(library.source_id)} spectra")
     table = apogee.star_table_from_library(library, f"full table of {apogee.PACKAGE}")
     for cut in table.cuts:
-        say(f"cut: {cut.what}: {cut.removed} removed, {cut.left} left")
+        log.info(f"cut: {cut.what}: {cut.removed} removed, {cut.left} left")
     write_star_table(table, out)
-    say(f"wrote {out}")
+    log.info(f"wrote {out}")
     return table
 
 
-def bundled_stars(out: PathLike | None = None, say: Say = quiet) -> Spectra:
+def bundled_stars(out: PathLike | None = None) -> Spectra:
     """Return the bundled sample of 10,000 real stars as a star table.
 
     Args:
         out: Parquet file to write; none if None.
-        say: receives progress.
     """
     check_writable(out)
     table = apogee.bundled_stars()
     if out is not None:
         write_star_table(table, out)
-        say(f"wrote {out}: {len(table)} stars")
+        log.info(f"wrote {out}: {len(table)} stars")
     return table

@@ -1,5 +1,6 @@
 """Fit a handful of stars and find every optimum of their posteriors."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,12 +14,12 @@ from xpbayes.production.model_file import CARD, TrainedModel
 from xpbayes.runs.infer import model_factor, solve_stars
 from xpbayes.runs.inputs import (
     PathLike,
-    Say,
     check_writable,
     find_stars,
     load_if_path,
-    quiet,
 )
+
+log = logging.getLogger(__name__)
 
 
 def fit(
@@ -27,7 +28,6 @@ def fit(
     source_ids: Sequence[int],
     out: PathLike | None = None,
     config: InferenceConfig | None = None,
-    say: Say = quiet,
 ) -> list[StarFit]:
     """Fit a handful of stars and find every optimum of their posteriors that many starts can reach.
 
@@ -37,7 +37,6 @@ def fit(
         source_ids: which stars; each fit's order is theirs.
         out: folder for ``fit.json`` and one figure a star; nothing is written if None.
         config: settings; the defaults if None.
-        say: receives progress, one line at a time.
 
     Raises:
         InputError: a source_id is not there, or model and stars do not fit together.
@@ -48,12 +47,12 @@ def fit(
     config = config or InferenceConfig()
     trained = load_if_path(model)
     check_writable(out if out is None else Path(out) / CARD)
-    table, where = find_stars(stars, list(dict.fromkeys(source_ids)), say)
+    table, where = find_stars(stars, list(dict.fromkeys(source_ids)))
     trained.channels.require_same(table.channels, "the model", where)
     factor = model_factor(model, trained) if config.model_uncertainty else None
-    rows, _ = solve_stars(trained, factor, table, config, say)
+    rows, _ = solve_stars(trained, factor, table, config)
     usable = table.take(np.flatnonzero(table.problems() == OK))
-    say(f"looking for other optima of {len(usable)} stars")
+    log.info(f"looking for other optima of {len(usable)} stars")
     modes = (
         find_modes(trained.forward, trained.prior, trained.model_error, usable.stars(trained.labels), config)
         if len(usable)
@@ -63,5 +62,5 @@ def fit(
     fits = star_fits(trained, table, rows, found, parallax_used=config.use_parallax)
     if out is not None:
         for path in write_fits(fits, Path(out)):
-            say(f"wrote {path}")
+            log.info(f"wrote {path}")
     return fits

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections import Counter
@@ -23,17 +24,17 @@ from xpbayes.production.model_file import TrainedModel
 from xpbayes.production.table import catalogue_rows, describe, to_arrow, write_catalogue
 from xpbayes.runs.inputs import (
     PathLike,
-    Say,
     check_writable,
     choose_stars,
     load_if_path,
-    quiet,
     stream_tables,
     versions,
 )
 
 if TYPE_CHECKING:
     from xpbayes.training.network_uncertainty import NetworkCovariance
+
+log = logging.getLogger(__name__)
 
 KNOW_OWN_ERRORS = ("quality_flags", "teff_confidence", "feh_confidence", "logg_confidence", "extrapolation")
 """Columns that do not change where other errors are widened by what is unknown of the model."""
@@ -45,7 +46,6 @@ def infer(
     out: PathLike | None = None,
     config: InferenceConfig | None = None,
     only: str = "all",
-    say: Say = quiet,
     *,
     factor: "NetworkCovariance | None" = None,
 ) -> pa.Table:
@@ -58,7 +58,6 @@ def infer(
         out: Parquet file for the catalogue; nothing is written if None.
         config: settings; the defaults if None.
         only: 'all', or 'training', 'kept-aside' or 'held-out', a side of the model's own split.
-        say: receives progress, one line at a time.
         factor: of what training leaves unknown of the model, for `model_uncertainty`; read from the model's folder if None.
 
     Returns:
@@ -76,7 +75,7 @@ def infer(
     trained = load_if_path(model)
     factor = model_factor(model, trained, factor) if config.model_uncertainty else None
     check_writable(out)
-    stream, source = stream_tables(stars, out, say)
+    stream, source = stream_tables(stars, out)
     parts: list[pa.Table] = []
     n_seen = n_with_parallax = n_unusable = 0
     for table in stream:
@@ -85,7 +84,7 @@ def infer(
         if not len(chosen):
             continue
         trained.channels.require_same(chosen.channels, "the model", str(source["path"]))
-        part, unusable = solve_stars(trained, factor, chosen, config, say)
+        part, unusable = solve_stars(trained, factor, chosen, config)
         n_unusable += unusable
         n_with_parallax += int(chosen.is_measured("parallax").sum()) if config.use_parallax else 0
         parts.append(part)
@@ -107,23 +106,29 @@ def infer(
     catalogue = describe(pa.concat_tables(parts).unify_dictionaries(), about)
     if out is not None:
         write_catalogue(catalogue, out)
-        say(f"wrote {out}")
+        log.info(f"wrote {out}")
     return catalogue
 
 
 def solve_stars(
-    trained: TrainedModel, factor: "NetworkCovariance | None", table: Spectra, config: InferenceConfig, say: Say
+    trained: TrainedModel,
+    factor: "NetworkCovariance | None",
+    table: Spectra,
+    config: InferenceConfig,
+    level: int = logging.INFO,
 ) -> tuple[pa.Table, int]:
-    """Catalogue rows of one star table, and how many of its stars could not be used."""
+    """Catalogue rows of one star table, and how many of its stars could not be used; what it says has this level."""
     status = table.problems()
     usable = table.take(np.flatnonzero(status == OK))
     for reason, count in sorted(Counter(status.tolist()).items()):
         if reason != OK:
             first = table.source_id[status == reason][0]
-            say(f"not solved: {count} stars, {reason} (first: source_id {first}); they get a row that says so")
+            log.log(
+                level, f"not solved: {count} stars, {reason} (first: source_id {first}); they get a row that says so"
+            )
 
     def progress(done: int, total: int, rate: float) -> None:
-        say(f"inferred {done} of {total} stars ({rate:.0f} stars/s)")
+        log.log(level, f"inferred {done} of {total} stars ({rate:.0f} stars/s)")
 
     parts, batch = (trained.forward, trained.prior, trained.model_error), usable.stars(trained.labels)
     seeds = seeds_from_id(usable.source_id, Stream.DRAWS)
@@ -133,7 +138,7 @@ def solve_stars(
         from xpbayes.inference.sampling.ladder import refine_with_nuts
 
         inferred, by_chains = refine_with_nuts(*parts, batch, inferred, config, seeds, threads=_threads())
-        say(f"{int(by_chains.sum())} of {len(usable)} stars are summarised by Markov chains")
+        log.log(level, f"{int(by_chains.sum())} of {len(usable)} stars are summarised by Markov chains")
     if config.calibrate and trained.calibration is not None and config.n_draws:
         from xpbayes.inference.recalibration import ln_snr_of, recalibrated
 
@@ -159,7 +164,7 @@ def solve_stars(
         filled, notes = confidence_columns(trained, table, rows)
         rows |= filled
         for note in notes:
-            say(note)
+            log.log(level, note)
     if factor is not None:
         from xpbayes.training.network_uncertainty import add_model_covariance, added_to_inferred
 

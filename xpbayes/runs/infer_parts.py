@@ -1,5 +1,6 @@
 """Infer any number of stars into a catalogue in parts: engines and shards share the work, a killed run is gone on with."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -28,16 +29,16 @@ from xpbayes.production.verify import check_repeated
 from xpbayes.runs.infer import about_model, model_factor, solve_stars
 from xpbayes.runs.inputs import (
     PathLike,
-    Say,
     check_selection,
     check_writable,
     choose_stars,
-    quiet,
     versions,
 )
 
 if TYPE_CHECKING:
     from xpbayes.training.network_uncertainty import NetworkCovariance
+
+log = logging.getLogger(__name__)
 
 STARS_PER_PART = 32_768
 """Rows of a part of a catalogue: some 15 MB, and less than a minute of one core's work lost to a kill."""
@@ -56,7 +57,6 @@ def infer_parts(
     scheduler: str | None = None,
     shard: tuple[int, int] | None = None,
     stars_per_part: int = STARS_PER_PART,
-    say: Say = quiet,
 ) -> Path:
     """Infer any number of stars into a catalogue in parts, in memory that does not grow with them.
 
@@ -75,7 +75,6 @@ def infer_parts(
         shard: (i, n): do only every n-th chunk, from the i-th on, beside n - 1 other jobs; implies `resume`. Whoever
             is last completes the manifest.
         stars_per_part: most rows of a part.
-        say: receives progress, one line at a time.
 
     Returns:
         the folder.
@@ -102,7 +101,7 @@ def infer_parts(
     manifest = manifests.open_run(folder, identity, resume=resume or shard is not None)
     clean(folder, everything=manifest["complete"])
     if manifest["complete"]:
-        say(f"{folder} is complete already: {manifest['totals']['rows_written']:,} rows")
+        log.info(f"{folder} is complete already: {manifest['totals']['rows_written']:,} rows")
         return folder
 
     records = read_records(folder)
@@ -113,25 +112,27 @@ def infer_parts(
 
     def run(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
         if engine == "dask":
-            return engines.run_dask(work, items, scheduler, processes, say)
-        return engines.run_local(work, items, processes, say)
+            return engines.run_dask(work, items, scheduler, processes)
+        return engines.run_local(work, items, processes)
 
-    rejected = manifests.keep_tables(folder, layout, say)
-    done = manifests.finished_chunks(folder, layout, mine, records, say)
-    progress = Progress(sum(c.weight for c in mine), say)
+    rejected = manifests.keep_tables(folder, layout)
+    done = manifests.finished_chunks(folder, layout, mine, records)
+    progress = Progress(sum(c.weight for c in mine))
     progress.already([r for c in done for r in done[c]], sum(c.weight for c in done))
     left = [c for c in mine if c not in done]
     if done or len(left) != len(mine):
-        say(f"{len(done)} of {len(mine)} chunks are done already")
+        log.info(f"{len(done)} of {len(mine)} chunks are done already")
     for chunk, made in run(partial(write_part, job), left) if left else ():
         progress.add(made, chunk.weight)
 
     finished = manifests.complete(folder, layout, manifest, rejected)
     if finished is None:
-        say(f"this job's {len(mine)} chunks are done; other jobs' are not, and the last of them completes {folder}")
+        log.info(
+            f"this job's {len(mine)} chunks are done; other jobs' are not, and the last of them completes {folder}"
+        )
         return folder
     total = finished["totals"]
-    say(
+    log.info(
         f"{total['rows_read']:,} rows read: {total['rows_written']:,} written, {total['rows_not_selected']:,} not "
         f"selected, {total['rows_quarantined']:,} quarantined; {total['bytes'] / 1e6:,.1f} MB in {folder}"
     )
@@ -215,9 +216,9 @@ def solve_batch(
     whole = STAR_BLOCK if jax.default_backend() == "cpu" else config.chunk_size
     missing = -len(usable) % whole
     if not missing or not len(usable):
-        return solve_stars(trained, factor, table, config, quiet)[0]
+        return solve_stars(trained, factor, table, config, logging.DEBUG)[0]
     index = np.concatenate([np.arange(len(table)), np.full(missing, usable[-1])])
-    return solve_stars(trained, factor, table.take(index), config, quiet)[0].slice(0, len(table))
+    return solve_stars(trained, factor, table.take(index), config, logging.DEBUG)[0].slice(0, len(table))
 
 
 def _about_part(trained: TrainedModel, factor: "NetworkCovariance | None", job: _Job) -> dict[str, Any]:

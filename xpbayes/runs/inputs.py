@@ -1,9 +1,9 @@
 """What the runs share: stars and models from wherever they are, choices among stars, outputs that can be written."""
 
+import logging
 import platform
-import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -19,18 +19,10 @@ from xpbayes.errors import InputError, nearest
 from xpbayes.identity import Side, Split, Stream, uniform_from_id
 from xpbayes.production.model_file import TrainedModel, load_model
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
+
 PathLike = str | Path
 SELECTIONS = ("all", *Side)
-
-
-def quiet(line: str) -> None:
-    """Say nothing."""
-
-
-def to_stderr(line: str) -> None:
-    """Say a line where it does not mix with results."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def versions() -> dict[str, str]:
@@ -55,13 +47,13 @@ def read_stars(stars: Spectra | PathLike) -> tuple[Spectra, dict[str, Any]]:
 
 
 def stream_tables(
-    stars: Spectra | PathLike | Sequence[PathLike], out: PathLike | None, say: Say
+    stars: Spectra | PathLike | Sequence[PathLike], out: PathLike | None
 ) -> tuple[Iterator[Spectra], dict[str, Any]]:
     """Star tables one after the other, and what they are: a table, a file, a folder of files, or a survey.toml."""
     if not isinstance(stars, Spectra | str | Path):
         if len(stars) == 1:
-            return stream_tables(stars[0], out, say)
-        streams = [stream_tables(one, out, say) for one in stars]
+            return stream_tables(stars[0], out)
+        streams = [stream_tables(one, out) for one in stars]
         names = " ".join(str(source["path"]) for _, source in streams)
         return chain.from_iterable(stream for stream, _ in streams), {
             "path": names,
@@ -80,22 +72,22 @@ def stream_tables(
     survey = read_survey(path).for_inference()
 
     def parts() -> Iterator[Spectra]:
-        companions = read_companions(survey, path.parent, say)
+        companions = read_companions(survey, path.parent)
         rejected = list(companions.rejected)
         for part in stream_stars(survey, path.parent, companions):
             rejected += part.rejected
             yield part.table
         if rejected:
-            say(f"{len(rejected)} rows could not be used (first: {rejected[0].file}, row {rejected[0].row})")
+            log.info(f"{len(rejected)} rows could not be used (first: {rejected[0].file}, row {rejected[0].row})")
             if out is not None:
-                say(f"wrote {write_quarantine(rejected, Path(out).with_suffix('.' + QUARANTINE))}")
+                log.info(f"wrote {write_quarantine(rejected, Path(out).with_suffix('.' + QUARANTINE))}")
 
     return parts(), {"path": path.name, "checksum": file_checksum(path)}
 
 
-def find_stars(stars: Spectra | PathLike, wanted: list[int], say: Say) -> tuple[Spectra, str]:
+def find_stars(stars: Spectra | PathLike, wanted: list[int]) -> tuple[Spectra, str]:
     """The stars of given source_ids, in that order, and what they came from; reading stops when all are found."""
-    stream, source = stream_tables(stars, None, say)
+    stream, source = stream_tables(stars, None)
     found: list[Spectra] = []
     missing = set(wanted)
     for table in stream:

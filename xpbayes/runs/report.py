@@ -1,5 +1,6 @@
 """Write the report of a run: one self-contained HTML file."""
 
+import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +12,12 @@ from xpbayes.data.spectra_file import write_star_table
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.runs.inputs import (
     PathLike,
-    Say,
     check_writable,
     load_if_path,
-    quiet,
     read_stars,
 )
+
+log = logging.getLogger(__name__)
 
 
 def report(
@@ -25,7 +26,6 @@ def report(
     stars: Spectra | PathLike,
     out: PathLike,
     timings: dict[str, float] | None = None,
-    say: Say = quiet,
     *,
     source_ids: Sequence[int] = (),
     draws: PathLike | None = None,
@@ -38,7 +38,6 @@ def report(
         stars: the star table that was inferred, with labels where known.
         out: HTML file.
         timings: further stages and their seconds, for the page.
-        say: receives progress.
         source_ids: stars that get a section of their own.
         draws: file of `sample`: the draws of these stars.
 
@@ -52,5 +51,5 @@ def report(
         on_disk = write_star_table(stars, Path(scratch) / "stars.parquet") if isinstance(stars, Spectra) else stars
         files = open_stars(on_disk)
         path = write_report(trained, catalogue, table, files, Path(out), timings or {}, source_ids, draws)
-    say(f"wrote {path}")
+    log.info(f"wrote {path}")
     return path

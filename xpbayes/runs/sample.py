@@ -1,5 +1,6 @@
 """Draw from the posteriors of single stars with NUTS."""
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,16 +27,16 @@ from xpbayes.inference.search.starts import make_grid
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.runs.inputs import (
     PathLike,
-    Say,
     check_writable,
     choose_random,
     choose_stars,
     find_stars,
     load_if_path,
-    quiet,
     read_stars,
     versions,
 )
+
+log = logging.getLogger(__name__)
 
 MAX_STARS_WITH_CHANNELS = 64
 """Up to so many stars, a file of draws also holds likelihood and predicted flux of every channel: 1 MB a star."""
@@ -52,7 +53,6 @@ def sample(
     only: str = "all",
     channels: bool | None = None,
     seed: int = 0,
-    say: Say = quiet,
 ) -> dict[str, xr.Dataset]:
     """Draw from the posteriors of single stars with NUTS.
 
@@ -66,7 +66,6 @@ def sample(
         only: 'all', or 'training', 'kept-aside' or 'held-out', a side of the model's own split.
         channels: also likelihood and predictions for every channel; None: up to 64 stars.
         seed: of the random choice of stars. A star's draws depend on its source_id alone.
-        say: receives progress, one line at a time.
 
     Returns:
         ArviZ's groups by name; `analysis.posterior_file.to_arviz` makes one object of them.
@@ -80,8 +79,8 @@ def sample(
     inference, sampling = inference or InferenceConfig(), sampling or SamplingConfig()
     trained = load_if_path(model)
     check_writable(out)
-    table = pick_stars(trained, stars, source_ids, n_random, only, seed, say)
-    found = draw_posteriors(trained, table, inference, sampling, say)
+    table = pick_stars(trained, stars, source_ids, n_random, only, seed)
+    found = draw_posteriors(trained, table, inference, sampling)
     about = {
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "inference_library": "xpbayes, numpyro",
@@ -103,9 +102,11 @@ def sample(
     n_left = int((~found.diagnostics.settled).sum())
     if n_left:
         first = table.source_id[~found.diagnostics.settled][0]
-        say(f"{n_left} of {len(table)} stars have not settled (first: source_id {first}); see the group diagnostics")
+        log.info(
+            f"{n_left} of {len(table)} stars have not settled (first: source_id {first}); see the group diagnostics"
+        )
     if out is not None:
-        say(f"wrote {write_posterior(groups, Path(out))}")
+        log.info(f"wrote {write_posterior(groups, Path(out))}")
     return groups
 
 
@@ -140,7 +141,6 @@ def pick_stars(
     n_random: int | None,
     only: str,
     seed: int,
-    say: Say,
 ) -> Spectra:
     """Usable stars by source_id, or at random.
 
@@ -150,7 +150,7 @@ def pick_stars(
     if bool(source_ids) == (n_random is not None):
         raise InputError("name stars with --source-id, or ask for some with --random N; one of the two")
     if source_ids:
-        table, where = find_stars(stars, list(dict.fromkeys(source_ids)), say)
+        table, where = find_stars(stars, list(dict.fromkeys(source_ids)))
     else:
         table, source = read_stars(stars)
         where = str(source["path"])
@@ -169,7 +169,7 @@ def pick_stars(
 
 
 def draw_posteriors(
-    model: TrainedModel, table: Spectra, inference: InferenceConfig, sampling: SamplingConfig, say: Say
+    model: TrainedModel, table: Spectra, inference: InferenceConfig, sampling: SamplingConfig
 ) -> Sampled:
     """Solve stars, then draw from their posteriors.
 
@@ -177,20 +177,19 @@ def draw_posteriors(
         model: the trained model.
         table: stars that can be used.
         inference, sampling: settings.
-        say: receives progress, one line at a time.
     """
     begun = time.perf_counter()
     batch = table.stars(model.labels)
     seeds = seeds_from_id(table.source_id, Stream.DRAWS)
     inferred = fit_stars(model.forward, model.prior, model.model_error, batch, inference, seeds=seeds)
     solved = time.perf_counter()
-    say(f"solved {len(table)} stars, {int(inferred.converged.sum())} converged")
+    log.info(f"solved {len(table)} stars, {int(inferred.converged.sum())} converged")
     blind = jax.tree.map(jnp.asarray, batch.blind(parallax=inference.use_parallax))
     at = to_sampled(jnp.asarray(inferred.estimate))
     folded = refold_model_error(model.forward, blind, model.model_error, at)
 
     def progress(done: int, total: int, rate: float) -> None:
-        say(f"{done} of {total} stars have settled ({rate:.1f} stars/s)")
+        log.info(f"{done} of {total} stars have settled ({rate:.1f} stars/s)")
 
     draws, diagnostics = sample_inferred(
         model.forward,

@@ -1,5 +1,6 @@
 """Train a model on stars with labels."""
 
+import logging
 import shutil
 import tempfile
 import time
@@ -27,9 +28,7 @@ from xpbayes.production.model_file import TrainedModel, load_model, save_model
 from xpbayes.runs.infer import infer
 from xpbayes.runs.inputs import (
     PathLike,
-    Say,
     check_writable,
-    quiet,
     read_stars,
     require_labels,
     versions,
@@ -37,6 +36,8 @@ from xpbayes.runs.inputs import (
 from xpbayes.training.learn import train as learn
 from xpbayes.training.self_cleaning import with_absolute_magnitudes
 from xpbayes.training.training_set import TrainingSet, n_rows, training_set, training_set_in_files
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
 """Beside the model while it is trained: what a stopped run goes on from."""
@@ -48,7 +49,6 @@ def train(
     stars: Spectra | PathLike,
     out: PathLike | None = None,
     config: TrainingConfig | None = None,
-    say: Say = quiet,
     *,
     resume: bool = False,
 ) -> TrainedModel:
@@ -58,7 +58,6 @@ def train(
         stars: a star table, its path, or a folder of star tables.
         out: folder for the model; nothing is written if None.
         config: settings; the defaults if None.
-        say: receives progress, one line at a time.
         resume: go on after the last phase that ended, if an earlier run to the same `out` was stopped.
 
     Returns:
@@ -73,14 +72,14 @@ def train(
     config = config or TrainingConfig()
     begun = time.perf_counter()
     check_writable(out)
-    with _training_set(stars, config, out, say) as (chosen, source):
+    with _training_set(stars, config, out) as (chosen, source):
         training = chosen.table
         for cut in training.cuts:
-            say(f"cut: {cut.what}: {cut.removed} removed, {cut.left} left")
+            log.info(f"cut: {cut.what}: {cut.removed} removed, {cut.left} left")
         checkpoint = None if out is None else Path(out) / CHECKPOINT
         law = _near_infrared_law(training, config)
         learned = learn(
-            chosen.stars, training.channels.wavelengths, config, say, checkpoint, resume=resume, near_infrared=law
+            chosen.stars, training.channels.wavelengths, config, checkpoint, resume=resume, near_infrared=law
         )
     labels = training.labels(config.labels)[0]
     for phase in learned.record.phases:
@@ -114,16 +113,16 @@ def train(
         },
         support=make_support(learned.prior, labels, np.asarray(learned.model.label_scale), config.seed),
     )
-    calibration = _calibrate(model, chosen.aside, config, say)
+    calibration = _calibrate(model, chosen.aside, config)
     model = replace(model, calibration=calibration)
     model.card["calibration"] = _calibration_entry(calibration, chosen.aside)
     model.card["held_out"] = _assess(model, chosen.held_out, config) if len(chosen.held_out) else {}
     checks = check_training(model.forward, model.channels, model.labels, labels, model.card["held_out"])
     model.card["checks"] = [vars(check) for check in checks]
     for check in checks:
-        say(check.line)
+        log.info(check.line)
     if out is not None:
-        say(f"wrote {save_model(model, out)}")
+        log.info(f"wrote {save_model(model, out)}")
         Path(out, CHECKPOINT).unlink(missing_ok=True)
         model = load_model(out)  # what the next user gets, checksum included
     return model
@@ -131,7 +130,7 @@ def train(
 
 @contextmanager
 def _training_set(
-    stars: Spectra | PathLike, config: TrainingConfig, out: PathLike | None, say: Say
+    stars: Spectra | PathLike, config: TrainingConfig, out: PathLike | None
 ) -> Iterator[tuple[TrainingSet, dict[str, Any]]]:
     """The stars of a training run and where they come from; in files beside the model while it is trained, if many."""
     paths = [] if isinstance(stars, Spectra) else star_table_files(stars)
@@ -150,13 +149,13 @@ def _training_set(
         shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
         scratch.mkdir(parents=True)
         try:
-            say(f"{n_stars} stars, more than {config.stars_in_memory}: worked on in files, in {scratch}")
+            log.info(f"{n_stars} stars, more than {config.stars_in_memory}: worked on in files, in {scratch}")
             yield training_set_in_files(paths, config, scratch), source
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _calibrate(model: TrainedModel, kept_aside: Spectra, config: TrainingConfig, say: Say) -> LabelCalibration | None:
+def _calibrate(model: TrainedModel, kept_aside: Spectra, config: TrainingConfig) -> LabelCalibration | None:
     """Calibrate posterior summaries on stars that training did not see, as inference by default sees them."""
     if not len(kept_aside):
         return None
@@ -174,13 +173,13 @@ def _calibrate(model: TrainedModel, kept_aside: Spectra, config: TrainingConfig,
         np.asarray(model.forward.label_scale, np.float64),
     )
     if calibration is None:
-        say(f"not calibrated: {len(stars)} stars kept aside are too few; raise calibration_fraction")
+        log.info(f"not calibrated: {len(stars)} stars kept aside are too few; raise calibration_fraction")
     else:
         stretch = ", ".join(
             f"{name} {value:.2f}"
             for name, value in zip(model.labels, np.median(calibration.stretch, axis=0), strict=True)
         )
-        say(
+        log.info(
             f"calibrated on {len(stars)} stars kept aside, {len(calibration.kinds)} kinds; posteriors stretched by {stretch}"
         )
     return calibration

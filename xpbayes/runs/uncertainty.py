@@ -1,5 +1,6 @@
 """Work out how well the training stars determine a model."""
 
+import logging
 import time
 
 import jax
@@ -19,17 +20,17 @@ from xpbayes.production.model_file import TrainedModel
 from xpbayes.production.weight_file import save_weight_factor
 from xpbayes.runs.inputs import (
     PathLike,
-    Say,
     choose_random,
     choose_stars,
     load_if_path,
-    quiet,
     read_stars,
     require_labels,
 )
 from xpbayes.training.learn import initial_parameters
 from xpbayes.training.network_uncertainty import factor_weights, weight_covariance, weight_precision
 from xpbayes.training.selection import training_cuts
+
+log = logging.getLogger(__name__)
 
 SOLVER_ITERATIONS = 60
 """Of training stars, from their measured values."""
@@ -42,7 +43,6 @@ def uncertainty(
     n_stars: int = 2000,
     n_response: int = 400,
     seed: int = 0,
-    say: Say = quiet,
 ) -> ModelUncertainty:
     """Work out how well the training stars determine the model, and what is unknown of it adds to stars' errors.
 
@@ -53,7 +53,6 @@ def uncertainty(
         n_stars: so many of its training stars, at random; the others are taken to be like them.
         n_response: so many of these show in which directions of the model stars move.
         seed: of the choice.
-        say: receives progress, one line at a time.
 
     Raises:
         InputError: the table has no labels, other channels, or none of the model's training stars.
@@ -83,9 +82,9 @@ def uncertainty(
     known = solve(trained.forward, None, folded, initial_parameters(measured), SOLVER_ITERATIONS)
     folded = refold_model_error(trained.forward, measured, trained.model_error, known.parameters)
     n_training = int(trained.card["n_training"])
-    say(f"solved {len(chosen)} of {n_training} training stars ({time.perf_counter() - begun:.1f} s)")
+    log.info(f"solved {len(chosen)} of {n_training} training stars ({time.perf_counter() - begun:.1f} s)")
     precision = weight_precision(trained.forward, folded, known.parameters, n_training)
-    say(f"information on {len(precision)} trained numbers ({time.perf_counter() - begun:.1f} s)")
+    log.info(f"information on {len(precision)} trained numbers ({time.perf_counter() - begun:.1f} s)")
 
     few = choose_random(chosen, min(n_response, len(chosen)), seed + 1)
     batch = few.stars(trained.labels)
@@ -97,12 +96,12 @@ def uncertainty(
     added = np.asarray(
         weight_covariance(trained.forward, trained.prior, jnp.asarray(factor.columns), seen, at), np.float64
     )
-    say(
+    log.info(
         f"{factor.columns.shape[1]} directions carry {factor.captured:.1%} of what is added "
         f"({time.perf_counter() - begun:.1f} s)"
     )
     if out is not None:
-        say(f"wrote {save_weight_factor(factor, out, str(trained.card.get('arrays_checksum')))}")
+        log.info(f"wrote {save_weight_factor(factor, out, str(trained.card.get('arrays_checksum')))}")
     return ModelUncertainty(
         labels=trained.labels,
         factor=factor,

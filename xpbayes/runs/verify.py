@@ -1,29 +1,29 @@
 """Re-check a finished catalogue."""
 
+import logging
 from pathlib import Path
 
 from xpbayes.errors import InputError
 from xpbayes.production.verify import verify_catalogue
 from xpbayes.runs.inputs import (
     PathLike,
-    Say,
-    quiet,
 )
 
+log = logging.getLogger(__name__)
 
-def verify(catalogue: PathLike, say: Say = quiet) -> None:
+
+def verify(catalogue: PathLike) -> None:
     """Re-check a finished catalogue in parts.
 
     Args:
         catalogue: its folder.
-        say: receives every problem, and a line if there are none.
 
     Raises:
         InputError: it is not finished, or something is wrong with it.
     """
     found = verify_catalogue(Path(catalogue))
     for problem in found.problems:
-        say(problem)
+        log.info(problem)
     if found.problems:
         raise InputError(f"{catalogue}: {len(found.problems)} problems (first: {found.problems[0]})")
-    say(f"{found.n_rows:,} rows in {found.n_parts} parts: every check passed")
+    log.info(f"{found.n_rows:,} rows in {found.n_parts} parts: every check passed")

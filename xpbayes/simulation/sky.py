@@ -6,7 +6,6 @@ Positions are Galactic and Cartesian, Sun at the origin, x towards the Galactic 
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -279,15 +278,14 @@ def simulate_sky(
     out: Path,
     recipe: Recipe,
     region: str | None = None,
-    say: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
     """Simulate a survey inside a dust distribution that its seed determines, and write that beside it as sky.json.
 
     Args:
-        model, n_stars, out, recipe, say: as of `survey.simulate`.
+        model, n_stars, out, recipe: as of `survey.simulate`.
         region: "l,b,radius" in degrees; the whole sky if None.
     """
     dust = disc_with_clouds(recipe.seed)
     sky = dusty_sky(dust, Region() if region is None else Region.parse(region))
-    survey, truth, *files = simulate(model, n_stars, out, recipe, say, sky)
+    survey, truth, *files = simulate(model, n_stars, out, recipe, sky)
     return [survey, truth, dust.write(out / SKY_FILE), *files]

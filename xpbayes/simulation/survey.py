@@ -6,7 +6,8 @@ XP_CONTINUOUS csv.gz, Gaia source table, 2MASS and unWISE matches, LAMOST and Ho
 a survey.toml that ties them together.
 """
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,8 @@ from xpbayes.simulation.recipe import Recipe
 from xpbayes.simulation.spectra import ObservedXp, errors_like, observe, typical_errors
 from xpbayes.simulation.stars import N_XP, SimulatedStars, draw_stars
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
+
 DEFAULT = Recipe()
 
 
@@ -44,7 +46,6 @@ def simulate(
     n_stars: int,
     out: Path,
     recipe: Recipe = DEFAULT,
-    say: Say = lambda line: None,
     sky: Sky = smooth_disc,
 ) -> list[Path]:
     """Write a survey drawn from a trained model.
@@ -54,7 +55,6 @@ def simulate(
         n_stars: how many stars.
         out: folder for the files; must not hold a survey yet.
         recipe: how realistic.
-        say: receives one line per step.
         sky: gives positions, extinctions and parallaxes of the stars.
 
     Returns:
@@ -95,14 +95,14 @@ def simulate(
     for number, start in enumerate(range(0, n_stars, recipe.stars_per_file)):
         at = np.arange(start, min(start + recipe.stars_per_file, n_stars))
         files.append(write_bulk(out / "xp" / f"XpContinuousMeanSpectrum_{number:04d}.csv.gz", spectra(at)))
-        say(f"{files[-1].name}: {len(at)} spectra")
+        log.info(f"{files[-1].name}: {len(at)} spectra")
     bands, observed[:, N_XP:] = write_bands(stars, trained.channels, band_errors, noise, rng, out)
     files += [*bands, write_gaia(stars, rng, out), *write_labels(stars, trained.labels, recipe, rng, out)]
     files.append(write_reddening(stars, rng, out))
     truth = _write_truth(stars, trained, observed, noise, out / "truth.parquet")
     survey = out / "survey.toml"
     survey.write_text(_survey_toml(trained, {f.name for f in files}))
-    say(f"wrote {survey}: xpbayes prepare {survey} --out stars/")
+    log.info(f"wrote {survey}: xpbayes prepare {survey} --out stars/")
     return [survey, truth, *files]
 
 

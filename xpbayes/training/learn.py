@@ -6,8 +6,8 @@ later phases fold into the whitening; self-cleaning marks outliers. The gradient
 was stopped goes on from the last phase that ended.
 """
 
+import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,6 +34,8 @@ from xpbayes.training.self_cleaning import diagnostic, high_quality, pulls, surv
 
 if TYPE_CHECKING:
     from xpbayes.config import Phase, TrainingConfig
+
+log = logging.getLogger(__name__)
 
 MIN_START_EXTINCTION = 0.02
 """Estimates of E are clipped to this before the first phase [mag]."""
@@ -144,7 +146,6 @@ def train(
     stars: Stars,
     wavelength_nm: np.ndarray,
     config: "TrainingConfig",
-    say: Callable[[str], None] = lambda line: None,
     checkpoint: Path | None = None,
     *,
     resume: bool = False,
@@ -157,7 +158,6 @@ def train(
             (`starfiles`) if they are larger.
         wavelength_nm: (channel,) wavelengths, for the first guess of R(lambda) only.
         config: the settings.
-        say: receives one line per phase.
         checkpoint: file that receives the state after every phase; the caller deletes it once the result is safe.
         resume: go on from that file if it is there.
         near_infrared: what fixes the grey part of R, or None.
@@ -175,7 +175,7 @@ def train(
     if checkpoint is not None and resume and checkpoint.is_file():
         state, about = read_checkpoint(checkpoint, belongs_to)
         record, done = TrainingRecord(about["phases"]), about["done"]
-        say(f"resumed after phase {done}/{len(config.phases)} from {checkpoint}")
+        log.info(f"resumed after phase {done}/{len(config.phases)} from {checkpoint}")
     else:
         parameters = initial_parameters(stars)
         state = _State(
@@ -199,7 +199,7 @@ def train(
         record.phases.append(entry)
         if checkpoint is not None:
             write_checkpoint(checkpoint, state, belongs_to | {"done": number, "phases": record.phases})
-        say(f"phase {number}/{len(config.phases)} {phase.update}: {summary} ({entry['seconds']:.1f} s)")
+        log.info(f"phase {number}/{len(config.phases)} {phase.update}: {summary} ({entry['seconds']:.1f} s)")
     prior = fit_label_prior(np.asarray(stars.labels), config.prior_components, config.seed)
     return Trained(state.model, prior, state.model_error, state.parameters, record, np.asarray(state.survivor))
 

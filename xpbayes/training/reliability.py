@@ -5,7 +5,8 @@ Out: a `ConfidenceNets` and the record of its training. Only arrays in, arrays o
 pass the basic cut, the caller says.
 """
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -32,6 +33,8 @@ from xpbayes.models.reliability import (
     layers_ln_odds,
     network_input,
 )
+
+log = logging.getLogger(__name__)
 
 GOOD_BELOW, BAD_ABOVE = 4.0, 9.0
 """chi2_eps of good and bad estimates; what lies between trains nothing (Eq. 27)."""
@@ -245,7 +248,6 @@ def train_confidence(
     targets: tuple[str, ...],
     names: tuple[str, ...],
     config: ConfidenceConfig,
-    say: Callable[[str], None] = lambda line: None,
 ) -> TrainedConfidence:
     """Train one classifier per target label.
 
@@ -257,7 +259,6 @@ def train_confidence(
         targets: names of the labels.
         names: names of the features.
         config: the settings.
-        say: receives progress.
 
     Raises:
         InputError: no label has enough good and bad stars.
@@ -277,7 +278,9 @@ def train_confidence(
     enough = [i for i in enough if min(good[validation, i].sum(), bad[validation, i].sum()) > 0]
     for i, name in enumerate(targets):
         if i not in enough:
-            say(f"{name}: {counts[name]['good']} good and {counts[name]['bad']} bad stars are too few; no classifier")
+            log.info(
+                f"{name}: {counts[name]['good']} good and {counts[name]['bad']} bad stars are too few; no classifier"
+            )
     if not enough:
         first = counts[targets[0]]
         raise InputError(
@@ -288,7 +291,7 @@ def train_confidence(
     center, inverse_scale, indicator = (jnp.asarray(v, jnp.float32) for v in _standardisation(features[fitted]))
     start_key, epoch_key = jax.random.split(jax.random.key(config.seed))
     nets = initial_nets(start_key, center, inverse_scale, indicator, kept, names)
-    nets, history = _run(nets, features, good, bad, validation, config, epoch_key, say)
+    nets, history = _run(nets, features, good, bad, validation, config, epoch_key)
     present = np.isfinite(features[fitted]).mean(axis=0)
     unused = [name for name, scale in zip(names, inverse_scale.tolist(), strict=True) if scale == 0]
     return TrainedConfidence(
@@ -349,7 +352,6 @@ def _run(
     validation: NDArray[np.bool_],
     config: ConfidenceConfig,
     key: Array,
-    say: Callable[[str], None],
 ) -> tuple[ConfidenceNets, dict[str, Any]]:
     """Run epochs until every classifier's validation loss has stopped falling; keep each one's best."""
     import optax
@@ -461,7 +463,7 @@ def _run(
         epoch, best_epoch = int(state.epoch), np.asarray(state.best_epoch)
         if epoch % (4 * BLOCK) == 0:
             best = ", ".join(f"{t} {v:.4f}" for t, v in zip(nets.targets, np.asarray(state.best_loss), strict=True))
-            say(f"confidence: epoch {epoch}, lowest validation loss {best}")
+            log.info(f"confidence: epoch {epoch}, lowest validation loss {best}")
         if (epoch - best_epoch >= patience).all():
             break
     weights, biases = state.best

@@ -4,6 +4,7 @@ In: a catalogue on disk and settings. Out: a folder with sky.fits (four wide bin
 birds_eye.fits, figures and dust_map.json.
 """
 
+import logging
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,7 +21,8 @@ from xpbayes.analysis.dust_map.selection import SkyPieces, Tally, open_for_map, 
 from xpbayes.analysis.dust_map.settings import DustMapConfig
 from xpbayes.errors import InputError
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
+
 SKY, PROFILE, BIRDS_EYE, ABOUT = "sky.fits", "profile.fits", "birds_eye.fits", "dust_map.json"
 MEANS = {"bins": voxel_means, "joint": voxel_means_joint}
 
@@ -46,7 +48,6 @@ def build_dust_map(
     catalogue: Path,
     config: DustMapConfig | None = None,
     scratch: Path | None = None,
-    say: Say = lambda line: None,
 ) -> DustMaps:
     """Make the maps of a catalogue.
 
@@ -54,7 +55,6 @@ def build_dust_map(
         catalogue: a catalogue file or a folder of parts.
         config: cuts, resolutions, bins, kind of mean; the defaults if None.
         scratch: folder for temporary files of a catalogue that does not fit into memory.
-        say: receives progress.
 
     Raises:
         InputError: an unfinished or unreadable catalogue, a missing column, or no star left by the cuts.
@@ -70,7 +70,7 @@ def build_dust_map(
         for stars in select(source, config, tally):
             sorted_sky.add(stars)
         for line in tally.sentences():
-            say(line)
+            log.info(line)
         if not tally.kept:
             raise InputError(
                 f"{catalogue}: none of {tally.rows} stars passes the cuts ({_largest_cut(tally)}); relax them"
@@ -82,7 +82,7 @@ def build_dust_map(
                 done.append(map_of_piece(piece, edges[name], config.nsides, config.min_stars, MEANS[config.method]))
     about = {"method": config.method, **config.model_dump(mode="json"), **asdict(tally)}
     sky, profile = (join(pieces[name], edges[name], finest, {"map": name, **about}) for name in ("sky", "profile"))
-    say(f"{len(sky.pixel)} pixels of the sky map, {len(profile.pixel)} of the profile (nside {finest})")
+    log.info(f"{len(sky.pixel)} pixels of the sky map, {len(profile.pixel)} of the profile (nside {finest})")
     return DustMaps(sky, profile, birds_eye(profile, config.max_height), tally)
 
 

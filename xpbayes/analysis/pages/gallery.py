@@ -5,6 +5,7 @@ index.html that shows all figures with captions; a figure that cannot be drawn h
 The catalogue is read once for all figures, in memory that does not grow with it.
 """
 
+import logging
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ from xpbayes.analysis.topic import Analysis, Gatherer, NotDrawnError, NumberTabl
 from xpbayes.errors import InputError, nearest
 from xpbayes.files import whole_file
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
+
 INDEX, RECORD = "index.html", "analyses.json"
 ANALYSES: tuple[Analysis, ...] = (
     kiel.KIEL,
@@ -108,13 +110,12 @@ def choose(only: Sequence[str]) -> list[Analysis]:
     return [a for a in ANALYSES if not only or a.name in only]
 
 
-def make_figures(run: Run, analyses: Sequence[Analysis], say: Say = lambda line: None) -> list[Outcome]:
+def make_figures(run: Run, analyses: Sequence[Analysis]) -> list[Outcome]:
     """Draw figures from one pass through the catalogue.
 
     Args:
         run: what is there.
         analyses: which figures.
-        say: receives one line per figure.
 
     Raises:
         InputError: a file is damaged or lacks a column.
@@ -133,7 +134,7 @@ def make_figures(run: Run, analyses: Sequence[Analysis], say: Say = lambda line:
             outcome = Outcome(analysis, task.product()) if isinstance(task, Task) else Outcome(analysis, None, task)
         except (NotDrawnError, InputError) as error:
             outcome = Outcome(analysis, None, str(error))
-        say(outcome.line)
+        log.info(outcome.line)
         outcomes.append(outcome)
     return outcomes
 
