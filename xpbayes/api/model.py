@@ -204,14 +204,14 @@ class Model(TrainedModel):
     def _batch(self, spectra: Spectra, *, parallax: bool) -> Stars:
         """Stars as inference sees them, the model's error taken of the flux at their optima."""
         from xpbayes.inference.errors import to_sampled
-        from xpbayes.inference.infer import infer
+        from xpbayes.inference.fit import fit_stars
         from xpbayes.inference.model_error import refold_model_error
         from xpbayes.runs.sample import pick_stars
 
         table = pick_stars(self, spectra, spectra.source_id.tolist(), None, "all", 0)
         batch = table.stars(self.labels)
         config = InferenceConfig(use_parallax=parallax, n_draws=0)
-        found = infer(self.forward, self.prior, self.model_error, batch, config)
+        found = fit_stars(self.forward, self.prior, self.model_error, batch, config)
         blind = jax.tree.map(jnp.asarray, batch.blind(parallax=parallax))
         return refold_model_error(self.forward, blind, self.model_error, to_sampled(jnp.asarray(found.estimate)))
 
