@@ -43,7 +43,7 @@ _WHERE = {
     "TrainedModel": "xpbayes.production.model_file",
     "load_model": "xpbayes.api.model",
     "save_model": "xpbayes.production.model_file",
-    "Spectra": "xpbayes.data.spectra",
+    "Spectra": "xpbayes.api.spectra",
     "read_star_table": "xpbayes.data.spectra_file",
     "write_star_table": "xpbayes.data.spectra_file",
     "read_catalogue": "xpbayes.production.table",

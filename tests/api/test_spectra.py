@@ -113,3 +113,43 @@ def test_one_star_needs_no_leading_axis():
 def test_what_cannot_be_is_one_sentence(changes, message):
     with pytest.raises(InputError, match=message):
         made(**changes)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "fits", "xml", "ecsv"])
+def test_gaias_files_are_read(shared_data, suffix):
+    files = sorted((shared_data / "xp_continuous").glob(f"*.{suffix}"))
+    if not files:
+        pytest.skip(f"no {suffix} file among the shared real data")
+    for path in files:
+        spectra = Spectra.read(path)
+        assert len(spectra) >= 1 and spectra.channels.names[0] == "xp392" and spectra.snr.max() > 10
+
+
+def test_a_file_without_spectra_is_one_sentence(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("source_id,colour\n1,2\n")
+    with pytest.raises(InputError, match="has neither coefficients"):
+        Spectra.read(path)
+
+
+def test_the_covariance_is_the_one_that_went_in():
+    root = RNG.normal(size=(N, 61, 61))
+    covariance = root @ root.swapaxes(1, 2) + 5 * np.eye(61)
+    flux = FLUX.copy()
+    flux[0, 3] = np.nan
+    back = made(flux=flux, error=None, covariance=covariance, calibrated=True).covariance
+    assert_allclose(back[1:], covariance[1:], rtol=1e-3, atol=1e-2)
+    assert (
+        np.isnan(back[0, 3]).all()
+        and np.isnan(back[0, :, 3]).all()
+        and np.isfinite(np.delete(back[0], 3, 0)).sum() == 60 * 60
+    )
+
+
+def test_bands_come_as_magnitudes_or_as_fluxes():
+    magnitude = np.array([12.0, np.nan, 11.0, 10.0])
+    flux, inverse = flux_from_magnitude(magnitude, np.full(N, 0.02), BANDS["J"])
+    error = np.divide(1.0, inverse, out=np.full(N, np.nan), where=inverse > 0)
+    one, other = made(bands={"J": (magnitude, 0.02)}), made(bands={"J": (flux * 1e-18 * SI, error * 1e-18 * SI)})
+    assert_allclose(one.flux, other.flux, rtol=1e-6)
+    assert_allclose(one.band_inverse_error, other.band_inverse_error, rtol=1e-6)

@@ -11,7 +11,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from tests.conftest import with_columns
-from xpbayes.channels import Channels
+from xpbayes.channels import Channels, xp_channels
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.data.spectra_file import read_star_table, read_star_table_rows, write_star_table
 from xpbayes.errors import InputError
@@ -292,3 +292,18 @@ def test_an_unwritable_output_is_one_sentence(sample, tmp_path):
 def test_nothing_half_written_stays(sample, tmp_path):
     write_star_table(sample, tmp_path / "stars.parquet")
     assert [p.name for p in tmp_path.iterdir()] == ["stars.parquet"]
+
+
+def test_other_bands_are_left_out_and_new_ones_missing(sample):
+    stars = sample.take(np.arange(5))
+    other = stars.on(xp_channels(("Ks", "W1", "J")))
+    assert other.channels.band_names == ("Ks", "W1", "J")
+    n = stars.channels.n_xp
+    ks, j = (stars.channels.names.index(name) for name in ("Ks", "J"))
+    np.testing.assert_array_equal(
+        other.flux[:, n:], np.stack([stars.flux[:, ks], np.zeros(5), stars.flux[:, j]], axis=1)
+    )
+    assert not other.channel_present()[:, n + 1].any() and other.channel_present()[:, [n, n + 2]].all()
+    assert stars.on(stars.channels) is stars
+    with pytest.raises(InputError, match="channels"):
+        stars.on(Channels(("g", "r"), (480.0, 620.0), 0))

@@ -50,7 +50,8 @@ class Model(TrainedModel):
         """Infer the parameters of stars.
 
         Args:
-            spectra: any number of stars, with the model's channels.
+            spectra: any number of stars. Bands that the model does not know are left out, those that it alone knows count
+                as missing.
             parallax: use the measured parallaxes.
             draws: draws from each star's posterior for medians and quantiles; the default of `InferenceConfig` if None,
                 0 for modes and covariances alone.
@@ -124,7 +125,7 @@ class Model(TrainedModel):
         with progress_shown(progress):
             groups = sample(
                 self,
-                spectra,
+                spectra.on(self.channels),
                 out,
                 source_ids=spectra.source_id.tolist(),
                 inference=InferenceConfig(use_parallax=parallax),
@@ -139,7 +140,7 @@ class Model(TrainedModel):
         from xpbayes.runs.compare import compare
 
         inference = InferenceConfig(use_parallax=parallax)
-        return compare(self, spectra, out, source_ids=spectra.source_id.tolist(), inference=inference)
+        return compare(self, spectra.on(self.channels), out, source_ids=spectra.source_id.tolist(), inference=inference)
 
     def check(
         self,
@@ -208,7 +209,7 @@ class Model(TrainedModel):
         from xpbayes.inference.model_error import refold_model_error
         from xpbayes.runs.sample import pick_stars
 
-        table = pick_stars(self, spectra, spectra.source_id.tolist(), None, "all", 0)
+        table = pick_stars(self, spectra.on(self.channels), spectra.source_id.tolist(), None, "all", 0)
         batch = table.stars(self.labels)
         config = InferenceConfig(use_parallax=parallax, n_draws=0)
         found = fit_stars(self.forward, self.prior, self.model_error, batch, config)

@@ -1,5 +1,6 @@
 """Spectra for a notebook: from arrays with or without units, and from files; what it holds is a `data.spectra.Spectra`."""
 
+import logging
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -10,15 +11,21 @@ from numpy.typing import ArrayLike, NDArray
 
 from xpbayes.channels import BANDS, XP_GRID_NM, Channels
 from xpbayes.data import spectra as table
+from xpbayes.data.join import repeated_ids
+from xpbayes.data.parquet import METADATA_KEY
 from xpbayes.errors import InputError, nearest
 from xpbayes.instrument.error_model import gaia_covariance, inflate
 from xpbayes.instrument.photometry import flux_from_magnitude
 from xpbayes.instrument.whitening import whiten_packed
 from xpbayes.schema import DEFAULT_LABELS, LABEL_UNITS
 
+log = logging.getLogger(__name__)
+
 FLUX, FLUX_SQUARED, NANOMETRE = "1e-18 W m-2 nm-1", "1e-36 W2 m-4 nm-2", "nm"
 SMALLEST_PLAUSIBLE = 1e-6
 """Of a typical flux in the internal unit: Gaia's faintest spectra have 0.1, the same in W m^-2 nm^-1 1e-19."""
+STARS_AT_ONCE = 512
+"""Stars whose covariances are inverted together: 15 MB."""
 Measured = tuple[Any, Any]
 """A value and its 1-sigma error, of every star."""
 
@@ -36,9 +43,10 @@ class Spectra(table.Spectra):
             imply.
         wavelength: (sample,) of the samples [nm] or a quantity; any grid that holds the model's, whose samples are taken
             from it. The XP grid if None.
-        bands: Vega magnitudes and errors by the band's name, ``{"J": (magnitude, error)}``; NaN where missing. The
-            model's bands that are not named are missing.
+        bands: Vega magnitudes and errors by the band's name, ``{"J": (magnitude, error)}``, or quantities of flux density;
+            NaN where missing. Bands that are not named are missing.
         parallax: value and error [mas] or quantities.
+        reddening: estimate of E and its error [mag]; to train on.
         source_id: (star,) Gaia's identifiers; 1, 2, ... if None.
         labels: values and errors by the label's name, ``{"teff": (5800, 50)}``, teff in K; to train on.
         columns: any other column, such as ra and dec [deg].
@@ -57,6 +65,7 @@ class Spectra(table.Spectra):
         wavelength: ArrayLike | None = None,
         bands: Mapping[str, Measured] | None = None,
         parallax: Measured | None = None,
+        reddening: Measured | None = None,
         source_id: ArrayLike | None = None,
         labels: Mapping[str, Measured] | None = None,
         columns: Mapping[str, ArrayLike] | None = None,
@@ -75,11 +84,12 @@ class Spectra(table.Spectra):
                 raise InputError(f"'{name}' is no band{nearest(name, BANDS)}; known are {', '.join(BANDS)}")
         band_flux, band_weight = np.zeros((n, len(names))), np.zeros((n, len(names)))
         for i, name in enumerate(names if bands else []):
-            magnitude, magnitude_error = _measured((bands or {})[name], "mag", name, n)
-            band_flux[:, i], band_weight[:, i] = flux_from_magnitude(magnitude, magnitude_error, BANDS[name])
+            band_flux[:, i], band_weight[:, i] = _band(name, (bands or {})[name], n)
         own: dict[str, NDArray[Any]] = {k: _column(v, k, n) for k, v in (columns or {}).items()}
         if parallax is not None:
             own["parallax"], own["parallax_error"] = _measured(parallax, "mas", "parallax", n)
+        if reddening is not None:
+            own["reddening"], own["reddening_error"] = _measured(reddening, "mag", "reddening", n)
         for name, measured in (labels or {}).items():
             unit = LABEL_UNITS.get(name, "")
             value, sigma = _measured(measured, {"kK": "K", "dex": ""}.get(unit, unit), name, n)
@@ -114,20 +124,74 @@ class Spectra(table.Spectra):
 
     @classmethod
     def read(cls, path: str | PathLike[str]) -> Self:
-        """Read a star table, or all star tables of a folder as one.
+        """Read a star table or a folder of them, or the spectra of any file of Gaia's, with nothing joined to them.
 
         Raises:
-            InputError: it cannot be read.
+            InputError: it cannot be read, or none of its rows can be used.
         """
         from xpbayes.data.spectra_file import read_star_tables
 
-        return cls.of(read_star_tables(path))
+        path = Path(path)
+        return cls.of(read_star_tables(path) if path.is_dir() or _is_star_table(path) else _read_xp(path))
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Write a star table; InputError if it cannot be written."""
         from xpbayes.data.spectra_file import write_star_table
 
         return write_star_table(self, path)
+
+    @property
+    def wavelength(self) -> NDArray[np.float64]:
+        """(channel,) [nm]."""
+        return self.channels.wavelengths
+
+    @property
+    def covariance(self) -> NDArray[np.float64]:
+        """(star, sample, sample) of the XP samples as the likelihood has it; NaN where a sample is missing."""
+        from xpbayes.instrument.whitening import unpack
+
+        n = self.channels.n_xp
+        out = np.empty((len(self), n, n))
+        for start in range(0, len(self), STARS_AT_ONCE):
+            rows = slice(start, start + STARS_AT_ONCE)
+            factor = unpack(self.xp_whitening[rows], np.zeros((len(self.xp_whitening[rows]), 0)), n).astype(np.float64)
+            missing = np.diagonal(factor, axis1=1, axis2=2) == 0
+            inverse = np.linalg.inv(factor + missing[:, :, None] * np.eye(n))
+            out[rows] = inverse @ inverse.transpose(0, 2, 1)
+            out[rows][missing[:, :, None] | missing[:, None, :]] = np.nan
+        return out
+
+
+def _is_star_table(path: Path) -> bool:
+    """Whether a file says of itself that it is of xpbayes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return METADATA_KEY in (pq.read_schema(path).metadata or {})
+    except (pa.ArrowException, OSError):
+        return False
+
+
+def _read_xp(path: Path) -> table.Spectra:
+    """All spectra of one file, with nothing joined to them."""
+    from xpbayes.archive.companions import read_companions
+    from xpbayes.archive.stream import stream_stars
+    from xpbayes.archive.survey_config import SurveySettings, XpSettings
+
+    survey = SurveySettings(bands=(), select="all", xp=XpSettings(files=(str(path.absolute()),)))
+    parts = list(stream_stars(survey, path.parent, read_companions(survey, path.parent)))
+    rejected = [row for part in parts for row in part.rejected]
+    tables = [part.table for part in parts if len(part.table)]
+    if rejected:
+        first = rejected[0]
+        sentence = f"{len(rejected)} rows cannot be used (first: row {first.row}, {first.reason})"
+        if not tables:
+            raise InputError(f"{path}: has no spectrum; {sentence}")
+        log.warning("%s: %s", path, sentence)
+    if not tables:
+        raise InputError(f"{path}: has no spectrum")
+    return table.join_star_tables(tables, [path.name] * len(tables))
 
 
 def _numbers(values: Any, unit: str, name: str) -> NDArray[np.float64]:
@@ -215,6 +279,16 @@ def _measured(measured: Measured, unit: str, name: str, n: int) -> tuple[NDArray
     return _floats(value, unit, name, n), _floats(error, unit, f"the error of {name}", n)
 
 
+def _band(name: str, measured: Measured, n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(star,) flux and 1/sigma of one band, 0 where missing."""
+    value = measured[0] if isinstance(measured, tuple | list) and measured else measured
+    if str(getattr(value, "unit", None) or "mag") == "mag":
+        return flux_from_magnitude(*_measured(measured, "mag", name, n), BANDS[name])
+    flux, sigma = _measured(measured, FLUX, name, n)
+    present = np.isfinite(flux) & np.isfinite(sigma) & (sigma > 0)
+    return np.where(present, flux, 0.0), np.where(present, 1.0 / np.where(present, sigma, 1.0), 0.0)
+
+
 def _floats(values: Any, unit: str, name: str, n: int) -> NDArray[np.float64]:
     numbers = _numbers(values, unit, name)
     numbers = np.full(n, numbers) if numbers.ndim == 0 else numbers
@@ -235,4 +309,8 @@ def _source_ids(values: Any, n: int) -> NDArray[np.int64]:
     if ids.dtype.kind not in "iu" or np.ma.is_masked(values):
         raise InputError(f"source_id is of type {ids.dtype}, in which identifiers lose digits; give 64-bit integers")
     _require_shape(ids, (n,), "source_id")
+    if repeated := repeated_ids(ids.astype(np.int64)):
+        raise InputError(
+            f"{repeated.count} source_ids occur more than once (first: {repeated.first}); keep one row a star"
+        )
     return ids.astype(np.int64)

@@ -115,6 +115,32 @@ class Spectra:
             return picked
         return picked.replace(cuts=(*self.cuts, Cut(cut, len(self) - len(picked), len(picked))))
 
+    def on(self, channels: Channels) -> Self:
+        """The same stars on another set of bands: those that it lacks are left out, those that are new are missing.
+
+        Raises:
+            InputError: the XP samples differ, or a band is at another wavelength.
+        """
+        if channels == self.channels:
+            return self
+        n = self.channels.n_xp
+        where = dict(zip(channels.names, channels.wavelength_nm, strict=True))
+        mine = dict(zip(self.channels.names, self.channels.wavelength_nm, strict=True))
+        if channels.names[: channels.n_xp] != self.channels.names[:n] or any(
+            where[name] != mine[name] for name in where.keys() & mine.keys()
+        ):
+            self.channels.require_same(channels, "the stars", "the model")
+        place = [self.channels.names.index(band) if band in mine else -1 for band in channels.band_names]
+        empty = np.zeros((len(self), 1), np.float32)
+        bands = np.array([p - n if p >= 0 else self.channels.n_bands for p in place], int)
+        return self.replace(
+            channels=channels,
+            flux=np.concatenate(
+                [self.flux[:, :n], np.concatenate([self.flux[:, n:], empty], axis=1)[:, bands]], axis=1
+            ),
+            band_inverse_error=np.concatenate([self.band_inverse_error, empty], axis=1)[:, bands],
+        )
+
     def __getitem__(self, index: Any) -> Self:
         """Select stars: one by its row number, several by a mask, a slice or row numbers."""
         if isinstance(index, int | np.integer):
