@@ -1,8 +1,8 @@
-"""Inferred parameters against labels: scatter, bias, pulls, coverage. Numbers only; `figures.py` draws them."""
+"""Inferred parameters against labels: scatter, bias, pulls, coverage. Numbers only; `figures` draws them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,21 +17,26 @@ MAD_TO_SIGMA = 1.4826
 """Standard deviation of a Gaussian over its median absolute deviation."""
 GIANT_LOGG = 3.5
 """Stars with a label below are counted as giants."""
+BASIC = 8
+"""quality_flags below: basic reliability."""
 Answer = Literal["posterior", "mode"]
 """What is compared: 'posterior' medians with p16, p84 and standard deviations, or the 'mode' with Fisher's errors."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Solved stars that have labels.
+    """Solved stars that have labels, or other measurements of their parameters.
 
     Attributes:
         source_id: (star,).
-        label_names: names of the labels.
-        estimate, error: (star, label) inferred values and standard deviations [kK, dex, ...].
-        label, label_error: (star, label) spectroscopic values and errors, error floor included.
-        row: (star,) row of each star in the star table.
+        label_names: names of the labels; of all parameters, where these were measured too.
+        estimate, error: (star, label) inferred values and standard deviations [kK, dex, dex, mag, mas].
+        label, label_error: (star, label) measured values and errors, error floor included; NaN where they were not.
+        row: (star,) row of each star in the star table, where there is one table.
         half: (star, label) half of the 68 % interval; as `error` for a Gaussian, for which it may be left out.
+        flags: (star,) quality_flags, where they were asked for, as what follows.
+        confidence: (star, 3) in Teff, [Fe/H], log g; NaN without classifiers.
+        converged: (star,).
     """
 
     source_id: NDArray[np.int64]
@@ -40,8 +45,40 @@ class Comparison:
     error: NDArray[np.float64]
     label: NDArray[np.float64]
     label_error: NDArray[np.float64]
-    row: NDArray[np.int64]
+    row: NDArray[np.signedinteger] | None = None
     half: NDArray[np.float64] | None = None
+    flags: NDArray[np.uint8] | None = None
+    confidence: NDArray[np.float64] | None = None
+    converged: NDArray[np.bool_] | None = None
+
+    def __len__(self) -> int:
+        return len(self.source_id)
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "label_names"}
+        return {name: values for name, values in arrays.items() if values is not None}
+
+    def take(self, member: NDArray[Any]) -> "Comparison":
+        """The stars of an index or a mask."""
+        arrays: dict[str, Any] = {name: values[member] for name, values in self._arrays().items()}
+        return replace(self, **arrays)
+
+    def of(self, names: Sequence[str]) -> "Comparison":
+        """Some of the labels."""
+        at = [self.label_names.index(name) for name in names]
+        arrays: dict[str, Any] = {n: v[:, at] for n, v in self._arrays().items() if v.ndim == 2 and n != "confidence"}
+        return replace(self, label_names=tuple(names), **arrays)
+
+    @property
+    def basic(self) -> NDArray[np.bool_]:
+        """(star,) True where flags tell of basic reliability (Eqs. 24 to 26)."""
+        return np.asarray(self.flags) < BASIC
+
+    @classmethod
+    def join(cls, parts: "Sequence[Comparison]") -> "Comparison":
+        """One after the other; at least one."""
+        arrays: dict[str, Any] = {n: np.concatenate([getattr(p, n) for p in parts]) for n in parts[0]._arrays()}
+        return replace(parts[0], **arrays)
 
     @property
     def difference(self) -> NDArray[np.float64]:
@@ -57,7 +94,7 @@ class Comparison:
     def giant(self) -> NDArray[np.bool_]:
         """(star,) True for giants, by label; all False without a log g label."""
         if "logg" not in self.label_names:
-            return np.zeros(len(self.source_id), bool)
+            return np.zeros(len(self), bool)
         return self.label[:, self.label_names.index("logg")] < GIANT_LOGG
 
 
@@ -81,37 +118,28 @@ def compare(
         InputError: not one solved star of the catalogue has labels in the table, or posteriors are asked for and the
             catalogue has none.
     """
+    names, n = tuple(label_names), len(label_names)
     source_id = catalogue["gdr3_source_id"].to_numpy()
     row = rows_of(source_id, stars.source_id)
-    names = tuple(label_names)
-    label = np.stack([stars.column(n)[row] for n in names], axis=1)
-    label_error = np.stack([stars.column(f"{n}_error")[row] for n in names], axis=1)
+    label, label_error = (np.stack([stars.column(f"{m}{e}")[row] for m in names], axis=1) for e in ("", "_error"))
     if len(label_error_floor):
         label_error = np.hypot(label_error, np.asarray(label_error_floor))
-    use = (row >= 0) & np.isfinite(label).all(axis=1) & np.isfinite(label_error).all(axis=1)
+    use = (row >= 0) & np.isfinite(np.hstack([label, label_error])).all(axis=1)
     use &= text_column(catalogue, "status") == OK
     if not use.any():
         raise InputError("no solved star of the catalogue has labels in the star table; give the table it came from")
-    n = len(names)
-    center, width = {"posterior": ("median", "std"), "mode": ("est", "err")}[answer]
-    estimate, error = (list_column(catalogue, f"stellar_params_{name}")[:, :n] for name in (center, width))
-    half = error
-    if answer == "posterior":
-        low, high = (list_column(catalogue, f"stellar_params_{name}")[:, :n] for name in ("p16", "p84"))
-        half = 0.5 * (high - low)
-        use &= np.isfinite(estimate).all(axis=1)
-        if not use.any():
-            raise InputError("the catalogue has no posterior medians; infer it with n_draws above 0, or compare modes")
-    return Comparison(
-        source_id=source_id[use],
-        label_names=names,
-        estimate=estimate[use],
-        error=error[use],
-        label=label[use],
-        label_error=label_error[use],
-        row=row[use],
-        half=half[use],
-    )
+
+    def column(name: str) -> NDArray[np.float64]:
+        return list_column(catalogue, f"stellar_params_{name}")[:, :n]
+
+    if answer == "mode":
+        estimate, error = column("est"), column("err")
+        return Comparison(source_id, names, estimate, error, label, label_error, row, error).take(use)
+    estimate, half = column("median"), 0.5 * (column("p84") - column("p16"))
+    use &= np.isfinite(estimate).all(axis=1)
+    if not use.any():
+        raise InputError("the catalogue has no posterior medians; infer it with n_draws above 0, or compare modes")
+    return Comparison(source_id, names, estimate, column("std"), label, label_error, row, half).take(use)
 
 
 def has_posteriors(catalogue: pa.Table) -> bool:
@@ -149,7 +177,7 @@ class Accuracy:
 
 def accuracy(comparison: Comparison) -> list[Accuracy]:
     """Tabulate scatter, bias and coverage for every label, overall and for giants and dwarfs."""
-    groups = {"all": np.ones(len(comparison.source_id), bool)}
+    groups = {"all": np.ones(len(comparison), bool)}
     if "logg" in comparison.label_names:
         groups |= {"giants": comparison.giant, "dwarfs": ~comparison.giant}
     rows = []

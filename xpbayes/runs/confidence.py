@@ -6,7 +6,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from xpbayes.analysis.pages.confidence import ConfidenceCheck, held_out_fits, judge, write_check
+from xpbayes.analysis.figures.confidence import ConfidenceCheck, judge
+from xpbayes.analysis.pages.confidence import held_out_fits, write_check
 from xpbayes.data.spectra import Spectra
 from xpbayes.identity import Side, Split
 from xpbayes.models.reliability import feature_names
@@ -65,7 +66,8 @@ def confidence(
     log.info(f"{len(validation)} held-out stars with labels pass the basic cut, {fits.n_failed_basic_cut} do not")
     names = feature_names(trained.labels, trained.channels.names)
     learned = train_confidence(fits.features, fits.chi2_eps, validation, fits.targets, names, config)
-    check = judge(fits, validation, learned.nets.targets, confidences(learned.nets, fits.features))
+    confidence_of = confidences(learned.nets, fits.features)[validation]
+    check = judge(fits.comparison.take(validation), learned.nets.targets, confidence_of)
     entry = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "catalogue": {k: about.get(k) for k in ("created", "input", "selection", "settings", "n_with_parallax")},

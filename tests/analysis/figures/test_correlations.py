@@ -3,7 +3,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from tests.analysis.rows import halves, make_rows
 from xpbayes.analysis.figures.correlations import (
-    CorrelationGatherer,
+    Correlations,
     correlation_of_inverse,
     draw_correlations,
     unpacked,
@@ -39,17 +39,17 @@ def _medians(fisher):
 
 
 def _gathered(rows, uses_parallax):
-    gatherer = CorrelationGatherer(N, uses_parallax)
+    numbers = Correlations(NAMES, uses_parallax)
     for part in halves(rows):
-        gatherer.add(part)
-    return gatherer.result(NAMES)
+        numbers.add(part)
+    return numbers
 
 
 def test_medians_without_parallaxes_against_a_loop():
     fisher = _fisher(501)
     result = _gathered(make_rows(501, stellar_params_icov_triu=_triangle(fisher)), False)
-    assert_allclose(result.flux_only, _medians(fisher), atol=2e-4)
-    assert (result.n_flux_only, result.n_with_parallax, result.n_failed) == (501, 0, 0)
+    assert_allclose(result.medians(False), _medians(fisher), atol=2e-4)
+    assert (result.n_stars, result.n_failed) == ([501, 0], 0)
 
 
 def test_parallaxes_are_taken_out_of_the_fisher_matrix():
@@ -62,9 +62,9 @@ def test_parallaxes_are_taken_out_of_the_fisher_matrix():
         401, {"parallax_error": error}, stellar_params_icov_triu=_triangle(fisher), dof=np.where(state, 60, 59)
     )
     result = _gathered(rows, True)
-    assert_allclose(result.flux_only, _medians(flux), atol=2e-4)
-    assert_allclose(result.with_parallax, _medians(fisher[state]), atol=2e-4)
-    assert (result.n_flux_only, result.n_with_parallax) == (401, 301)
+    assert_allclose(result.medians(False), _medians(flux), atol=2e-4)
+    assert_allclose(result.medians(True), _medians(fisher[state]), atol=2e-4)
+    assert result.n_stars == [401, 301]
 
 
 def test_a_parallax_loosens_log_g_and_leaves_teff_and_extinction():
@@ -74,8 +74,8 @@ def test_a_parallax_loosens_log_g_and_leaves_teff_and_extinction():
         dof=np.full(300, 60),
     )  # fmt: skip
     result = _gathered(rows, True)
-    assert abs(result.flux_only[2, 4]) > 0.9 > 0.7 > abs(result.with_parallax[2, 4])
-    assert abs(result.flux_only[0, 3] - result.with_parallax[0, 3]) < 0.05
+    assert abs(result.medians(False)[2, 4]) > 0.9 > 0.7 > abs(result.medians(True)[2, 4])
+    assert abs(result.medians(False)[0, 3] - result.medians(True)[0, 3]) < 0.05
 
 
 def test_unusable_matrices_are_counted_not_averaged():
@@ -85,8 +85,8 @@ def test_unusable_matrices_are_counted_not_averaged():
     fisher[20:25, 3, :] = fisher[20:25, :, 3] = 0
     rows = make_rows(100, stellar_params_icov_triu=_triangle(fisher), solved=np.arange(100) < 90)
     result = _gathered(rows, False)
-    assert (result.n_flux_only, result.n_failed) == (65, 25)
-    assert_allclose(result.flux_only, _medians(fisher[25:90]), atol=2e-4)
+    assert (result.n_stars[0], result.n_failed) == (65, 25)
+    assert_allclose(result.medians(False), _medians(fisher[25:90]), atol=2e-4)
 
 
 def test_a_star_whose_parallax_error_is_not_known_is_left_out_of_flux_only():
@@ -95,7 +95,7 @@ def test_a_star_whose_parallax_error_is_not_known_is_left_out_of_flux_only():
         stellar_params_icov_triu=_triangle(_fisher(40, np.float64(0.1))), dof=np.full(40, 60),
     )  # fmt: skip
     result = _gathered(rows, True)
-    assert (result.n_flux_only, result.n_with_parallax, result.n_failed) == (30, 40, 10)
+    assert (result.n_stars, result.n_failed) == ([30, 40], 10)
 
 
 def test_correlation_is_one_on_the_diagonal_and_scale_free():
@@ -132,4 +132,4 @@ def test_triangles_are_row_by_row():
 def test_the_drawing_prints_the_numbers_and_the_papers():
     result = _gathered(make_rows(50, stellar_params_icov_triu=_triangle(_fisher(50))), False)
     texts = [t.get_text() for t in draw_correlations(result).axes[0].texts]
-    assert f"{result.flux_only[4, 2]:+.3f}" in texts and "(+0.987)" in texts
+    assert f"{result.medians(False)[4, 2]:+.3f}" in texts and "(+0.987)" in texts

@@ -3,9 +3,9 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from tests.analysis.rows import halves, make_rows
-from xpbayes.analysis.figures.confidence_panels import judged
-from xpbayes.analysis.figures.external import ExternalGatherer, read_external
-from xpbayes.analysis.figures.residual_columns import MatchGatherer, matched_residuals, residual_tables
+from xpbayes.analysis.figures.confidence import judged
+from xpbayes.analysis.figures.external import ExternalStars, read_external
+from xpbayes.analysis.figures.residual_columns import ValidationStars, residual_tables, residuals
 from xpbayes.analysis.topic import NotDrawnError
 from xpbayes.errors import InputError
 from xpbayes.identity import Side, Split
@@ -45,7 +45,7 @@ def rows():
 
 
 def _gathered(rows, *arguments):
-    gatherer = MatchGatherer(LABELS, *arguments)
+    gatherer = ValidationStars(LABELS, *arguments)
     for part in halves(rows):
         gatherer.add(part)
     return gatherer, gatherer.result()
@@ -60,19 +60,19 @@ def test_stars_are_those_that_a_mask_in_plain_numpy_picks(rows):
     assert_array_equal(stars.source_id, rows["gdr3_source_id"][use])
     assert gatherer.n_seen == (rows.solved & any_label & cool & ~held).sum()
     assert gatherer.n_hot == (rows.solved & any_label & ~cool).sum()
-    assert_allclose(stars.value[:, 1], rows.joined["feh"][use])
-    assert_allclose(stars.value_error[:, 2], np.hypot(0.05, 0.02))  # the floor is for labels
-    assert_allclose(stars.value_error[:, 3], 0.05)
-    assert_array_equal(np.isnan(stars.value[:, 4]), np.isnan(rows.joined["parallax_error"][use]))
+    assert_allclose(stars.label[:, 1], rows.joined["feh"][use])
+    assert_allclose(stars.label_error[:, 2], np.hypot(0.05, 0.02))  # the floor is for labels
+    assert_allclose(stars.label_error[:, 3], 0.05)
+    assert_array_equal(np.isnan(stars.label[:, 4]), np.isnan(rows.joined["parallax_error"][use]))
 
 
 def test_residuals_against_numpy(rows):
     _, stars = _gathered(rows, None)
     for normalised in (False, True):
-        found = {r.name: r for r in matched_residuals(stars, normalised)}
-        difference = stars.estimate - stars.value
-        for i, name in enumerate(stars.names):
-            values = difference[:, i] / (np.hypot(stars.error[:, i], stars.value_error[:, i]) if normalised else 1.0)
+        found = {r.name: r for r in residuals(stars, normalised)}
+        difference = stars.estimate - stars.label
+        for i, name in enumerate(stars.label_names):
+            values = difference[:, i] / (np.hypot(stars.error[:, i], stars.label_error[:, i]) if normalised else 1.0)
             values = values[np.isfinite(values)] * (1e3 if name == "teff" and not normalised else 1.0)
             median = np.median(values)
             assert found[name].n == len(values)
@@ -84,7 +84,7 @@ def test_residuals_against_numpy(rows):
 
 def test_tables_hold_what_is_drawn(rows):
     _, stars = _gathered(rows, None)
-    found = matched_residuals(stars, False)
+    found = residuals(stars, False)
     tables = residual_tables(found, False)
     assert len(set(map(len, (s.values for s in tables[""].values())))) == 1
     assert_allclose(tables[""]["p50"].values[: len(found[0].density.n)], found[0].density.percentiles[:, 1])
@@ -92,21 +92,21 @@ def test_tables_hold_what_is_drawn(rows):
 
 def test_unconfident_estimates_of_one_label_do_not_lose_the_others(rows):
     _, stars = _gathered(rows, None)
-    found = {r.name: r.n for r in matched_residuals(stars, False, confident=True)}
+    found = {r.name: r.n for r in residuals(stars, False, confident=True)}
     for i, name in enumerate(LABELS):
-        assert found[name] == (np.isfinite(stars.value[:, i]) & (stars.confidence[:, i] >= 0.5)).sum()
-    assert found["extinction"] == np.isfinite(stars.value[:, 3]).sum()
+        assert found[name] == (np.isfinite(stars.label[:, i]) & (stars.confidence[:, i] >= 0.5)).sum()
+    assert found["extinction"] == np.isfinite(stars.label[:, 3]).sum()
 
 
 class TestConfidence:
     def test_sides_are_those_of_one_half(self, rows):
         _, stars = _gathered(rows, None)
         check = judged(stars, 3)
-        known = np.isfinite(stars.value[:, :3]).all(axis=1)
+        known = np.isfinite(stars.label[:, :3]).all(axis=1)
         good = known & (stars.confidence[:, 2] >= 0.5)
         side = next(s for s in check.sides if (s.label, s.side) == ("logg", "good"))
         assert side.n == good.sum()
-        assert_allclose(side.rms, np.sqrt(np.mean((stars.estimate - stars.value)[good, 2] ** 2)))
+        assert_allclose(side.rms, np.sqrt(np.mean((stars.estimate - stars.label)[good, 2] ** 2)))
 
     def test_no_confidence_is_one_sentence(self, rows):
         _, stars = _gathered(make_rows(N, rows.joined), None)
@@ -129,13 +129,13 @@ class TestExternal:
         ids = np.array([2**60 + 3, 5, 2**60 + 40])
         path = self._write(tmp_path / "survey.csv", ids, [5000, 5100, 5200])
         other = read_external(path, "custom", LABELS, open_catalogue(analysed / "catalogue.parquet"))
-        gatherer = ExternalGatherer(LABELS, other)
+        gatherer = ExternalStars(LABELS, other)
         for part in halves(make_rows(60)):
             gatherer.add(part)
         stars = gatherer.result()
         assert_array_equal(stars.source_id, [2**60 + 3, 2**60 + 40])
-        assert_allclose(stars.value[:, 0], [5.0, 5.2])
-        assert np.isnan(stars.value[:, 3:]).all()
+        assert_allclose(stars.label[:, 0], [5.0, 5.2])
+        assert np.isnan(stars.label[:, 3:]).all()
 
     def test_without_source_id_they_match_by_position(self, analysed, tmp_path):
         from xpbayes.production.reader import open_catalogue

@@ -8,7 +8,8 @@ import pytest
 from numpy.testing import assert_allclose
 
 from tests.conftest import QUICK, with_columns
-from xpbayes.analysis.pages.confidence import judge, print_check, reliability, reliability_figure, residual_figure
+from xpbayes.analysis.figures.confidence import judge, reliability, reliability_figure, residual_figure
+from xpbayes.analysis.pages.confidence import print_check
 from xpbayes.errors import InputError
 from xpbayes.production.model_file import load_model
 from xpbayes.runs.confidence import confidence
@@ -139,9 +140,8 @@ def test_judging_by_foreign_confidences_is_rejected(run, held_out, model_folder,
 
     assert isinstance(held_out, Spectra)
     fits = held_out_fits(load_model(model_folder), *read_catalogue(catalogue), held_out, "catalogue")
-    every = np.ones(len(fits.comparison.source_id), bool)
     upside_down = (fits.chi2_eps > 4) * 0.9 + 0.05
-    curve = judge(fits, every, fits.targets, upside_down).reliability[0]
+    curve = judge(fits.comparison, fits.targets, upside_down).reliability[0]
     assert curve.calibration_error > 5 * curve.by_chance_95
 
 

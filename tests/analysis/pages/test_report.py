@@ -11,6 +11,7 @@ import xarray as xr
 from numpy.testing import assert_allclose
 
 from tests.command_line import refused
+from tests.conftest import QUICK
 from xpbayes.analysis.pages import report as report_module
 from xpbayes.analysis.pages.gallery import ANALYSES, choose
 from xpbayes.analysis.pages.report import GROUPS
@@ -38,6 +39,7 @@ from xpbayes.errors import InputError
 from xpbayes.identity import Side
 from xpbayes.production.model_file import save_model
 from xpbayes.production.table import read_catalogue, write_catalogue
+from xpbayes.runs.infer_parts import infer_parts
 from xpbayes.runs.report import report
 
 
@@ -149,6 +151,16 @@ def test_model_card_cuts_and_provenance_are_listed(page, trained):
         "use_parallax",
     ):
         assert text in page
+
+
+def test_a_catalogue_in_parts_gives_the_same_numbers(page, inputs, tmp_path, one_figure):
+    quick = QUICK.model_copy(update={"n_draws": 256})
+    parts = infer_parts(inputs[0], inputs[2], tmp_path / "parts", quick, processes=1, stars_per_part=250)
+    assert len(list(parts.glob("*.parquet"))) == 2
+    text = report(inputs[0], parts, inputs[2], tmp_path / "r.html").read_text(encoding="utf-8")
+    for start, end in (('<h2 id="accuracy"', '<h3 id="accuracy-labels"'), ('<h2 id="flags"', '<h2 id="card"')):
+        assert text.split(start)[1].split(end)[0] == page.split(start)[1].split(end)[0]
+    assert "in parts; each carries the same settings" in text and "use_parallax" in text
 
 
 def test_unlabelled_stars_give_a_page_that_says_so(inputs, tmp_path, one_figure):

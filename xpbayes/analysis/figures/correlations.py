@@ -5,16 +5,16 @@ away leaves what the fluxes alone say. Correlations are counted in fine bins, so
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.analysis.figures import drawing as figures
+from xpbayes.analysis.figures import drawing
 from xpbayes.analysis.figures.binned import histogram_percentiles
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Series, Task
+from xpbayes.analysis.validation import GIANT_LOGG
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,26 +32,6 @@ PAPER = {
     ("feh", "extinction"): (0.515, 0.352),
 }
 """ZGR23 Fig. 6: flux only, with parallax."""
-
-
-@dataclass(frozen=True)
-class Correlations:
-    """Median correlations over a catalogue.
-
-    Attributes:
-        names: parameters.
-        flux_only: (parameter, parameter) medians from the fluxes alone; NaN if none could be computed.
-        with_parallax: (parameter, parameter) medians where a parallax took part; NaN without any.
-        n_flux_only, n_with_parallax: stars.
-        n_failed: stars whose Fisher matrix is not positive definite, or whose parallax error is not known.
-    """
-
-    names: tuple[str, ...]
-    flux_only: NDArray[np.float64]
-    with_parallax: NDArray[np.float64]
-    n_flux_only: int
-    n_with_parallax: int
-    n_failed: int
 
 
 def unpacked(triangle: NDArray[np.floating], n: int) -> NDArray[np.float64]:
@@ -110,23 +90,35 @@ def _correlation_of_block(fisher: NDArray[np.float64]) -> tuple[NDArray[np.float
     return correlation, good
 
 
-class CorrelationGatherer:
-    """Counts correlations of all solved stars, as the paper does."""
+class Correlations:
+    """Median correlations over all solved stars of a catalogue, as in the paper.
 
-    reads: Sequence[str] = ("stellar_params_icov_triu", "n_obs", "dof")
+    Args:
+        names: parameters.
+        uses_parallax: measured parallaxes took part.
 
-    def __init__(self, n_parameters: int, uses_parallax: bool) -> None:
-        self.n = n_parameters
+    Attributes:
+        n_stars: stars in the medians from the fluxes alone, and where a parallax took part.
+        n_failed: stars whose Fisher matrix is not positive definite, or whose parallax error is not known.
+        n_solved, n_giants: solved stars, and giants among them by their log g.
+    """
+
+    reads: Sequence[str] = ("stellar_params_icov_triu", "stellar_params_est", "n_obs", "dof")
+
+    def __init__(self, names: tuple[str, ...], uses_parallax: bool) -> None:
+        self.names, self.n = names, len(names)
         self.joins: Sequence[str] = ("parallax_error",) if uses_parallax else ()
-        self.pairs = np.triu_indices(n_parameters, 1)
-        self.edges = np.linspace(-1.0, 1.0, BINS + 1)
-        self.count = np.zeros((2, len(self.pairs[0]), BINS + 2), np.int64)
-        self.n_stars = [0, 0]
-        self.n_failed = 0
+        self.pairs = list(zip(*np.triu_indices(self.n, 1), strict=True))
+        self.count = np.zeros((2, len(self.pairs), BINS + 2), np.int64)
+        self.n_stars, self.n_failed = [0, 0], 0
+        self.n_solved = self.n_giants = 0
 
     def add(self, rows: Rows) -> None:
         """Take the next rows."""
         use = rows.solved
+        self.n_solved += int(use.sum())
+        if "logg" in self.names:
+            self.n_giants += int((rows["stellar_params_est"][use, self.names.index("logg")] < GIANT_LOGG).sum())
         fisher = unpacked(rows["stellar_params_icov_triu"][use], self.n)
         # dof = n_obs + 1 - n where a parallax took part, n_obs - n where none did.
         measured = (rows["dof"][use] - rows["n_obs"][use] + self.n) == 1
@@ -145,43 +137,37 @@ class CorrelationGatherer:
         correlation, good = correlation_of_inverse(fisher)
         self.n_stars[which] += int(good.sum())
         self.n_failed += int((~good).sum())
-        for k, (i, j) in enumerate(zip(*self.pairs, strict=True)):
+        for k, (i, j) in enumerate(self.pairs):
             cell = np.clip(((correlation[i, j, good] + 1.0) * (BINS / 2)).astype(np.int64), 0, BINS - 1) + 1
             self.count[which, k] += np.bincount(cell, minlength=BINS + 2)
 
-    def result(self, names: tuple[str, ...]) -> Correlations:
-        """Medians of what was counted."""
-        medians = []
-        for which in (0, 1):
-            matrix = np.eye(self.n)
-            for k, (i, j) in enumerate(zip(*self.pairs, strict=True)):
-                matrix[i, j] = matrix[j, i] = histogram_percentiles(self.count[which, k], self.edges, (50.0,))[0]
-            medians.append(matrix)
-        return Correlations(names, medians[0], medians[1], self.n_stars[0], self.n_stars[1], self.n_failed)
+    def medians(self, with_parallax: bool) -> NDArray[np.float64]:
+        """(parameter, parameter) from the fluxes alone, or where a parallax took part; NaN without any star."""
+        edges, matrix = np.linspace(-1.0, 1.0, BINS + 1), np.eye(self.n)
+        for count, (i, j) in zip(self.count[int(with_parallax)], self.pairs, strict=True):
+            matrix[i, j] = matrix[j, i] = histogram_percentiles(count, edges, (50.0,))[0]
+        return matrix
 
 
 def draw_correlations(numbers: Correlations) -> "Figure":
     """One triangle of medians per case, the paper's values in brackets."""
-    cases = [("flux only", numbers.flux_only, numbers.n_flux_only, 0)]
-    if numbers.n_with_parallax:
-        cases.append(("with parallax", numbers.with_parallax, numbers.n_with_parallax, 1))
-    n = len(numbers.names)
-    figure, axes = figures.panels(len(cases), 1, 4.6 * len(cases) + 0.8, 4.2)
-    text = [figures.LABEL_TEXT.get(s, s) for s in numbers.names]
-    for axis, (title, matrix, n_stars, which) in zip(axes[0], cases, strict=True):
+    cases = ["flux only", "with parallax"][: 2 if numbers.n_stars[1] else 1]
+    n = numbers.n
+    figure, axes = drawing.panels(len(cases), 1, 4.6 * len(cases) + 0.8, 4.2)
+    text = [drawing.LABEL_TEXT.get(s, s) for s in numbers.names]
+    for which, (axis, title) in enumerate(zip(axes[0], cases, strict=True)):
+        matrix = numbers.medians(bool(which))
         shown = np.where(np.tril(np.ones((n, n)), -1) > 0, matrix, np.nan)
-        mesh = axis.imshow(shown[1:, :-1], cmap=figures.SIGNED_COLOURS, vmin=-1, vmax=1)
-        for i in range(1, n):
-            for j in range(i):
-                paper = PAPER.get((numbers.names[j], numbers.names[i]))
-                colour = "white" if abs(matrix[i, j]) > 0.6 else figures.INK
-                axis.text(j, i - 1, f"{matrix[i, j]:+.3f}", ha="center", va="bottom" if paper else "center",
-                          color=colour, fontsize=9)  # fmt: skip
-                if paper:
-                    axis.text(j, i - 1, f"({paper[which]:+.3f})", ha="center", va="top", color=colour, fontsize=7.5)
-        axis.set(title=f"{title} ({n_stars:,} stars)", xticks=range(n - 1), yticks=range(n - 1))
-        axis.set_xticklabels(text[:-1])
-        axis.set_yticklabels(text[1:])
+        mesh = axis.imshow(shown[1:, :-1], cmap=drawing.SIGNED_COLOURS, vmin=-1, vmax=1)
+        for j, i in numbers.pairs:
+            paper = PAPER.get((numbers.names[j], numbers.names[i]))
+            colour, place = "white" if abs(matrix[i, j]) > 0.6 else drawing.INK, "bottom" if paper else "center"
+            axis.text(j, i - 1, f"{matrix[i, j]:+.3f}", ha="center", va=place, color=colour, fontsize=9)
+            if paper:
+                axis.text(j, i - 1, f"({paper[which]:+.3f})", ha="center", va="top", color=colour, fontsize=7.5)
+        axis.set_title(f"{title} ({numbers.n_stars[which]:,} stars)")
+        axis.set_xticks(range(n - 1), text[:-1])
+        axis.set_yticks(range(n - 1), text[1:])
         axis.spines[:].set_visible(False)
         axis.tick_params(length=0)
     figure.colorbar(mesh, ax=axes[0].tolist(), label="median correlation", pad=0.01, shrink=0.85)
@@ -189,38 +175,37 @@ def draw_correlations(numbers: Correlations) -> "Figure":
 
 
 def _start(run: Run) -> Task:
-    names = (*run.labels, "extinction", "parallax")
     if run.uses_parallax and not run.star_column("parallax_error"):
         raise NotDrawnError(
             "parallaxes took part and no star table with parallax_error says how large their errors were"
         )
-    gatherer = CorrelationGatherer(len(names), run.uses_parallax)
-    return Task((gatherer,), lambda: _product(gatherer.result(names)))
+    numbers = Correlations((*run.labels, "extinction", "parallax"), run.uses_parallax)
+    return Task((numbers,), lambda: _product(numbers))
 
 
 def _product(numbers: Correlations) -> Product:
-    if not numbers.n_flux_only:
+    if not numbers.n_stars[0]:
         raise NotDrawnError("no solved star has a positive definite Fisher matrix")
-    n = len(numbers.names)
-    pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
-    paper = [PAPER.get((numbers.names[i], numbers.names[j]), (np.nan, np.nan)) for i, j in pairs]
+    names, pairs = numbers.names, numbers.pairs
+    paper = [PAPER.get((names[i], names[j]), (np.nan, np.nan)) for i, j in pairs]
     parallaxes = (
-        f"; right, with Gaia's parallax, {numbers.n_with_parallax:,} stars"
-        if numbers.n_with_parallax
+        f"; right, with Gaia's parallax, {numbers.n_stars[1]:,} stars"
+        if numbers.n_stars[1]
         else "; no parallax took part in this catalogue, so there is no second panel"
     )
+    flux_only, with_parallax = (numbers.medians(used) for used in (False, True))
     return Product(
         draw_correlations(numbers),
-        f"Median correlations of {', '.join(figures.LABEL_TEXT.get(s, s) for s in numbers.names)}",
+        f"Median correlations of {', '.join(drawing.LABEL_TEXT.get(s, s) for s in names)}",
         f"Median Pearson correlation of the errors of every pair of parameters, from the Fisher matrix: fluxes alone, "
-        f"{numbers.n_flux_only:,} stars{parallaxes}. In brackets what ZGR23 print. Solved stars without a cut; "
-        f"{numbers.n_failed:,} matrices could not be used.",
+        f"{numbers.n_stars[0]:,} stars{parallaxes}. In brackets what ZGR23 print. Solved stars without a cut; "
+        f"{numbers.n_failed:,} matrices could not be used.{_sign(numbers)}",
         {
             "": {
-                "first": Series([numbers.names[i] for i, _ in pairs], "", "parameter"),
-                "second": Series([numbers.names[j] for _, j in pairs], "", "parameter"),
-                "flux_only": Series([numbers.flux_only[p] for p in pairs], "", "median correlation"),
-                "with_parallax": Series([numbers.with_parallax[p] for p in pairs], "", "median correlation"),
+                "first": Series([names[i] for i, _ in pairs], "", "parameter"),
+                "second": Series([names[j] for _, j in pairs], "", "parameter"),
+                "flux_only": Series([flux_only[p] for p in pairs], "", "median correlation"),
+                "with_parallax": Series([with_parallax[p] for p in pairs], "", "median correlation"),
                 "paper_flux_only": Series([p[0] for p in paper], "", "ZGR23 Fig. 6"),
                 "paper_with_parallax": Series([p[1] for p in paper], "", "ZGR23 Fig. 6"),
             }
@@ -228,6 +213,15 @@ def _product(numbers: Correlations) -> Product:
     )
 
 
-CORRELATIONS = Analysis(
-    "correlations", "Fig. 6", "Correlations between parameters", _start, ("catalogue",)
-)  # fmt: skip
+def _sign(numbers: Correlations) -> str:
+    """Why one correlation may differ from the paper's."""
+    if not {"feh", "logg"} <= set(numbers.names):
+        return ""
+    return (
+        " Parallax follows log g, so that the sign of its correlation with [Fe/H] is that of log g with [Fe/H]: ZGR23's "
+        f"(−0.497 from fluxes alone) for dwarfs, the opposite for giants. {numbers.n_giants / numbers.n_solved:.0%} of "
+        f"these stars have log g < {GIANT_LOGG:g}."
+    )
+
+
+CORRELATIONS = Analysis("correlations", "Fig. 6", "Correlations between parameters", _start, ("catalogue",))

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from xpbayes.analysis.figures import drawing as figures
 from xpbayes.analysis.figures.binned import ColumnDensity, column_density, suitable_edges
-from xpbayes.analysis.figures.residual_columns import BASIC, MIN_STARS
+from xpbayes.analysis.figures.residual_columns import MIN_STARS
 from xpbayes.analysis.run_inputs import STARS_AT_ONCE, Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Series, Task
+from xpbayes.analysis.validation import BASIC
 from xpbayes.channels import Channels
 from xpbayes.data.join import Lookup
 from xpbayes.data.spectra import Spectra

@@ -15,7 +15,7 @@ from typing import Any
 
 from xpbayes.analysis.figures import (
     clusters,
-    confidence_panels,
+    confidence,
     correlations,
     external,
     flux_residuals,
@@ -47,8 +47,8 @@ ANALYSES: tuple[Analysis, ...] = (
     residual_columns.RESIDUALS,
     residual_columns.PULLS,
     flux_residuals.FLUX_RESIDUALS,
-    confidence_panels.CONFIDENCE,
-    confidence_panels.CONFIDENCE_PULLS,
+    confidence.CONFIDENCE,
+    confidence.CONFIDENCE_PULLS,
     model_spectra.MAIN_SEQUENCE,
     model_spectra.METALLICITY,
     model_spectra.GIANT_BRANCH,
