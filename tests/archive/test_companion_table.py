@@ -5,10 +5,11 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from xpbayes.archive import companion_table
+from xpbayes.archive.columns import SOURCE_ID, Column
 from xpbayes.archive.companion_table import SeenIds, SortedRuns, read_companion
-from xpbayes.archive.tables import SOURCE_ID, Field, Table
+from xpbayes.archive.tables import Table
 
-FIELDS = (SOURCE_ID, Field("x"), Field("name", "text"), Field("n", "integer"))
+FIELDS = (SOURCE_ID, Column("x"), Column("name", "text"), Column("n", "integer"))
 N = 1000
 
 
@@ -30,7 +31,7 @@ def files(tmp_path):
 @pytest.fixture
 def both(files, tmp_path, monkeypatch):
     monkeypatch.setattr(companion_table, "GROUP_ROWS", 64)
-    monkeypatch.setattr("xpbayes.archive.tables.TEXT_BLOCK", 4000)  # many blocks a file
+    monkeypatch.setattr("xpbayes.archive.text_file.TEXT_BLOCK", 4000)  # many blocks a file
     runs = read_companion(files, FIELDS, tmp_path / "scratch", rows_in_memory=700)
     assert isinstance(runs, SortedRuns) and len(runs.runs) == 4
     return read_companion(files, FIELDS), runs
@@ -77,7 +78,7 @@ def test_memory_does_not_grow_with_the_table(tmp_path):
         ids = np.arange(1, n + 1)
         path.write_text("source_id,x\n" + "\n".join(f"{i},{i}.5" for i in ids.tolist()) + "\n")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("xpbayes.archive.tables.TEXT_BLOCK", 100_000)
+            patch.setattr("xpbayes.archive.text_file.TEXT_BLOCK", 100_000)
             tracemalloc.start()
             runs = read_companion([path], FIELDS[:2], tmp_path / f"scratch{n}", rows_in_memory=5_000)
             aligned, known = runs.align(np.arange(n - 2000, n + 1))

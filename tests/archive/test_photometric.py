@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
+from xpbayes.archive.columns import SOURCE_ID, Column
 from xpbayes.archive.photometric import (
     TwoMassCuts,
     UnwiseCuts,
@@ -17,7 +18,7 @@ from xpbayes.archive.photometric import (
     two_mass_fluxes,
     unwise_fluxes,
 )
-from xpbayes.archive.tables import SOURCE_ID, Field, Table, read_table, read_tables
+from xpbayes.archive.tables import Table, read_table, read_tables
 from xpbayes.channels import BANDS
 from xpbayes.errors import InputError
 from xpbayes.instrument.photometry import magnitude_from_flux
@@ -126,13 +127,13 @@ def test_every_format_gives_the_same_columns(tmp_path, name):
 
 def test_bad_rows_of_a_text_table_are_quarantined(tmp_path):
     (tmp_path / "x.csv").write_text("source_id,j_m\n1,9.5\n2,bright\nx,9\n,9\n5\n6,null\n7,inf\n")
-    table = read_table(tmp_path / "x.csv", (SOURCE_ID, Field("j_m")))
+    table = read_table(tmp_path / "x.csv", (SOURCE_ID, Column("j_m")))
     assert_array_equal(table.columns["source_id"], [1, 6, 7])
     assert [(r.row, r.source_id, r.reason) for r in table.rejected] == [
-        (2, 2, "j_m is not a number"),
-        (3, -1, "source_id is not a number"),
+        (2, 2, "j_m is not a number (bright)"),
+        (3, -1, "source_id is not a whole number (x)"),
         (4, -1, "source_id is missing"),
-        (5, -1, "1 fields where the header has 2"),
+        (5, 5, "1 fields where the header has 2"),
     ]
     assert table.n_read == 7
 
@@ -140,10 +141,11 @@ def test_bad_rows_of_a_text_table_are_quarantined(tmp_path):
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(st.sampled_from('0123456789.,"eE-+naul# \u00e9'), max_size=25), max_size=8))
 def test_whatever_the_text_no_row_is_lost(tmp_path, lines):
+    assume(sum(line.count('"') % 2 for line in lines) < 2)  # two open quotes may be one cell over several lines
     path = tmp_path / "x.csv"
     path.write_bytes(("source_id,j_m,ph_qual\n" + "\n".join(lines) + "\n").encode())
     n = sum(bool(line.strip()) and not line.startswith("#") for line in lines)
-    table = read_table(path, (SOURCE_ID, Field("j_m"), Field("ph_qual", "text")))
+    table = read_table(path, (SOURCE_ID, Column("j_m"), Column("ph_qual", "text")))
     assert len(table) + len(table.rejected) == table.n_read == n
 
 
@@ -152,7 +154,7 @@ def test_a_cut_gzip_keeps_its_whole_rows(tmp_path):
     text = "source_id,j_m\n" + "".join(f"{i},{m:.6f}\n" for i, m in enumerate(rng.uniform(5, 15, 20000), 1))
     raw = gzip.compress(text.encode())
     (tmp_path / "x.csv.gz").write_bytes(raw[: len(raw) // 2])
-    table = read_table(tmp_path / "x.csv.gz", (SOURCE_ID, Field("j_m")))
+    table = read_table(tmp_path / "x.csv.gz", (SOURCE_ID, Column("j_m")))
     assert 5000 < len(table) < 15000 and len(table.rejected) == 1 and table.n_read == len(table) + 1
     assert "cut short" in table.rejected[0].reason
 

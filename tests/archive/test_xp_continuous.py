@@ -440,7 +440,7 @@ def test_an_array_without_any_number_is_missing_either_way(monkeypatch, fast, te
 def test_a_votable_as_text_is_streamed_and_a_binary_one_is_read(tmp_path, monkeypatch):
     from astropy.table import Table
 
-    from xpbayes.archive import binary_file
+    from xpbayes.archive import votable
 
     table = made_up(7)
     whole = Table({k: np.stack(v) if isinstance(v[0], np.ndarray) else v for k, v in table.items()})
@@ -450,9 +450,9 @@ def test_a_votable_as_text_is_streamed_and_a_binary_one_is_read(tmp_path, monkey
         whole.write(path, format="votable", tabledata_format=serialisation)
         check_same(path, table)
     sizes = []
-    original = binary_file._votable_blocks
+    original = votable._text_blocks
     monkeypatch.setattr(
-        binary_file, "_votable_blocks", lambda *a: (sizes.append(len(b["source_id"])) or b for b in original(*a))
+        votable, "_text_blocks", lambda *a: (sizes.append(len(b["source_id"])) or b for b in original(*a))
     )
     check_same(tmp_path / "tabledata.vot", table)
     assert sizes == [3, 3, 1]

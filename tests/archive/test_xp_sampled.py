@@ -66,8 +66,8 @@ def test_covariance_has_the_implied_correlation_and_is_no_diagonal():
 
 
 def test_bad_rows_are_quarantined_and_missing_samples_are_not(tmp_path):
-    good = [1.0] * 343
-    gap = [float("nan")] * 40 + [1.0] * 303
+    good = [1e-16] * 343
+    gap = [float("nan")] * 40 + [1e-16] * 303
     rows = [(11, good, good), (12, good[:-1], good), (13, gap, good), (14, good, [0.0] * 343), (15, None, good)]
     text = "source_id,flux,flux_error\n" + "\n".join(
         f'{i},{"null" if f is None else chr(34) + str(f) + chr(34)},"{e}"' for i, f, e in rows

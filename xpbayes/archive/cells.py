@@ -1,10 +1,9 @@
-"""What a cell of any file means: an array of numbers, a number, a whole number, or nothing.
+"""What a cell of any file means: an array of numbers, a number, a whole number, an identifier, or nothing.
 
 In: bytes from text files, NumPy arrays and scalars or Python values from others. Out: float64 arrays, floats, ints, None
 where missing; ValueError with the reason where it is none of these.
 """
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,8 +14,15 @@ from numpy.typing import NDArray
 Cell = Any
 """bytes from text files, NumPy arrays and scalars or Python values from others, None where absent."""
 
-MISSING = (b"", b"null", b"NULL", b"None", b"nan", b"NaN", b"NAN", b"--", b"[]", b"()")
+MISSING = (b"", b"null", b"NULL", b"None", b"nan", b"NaN", b"NAN", b"--", b"[]", b"()", b"masked", b"<NA>")
 """Text of a missing cell."""
+
+EXACT = {np.dtype(np.float32): 2**24, np.dtype(np.float16): 2**11}
+"""Whole numbers up to here survive in a floating-point type; 2^53 in float64."""
+
+
+class LostDigitsError(ValueError):
+    """An identifier has been through floating point: which one it was, nobody can tell."""
 
 
 def _json_parser() -> Callable[[], Any] | None:
@@ -32,7 +38,7 @@ class ArrayParser:
     """Turns an array cell into float64 numbers.
 
     Text goes through simdjson where installed (25 ns a number; Python's own float takes several times longer). Whatever
-    is not strict JSON - NaN, (1, 2), nulls inside - takes a careful path.
+    is not strict JSON - NaN, (1, 2), nulls inside, arrays as NumPy prints them - takes a careful path.
     """
 
     def __init__(self) -> None:
@@ -51,6 +57,8 @@ class ArrayParser:
         Raises:
             ValueError: the cell is not an array of numbers; the message says why.
         """
+        if isinstance(cell, str):
+            cell = cell.encode()
         if isinstance(cell, bytes):
             if len(cell) < 8 and cell.strip() in MISSING:
                 return None
@@ -62,11 +70,6 @@ class ArrayParser:
                     return values if values.size else None
                 except Exception:  # not strict JSON; a parser whose document failed cannot be used again
                     self._parser = self._make()
-            elif cell[:1] == b"[" and cell[-1:] == b"]" and b"_" not in cell:  # Python reads 1_0 as ten
-                try:
-                    return _array_numbers([float(item) for item in cell[1:-1].split(b",")])
-                except ValueError:
-                    pass
             return _careful_numbers(cell)
         return _array_numbers(cell)
 
@@ -114,33 +117,46 @@ class LineParser:
 
 
 def _quotes_hold_lists(line: bytes) -> bool:
-    """Tell whether brackets and quotes come together and nowhere else, so that quotes may be dropped."""
+    """Tell whether brackets and quotes come together, as whole cells, and nowhere else: quotes may then be dropped."""
     at, n = line.find(b'"'), 0
     bracket = line.find(b"[")  # searched for, not counted: counting a byte in 40 kB takes ten times longer
     while at >= 0:
         if n % 2 == 0:
-            if bracket != at + 1:
+            if bracket != at + 1 or (at and line[at - 1 : at] != b","):
                 return False
             bracket = line.find(b"[", at + 2)
-        elif line[at - 1 : at] != b"]":
+        elif line[at - 1 : at] != b"]" or line[at + 1 : at + 2] not in (b",", b""):
             return False
         n += 1
         at = line.find(b'"', at + 1)
     return n % 2 == 0 and bracket < 0
 
 
-_WORDS = re.compile(r"\b(nan|inf(?:inity)?)\b", re.IGNORECASE)
+_WRAPPED = re.compile(rb"(?:np\.|numpy\.)?float(?:16|32|64)\(([^()]*)\)")
+"""A number as NumPy 2 prints it."""
+_ARRAY = re.compile(rb"^\s*(?:np\.|numpy\.)?array\((.*?)(?:,\s*dtype=[^,()]*)?,?\s*\)\s*$", re.DOTALL)
+_BRACKETS = bytes.maketrans(b"()[]", b"    ")
 
 
 def _careful_numbers(text: bytes) -> NDArray[np.float64] | None:
-    plain = text.decode("ascii", "replace").strip().replace("(", "[").replace(")", "]")
-    plain = _WORDS.sub(lambda m: "NaN" if m[0][0] in "nN" else "Infinity", plain)
-    plain = plain.replace("None", "null").replace(",]", "]")
+    """Numbers between any brackets, apart by commas or, as NumPy prints them, by blanks; no nesting is followed."""
+    inner = text
+    if b"float" in text or b"array" in text:
+        inner = _WRAPPED.sub(rb"\1", inner)
+        wrapped = _ARRAY.match(inner)
+        inner = wrapped[1] if wrapped else inner
+    inner = inner.strip()
+    if b"..." in inner:
+        raise ValueError("an array that was abbreviated with '...' when it was printed; write it with all its numbers")
+    opened, closed = inner[:1] in b"[(", inner[-1:] in b"])"
+    if opened != closed or inner.count(b"[") != inner.count(b"]") or inner.count(b"(") != inner.count(b")"):
+        raise ValueError(f"not an array of numbers ({_short(text)})")
+    inner = inner.translate(_BRACKETS).strip()
+    items = [i.strip() for i in inner.removesuffix(b",").split(b",")] if b"," in inner else inner.split()
     try:
-        values = json.loads(plain)
-    except ValueError as error:
-        raise ValueError(f"not an array of numbers ({_short(plain)})") from error
-    return _array_numbers(values)
+        return _array_numbers([np.nan if i in MISSING and i else _float(i) for i in items])
+    except ValueError:
+        raise ValueError(f"not an array of numbers ({_short(text)})") from None
 
 
 def _array_numbers(cell: Cell) -> NDArray[np.float64] | None:
@@ -151,8 +167,8 @@ def _array_numbers(cell: Cell) -> NDArray[np.float64] | None:
     try:
         if isinstance(cell, np.ma.MaskedArray):
             values = np.ma.filled(cell.astype(np.float64), np.nan)
-        elif isinstance(cell, list) and cell and isinstance(cell[0], bytes):
-            values = np.array([np.nan if v.strip() in MISSING else float(v) for v in cell])
+        elif isinstance(cell, list) and any(isinstance(v, bytes) for v in cell):
+            values = np.array([number(v) for v in cell])
         else:
             values = np.asarray(cell, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -161,29 +177,85 @@ def _array_numbers(cell: Cell) -> NDArray[np.float64] | None:
     return None if values.size == 0 or (np.isnan(values[0]) and np.isnan(values).all()) else values
 
 
+def _float(text: bytes) -> float:
+    if b"_" in text:  # Python reads 1_0 as ten
+        raise ValueError("not a number")
+    return float(text)
+
+
+_DRESSED = re.compile(rb"""^(?:b'(.*)'|b"(.*)"|="(.*)"|'(.*?)'?|"(.*)")$""", re.DOTALL)
+"""Text as Python prints bytes, and as spreadsheets protect numbers: b'1', ="1", '1, "1"."""
+
+
+def undress(text: bytes) -> bytes:
+    """Text without blanks around it and without what Python or a spreadsheet has put there."""
+    text = text.strip()
+    if text[:1] in b"b='\"" and (match := _DRESSED.match(text)) is not None:
+        return next(group for group in match.groups() if group is not None).strip()
+    return text
+
+
+_DESIGNATION = re.compile(rb"^gaia[ _-]*(e?dr[0-9]+)[ _-]+([0-9]+)$", re.IGNORECASE)
+
+
+def source_id(cell: Cell) -> int | None:
+    """Read an identifier; None where missing.
+
+    Raises:
+        ValueError: it is none that Gaia DR3 could have given; LostDigitsError: it has been through floating point.
+    """
+    if type(cell) is bytes or isinstance(cell, str):
+        text = undress(cell.encode() if isinstance(cell, str) else cell)
+        designation = _DESIGNATION.match(text)
+        if designation is not None:
+            if designation[1].upper() not in (b"DR3", b"EDR3"):
+                raise ValueError(f"source_id is of Gaia {designation[1].decode()}, not DR3")
+            text = designation[2]
+        cell = text
+    try:
+        value = integer(cell)
+    except LostDigitsError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"source_id is {error}") from error
+    if value is not None and not 0 < value < 2**63:
+        raise ValueError(f"source_id {value} is outside 1 ... 2^63 - 1")
+    return value
+
+
 def integer(cell: Cell) -> int | None:
     """Read a whole number; None where missing; ValueError if it is not one. Text never passes through a float."""
     if type(cell) is int:
         return cell
     if cell is None or cell is np.ma.masked:
         return None
+    limit = 2**53
     if isinstance(cell, bytes):
-        cell = cell.strip()
+        cell = undress(cell)
         if cell in MISSING:
             return None
         try:
-            return int(cell)
+            if b"_" not in cell:
+                return int(cell)
         except ValueError:
             pass
+    elif isinstance(cell, np.ndarray) and cell.size == 1:
+        cell = cell.reshape(-1)[0]
+    if isinstance(cell, (np.integer, np.bool_, bool)):
+        return int(cell)
+    if isinstance(cell, np.floating):
+        limit = EXACT.get(cell.dtype, limit)
     try:
-        value = float(cell)
+        value = _float(cell) if isinstance(cell, bytes) else float(cell)
     except (TypeError, ValueError) as error:
         raise ValueError(f"not a whole number ({_short(cell)})") from error
     if np.isnan(value):
         return None
     if not value.is_integer():  # infinities included
         raise ValueError(f"not a whole number ({_short(cell)})")
-    return int(cell) if not isinstance(cell, bytes) else int(value)
+    if abs(value) >= limit:
+        raise LostDigitsError(f"{_short(cell)} has been through floating point, which has lost its last digits")
+    return int(value)
 
 
 def number(cell: Cell) -> float:
@@ -191,15 +263,17 @@ def number(cell: Cell) -> float:
     if cell is None or cell is np.ma.masked:
         return float("nan")
     if isinstance(cell, bytes):
-        cell = cell.strip()
+        cell = undress(cell)
         if cell in MISSING:
             return float("nan")
+    elif isinstance(cell, np.ndarray) and cell.size == 1:
+        cell = cell.reshape(-1)[0]
     try:
-        return float(cell)
+        return _float(cell) if isinstance(cell, bytes) else float(cell)
     except (TypeError, ValueError) as error:
         raise ValueError(f"not a number ({_short(cell)})") from error
 
 
 def _short(value: Any) -> str:
-    text = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
+    text = value[:64].decode("ascii", "replace") if isinstance(value, bytes) else str(value)
     return text if len(text) <= 24 else text[:21] + "..."

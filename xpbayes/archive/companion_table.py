@@ -6,15 +6,17 @@ of source_id, as bulk spectra are: a part of the spectra then touches one or two
 cost one row group a run and part; memory is the same.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.archive.tables import Field, Table, concatenate, read_blocks
+from xpbayes.archive.columns import DEFAULT, Column, ReadOptions
+from xpbayes.archive.tables import AnyOf, Table, concatenate, read_blocks
 from xpbayes.data.join import are_among
 from xpbayes.data.rejected import Rejected
 from xpbayes.errors import InputError
@@ -52,6 +54,8 @@ class SortedRuns:
         n_rows: in all of them.
         rejected: rows that could not be read.
         empty: a table without rows that has the columns' types.
+        n_read: rows in the files, rejected ones included.
+        missing: reason -> how many numbers were taken for missing.
     """
 
     columns: tuple[str, ...]
@@ -59,6 +63,8 @@ class SortedRuns:
     n_rows: int
     rejected: tuple[Rejected, ...]
     empty: Table
+    n_read: int
+    missing: Mapping[str, int]
 
     def __len__(self) -> int:
         return self.n_rows
@@ -85,19 +91,24 @@ class SortedRuns:
 
 def read_companion(
     paths: Sequence[Path],
-    fields: Sequence[Field],
+    columns: Sequence[Column],
     scratch: Path | None = None,
     prepare: Callable[[Table], Table] = lambda table: table,
     rows_in_memory: int = ROWS_IN_MEMORY,
+    *,
+    options: ReadOptions = DEFAULT,
+    any_of: AnyOf | None = None,
 ) -> Table | SortedRuns:
     """Read files of the same kind as one companion table.
 
     Args:
         paths: the files.
-        fields: the wanted columns; one of them is source_id.
+        columns: what is wanted; source_id among it.
         scratch: folder for sorted runs, emptied by whoever made it; None holds everything in memory.
         prepare: applied to every block of rows as it is read.
         rows_in_memory: rows beyond which runs are written.
+        options: what the user says about the files.
+        any_of: columns of which a file must have one.
 
     Raises:
         InputError: a file is missing, foreign, or lacks a required column; there are no files; the disk is full.
@@ -105,29 +116,31 @@ def read_companion(
     held: list[Table] = []
     runs: list[Run] = []
     rejected: list[Rejected] = []
-    n_rows = 0
-    columns: set[str] | None = None
+    missing: Counter[str] = Counter()
+    n_rows = n_read = 0
+    common: set[str] | None = None
     empty = None
     for path in paths:
-        for block in read_blocks(path, fields):
+        for block in read_blocks(path, columns, options, any_of):
             table = prepare(block)
             rejected += table.rejected
+            missing.update(table.missing)
             n_rows += len(table)
-            columns = set(table.columns) if columns is None else columns & set(table.columns)
-            empty = empty or table.take(np.zeros(0, np.int64))
+            n_read += table.n_read
+            common = set(table.columns) if common is None else common & set(table.columns)
+            empty = empty or replace(table.take(np.zeros(0, np.int64)), rejected=(), missing={})
             held.append(Table(table.columns, (), table.n_read))
             if scratch is not None and sum(map(len, held)) >= rows_in_memory:
                 runs.append(_write_run(concatenate(held), scratch / f"run-{len(runs):05d}.parquet"))
                 held = []
     if scratch is None or not runs:
-        whole = concatenate(held)
-        return Table(whole.columns, tuple(rejected), whole.n_read)
+        return replace(concatenate(held), rejected=tuple(rejected), missing=missing)
     if any(map(len, held)):
         runs.append(_write_run(concatenate(held), scratch / f"run-{len(runs):05d}.parquet"))
-    assert columns is not None and empty is not None  # there is a run
-    names = tuple(n for n in empty.columns if n in columns)
+    assert common is not None and empty is not None  # there is a run
+    names = tuple(n for n in empty.columns if n in common)
     nothing = Table({n: empty.columns[n] for n in names}, (), 0)
-    return SortedRuns(names, tuple(runs), n_rows, tuple(rejected), nothing)
+    return SortedRuns(names, tuple(runs), n_rows, tuple(rejected), nothing, n_read, missing)
 
 
 def _write_run(table: Table, path: Path) -> Run:

@@ -12,13 +12,14 @@ from xpbayes.archive import gaia_source, labels, photometric
 from xpbayes.archive import reddening as dust_maps
 from xpbayes.archive.companion_table import SortedRuns
 from xpbayes.archive.positions import positions_of
-from xpbayes.archive.survey_config import SurveySettings, expand
+from xpbayes.archive.survey_config import DoorSettings, SurveySettings, expand
 from xpbayes.archive.tables import Table
 from xpbayes.data.rejected import Rejected
+from xpbayes.errors import InputError
 
 log = logging.getLogger(__name__)
 
-Reader = Callable[[list[Path], Path | None], Table | SortedRuns]
+Reader = Callable[..., Table | SortedRuns]
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Companions:
         dust: a dust map.
         rejected: rows of all these tables that could not be read.
         notes: what was assumed, for the provenance.
+        summary: per table, what became of its rows, in words.
     """
 
     gaia: Table | SortedRuns | None
@@ -44,6 +46,7 @@ class Companions:
     dust: dust_maps.MapQuery | None
     rejected: tuple[Rejected, ...]
     notes: dict[str, str]
+    summary: tuple[str, ...] = ()
 
 
 def read_companions(survey: SurveySettings, base: Path, scratch: Path | None = None) -> Companions:
@@ -57,12 +60,18 @@ def read_companions(survey: SurveySettings, base: Path, scratch: Path | None = N
     notes: dict[str, str] = {}
     rejected: list[Rejected] = []
 
-    def table(name: str, patterns: tuple[str, ...], read: Reader) -> Table | SortedRuns | None:
-        if not patterns:
+    summary: list[str] = []
+
+    def table(name: str, door: DoorSettings, section: str, read: Reader) -> Table | SortedRuns | None:
+        if not door.files:
             return None
-        files = expand(patterns, base)
-        out = read(files, None if scratch is None else scratch / name.replace(" ", "_"))
+        files = expand(door.files, base)
+        place = None if scratch is None else scratch / name.replace(" ", "_")
+        out = read(files, place, options=door.options(f"[{section}]"))
         rejected.extend(out.rejected)
+        if not len(out):
+            first = f"; the first, row {out.rejected[0].row}: {out.rejected[0].reason}" if out.rejected else ""
+            raise InputError(f"{files[0]}: none of the {out.n_read} rows for {name} can be used{first}")
         where = ""
         if isinstance(out, SortedRuns):
             where = f", sorted on disk in {len(out.runs)} runs"
@@ -73,15 +82,22 @@ def read_companions(survey: SurveySettings, base: Path, scratch: Path | None = N
             + (f", {len(out.rejected)} quarantined" if out.rejected else "")
             + where
         )
+        for what, count in out.missing.items():
+            log.info(f"{name}: {what}: {count} taken for missing")
+        summary.append(f"{name} {len(out)} of {out.n_read} rows used, {len(out.rejected)} quarantined")
         return out
 
     read_gaia = partial(gaia_source.read_gaia_source, zero_point=survey.gaia.parallax_zero_point)
-    gaia = table("Gaia source table", survey.gaia.files, read_gaia)
+    gaia = table("Gaia source table", survey.gaia, "gaia", read_gaia)
     if gaia is not None:
         corrected = survey.gaia.parallax_zero_point
         notes["parallax_zero_point"] = gaia_source.ZERO_POINT_NAME if corrected else "not corrected"
-    two_mass = table("2MASS", survey.two_mass.files, photometric.read_two_mass)
-    unwise = table("unWISE", survey.unwise.files, photometric.read_unwise)
+    settings = survey.two_mass
+    read_two_mass = partial(
+        photometric.read_two_mass, quality_columns=settings.quality_columns, quality=settings.cuts.quality
+    )
+    two_mass = table("2MASS", settings, "two_mass", read_two_mass)
+    unwise = table("unWISE", survey.unwise, "unwise", photometric.read_unwise)
     if (two_mass is not None or unwise is not None) and (gaia is None or "norm_dg" not in gaia):
         notes["crowding"] = "norm_dg unknown: crowded stars are not cut from 2MASS and unWISE"
     star_labels = None
@@ -96,13 +112,20 @@ def read_companions(survey: SurveySettings, base: Path, scratch: Path | None = N
         rejected.extend(star_labels.rejected)
         for c in star_labels.cuts:
             log.info(f"{c.what}: {c.removed} removed, {c.left} left")
+        if not len(star_labels):
+            worst = max(star_labels.cuts, key=lambda c: c.removed)
+            raise InputError(
+                f"{expand(survey.labels[0].files, base)[0]}: no label is left (most went with {worst.what})"
+            )
+        n_bad = len(star_labels.rejected)
+        summary.append(f"labels {len(star_labels)} stars, {n_bad} row{'' if n_bad == 1 else 's'} quarantined")
         notes["labels"] = ", ".join(one.survey for one in survey.labels)
     own, dust = None, None
     if survey.reddening.source == "columns":
-        own = table("reddening", survey.reddening.files, dust_maps.read_reddening)
+        own = table("reddening", survey.reddening, "reddening", dust_maps.read_reddening)
         notes["reddening"] = "the user's own columns"
     elif survey.reddening.source == "bayestar19":
         place = survey.reddening.map_file
         dust = dust_maps.bayestar19(base / place if place else None)
         notes["reddening"] = f"Bayestar19, {survey.reddening.n_draws} draws over map and parallax"
-    return Companions(gaia, two_mass, unwise, star_labels, own, dust, tuple(rejected), notes)
+    return Companions(gaia, two_mass, unwise, star_labels, own, dust, tuple(rejected), notes, tuple(summary))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field as Setting
+from pydantic import field_validator, model_validator
 
 from xpbayes.config import FrozenSettings
 from xpbayes.errors import InputError, nearest
@@ -27,6 +28,43 @@ class LabelColumns(FrozenSettings):
         {"teff": ("teff_err",), "feh": ("feh_err",), "logg": ("logg_err",)},
         description="label name = its error's column",
     )
+
+
+class FlagRule(FrozenSettings):
+    """A quality flag of a label catalogue: which values are good, or which bits are bad."""
+
+    column: tuple[str, ...] = Setting(
+        min_length=1, description="the flag's column; of several names, the first there is"
+    )
+    allowed: tuple[int | str, ...] = Setting((), description="values that are good; true and false are 1 and 0")
+    forbidden_bits: tuple[int, ...] = Setting((), description="bits that may not be set, counted from 0")
+    label: str | None = Setting(None, description="the one label that the flag is about; else it is about the star")
+
+    @field_validator("column", mode="before")
+    @classmethod
+    def _one_name(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> "FlagRule":
+        if bool(self.allowed) == bool(self.forbidden_bits):
+            raise ValueError("a flag needs either allowed or forbidden_bits")
+        if not all(0 <= bit < 63 for bit in self.forbidden_bits):
+            raise ValueError("bits are counted from 0 to 62")
+        return self
+
+    @property
+    def sentence(self) -> str:
+        """The rule in words."""
+        if self.allowed:
+            return f"{self.column[0]} not {' or '.join(map(str, self.allowed))}"
+        return f"{self.column[0]} with bit {' or '.join(map(str, self.forbidden_bits))}"
+
+
+def _flag(
+    *column: str, allowed: tuple[int | str, ...] = (), bits: tuple[int, ...] = (), label: str | None = None
+) -> FlagRule:
+    return FlagRule(column=column, allowed=allowed, forbidden_bits=bits, label=label)
 
 
 def _columns(
@@ -55,12 +93,14 @@ class SurveyPreset:
         source: where its data model is published, and what of it could not be checked there.
         epoch: of its positions [Julian year].
         teff_range: labels outside are not used [K].
+        flags: the cuts that the survey recommends, on those of these columns that a file has.
     """
 
     columns: LabelColumns
     source: str
     epoch: float = 2000.0
     teff_range: tuple[float, float] = (0.0, float("inf"))
+    flags: tuple[FlagRule, ...] = ()
 
 
 JOIN_TEFF_K = 7000.0
@@ -108,7 +148,13 @@ SURVEYS: dict[str, SurveyPreset] = {
             },
         ),
         source="SDSS DR17 allStar, data.sdss.org/datamodel/files/APOGEE_ASPCAP/APRED_VERS/ASPCAP_VERS/allStar.html "
-        "(catalogue III/286 at the CDS); positions J2000",
+        "(catalogue III/286 at the CDS); positions J2000. Flags: sdss.org/dr17/irspec/apogee-bitmasks, STAR_BAD, NO_ASPCAP_"
+        "RESULT and the labels' own BAD bits of ASPCAPFLAG, BAD_PIXELS and VERY_BRIGHT_NEIGHBOR of STARFLAG",
+        flags=(
+            _flag("aspcapflag", bits=(16, 17, 19, 23, 31)),
+            _flag("starflag", bits=(0, 3)),
+            _flag("fe_h_flag", allowed=(0,), label="feh"),
+        ),
     ),
     "galah": SurveyPreset(
         _columns(
@@ -121,8 +167,14 @@ SURVEYS: dict[str, SurveyPreset] = {
                 "alpha_m": (("alpha_fe",), ("e_alpha_fe",)),  # DR3 only: DR4 gives single elements
             },
         ),
-        source="GALAH DR4, galah-survey.org/dr4/table_schema, tables allstar and allspec; positions are Gaia DR3's",
+        source="GALAH DR4, galah-survey.org/dr4/table_schema, tables allstar and allspec; positions are Gaia DR3's. Flags: "
+        "galah-survey.org/dr4/using_the_data recommends flag_sp = 0 and, for an abundance, its own flag = 0",
         epoch=2016.0,
+        flags=(
+            _flag("flag_sp", allowed=(0,)),
+            _flag("flag_fe_h", allowed=(0,), label="feh"),
+            _flag("flag_alpha_fe", allowed=(0,), label="alpha_m"),
+        ),
     ),
     "desi": SurveyPreset(
         _columns(
@@ -140,6 +192,7 @@ SURVEYS: dict[str, SurveyPreset] = {
         source="DESI Milky Way Survey value-added catalogue, mwsall, extension RVTAB, "
         "github.com/desimilkyway/desi-mws-edr-datamodel docs/mwsall.rst; positions at REF_EPOCH, typically 2015.5",
         epoch=2015.5,
+        flags=(_flag("rvs_warn", allowed=(0,)), _flag("success", allowed=(1,))),
     ),
     "sdssv": SurveyPreset(
         _columns(
@@ -153,7 +206,8 @@ SURVEYS: dict[str, SurveyPreset] = {
             },
         ),
         source="SDSS DR19 astraAllStarASPCAP, sdss-astra.readthedocs.io/en/latest/user/glossary.html and "
-        "sdss.org/dr19/mwm/astra/accessing-astra-files",
+        "sdss.org/dr19/mwm/astra/accessing-astra-files; flag_bad is Astra's own summary of what must not be used",
+        flags=(_flag("flag_bad", allowed=(0,)),),
     ),
     "custom": SurveyPreset(LabelColumns(source_id=("source_id",)), source="whatever the user names"),
 }
@@ -164,8 +218,15 @@ class LabelSurvey(FrozenSettings):
 
     survey: str = Setting("custom", description=f"what is known about the survey: one of {', '.join(SURVEYS)}")
     files: tuple[str, ...] = Setting(min_length=1, description="files, * allowed; relative to survey.toml")
+    hdu: int | str | None = Setting(
+        None, description="number or name of the one table to read, where files hold several"
+    )
+    allow_truncated: bool = Setting(False, description="read tables that their server says it has cut short")
+    flags: tuple[FlagRule, ...] | None = Setting(
+        None, description="quality flags to cut on; the survey's recommended ones if absent, none if empty"
+    )
     columns: LabelColumns | None = Setting(None, description="the columns, where they differ from the survey's own")
-    teff_unit: Literal["K", "kK"] = Setting("K", description="unit of Teff and its error")
+    teff_unit: Literal["K", "kK"] = Setting("K", description="unit of Teff and its error where the file declares none")
     match: Literal["auto", "source_id", "position"] = Setting(
         "auto", description="auto: by source_id where the file has one, else by position"
     )
@@ -185,6 +246,10 @@ class LabelSurvey(FrozenSettings):
                 f"unknown label survey '{self.survey}'{nearest(self.survey, SURVEYS)}; known are {', '.join(SURVEYS)}"
             )
         return SURVEYS[self.survey]
+
+    def rules(self) -> tuple[FlagRule, ...]:
+        """Return the flags to cut on."""
+        return self.preset().flags if self.flags is None else self.flags
 
     def teff_limits(self) -> tuple[float, float]:
         """Return the range of Teff whose labels are used [K]."""

@@ -11,25 +11,35 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field as Setting
 
-from xpbayes.archive.label_surveys import LabelColumns, LabelSurvey
+from xpbayes.archive.columns import Column, ReadOptions
+from xpbayes.archive.label_surveys import FlagRule, LabelColumns, LabelSurvey
 from xpbayes.archive.positions import Positions, match_positions
-from xpbayes.archive.tables import Field, Kind, Table, read_blocks
+from xpbayes.archive.tables import Table, read_blocks
+from xpbayes.archive.values import NO_ID
 from xpbayes.config import FrozenSettings
 from xpbayes.data.rejected import Rejected
 from xpbayes.data.spectra import Cut
 from xpbayes.errors import InputError
 
-SENTINEL = -900.0
-"""Surveys write missing labels as -999 or -9999."""
+PLAUSIBLE: dict[str, tuple[str, float, float, float]] = {
+    "teff": ("kK", 1.0, 300.0, 100.0),
+    "feh": ("dex", -9.0, 5.0, 5.0),
+    "logg": ("dex(cm / s2)", -5.0, 11.0, 5.0),
+    "alpha_m": ("dex", -5.0, 5.0, 5.0),
+}
+"""Unit, least and greatest value, greatest error of a label: [Fe/H] = 99, -9.99 or -9999 was not measured."""
+ANY_LABEL = ("", -900.0, np.inf, np.inf)
+"""The same for a label that only the user knows: surveys write missing ones as -999 or -9999."""
 
 LabelNames = tuple[str, ...]
 Quantity = tuple[str, str]
-"""("value" | "error", label), ("snr", column) or ("at", "ra" | "dec" | "source_id")."""
+"""("value" | "error", label), ("snr" | "flag", column) or ("at", "ra" | "dec" | "source_id")."""
 
 
 class TrainingCuts(FrozenSettings):
@@ -90,23 +100,29 @@ def read_labels(
         InputError: a file or a needed column is missing; no way to match.
     """
     columns = survey.columns or survey.preset().columns
-    fields, where = _wanted(columns, names)
+    wanted, where = _wanted(survey, columns, names)
+    options = ReadOptions(None, survey.hdu, survey.allow_truncated, "[[labels]] (source_id: its columns)")
+    teff = where.get(("value", names[0]), names[0])
     parts: list[_Labels] = []
     rejected: list[Rejected] = []
     removed: Counter[str] = Counter()
+    missing: Counter[str] = Counter()
     n_read = 0
     for path in paths:
-        for table in read_blocks(path, fields):
-            found = {key: field for key, field in where.items() if field in table}
-            _check(found, where, names, path)
-            parts.append(_select(survey, table, found, columns, names, path, removed))
+        no_teff = f"has no column {teff} for the label {names[0]}; map it in [labels.columns.labels]"
+        for table in read_blocks(path, wanted, options, ((teff,), no_teff)):
+            found = {key: column for key, column in where.items() if column in table}
+            _check(survey, found, where, names, path)
+            parts.append(_select(survey, table, found, columns, names, path, removed, missing))
             rejected += table.rejected
+            missing.update(table.missing)
             n_read += len(table)
     if not parts:
         raise InputError("no label files were named; name at least one")
     kept = _Labels(*(np.concatenate([getattr(p, name) for p in parts]) for name in _Labels.__dataclass_fields__))
     source_id = _match(survey, kept, stars, paths[0])
     cuts = [Cut(f"{survey.survey}: rows read", len(rejected), n_read)]
+    cuts += [Cut(f"{survey.survey}: {what}, taken for missing", count, n_read) for what, count in missing.items()]
     for what, count in removed.items():
         cuts.append(Cut(f"{survey.survey}: {what}", count, cuts[-1].left - count))
     keep = source_id > 0
@@ -137,29 +153,40 @@ class _Labels:
     by_position: NDArray[np.bool_]
 
 
-def _wanted(columns: LabelColumns, names: LabelNames) -> tuple[list[Field], dict[Quantity, str]]:
-    """The fields that the mapping names, and under which of them each quantity is."""
-    fields: dict[str, Field] = {}
+def _wanted(survey: LabelSurvey, columns: LabelColumns, names: LabelNames) -> tuple[list[Column], dict[Quantity, str]]:
+    """The columns that the mapping names, and under which of them each quantity is."""
+    wanted: dict[str, Column] = {}
     where: dict[Quantity, str] = {}
 
-    def want(key: Quantity, candidates: tuple[str, ...], kind: Kind = "float") -> None:
+    def want(key: Quantity, candidates: tuple[str, ...], **about: Any) -> None:
         if candidates:
-            fields[candidates[0]] = Field(candidates[0], kind, candidates[1:])
+            wanted.setdefault(candidates[0], Column(candidates[0], aliases=candidates[1:], **about))
             where[key] = candidates[0]
 
     for name in names:
-        want(("value", name), columns.labels.get(name, ()))
-        want(("error", name), columns.errors.get(name, ()))
+        unit, low, high, greatest = PLAUSIBLE.get(name, ANY_LABEL)
+        documented = survey.teff_unit if name == "teff" else ""
+        about = {"unit": unit, "documented": documented}
+        want(("value", name), columns.labels.get(name, ()), low=low, high=high, **about)
+        want(("error", name), columns.errors.get(name, ()), low=0.0, high=greatest, is_error=True, **about)
     for name in columns.snr:
-        want(("snr", name), (name,))
-    want(("at", "ra"), columns.ra)
-    want(("at", "dec"), columns.dec)
-    want(("at", "source_id"), columns.source_id, "integer")
-    return list(fields.values()), where
+        want(("snr", name), (name,), low=-900.0)
+    want(("at", "ra"), columns.ra, unit="deg", low=-361.0, high=721.0)
+    want(("at", "dec"), columns.dec, unit="deg", low=-90.001, high=90.001)
+    want(("at", "source_id"), columns.source_id, kind="id")
+    for rule in survey.rules():
+        text = any(isinstance(v, str) for v in rule.allowed)
+        want(("flag", rule.column[0]), rule.column, kind="text" if text else "integer")
+    return list(wanted.values()), where
 
 
-def _check(found: dict[Quantity, str], where: dict[Quantity, str], names: LabelNames, path: Path) -> None:
-    """Refuse a file that lacks a label which its survey has, or an error."""
+def _check(
+    survey: LabelSurvey, found: dict[Quantity, str], where: dict[Quantity, str], names: LabelNames, path: Path
+) -> None:
+    """Refuse a file that lacks a label which its survey has, or an error, or a flag that the user names."""
+    lacking = [r.column[0] for r in survey.rules() if survey.flags and ("flag", r.column[0]) not in found]
+    if lacking:
+        raise InputError(f"{path}: has no column {lacking[0]} to cut on; correct [[labels.flags]]")
     for name in names:
         # A survey's other releases may lack a label that is not the first; half a label is a mistake.
         has = [kind for kind in ("value", "error") if (kind, name) in found]
@@ -171,8 +198,6 @@ def _check(found: dict[Quantity, str], where: dict[Quantity, str], names: LabelN
             )
         if has == ["value"]:
             raise InputError(f"{path}: label {name} has no error column; map it in [labels.columns.errors]")
-    if ("value", names[0]) not in found:
-        raise InputError(f"{path}: has no column for the label {names[0]}; map it in [labels.columns.labels]")
 
 
 def _select(
@@ -183,8 +208,9 @@ def _select(
     names: LabelNames,
     path: Path,
     removed: Counter[str],
+    missing: Counter[str],
 ) -> _Labels:
-    """Labels of a block in internal units, the survey's own cuts applied and counted in `removed`."""
+    """Labels of a block in internal units, the cuts applied: rows counted in `removed`, single labels in `missing`."""
     n = len(table)
     keep = np.ones(n, bool)
 
@@ -197,12 +223,21 @@ def _select(
     for i, name in enumerate(names):
         if ("value", name) not in found:
             continue
-        scale = 1e-3 if name == "teff" and survey.teff_unit == "K" else 1.0
         raw, raw_error = table.floats(found["value", name]), table.floats(found["error", name])
-        with np.errstate(invalid="ignore"):
-            good = np.isfinite(raw) & (raw > SENTINEL) & np.isfinite(raw_error) & (raw_error > 0)
-        value[good, i] = raw[good] * scale
-        error[good, i] = np.hypot(raw_error[good] * scale, survey.error_floor.get(name, 0.0))
+        good = np.isfinite(raw) & np.isfinite(raw_error)
+        value[good, i] = raw[good]
+        error[good, i] = np.hypot(raw_error[good], survey.error_floor.get(name, 0.0))
+    for rule in survey.rules():
+        if ("flag", rule.column[0]) not in found:
+            removed[f"no column {rule.column[0]} to cut on"] += 0
+            continue
+        bad = _flagged(rule, table.columns[found["flag", rule.column[0]]])
+        if rule.label is None:
+            cut(rule.sentence, bad)
+        elif rule.label in names:
+            i = names.index(rule.label)
+            missing[f"{rule.label} where {rule.sentence}"] += int((keep & bad & np.isfinite(value[:, i])).sum())
+            value[bad, i] = error[bad, i] = np.nan
     cut("no Teff with an error", ~np.isfinite(value[:, 0]))
     low, high = survey.teff_limits()
     with np.errstate(invalid="ignore"):
@@ -226,6 +261,14 @@ def _select(
         np.full(int(keep.sum()), by_id),
         np.full(int(keep.sum()), by_position),
     )
+
+
+def _flagged(rule: FlagRule, values: NDArray[Any]) -> NDArray[np.bool_]:
+    """(row,) which rows a flag speaks against; a flag that is missing does not speak for one."""
+    if rule.allowed:
+        return ~np.isin(values, np.array(rule.allowed, dtype=values.dtype))
+    mask = np.int64(sum(1 << bit for bit in set(rule.forbidden_bits)))
+    return np.asarray(((values & mask) != 0) | (values == NO_ID))
 
 
 def _match(survey: LabelSurvey, rows: _Labels, stars: Iterable[Positions] | None, path: Path) -> NDArray[np.int64]:

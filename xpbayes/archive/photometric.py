@@ -4,15 +4,18 @@ In: a table with the surveys' own columns, one row a source_id, and Gaia's norm_
 missing or cut has inverse error 0: infinite variance (METHOD 2).
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field as Setting
 
+from xpbayes.archive.columns import DEFAULT, SOURCE_ID, Column, ReadOptions, error_column, magnitude, magnitude_error
 from xpbayes.archive.companion_table import SortedRuns, read_companion
-from xpbayes.archive.tables import SOURCE_ID, Field, Table
+from xpbayes.archive.tables import AnyOf, Table
 from xpbayes.channels import BANDS
 from xpbayes.config import FrozenSettings
 from xpbayes.data.spectra import Cut
@@ -22,13 +25,16 @@ from xpbayes.instrument.photometry import LN10_OVER_2P5, flux_from_magnitude
 UNWISE_ZERO_POINT = 22.5
 """Vega magnitude of one unWISE nanomaggy (Schlafly et al. 2019)."""
 
+FAINTEST_BRIGHTEST, LEAST_PRECISE = (30.0, -5.0), 5.0
+"""Magnitudes and errors of a measurement [mag]; `columns.magnitude_columns` has the same for published magnitudes."""
+
 TWO_MASS_BANDS, UNWISE_BANDS = ("J", "H", "Ks"), ("W1", "W2")
 
 
 class TwoMassCuts(FrozenSettings):
     """Which 2MASS magnitudes count."""
 
-    quality: str = Setting("A", min_length=1, description="letters of ph_qual that are good, band by band")
+    quality: str = Setting("A", description="letters of ph_qual that are good, band by band; empty: any, or no ph_qual")
     norm_dg_max: float = Setting(-5.0, description="a star with a larger norm_dg is crowded (ZGR23 Section 2.3)")
     error_floor: float = Setting(0.01, ge=0, description="fraction of the flux added in quadrature to its error")
 
@@ -60,64 +66,104 @@ class BandFluxes:
     cuts: tuple[Cut, ...]
 
 
-def _two_mass_fields() -> tuple[Field, ...]:
-    fields = [SOURCE_ID, Field("ph_qual", "text", ("qflg", "tmass_ph_qual"))]
+TWO_MASS_MAGNITUDES = ("j_m", "h_m", "ks_m")
+UNWISE_MEASURED = ("flux_w1", "flux_w2", "mag_w1_vg", "mag_w2_vg")
+
+
+def _two_mass_columns() -> tuple[Column, ...]:
+    columns = [SOURCE_ID, Column("ph_qual", "text", ("qflg", "tmass_ph_qual"))]
     for band in ("j", "h", "ks"):
         short = band[0]
-        fields.append(Field(f"{band}_m", aliases=(f"{short}_m", f"{short}mag", f"tmass_{band}_m")))
-        fields.append(
-            Field(
+        columns += [
+            magnitude(f"{band}_m", (f"{short}_m", f"{short}mag", f"tmass_{band}_m")),
+            magnitude_error(
                 f"{band}_msigcom",
-                aliases=(f"{short}_msigcom", f"e_{short}mag", f"{band}_m_error", f"{short}_m_error"),
-            )
-        )
-    return tuple(fields)
-
-
-def _unwise_fields() -> tuple[Field, ...]:
-    fields = [SOURCE_ID]
-    for n in ("1", "2"):
-        fields += [
-            Field(f"flux_w{n}", aliases=(f"w{n}_flux", f"fluxw{n}", f"fw{n}")),
-            Field(f"dflux_w{n}", aliases=(f"w{n}_dflux", f"e_fw{n}", f"dfluxw{n}", f"flux_w{n}_error")),
-            Field(f"mag_w{n}_vg", aliases=(f"mag_w{n}", f"w{n}_mag", f"w{n}mag", f"w{n}mpro")),
-            Field(f"mag_w{n}_error", aliases=(f"dmag_w{n}", f"w{n}_mag_error", f"e_w{n}mag", f"w{n}sigmpro")),
-            Field(f"fracflux_w{n}", aliases=(f"w{n}_fracflux", f"ffw{n}")),
-            Field(f"qf_w{n}", aliases=(f"w{n}_qf", f"qfw{n}")),
-            Field(f"flags_unwise_w{n}", "integer", (f"w{n}_flags_unwise",)),
+                (f"{short}_msigcom", f"e_{short}mag", f"{band}_m_error", f"{short}_m_error"),
+            ),
         ]
-    return tuple(fields)
+    return tuple(columns)
 
 
-TWO_MASS_FIELDS, UNWISE_FIELDS = _two_mass_fields(), _unwise_fields()
+def _unwise_columns() -> tuple[Column, ...]:
+    columns = [SOURCE_ID]
+    for n in ("1", "2"):
+        columns += [
+            Column(f"flux_w{n}", aliases=(f"w{n}_flux", f"fluxw{n}", f"fw{n}"), unit="nmgy", low=-1e12, high=1e12),
+            error_column(
+                f"dflux_w{n}", 1e12, (f"w{n}_dflux", f"e_fw{n}", f"dfluxw{n}", f"flux_w{n}_error"), unit="nmgy"
+            ),
+            magnitude(f"mag_w{n}_vg", (f"mag_w{n}", f"w{n}_mag", f"w{n}mag", f"w{n}mpro")),
+            magnitude_error(f"mag_w{n}_error", (f"dmag_w{n}", f"w{n}_mag_error", f"e_w{n}mag", f"w{n}sigmpro")),
+            Column(f"fracflux_w{n}", aliases=(f"w{n}_fracflux", f"ffw{n}"), low=-1e-6, high=1.0 + 1e-3),
+            Column(f"qf_w{n}", aliases=(f"w{n}_qf", f"qfw{n}"), low=-1e-6, high=1.0 + 1e-3),
+            Column(f"flags_unwise_w{n}", "integer", (f"w{n}_flags_unwise",)),
+        ]
+    return tuple(columns)
 
 
-def read_two_mass(paths: list[Path], scratch: Path | None = None) -> Table | SortedRuns:
+TWO_MASS_FIELDS, UNWISE_FIELDS = _two_mass_columns(), _unwise_columns()
+
+
+def read_two_mass(
+    paths: list[Path],
+    scratch: Path | None = None,
+    options: ReadOptions = DEFAULT,
+    quality_columns: Sequence[str] = (),
+    quality: str = "A",
+) -> Table | SortedRuns:
     """Read 2MASS matches: source_id, j_m, j_msigcom, ..., ph_qual; InputError if no magnitude is there.
 
     Args:
         paths: the files.
         scratch: folder for a table that is larger than memory should hold; None holds it in memory.
+        options: what the user says about the files.
+        quality_columns: columns with the flag of J, H and Ks, instead of ph_qual.
+        quality: letters that are good; empty: any, and no flag is needed.
     """
-    table = read_companion(paths, TWO_MASS_FIELDS, scratch)
-    return _require(table, ("j_m", "h_m", "ks_m"), paths, "2MASS magnitudes")
+    columns, prepare = TWO_MASS_FIELDS, _as_it_is
+    if quality_columns:
+        columns = (*(c for c in TWO_MASS_FIELDS if c.name != "ph_qual"), *(Column(n, "text") for n in quality_columns))
+        prepare = partial(_joined_quality, names=tuple(quality_columns))
+    table = read_companion(
+        paths, columns, scratch, prepare, options=options, any_of=_any_of(TWO_MASS_MAGNITUDES, "2MASS magnitudes")
+    )
+    if quality and "ph_qual" not in table:
+        raise InputError(
+            f"{paths[0]}: has no ph_qual, 2MASS's quality flags; name three columns of flags with quality_columns under "
+            f'[two_mass], or set quality = "" under [two_mass.cuts] to go without'
+        )
+    return table
 
 
-def read_unwise(paths: list[Path], scratch: Path | None = None) -> Table | SortedRuns:
+def _as_it_is(table: Table) -> Table:
+    return table
+
+
+def _joined_quality(table: Table, names: tuple[str, ...]) -> Table:
+    """Put the three bands' own flags together as ph_qual has them."""
+    lacking = [n for n in names if n not in table]
+    if lacking:
+        raise InputError(f"no column {lacking[0]} in a 2MASS table; correct quality_columns under [two_mass]")
+    flags = [np.char.ljust(table.columns[n].astype("U1"), 1) for n in names]
+    joined = np.char.add(np.char.add(flags[0], flags[1]), flags[2])
+    kept = {k: v for k, v in table.columns.items() if k not in names}
+    return replace(table, columns={**kept, "ph_qual": joined})
+
+
+def read_unwise(paths: list[Path], scratch: Path | None = None, options: ReadOptions = DEFAULT) -> Table | SortedRuns:
     """Read unWISE matches: source_id, flux_w1, dflux_w1, ... or magnitudes; InputError if neither is there.
 
     Args:
         paths: the files.
         scratch: folder for a table that is larger than memory should hold; None holds it in memory.
+        options: what the user says about the files.
     """
-    names = ("flux_w1", "flux_w2", "mag_w1_vg", "mag_w2_vg")
-    return _require(read_companion(paths, UNWISE_FIELDS, scratch), names, paths, "unWISE fluxes or magnitudes")
+    any_of = _any_of(UNWISE_MEASURED, "unWISE fluxes or magnitudes")
+    return read_companion(paths, UNWISE_FIELDS, scratch, options=options, any_of=any_of)
 
 
-def _require(table: Table | SortedRuns, names: tuple[str, ...], paths: list[Path], what: str) -> Table | SortedRuns:
-    if not any(n in table for n in names):
-        raise InputError(f"{paths[0]}: has no {what} (none of {', '.join(names)}); name another table")
-    return table
+def _any_of(names: tuple[str, ...], what: str) -> AnyOf:
+    return names, f"has no {what} (none of {', '.join(names)}); name another table"
 
 
 class _Counter:
@@ -145,9 +191,10 @@ def two_mass_fluxes(table: Table, norm_dg: NDArray[np.float64], cuts: TwoMassCut
     magnitude = np.stack([table.floats(f"{b.lower()}_m") for b in TWO_MASS_BANDS], axis=1)
     error = np.stack([table.floats(f"{b.lower()}_msigcom") for b in TWO_MASS_BANDS], axis=1)
     counter = _Counter("2MASS", np.isfinite(magnitude) & np.isfinite(error) & (error > 0))
-    letters = table.columns.get("ph_qual", np.full(len(table), "", dtype="U3"))
-    good = np.array([[c in cuts.quality for c in text.ljust(3)[:3]] for text in letters.tolist()], bool).reshape(-1, 3)
-    counter.cut(f"ph_qual not in '{cuts.quality}'", ~good)
+    if cuts.quality:
+        letters = table.columns.get("ph_qual", np.full(len(table), "", dtype="U3"))
+        good = [[c in cuts.quality for c in text.ljust(3)[:3]] for text in letters.tolist()]
+        counter.cut(f"ph_qual not in '{cuts.quality}'", ~np.array(good, bool).reshape(-1, 3))
     counter.cut(f"norm_dg > {cuts.norm_dg_max:g}", _crowded(norm_dg, cuts.norm_dg_max))
     return _from_magnitudes(TWO_MASS_BANDS, magnitude, error, counter, cuts.error_floor)
 
@@ -169,6 +216,11 @@ def unwise_fluxes(table: Table, norm_dg: NDArray[np.float64], cuts: UnwiseCuts) 
     positive = (flux > 0) & (flux_error > 0)
     magnitude = np.where(positive, UNWISE_ZERO_POINT - 2.5 * np.log10(np.where(positive, flux, 1.0)), magnitude)
     error = np.where(positive, flux_error / np.where(positive, flux, 1.0) / LN10_OVER_2P5, error)
+    with np.errstate(invalid="ignore"):  # a flux that no star has, or lost in its error, measures nothing
+        magnitude = np.where(
+            (magnitude > FAINTEST_BRIGHTEST[1]) & (magnitude < FAINTEST_BRIGHTEST[0]), magnitude, np.nan
+        )
+        error = np.where(error < LEAST_PRECISE, error, np.nan)
     counter = _Counter("unWISE", np.isfinite(magnitude) & np.isfinite(error) & (error > 0))
     with np.errstate(invalid="ignore"):  # an absent quality column is NaN: nothing to cut on
         counter.cut(f"fracflux < {cuts.fracflux_min:g}", both("fracflux_w{}") < cuts.fracflux_min)

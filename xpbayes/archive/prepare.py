@@ -17,7 +17,7 @@ import numpy as np
 
 from xpbayes.archive.companion_table import SeenIds
 from xpbayes.archive.companions import Companions, read_companions
-from xpbayes.archive.stream import stream_file
+from xpbayes.archive.stream import idle_companions, stream_file
 from xpbayes.archive.survey_config import SurveySettings, expand, read_survey
 from xpbayes.checksum import file_checksum
 from xpbayes.data.rejected import Rejected, write_quarantine
@@ -146,10 +146,11 @@ def _finish(
     _write_json(out / MANIFEST, manifest)
     for cut in cuts:
         log.info(f"{cut.what}: {cut.removed} removed, {cut.left} left")
-    log.info(
+    last = (
         f"{totals['rows_read']} rows read: {totals['stars_written']} stars written, {totals['stars_cut']} cut, "
         f"{totals['rows_quarantined']} quarantined ({QUARANTINE})"
     )
+    log.info("; ".join([last, *companions["summary"], *idle_companions(cuts)]))
     if not tables:
         raise InputError(
             f"{config_path}: no star is left of {totals['rows_read']} rows ({totals['rows_quarantined']} quarantined, "
@@ -242,6 +243,7 @@ def _summary(companions: Companions) -> dict[str, Any]:
         "rejected": [asdict(r) for r in companions.rejected],
         "label_cuts": [asdict(c) for c in label_cuts],
         "notes": companions.notes,
+        "summary": companions.summary,
     }
 
 

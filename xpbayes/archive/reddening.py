@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from xpbayes.archive.columns import DEFAULT, SOURCE_ID, Column, ReadOptions, error_column
 from xpbayes.archive.companion_table import SortedRuns, read_companion
-from xpbayes.archive.tables import SOURCE_ID, Field, Table
+from xpbayes.archive.tables import Table
 from xpbayes.errors import InputError
 from xpbayes.identity import Stream, uniform_from_id
 
@@ -34,19 +35,28 @@ ERROR_FLOOR = 1e-3
 
 FIELDS = (
     SOURCE_ID,
-    Field("reddening", aliases=("e", "ebv", "e_bv", "e(b-v)"), required=True),
-    Field("reddening_error", aliases=("e_reddening", "ebv_error", "e_err", "sigma_e", "ebv_err"), required=True),
+    Column("reddening", "float", ("e", "ebv", "e_bv", "e(b-v)"), True, unit="mag", low=-5.0, high=50.0),
+    error_column(
+        "reddening_error",
+        50.0,
+        ("e_reddening", "ebv_error", "e_err", "sigma_e", "ebv_err"),
+        required=True,
+        unit="mag",
+    ),
 )
 
 
-def read_reddening(paths: list[Path], scratch: Path | None = None) -> Table | SortedRuns:
+def read_reddening(
+    paths: list[Path], scratch: Path | None = None, options: ReadOptions = DEFAULT
+) -> Table | SortedRuns:
     """Read the user's own estimates: source_id, reddening, reddening_error [mag].
 
     Args:
         paths: the files.
         scratch: folder for a table that is larger than memory should hold; None holds it in memory.
+        options: what the user says about the files.
     """
-    return read_companion(paths, FIELDS, scratch)
+    return read_companion(paths, FIELDS, scratch, options=options)
 
 
 def monte_carlo_reddening(

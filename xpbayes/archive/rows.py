@@ -1,40 +1,27 @@
 """Rows of any table file, one after the other, as raw cells: the part that all readers of array columns share.
 
-CSV, ECSV (plain or gzip), FITS, VOTable, Avro, Parquet and HDF5 differ in how a cell is stored, not in what it means.
 This module finds the wanted columns and yields their cells; `cells.ArrayParser`, `integer` and `number` read a cell.
 A damaged row is yielded as `Rejected`; a file that cannot be read at all raises InputError.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xpbayes.archive.binary_file import ROWS_AT_ONCE, BlockError, ColumnFile, Columns, open_columns, open_resolved
-from xpbayes.archive.cells import Cell, LineParser, integer
-from xpbayes.archive.columns import SOURCE_ID, Places, Wanted, needed_columns, resolve_columns
-from xpbayes.archive.text_file import DamagedError, TextFile
-from xpbayes.data.rejected import UNKNOWN_SOURCE, Rejected
-from xpbayes.errors import InputError
+from xpbayes.archive.cells import Cell, LostDigitsError, source_id
+from xpbayes.archive.columns import DEFAULT, Column, Place, Places, ReadOptions, tables_with
+from xpbayes.archive.open_file import opened
+from xpbayes.archive.raw_table import Columns, RawTable
+from xpbayes.archive.tables import AnyOf, rejected_row
+from xpbayes.archive.values import lost_digits
+from xpbayes.data.rejected import Rejected
 
-FORMATS = {
-    ".csv": "text",
-    ".ecsv": "text",
-    ".txt": "text",
-    ".fits": "fits",
-    ".fit": "fits",
-    ".xml": "votable",
-    ".vot": "votable",
-    ".votable": "votable",
-    ".avro": "avro",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".h5": "hdf5",
-    ".hdf5": "hdf5",
-    ".hdf": "hdf5",
-}
+ROWS_AT_ONCE = 512
+"""Rows of a spectra file held at once."""
 
 Row = tuple[int, list[Cell]] | Rejected
 """Row number, starting at 1, and one cell per wanted column; or why there are none."""
@@ -42,121 +29,105 @@ Row = tuple[int, list[Cell]] | Rejected
 
 @dataclass(frozen=True)
 class Rows:
-    """A file's rows.
+    """The rows of a file's tables, of all that have the wanted columns.
 
     Attributes:
-        found: names of the wanted columns that the file has.
-        cells: its rows, in order.
+        found: names of the wanted columns that the first of these tables has.
+        names: all columns of these tables.
+        tables: per table, where its wanted columns are, and its rows, in order.
     """
 
     found: frozenset[str]
-    cells: Iterator[Row]
+    names: frozenset[str]
+    tables: Iterator[tuple[Places, Iterator[Row]]]
 
 
-def table_format(path: Path) -> str:
-    """Name the format of a file by its suffix; InputError for an unknown one or a file that is not there."""
-    suffixes = [s.lower() for s in path.suffixes]
-    if suffixes and suffixes[-1] == ".gz":
-        suffixes.pop()
-    if not suffixes or suffixes[-1] not in FORMATS:
-        raise InputError(f"{path}: unknown file format; use one of {', '.join(FORMATS)} (text, FITS, VOTable also .gz)")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; check the path")
-    return FORMATS[suffixes[-1]]
-
-
-def open_rows(path: Path, wanted: Sequence[Wanted]) -> Rows:
+def open_rows(
+    path: Path, wanted: Sequence[Column], options: ReadOptions = DEFAULT, any_of: AnyOf | None = None
+) -> Rows:
     """Open a table file of any format.
 
     Args:
-        path: the file; the suffix names the format.
-        wanted: the columns whose cells are yielded, in this order; `SOURCE_ID` must be one of them.
+        path: the file.
+        wanted: the columns whose cells are yielded, in this order; the first holds the identifiers.
+        options: what the user says about the file.
+        any_of: columns of which a table must have one.
 
     Raises:
-        InputError: no such file, unknown format, not a file of that format, a required column is missing.
+        InputError: no such file, of no known format, a required column is missing; as `columns.tables_with` says.
     """
-    kind = table_format(path)
-    if kind == "text":
-        return _text_rows(TextFile(path), wanted)
-    file, places, found = open_resolved(path, kind, wanted)
-    return Rows(found, _binary_rows(file, places, path))
+    stack = ExitStack()
+    try:
+        found = tables_with(stack.enter_context(opened(path)), path, wanted, options, any_of)
+    except BaseException:
+        stack.close()
+        raise
+    have = frozenset(c.name for c, p in zip(wanted, found[0][1], strict=True) if p is not None)
+    return Rows(have, frozenset(n for t, _ in found for n in t.names), _tables(path, found, stack))
 
 
 def column_names(path: Path) -> list[str]:
-    """List the columns of a table file; for Avro, the record's top-level names."""
-    kind = table_format(path)
-    if kind == "text":
-        return TextFile(path).header
-    file = open_columns(path, kind)
-    file.close()
-    return list(file.names)
+    """List the columns of all tables of a file."""
+    with opened(path) as file:
+        return list(dict.fromkeys(name for table in file.tables for name in table.names))
 
 
-def _text_rows(file: TextFile, wanted: Sequence[Wanted]) -> Rows:
-    places, found = resolve_columns(file.header, wanted, file.path)
-    where = [None if place is None else [file.header.index(n) for n in place] for place in places]
-    return Rows(found, _text_cells(file, where, [w.name for w in wanted].index(SOURCE_ID.name)))
+def _tables(
+    path: Path, found: list[tuple[RawTable, Places]], stack: ExitStack
+) -> Iterator[tuple[Places, Iterator[Row]]]:
+    before = [0]
+    with stack:
+        for raw, places in found:
+            yield places, _rows(path, raw, places, before)
 
 
-def _text_cells(file: TextFile, where: list[list[int] | None], source_at: int) -> Iterator[Row]:
-    id_column = where[source_at]
-    assert id_column is not None  # SOURCE_ID is required
-
-    def source_of(line: bytes) -> int:
-        try:
-            return integer(line.split(b'"')[0].split(file.delimiter)[id_column[0]]) or UNKNOWN_SOURCE
-        except (ValueError, IndexError):
-            return UNKNOWN_SOURCE
-
-    # A column of its own for every array: the whole line is then read at once.
-    direct = [at[0] for at in where if at is not None and len(at) == 1]
-    as_is = file.delimiter == b"," and all(at is None or len(at) == 1 for at in where)
-    parse = LineParser(len(file.header), direct)
-    row = 0
-    lines = file.data_lines()
-    while True:
-        row += 1
-        try:
-            line = next(lines)
-        except StopIteration:
-            return
-        except DamagedError as error:
-            reason = f"the file {error.args[0]} inside this row"
-            yield Rejected(file.path.name, row, source_of(error.args[1]), reason)
-            return
-        if as_is and (cells := parse(line)) is not None:
-            following = iter(cells)
-            yield row, [None if at is None else next(following) for at in where]
-            continue
-        try:
-            values = file.split(line)
-        except ValueError as error:
-            yield Rejected(file.path.name, row, source_of(line), str(error))
-            continue
-        yield (
-            row,
-            [None if at is None else values[at[0]] if len(at) == 1 else [values[i] for i in at] for at in where],
-        )
+def _rows(path: Path, raw: RawTable, places: Places, before: list[int]) -> Iterator[Row]:
+    """Rows of one table, numbered on from those before it."""
+    file = f"{path.name}:{raw.member}" if raw.member else path.name
+    needed = list(dict.fromkeys(n for p in places if p is not None for n in p.names))
+    start = before[0]
+    for batch in raw.batches(needed, ROWS_AT_ONCE, False):
+        bad = iter([rejected_row(b, file, start) for b in batch.bad])
+        waiting = next(bad, None)
+        columns = [_cells(batch.columns, p, len(batch.row)) for p in places]
+        for row, *cells in zip((batch.row + start).tolist(), *columns, strict=True):
+            while waiting is not None and waiting.row < row:
+                yield waiting
+                waiting = next(bad, None)
+            before[0] = max(before[0], row)
+            yield row, cells
+        while waiting is not None:
+            before[0] = max(before[0], waiting.row)
+            yield waiting
+            waiting = next(bad, None)
 
 
-def _binary_rows(file: ColumnFile, places: Places, path: Path) -> Iterator[Row]:
-    row = 0
+def _cells(columns: Columns, place: Place | None, n: int) -> Any:
+    """Cells of one wanted column in a batch; a flattened array is put together."""
+    if place is None or not n:
+        return [None] * n
+    if not place.names:
+        return [place.constant] * n
+    if len(place.names) == 1:
+        return columns[place.names[0]]
+    parts = [columns[name] for name in place.names]
+    if all(isinstance(p, np.ndarray) and p.dtype.kind in "biuf" for p in parts):
+        return np.ma.filled(np.ma.stack(parts, axis=1).astype(np.float64), np.nan)
+    return [list(cells) for cells in zip(*parts, strict=True)]
+
+
+def row_source_id(cell: Cell, place: Place | None, path: Path) -> int:
+    """Read the identifier of a row.
+
+    Raises:
+        ValueError: it is missing, or none that Gaia DR3 could have given.
+        InputError: it has been through floating point.
+    """
     try:
-        for columns in file.blocks(needed_columns(places), ROWS_AT_ONCE):
-            cells = [_place_cells(columns, place) for place in places]
-            for i in range(len(next(iter(columns.values())))):
-                row += 1
-                yield row, [None if c is None else c[i] for c in cells]
-    except BlockError as error:
-        yield Rejected(path.name, row + 1, UNKNOWN_SOURCE, f"the file is damaged from this row on ({error})")
-    finally:
-        file.close()
-
-
-def _place_cells(columns: Columns, place: list[str] | None) -> Any:
-    """Cells of one wanted column in a block; a flattened array is put together."""
-    if place is None:
-        return None
-    if len(place) == 1:
-        return columns[place[0]]
-    return np.stack([np.asarray(columns[name], np.float64) for name in place], axis=1)
+        value = source_id(cell)
+    except LostDigitsError as error:
+        name = place.names[0] if place is not None and place.names else "source_id"
+        raise lost_digits(str(path), name, f" (first: {error.args[0].split(' ')[0]})") from None
+    if value is None:
+        raise ValueError("source_id is missing")
+    return value

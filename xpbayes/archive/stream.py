@@ -4,7 +4,7 @@ Memory does not grow with the files. Every row of the XP files is accounted for,
 rows read = stars in the table + stars cut + rows quarantined.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from xpbayes.archive.companion_table import SeenIds
 from xpbayes.archive.companions import Companions
 from xpbayes.archive.survey_config import SurveySettings, expand
 from xpbayes.archive.tables import Table
-from xpbayes.archive.xp import read_xp, xp_product
+from xpbayes.archive.xp import Product, read_xp
 from xpbayes.data.rejected import Rejected
 from xpbayes.data.spectra import Cut, Spectra
 from xpbayes.errors import InputError
@@ -77,8 +77,10 @@ def stream_file(survey: SurveySettings, path: Path, companions: Companions, seen
     held: list[CalibratedRows] = []
     rejected: list[Rejected] = []
     n_held = 0
-    for rows in read_xp(path, survey.xp.error_scaling):
+    product: Product = "continuous"
+    for rows in read_xp(path, survey.xp.error_scaling, survey.xp.options("[xp]")):
         rejected += rows.rejected
+        product = rows.product
         spectra = rows.source_id, rows.xp
         repeated = seen.add(rows.source_id)
         if repeated.any():
@@ -93,11 +95,32 @@ def stream_file(survey: SurveySettings, path: Path, companions: Companions, seen
             n_held += len(held[-1][0])
             spectra = _take(spectra, slice(room, None))
             if n_held == survey.stars_per_file:
-                yield _join(survey, path, held, rejected, companions)
+                yield _join(survey, path, product, held, rejected, companions)
                 held, rejected, n_held = [], [], 0
         held = held or [spectra]  # without a star, when all that came was rejected
     if n_held or rejected:
-        yield _join(survey, path, held, rejected, companions)
+        yield _join(survey, path, product, held, rejected, companions)
+
+
+COMPANIONS = ("Gaia's source table", "2MASS", "unWISE", "the label catalogues", "the reddening estimates")
+
+
+def idle_companions(cuts: Iterable[Cut]) -> list[str]:
+    """Say which tables gave nothing to any star: a wrong file, most often.
+
+    Args:
+        cuts: of all parts together.
+    """
+    left = {c.what: c.left for c in cuts}
+    removed = {c.what: c.removed for c in cuts}
+    out: list[str] = []
+    for name in COMPANIONS:
+        own = [what for what in left if what.startswith(f"{name}: ")]
+        if left.get(f"in {name}") == 0:
+            out.append(f"none of the {left.get('rows read', 0)} stars is in {name}")
+        elif own and left[own[-1]] == 0:
+            out.append(f"no measurement of {name} counts (most went with '{max(own, key=lambda what: removed[what])}')")
+    return out
 
 
 def _take(spectra: CalibratedRows, index: NDArray[np.bool_] | slice) -> CalibratedRows:
@@ -109,13 +132,13 @@ def _take(spectra: CalibratedRows, index: NDArray[np.bool_] | slice) -> Calibrat
 def _join(
     survey: SurveySettings,
     path: Path,
+    product: Product,
     held: list[CalibratedRows],
     rejected: list[Rejected],
     companions: Companions,
 ) -> Part:
     channels = survey.channels()
     source_id = np.concatenate([h[0] for h in held])
-    product = xp_product(path)
     notes = dict(companions.notes)
     flux = np.concatenate([h[1].flux for h in held])
     n = len(source_id)
@@ -138,12 +161,20 @@ def _join(
             unknown = int((known & ~np.isfinite(gaia.floats("parallax_zero_point"))).sum())
             notes["parallax_zero_point"] += f"; {unknown} stars outside its range left as they are"
     band_flux, band_weight = np.zeros((n, len(survey.bands))), np.zeros((n, len(survey.bands)))
-    for out in _bands(survey, companions, source_id, norm_dg):
+    for out in _bands(survey, companions, source_id, norm_dg, cuts):
         cuts += out.cuts
         for i, band in enumerate(out.bands):
             if band in survey.bands:
                 band_flux[:, survey.bands.index(band)] = out.flux[:, i]
                 band_weight[:, survey.bands.index(band)] = out.inverse_error[:, i]
+    label_columns = _label_columns(survey, companions, source_id)
+    reddening_columns = _reddening(survey, companions, columns, n, source_id)
+    for what, name, found in (
+        ("label catalogues", survey.label_names[0], label_columns),
+        ("reddening estimates", "reddening", reddening_columns),
+    ):
+        if found:
+            cuts.append(Cut(f"in the {what}", 0, int(np.isfinite(found[name]).sum())))
     table = Spectra(
         channels=channels,
         label_names=survey.label_names,
@@ -151,9 +182,7 @@ def _join(
         flux=np.concatenate([flux, band_flux.astype(np.float32)], axis=1),
         xp_whitening=np.concatenate([h[1].whitening for h in held]),
         band_inverse_error=band_weight.astype(np.float32),
-        columns=columns
-        | _label_columns(survey, companions, source_id)
-        | _reddening(survey, companions, columns, n, source_id),
+        columns=columns | label_columns | reddening_columns,
         cuts=tuple(cuts),
         provenance={
             "source": path.name,
@@ -170,13 +199,19 @@ def _join(
 
 
 def _bands(
-    survey: SurveySettings, companions: Companions, source_id: NDArray[np.int64], norm_dg: NDArray[np.float64]
+    survey: SurveySettings,
+    companions: Companions,
+    source_id: NDArray[np.int64],
+    norm_dg: NDArray[np.float64],
+    cuts: list[Cut],
 ) -> Iterator[photometric.BandFluxes]:
     if companions.two_mass is not None:
-        aligned, _ = companions.two_mass.align(source_id)
+        aligned, known = companions.two_mass.align(source_id)
+        cuts.append(Cut("in 2MASS", 0, int(known.sum())))
         yield photometric.two_mass_fluxes(aligned, norm_dg, survey.two_mass.cuts)
     if companions.unwise is not None:
-        aligned, _ = companions.unwise.align(source_id)
+        aligned, known = companions.unwise.align(source_id)
+        cuts.append(Cut("in unWISE", 0, int(known.sum())))
         yield photometric.unwise_fluxes(aligned, norm_dg, survey.unwise.cuts)
 
 

@@ -1,12 +1,14 @@
 """survey.toml: which files make a survey, and which measurements of them count. Reading one touches no data."""
 
 import glob
+import re
 import tomllib
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from xpbayes.archive.columns import ReadOptions
 from xpbayes.archive.label_surveys import LabelSurvey
 from xpbayes.archive.labels import TrainingCuts
 from xpbayes.archive.photometric import TwoMassCuts, UnwiseCuts
@@ -18,7 +20,20 @@ from xpbayes.errors import InputError
 FILES = "files, * allowed; relative to survey.toml"
 
 
-class XpSettings(FrozenSettings):
+class DoorSettings(FrozenSettings):
+    """What every table of a survey has: its files, and how they are to be read."""
+
+    files: tuple[str, ...] = Field((), description=FILES)
+    source_id: str | None = Field(None, description="column of Gaia DR3 identifiers, where several could be it")
+    hdu: int | str | None = Field(None, description="number or name of the one table to read, where files hold several")
+    allow_truncated: bool = Field(False, description="read tables that their server says it has cut short")
+
+    def options(self, section: str) -> ReadOptions:
+        """How the files are to be read; the section is named in messages."""
+        return ReadOptions(self.source_id, self.hdu, self.allow_truncated, section)
+
+
+class XpSettings(DoorSettings):
     """XP spectra, continuous or sampled; every other table is joined to them by source_id."""
 
     files: tuple[str, ...] = Field(min_length=1, description=FILES)
@@ -27,28 +42,26 @@ class XpSettings(FrozenSettings):
     )
 
 
-class GaiaSettings(FrozenSettings):
+class GaiaSettings(DoorSettings):
     """Gaia's source table."""
 
-    files: tuple[str, ...] = Field((), description=FILES)
     parallax_zero_point: bool = Field(False, description="subtract the zero point of Lindegren et al. (2021)")
 
 
-class TwoMassSettings(FrozenSettings):
+class TwoMassSettings(DoorSettings):
     """2MASS matches by source_id."""
 
-    files: tuple[str, ...] = Field((), description=FILES)
+    quality_columns: tuple[str, ...] = Field((), description="flags of J, H and Ks, where there is no ph_qual")
     cuts: TwoMassCuts = TwoMassCuts()
 
 
-class UnwiseSettings(FrozenSettings):
+class UnwiseSettings(DoorSettings):
     """The unWISE matches by source_id."""
 
-    files: tuple[str, ...] = Field((), description=FILES)
     cuts: UnwiseCuts = UnwiseCuts()
 
 
-class ReddeningSettings(FrozenSettings):
+class ReddeningSettings(DoorSettings):
     """Reddening estimates."""
 
     source: Literal["none", "columns", "bayestar19"] = Field("none", description="where estimates come from")
@@ -104,6 +117,10 @@ def read_survey(path: Path) -> SurveySettings:
         raise InputError(f"{path}: select = '{survey.select}' needs labels; add a [[labels]] table")
     if survey.reddening.source == "columns" and not survey.reddening.files:
         raise InputError(f"{path}: reddening.source = 'columns' needs reddening.files")
+    if len(survey.two_mass.quality_columns) not in (0, 3):
+        raise InputError(
+            f"{path}: two_mass.quality_columns names {len(survey.two_mass.quality_columns)} columns, not 3"
+        )
     for name, bands in (("two_mass", ("J", "H", "Ks")), ("unwise", ("W1", "W2"))):
         if getattr(survey, name).files and not set(bands) & set(survey.bands):
             raise InputError(f"{path}: [{name}] has files but bands has none of {', '.join(bands)}; add the bands")
@@ -113,7 +130,7 @@ def read_survey(path: Path) -> SurveySettings:
 
 
 def expand(patterns: tuple[str, ...], base: Path) -> list[Path]:
-    """Turn file names and patterns into a sorted list of files, each once.
+    """Turn file names and patterns into a sorted list of files, each once; a HATS folder stands for its files.
 
     Args:
         patterns: names, with * ? and ** where wanted.
@@ -124,10 +141,33 @@ def expand(patterns: tuple[str, ...], base: Path) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        whole = str(base / pattern)
-        names = sorted(glob.glob(whole, recursive=True)) if glob.has_magic(whole) else [whole]
-        files = [Path(n) for n in names if Path(n).is_file()]
+        whole = base / pattern
+        names = sorted(glob.glob(str(whole), recursive=True)) if glob.has_magic(str(whole)) else [str(whole)]
+        files = [file for n in names for file in ([Path(n)] if Path(n).is_file() else hats_files(Path(n)))]
+        if not files and whole.is_dir():
+            raise InputError(f"{whole}: is a folder, but no HATS catalogue; name the files in it")
         if not files:
             raise InputError(f"{whole}: no such file; check the path")
         found.update(dict.fromkeys(files))
     return list(found)
+
+
+def hats_files(folder: Path) -> list[Path]:
+    """List the Parquet files of a HATS catalogue, in the order of its pixels; none for any other folder.
+
+    Args:
+        folder: with ``hats.properties`` (``properties`` before HATS 1), or a collection that names such a folder.
+    """
+    collection = folder / "collection.properties"
+    if collection.is_file():
+        lines = (line.partition("=") for line in collection.read_text().splitlines())
+        primary = next((v.strip() for k, _, v in lines if k.strip() == "hats_primary_table_url"), "")
+        return hats_files(folder / primary) if primary and (folder / primary) != folder else []
+    if not any((folder / name).is_file() for name in ("hats.properties", "properties")):
+        return []
+
+    def pixel(path: Path) -> tuple[list[int], str]:
+        return [int(n) for n in re.findall(r"(?:Norder|Npix)=(\d+)", str(path.relative_to(folder)))], path.name
+
+    files = [p for p in folder.rglob("*.parquet") if not p.name.startswith("_") and "Npix=" in str(p)]
+    return sorted(files, key=pixel)

@@ -4,57 +4,29 @@ Out: `Table`s of NumPy columns, one row a usable row of the file; missing floats
 whose wanted cells cannot be read is rejected with a reason. `read_blocks` streams; `read_tables` puts all together.
 """
 
-import io
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.archive import columns
-from xpbayes.archive.binary_file import BlockError, ColumnFile, open_resolved
-from xpbayes.archive.cells import MISSING, integer, number
-from xpbayes.archive.columns import Places, Wanted, needed_columns, resolve_columns
-from xpbayes.archive.rows import table_format
-from xpbayes.archive.text_file import DamagedError, TextFile
+from xpbayes.archive.cells import source_id as read_source_id
+from xpbayes.archive.columns import DEFAULT, Column, Place, Places, ReadOptions, tables_with
+from xpbayes.archive.open_file import opened
+from xpbayes.archive.raw_table import BadRow, RawTable
+from xpbayes.archive.values import BLANK, DTYPE, NO_ID, decode
 from xpbayes.data.join import rows_of
 from xpbayes.data.rejected import UNKNOWN_SOURCE, Rejected
 from xpbayes.errors import InputError
 
-Kind = Literal["float", "integer", "text"]
-
-NULLS = [m.decode() for m in MISSING]
-TEXT_BLOCK = 32 << 20
-"""Bytes of text parsed at once."""
 BINARY_BLOCK = 65_536
 """Rows of a binary file read at once."""
-NO_ID = -1
-"""An integer that is missing."""
-BLANK: dict[Kind, Any] = {"float": np.nan, "integer": NO_ID, "text": ""}
-"""A missing value of each kind."""
-DTYPE: dict[Kind, Any] = {"float": np.float64, "integer": np.int64, "text": "U1"}
-
-
-@dataclass(frozen=True)
-class Field:
-    """A wanted scalar column.
-
-    Attributes:
-        name: its name here.
-        kind: how to read it.
-        aliases: names it has in other releases, matched without case.
-        required: a file without it is refused, and a row without it is rejected.
-    """
-
-    name: str
-    kind: Kind = "float"
-    aliases: tuple[str, ...] = ()
-    required: bool = False
-
-
-SOURCE_ID = Field("source_id", "integer", columns.SOURCE_ID.aliases, required=True)
+AnyOf = tuple[Sequence[str], str]
+"""Columns of which a table must have one, and what to say where it has none."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +37,13 @@ class Table:
         columns: wanted columns that were found, (row,) each.
         rejected: rows that could not be read.
         n_read: rows in the files, rejected ones included.
+        missing: reason -> how many numbers were taken for missing.
     """
 
     columns: dict[str, NDArray[Any]]
     rejected: tuple[Rejected, ...]
     n_read: int
+    missing: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()))) if self.columns else 0
@@ -83,7 +57,7 @@ class Table:
 
     def take(self, index: NDArray[Any]) -> "Table":
         """Select rows."""
-        return Table({k: v[index] for k, v in self.columns.items()}, self.rejected, self.n_read)
+        return replace(self, columns={k: v[index] for k, v in self.columns.items()})
 
     def blocks(self, names: Sequence[str]) -> Iterator["Table"]:
         """Some of the columns, those that there are; in one piece."""
@@ -108,29 +82,30 @@ class Table:
             out[known] = values[index]
             aligned[name] = out
         aligned["source_id"] = source_id
-        return Table(aligned, self.rejected, self.n_read), known
+        return replace(self, columns=aligned), known
 
 
-def read_tables(paths: Iterable[Path], fields: Sequence[Field]) -> Table:
+def read_tables(paths: Iterable[Path], columns: Sequence[Column]) -> Table:
     """Read files of the same kind as one table; a column is found if every file has it.
 
     Raises:
         InputError: a file is missing, foreign, or lacks a required column; there are no files.
     """
-    return concatenate([read_table(path, fields) for path in paths])
+    return concatenate([read_table(path, columns) for path in paths])
 
 
-def read_table(path: str | Path, fields: Sequence[Field]) -> Table:
+def read_table(path: str | Path, columns: Sequence[Column]) -> Table:
     """Read the wanted scalar columns of one file.
 
     Args:
-        path: the file; its suffix names the format.
-        fields: the wanted columns.
+        path: the file.
+        columns: what is wanted.
 
     Raises:
-        InputError: no such file, not of that format, a required column is missing, identifiers stored as floats.
+        InputError: no such file, of no known format, without a required column; identifiers stored as floats; a unit
+            that cannot be converted; a table that its server has cut.
     """
-    return concatenate(list(read_blocks(path, fields)))
+    return concatenate(list(read_blocks(path, columns)))
 
 
 def concatenate(parts: Sequence[Table]) -> Table:
@@ -148,216 +123,99 @@ def concatenate(parts: Sequence[Table]) -> Table:
         {name: np.concatenate([p.columns[name] for p in parts]) for name in common},
         tuple(r for p in parts for r in p.rejected),
         sum(p.n_read for p in parts),
+        sum((Counter(p.missing) for p in parts), Counter()),
     )
 
 
-def read_blocks(path: str | Path, fields: Sequence[Field]) -> Iterator[Table]:
+def read_blocks(
+    path: str | Path, columns: Sequence[Column], options: ReadOptions = DEFAULT, any_of: AnyOf | None = None
+) -> Iterator[Table]:
     """Read the wanted scalar columns of one file some rows at a time: memory does not grow with the file.
 
     Args:
-        path: the file; its suffix names the format.
-        fields: the wanted columns.
+        path: the file.
+        columns: what is wanted.
+        options: what the user says about the file.
+        any_of: columns of which a table must have one.
 
     Yields:
-        at least one table, all with the same columns.
+        at least one table.
 
     Raises:
         InputError: as `read_table`.
     """
     path = Path(path)
-    kind = table_format(path)
-    wanted = [Wanted(f.name, f.aliases, required=f.required) for f in fields]
-    if kind == "text":
-        file = TextFile(path)
-        places, _ = resolve_columns(file.header, wanted, path)
-        chosen = [(f, file.header.index(p[0])) for f, p in zip(fields, places, strict=True) if p is not None]
-        return _text_blocks(file, chosen)
-    opened, places, _ = open_resolved(path, kind, wanted)
-    return _binary_blocks(path, opened, [f for f, p in zip(fields, places, strict=True) if p is not None], places)
+    stack = ExitStack()
+    try:  # before the generator starts: a wrong file is refused at once
+        found = tables_with(stack.enter_context(opened(path)), path, columns, options, any_of)
+    except BaseException:
+        stack.close()
+        raise
+    return _blocks(path, found, columns, stack)
 
 
-# -------------------------------------------------------------------------------------------------------- binary
+def _blocks(
+    path: Path, found: list[tuple[RawTable, Places]], columns: Sequence[Column], stack: ExitStack
+) -> Iterator[Table]:
+    before = 0
+    any_rows = False
+    with stack:
+        for raw, places in found:
+            here = [(c, p) for c, p in zip(columns, places, strict=True) if p is not None]
+            here.sort(key=lambda cp: cp[0].kind != "id")  # the first tells whose a bad row is
+            file = f"{path.name}:{raw.member}" if raw.member else path.name
+            needed = list(dict.fromkeys(name for _, p in here for name in p.names)) or list(raw.names[:1])
+            last = 0
+            for batch in raw.batches(needed, BINARY_BLOCK, True):
+                any_rows = True
+                last = int(max([last, *batch.row[-1:], *(b.row for b in batch.bad)]))
+                bad = tuple(rejected_row(b, file, before) for b in batch.bad)
+                yield _table(batch.row + before, batch.columns, here, columns, bad, file, path)
+            before += last
+        if not any_rows:
+            names = {c.name: c for _, places in found for c, p in zip(columns, places, strict=True) if p is not None}
+            yield Table({c.name: np.zeros(0, DTYPE[c.kind]) for c in names.values()}, (), 0)
 
 
-def _binary_blocks(path: Path, file: ColumnFile, fields: Sequence[Field], places: Places) -> Iterator[Table]:
-    names = needed_columns(places)
-    row = 1
-    try:
-        for block in file.blocks(names, BINARY_BLOCK):
-            n = len(block[names[0]])
-            values: dict[str, NDArray[Any]] = {}
-            reason = np.full(n, "", dtype="U120")
-            for field, name in zip(fields, names, strict=True):
-                values[field.name], bad = _convert(block[name], field, path)
-                reason[bad & (reason == "")] = f"{field.name} {'is missing' if field.required else 'cannot be read'}"
-            yield _finish(path, values, reason, row)
-            row += n
-    except BlockError as error:
-        lost = Rejected(path.name, row, UNKNOWN_SOURCE, f"the file is damaged from this row on ({error})")
-        yield Table(_no_rows(fields), (lost,), 1)
-        return
-    finally:
-        file.close()
-    if row == 1:
-        yield Table(_no_rows(fields), (), 0)
-
-
-def _no_rows(fields: Iterable[Field]) -> dict[str, NDArray[Any]]:
-    return {f.name: np.zeros(0, DTYPE[f.kind]) for f in fields}
-
-
-def _convert(cells: Any, field: Field, path: Path) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """One column as float64, int64 or text, and which of its rows cannot be used."""
-    null = np.ma.getmaskarray(cells) if isinstance(cells, np.ma.MaskedArray) else np.zeros(len(cells), bool)
-    raw = np.asarray(np.ma.getdata(cells))
-    null = np.asarray(null.reshape(len(raw), -1).any(axis=1), dtype=bool)
-    if raw.dtype == object:
-        null = null | np.array([v is None for v in raw], bool)
-    if field.kind == "text":
-        return _text_column(raw, null, field)
-    if raw.dtype.kind in "OSU":
-        return _number_column(raw, null, field)
-    if field.kind == "float":
-        return np.where(null, np.nan, raw.astype(np.float64)), np.zeros(len(raw), bool)
-    if raw.dtype.kind == "f":
-        finite = raw[np.isfinite(raw)]
-        if (np.abs(finite) >= 2.0**53).any() and not null.any():
-            raise InputError(
-                f"{path}: column {field.name} is stored in floating point, which has lost its last digits; "
-                f"get the table with 64-bit integers"
-            )
-        raw = np.where(np.isfinite(raw), raw, NO_ID)
-    integers = np.where(null, NO_ID, raw).astype(np.int64)
-    return integers, (integers == NO_ID) & field.required
-
-
-def _text_column(
-    raw: NDArray[Any], null: NDArray[np.bool_], field: Field
-) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:
-    strings = [
-        "" if n else (v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v)).strip()
-        for v, n in zip(raw.tolist(), null.tolist(), strict=True)
-    ]
-    text = np.array(strings, dtype="U")
-    return text, (text == "") & field.required
-
-
-def _number_column(raw: NDArray[Any], null: NDArray[np.bool_], field: Field) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Numbers that are stored as text or as Python values."""
-    out = np.full(len(raw), BLANK[field.kind], DTYPE[field.kind])
-    bad = np.zeros(len(raw), bool)
-    for i in np.flatnonzero(~null):
-        cell = raw[i].encode() if isinstance(raw[i], str) else raw[i]
-        try:
-            value = number(cell) if field.kind == "float" else integer(cell)
-            out[i] = NO_ID if value is None else value
-        except (ValueError, OverflowError):
-            bad[i] = True
-    return out, bad | (out == NO_ID if field.required and field.kind == "integer" else np.zeros(len(raw), bool))
-
-
-def _finish(path: Path, values: dict[str, NDArray[Any]], reason: NDArray[np.str_], first_row: int) -> Table:
-    """Take out the rows that have a reason to be rejected."""
-    bad = np.flatnonzero(reason != "")
-    ids = values.get("source_id")
-    rejected = tuple(
-        Rejected(path.name, int(first_row + i), UNKNOWN_SOURCE if ids is None else int(ids[i]), str(reason[i]))
-        for i in bad
-    )
-    if not len(bad):
-        return Table(values, (), len(reason))
-    keep = reason == ""
-    return Table({k: v[keep] for k, v in values.items()}, rejected, len(reason))
-
-
-# ---------------------------------------------------------------------------------------------------------- text
-
-
-def _text_blocks(file: TextFile, chosen: list[tuple[Field, int]]) -> Iterator[Table]:
-    """Tables of some data lines each; a damaged end is one rejected row."""
-    lines: list[bytes] = []
-    size, first = 0, 1
-    lost: tuple[Rejected, ...] = ()
-    try:
-        for line in file.data_lines():
-            lines.append(line)
-            size += len(line)
-            if size > TEXT_BLOCK:
-                yield _text_block(file, lines, first, chosen)
-                first += len(lines)
-                lines, size = [], 0
-    except DamagedError as error:
-        row, reason = first + len(lines), f"the file {error.args[0]} inside this row"
-        lost = (Rejected(file.path.name, row, UNKNOWN_SOURCE, reason),)
-    if lines or lost or first == 1:
-        table = _text_block(file, lines, first, chosen)
-        yield Table(table.columns, (*table.rejected, *lost), table.n_read + len(lost))
-
-
-def _text_block(file: TextFile, lines: list[bytes], first: int, chosen: list[tuple[Field, int]]) -> Table:
-    if not lines:
-        return Table(_no_rows(f for f, _ in chosen), (), 0)
-    n_marks = len(file.header) - 1
-    reason = np.full(len(lines), "", dtype="U120")
-    good = []
-    for i, line in enumerate(lines):
-        if line.count(file.delimiter) != n_marks or b'"' in line:
-            try:
-                file.split(line)
-            except ValueError as error:
-                reason[i] = str(error)
-                continue
-        good.append(i)
-    at = np.array(good, np.int64)
-    frame = _text_frame(file, [lines[i] for i in good], [j for _, j in chosen])
+def _table(
+    row: NDArray[np.int64],
+    raw: Mapping[str, Any],
+    here: Sequence[tuple[Column, Place]],
+    columns: Sequence[Column],
+    bad: tuple[Rejected, ...],
+    file: str,
+    path: Path,
+) -> Table:
+    """The usable rows of a batch; the others with their reasons."""
+    n = len(row)
     values: dict[str, NDArray[Any]] = {}
-    for field, j in chosen:
-        column, missing, bad = _parse_text(frame[str(j)], field)
-        values[field.name] = np.full(len(lines), BLANK[field.kind], dtype=column.dtype)
-        values[field.name][at] = column
-        for wrong, text in ((bad, "is not a number"), (missing & field.required, "is missing")):
-            rows = at[wrong]
-            reason[rows[reason[rows] == ""]] = f"{field.name} {text}"
-    return _finish(file.path, values, reason, first)
-
-
-def _text_frame(file: TextFile, lines: list[bytes], chosen: list[int]) -> Any:
-    """A polars frame of text columns, named by their numbers."""
-    import polars as pl
-
-    frame = pl.DataFrame()
-    if lines:
-        try:
-            frame = pl.read_csv(
-                io.BytesIO(b"\n".join(lines)),
-                has_header=False,
-                separator=file.delimiter.decode(),
-                infer_schema=False,
-                encoding="utf8-lossy",
-                columns=sorted(set(chosen)),
-            )
-            frame = frame.rename({f"column_{j + 1}": str(j) for j in set(chosen)})
-        except pl.exceptions.PolarsError:
-            frame = pl.DataFrame()
-    if frame.height == len(lines) and lines:
-        return frame
-    split = [file.split(line) for line in lines]  # quotes that confuse the fast parser
-    return pl.DataFrame(
-        {str(j): [cells[j].decode("utf-8", "replace") for cells in split] for j in set(chosen)},
-        schema={str(j): pl.String for j in set(chosen)},
+    reasons: dict[int, str] = {}
+    missing: Counter[str] = Counter()
+    for column, place in here:
+        if not n:
+            values[column.name] = np.full(0, BLANK[column.kind], DTYPE[column.kind])
+            continue
+        out = decode(column, place, raw[place.names[0]] if place.names else None, n, str(path))
+        values[column.name] = out.values
+        reasons = {**out.reasons, **reasons}
+        missing.update(out.missing)
+    values = {c.name: values[c.name] for c in columns if c.name in values}
+    ids = next((values[c.name] for c, _ in here if c.kind == "id"), None)
+    rejected = tuple(
+        Rejected(file, int(row[i]), UNKNOWN_SOURCE if ids is None else int(ids[i]), reasons[i]) for i in sorted(reasons)
     )
+    if reasons:
+        keep = np.ones(n, bool)
+        keep[list(reasons)] = False
+        values = {k: v[keep] for k, v in values.items()}
+    every = tuple(sorted((*rejected, *bad), key=lambda r: r.row)) if bad else rejected
+    return Table(values, every, n + len(bad), missing)
 
 
-def _parse_text(text: Any, field: Field) -> tuple[NDArray[Any], NDArray[np.bool_], NDArray[np.bool_]]:
-    """A column of text as its kind; which rows are missing, and which are not numbers."""
-    import polars as pl
-
-    text = text.str.strip_chars()
-    text = text.set(text.is_in(NULLS).fill_null(False), None)
-    if field.kind == "text":
-        out = np.array(text.fill_null("").to_list(), dtype=str) if len(text) else np.zeros(0, "U1")
-        return out, out == "", np.zeros(len(out), bool)
-    values = text.cast(pl.Float64 if field.kind == "float" else pl.Int64, strict=False)
-    missing = text.is_null().to_numpy()
-    bad = values.is_null().to_numpy() & ~missing
-    return values.fill_null(BLANK[field.kind]).to_numpy(), missing, bad
+def rejected_row(bad: BadRow, file: str, before: int) -> Rejected:
+    """A row that could not be taken apart, with its source_id where that can be told."""
+    try:
+        source = read_source_id(bad.source)
+    except ValueError:
+        source = None
+    return Rejected(file, before + bad.row, UNKNOWN_SOURCE if source is None else source, bad.reason)

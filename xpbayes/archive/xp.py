@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from xpbayes.archive.columns import DEFAULT, ReadOptions
 from xpbayes.archive.rows import column_names
 from xpbayes.archive.xp_continuous import XpBatch, read_xp_continuous
 from xpbayes.archive.xp_sampled import calibrate_sampled, read_xp_sampled
@@ -30,12 +31,14 @@ class XpRows:
         row: (star,) row numbers in the file, the first is 1.
         xp: flux, whitening and which samples were measured.
         rejected: rows met on the way that could not be used.
+        product: which of Gaia's two they come from.
     """
 
     source_id: NDArray[np.int64]
     row: NDArray[np.int64]
     xp: CalibratedXp
     rejected: tuple[Rejected, ...]
+    product: Product = "continuous"
 
     def __len__(self) -> int:
         return len(self.source_id)
@@ -44,9 +47,9 @@ class XpRows:
 def xp_product(path: str | Path) -> Product:
     """Tell continuous from sampled spectra by the file's columns; InputError if it has neither."""
     names = {n.lower() for n in column_names(Path(path))}
-    if any(n.startswith(("bp_coef", "rp_coef")) for n in names) or names & {"bpspec", "rpspec"}:
+    if any(n.startswith(("bp_coef", "rp_coef", "bpspec/", "rpspec/")) for n in names):
         return "continuous"
-    if names & {"flux", "xp_flux", "flux_0"}:
+    if any(n in ("flux", "xp_flux", "xp.flux") or n.startswith(("flux_", "xp_flux_")) for n in names):
         return "sampled"
     raise InputError(
         f"{path}: has neither coefficients (bp_coefficients, rp_coefficients) nor sampled fluxes (flux, flux_error); "
@@ -54,22 +57,26 @@ def xp_product(path: str | Path) -> Product:
     )
 
 
-def read_xp(path: str | Path, scaling: ErrorScaling = "published") -> Iterator[XpRows]:
+def read_xp(path: str | Path, scaling: ErrorScaling = "published", options: ReadOptions = DEFAULT) -> Iterator[XpRows]:
     """Read and calibrate a file of XP spectra, batch by batch.
 
     Args:
-        path: the file; its suffix names the format, its columns the product.
+        path: the file; its columns tell the product.
         scaling: how coefficient errors enter (continuous spectra only).
+        options: what the user says about the file.
 
     Yields:
         `XpRows`; over all of them, rows + rejected rows = rows of the file.
     """
     path = Path(path)
     if xp_product(path) == "continuous":
-        batches = read_xp_continuous(path)
+        batches = read_xp_continuous(path, options=options)
         return (_calibrate(batch, scaling, path.name) for batch in batches)
-    spectra = read_xp_sampled(path)
-    return (XpRows(s.source_id, s.row, calibrate_sampled(s.flux, s.error, s.present), s.rejected) for s in spectra)
+    spectra = read_xp_sampled(path, options=options)
+    return (
+        XpRows(s.source_id, s.row, calibrate_sampled(s.flux, s.error, s.present), s.rejected, "sampled")
+        for s in spectra
+    )
 
 
 def _calibrate(batch: XpBatch, scaling: ErrorScaling, name: str) -> XpRows:

@@ -3,19 +3,19 @@
 Bulk ``XpContinuousMeanSpectrum_*.csv.gz``, CSV, ECSV, FITS, VOTable, Avro as GaiaXPy reads it, Parquet and HATS with
 list columns, HDF5 mirrors; arrays in one cell or flattened over columns ``bp_coeff_0, bp_coeff_1, ...``.
 Out: a stream of `XpBatch`. How many coefficients there are, the file says. A source may lack BP or RP; a row that
-cannot be used is quarantined. Not here: what coefficients mean (`calibration/xp_covariance.py`).
+cannot be used is quarantined. Not here: what coefficients mean (`instrument/xp_covariance.py`).
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.archive.cells import ArrayParser, Cell, integer, number
-from xpbayes.archive.columns import SOURCE_ID, Wanted
-from xpbayes.archive.rows import Rows, open_rows
+from xpbayes.archive.columns import DEFAULT, SOURCE_ID, Column, ReadOptions
+from xpbayes.archive.rows import Rows, open_rows, row_source_id
 from xpbayes.data.rejected import UNKNOWN_SOURCE, Rejected
 from xpbayes.errors import InputError
 from xpbayes.instrument.xp_covariance import XpSide
@@ -27,23 +27,34 @@ CORRELATION_TOLERANCE = 1e-5
 """Published correlations are float32: this far beyond 1 is rounding."""
 
 
-def _side_columns(side: str) -> tuple[Wanted, ...]:
-    solution = (f"{side}Spec", "solution")
+SPECTRA_ID = replace(SOURCE_ID, aliases=(*SOURCE_ID.aliases, "sourceId"), from_name=True)
+"""Where files of spectra keep the star: a column, a PARAM, or the file's name."""
+
+
+def _side_columns(side: str) -> tuple[Column, ...]:
+    solution = f"{side}Spec/solution"
     return (
-        Wanted(f"{side}_n_parameters", path=(*solution, "numberOfParameters")),
-        Wanted(f"{side}_coefficients", (f"{side}_coeffs",), (f"{side}_coeff_",), (*solution, "parameters")),
-        Wanted(
+        Column(f"{side}_n_parameters", "integer", (f"{solution}/numberOfParameters",)),
+        Column(f"{side}_coefficients", "array", (f"{side}_coeffs", f"{solution}/parameters"), flat=(f"{side}_coeff_",)),
+        Column(
             f"{side}_coefficient_errors",
+            "array",
             (f"{side}_coeff_errors", f"{side}_errors"),
-            (f"e_{side}_coeff_", f"{side}_coeff_err_"),
+            flat=(f"e_{side}_coeff_", f"{side}_coeff_err_"),
         ),
-        Wanted(f"{side}_coefficient_correlations", (f"{side}_correlations",)),
-        Wanted(f"{side}_coefficient_covariances", path=(*solution, "covariance")),
-        Wanted(f"{side}_standard_deviation", path=(*solution, "standardDeviation")),
+        Column(f"{side}_coefficient_correlations", "array", (f"{side}_correlations",)),
+        Column(f"{side}_coefficient_covariances", "array", (f"{solution}/covariance",)),
+        Column(f"{side}_standard_deviation", aliases=(f"{solution}/standardDeviation",)),
     )
 
 
-COLUMNS = (SOURCE_ID, *_side_columns("bp"), *_side_columns("rp"))
+COLUMNS = (SPECTRA_ID, *_side_columns("bp"), *_side_columns("rp"))
+COEFFICIENTS = (
+    ("bp_coefficients", "rp_coefficients"),
+    "has neither bp_coefficients nor rp_coefficients; name a file of continuous XP spectra",
+)
+OTHER_RELEASE = "spec/solution/sqrtcov"
+"""A field of Gaia's internal records of later releases, whose bases are other ones."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +89,15 @@ class _Solution:
     standard_deviation: float
 
 
-def read_xp_continuous(path: str | Path, batch_size: int = BATCH_SIZE) -> Iterator[XpBatch]:
+def read_xp_continuous(
+    path: str | Path, batch_size: int = BATCH_SIZE, options: ReadOptions = DEFAULT
+) -> Iterator[XpBatch]:
     """Read a file of continuous XP spectra, batch by batch.
 
     Args:
-        path: the file; its suffix names the format.
+        path: the file.
         batch_size: most rows per batch; a batch ends early where coefficient counts change.
+        options: what the user says about the file.
 
     Yields:
         `XpBatch`es; over all of them, rows + rejected rows = rows of the file.
@@ -92,7 +106,12 @@ def read_xp_continuous(path: str | Path, batch_size: int = BATCH_SIZE) -> Iterat
         InputError: no such file, not of that format, or no coefficients and errors in it.
     """
     path = Path(path)
-    rows = open_rows(path, COLUMNS)
+    rows = open_rows(path, COLUMNS, options, COEFFICIENTS)
+    if any(n.lower().endswith(OTHER_RELEASE) for n in rows.names):
+        raise InputError(
+            f"{path}: holds records of a later Gaia release than DR3 (with sqrtCov), whose bases xpbayes does not have; "
+            f"name spectra of Gaia DR3"
+        )
     for side in ("bp", "rp"):
         if f"{side}_coefficients" in rows.found and not (
             {f"{side}_coefficient_errors", f"{side}_coefficient_covariances"} & rows.found
@@ -100,49 +119,35 @@ def read_xp_continuous(path: str | Path, batch_size: int = BATCH_SIZE) -> Iterat
             raise InputError(
                 f"{path}: has {side}_coefficients but no {side}_coefficient_errors; get the table with its errors"
             )
-    if not {"bp_coefficients", "rp_coefficients"} & rows.found:
-        raise InputError(
-            f"{path}: has neither bp_coefficients nor rp_coefficients; name a file of continuous XP spectra"
-        )
     return _batches(path, rows, batch_size)
 
 
 def _batches(path: Path, rows: Rows, batch_size: int) -> Iterator[XpBatch]:
     parse = ArrayParser()
     batch = _Batch(path.name, batch_size)
-    for item in rows.cells:
-        if isinstance(item, Rejected):
-            batch.rejected.append(item)
-            continue
-        row, cells = item
-        source = UNKNOWN_SOURCE
-        try:
-            source = read_source_id(cells[0])
-            sides = (_solution("bp", cells[1:7], parse), _solution("rp", cells[7:13], parse))
-            if sides[0] is None and sides[1] is None:
-                raise ValueError("neither BP nor RP coefficients")
-        except ValueError as error:
-            batch.rejected.append(Rejected(path.name, row, source, str(error)))
-            continue
-        if not batch.fits(sides):
-            yield batch.finish()
-            batch = _Batch(path.name, batch_size)
-        batch.add(row, source, sides)
+    for places, table in rows.tables:
+        for item in table:
+            if isinstance(item, Rejected):
+                batch.rejected.append(item)
+                continue
+            row, cells = item
+            source = UNKNOWN_SOURCE
+            try:
+                source = row_source_id(cells[0], places[0], path)
+                sides = (_solution("bp", cells[1:7], parse), _solution("rp", cells[7:13], parse))
+                if sides[0] is None and sides[1] is None:
+                    raise ValueError("neither BP nor RP coefficients")
+            except InputError:
+                raise
+            except ValueError as error:
+                batch.rejected.append(Rejected(path.name, row, source, str(error)))
+                continue
+            if not batch.fits(sides):
+                yield batch.finish()
+                batch = _Batch(path.name, batch_size)
+            batch.add(row, source, sides)
     if batch.n or batch.rejected:
         yield batch.finish()
-
-
-def read_source_id(cell: Cell) -> int:
-    """Read a source_id; ValueError with the reason if it is missing or none that Gaia could have given."""
-    try:
-        value = integer(cell)
-    except ValueError as error:
-        raise ValueError(f"source_id is {error}") from error
-    if value is None:
-        raise ValueError("source_id is missing")
-    if not 0 < value < 2**63:
-        raise ValueError(f"source_id {value} is outside 1 ... 2^63 - 1")
-    return value
 
 
 def _solution(side: str, cells: list[Cell], parse: ArrayParser) -> _Solution | None:

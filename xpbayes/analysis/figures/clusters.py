@@ -17,7 +17,8 @@ from xpbayes.analysis.figures.residual_columns import CONFIDENCES
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Series, Task
 from xpbayes.analysis.validation import robust_scatter
-from xpbayes.archive.tables import Field, read_table
+from xpbayes.archive.columns import Column
+from xpbayes.archive.tables import read_table
 from xpbayes.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,15 +28,15 @@ MIN_RELATIVE_ERROR = 0.2
 """Only stars whose Gaia parallax error exceeds this share of the cluster's parallax: where XP has something to add."""
 MIN_MEMBERS = 5
 FIELDS = (
-    Field("name", "text", ("cluster",), required=True),
-    Field("ra", required=True),
-    Field("dec", required=True),
-    Field("pmra", required=True),
-    Field("pmdec", required=True),
-    Field("parallax", aliases=("plx",), required=True),
-    Field("radius", aliases=("outer_radius",), required=True),
-    Field("inner_radius", aliases=("scale_radius",)),
-    Field("pm_radius", required=True),
+    Column("name", "text", ("cluster",), required=True),
+    Column("ra", required=True),
+    Column("dec", required=True),
+    Column("pmra", required=True),
+    Column("pmdec", required=True),
+    Column("parallax", aliases=("plx",), required=True),
+    Column("radius", aliases=("outer_radius",), required=True),
+    Column("inner_radius", aliases=("scale_radius",)),
+    Column("pm_radius", required=True),
 )
 JOINS = ("pmra", "pmdec", "parallax", "parallax_error")
 

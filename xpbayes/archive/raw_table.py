@@ -1,0 +1,120 @@
+"""What a format module makes of a file: tables of raw columns in batches of rows. Whatever comes after knows no format.
+
+Raw values are NumPy arrays (masked where the format has nulls), lists of Python values, bytes or arrays, or, from text,
+strings. What a value means - an identifier, a number in a unit, a missing one - `values` and `cells` decide for all.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xpbayes.errors import InputError
+
+Columns = Mapping[str, Any]
+"""Column name -> cells of some rows."""
+
+
+class DamagedError(Exception):
+    """The file cannot be read on from here."""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that the format's reader could not take apart.
+
+    Attributes:
+        row: its number in the table, the first is 1.
+        reason: what is wrong, in words.
+        source: the cell that may hold its source_id; None where there is none.
+    """
+
+    row: int
+    reason: str
+    source: Any = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of a table.
+
+    Attributes:
+        row: (row,) their numbers in the table, the first is 1.
+        columns: the needed columns; may be empty where there is no row.
+        bad: rows met on the way that could not be taken apart.
+    """
+
+    row: NDArray[np.int64]
+    columns: Columns
+    bad: tuple[BadRow, ...] = ()
+
+
+class ReadBatches(Protocol):
+    """Reads the needed columns of a table, so many rows at once; the first name tells whose a bad row is."""
+
+    def __call__(self, needed: Sequence[str], size: int, scalar: bool) -> Iterator[Batch]:
+        """Refuse at once what cannot be read; `scalar` promises that no cell is an array."""
+
+
+@dataclass(frozen=True)
+class RawTable:
+    """One table of a file.
+
+    Attributes:
+        keys: its number among the file's tables, and its name: what the setting `hdu` may say.
+        names: its columns, in order; fields of nested records are joined by "/" or ".".
+        batches: reads some of them.
+        units: units that the file declares.
+        constants: values that hold for every row (VOTable PARAMs, FITS header cards, ECSV meta).
+        truncated: the server's sentence where the table is said to be cut short.
+        member: name inside a zip file.
+    """
+
+    keys: tuple[str, ...]
+    names: tuple[str, ...]
+    batches: ReadBatches
+    units: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    truncated: str | None = None
+    member: str = ""
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """An open file: its tables, and what closes it."""
+
+    tables: tuple[RawTable, ...]
+    close: Callable[[], None] = lambda: None
+
+
+def in_batches(blocks: Iterator[Columns]) -> Iterator[Batch]:
+    """Number the rows of consecutive columns; a damaged end is one bad row."""
+    row = 1
+    try:
+        for columns in blocks:
+            n = len(next(iter(columns.values())))
+            yield Batch(np.arange(row, row + n), columns)
+            row += n
+    except DamagedError as error:
+        reason = f"the file is damaged from this row on ({error})"
+        yield Batch(np.zeros(0, np.int64), {}, (BadRow(row, reason),))
+
+
+def sliced(n_rows: int, read: Callable[[str, slice], Any]) -> ReadBatches:
+    """Batches of a table that gives any slice of a column."""
+
+    def blocks(needed: Sequence[str], size: int) -> Iterator[Columns]:
+        for start in range(0, n_rows, size):
+            part = slice(start, min(start + size, n_rows))
+            yield {name: read(name, part) for name in needed}
+
+    return lambda needed, size, scalar: in_batches(blocks(needed, size))
+
+
+def refusal(path: Path, what: str, error: Exception) -> InputError:
+    """Say that a file is not what it should be."""
+    reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+    return InputError(f"{path}: is not {what} ({reason}); copy or download it again")

@@ -1,0 +1,75 @@
+"""Declared units, honoured through astropy.units: what turns a file's numbers into ours, or a refusal."""
+
+import re
+import warnings
+from functools import lru_cache
+from typing import Any
+
+UNDECLARED = {"", "-", "--", "none", "null", "unitless", "dimensionless", "nan", "n/a", "1", "arbitrary"}
+"""What stands in unit fields where there is no unit."""
+SPELT = {"kelvin": "K", "degk": "K", "deg k": "K", "degrees": "deg", "degree": "deg", "magnitude": "mag", "mags": "mag"}
+"""Spellings that no standard knows, in lower case."""
+COUNTS = re.compile(r"'?(\belectrons?\b|\be-|\bcounts?\b|\bct\b|\bphotons?\b)'?\s*[.*]?\s*")
+"""Counted things carry no unit."""
+LOGARITHM = re.compile(r"^(?:log|log10|dex)\s*\((.*)\)$|^\[(.+)\]$")
+FORMS = (None, "vounit", "cds", "fits", "ogip")
+"""astropy's spellings of units, tried in turn: each standard writes powers and products in its own way."""
+
+
+@lru_cache(maxsize=512)
+def unit_change(declared: str, wanted: str) -> tuple[float, float] | None:
+    """Find how numbers in one unit become numbers in another.
+
+    Args:
+        declared: the file's unit, as any standard spells it; none of `UNDECLARED`.
+        wanted: ours, as astropy spells it.
+
+    Returns:
+        factor and summand; (1, 0) where nothing changes; None where the unit is unknown or of another kind.
+    """
+    import astropy.units as u
+
+    have, want = _parse(declared), _parse(wanted)
+    if have is None or want is None:
+        return None
+    if have == u.dex and isinstance(want, u.DexUnit):
+        return 1.0, 0.0  # "dex" alone says that it is a logarithm, not of what
+    if isinstance(have, u.DexUnit) and want == u.dex and have.physical_unit == u.dimensionless_unscaled:
+        return 1.0, 0.0
+    try:
+        if isinstance(have, u.DexUnit) or isinstance(want, u.DexUnit):
+            return 1.0, float(have.to(want, 0.0))
+        factor = float(have.to(want))
+    except u.UnitsError:
+        return None
+    return (factor, 0.0) if factor > 0 else None  # magnitudes and decades have opposite signs
+
+
+def is_declared(text: Any) -> bool:
+    """Tell whether a unit field says something."""
+    return str(text or "").strip().strip("'\"").lower() not in UNDECLARED
+
+
+def _parse(text: str) -> Any:
+    import astropy.units as u
+
+    text = text.strip().strip('"')
+    text = SPELT.get(text.lower(), text)
+    logarithm = LOGARITHM.match(text)
+    if logarithm is not None:
+        inner = (logarithm[1] or logarithm[2]).strip()
+        if inner.lower() in ("cgs", "g", "solar", "sun", "h", "fe/h", "m/h"):
+            return u.dex
+        physical = _parse(inner)
+        return None if physical is None or isinstance(physical, u.DexUnit) else u.dex(physical)
+    text = COUNTS.sub("", text).strip()
+    if text.startswith("/"):
+        text = "1 " + text
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the spelling is the file's, not the user's
+        for form in FORMS:
+            try:
+                return u.Unit(text, format=form)
+            except (ValueError, TypeError):
+                continue
+    return None
