@@ -122,7 +122,7 @@ def test_a_star_with_two_rows(tmp_path):
 
 def test_another_unit(tmp_path):
     """Rewritten with its checksum, but with a unit of its own."""
-    from xpbayes.checksum import file_checksum
+    from xpbayes.files import file_checksum
 
     part = make(tmp_path) / "part-00000-0000.parquet"
     table = pq.read_table(part)

@@ -5,7 +5,7 @@ with columns of the star table by source_id. Nothing is refitted.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from xpbayes.analysis.topic import Rows
 from xpbayes.channels import Channels
 from xpbayes.data.join import Lookup
 from xpbayes.data.parquet import file_metadata
@@ -129,6 +128,27 @@ def open_stars(path: str | Path) -> StarFiles:
     if not n_rows:
         raise InputError(f"{path}: has no stars; nothing to do")
     return StarFiles(files, *first, names, n_rows)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Consecutive rows of a catalogue, with what the star table knows about the same stars.
+
+    Attributes:
+        columns: catalogue columns, (row,) or (row, item) each; missing numbers are NaN.
+        joined: star-table columns of the same stars, NaN for a star that is not there.
+        solved: (row,) which rows have a solution.
+    """
+
+    columns: Mapping[str, NDArray[Any]]
+    joined: Mapping[str, NDArray[Any]]
+    solved: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.solved)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self.columns[name]
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from xpbayes.analysis.run_inputs import Rows, Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from xpbayes.analysis.run_inputs import Run
 
 
 class NotDrawnError(Exception):
@@ -55,27 +52,6 @@ class Product:
     alt: str
     caption: str
     tables: Mapping[str, NumberTable]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Consecutive rows of a catalogue, with what the star table knows about the same stars.
-
-    Attributes:
-        columns: catalogue columns, (row,) or (row, item) each; missing numbers are NaN.
-        joined: star-table columns of the same stars, NaN for a star that is not there.
-        solved: (row,) which rows have a solution.
-    """
-
-    columns: Mapping[str, NDArray[Any]]
-    joined: Mapping[str, NDArray[Any]]
-    solved: NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.solved)
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        return self.columns[name]
 
 
 class Gatherer(Protocol):
@@ -121,10 +97,10 @@ class Analysis:
     name: str
     paper: str
     title: str
-    start: "Callable[[Run], Task]"
+    start: Callable[[Run], Task]
     needs: tuple[str, ...] = field(default=())
 
 
-def drawn_now(make: "Callable[[Run], Product]") -> "Callable[[Run], Task]":
+def drawn_now(make: Callable[[Run], Product]) -> Callable[[Run], Task]:
     """For a figure that no catalogue row takes part in."""
     return lambda run: Task((), lambda: make(run))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from xpbayes.analysis.pages.star_page import StarFit
-    from xpbayes.api.model import Model
+    from xpbayes.production.model_file import TrainedModel
 
 ROWS_SHOWN = 8
 """Of a fit in a notebook."""
@@ -80,7 +80,7 @@ class Fit:
 
     catalogue: pa.Table
     about: dict[str, Any] = field(repr=False)
-    model: "Model" = field(repr=False)
+    model: "TrainedModel" = field(repr=False)
     spectra: Spectra = field(repr=False)
 
     def __len__(self) -> int:

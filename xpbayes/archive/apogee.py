@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from xpbayes.archive.spectroscopic_parallax import spectroscopic_parallax
 from xpbayes.channels import BANDS, XP_GRID_NM, xp_channels
-from xpbayes.checksum import file_checksum
 from xpbayes.data.parquet import fixed_list, write_parquet
 from xpbayes.data.spectra import Cut, Spectra
 from xpbayes.errors import InputError
+from xpbayes.files import file_checksum
 from xpbayes.instrument.bases import implied_correlation
 from xpbayes.instrument.error_model import gaia_covariance, inflate
 from xpbayes.instrument.photometry import flux_from_magnitude

@@ -19,12 +19,11 @@ from xpbayes.archive.companion_table import SeenIds
 from xpbayes.archive.companions import Companions, read_companions
 from xpbayes.archive.stream import idle_companions, stream_file
 from xpbayes.archive.survey_config import SurveySettings, expand, read_survey
-from xpbayes.checksum import file_checksum
 from xpbayes.data.rejected import Rejected, write_quarantine
 from xpbayes.data.spectra import Cut, add_up_cuts
 from xpbayes.data.spectra_file import write_star_table
 from xpbayes.errors import InputError
-from xpbayes.files import whole_file
+from xpbayes.files import file_checksum, whole_file
 
 log = logging.getLogger(__name__)
 

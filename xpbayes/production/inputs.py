@@ -22,13 +22,12 @@ from xpbayes.archive.companions import Companions, read_companions
 from xpbayes.archive.stream import stream_file
 from xpbayes.archive.survey_config import SurveySettings, expand, read_survey
 from xpbayes.channels import Channels
-from xpbayes.checksum import file_checksum
 from xpbayes.data.parquet import file_metadata
 from xpbayes.data.rejected import Rejected
 from xpbayes.data.spectra import Spectra
 from xpbayes.data.spectra_file import read_star_table_rows
 from xpbayes.errors import InputError
-from xpbayes.files import has_gone
+from xpbayes.files import file_checksum, has_gone
 from xpbayes.production.duplicates import Identifiers, find_repeated
 
 STARS_AT_ONCE = 2048

@@ -17,9 +17,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xpbayes.checksum import file_checksum
 from xpbayes.data.rejected import Rejected, write_quarantine
 from xpbayes.errors import InputError
+from xpbayes.files import file_checksum
 from xpbayes.production.model_file import WEIGHT_FACTOR
 from xpbayes.production.parts import (
     RECORDS,

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from xpbayes.channels import Channels
-from xpbayes.checksum import file_checksum
 from xpbayes.errors import InputError
+from xpbayes.files import file_checksum
 from xpbayes.inference.recalibration import LabelCalibration
 from xpbayes.inference.support import LabelSupport
 from xpbayes.models.forward import ForwardModel

@@ -18,11 +18,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from xpbayes.checksum import file_checksum
 from xpbayes.data.parquet import write_parquet
 from xpbayes.data.rejected import Rejected
 from xpbayes.errors import InputError
-from xpbayes.files import has_gone, reason_of
+from xpbayes.files import file_checksum, has_gone, reason_of
 
 RECORDS = "records"
 PART_PATTERN = "part-*.parquet"

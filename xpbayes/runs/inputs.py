@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from xpbayes.checksum import file_checksum
 from xpbayes.data.join import rows_of
 from xpbayes.data.spectra import Spectra, join_star_tables
 from xpbayes.data.spectra_file import read_star_tables
 from xpbayes.errors import InputError, nearest
+from xpbayes.files import file_checksum
 from xpbayes.identity import Side, Split, Stream, uniform_from_id
 from xpbayes.production.model_file import TrainedModel, load_model
 

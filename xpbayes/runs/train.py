@@ -15,11 +15,11 @@ import numpy as np
 
 from xpbayes.analysis.pages.model_card import held_out_entry
 from xpbayes.checks.training_checks import check_training
-from xpbayes.checksum import file_checksum
 from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.data.parquet import column_names
 from xpbayes.data.spectra import Spectra
 from xpbayes.data.spectra_file import star_table_files
+from xpbayes.files import file_checksum
 from xpbayes.inference.fit import fit_stars
 from xpbayes.inference.recalibration import LabelCalibration, fit_calibration, ln_snr_of
 from xpbayes.inference.support import make_support

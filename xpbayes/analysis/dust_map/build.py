@@ -4,9 +4,8 @@ In: a catalogue on disk and settings. Out: a folder with sky.fits (four wide bin
 birds_eye.fits, figures and dust_map.json.
 """
 
-import logging
 import json
-from collections.abc import Callable
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 

@@ -5,9 +5,9 @@ index.html that shows all figures with captions; a figure that cannot be drawn h
 The catalogue is read once for all figures, in memory that does not grow with it.
 """
 
-import logging
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path

@@ -1,0 +1,94 @@
+"""Imports go down the levels of the house only, and nowhere in circles; importing changes nothing."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import xpbayes
+
+PACKAGE = Path(xpbayes.__file__).parent
+LEVELS = (
+    {"__main__"},
+    {"cli"},
+    {"__init__"},
+    {"api"},
+    {"runs"},
+    {"analysis"},
+    {"simulation"},
+    {"production"},
+    {"checks"},
+    {"training"},
+    {"inference", "archive"},
+    {"models"},
+    {"data"},
+    {"instrument"},
+    {"schema", "channels", "config", "errors", "files", "identity", "progress"},
+)
+"""From the top: a room imports from itself and from lower levels; rooms of one level know nothing of each other."""
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+FILES = {
+    "xpbayes"
+    + "".join(f".{part}" for part in path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def imports(path: Path, *, everywhere: bool) -> Iterator[str]:
+    """Modules of the package that a file imports; `everywhere` also in functions and for type checkers."""
+    tree = ast.parse(path.read_text())
+    nodes = ast.walk(tree) if everywhere else iter(tree.body)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "xpbayes")
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "xpbayes":
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in FILES else node.module
+
+
+def test_every_room_has_a_level():
+    assert {room_of(module) for module in FILES} == set(LEVEL)
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_go_down_only(module):
+    """Those inside functions and those for type checkers included."""
+    room = room_of(module)
+    for imported in imports(FILES[module], everywhere=True):
+        other = room_of(imported)
+        is_leaf = LEVEL[room] == len(LEVELS) - 1
+        below = LEVEL[other] > LEVEL[room] or other == room or (is_leaf and LEVEL[other] == LEVEL[room])
+        assert below, f"{module} imports {imported}, which is not below it"
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Every circle that a walk through the graph comes upon, as the modules on it."""
+    found, done = [], set()
+
+    def walk(module: str, path: tuple[str, ...]) -> None:
+        if module in path:
+            found.append([*path[path.index(module) :], module])
+        elif module not in done:
+            for imported in sorted(graph[module]):
+                walk(imported, (*path, module))
+            done.add(module)
+
+    for module in graph:
+        walk(module, ())
+    return found
+
+
+def test_no_circles():
+    """Those inside functions and those for type checkers included; the package itself names its verbs."""
+    graph = {m: set(imports(p, everywhere=True)) - {"xpbayes"} for m, p in FILES.items() if m != "xpbayes"}
+    assert not circles(graph), "\n".join(" → ".join(c) for c in circles(graph))
+
+
+def test_a_circle_is_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c", "b"]]
