@@ -6,7 +6,8 @@ What all tests share is made once, whatever the number of pytest-xdist's workers
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,10 +25,11 @@ os.environ.setdefault(
 import jax
 import numpy as np
 import pytest
+from pydantic import BaseModel
 
 from tests.listening import heard
 from xpbayes.analysis.posterior_file import import_arviz
-from xpbayes.config import InferenceConfig, Phase, TrainingConfig
+from xpbayes.config import InferenceConfig, Phase, SamplingConfig, TrainingConfig
 from xpbayes.data.spectra import Spectra
 from xpbayes.data.spectra_file import read_star_table, write_star_table
 from xpbayes.production.model_file import TrainedModel, load_model, save_model
@@ -47,6 +49,36 @@ QUICK = InferenceConfig(
     use_parallax=False, n_nodes=256, n_starts=2, n_draws=64, n_more_draws=0, chunk_size=64, max_iterations=40
 )  # fmt: skip
 """Inference in short; whoever shares it shares its compiled programs, whatever the number of stars."""
+
+
+def _set_defaults(kind: type[BaseModel], values: Mapping[str, object]) -> dict[str, object]:
+    """Give settings other defaults; returns those that they had."""
+    before = {name: kind.model_fields[name].default for name in values}
+    for name, value in values.items():
+        kind.model_fields[name].default = value
+    kind.model_rebuild(force=True)
+    return before
+
+
+@pytest.fixture
+def short_runs():
+    """Every run is short where its caller does not say otherwise: for pages, whose code runs as it is printed."""
+    small = {
+        InferenceConfig: {name: getattr(QUICK, name) for name in QUICK.model_fields_set - {"use_parallax"}},
+        TrainingConfig: {name: getattr(SHORT_TRAINING, name) for name in SHORT_TRAINING.model_fields_set},
+        SamplingConfig: {"draws": 100, "max_rounds": 1},
+    }
+    before = {kind: _set_defaults(kind, values) for kind, values in small.items()}
+    yield
+    for kind, values in before.items():
+        _set_defaults(kind, values)
+
+
+def run_page(path: Path) -> None:
+    """Run all Python code of a page, from top to bottom, as it is printed."""
+    namespace: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL):
+        exec(compile(block, f"docs/{path.name}", "exec"), namespace)
 
 
 MOST_MAPPINGS = 30_000

@@ -1,30 +1,28 @@
 """The documentation is true: its code runs, its tables are those of the schema."""
 
 import importlib.util
-import re
 from pathlib import Path
 
-import xpbayes
-from tests.conftest import QUICK
-from xpbayes.production.model_file import load_model, save_model
+import numpy as np
+
+from tests.conftest import run_page
+from xpbayes.data.spectra_file import write_star_table
+from xpbayes.production.model_file import save_model
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_code_of_the_python_page_runs(trained, sample, tmp_path, monkeypatch, capsys):
-    """As printed, but on every fifth star, with the model of the tests in place of training, and a short inference."""
-    from xpbayes.runs import fetch, train
-
+def test_code_of_the_python_page_runs(trained, sample, short_runs, tmp_path, monkeypatch, capsys):
+    """As printed, in a folder with a model and real stars; settings that it does not name are small."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fetch, "bundled_stars", lambda: sample)
-    monkeypatch.setattr(train, "train", lambda stars, out, **options: load_model(save_model(trained, out)))
-    monkeypatch.setattr(xpbayes, "InferenceConfig", lambda **options: QUICK)
-    namespace: dict = {}
-    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL):
-        exec(compile(block, "docs/python.md", "exec"), namespace)
+    save_model(trained, "model")
+    write_star_table(sample.take(np.arange(300)), "stars.parquet")
+    write_star_table(sample.take(np.arange(300, 1100)), "labelled.parquet")
+    run_page(ROOT / "docs" / "python.md")
     printed = capsys.readouterr().out
-    assert "xp392 392 nm" in printed and "it is in kelvin" in printed
-    assert (tmp_path / "catalogue.parquet").is_file() and xpbayes.load_model(tmp_path / "model").labels
+    assert "<xpbayes model of teff, feh, logg: 64 channels" in printed and "it is in kelvin" in printed
+    assert "<Fit of " in printed
+    assert (tmp_path / "catalogue.parquet").is_file() and (tmp_path / "mine" / "card.json").is_file()
 
 
 def test_column_page_is_made_from_the_schema():

@@ -6,36 +6,19 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from tests.conftest import QUICK
+from tests.conftest import run_page
+from xpbayes.archive import apogee
 from xpbayes.cli import app
-from xpbayes.production.model_file import load_model, save_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
-def test_the_tutorial_runs(trained, sample, tmp_path, monkeypatch, capsys):
-    """As printed, but on every fifth star, with the model of the tests in place of training, and a short inference."""
-
-    from xpbayes.data.spectra_file import write_star_table
-    from xpbayes.runs import fetch, infer
-    from xpbayes.runs import train as train_run
-
-    def bundled(out):
-        write_star_table(sample, out)
-        return sample
-
-    def train(stars, out):
-        assert Path(stars).is_file()
-        return load_model(save_model(trained, out))
-
+def test_the_tutorial_runs(sample, short_runs, tmp_path, monkeypatch, capsys):
+    """As printed, but on every fifth bundled star; settings that it does not name are small."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fetch, "bundled_stars", bundled)
-    monkeypatch.setattr(train_run, "train", train)
-    monkeypatch.setattr(infer, "InferenceConfig", lambda: QUICK)
-    namespace: dict = {}
-    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(), re.DOTALL):
-        exec(compile(block, "docs/tutorial.md", "exec"), namespace)
+    monkeypatch.setattr(apogee, "bundled_stars", lambda: sample)
+    run_page(ROOT / "docs" / "tutorial.md")
     printed = capsys.readouterr().out
     assert "2000 stars, 64 channels" in printed and "in 68 % intervals" in printed
     assert (tmp_path / "figures" / "kiel.png").is_file() and (tmp_path / "catalogue.parquet").is_file()

@@ -10,7 +10,7 @@ from xpbayes.archive.xp_sampled import SAMPLED_GRID_NM, calibrate_sampled
 from xpbayes.channels import BANDS, XP_GRID_NM
 from xpbayes.data.spectra_file import read_star_table
 from xpbayes.errors import InputError
-from xpbayes.instrument.photometry import flux_from_magnitude
+from xpbayes.instrument.photometry import FLUX_ERROR_FLOOR, LN10_OVER_2P5, flux_from_magnitude
 
 RNG = np.random.default_rng(5)
 N = 4
@@ -150,6 +150,9 @@ def test_bands_come_as_magnitudes_or_as_fluxes():
     magnitude = np.array([12.0, np.nan, 11.0, 10.0])
     flux, inverse = flux_from_magnitude(magnitude, np.full(N, 0.02), BANDS["J"])
     error = np.divide(1.0, inverse, out=np.full(N, np.nan), where=inverse > 0)
+    back, sigma = made(bands={"J": (magnitude, 0.02)}).magnitude("J")
+    assert_allclose(back, magnitude, atol=1e-5)
+    assert_allclose(sigma[[0, 2, 3]], np.hypot(0.02, FLUX_ERROR_FLOOR / LN10_OVER_2P5), rtol=1e-5)
     one, other = made(bands={"J": (magnitude, 0.02)}), made(bands={"J": (flux * 1e-18 * SI, error * 1e-18 * SI)})
     assert_allclose(one.flux, other.flux, rtol=1e-6)
     assert_allclose(one.band_inverse_error, other.band_inverse_error, rtol=1e-6)

@@ -15,7 +15,7 @@ from xpbayes.data.join import repeated_ids
 from xpbayes.data.parquet import METADATA_KEY
 from xpbayes.errors import InputError, nearest
 from xpbayes.instrument.error_model import gaia_covariance, inflate
-from xpbayes.instrument.photometry import flux_from_magnitude
+from xpbayes.instrument.photometry import LN10_OVER_2P5, flux_from_magnitude, magnitude_from_flux
 from xpbayes.instrument.whitening import whiten_packed
 from xpbayes.schema import DEFAULT_LABELS, LABEL_UNITS
 
@@ -160,6 +160,21 @@ class Spectra(table.Spectra):
             out[rows] = inverse @ inverse.transpose(0, 2, 1)
             out[rows][missing[:, :, None] | missing[:, None, :]] = np.nan
         return out
+
+    def magnitude(self, band: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(star,) Vega magnitudes in a band and their errors [mag], the error floor of `instrument.photometry` included.
+
+        Raises:
+            InputError: the spectra do not have the band.
+        """
+        if band not in self.channels.band_names:
+            raise InputError(f"there is no band '{band}'{nearest(band, self.channels.band_names)}")
+        at = self.channels.names.index(band)
+        inverse = self.band_inverse_error[:, at - self.channels.n_xp].astype(np.float64)
+        flux = np.where(inverse > 0, self.flux[:, at], np.nan).astype(np.float64)
+        magnitude = magnitude_from_flux(flux, BANDS[band])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return magnitude, np.where(np.isfinite(magnitude), 1.0 / (LN10_OVER_2P5 * flux * inverse), np.nan)
 
 
 def _is_star_table(path: Path) -> bool:
