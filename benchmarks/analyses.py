@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xpbayes.analysis.figures.sfd import SfdGatherer
+from xpbayes.analysis.figures.sfd import AgainstSfd
 from xpbayes.analysis.pages.gallery import choose, gather, make_figures
 from xpbayes.analysis.run_inputs import Run, open_stars
 from xpbayes.channels import xp_channels
@@ -147,7 +147,7 @@ def main() -> None:
         clock = Clock()
         outcomes = make_figures(run(), choose(arguments.only))
         print(f"{clock}  all of them from one pass")
-        clock, sfd = Clock(), SfdGatherer(lambda ra, dec: np.full(len(ra), 0.1))
+        clock, sfd = Clock(), AgainstSfd(lambda ra, dec: np.full(len(ra), 0.1))
         gather(run(), [sfd])
         print(f"{clock}  sfd without the look-up, {sfd.n:,} stars")
         print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")

@@ -101,6 +101,13 @@ class Analysis:
     needs: tuple[str, ...] = field(default=())
 
 
+def require_columns(run: Run, names: Sequence[str]) -> None:
+    """Raise NotDrawnError if the star table lacks a column."""
+    missing = [name for name in names if not run.star_column(name)]
+    if missing:
+        raise NotDrawnError(f"the star table has no column {missing[0]}")
+
+
 def drawn_now(make: Callable[[Run], Product]) -> Callable[[Run], Task]:
     """For a figure that no catalogue row takes part in."""
     return lambda run: Task((), lambda: make(run))

@@ -5,10 +5,7 @@ from pathlib import Path
 
 from xpbayes.analysis.dust_map.build import ABOUT, DustMaps, build_dust_map, write_dust_map
 from xpbayes.analysis.dust_map.settings import DustMapConfig
-from xpbayes.runs.inputs import (
-    PathLike,
-    check_writable,
-)
+from xpbayes.runs.inputs import PathLike, check_writable
 
 log = logging.getLogger(__name__)
 
@@ -25,12 +22,11 @@ def dust_map(catalogue: PathLike, out: PathLike | None = None, config: DustMapCo
         the maps; `profile.extinction(coords, distance)` answers queries.
 
     Raises:
-        InputError: no finished catalogue, a missing column, or no star passes the cuts.
+        InputError: no finished catalogue, a missing column, or too few stars pass the cuts; nothing is left in `out`.
     """
     if out is None:
         return build_dust_map(Path(catalogue), config)
     check_writable(Path(out) / ABOUT)
-    Path(out).mkdir(parents=True, exist_ok=True)
     maps = build_dust_map(Path(catalogue), config, scratch=Path(out))
     for path in write_dust_map(maps, Path(out)):
         log.info(f"wrote {path}")

@@ -90,6 +90,7 @@ def predict_flux(
     """
     found = predict_fluxes(model, extinction=extinction, parallax=parallax, **labels)
     return Prediction(
+        parameters={**labels, "extinction": extinction, "parallax": parallax},
         channels=tuple(found.channel.values.tolist()),
         wavelength_nm=found.wavelength.values,
         flux=found.flux.values,

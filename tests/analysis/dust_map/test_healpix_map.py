@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from tests.analysis.dust_map.conftest import measured
 from xpbayes.analysis.dust_map.bins import voxel_means
-from xpbayes.analysis.dust_map.healpix_map import QUANTITIES, DustMap, Piece, join, map_of_piece
+from xpbayes.analysis.dust_map.healpix_map import QUANTITIES, DustMap, join, map_of_piece
 from xpbayes.errors import InputError
 
 EDGES = np.array([0.0, 1.0, 2.0, 3.0])
@@ -26,7 +26,7 @@ def crowded_piece():
     pixel = FIRST + (64 * rng.random(1500) ** 2.5).astype(np.int64)
     distance = rng.uniform(0.05, 3.2, 1500)
     stars = measured(0.3 * distance + 0.02 * rng.standard_normal(1500), 1 / distance, 0.02, 0.01, pixel=pixel)
-    made = map_of_piece(Piece(stars, FIRST, 64), EDGES, (32, 16, 8), 10, voxel_means)
+    made = map_of_piece(stars, range(FIRST, FIRST + 64), EDGES, (32, 16, 8), 10, voxel_means)
     return stars, join([made], EDGES, 32, {"method": "bins", "kept": 1500})
 
 
@@ -67,7 +67,7 @@ def test_differential_extinction_is_the_step_between_bins(crowded_piece):
 
 def test_a_map_that_begins_away_from_the_sun_has_no_first_difference(crowded_piece):
     stars, _ = crowded_piece
-    made = map_of_piece(Piece(stars, FIRST, 64), EDGES[1:], (32, 16, 8), 10, voxel_means)
+    made = map_of_piece(stars, range(FIRST, FIRST + 64), EDGES[1:], (32, 16, 8), 10, voxel_means)
     assert np.isnan(made.differential[:, 0]).all() and np.isfinite(made.differential[:, 1]).any()
 
 

@@ -11,6 +11,8 @@ from astropy.io import fits
 from numpy.testing import assert_allclose
 from typer.testing import CliRunner
 
+from tests.command_line import refused
+
 from xpbayes.analysis.dust_map.birds_eye import birds_eye
 from xpbayes.analysis.dust_map.build import build_dust_map
 from xpbayes.analysis.dust_map.comparison import blur_scale, compare, true_means
@@ -232,7 +234,35 @@ def test_the_image_looks_up_the_pixel_under_each_point(maps):
     assert_allclose(image, value, rtol=1e-5)
 
 
-def test_a_map_of_the_whole_sky_can_be_drawn(tmp_path):
-    figure = draw_sky(whole_sky(lambda r: 0.3 * r, np.array([0.0, 1.0, 2.0]), 8))
+@pytest.mark.parametrize("n_bins", [2, 3, 5])
+def test_a_map_of_the_whole_sky_has_a_panel_per_bin(n_bins, tmp_path):
+    figure = draw_sky(whole_sky(lambda r: 0.3 * r, np.arange(n_bins + 1.0), 8))
     figure.savefig(tmp_path / "sky.png", dpi=40)
-    assert len(figure.axes) == 3
+    assert len(figure.axes) == n_bins + 1  # and the colour bar
+
+
+def test_a_map_of_a_patch_has_a_panel_per_bin(patch_catalogue, tmp_path):
+    config = PLAIN.model_copy(update={"sky_edges": (0.0, 1.0, 2.0, 3.0, 3.5, 4.0)})
+    assert len(draw_sky(build_dust_map(patch_catalogue, config).sky).axes) == 6
+
+
+@pytest.mark.parametrize("memory_bytes", [10_000, 1 << 30])
+def test_too_few_stars_everywhere_is_one_sentence_and_leaves_nothing(
+    memory_bytes, patch_catalogue, tmp_path, monkeypatch
+):
+    from xpbayes.analysis.dust_map import selection
+
+    monkeypatch.setattr(selection.SkyPieces.__init__, "__defaults__", (None, memory_bytes))  # on disk; in memory
+    said = refused("dustmap", patch_catalogue, "--out", tmp_path / "m", "--min-stars", "7000", "--quiet")
+    assert (
+        "no pixel has 7000 of the 6000 stars in one distance bin, not even at nside 64" in said
+        and "--min-stars" in said
+    )
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_profile_without_a_sky_map_is_written(patch_catalogue, tmp_path):
+    config = PLAIN.model_copy(update={"sky_max_parallax_error": 1e-9})
+    made = dust_map(patch_catalogue, tmp_path / "m", config)
+    assert not len(made.sky.pixel) and len(made.profile.pixel)
+    assert DustMap.read(tmp_path / "m" / "sky.fits").mean.shape == (0, 3)

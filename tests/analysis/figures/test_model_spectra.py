@@ -1,4 +1,5 @@
 import numpy as np
+from matplotlib.text import Text
 from numpy.testing import assert_allclose
 
 from xpbayes.analysis.figures import model_spectra
@@ -29,19 +30,30 @@ def test_a_smooth_continuum_vanishes_and_a_line_stays():
 
 
 def test_spectra_are_those_of_predict_flux(trained):
-    for spectra in (
-        model_spectra.main_sequence(trained), model_spectra.metallicities(trained), model_spectra.giant_branch(trained),
-    ):  # fmt: skip
-        at = len(spectra.value) // 2
+    for line in (model_spectra.MAIN_SEQUENCE_LINE, model_spectra.METALLICITY_LINE, model_spectra.GIANT_LINE):
+        spectra = model_spectra.sequence(trained, line)
+        at = len(line.value) // 2
         teff, feh, logg = spectra.labels[at]
         other = predict_flux(trained, teff=1e3 * teff, feh=feh, logg=logg)
         assert_allclose(spectra.flux[at], other.flux, rtol=1e-4)
         assert bool(spectra.likely[at]) == (not other.unlikely)
-    assert_allclose(model_spectra.metallicities(trained).labels[:, 0], 5.5)
+    assert_allclose(model_spectra.sequence(trained, model_spectra.METALLICITY_LINE).labels[:, 0], 5.5)
 
 
 def test_extrapolations_are_dotted(trained):
-    spectra = model_spectra.main_sequence(trained)
+    spectra = model_spectra.sequence(trained, model_spectra.MAIN_SEQUENCE_LINE)
     assert not spectra.likely[-1]  # no star of 11,000 K was in training
-    lines = model_spectra.draw_sequence(spectra).axes[1].lines
-    assert lines[len(spectra.value) - 1].get_linestyle() == ":"
+    left, right = model_spectra.draw_sequence(spectra).axes[:2]
+    assert right.lines[len(spectra.likely) - 1].get_linestyle() == ":"
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["as in training", "extrapolation"]
+
+
+def test_names_of_lines_do_not_collide(trained):
+    figure = model_spectra.draw_sequence(model_spectra.sequence(trained, model_spectra.MAIN_SEQUENCE_LINE))
+    figure.draw_without_rendering()
+    names = figure.axes[1].texts
+    assert {"Ca II H, K", "Hδ", "Ca I", "Hγ", "Ca II triplet", "H Paschen"} <= {name.get_text() for name in names}
+    boxes = sorted((Text.get_window_extent(name) for name in names), key=lambda box: box.x0)
+    assert all(a.x1 < b.x0 for a, b in zip(boxes[:-1], boxes[1:], strict=True))
+    axis = figure.axes[1].get_window_extent()
+    assert all(axis.x0 <= box.x0 and box.x1 <= axis.x1 + 1 and box.y1 <= axis.y1 + 1 for box in boxes)

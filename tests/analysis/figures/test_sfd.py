@@ -2,7 +2,7 @@ import numpy as np
 from numpy.testing import assert_allclose, assert_array_equal
 
 from tests.analysis.rows import halves, make_rows
-from xpbayes.analysis.figures.sfd import SfdGatherer, draw_sfd, galactic_latitude, near_clouds
+from xpbayes.analysis.figures.sfd import AgainstSfd, draw_sfd, galactic_latitude, near_clouds
 
 RNG = np.random.default_rng(0)
 N = 6000
@@ -34,11 +34,10 @@ def test_cuts_and_percentiles_against_numpy():
     estimate[:, 3] = dust + RNG.normal(0.02, 0.03, N)
     flags = RNG.choice([0, 8], N, p=[0.9, 0.1]).astype(np.uint8)
     of_position = dict(zip(ra.tolist(), dust.tolist(), strict=True))
-    gatherer = SfdGatherer(lambda a, d: np.array([of_position[x] for x in a.tolist()]))
+    numbers = AgainstSfd(lambda a, d: np.array([of_position[x] for x in a.tolist()]))
     rows = make_rows(N, None, RNG.random(N) < 0.95, ra=ra, dec=dec, stellar_params_est=estimate, quality_flags=flags)
     for part in halves(rows):
-        gatherer.add(part)
-    numbers = gatherer.result()
+        numbers.add(part)
     b = galactic_latitude(ra, dec)
     height = np.abs(np.sin(np.radians(b)) / estimate[:, 4])
     use = rows.solved & (flags < 8) & (np.abs(b) > 10) & ~near_clouds(ra, dec) & (height > 0.4)

@@ -4,11 +4,11 @@ import numpy as np
 from numpy.testing import assert_array_equal
 
 from tests.analysis.rows import halves, make_rows
-from xpbayes.analysis.figures.kiel import LOGG_EDGES, TEFF_EDGES, KielGatherer, draw_kiel
+from xpbayes.analysis.figures.kiel import LOGG_EDGES, TEFF_EDGES, Kiel, draw_kiel
 from xpbayes.analysis.figures.reliability import (
     COLOUR_EDGES,
     MAGNITUDE_EDGES,
-    ReliabilityGatherer,
+    Reliability,
     coarser,
     draw_reliability,
     suitable_factor,
@@ -30,10 +30,9 @@ def test_kiel_counts_and_coverage():
     teff, logg = RNG.uniform(3, 12, 500), RNG.uniform(2, 5, 500)
     teff[:20] = np.nan
     joined = {"teff": np.where(np.arange(N) < 100, 5.0, np.nan), "logg": np.full(N, 4.0)}
-    gatherer = KielGatherer(("teff", "feh", "logg"), teff, logg)
+    numbers = Kiel(("teff", "feh", "logg"), teff, logg)
     for part in halves(make_rows(N, joined, solved, stellar_params_est=estimate)):
-        gatherer.add(part)
-    numbers = gatherer.result()
+        numbers.add(part)
     expected = np.zeros((180, 70), int)
     covered = 0
     labelled = {
@@ -58,10 +57,9 @@ def test_reliability_counts():
         "phot_rp_mean_mag": RNG.uniform(8, 16, N),
     }  # fmt: skip
     photometry["phot_rp_mean_mag"][:50] = np.nan
-    gatherer = ReliabilityGatherer()
+    numbers = Reliability()
     for part in halves(make_rows(N, photometry, stellar_params_est=estimate, quality_flags=flags)):
-        gatherer.add(part)
-    numbers = gatherer.result()
+        numbers.add(part)
     colour = photometry["phot_bp_mean_mag"] - photometry["phot_rp_mean_mag"]
     magnitude = photometry["phot_g_mean_mag"] - 10 + 5 * np.log10(estimate[:, 4])
     known = np.isfinite(colour)

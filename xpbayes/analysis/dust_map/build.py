@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from xpbayes.analysis.dust_map.bins import voxel_means
 from xpbayes.analysis.dust_map.birds_eye import BirdsEye, birds_eye
-from xpbayes.analysis.dust_map.healpix_map import DustMap, Piece, join, map_of_piece
+from xpbayes.analysis.dust_map.healpix_map import DustMap, join, map_of_piece
 from xpbayes.analysis.dust_map.joint import voxel_means_joint
 from xpbayes.analysis.dust_map.selection import SkyPieces, Tally, open_for_map, select
 from xpbayes.analysis.dust_map.settings import DustMapConfig
@@ -56,7 +56,7 @@ def build_dust_map(
         scratch: folder for temporary files of a catalogue that does not fit into memory.
 
     Raises:
-        InputError: an unfinished or unreadable catalogue, a missing column, or no star left by the cuts.
+        InputError: an unfinished or unreadable catalogue, a missing column, no star left by the cuts, or nowhere enough.
     """
     config = config or DustMapConfig()
     source = open_for_map(Path(catalogue))
@@ -77,10 +77,17 @@ def build_dust_map(
         for first_pixel, stars in sorted_sky:
             for name, done in pieces.items():
                 some = stars.take(stars.relative_error < limits[name])
-                piece = Piece(some, first_pixel, sorted_sky.pixels_per_piece)
-                done.append(map_of_piece(piece, edges[name], config.nsides, config.min_stars, MEANS[config.method]))
+                pixels = range(first_pixel, first_pixel + sorted_sky.pixels_per_piece)
+                done.append(
+                    map_of_piece(some, pixels, edges[name], config.nsides, config.min_stars, MEANS[config.method])
+                )
     about = {"method": config.method, **config.model_dump(mode="json"), **asdict(tally)}
     sky, profile = (join(pieces[name], edges[name], finest, {"map": name, **about}) for name in ("sky", "profile"))
+    if not len(sky.pixel) and not len(profile.pixel):
+        raise InputError(
+            f"{catalogue}: no pixel has {config.min_stars} of the {tally.kept} stars in one distance bin, not even at nside "
+            f"{config.nsides[-1]}; ask for fewer (--min-stars) or wider bins (--edges), or name a catalogue of more stars"
+        )
     log.info(f"{len(sky.pixel)} pixels of the sky map, {len(profile.pixel)} of the profile (nside {finest})")
     return DustMaps(sky, profile, birds_eye(profile, config.max_height), tally)
 
@@ -92,30 +99,29 @@ def _largest_cut(tally: Tally) -> str:
 
 
 def write_dust_map(maps: DustMaps, out: Path) -> list[Path]:
-    """Write FITS files, figures (PNG and PDF) and dust_map.json.
+    """Write FITS files, figures (PNG and PDF) and dust_map.json; all is drawn before any file is made.
 
     Returns:
         the files written.
     """
     from xpbayes.analysis.dust_map.draw import draw_birds_eye, draw_sky
 
+    figures = {"sky": draw_sky(maps.sky), "birds_eye": draw_birds_eye(maps.above)}
+    about = {"kind": "dust map", **maps.sky.about, "coverage": coverage(maps)}
     files = [maps.sky.write(out / SKY), maps.profile.write(out / PROFILE), maps.above.write(out / BIRDS_EYE)]
-    for name, figure in (("sky", draw_sky(maps.sky)), ("birds_eye", draw_birds_eye(maps.above))):
+    for name, figure in figures.items():
         for suffix in ("png", "pdf"):
             files.append(out / f"{name}.{suffix}")
             figure.savefig(files[-1], dpi=160)
-    about = out / ABOUT
-    about.write_text(json.dumps({"kind": "dust map", **maps.sky.about, "coverage": coverage(maps)}, indent=1) + "\n")
-    return [*files, about]
+    files.append(out / ABOUT)
+    files[-1].write_text(json.dumps(about, indent=1) + "\n")
+    return files
 
 
 def coverage(maps: DustMaps) -> dict[str, list[dict[str, float]]]:
     """Sky fraction, resolutions and typical errors of every bin of both maps, for people and for tests."""
-    return {name: [_bin_summary(m, k) for k in range(len(m.edges) - 1)] for name, m in _both(maps)}
-
-
-def _both(maps: DustMaps) -> list[tuple[str, DustMap]]:
-    return [("sky", maps.sky), ("profile", maps.profile)]
+    both = (("sky", maps.sky), ("profile", maps.profile))
+    return {name: [_bin_summary(m, k) for k in range(len(m.edges) - 1)] for name, m in both}
 
 
 def _bin_summary(m: DustMap, k: int) -> dict[str, float]:

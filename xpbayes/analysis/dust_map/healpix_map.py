@@ -166,80 +166,43 @@ def write_fits(units: Any, path: Path) -> Path:
     return path
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A piece of the sky.
-
-    Attributes:
-        stars: its stars, pixels at the finest nside.
-        first_pixel, n_pixels: its pixels, a whole number of the coarsest ones.
-    """
-
-    stars: Measured
-    first_pixel: int
-    n_pixels: int
-
-
 def map_of_piece(
-    piece: Piece,
-    edges: NDArray[np.float64],
-    nsides: Sequence[int],
-    min_stars: int,
-    means: Means,
+    stars: Measured, pixels: range, edges: NDArray[np.float64], nsides: Sequence[int], min_stars: int, means: Means
 ) -> DustMap:
     """Make the map of one piece of the sky: means at every resolution, the finest that has enough stars wins.
 
     Args:
-        piece: stars and pixels.
+        stars: of the piece, pixels at the finest nside.
+        pixels: the piece's, a whole number of the coarsest ones.
         edges: (bin + 1,) [kpc].
         nsides: resolutions, finest first.
         min_stars: stars that a voxel needs.
         means: `bins.voxel_means` or `joint.voxel_means_joint`.
     """
-    stars, first_pixel, n_pixels = piece.stars, piece.first_pixel, piece.n_pixels
-    shape = (n_pixels, len(edges) - 1)
-    value, sigma, spread, distance, cov = (np.full(shape, np.nan) for _ in range(5))
-    count, nside = np.zeros(shape), np.zeros(shape, np.int16)
+    shape = (len(pixels), len(edges) - 1)
+    made = Voxels(**{name: np.full(shape, np.nan) for name in Voxels.__dataclass_fields__})
+    made.stars[:] = 0.0
+    nside = np.zeros(shape, np.int16)
     for resolution in nsides:
         shift = 2 * int(np.log2(nsides[0] // resolution))
-        voxels = means(stars, (stars.pixel - first_pixel) >> shift, n_pixels >> shift, edges, min_stars)
-        fine = {name: np.repeat(getattr(voxels, name), 1 << shift, axis=0) for name in Voxels.__dataclass_fields__}
-        new = (nside == 0) & (fine["stars"] >= min_stars)
-        for target, name in (
-            (value, "mean"),
-            (sigma, "sigma"),
-            (spread, "spread"),
-            (distance, "distance"),
-            (count, "stars"),
-            (cov, "cov_previous"),
-        ):
-            target[new] = fine[name][new]
+        voxels = means(stars, (stars.pixel - pixels.start) >> shift, len(pixels) >> shift, edges, min_stars)
+        new = (nside == 0) & np.repeat(voxels.stars >= min_stars, 1 << shift, axis=0)
+        for name in Voxels.__dataclass_fields__:
+            getattr(made, name)[new] = np.repeat(getattr(voxels, name), 1 << shift, axis=0)[new]
         nside[new] = resolution
     before, sigma_before = np.full(shape, np.nan), np.full(shape, np.nan)
-    before[:, 1:], sigma_before[:, 1:] = value[:, :-1], sigma[:, :-1]
+    before[:, 1:], sigma_before[:, 1:] = made.mean[:, :-1], made.sigma[:, :-1]
     if edges[0] == 0:
         before[:, 0] = sigma_before[:, 0] = 0.0
     # Means of different resolutions share only some of their stars: their covariance is not known, and small.
     same = np.zeros(shape, bool)
     same[:, 1:] = nside[:, 1:] == nside[:, :-1]
-    variance = sigma**2 + sigma_before**2 - 2.0 * np.where(same, cov, 0.0)
+    variance = made.sigma**2 + sigma_before**2 - 2.0 * np.where(same, made.cov_previous, 0.0)
     rows = np.flatnonzero((nside > 0).any(axis=1))
-    single = (a[rows].astype(np.float32) for a in (value, sigma, spread, distance, count))
-    mean, error, within, where, number = single
-    return DustMap(
-        edges=edges,
-        finest=nsides[0],
-        pixel=first_pixel + rows,
-        mean=mean,
-        sigma=error,
-        spread=within,
-        distance=where,
-        stars=number,
-        nside=nside[rows],
-        differential=(value - before)[rows].astype(np.float32),
-        differential_sigma=np.sqrt(variance)[rows].astype(np.float32),
-        about={},
-    )
+    values = {name: getattr(made, name) for name in ("mean", "sigma", "spread", "distance", "stars")}
+    values |= {"differential": made.mean - before, "differential_sigma": np.sqrt(variance)}
+    single = {name: value[rows].astype(np.float32) for name, value in values.items()}
+    return DustMap(edges=edges, finest=nsides[0], pixel=pixels.start + rows, nside=nside[rows], about={}, **single)
 
 
 def join(pieces: Sequence[DustMap], edges: NDArray[np.float64], finest: int, about: dict[str, Any]) -> DustMap:

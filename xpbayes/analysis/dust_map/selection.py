@@ -7,6 +7,7 @@ disk.
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -210,6 +211,7 @@ class SkyPieces:
         self._held: dict[int, list[NDArray[np.void]]] = {}
         self._held_bytes = 0
         self._parent = folder
+        self._made_parent = False
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Self:
@@ -218,6 +220,9 @@ class SkyPieces:
     def __exit__(self, *_: object) -> None:
         if self._folder is not None:
             self._folder.cleanup()
+        if self._made_parent and self._parent is not None:
+            with suppress(OSError):  # it may hold other things by now
+                self._parent.rmdir()
 
     @property
     def pixels_per_piece(self) -> int:
@@ -241,6 +246,9 @@ class SkyPieces:
     def _spill(self) -> None:
         try:
             if self._folder is None:
+                if self._parent is not None and not self._parent.exists():
+                    self._parent.mkdir(parents=True)
+                    self._made_parent = True
                 self._folder = tempfile.TemporaryDirectory(prefix=".dust-map-", dir=self._parent)
             for number, blocks in self._held.items():
                 with (Path(self._folder.name) / str(number)).open("ab") as stream:

@@ -1,12 +1,14 @@
 """Densities and percentiles in bins, of values at hand and of streams: NumPy only, no files, no drawing."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 SHOWN_PERCENTILES = (15.0, 50.0, 84.0)
 """The lines of ZGR23 Figs. 9, 10 and 16."""
+DENSITY_COLUMNS = ("low", "high", "n", "p15", "p50", "p84")
 MIN_SHOWN = 5
 """A column of fewer values, drawn at full strength, would look like a certainty."""
 MIN_IN_COLUMN = 15
@@ -35,6 +37,11 @@ class ColumnDensity:
     def x(self) -> NDArray[np.float64]:
         """(column,) middles."""
         return 0.5 * (self.x_edges[1:] + self.x_edges[:-1])
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """(column,) each: edges, number of values, percentiles, as files hold them."""
+        low, high = self.x_edges[:-1], self.x_edges[1:]
+        return dict(zip(DENSITY_COLUMNS, (low, high, self.n, *self.percentiles.T), strict=True))
 
     @property
     def relative(self) -> NDArray[np.float64]:

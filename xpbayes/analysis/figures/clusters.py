@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.analysis.figures import drawing as figures
+from xpbayes.analysis.figures import drawing
 from xpbayes.analysis.figures.residual_columns import CONFIDENCES
 from xpbayes.analysis.run_inputs import Run
-from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Series, Task
+from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Series, Task, require_columns
 from xpbayes.analysis.validation import robust_scatter
 from xpbayes.archive.columns import Column
 from xpbayes.archive.tables import read_table
@@ -38,6 +38,12 @@ FIELDS = (
     Column("inner_radius", aliases=("scale_radius",)),
     Column("pm_radius", required=True),
 )
+COLUMNS = {
+    "x": ("deg", "east of the centre"), "y": ("deg", "north of the centre"), "pmra": ("mas.yr-1", "Gaia"),
+    "pmdec": ("mas.yr-1", "Gaia"), "inferred": ("mas", "parallax"), "inferred_error": ("mas", ""),
+    "measured": ("mas", "Gaia's parallax"), "measured_error": ("mas", ""),
+}  # fmt: skip
+"""What is kept of every member: unit and meaning."""
 JOINS = ("pmra", "pmdec", "parallax", "parallax_error")
 
 
@@ -137,17 +143,16 @@ class ClusterGatherer:
                 moving = sky & (np.hypot(motion[0] - cluster.pmra, motion[1] - cluster.pmdec) < cluster.pm_radius)
                 uncertain = moving & reliable & (motion[3] > MIN_RELATIVE_ERROR * cluster.parallax)
             self.counts[k] += [sky.sum(), moving.sum(), (moving & reliable).sum()]
-            estimate, error = rows["stellar_params_est"][:, -1], rows["stellar_params_err"][:, -1]
-            columns = np.stack([x, y, motion[0], motion[1], estimate, error, motion[2], motion[3]], axis=1)
-            self.parts[k].append(columns[uncertain])
+            inferred = [rows[f"stellar_params_{name}"][:, -1] for name in ("est", "err")]
+            self.parts[k].append(np.stack([x, y, *motion[:2], *inferred, *motion[2:]], axis=1)[uncertain])
 
     def result(self) -> list[Members]:
         """Members of every cluster."""
-        out = []
-        for cluster, parts, counts in zip(self.clusters, self.parts, self.counts, strict=True):
-            columns = np.concatenate(parts) if parts else np.zeros((0, 8))
-            out.append(Members(cluster, *columns.T, *(int(c) for c in counts)))
-        return out
+        none = np.zeros((0, len(COLUMNS)))
+        return [
+            Members(cluster, *np.concatenate([none, *parts]).T, *counts)
+            for cluster, parts, counts in zip(self.clusters, self.parts, self.counts.tolist(), strict=True)
+        ]
 
 
 def offsets(
@@ -166,45 +171,33 @@ def offsets(
 
 def draw_clusters(all_members: Sequence[Members]) -> "Figure":
     """Sky, proper motions and parallaxes of every cluster."""
-    figure, axes = figures.panels(3, len(all_members), 10.2, 3.0 * len(all_members))
-    angle = np.linspace(0, 2 * np.pi, 181)
-    for row, members in zip(axes, all_members, strict=True):
-        cluster = members.cluster
-        picked = figures.thinned(len(members.x)) if len(members.x) else np.zeros(0, int)
-        sky, motion, parallax = row
-        sky.plot(members.x[picked], members.y[picked], ".", ms=2, color=figures.BLUE, alpha=0.6, rasterized=True)
-        for radius, style in ((cluster.radius, "-"), (cluster.inner_radius, ":")):
-            sky.plot(radius * np.cos(angle), radius * np.sin(angle), style, color=figures.ORANGE, lw=1)
-        sky.set(
-            aspect="equal", xlabel="east [°]", ylabel="north [°]", title=f"{cluster.name} ({len(members.x):,} stars)"
-        )
+    figure, axes = drawing.panels(3, len(all_members), 10.2, 3.0 * len(all_members))
+    for (sky, motion, parallax), members in zip(axes, all_members, strict=True):
+        cluster, n = members.cluster, len(members.x)
+        drawing.dots(sky, members.x, members.y, 2.0)
+        drawing.circle(sky, 0.0, 0.0, cluster.radius)
+        drawing.circle(sky, 0.0, 0.0, cluster.inner_radius, ":")
+        sky.set(aspect="equal", xlabel="east [°]", ylabel="north [°]", title=f"{cluster.name} ({n:,} stars)")
         sky.invert_xaxis()
-        motion.plot(
-            members.pmra[picked], members.pmdec[picked], ".", ms=2, color=figures.BLUE, alpha=0.6, rasterized=True
-        )
-        motion.plot(cluster.pmra + cluster.pm_radius * np.cos(angle), cluster.pmdec + cluster.pm_radius * np.sin(angle),
-                    color=figures.ORANGE, lw=1)  # fmt: skip
+        drawing.dots(motion, members.pmra, members.pmdec, 2.0)
+        drawing.circle(motion, cluster.pmra, cluster.pmdec, cluster.pm_radius)
         motion.set(aspect="equal", xlabel="pmra [mas/yr]", ylabel="pmdec [mas/yr]", title="proper motions")
-        reach = 5.0 * max(robust_scatter(members.measured), robust_scatter(members.inferred)) if len(picked) else 1.0
+        shown = [("Gaia", members.measured, drawing.GREY), ("inferred", members.inferred, drawing.BLUE)] if n else []
+        reach = 5.0 * max((robust_scatter(values) for _, values, _ in shown), default=0.2)
         edges = np.linspace(cluster.parallax - reach, cluster.parallax + reach, 41)
-        for values, colour, text in (
-            (members.measured, figures.GREY, "Gaia"),
-            (members.inferred, figures.BLUE, "inferred"),
-        ):
-            if len(values):
-                parallax.hist(np.clip(values, edges[0], edges[-1]), edges, histtype="step", lw=1.5, color=colour,
-                              label=f"{text} (scatter {robust_scatter(values):.3f})")  # fmt: skip
-        parallax.axvline(cluster.parallax, color=figures.ORANGE, ls=":", lw=1.2)
+        for text, values, colour in shown:
+            parallax.hist(np.clip(values, edges[0], edges[-1]), edges, histtype="step", lw=1.5, color=colour,
+                          label=f"{text} (scatter {robust_scatter(values):.3f})")  # fmt: skip
+        parallax.axvline(cluster.parallax, color=drawing.ORANGE, ls=":", lw=1.2, label="cluster")
         parallax.set(xlabel="parallax [mas]", ylabel="stars", title="parallaxes")
-        parallax.legend(fontsize=7.5, frameon=False)
+        parallax.margins(y=0.4)  # room for the legend
+        drawing.legend(parallax, 7.5, loc="upper left")
     return figure
 
 
 def _start(run: Run) -> Task:
     assert run.clusters is not None
-    missing = [n for n in JOINS if not run.star_column(n)]
-    if missing:
-        raise NotDrawnError(f"the star table has no column {missing[0]}")
+    require_columns(run, JOINS)
     gatherer = ClusterGatherer(read_clusters(run.clusters))
     return Task((gatherer,), lambda: _product(gatherer.result()))
 
@@ -241,12 +234,8 @@ def _product(found: list[Members]) -> Product:
             "members": {
                 "cluster": Series(np.repeat([m.cluster.name for m in shown], [len(m.x) for m in shown]), "", ""),
                 **{
-                    name: Series(np.concatenate([getattr(m, name) for m in shown]), unit, about)
-                    for name, unit, about in (
-                        ("x", "deg", "east of the centre"), ("y", "deg", "north of the centre"),
-                        ("pmra", "mas.yr-1", "Gaia"), ("pmdec", "mas.yr-1", "Gaia"), ("inferred", "mas", "parallax"),
-                        ("inferred_error", "mas", ""), ("measured", "mas", "Gaia's parallax"), ("measured_error", "mas", ""),
-                    )
+                    name: Series(np.concatenate([getattr(m, name) for m in shown]), *about)
+                    for name, about in COLUMNS.items()
                 },
             },
         },

@@ -3,14 +3,12 @@
 House style: one sans-serif face, no chart junk, colours that survive colour-blindness and grey-scale print.
 """
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.analysis.figures.binned import ColumnDensity
-from xpbayes.analysis.figures.spectra import SpectrumFit
 from xpbayes.analysis.validation import Comparison, running_percentiles
 
 if TYPE_CHECKING:
@@ -28,7 +26,9 @@ LABEL_TEXT = {
 }
 LABEL_UNIT = {"teff": "K", "feh": "dex", "logg": "dex", "alpha_m": "dex", "extinction": "mag", "parallax": "mas"}
 """Units on pages; inside, Teff is in kK."""
+FLUX_LABEL = "flux [10$^{-18}$ W m$^{-2}$ nm$^{-1}$]"
 DENSITY_COLOURS, SIGNED_COLOURS = "Blues", "RdBu_r"
+DENSITY_LABEL = "density / greatest of its column"
 MAX_POINTS = 20_000
 """Points drawn in a scatter plot at most."""
 
@@ -38,12 +38,23 @@ def display_scale(label: str) -> float:
     return 1e3 if label == "teff" else 1.0
 
 
+def text(name: str) -> str:
+    """What a parameter is called."""
+    return LABEL_TEXT.get(name, name)
+
+
+def heading(name: str) -> str:
+    """What a parameter is called, with the unit that it is shown in."""
+    unit = LABEL_UNIT.get(name, "")
+    return f"{text(name)} [{unit}]" if unit else text(name)
+
+
 def file_unit(name: str) -> str:
     """Unit of a parameter in files: internal, so kK for Teff."""
     return "kK" if name == "teff" else LABEL_UNIT.get(name, "")
 
 
-def panels(columns: int, rows: int, width: float, height: float, **subplots: Any) -> "tuple[Figure, NDArray]":
+def panels(columns: int, rows: int, width: float, height: float, **subplots: Any) -> "tuple[Figure, Any]":
     """Make an empty figure in house style, without pyplot's global state.
 
     Args:
@@ -76,6 +87,100 @@ def panels(columns: int, rows: int, width: float, height: float, **subplots: Any
     return figure, axes
 
 
+def grid(n: int, columns: int, width: float, height: float, **subplots: Any) -> "tuple[Figure, list[Axes]]":
+    """Make a figure of n panels in rows of so many columns; places without a panel stay empty.
+
+    Args:
+        n: panels.
+        columns: at most.
+        width, height: of one panel [inch].
+        subplots: for matplotlib's `Figure.subplots`.
+    """
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    figure, axes = panels(columns, rows, width * columns, height * rows, **subplots)
+    for axis in axes.flat[n:]:
+        axis.remove()
+    return figure, list(axes.flat[:n])
+
+
+SKY_LONGITUDE, SKY_LATITUDE = np.linspace(-180.0, 180.0, 961), np.linspace(-90.0, 90.0, 481)
+"""Edges of the cells that maps of the sky are drawn in [deg]; longitude to the right, so minus Galactic l."""
+
+
+def sky_grid(n: int) -> "tuple[Figure, list[Axes]]":
+    """Make a figure of n Mollweide maps of the sky, Galactic, the centre of the Galaxy in the middle."""
+    columns = 3 if n == 3 else min(n, 2)  # three in a row leave no place empty
+    width = 12.0 / max(columns, 2)
+    figure, axes = grid(n, columns, width, 0.56 * width, subplot_kw={"projection": "mollweide"})
+    for axis in axes:
+        axis.set_facecolor(LIGHT)
+        axis.set_xticks(np.radians([-120, -60, 0, 60, 120]), ["120°", "60°", "0°", "300°", "240°"], fontsize=7)
+        axis.set_yticks(np.radians([-60, -30, 0, 30, 60]), ["−60°", "−30°", "0°", "30°", "60°"], fontsize=7)
+        axis.tick_params(colors=GREY)
+    return figure, axes
+
+
+def sky_positions() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(y, x) Galactic l and b [deg] of the middles of the cells; longitude grows to the left."""
+    x, y = (0.5 * (edges[1:] + edges[:-1]) for edges in (SKY_LONGITUDE, SKY_LATITUDE))
+    grid_x, grid_y = np.meshgrid(x, y)
+    return -grid_x % 360.0, grid_y
+
+
+def sky_panel(axis: "Axes", image: NDArray[np.floating], title: str, **mesh: Any) -> Any:
+    """Draw a map of the sky.
+
+    Args:
+        axis: from `sky_grid`.
+        image: (y, x) values at `sky_positions`, NaN where there are none.
+        title: of the panel.
+        mesh: for matplotlib's `pcolormesh`: colours and their limits.
+
+    Returns:
+        matplotlib's mesh, for a colour bar.
+    """
+    drawn = axis.pcolormesh(np.radians(SKY_LONGITUDE), np.radians(SKY_LATITUDE), image, rasterized=True, **mesh)
+    axis.set_title(title, fontsize=9)
+    axis.grid(color=GREY, lw=0.3)  # the mesh has switched it off
+    return drawn
+
+
+def cells(axis: "Axes", x: NDArray[np.floating], y: NDArray[np.floating], value: NDArray[Any], **mesh: Any) -> Any:
+    """Draw (x, y) values of cells between edges, nothing where a value is NaN; returns matplotlib's mesh."""
+    return axis.pcolormesh(x, y, value.T, rasterized=True, **mesh)
+
+
+def counts(axis: "Axes", x: NDArray[np.floating], y: NDArray[np.floating], count: NDArray[Any], most: int) -> Any:
+    """Draw numbers of stars in cells, in colours of their logarithm up to `most`; nothing where there is none."""
+    from matplotlib.colors import LogNorm
+
+    return cells(axis, x, y, np.where(count > 0, count, np.nan), norm=LogNorm(1, max(most, 2)), cmap="viridis")
+
+
+def dots(axis: "Axes", x: NDArray[Any], y: NDArray[Any], size: float = 1.6) -> None:
+    """Draw stars as dots, at most `MAX_POINTS` of them."""
+    picked = thinned(len(x))
+    axis.plot(x[picked], y[picked], ".", ms=size, color=BLUE, alpha=0.5, rasterized=True)
+
+
+def circle(axis: "Axes", x: float, y: float, radius: float, style: str = "-", **line: Any) -> None:
+    """Draw a circle, in orange unless told otherwise."""
+    angle = np.linspace(0.0, 2.0 * np.pi, 361)
+    axis.plot(x + radius * np.cos(angle), y + radius * np.sin(angle), style, **{"color": ORANGE, "lw": 1.0, **line})
+
+
+def percentile_lines(axis: "Axes", x: NDArray[np.floating], percentiles: NDArray[np.floating]) -> None:
+    """Draw (x, 3) percentiles: dashed, solid median, dashed."""
+    for values, style in zip(percentiles.T, ("--", "-", "--"), strict=True):
+        axis.plot(x, values, style, color=ORANGE, lw=1.5)
+
+
+def legend(axis: "Axes", size: float = 8.0, **place: Any) -> None:
+    """Draw a legend without a frame."""
+    axis.legend(fontsize=size, frameon=False, **place)
+
+
 def thinned(n: int) -> NDArray[np.int64]:
     """Rows to draw of n, evenly picked: all, or `MAX_POINTS` of them."""
     return np.linspace(0, n - 1, min(n, MAX_POINTS)).astype(int)
@@ -92,13 +197,10 @@ def density_panel(axis: "Axes", density: ColumnDensity, *, zero: bool = True) ->
     Returns:
         matplotlib's mesh, for a colour bar.
     """
-    mesh = axis.pcolormesh(
-        density.x_edges, density.y_edges, density.relative.T, cmap=DENSITY_COLOURS, vmin=0.0, vmax=1.0, rasterized=True
-    )
+    mesh = cells(axis, density.x_edges, density.y_edges, density.relative, cmap=DENSITY_COLOURS, vmin=0.0, vmax=1.0)
     if zero:
         axis.axhline(0.0, color=INK, lw=0.7)
-    for k, style in enumerate(("--", "-", "--")):
-        axis.plot(density.x, density.percentiles[:, k], style, color=ORANGE, lw=1.5)
+    percentile_lines(axis, density.x, density.percentiles)
     axis.set(xlim=density.x_edges[[0, -1]], ylim=density.y_edges[[0, -1]])
     return mesh
 
@@ -118,6 +220,13 @@ def plain_log_ticks(axis: "Axes") -> None:
         axis.yaxis.set_minor_formatter(NullFormatter())
 
 
+def spectrum_axis(axis: "Axes", **settings: Any) -> None:
+    """Give a panel logarithmic axes of wavelength and flux."""
+    axis.set(**{"xlabel": "wavelength [nm]", "ylabel": FLUX_LABEL, "xscale": "log", "yscale": "log", **settings})
+    plain_log_ticks(axis)
+    decade_ticks(axis)
+
+
 def decade_ticks(axis: "Axes") -> None:
     """Label a logarithmic y axis that spans decades with powers of ten, one that does not with plain numbers."""
     from matplotlib.ticker import LogFormatterMathtext, LogLocator, NullFormatter, ScalarFormatter
@@ -132,47 +241,6 @@ def decade_ticks(axis: "Axes") -> None:
     axis.yaxis.set_major_formatter(LogFormatterMathtext())
 
 
-def spectra(wavelength_nm: NDArray[np.floating], examples: Sequence[tuple[str, SpectrumFit]]) -> "Figure":
-    """Observed and predicted flux of example stars, with residuals in sigma below each.
-
-    Args:
-        wavelength_nm: (channel,) [nm].
-        examples: title and fit of each star.
-    """
-    from matplotlib.gridspec import GridSpecFromSubplotSpec
-
-    columns = 2
-    rows = -(-len(examples) // columns)
-    figure, axes = panels(columns, rows, 9.4, 2.9 * rows)
-    for panel, (title, fit) in zip(axes.flat, examples, strict=False):
-        grid = GridSpecFromSubplotSpec(2, 1, panel.get_subplotspec(), height_ratios=(2.4, 1), hspace=0.06)
-        panel.remove()
-        top, bottom = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
-        bottom.sharex(top)
-        scale = np.nanmax(fit.observed)
-        top.plot(wavelength_nm, fit.predicted / scale, color=ORANGE, lw=1.4, label="model")
-        top.errorbar(
-            wavelength_nm, fit.observed / scale, fit.error / scale, fmt="o", ms=2.2, lw=0.6, color=INK, label="data"
-        )
-        top.set_title(title, fontsize=9)
-        top.tick_params(labelbottom=False)
-        top.set_ylabel("flux / maximum")
-        bottom.axhline(0, color=GREY, lw=0.6)
-        bottom.axhspan(-1, 1, color=LIGHT, lw=0)
-        bottom.plot(wavelength_nm, fit.residual, "o", ms=2.2, color=INK)
-        limit = max(3.0, 1.1 * np.nanmax(np.abs(fit.residual)))
-        bottom.set(ylim=(-limit, limit), ylabel="residual [σ]", xlabel="wavelength [nm]", xscale="log")
-        for axis in (top, bottom):
-            axis.spines[["top", "right"]].set_visible(False)
-        plain_log_ticks(bottom)
-        top.minorticks_off()
-        if panel is axes.flat[0]:
-            top.legend(fontsize=8)
-    for panel in axes.flat[len(examples) :]:
-        panel.remove()
-    return figure
-
-
 def against_labels(comparison: Comparison) -> "Figure":
     """Inferred minus label against the label, with running 16th, 50th and 84th percentiles."""
     n = len(comparison.label_names)
@@ -180,20 +248,16 @@ def against_labels(comparison: Comparison) -> "Figure":
     for i, name in enumerate(comparison.label_names):
         factor = display_scale(name)
         label, difference = factor * comparison.label[:, i], factor * comparison.difference[:, i]
-        picked = thinned(len(label))
         top, bottom = axes[:, i]
-        text, unit = LABEL_TEXT.get(name, name), LABEL_UNIT.get(name, "")
         low, high = np.percentile(label, [0.2, 99.8])
-        top.plot(label[picked], (label + difference)[picked], ".", ms=1.6, color=BLUE, alpha=0.5, rasterized=True)
+        dots(top, label, label + difference)
         top.plot([low, high], [low, high], color=INK, lw=0.7)
-        top.set(xlim=(low, high), ylim=(low, high), ylabel=f"inferred {text} [{unit}]", title=text)
+        top.set(xlim=(low, high), ylim=(low, high), ylabel=f"inferred {heading(name)}", title=text(name))
         reach = np.percentile(np.abs(difference), 98)
-        bottom.plot(label[picked], difference[picked], ".", ms=1.6, color=BLUE, alpha=0.5, rasterized=True)
-        centre, lines = running_percentiles(label, difference)
-        for k, style in enumerate(("--", "-", "--")):
-            bottom.plot(centre, lines[:, k], style, color=ORANGE, lw=1.5)
+        dots(bottom, label, difference)
+        percentile_lines(bottom, *running_percentiles(label, difference))
         bottom.axhline(0, color=INK, lw=0.7)
-        bottom.set(xlim=(low, high), ylim=(-reach, reach), xlabel=f"label {text} [{unit}]", ylabel="inferred − label")
+        bottom.set(xlim=(low, high), ylim=(-reach, reach), xlabel=f"label {heading(name)}", ylabel="inferred − label")
     return figure
 
 
@@ -208,22 +272,5 @@ def pulls(comparison: Comparison) -> "Figure":
         values = np.clip(comparison.pull[:, i], -6, 6)  # the outermost bins collect what lies beyond
         axis.hist(values, edges, density=True, color=BLUE, alpha=0.75, lw=0)
         axis.plot(x, np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi), color=INK, lw=1.2)
-        axis.set(title=LABEL_TEXT.get(name, name), xlabel="(inferred − label) / σ", ylabel="density" if i == 0 else "")
-    return figure
-
-
-def model_spectrum(wavelength_nm: NDArray[np.floating], flux: NDArray[np.floating], title: str) -> "Figure":
-    """One predicted spectrum."""
-    figure, axes = panels(1, 1, 7.0, 3.6)
-    axis = axes[0, 0]
-    axis.plot(wavelength_nm, flux, "o-", ms=3, lw=1.0, color=BLUE)
-    axis.set(
-        xlabel="wavelength [nm]",
-        ylabel="flux [10$^{-18}$ W m$^{-2}$ nm$^{-1}$]",
-        xscale="log",
-        yscale="log",
-        title=title,
-    )
-    plain_log_ticks(axis)
-    decade_ticks(axis)
+        axis.set(title=text(name), xlabel="(inferred − label) / σ", ylabel="density" if i == 0 else "")
     return figure

@@ -1,4 +1,4 @@
-"""The learned extinction curve beside published ones: numbers only; `figures.py` draws them."""
+"""The learned extinction curve beside published ones: numbers only; `reddening_law.py` draws them."""
 
 from dataclasses import dataclass
 
@@ -39,22 +39,27 @@ def scale_to(learned: NDArray[np.floating], published: NDArray[np.floating]) -> 
     return np.asarray(published, np.float64) * scale, float(np.sqrt(np.mean((ratio / scale - 1.0) ** 2)))
 
 
-def compare_with_published(wavelength_nm: NDArray[np.floating], learned: NDArray[np.floating]) -> list[CurveComparison]:
-    """Compare with CCM89 for several R_V where it is defined, and with G23 (R_V = 3.1) on all channels.
+def compare_with(
+    law: str, r_v: float, wavelength_nm: NDArray[np.floating], learned: NDArray[np.floating]
+) -> CurveComparison:
+    """Compare with one of a family of curves on the channels where it is defined.
 
     Args:
+        law: 'CCM89' or 'G23'.
+        r_v: which of them.
         wavelength_nm: (channel,) [nm].
         learned: (channel,) R, optical depth per unit E.
     """
     from astropy import units as u
-    from dust_extinction.parameter_averages import CCM89, G23
+    from dust_extinction import parameter_averages
 
     wavelength = np.asarray(wavelength_nm, np.float64)
-    inside = wavelength < MAX_CCM89_NM
-    out = []
-    for r_v in R_V_FAMILY:
-        value, rms = scale_to(learned[inside], CCM89(Rv=r_v)(wavelength[inside] * u.nm))
-        out.append(CurveComparison(f"CCM89, R_V = {r_v:g}", wavelength[inside], value, rms))
-    value, rms = scale_to(learned, G23(Rv=3.1)(wavelength * u.nm))
-    out.append(CurveComparison("G23, R_V = 3.1", wavelength, value, rms))
-    return out
+    inside = wavelength < (MAX_CCM89_NM if law == "CCM89" else np.inf)
+    published = getattr(parameter_averages, law)(Rv=r_v)(wavelength[inside] * u.nm)
+    return CurveComparison(f"{law}, R_V = {r_v:g}", wavelength[inside], *scale_to(learned[inside], published))
+
+
+def compare_with_published(wavelength_nm: NDArray[np.floating], learned: NDArray[np.floating]) -> list[CurveComparison]:
+    """Compare with CCM89 for several R_V where it is defined, and with G23 (R_V = 3.1) on all channels."""
+    chosen = [*(("CCM89", r_v) for r_v in R_V_FAMILY), ("G23", 3.1)]
+    return [compare_with(law, r_v, wavelength_nm, learned) for law, r_v in chosen]

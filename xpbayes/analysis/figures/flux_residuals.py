@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.analysis.figures import drawing as figures
-from xpbayes.analysis.figures.binned import ColumnDensity, column_density, suitable_edges
+from xpbayes.analysis.figures import drawing
+from xpbayes.analysis.figures.binned import DENSITY_COLUMNS, ColumnDensity, column_density, suitable_edges
 from xpbayes.analysis.figures.residual_columns import MIN_STARS
 from xpbayes.analysis.run_inputs import STARS_AT_ONCE, Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Series, Task
@@ -187,7 +187,7 @@ def flux_columns(sample: FluxSample, member: NDArray[np.bool_], labels: tuple[st
         labels: names of the labels.
     """
     channels = tuple(c for c in COLUMN_CHANNELS if c in sample.channels)
-    values = {n: figures.display_scale(n) * sample.joined[n][member] for n in labels}
+    values = {n: drawing.display_scale(n) * sample.joined[n][member] for n in labels}
     values["extinction"] = sample.joined["reddening"][member]
     values = {n: v for n, v in values.items() if np.isfinite(v).sum() >= MIN_STARS}
     densities, scatter = {}, []
@@ -211,16 +211,14 @@ def channel_text(name: str, channels: Channels) -> str:
 def draw_flux_columns(numbers: FluxColumns, channels: Channels) -> "Figure":
     """One row per channel, one column per parameter."""
     rows, columns = len(numbers.channels), len(numbers.parameters)
-    figure, axes = figures.panels(columns, rows, 2.7 * columns + 0.6, 1.75 * rows + 0.6, sharex="col")
-    for i, channel in enumerate(numbers.channels):
-        for j, name in enumerate(numbers.parameters):
-            axis = axes[i, j]
-            mesh = figures.density_panel(axis, numbers.densities[channel, name])
-            if i == rows - 1:
-                axis.set_xlabel(f"{figures.LABEL_TEXT.get(name, name)} [{figures.LABEL_UNIT.get(name, '')}]")
-            if j == 0:
-                axis.set_ylabel(f"{channel_text(channel, channels)}\nΔf / σ")
-    figure.colorbar(mesh, ax=axes.ravel().tolist(), label="density / greatest of its column", pad=0.01, aspect=40)
+    figure, axes = drawing.panels(columns, rows, 2.7 * columns + 0.6, 1.75 * rows + 0.6, sharex="col")
+    for row, channel in zip(axes, numbers.channels, strict=True):
+        for axis, name in zip(row, numbers.parameters, strict=True):
+            mesh = drawing.density_panel(axis, numbers.densities[channel, name])
+        row[0].set_ylabel(f"{channel_text(channel, channels)}\nΔf / σ")
+    for axis, name in zip(axes[-1], numbers.parameters, strict=True):
+        axis.set_xlabel(drawing.heading(name))
+    figure.colorbar(mesh, ax=axes.ravel().tolist(), label=drawing.DENSITY_LABEL, pad=0.01, aspect=40)
     return figure
 
 
@@ -240,11 +238,9 @@ def _product(run: Run, sample: FluxSample) -> Product:
             f"only {int(member.sum())} of {len(sample)} stars are labelled, held out and pass quality_flags < {BASIC}; "
             f"{MIN_STARS} are needed"
         )
-    lines = [
-        (c, p, d.x_edges[i], d.x_edges[i + 1], int(d.n[i]), *d.percentiles[i])
-        for (c, p), d in numbers.densities.items() for i in range(len(d.n))
-    ]  # fmt: skip
-    keys = ("channel", "parameter", "low", "high", "n", "p15", "p50", "p84")
+    panels, densities = np.array(list(numbers.densities)), list(numbers.densities.values())
+    panel = np.repeat(np.arange(len(densities)), [len(d.n) for d in densities])
+    columns = [d.columns() for d in densities]
     absent = [c for c in COLUMN_CHANNELS if c not in numbers.channels]
     gone = f" The model or the stars have no {', '.join(absent)}." if absent else ""
     return Product(
@@ -255,7 +251,11 @@ def _product(run: Run, sample: FluxSample) -> Product:
         f"held out from training, quality_flags < {BASIC}. σ_obs is the observation's own error; the model's own error, "
         f"which inference adds, is left out, so a width above one is expected where that one dominates.{gone}",
         {
-            "": {k: Series([line[i] for line in lines], "", k) for i, k in enumerate(keys)},
+            "": {
+                "channel": Series(panels[panel, 0], "", "channel"),
+                "parameter": Series(panels[panel, 1], "", "parameter"),
+                **{k: Series(np.concatenate([c[k] for c in columns]), "", k) for k in DENSITY_COLUMNS},
+            },
             "width": {
                 "channel": Series(list(numbers.channels), "", ""),
                 "half_width": Series(list(numbers.scatter), "", "half of the 16 to 84 % range"),

@@ -1,13 +1,19 @@
 """What `xpbayes predict` shows: a table on the terminal, a figure in a file."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xpbayes.analysis.figures import drawing
 from xpbayes.channels import FLUX_UNIT
 from xpbayes.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -15,6 +21,7 @@ class Prediction:
     """A model spectrum.
 
     Attributes:
+        parameters: of the star, by name: labels, extinction and parallax, in the units that are shown (Teff in K).
         channels: names of the channels.
         wavelength_nm: (channel,) [nm].
         flux: (channel,) [1e-18 W m^-2 nm^-1].
@@ -23,6 +30,7 @@ class Prediction:
         unlikely: ln_prior lies below the model's threshold: the prediction is an extrapolation.
     """
 
+    parameters: Mapping[str, float]
     channels: tuple[str, ...]
     wavelength_nm: NDArray[np.float64]
     flux: NDArray[np.float64]
@@ -51,17 +59,33 @@ def print_prediction(prediction: Prediction) -> None:
         )
 
 
+def prediction_figure(prediction: Prediction) -> "Figure":
+    """The predicted spectrum with the model's own 1-sigma error, under the star's parameters."""
+    figure, ((axis,),) = drawing.panels(1, 1, 7.0, 3.8)
+    wavelength, flux, error = prediction.wavelength_nm, prediction.flux, prediction.model_error
+    axis.plot(wavelength, flux, "o-", ms=3, lw=1.0, color=drawing.BLUE, label="prediction")
+    if np.any(error > 0):
+        band = (flux * np.exp(-error), flux * np.exp(error))  # in ln flux: positive whatever the error
+        axis.fill_between(wavelength, *band, color=drawing.BLUE, alpha=0.25, lw=0, label="model error (1σ)")
+        drawing.legend(axis)
+    star = ", ".join(
+        f"{drawing.text(name)} = {value:g} {drawing.LABEL_UNIT.get(name, '')}".rstrip()
+        for name, value in prediction.parameters.items()
+    )
+    drawing.spectrum_axis(axis)
+    axis.set_title(star + ("\nan extrapolation" if prediction.unlikely else ""), fontsize=8.5)
+    return figure
+
+
 def draw_prediction(prediction: Prediction, path: Path) -> None:
-    """Write a figure of the predicted spectrum.
+    """Write the figure.
 
     Raises:
         InputError: the file cannot be written, or its ending names no figure format.
     """
-    from xpbayes.analysis.figures.drawing import model_spectrum
-
     if path.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise InputError(f"{path}: a figure's name ends in .png, .pdf or .svg")
     try:
-        model_spectrum(prediction.wavelength_nm, prediction.flux, "predicted flux").savefig(path, dpi=150)
+        prediction_figure(prediction).savefig(path, dpi=150)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another output") from error

@@ -4,12 +4,13 @@ Marginals of a mixture are mixtures of the components' marginals, so nothing is 
 """
 
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.analysis.figures import drawing as figures
+from xpbayes.analysis.figures import drawing
 from xpbayes.analysis.figures.binned import enclosing_levels
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, Product, Series, drawn_now
@@ -77,14 +78,13 @@ def corner(prior: LabelPrior, names: tuple[str, ...], shares: tuple[float, ...] 
         inside = np.diff(norm.cdf((edges[i][:, None] - mean[:, i]) / sigma[:, i]) @ weight)
         one.append(inside / np.diff(edges[i]))
     two, levels = {}, {}
-    for i in range(len(names)):
-        for j in range(i + 1, len(names)):
-            x, y = (0.5 * (edges[k][1:] + edges[k][:-1]) for k in (i, j))
-            density = np.zeros((CELLS, CELLS))
-            for w, m, c in zip(weight, mean, covariance, strict=True):
-                density += w * _gaussian(x - m[i], y - m[j], c[np.ix_((i, j), (i, j))])
-            two[i, j] = density
-            levels[i, j] = enclosing_levels(density, shares)
+    for i, j in combinations(range(len(names)), 2):
+        x, y = (0.5 * (edges[k][1:] + edges[k][:-1]) for k in (i, j))
+        density = np.zeros((CELLS, CELLS))
+        for w, m, c in zip(weight, mean, covariance, strict=True):
+            density += w * _gaussian(x - m[i], y - m[j], c[np.ix_((i, j), (i, j))])
+        two[i, j] = density
+        levels[i, j] = enclosing_levels(density, shares)
     return Corner(names, tuple(edges), tuple(one), two, levels, weight, mean)
 
 
@@ -99,39 +99,31 @@ def _gaussian(x: NDArray[np.float64], y: NDArray[np.float64], covariance: NDArra
 def draw_corner(numbers: Corner) -> "Figure":
     """Corner plot: marginals on the diagonal, contours of 68, 95 and 99 % below."""
     n = len(numbers.names)
-    figure, axes = figures.panels(n, n, 2.7 * n, 2.5 * n)
-    scale = [figures.display_scale(name) for name in numbers.names]
-    label = [f"{figures.LABEL_TEXT.get(s, s)} [{figures.LABEL_UNIT.get(s, '')}]" for s in numbers.names]
-    for row in range(n):
-        for column in range(n):
-            axis = axes[row, column]
-            if column > row:
-                axis.remove()
-                continue
-            limits = scale[column] * numbers.edges[column][[0, -1]]
-            if column == row:
-                axis.fill_between(
-                    scale[row] * numbers.middle(row), numbers.one[row], color=figures.BLUE, alpha=0.3, lw=0
-                )
-                axis.plot(scale[row] * numbers.middle(row), numbers.one[row], color=figures.BLUE, lw=1.2)
-                axis.set(xlim=limits, yticks=[], ylim=(0, None))
-                axis.spines["left"].set_visible(False)
-            else:
-                density, levels = numbers.two[column, row].T, numbers.levels[column, row]
-                x, y = scale[column] * numbers.middle(column), scale[row] * numbers.middle(row)
-                axis.contourf(
-                    x, y, density, [*levels[::-1], density.max()], colors=("#cfe0ef", "#7fb0d8", figures.BLUE)
-                )
-                axis.contour(x, y, density, levels[::-1], colors=figures.INK, linewidths=0.5)
-                axis.set(xlim=limits, ylim=scale[row] * numbers.edges[row][[0, -1]])
-            if row == n - 1:
-                axis.set_xlabel(label[column])
-            else:
-                axis.tick_params(labelbottom=False)
-            if column == 0 and row > 0:
-                axis.set_ylabel(label[row])
-            elif column < row:
-                axis.tick_params(labelleft=False)
+    figure, axes = drawing.panels(n, n, 2.7 * n, 2.5 * n)
+    scale = [drawing.display_scale(name) for name in numbers.names]
+    at = [factor * numbers.middle(i) for i, factor in enumerate(scale)]
+    limits = [factor * numbers.edges[i][[0, -1]] for i, factor in enumerate(scale)]
+    for row, column in np.ndindex(n, n):
+        axis = axes[row, column]
+        if column > row:
+            axis.remove()
+            continue
+        if column == row:
+            axis.fill_between(at[row], numbers.one[row], color=drawing.BLUE, alpha=0.3, lw=0)
+            axis.plot(at[row], numbers.one[row], color=drawing.BLUE, lw=1.2)
+            axis.set(xlim=limits[row], yticks=[], ylim=(0, None))
+            axis.spines["left"].set_visible(False)
+        else:
+            density, levels = numbers.two[column, row].T, numbers.levels[column, row][::-1]
+            filled = [*levels, density.max()]
+            axis.contourf(at[column], at[row], density, filled, colors=("#cfe0ef", "#7fb0d8", drawing.BLUE))
+            axis.contour(at[column], at[row], density, levels, colors=drawing.INK, linewidths=0.5)
+            axis.set(xlim=limits[column], ylim=limits[row])
+        axis.tick_params(labelbottom=row == n - 1, labelleft=column == 0)
+        if row == n - 1:
+            axis.set_xlabel(drawing.heading(numbers.names[column]))
+        if column == 0 and row > 0:
+            axis.set_ylabel(drawing.heading(numbers.names[row]))
     return figure
 
 
@@ -141,7 +133,7 @@ def _make(run: Run) -> Product:
     n = len(numbers.weight)
     marginals, contours, components = {}, [], {}
     for i, name in enumerate(numbers.names):
-        unit = figures.file_unit(name)
+        unit = drawing.file_unit(name)
         marginals[name] = Series(numbers.middle(i), unit, "label")
         marginals[f"density_{name}"] = Series(numbers.one[i], f"1/{unit}" if unit else "", "marginal density")
         components[name] = Series(numbers.mean[:, i], unit, "mean of the component")
@@ -150,7 +142,7 @@ def _make(run: Run) -> Product:
     x, y, share, level = zip(*contours, strict=True) if contours else ((), (), (), ())
     return Product(
         draw_corner(numbers),
-        f"Corner plot of the prior on {', '.join(figures.LABEL_TEXT.get(s, s) for s in numbers.names)}",
+        f"Corner plot of the prior on {', '.join(map(drawing.text, numbers.names))}",
         f"The prior on the labels: a mixture of {n} Gaussians fitted to the labels of "
         f"{run.model.card.get('n_training', 0):,} training stars. Contours enclose 68, 95 and 99 % of the probability; "
         "marginals are exact, no draws. No cut.",

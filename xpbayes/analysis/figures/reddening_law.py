@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.analysis.figures import drawing as figures
-from xpbayes.analysis.figures.extinction_curve import R_V_FAMILY, CurveComparison, compare_with_published, scale_to
+from xpbayes.analysis.figures import drawing
+from xpbayes.analysis.figures.extinction_curve import CurveComparison, compare_with, compare_with_published, scale_to
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, Product, Series, drawn_now
 from xpbayes.errors import InputError
@@ -15,6 +15,8 @@ from xpbayes.errors import InputError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+G23_FAMILY = (2.3, 4.0, 5.0)
+"""R_V other than 3.1, which `compare_with_published` has; G23 begins at 2.3."""
 SAME_CHANNEL_NM = 1.0
 """A wavelength of a file counts as that of a channel within this."""
 
@@ -58,21 +60,6 @@ def compare_with_file(
     return CurveComparison(path.name, np.asarray(wavelength_nm)[inside], scaled, rms)
 
 
-def g23_family(wavelength_nm: NDArray[np.floating], learned: NDArray[np.floating]) -> list[CurveComparison]:
-    """G23 for the R_V of the family other than 3.1, which `compare_with_published` has."""
-    from astropy import units as u
-    from dust_extinction.parameter_averages import G23
-
-    out = []
-    for r_v in R_V_FAMILY:
-        if r_v != 3.1:
-            value, rms = scale_to(learned, G23(Rv=max(r_v, 2.3))(np.asarray(wavelength_nm) * u.nm))
-            out.append(
-                CurveComparison(f"G23, R_V = {max(r_v, 2.3):g}", np.asarray(wavelength_nm, np.float64), value, rms)
-            )
-    return out
-
-
 def draw_curves(
     wavelength_nm: NDArray[np.floating], learned: NDArray[np.floating], curves: list[CurveComparison]
 ) -> "Figure":
@@ -80,26 +67,25 @@ def draw_curves(
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    figure, axes = figures.panels(1, 2, 9.0, 6.2, sharex=True, height_ratios=(1.3, 1.0))
-    top, bottom = axes[:, 0]
-    top.plot(wavelength_nm, learned, "o", ms=3, color=figures.INK, label="xpbayes", zorder=5)
+    figure, ((top,), (bottom,)) = drawing.panels(1, 2, 9.0, 6.2, sharex=True, height_ratios=(1.3, 1.0))
+    top.plot(wavelength_nm, learned, "o", ms=3, color=drawing.INK, label="xpbayes", zorder=5)
     shade = ScalarMappable(Normalize(1.5, 5.5), "plasma")
     for curve in curves:
         family, _, r_v = curve.name.partition(", R_V = ")
-        colour: Any = shade.to_rgba(np.asarray(float(r_v))) if r_v else figures.INK
+        colour: Any = shade.to_rgba(np.asarray(float(r_v))) if r_v else drawing.INK
         line = {"CCM89": "-", "G23": "--"}.get(family, "-")
         width = 1.1 if r_v else 1.8
         name = f"{family}, $R_V$ = {r_v}" if r_v else family
         top.plot(curve.wavelength_nm, curve.value, line, color=colour, lw=width, label=f"{name} (rms {curve.rms:.1%})")
         at = np.searchsorted(wavelength_nm, curve.wavelength_nm)
         bottom.plot(curve.wavelength_nm, learned[at] / curve.value, line, color=colour, lw=width)
-    bottom.axhline(1.0, color=figures.GREY, lw=0.6)
+    bottom.axhline(1.0, color=drawing.GREY, lw=0.6)
     top.set(ylabel="R, optical depth per unit E", xscale="log", yscale="log")
     bottom.set(xlabel="wavelength [nm]", ylabel="learned / published", ylim=(0.6, 1.4))
     for axis in (top, bottom):
-        figures.plain_log_ticks(axis)
+        drawing.plain_log_ticks(axis)
     top.tick_params(labelbottom=False)
-    top.legend(fontsize=7.5, ncols=2, loc="lower left", frameon=False)
+    drawing.legend(top, 7.5, ncols=2, loc="lower left")
     return figure
 
 
@@ -107,7 +93,8 @@ def _make(run: Run) -> Product:
     assert run.model is not None
     wavelength = run.model.channels.wavelengths
     learned = np.exp(np.asarray(run.model.forward.ln_curve, np.float64))
-    curves = [*compare_with_published(wavelength, learned), *g23_family(wavelength, learned)]
+    curves = compare_with_published(wavelength, learned)
+    curves += [compare_with("G23", r_v, wavelength, learned) for r_v in G23_FAMILY]
     words = "; no published ZGR23 curve was named (--curve)"
     if run.curve is not None:
         curves.append(compare_with_file(run.curve, wavelength, learned))

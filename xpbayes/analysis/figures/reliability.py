@@ -1,15 +1,14 @@
 """Share of reliable stars over the colour - absolute-magnitude diagram (ZGR23 Fig. 17)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.analysis.figures import drawing as figures
+from xpbayes.analysis.figures import drawing
 from xpbayes.analysis.run_inputs import Run
-from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Series, Task
+from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Series, Task, require_columns
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,9 +20,8 @@ MIN_IN_CELL = 3
 """A share of fewer stars is not drawn."""
 
 
-@dataclass(frozen=True)
-class ReliabilityMap:
-    """Counts over (BP - RP, M_G).
+class Reliability:
+    """Counts over (BP - RP, M_G); M_G = G + 5 log10(inferred parallax / mas) - 10, extinction not removed.
 
     Attributes:
         count: (colour, magnitude) solved stars.
@@ -31,16 +29,6 @@ class ReliabilityMap:
         n, n_reliable: stars in all, beyond the cells too.
         n_without: solved stars without magnitudes.
     """
-
-    count: NDArray[np.int64]
-    reliable: NDArray[np.int64]
-    n: int
-    n_reliable: int
-    n_without: int
-
-
-class ReliabilityGatherer:
-    """Counts stars over the diagram; M_G = G + 5 log10(inferred parallax / mas) - 10, extinction not removed."""
 
     reads: Sequence[str] = ("stellar_params_est", "quality_flags")
     joins: Sequence[str] = PHOTOMETRY
@@ -64,10 +52,6 @@ class ReliabilityGatherer:
             cells = np.histogram2d((bp - rp)[use], magnitude[use], (COLOUR_EDGES, MAGNITUDE_EDGES))[0]
             total += cells.astype(np.int64)
 
-    def result(self) -> ReliabilityMap:
-        """What was counted."""
-        return ReliabilityMap(self.count, self.reliable, self.n, self.n_reliable, self.n_without)
-
 
 def coarser(count: NDArray[np.int64], factor: int) -> NDArray[np.int64]:
     """Sum blocks of factor x factor cells; both numbers of cells must be divisible."""
@@ -75,7 +59,7 @@ def coarser(count: NDArray[np.int64], factor: int) -> NDArray[np.int64]:
     return count.reshape(a // factor, factor, b // factor, factor).sum(axis=(1, 3))
 
 
-def suitable_factor(numbers: ReliabilityMap) -> int:
+def suitable_factor(numbers: Reliability) -> int:
     """How many cells to join so that the typical star sits in a cell with a dozen others."""
     for factor in (1, 2, 4, 5, 10):
         count = coarser(numbers.count, factor)
@@ -84,40 +68,34 @@ def suitable_factor(numbers: ReliabilityMap) -> int:
     return 10
 
 
-def draw_reliability(numbers: ReliabilityMap) -> "Figure":
+def draw_reliability(numbers: Reliability) -> "Figure":
     """Share of reliable stars, and the number of stars beside it."""
-    from matplotlib.colors import LogNorm
-
     factor = suitable_factor(numbers)
     count, reliable = coarser(numbers.count, factor), coarser(numbers.reliable, factor)
     x, y = COLOUR_EDGES[::factor], MAGNITUDE_EDGES[::factor]
-    figure, axes = figures.panels(2, 1, 9.8, 4.8, sharex=True, sharey=True)
-    left, right = axes[0]
+    figure, ((left, right),) = drawing.panels(2, 1, 9.8, 4.8, sharex=True, sharey=True)
     share = np.where(count >= MIN_IN_CELL, reliable / np.maximum(count, 1), np.nan)
-    a = left.pcolormesh(x, y, share.T, vmin=0, vmax=1, cmap="RdYlBu", rasterized=True)
-    b = right.pcolormesh(x, y, np.where(count > 0, count, np.nan).T, norm=LogNorm(1, max(count.max(), 2)),
-                         cmap="viridis", rasterized=True)  # fmt: skip
-    columns, rows = np.nonzero(count)
-    left.set(xlim=(x[max(columns.min() - 1, 0)], x[min(columns.max() + 2, len(x) - 1)]),
-             ylim=(y[min(rows.max() + 2, len(y) - 1)], y[max(rows.min() - 1, 0)]))  # fmt: skip
-    left.set(xlabel="BP − RP [mag]", ylabel="$M_G$ [mag]",
-             title=f"reliable: {numbers.n_reliable:,} of {numbers.n:,} ({numbers.n_reliable / numbers.n:.1%})")  # fmt: skip
+    a = drawing.cells(left, x, y, share, vmin=0, vmax=1, cmap="RdYlBu")
+    b = drawing.counts(right, x, y, count, count.max())
+    (first, last), (top, bottom) = ((i.min(), i.max()) for i in np.nonzero(count))
+    left.set(
+        xlim=(x[max(first - 1, 0)], x[min(last + 2, len(x) - 1)]), xlabel="BP − RP [mag]",
+        ylim=(y[min(bottom + 2, len(y) - 1)], y[max(top - 1, 0)]), ylabel="$M_G$ [mag]", facecolor="#f2f4f6",
+        title=f"reliable: {numbers.n_reliable:,} of {numbers.n:,} ({numbers.n_reliable / numbers.n:.1%})",
+    )  # fmt: skip
     right.set(xlabel="BP − RP [mag]", title="stars")
-    left.set_facecolor("#f2f4f6")
     figure.colorbar(a, ax=left, label="share with quality_flags < 8", pad=0.01)
     figure.colorbar(b, ax=right, label="stars per cell", pad=0.01)
     return figure
 
 
 def _start(run: Run) -> Task:
-    missing = [name for name in PHOTOMETRY if not run.star_column(name)]
-    if missing:
-        raise NotDrawnError(f"the star table has no column {missing[0]}")
-    gatherer = ReliabilityGatherer()
-    return Task((gatherer,), lambda: _product(run, gatherer.result()))
+    require_columns(run, PHOTOMETRY)
+    numbers = Reliability()
+    return Task((numbers,), lambda: _product(run, numbers))
 
 
-def _product(run: Run, numbers: ReliabilityMap) -> Product:
+def _product(run: Run, numbers: Reliability) -> Product:
     if not numbers.n:
         raise NotDrawnError("no solved star has G, BP and RP magnitudes")
     factor = suitable_factor(numbers)

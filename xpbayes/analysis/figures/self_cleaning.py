@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.analysis.figures import drawing as figures
+from xpbayes.analysis.figures import drawing
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Series, drawn_now
 
@@ -60,38 +60,35 @@ def from_card(card: dict[str, Any]) -> SelfCleaning:
         raise NotDrawnError("none of the training stars is a low-extinction Sun-like star as in Eq. 16")
     absolute = [np.nan if m is None else m for m in found.get("absolute_magnitude", [None] * len(found["row"]))]
     return SelfCleaning(
-        np.asarray(found["logg_pull"], np.float64),
-        np.asarray(found["parallax_pull"], np.float64),
-        np.asarray(absolute, np.float64),
-        np.asarray(found["outlier"], bool),
-        int(phases[-1]["n_stars"]),
-        float(phases[-1]["dropped_by"]["both"]),
+        logg_pull=np.asarray(found["logg_pull"], np.float64),
+        parallax_pull=np.asarray(found["parallax_pull"], np.float64),
+        absolute_magnitude=np.asarray(absolute, np.float64),
+        outlier=np.asarray(found["outlier"], bool),
+        n_stars=int(phases[-1]["n_stars"]),
+        dropped=float(phases[-1]["dropped_by"]["both"]),
     )
 
 
 def draw_self_cleaning(numbers: SelfCleaning) -> "Figure":
     """Pulls in parallax and log g with the circle; histogram of absolute magnitudes."""
-    figure, axes = figures.panels(2, 1, 9.6, 4.2)
-    left, right = axes[0]
-    known = np.isfinite(numbers.absolute_magnitude)
-    colours = np.where(known, numbers.absolute_magnitude, np.nan)
-    dots = left.scatter(numbers.parallax_pull, numbers.logg_pull, c=colours, s=10, lw=0, cmap="viridis_r",
+    figure, ((left, right),) = drawing.panels(2, 1, 9.6, 4.2)
+    magnitude, known = numbers.absolute_magnitude, np.isfinite(numbers.absolute_magnitude)
+    dots = left.scatter(numbers.parallax_pull, numbers.logg_pull, c=magnitude, s=10, lw=0, cmap="viridis_r",
                         plotnonfinite=True)  # fmt: skip
-    angle = np.linspace(0, 2 * np.pi, 181)
-    left.plot(RADIUS * np.cos(angle), RADIUS * np.sin(angle), color=figures.ORANGE, lw=1.2)
+    drawing.circle(left, 0.0, 0.0, RADIUS)
     reach = 1.1 * max(RADIUS, float(np.percentile(np.hypot(numbers.logg_pull, numbers.parallax_pull), 99.5)))
     left.set(xlabel="Δϖ / σ", ylabel="Δ log g / σ", xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal",
              title=f"Sun-like stars ({len(numbers.outlier):,})")  # fmt: skip
     figure.colorbar(dots, ax=left, label="$M_G$ [mag]", pad=0.01)
     if known.any():
-        edges = np.histogram_bin_edges(numbers.absolute_magnitude[known], bins=40)
+        edges = np.histogram_bin_edges(magnitude[known], bins=40)
         for chosen, colour, text in (
-            (~numbers.outlier, figures.BLUE, "inside"),
-            (numbers.outlier, figures.ORANGE, "outside"),
+            (~numbers.outlier, drawing.BLUE, "inside"),
+            (numbers.outlier, drawing.ORANGE, "outside"),
         ):
-            right.hist(numbers.absolute_magnitude[known & chosen], edges, color=colour, alpha=0.7, lw=0,
-                       label=f"{text} ({int((known & chosen).sum()):,})")  # fmt: skip
-        right.legend(fontsize=8, frameon=False)
+            shown = magnitude[known & chosen]
+            right.hist(shown, edges, color=colour, alpha=0.7, lw=0, label=f"{text} ({len(shown):,})")
+        drawing.legend(right)
         right.invert_xaxis()
     right.set(xlabel="$M_G$ [mag]", ylabel="stars", title="absolute magnitudes")
     return figure

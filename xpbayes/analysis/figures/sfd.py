@@ -1,14 +1,14 @@
 """E against the total dust of Schlegel, Finkbeiner & Davis (1998) for stars behind all of it (ZGR23 Fig. 19)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.analysis.figures import drawing as figures
+from xpbayes.analysis.cuts import apply_cuts, in_words
+from xpbayes.analysis.figures import drawing
 from xpbayes.analysis.figures.binned import MIN_SHOWN, ColumnDensity, ColumnStream
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Series, Task
@@ -25,28 +25,24 @@ SFD_EDGES = np.linspace(0.0, 1.5, 61)
 DIFFERENCE_EDGES = np.linspace(-1.0, 1.0, 801)
 SHOWN_COARSER = 4
 MIN_STARS = 20
+ABOUT = {
+    "low": "E(B-V) from", "high": "to", "n": "stars", "p15": "15 % of the difference", "p50": "median", "p84": "84 %",
+}  # fmt: skip
 
 Lookup = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
 """(ra, dec) [deg] -> E(B-V) [mag]."""
 
 
-@dataclass(frozen=True)
 class AgainstSfd:
-    """E minus E(B-V) of SFD.
+    """Counts E - E(B-V) of stars outside of the dust layer and away from the Magellanic Clouds.
+
+    Args:
+        lookup: gives E(B-V) of SFD.
 
     Attributes:
-        density: at every E(B-V) [mag].
         n: stars.
         cuts: how many solved stars each cut took.
     """
-
-    density: ColumnDensity
-    n: int
-    cuts: dict[str, int]
-
-
-class SfdGatherer:
-    """Counts E - E(B-V) of stars outside of the dust layer and away from the Magellanic Clouds."""
 
     reads: Sequence[str] = ("ra", "dec", "stellar_params_est", "quality_flags")
     joins: Sequence[str] = ()
@@ -54,10 +50,7 @@ class SfdGatherer:
     def __init__(self, lookup: Lookup) -> None:
         self.lookup = lookup
         self.stream = ColumnStream(SFD_EDGES, DIFFERENCE_EDGES)
-        self.n = 0
-        self.cuts = dict.fromkeys(
-            ("quality_flags >= 8", "no position", "|b| <= 10°", "near the Magellanic Clouds", "|z| <= 400 pc"), 0
-        )
+        self.n, self.cuts = 0, dict[str, int]()
 
     def add(self, rows: Rows) -> None:
         """Take the next rows."""
@@ -66,25 +59,23 @@ class SfdGatherer:
         latitude = galactic_latitude(ra, dec)
         with np.errstate(divide="ignore", invalid="ignore"):
             height = np.abs(np.sin(np.radians(latitude))) / estimate[:, -1]
-            passed = (
-                rows["quality_flags"] < 8,
-                np.isfinite(latitude),
-                np.abs(latitude) > MIN_LATITUDE_DEG,
-                ~near_clouds(ra, dec),
-                height > MIN_HEIGHT_KPC,
-            )
-        keep = rows.solved.copy()
-        for name, good in zip(self.cuts, passed, strict=True):
-            self.cuts[name] += int((keep & ~good).sum())
-            keep &= good
+            passed = {
+                "quality_flags >= 8": rows["quality_flags"] < 8,
+                "no position": np.isfinite(latitude),
+                f"|b| <= {MIN_LATITUDE_DEG:g}°": np.abs(latitude) > MIN_LATITUDE_DEG,
+                "near the Magellanic Clouds": ~near_clouds(ra, dec),
+                f"|z| <= {1e3 * MIN_HEIGHT_KPC:g} pc": height > MIN_HEIGHT_KPC,
+            }
+        keep = apply_cuts(rows.solved, passed, self.cuts)
         if keep.any():
             expected = self.lookup(ra[keep], dec[keep])
             self.stream.add(expected, estimate[keep, -2] - expected)
         self.n += int(keep.sum())
 
-    def result(self) -> AgainstSfd:
-        """What was counted."""
-        return AgainstSfd(self.stream.density(SHOWN_COARSER), self.n, self.cuts)
+    @property
+    def density(self) -> ColumnDensity:
+        """What was counted at every E(B-V) [mag]."""
+        return self.stream.density(SHOWN_COARSER)
 
 
 def galactic_latitude(ra: NDArray[np.float64], dec: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -108,45 +99,35 @@ def near_clouds(ra: NDArray[np.float64], dec: NDArray[np.float64]) -> NDArray[np
 
 def draw_sfd(numbers: AgainstSfd) -> "Figure":
     """Density per column, as far as there are stars."""
-    figure, axes = figures.panels(1, 1, 6.6, 4.2)
-    axis = axes[0, 0]
-    mesh = figures.density_panel(axis, numbers.density)
-    some = np.flatnonzero(numbers.density.n >= MIN_SHOWN)
-    reach = np.nanmax(np.abs(numbers.density.percentiles), initial=0.05) * 2.5
-    axis.set(xlim=(0, numbers.density.x_edges[some.max() + 1] if len(some) else 1), ylim=(-reach, reach),
+    figure, ((axis,),) = drawing.panels(1, 1, 6.6, 4.2)
+    density = numbers.density
+    mesh = drawing.density_panel(axis, density)
+    some = np.flatnonzero(density.n >= MIN_SHOWN)
+    reach = np.nanmax(np.abs(density.percentiles), initial=0.05) * 2.5
+    axis.set(xlim=(0, density.x_edges[some.max() + 1] if len(some) else 1), ylim=(-reach, reach),
              xlabel="E(B−V) of SFD [mag]", ylabel="E − E(B−V) of SFD [mag]", title=f"{numbers.n:,} stars")  # fmt: skip
-    figure.colorbar(mesh, ax=axis, label="density / greatest of its column", pad=0.01)
+    figure.colorbar(mesh, ax=axis, label=drawing.DENSITY_LABEL, pad=0.01)
     return figure
 
 
 def _start(run: Run) -> Task:
     lookup: Any = partial(sfd, map_dir=run.sfd)
     lookup(np.array([0.0]), np.array([60.0]))  # are package and maps there? Better asked before the catalogue is read
-    gatherer = SfdGatherer(lookup)
-    return Task((gatherer,), lambda: _product(gatherer.result()))
+    numbers = AgainstSfd(lookup)
+    return Task((numbers,), lambda: _product(numbers))
 
 
 def _product(numbers: AgainstSfd) -> Product:
-    cuts = ", ".join(f"{what}: {count:,}" for what, count in numbers.cuts.items() if count)
+    cuts = in_words(numbers.cuts)
     if numbers.n < MIN_STARS:
         raise NotDrawnError(f"only {numbers.n} stars pass the cuts ({cuts}); {MIN_STARS} are needed")
-    d = numbers.density
     return Product(
         draw_sfd(numbers),
         f"E minus E(B-V) of SFD against E(B-V) of SFD, {numbers.n} stars",
         f"E minus E(B−V) of Schlegel, Finkbeiner & Davis (1998) for {numbers.n:,} stars behind the dust layer: density over "
-        f"the greatest of its column, lines at 15, 50 and 84 %. Removed: {cuts or 'none'}. Across is SFD itself, where the "
+        f"the greatest of its column, lines at 15, 50 and 84 %. Removed: {cuts}. Across is SFD itself, where the "
         "paper has Planck's optical depth: errors of SFD tilt the cloud downwards.",
-        {
-            "": {
-                "low": Series(d.x_edges[:-1], "mag", "E(B-V) from"),
-                "high": Series(d.x_edges[1:], "mag", "to"),
-                "n": Series(d.n, "", "stars"),
-                "p15": Series(d.percentiles[:, 0], "mag", "15 % of the difference"),
-                "p50": Series(d.percentiles[:, 1], "mag", "median"),
-                "p84": Series(d.percentiles[:, 2], "mag", "84 %"),
-            }
-        },
+        {"": {k: Series(v, "" if k == "n" else "mag", ABOUT[k]) for k, v in numbers.density.columns().items()}},
     )
 
 

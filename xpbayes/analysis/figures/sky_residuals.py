@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.analysis.figures import drawing as figures
+from xpbayes.analysis.cuts import apply_cuts, in_words
+from xpbayes.analysis.figures import drawing
 from xpbayes.analysis.figures.flux_residuals import SKY_CHANNELS, FluxSample, channel_text, flux_sample, gathered
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Series, Task
@@ -59,10 +60,8 @@ def sky_residuals(sample: FluxSample) -> SkyResiduals:
             f"χ²/dof >= {MAX_REDUCED_CHI2:g}": sample.reduced_chi2 < MAX_REDUCED_CHI2,
             "no position": np.isfinite(sample.ra) & np.isfinite(sample.dec),
         }
-    keep, cuts = np.ones(len(sample), bool), {}
-    for name, passed in tests.items():
-        cuts[name] = int((keep & ~passed).sum())
-        keep &= passed
+    cuts: dict[str, int] = {}
+    keep = apply_cuts(np.ones(len(sample), bool), tests, cuts)
     ra, dec = sample.ra[keep], sample.dec[keep]
     chi = sample.chi[keep][:, [sample.channels.index(c) for c in channels]].astype(np.float64)
     chi[~(np.abs(chi) <= MAX_CHI)] = np.nan
@@ -87,32 +86,17 @@ def draw_sky_residuals(numbers: SkyResiduals, channels: Channels) -> "Figure":
     import astropy.units as u
     from astropy_healpix import lonlat_to_healpix
 
-    columns = min(2, len(numbers.channels))
-    rows = -(-len(numbers.channels) // columns)
-    figure, axes = figures.panels(columns, rows, 5.2 * columns, 2.9 * rows, subplot_kw={"projection": "mollweide"})
-    x, y = np.linspace(-180.0, 180.0, 721), np.linspace(-90.0, 90.0, 361)
-    grid_x, grid_y = np.meshgrid(0.5 * (x[1:] + x[:-1]), 0.5 * (y[1:] + y[:-1]))
-    # Longitude grows to the left.
-    pixel = np.asarray(lonlat_to_healpix((-grid_x % 360.0) * u.deg, grid_y * u.deg, numbers.nside, order="nested"))
+    figure, axes = drawing.sky_grid(len(numbers.channels))
+    longitude, latitude = drawing.sky_positions()
+    pixel = np.asarray(lonlat_to_healpix(longitude * u.deg, latitude * u.deg, numbers.nside, order="nested"))
     row = np.searchsorted(numbers.pixel, pixel).clip(0, len(numbers.pixel) - 1)
     on = numbers.pixel[row] == pixel
     reach = max(float(np.nanpercentile(np.abs(numbers.mean), 95)), 0.1)
-    for k, axis in enumerate(axes.flat):
-        if k >= len(numbers.channels):
-            axis.remove()
-            continue
+    for k, axis in enumerate(axes):
+        title = f"{channel_text(numbers.channels[k], channels)} ({numbers.n[:, k].sum():,} stars)"
         image = np.where(on, numbers.mean[row, k], np.nan)
-        axis.set_facecolor(figures.LIGHT)
-        mesh = axis.pcolormesh(np.radians(x), np.radians(y), image, cmap=figures.SIGNED_COLOURS, vmin=-reach, vmax=reach,
-                               rasterized=True)  # fmt: skip
-        axis.set_title(f"{channel_text(numbers.channels[k], channels)} ({numbers.n[:, k].sum():,} stars)", fontsize=9)
-        axis.set_xticks(np.radians([-120, -60, 0, 60, 120]), ["120°", "60°", "0°", "300°", "240°"], fontsize=7)
-        axis.set_yticks(np.radians([-60, -30, 0, 30, 60]), ["−60°", "−30°", "0°", "30°", "60°"], fontsize=7)
-        axis.tick_params(colors=figures.GREY)
-        axis.grid(color=figures.GREY, lw=0.3)
-    figure.colorbar(
-        mesh, ax=axes.ravel()[: len(numbers.channels)].tolist(), label="mean Δf / σ", pad=0.01, extend="both"
-    )
+        mesh = drawing.sky_panel(axis, image, title, cmap=drawing.SIGNED_COLOURS, vmin=-reach, vmax=reach)
+    figure.colorbar(mesh, ax=axes, label="mean Δf / σ", pad=0.01, extend="both")
     return figure
 
 
@@ -123,7 +107,7 @@ def _start(run: Run) -> Task:
 def _product(run: Run, sample: FluxSample) -> Product:
     assert run.model is not None
     numbers = sky_residuals(sample)
-    cuts = ", ".join(f"{what}: {count:,}" for what, count in numbers.cuts.items() if count)
+    cuts = in_words(numbers.cuts)
     if not len(numbers.pixel):
         raise NotDrawnError(
             f"{numbers.n_stars} of {len(sample)} stars pass the cuts ({cuts}): no pixel has {MIN_STARS} of them"
@@ -135,7 +119,7 @@ def _product(run: Run, sample: FluxSample) -> Product:
         draw_sky_residuals(numbers, run.model.channels),
         f"Mean normalised flux residuals over the sky in {len(numbers.channels)} channels",
         f"Mean (f_pred − f_obs) / σ_obs in pixels of nside {numbers.nside} with at least {MIN_STARS} stars, Galactic. "
-        f"{numbers.n_stars:,} of {len(sample):,} solved stars whose fluxes were read; removed: {cuts or 'none'}; in each "
+        f"{numbers.n_stars:,} of {len(sample):,} solved stars whose fluxes were read; removed: {cuts}; in each "
         f"panel also |Δf/σ| > {MAX_CHI:g}. σ_obs is the observation's own error.{gone}",
         {
             "": {

@@ -1,7 +1,8 @@
-"""Observed and predicted flux of single stars, with residuals in units of their errors: numbers only."""
+"""Observed and predicted flux of single stars, with residuals in units of their errors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,16 @@ import numpy as np
 from jaxtyping import Array
 from numpy.typing import NDArray
 
+from xpbayes.analysis.figures import drawing
 from xpbayes.data.spectra import Spectra
 from xpbayes.data.stars import Stars
 from xpbayes.models.forward import ForwardModel, predict_flux
 from xpbayes.models.likelihood import deviance, n_observed, whitened_residual
 from xpbayes.models.model_error import ModelError, with_model_error
 from xpbayes.production.model_file import TrainedModel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 EXAMPLE_KINDS = (
     ("hot star", (7.2, 0.0, 4.2)),
@@ -104,3 +109,41 @@ def choose_examples(
         left[row] = False
         chosen.append((name, row))
     return chosen
+
+
+def draw_spectra(wavelength_nm: NDArray[np.floating], examples: Sequence[tuple[str, SpectrumFit]]) -> "Figure":
+    """Observed and predicted flux of example stars, with residuals in sigma below each.
+
+    Args:
+        wavelength_nm: (channel,) [nm].
+        examples: title and fit of each star.
+    """
+    from matplotlib.gridspec import GridSpecFromSubplotSpec
+
+    figure, places = drawing.grid(len(examples), 2, 4.7, 2.9)
+    for place, (title, fit) in zip(places, examples, strict=True):
+        spec = place.get_subplotspec()
+        assert spec is not None  # it is one of a grid
+        rows = GridSpecFromSubplotSpec(2, 1, spec, height_ratios=(2.4, 1), hspace=0.06)
+        place.remove()
+        top, bottom = figure.add_subplot(rows[0]), figure.add_subplot(rows[1])
+        bottom.sharex(top)
+        top.plot(wavelength_nm, fit.predicted, color=drawing.ORANGE, lw=1.4, label="model")
+        top.errorbar(
+            wavelength_nm, fit.observed, fit.error, fmt="o", ms=2.2, lw=0.6, color=drawing.INK, label="data"
+        )  # fmt: skip
+        top.set_title(title, fontsize=9)
+        top.tick_params(labelbottom=False)
+        top.set_ylabel(drawing.FLUX_LABEL, fontsize=8)
+        bottom.axhline(0, color=drawing.GREY, lw=0.6)
+        bottom.axhspan(-1, 1, color=drawing.LIGHT, lw=0)
+        bottom.plot(wavelength_nm, fit.residual, "o", ms=2.2, color=drawing.INK)
+        limit = max(3.0, 1.1 * np.nanmax(np.abs(fit.residual)))
+        bottom.set(ylim=(-limit, limit), ylabel="residual [σ]", xlabel="wavelength [nm]", xscale="log")
+        for axis in (top, bottom):
+            axis.spines[["top", "right"]].set_visible(False)
+        drawing.plain_log_ticks(bottom)
+        top.minorticks_off()
+        if place is places[0]:
+            drawing.legend(top)
+    return figure

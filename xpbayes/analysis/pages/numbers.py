@@ -2,20 +2,11 @@
 
 import numpy as np
 
-from xpbayes.analysis.figures.drawing import LABEL_TEXT, LABEL_UNIT, display_scale
+from xpbayes.analysis.figures.drawing import display_scale, heading, text
+
+__all__ = ["heading", "number", "pair", "share", "text"]
 
 MISSING = "–"
-
-
-def text(name: str) -> str:
-    """What a parameter is called."""
-    return LABEL_TEXT.get(name, name)
-
-
-def heading(name: str) -> str:
-    """The same with the unit that it is shown in."""
-    unit = LABEL_UNIT.get(name, "")
-    return f"{text(name)} [{unit}]" if unit else text(name)
 
 
 def number(name: str, value: float, *, sign: bool = False) -> str:

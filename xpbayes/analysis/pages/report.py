@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from xpbayes.analysis.figures import drawing
 from xpbayes.analysis.figures.extinction_curve import compare_with_published
-from xpbayes.analysis.figures.spectra import EXAMPLE_KINDS, choose_examples, spectrum_fit
+from xpbayes.analysis.figures.spectra import EXAMPLE_KINDS, choose_examples, draw_spectra, spectrum_fit
 from xpbayes.analysis.pages.gallery import ANALYSES, Outcome, make_figures, not_drawn
 from xpbayes.analysis.pages.model_card import accuracy_table, model_card
 from xpbayes.analysis.pages.numbers import heading, number, share, text
@@ -273,7 +273,7 @@ def _spectra(run: Reported) -> list[Part]:
     if not examples:
         return ["No example spectra because none of the inferred stars is in the star table."]
     picture = Picture.of(
-        drawing.spectra(model.channels.wavelengths, examples),
+        draw_spectra(model.channels.wavelengths, examples),
         "Observed and model spectra of example stars with residuals in units of sigma",
         "Stars nearest to six typical kinds. Points are data with their marginal 1 σ errors, calibration and model error "
         "included; the line is the model at the inferred parameters; below each, the residual in σ. Neighbouring residuals "
