@@ -11,7 +11,7 @@ def test_it_says_the_parameters_and_shows_the_error_of_the_model(trained):
     prediction = predict_flux(trained, teff=5000, feh=-0.2, logg=2.5, extinction=0.3, parallax=0.5)
     (axis,) = prediction_figure(prediction).axes
     for words in ("Teff = 5000 K", "[Fe/H] = -0.2 dex", "E = 0.3 mag", "parallax = 0.5 mas"):
-        assert words in axis.get_title(loc="left")
+        assert words in axis.get_title()
     (band,) = axis.collections
     corners = band.get_paths()[0].vertices
     for k, wavelength in enumerate(prediction.wavelength_nm):
