@@ -107,7 +107,7 @@ def main() -> None:
     for entry in result.record.phases:
         if entry["update"] == "self_cleaning":
             print(f"self-cleaning in phase {entry['phase']}: dropped {entry['dropped_by']}")
-    found = pulls(result.model, stars, result.parameters)
+    found = pulls(result.model.forward, stars, result.theta_log)
     last = [p for p in config.phases if p.update == "self_cleaning"][-1]
     rules = {
         f"labels, parallax: each within {last.max_parameter_pull:g} sigma": ~survivors(found, last)["parameters"],

@@ -24,9 +24,9 @@ import xpbayes
 from xpbayes.checks.prior_predictive import MAX_EXTINCTION, simulate, with_realistic_noise
 from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.identity import Side, Split
-from xpbayes.inference.errors import to_sampled
 from xpbayes.inference.fit import Posteriors, fit_stars
-from xpbayes.inference.model_error import refold_model_error
+from xpbayes.inference.model_error import fold_in_model_error
+from xpbayes.models.theta import to_log
 from xpbayes.training.selection import training_cuts
 
 PARALLAX_ERROR = 0.02
@@ -64,18 +64,16 @@ def main() -> None:
     batch = table.take(rows).stars(trained.labels)
     config = InferenceConfig()
     search = config.model_copy(update={"n_draws": 0})
-    real = fit_stars(trained.forward, trained.prior, trained.model_error, batch, search)
-    at = to_sampled(jnp.asarray(real.estimate))
-    folded = refold_model_error(trained.forward, jax.tree.map(jnp.asarray, batch.blind()), trained.model_error, at)
+    real = fit_stars(trained.star_model, batch, search)
+    at = to_log(jnp.asarray(real.estimate))
+    folded = fold_in_model_error(trained.star_model, jax.tree.map(jnp.asarray, batch.blind()), at)
     usable = np.flatnonzero(np.isfinite(real.chi2) & real.converged)
     templates = with_realistic_noise(folded.take(jnp.asarray(usable)), real.chi2[usable])
     for dust, most in (("no dust", NO_DUST), ("dust", MAX_EXTINCTION)):
         n_xp = trained.channels.n_xp
-        sky = simulate(
-            trained.forward, trained.prior, templates, n_xp, arguments.stars, arguments.seed, PARALLAX_ERROR, most
-        )
+        sky = simulate(trained.star_model, templates, n_xp, arguments.stars, arguments.seed, PARALLAX_ERROR, most)
         begun = time.perf_counter()
-        found = fit_stars(trained.forward, trained.prior, None, jax.tree.map(np.asarray, sky.stars), config)
+        found = fit_stars(trained.star_model.without_error, jax.tree.map(np.asarray, sky.stars), config)
         rate = len(sky.stars) / (time.perf_counter() - begun)
         print(f"{dust}: {len(sky.stars)} simulated stars, {rate:.0f} stars/s, compilation included")
         known = np.asarray(sky.stars.parallax_inv_error) > 0

@@ -18,6 +18,7 @@ from xpbayes.inference.errors import evaluate_mode
 from xpbayes.models.forward import predict_flux
 from xpbayes.models.objective import objective
 from xpbayes.models.posterior import star_posterior, star_sites
+from xpbayes.models.theta import to_linear, to_log
 
 N = 1000
 
@@ -35,19 +36,19 @@ def main() -> None:
     point = np.concatenate([labels, rng.normal([-2, 0.3], 0.5, (N, 2))], axis=1)
     other = point + rng.normal(0, 0.1, point.shape)
     jax.config.update("jax_enable_x64", True)
-    model, prior, stars = jax.tree.map(
-        lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), (trained.forward, trained.prior, stars)
+    model, stars = jax.tree.map(
+        lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), (trained.star_model.without_error, stars)
     )
 
     @jax.jit
     def ours(u):
-        return jax.vmap(lambda star, v: objective(model, prior, star, v))(stars, u)
+        return jax.vmap(lambda star, v: objective(model, star, v))(stars, u)
 
     @jax.jit
     def numpyro(u):
         def one(star, v):
             batch = jax.tree.map(lambda leaf: leaf[None], star)
-            return log_density(star_posterior, (batch, model, prior), {}, star_sites(v[None]))[0]
+            return log_density(star_posterior, (batch, model), {}, star_sites(v[None]))[0]
 
         return jax.vmap(one)(stars, u)
 
@@ -57,13 +58,12 @@ def main() -> None:
     print(f"solver's objective against -2 x NumPyro's log density, {N} stars: {worst:.1e} relative, target 1e-8")
 
     u = jnp.asarray(point)
-    fisher = np.asarray(evaluate_mode(model, prior, stars, u).fisher)
-    linear = np.concatenate([point[:, :-2], np.exp(point[:, -2:])], axis=1)
+    fisher = np.asarray(evaluate_mode(model, stars, u).fisher)
+    linear = to_linear(point)
 
     @jax.jit
     def white(x):
-        sampled = jnp.concatenate([x[:, :-2], jnp.log(x[:, -2:])], axis=1)
-        flux = jax.vmap(lambda v, s: predict_flux(model, v, s))(sampled, stars.ln_scale)
+        flux = jax.vmap(lambda v, s: predict_flux(model.forward, v, s))(to_log(x), stars.ln_scale)
         return jnp.einsum("sij,sj->si", stars.whitening, flux)
 
     columns = []

@@ -108,15 +108,13 @@ class Problem(NamedTuple):
     """A trained model, stars as measured, and what float64 says of the first of them.
 
     Attributes:
-        model, prior, error: the trained model.
+        model: the trained model, a `StarModel`.
         stars: as inference may see them, and labels for training.
         reference: by name, arrays over the first stars; empty if there is none.
         origin: in words.
     """
 
     model: Any
-    prior: Any
-    error: Any
     stars: Any
     reference: dict[str, NDArray[np.float64]]
     origin: str
@@ -162,7 +160,7 @@ def prepare(model_folder: str | None, star_table: str | None, folder: Path) -> N
     arrays["whitening"] = arrays["whitening"][:, row, column]
     save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, folder / STARS)
     stars = stars.take(slice(0, N_COMPARED))
-    problem = Problem(model.forward, model.prior, model.model_error, stars, {}, "")
+    problem = Problem(model.star_model, stars, {}, "")
     save_file(answers(problem, stars, exact=True), folder / REFERENCE)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {len(table)} stars and a model, {size / 1e6:.1f} MB")
@@ -196,7 +194,7 @@ def load(folder: Path) -> Problem:
     model = load_model(folder / MODEL)
     reference = load_file(folder / REFERENCE)
     stars = Stars(**arrays | {"whitening": whitening})
-    return Problem(model.forward, model.prior, model.model_error, stars, reference, f"{n} real stars, a trained model")
+    return Problem(model.star_model, stars, reference, f"{n} real stars, a trained model")
 
 
 def made_up(n_stars: int = N_CARRIED, seed: int = 0) -> Problem:
@@ -207,6 +205,7 @@ def made_up(n_stars: int = N_CARRIED, seed: int = 0) -> Problem:
     import jax.numpy as jnp
 
     from xpbayes.models.forward import ForwardModel, initial_model, predict_flux
+    from xpbayes.models.star_model import StarModel
     from xpbayes.training.learn import fit_label_prior
 
     rng = np.random.default_rng(seed)
@@ -235,7 +234,7 @@ def made_up(n_stars: int = N_CARRIED, seed: int = 0) -> Problem:
     scale = flux.max(axis=1, keepdims=True)
     stars = noisy_stars(flux / scale, np.log(scale[:, 0]), parameters, rng)
     error = made_up_error(model, stars, rng)
-    return Problem(model, prior, error, replace(stars), {}, f"{n_stars} made-up stars and a made-up model")
+    return Problem(StarModel(model, prior, error), replace(stars), {}, f"{n_stars} made-up stars and a made-up model")
 
 
 def plausible_labels(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
@@ -545,17 +544,18 @@ def answers(at: Problem, stars: Any, *, exact: bool) -> dict[str, NDArray[np.flo
     """What is compared, in float32 or in float64, from the same nodes: drawn in float64 they would be others."""
     import jax
 
-    from xpbayes.inference.errors import laplace_covariance, to_sampled
+    from xpbayes.inference.errors import laplace_covariance
     from xpbayes.inference.search.starts import make_grid
+    from xpbayes.models.theta import to_log
 
     config, stars = settings(n_draws=0), stars.blind()
-    grid = make_grid(at.model, at.prior, config.n_nodes)
+    grid = make_grid(at.model.without_error, config.n_nodes)
     with jax.enable_x64(exact):
         if exact:
-            model, prior, error, stars, grid = double((at.model, at.prior, at.error, stars, grid))
-            at = at._replace(model=model, prior=prior, error=error)
+            model, stars, grid = double((at.model, stars, grid))
+            at = at._replace(model=model)
         found = solve_chunk(at, Clock(), grid, config, stars)
-        laplace = laplace_covariance(found.hessian, np.asarray(to_sampled(found.estimate)))
+        laplace = laplace_covariance(found.hessian, np.asarray(to_log(found.estimate)))
     return {
         "estimate": np.asarray(found.estimate, np.float64),
         "fisher_sigma": np.sqrt(np.diagonal(found.covariance, axis1=1, axis2=2)),
@@ -608,21 +608,24 @@ def solve_chunk(at: Problem, clock: Clock, grid: Any, config: Any, measured: Any
     import jax
 
     from xpbayes.data.stars import STAR_BLOCK, by_blocks
-    from xpbayes.inference.errors import are_positive_definite, evaluate_mode, hessians, invert_positive, to_linear
+    from xpbayes.inference.errors import are_positive_definite, evaluate_mode, hessians, invert_positive
     from xpbayes.inference.search.optima import choose_optima, search
+    from xpbayes.models.theta import to_linear
 
     with clock("starts and solver"):
-        chunk, _, solution = jax.block_until_ready(search(at.model, at.prior, at.error, grid, measured, config))
+        chunk, _, solution = jax.block_until_ready(search(at.model, grid, measured, config))
     with clock("choice of optima"):
         best = choose_optima(
-            solution, lambda u: by_blocks(partial(hessians, at.model, at.prior), STAR_BLOCK, chunk, u)
+            solution, lambda u: by_blocks(partial(hessians, at.model.without_error), STAR_BLOCK, chunk, u)
         ).best
     with clock("Fisher matrices"):
-        mode = np.asarray(best.parameters)
-        there = jax.tree.map(np.asarray, by_blocks(partial(evaluate_mode, at.model, at.prior), STAR_BLOCK, chunk, mode))
+        mode = np.asarray(best.theta_log)
+        there = jax.tree.map(
+            np.asarray, by_blocks(partial(evaluate_mode, at.model.without_error), STAR_BLOCK, chunk, mode)
+        )
     with clock("inverses on the host"):
         covariance, definite = invert_positive(there.fisher), are_positive_definite(there.hessian)
-    estimate = np.asarray(to_linear(best.parameters))
+    estimate = np.asarray(to_linear(best.theta_log))
     return Solved(estimate, covariance, there.hessian, there.chi2, np.asarray(best.converged), definite)
 
 
@@ -632,7 +635,7 @@ def search_part(bench: Bench) -> None:
 
     at, sizes = bench.at, bench.sizes
     config = settings(n_draws=0)
-    grid = make_grid(at.model, at.prior, config.n_nodes)
+    grid = make_grid(at.model.without_error, config.n_nodes)
     work = partial(solve_chunk, at, bench.clock, grid, config)
     best_size, best_rate = sizes.chunks[0], 0.0
     plan = [(sizes.resident[0], size) for size in sizes.chunks] + [(n, 0) for n in sizes.resident[1:]]
@@ -683,9 +686,7 @@ def infer_part(bench: Bench, n: int, size: int, left: float, **changed: Any) -> 
 
     at = bench.at
     config = settings(chunk_size=size, **changed)
-    stretch = in_chunks(
-        bench, on_device(at.stars, n), size, lambda stars: fit_stars(at.model, at.prior, at.error, stars, config), left
-    )
+    stretch = in_chunks(bench, on_device(at.stars, n), size, lambda stars: fit_stars(at.model, stars, config), left)
     return stretch, lambda name: np.concatenate([getattr(found, name) for found in stretch.results])
 
 
@@ -736,14 +737,14 @@ def training(bench: Bench) -> None:
     """Epochs of a model phase and of a star phase, from labels as measured."""
     import jax
 
-    from xpbayes.inference.model_error import refold_model_error
-    from xpbayes.training.learn import initial_parameters, run_star_phase
+    from xpbayes.inference.model_error import fold_in_model_error
+    from xpbayes.training.learn import initial_theta, run_star_phase
     from xpbayes.training.phases import run_gradient_phase
 
     at, sizes = bench.at, bench.sizes
     few = on_device(at.stars, len(at.stars))
-    begin = initial_parameters(few)
-    few = refold_model_error(at.model, few, at.error, begin)
+    begin = initial_theta(few)
+    few = fold_in_model_error(at.model, few, begin)
     per_star = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(few.take(slice(0, 1))))
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", np.inf)
     plan = [(sizes.trained[0], batch) for batch in sizes.batches] + [(n, sizes.batches[-1]) for n in sizes.trained[1:]]
@@ -760,7 +761,9 @@ def training(bench: Bench) -> None:
         took = []
         for seed in (0, 1):
             begun = time.perf_counter()
-            model, _, losses = run_gradient_phase(at.model, stars, parameters, phase, batch, jax.random.key(seed))
+            model, _, losses = run_gradient_phase(
+                at.model.forward, stars, parameters, phase, batch, jax.random.key(seed)
+            )
             jax.block_until_ready(model)
             took.append(time.perf_counter() - begun)
             if bench.left() < took[0]:
@@ -787,7 +790,7 @@ def training(bench: Bench) -> None:
     took = []
     for _ in range(2):
         begun = time.perf_counter()
-        _, converged, _ = run_star_phase(at.model, stars, parameters, SimpleNamespace(epochs=8))
+        _, converged, _ = run_star_phase(at.model.forward, stars, parameters, SimpleNamespace(epochs=8))
         took.append(time.perf_counter() - begun)
         if bench.left() < took[0]:
             break
@@ -803,22 +806,20 @@ def training(bench: Bench) -> None:
 
 def nuts(bench: Bench) -> None:
     """Chains of NUTS and independent points, four a star, one round."""
-    from xpbayes.inference.errors import to_sampled
     from xpbayes.inference.fit import fit_stars
-    from xpbayes.inference.model_error import refold_model_error
+    from xpbayes.inference.model_error import fold_in_model_error
     from xpbayes.inference.sampling.nuts import Schedule, sample_inferred
-    from xpbayes.inference.search.starts import make_grid
+    from xpbayes.models.theta import to_log
 
     at, n = bench.at, bench.sizes.chains
     stars = on_device(at.stars, n).blind()
-    found = fit_stars(at.model, at.prior, at.error, stars, settings(n_draws=0, chunk_size=n))
-    grid = make_grid(at.model, at.prior, 1024)
-    stars = refold_model_error(at.model, stars, at.error, to_sampled(found.estimate))
+    found = fit_stars(at.model, stars, settings(n_draws=0, chunk_size=n))
+    stars = fold_in_model_error(at.model, stars, to_log(found.estimate))
     schedule = Schedule(4, 150, 500 if n > 16 else 50, 1)
 
     def run() -> Any:
         seed = np.arange(n, dtype=np.uint32)
-        return sample_inferred(at.model, at.prior, grid, stars, found.estimate, found.runner_up, seed, schedule)
+        return sample_inferred(at.model, 1024, stars, found.estimate, found.runner_up, seed, schedule)
 
     begun = time.perf_counter()
     drawn, known = run()
@@ -851,14 +852,14 @@ def profile(bench: Bench) -> None:
     from xpbayes.inference.search.starts import make_grid
 
     at, sizes = bench.at, bench.sizes
-    grid = make_grid(at.model, at.prior, 1024)
+    grid = make_grid(at.model.without_error, 1024)
     solver = settings(n_draws=0)
     size, few = sizes.chunks[0], sizes.drawn_chunks[0]
     measured, drawn = on_device(at.stars, size).blind(), on_device(at.stars, few)
     config = settings(chunk_size=few)
     for name, work in (
         ("search", lambda: solve_chunk(at, bench.clock, grid, solver, measured)),
-        ("draws", lambda: fit_stars(at.model, at.prior, at.error, drawn, config)),
+        ("draws", lambda: fit_stars(at.model, drawn, config)),
     ):
         if bench.left() < MARGIN:
             return

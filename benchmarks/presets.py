@@ -35,7 +35,7 @@ def log_posterior(trained: Trained, stars: Stars) -> float:
     """Ln of ZGR23 Eq. 10 for all stars, up to its constant, in float64."""
     with jax.enable_x64(True):
         model, u, stars = jax.tree.map(
-            lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), (trained.model, trained.parameters, stars)
+            lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), (trained.model.forward, trained.theta_log, stars)
         )
         hidden = tuple(w.shape[1] for w in model.weights[:-1])
         shape = ModelShape(hidden, stars.flux.shape[1], len(stars), model.label_center, model.label_scale)

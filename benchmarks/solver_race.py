@@ -35,15 +35,16 @@ import xpbayes
 from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
 from xpbayes.identity import Side, Split
-from xpbayes.inference.errors import evaluate_mode, hessians, invert_positive, laplace_covariance, to_linear
+from xpbayes.inference.errors import evaluate_mode, hessians, invert_positive, laplace_covariance
 from xpbayes.inference.fit import fit_stars
 from xpbayes.inference.search.optima import search
 from xpbayes.inference.search.solver import solve
 from xpbayes.inference.search.starts import MAX_EXTINCTION, MIN_EXTINCTION, StartGrid, make_grid
-from xpbayes.models.forward import ForwardModel
 from xpbayes.models.likelihood import deviance, n_observed
 from xpbayes.models.objective import flux_residuals, measurement_residuals, objective, smooth_part
-from xpbayes.models.prior import LabelPrior, draw_labels
+from xpbayes.models.prior import draw_labels
+from xpbayes.models.star_model import StarModel
+from xpbayes.models.theta import to_linear
 from xpbayes.training.selection import training_cuts
 
 N_RANDOM = 64
@@ -61,9 +62,7 @@ ABOVE_ZERO = 300.0
 class Problem(NamedTuple):
     """A trained model and the stars as measured, in one floating point precision."""
 
-    model: ForwardModel
-    prior: LabelPrior
-    error: Any
+    model: StarModel
     stars: Stars
 
 
@@ -73,13 +72,13 @@ class Answer(NamedTuple):
     Attributes:
         stars: the batch with the model's error folded in, whose L is minimised.
         first: (star, parameter) the best of the starts that were found for these stars.
-        parameters: (star, parameter) labels, ln E, ln parallax.
+        theta_log: (star, parameter) labels, ln E, ln parallax.
         converged: (star,).
     """
 
     stars: Stars
     first: NDArray[np.floating]
-    parameters: NDArray[np.floating]
+    theta_log: NDArray[np.floating]
     converged: NDArray[np.bool_]
 
 
@@ -92,16 +91,16 @@ def core_seconds(took: list[float]) -> Iterator[None]:
 
 def engine(at: Problem, grid: StartGrid, config: InferenceConfig) -> Answer:
     """Search as `infer` does, and keep what it does not return: the objective that was minimised."""
-    stars, starts, solution = search(at.model, at.prior, at.error, grid, at.stars, config)
-    best, which = winner(solution.parameters, solution.objective)
+    stars, starts, solution = search(at.model, grid, at.stars, config)
+    best, which = winner(solution.theta_log, solution.objective)
     return Answer(stars, starts[:, 0], best, np.asarray(solution.converged)[np.arange(len(best)), which])
 
 
-def winner(parameters: Any, value: Any) -> tuple[NDArray[np.floating], NDArray[np.intp]]:
+def winner(theta_log: Any, value: Any) -> tuple[NDArray[np.floating], NDArray[np.intp]]:
     """(star, parameter) of the best start, and which it is."""
     value = np.asarray(value)
     which = np.argmin(np.where(np.isfinite(value), value, np.inf), axis=1)
-    return np.asarray(parameters)[np.arange(len(which)), which], which
+    return np.asarray(theta_log)[np.arange(len(which)), which], which
 
 
 def double(tree: Any) -> Any:
@@ -111,23 +110,23 @@ def double(tree: Any) -> Any:
     )
 
 
-def exact_objective(at: Problem, stars: Stars, parameters: NDArray[np.floating]) -> NDArray[np.float64]:
+def exact_objective(at: Problem, stars: Stars, theta_log: NDArray[np.floating]) -> NDArray[np.float64]:
     """L in float64, from the float32 data."""
     with jax.enable_x64(True):
-        model, prior, batch = double((at.model, at.prior, stars))
+        model, batch = double((at.model, stars))
 
         @jax.jit
         def value(batch: Stars, u: jax.Array) -> jax.Array:
-            return jax.vmap(partial(objective, model, prior))(batch, u)
+            return jax.vmap(partial(objective, model))(batch, u)
 
-        return np.asarray(by_blocks(value, STAR_BLOCK, batch, np.asarray(parameters, np.float64)))
+        return np.asarray(by_blocks(value, STAR_BLOCK, batch, np.asarray(theta_log, np.float64)))
 
 
 @jax.jit
-def adam(model: ForwardModel, prior: LabelPrior, stars: Stars, start: jax.Array, steps: jax.Array) -> jax.Array:
+def adam(model: StarModel, stars: Stars, start: jax.Array, steps: jax.Array) -> jax.Array:
     """ZGR23's optimiser: a batch of stars together, nothing but gradients of the sum."""
     optimiser = optax.adam(lambda count: RATE * 0.5 ** (count // HALVED_EVERY))
-    gradient = jax.grad(lambda u: jnp.sum(jax.vmap(partial(objective, model, prior))(stars, u)))
+    gradient = jax.grad(lambda u: jnp.sum(jax.vmap(partial(objective, model))(stars, u)))
 
     def step(_: jax.Array, state: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
         u, moments = state
@@ -139,23 +138,23 @@ def adam(model: ForwardModel, prior: LabelPrior, stars: Stars, start: jax.Array,
 
 def race_adam(at: Problem, answer: Answer, config: InferenceConfig, steps: int) -> None:
     """Part 1."""
-    model, prior, n = at.model, at.prior, len(at.stars)
+    model, n = at.model.without_error, len(at.stars)
     speeds = {}
     for size in BATCHES:
         if size > max(n, BATCHES[0]):
             continue
         batch = jax.tree.map(jnp.asarray, answer.stars.take(jnp.arange(size) % n))
         start = jnp.asarray(answer.first[np.arange(size) % n])
-        adam(model, prior, batch, start, jnp.int32(2)).block_until_ready()
+        adam(model, batch, start, jnp.int32(2)).block_until_ready()
         took: list[float] = []
         with core_seconds(took):
-            adam(model, prior, batch, start, jnp.int32(100)).block_until_ready()
+            adam(model, batch, start, jnp.int32(100)).block_until_ready()
         speeds[size] = 100 * size / took[0]
     fastest = max(speeds, key=lambda size: speeds[size])
     print(f"   steps per core-second by batch size: {', '.join(f'{k}: {v:,.0f}' for k, v in speeds.items())}")
 
     def descend(stars: Stars, start: jax.Array) -> jax.Array:
-        return adam(model, prior, stars, start, jnp.int32(steps))
+        return adam(model, stars, start, jnp.int32(steps))
 
     took = []
     with core_seconds(took):
@@ -163,10 +162,10 @@ def race_adam(at: Problem, answer: Answer, config: InferenceConfig, steps: int) 
     theirs = fastest * -(-n // fastest) / took[0]  # the last block is filled up, and worked on as well
 
     def one_start() -> Any:
-        return solve(model, prior, answer.stars, jnp.asarray(answer.first), config.max_iterations)
+        return solve(model, answer.stars, jnp.asarray(answer.first), config.max_iterations)
 
     def search() -> Any:
-        return fit_stars(model, prior, at.error, at.stars, config.model_copy(update={"n_draws": 0}))
+        return fit_stars(at.model, at.stars, config.model_copy(update={"n_draws": 0}))
 
     single, result = one_start(), search()  # compiles
     ours, whole = [], []
@@ -180,8 +179,8 @@ def race_adam(at: Problem, answer: Answer, config: InferenceConfig, steps: int) 
     print(f"   one solve from the same start: {ours:,.0f} = {ours / theirs:,.0f} x Adam (target 1,000)")
     print(f"   whole search, both covariances: {whole:,.0f} = {whole / theirs:,.0f} x Adam (target 300)")
 
-    values = [exact_objective(at, answer.stars, u) for u in (found, np.asarray(single.parameters), answer.parameters)]
-    by_infer = np.asarray(to_linear(jnp.asarray(answer.parameters)))
+    values = [exact_objective(at, answer.stars, u) for u in (found, np.asarray(single.theta_log), answer.theta_log)]
+    by_infer = np.asarray(to_linear(jnp.asarray(answer.theta_log)))
     same = np.mean(np.all(np.abs(result.estimate / by_infer - 1) < 1e-4, axis=1))
     print(f"   (the engine as taken apart here gives infer's own estimates for {same:.2%} of stars)")
     for name, mine in (("one solve", values[1]), ("the engine", values[2])):
@@ -196,23 +195,23 @@ def race_adam(at: Problem, answer: Answer, config: InferenceConfig, steps: int) 
 def race_random(at: Problem, answer: Answer, config: InferenceConfig) -> None:
     """Part 2."""
     n, rng = len(at.stars), np.random.default_rng(1)
-    labels = np.asarray(draw_labels(at.prior, jax.random.key(1), n * N_RANDOM))
+    labels = np.asarray(draw_labels(at.model.label_prior, jax.random.key(1), n * N_RANDOM))
     ln_extinction = rng.uniform(np.log(MIN_EXTINCTION), np.log(MAX_EXTINCTION), n * N_RANDOM)
     # The solver brings the parallax to its best value before anything else, wherever it starts.
     start = np.concatenate([labels, ln_extinction[:, None], np.zeros((n * N_RANDOM, 1))], axis=1).astype(np.float32)
-    best, took = np.empty_like(answer.parameters), []
+    best, took = np.empty_like(answer.theta_log), []
     n_reached = np.zeros(n, int)
     for begin in range(0, n, STAR_BLOCK):  # 64 copies of a star's data: some stars at a time
         rows = np.arange(begin, min(begin + STAR_BLOCK, n))
         repeated = np.repeat(rows, N_RANDOM)
-        lanes = slice(begin * N_RANDOM, (rows[-1] + 1) * N_RANDOM)
+        some = slice(begin * N_RANDOM, (rows[-1] + 1) * N_RANDOM)
         with core_seconds(took):
-            found = solve(at.model, at.prior, answer.stars.take(repeated), start[lanes], config.max_iterations)
+            found = solve(at.model, answer.stars.take(repeated), start[some], config.max_iterations)
         shape = (len(rows), N_RANDOM)
         value = np.where(np.isfinite(found.objective), found.objective, np.inf).reshape(shape)
-        best[rows], _ = winner(np.asarray(found.parameters).reshape(*shape, -1), value)
+        best[rows], _ = winner(np.asarray(found.theta_log).reshape(*shape, -1), value)
         n_reached[rows] = np.sum(value < value.min(axis=1)[:, None] + CLOSE, axis=1)
-    theirs, ours = (exact_objective(at, answer.stars, u) for u in (best, answer.parameters))
+    theirs, ours = (exact_objective(at, answer.stars, u) for u in (best, answer.theta_log))
     above = ours - theirs
     print(
         f"   {np.mean(above < CLOSE):.2%} of {n} stars reach the best of {N_RANDOM} random starts within {CLOSE} (target "
@@ -232,9 +231,9 @@ def say_failures(at: Problem, answer: Answer, better: NDArray[np.floating], abov
         return
     kinds: Counter[str] = Counter()
     lines = []
-    scale = np.asarray(at.model.label_scale)
+    scale = np.asarray(at.model.forward.label_scale)
     for i in wrong[np.argsort(-above[wrong])]:
-        mine, other = answer.parameters[i].astype(float), better[i].astype(float)
+        mine, other = answer.theta_log[i].astype(float), better[i].astype(float)
         apart = np.max(np.abs(np.append((mine - other)[:-2] / scale, (mine - other)[-2:])))
         giant = mine[2] < GIANT_LOGG, other[2] < GIANT_LOGG
         if not answer.converged[i]:
@@ -257,17 +256,15 @@ def race_float64(at: Problem, grid: StartGrid, answer: Answer, config: Inference
     with jax.enable_x64(True):
         precise = Problem(*double(at))
         exact = engine(precise, double(grid), config)
-        at_exact = by_blocks(
-            partial(evaluate_mode, precise.model, precise.prior), STAR_BLOCK, exact.stars, exact.parameters
-        )
-        second = by_blocks(partial(hessians, precise.model, precise.prior), STAR_BLOCK, exact.stars, exact.parameters)
-        theirs = np.asarray(to_linear(jnp.asarray(exact.parameters)))
-    assert exact.parameters.dtype == np.float64
+        at_exact = by_blocks(partial(evaluate_mode, precise.model), STAR_BLOCK, exact.stars, exact.theta_log)
+        second = by_blocks(partial(hessians, precise.model), STAR_BLOCK, exact.stars, exact.theta_log)
+        theirs = np.asarray(to_linear(jnp.asarray(exact.theta_log)))
+    assert exact.theta_log.dtype == np.float64
     covariance = {
         "Fisher": invert_positive(np.asarray(at_exact.fisher)),
-        "Laplace": laplace_covariance(np.asarray(second), exact.parameters),
+        "Laplace": laplace_covariance(np.asarray(second), exact.theta_log),
     }
-    mine = np.asarray(to_linear(jnp.asarray(answer.parameters)), np.float64)
+    mine = np.asarray(to_linear(jnp.asarray(answer.theta_log)), np.float64)
     for name, matrices in covariance.items():
         sigma = np.sqrt(np.diagonal(matrices, axis1=1, axis2=2))
         off = np.max(np.abs(mine - theirs) / sigma, axis=1)
@@ -275,7 +272,7 @@ def race_float64(at: Problem, grid: StartGrid, answer: Answer, config: Inference
             f"   {np.mean(off < 0.01):.2%} of {len(off)} stars within 1 % of their {name} sigma of the float64 run in every "
             f"parameter (target 99.9 %); median {np.median(off):.1e}, 99.9 % {np.quantile(off, 0.999):.1e} sigma"
         )
-    above = exact_objective(at, exact.stars, answer.parameters) - exact_objective(at, exact.stars, exact.parameters)
+    above = exact_objective(at, exact.stars, answer.theta_log) - exact_objective(at, exact.stars, exact.theta_log)
     far = np.flatnonzero(~(off < 0.01))
     print(f"   converged in float32 {answer.converged.mean():.2%}, in float64 {exact.converged.mean():.2%}")
     for i in far[np.argsort(-off[far])][:LISTED]:
@@ -286,12 +283,12 @@ def race_float64(at: Problem, grid: StartGrid, answer: Answer, config: Inference
         )
 
 
-def as_residuals(model: ForwardModel, prior: LabelPrior, star: Stars, u: jax.Array) -> jax.Array:
+def as_residuals(model: StarModel, star: Stars, u: jax.Array) -> jax.Array:
     """L + constant as a sum of squares, for Levenberg-Marquardt."""
-    flux = flux_residuals(model, star, u)
+    flux = flux_residuals(model.forward, star, u)
     chi2 = flux @ flux
     share = jnp.sqrt(deviance(chi2, n_observed(star.whitening), star.inv_dof).value / chi2)
-    rest = jnp.sqrt(jnp.maximum(smooth_part(prior, u) + ABOVE_ZERO, 1e-12))
+    rest = jnp.sqrt(jnp.maximum(smooth_part(model.prior, u) + ABOVE_ZERO, 1e-12))
     return jnp.concatenate([share * flux, measurement_residuals(star, u), rest[None]])
 
 
@@ -305,24 +302,24 @@ def race_optimistix(at: Problem, answer: Answer, config: InferenceConfig, n: int
     rows = np.unique(np.linspace(0, len(at.stars) - 1, min(n, len(at.stars))).astype(int))
     chosen = answer._replace(
         stars=jax.tree.map(lambda leaf: np.asarray(leaf)[rows], answer.stars),
-        **{name: getattr(answer, name)[rows] for name in ("first", "parameters", "converged")},
+        **{name: getattr(answer, name)[rows] for name in ("first", "theta_log", "converged")},
     )
-    single = solve(at.model, at.prior, chosen.stars, jnp.asarray(chosen.first), config.max_iterations)
-    ours = {"one solve": np.asarray(single.parameters), "the engine": chosen.parameters}
+    single = solve(at.model, chosen.stars, jnp.asarray(chosen.first), config.max_iterations)
+    ours = {"one solve": np.asarray(single.theta_log), "the engine": chosen.theta_log}
     with jax.enable_x64(True):
-        model, prior, stars = double((at.model, at.prior, chosen.stars))
+        model, stars = double((at.model, chosen.stars))
         # Steps of one unit are then sensible in every parameter: BFGS begins with one.
-        scale = jnp.concatenate([0.1 * jnp.asarray(model.label_scale), jnp.full(2, 0.1)])
+        scale = jnp.concatenate([0.1 * jnp.asarray(model.forward.label_scale), jnp.full(2, 0.1)])
 
         def squares(star: Stars, start: jax.Array) -> jax.Array:
             method = optx.LevenbergMarquardt(rtol=1e-10, atol=1e-10)
-            residuals = lambda x, _: as_residuals(model, prior, star, start + scale * x)  # noqa: E731
+            residuals = lambda x, _: as_residuals(model, star, start + scale * x)  # noqa: E731
             found = optx.least_squares(residuals, method, jnp.zeros_like(start), max_steps=500, throw=False)
             return start + scale * found.value
 
         def minimum(star: Stars, start: jax.Array) -> jax.Array:
             method = optx.BFGS(rtol=1e-10, atol=1e-10)
-            value = lambda x, _: objective(model, prior, star, start + scale * x)  # noqa: E731
+            value = lambda x, _: objective(model, star, start + scale * x)  # noqa: E731
             found = optx.minimise(value, method, jnp.zeros_like(start), max_steps=1000, throw=False)
             return start + scale * found.value
 
@@ -335,8 +332,8 @@ def race_optimistix(at: Problem, answer: Answer, config: InferenceConfig, n: int
             print(f"   {name}: {time.process_time() - begun:.0f} s with compilation")
     for name, theirs in found.items():
         reference = exact_objective(at, chosen.stars, theirs)
-        for mine, parameters in ours.items():
-            above = exact_objective(at, chosen.stars, parameters) - reference
+        for mine, theta_log in ours.items():
+            above = exact_objective(at, chosen.stars, theta_log) - reference
             print(
                 f"   {mine} against {name}: worse by more than {CLOSE} for {np.sum(~(above < CLOSE))} of {len(rows)} stars "
                 f"(worst {np.nanmax(above):.3f}), better by more than that for {np.sum(above < -CLOSE)}"
@@ -366,7 +363,7 @@ def main() -> None:
     table = table.take(Split.of(trained.card).on(Side.HELD_OUT, table.source_id))
     rows = np.unique(np.linspace(0, len(table) - 1, min(arguments.stars, len(table))).astype(int))
     stars = table.take(rows).stars(trained.labels).blind(parallax=arguments.parallax)
-    at = Problem(trained.forward, trained.prior, trained.model_error, jax.tree.map(np.asarray, stars))
+    at = Problem(trained.star_model, jax.tree.map(np.asarray, stars))
     config = InferenceConfig(use_parallax=arguments.parallax)
     if arguments.starts is not None:
         config = config.model_copy(update={"n_starts": arguments.starts})
@@ -374,7 +371,7 @@ def main() -> None:
         f"{len(rows)} of {len(table)} held-out stars, {config.n_starts} starts, load {os.getloadavg()[0]:.1f}",
         flush=True,
     )
-    grid = make_grid(at.model, at.prior, config.n_nodes)
+    grid = make_grid(at.model.without_error, config.n_nodes)
     answer = engine(at, grid, config)
     print(f"converged: {answer.converged.mean():.2%}")
     parts: dict[str, tuple[str, Callable[[], None]]] = {

@@ -192,3 +192,9 @@ def inference_toml(config: InferenceConfig) -> str:
 def with_columns(table: Spectra, **columns) -> Spectra:
     """A copy of a star table with some scalar columns replaced or added."""
     return replace(table, columns={**table.columns, **columns})
+
+
+def with_other_curve(trained: TrainedModel) -> TrainedModel:
+    """Another model: the same but for its extinction curve."""
+    forward = replace(trained.forward, ln_curve=trained.forward.ln_curve + 0.1)
+    return replace(trained, star_model=replace(trained.star_model, forward=forward))

@@ -48,13 +48,13 @@ def groups(trained, sample):
     """Draws that scatter about three stars' labels: a file needs no chain."""
     table = sample.take(np.arange(N_STARS))
     stars = fold_in_model_error(
-        jax.tree.map(jnp.asarray, table.stars(trained.labels).blind(parallax=False)), trained.model_error
+        trained.star_model, jax.tree.map(jnp.asarray, table.stars(trained.labels).blind(parallax=False))
     )
     center = np.column_stack([table.labels(trained.labels)[0], np.full(N_STARS, 0.1), np.ones(N_STARS)])
     noise = RNG.normal(size=(N_STARS, N_CHAINS, N_DRAWS, 5)) * 0.02
     shape = noise.shape[:3]
     draws = Draws(
-        parameters=(center[:, None, None] + noise).astype(np.float32),
+        theta=(center[:, None, None] + noise).astype(np.float32),
         ln_posterior=np.zeros(shape, np.float32),
         diverging=np.zeros(shape, bool),
         accept_prob=np.ones(shape, np.float32),
@@ -65,7 +65,7 @@ def groups(trained, sample):
         n_made=np.full(N_STARS, N_DRAWS, np.int32),
         k_hat=np.zeros(N_STARS, np.float32),
     )
-    found = diagnose(draws.parameters, draws.diverging)
+    found = diagnose(draws.theta, draws.diverging)
     seeds = np.arange(N_STARS, dtype=np.uint32)
     made = posterior_groups(trained, table.source_id, stars, draws, found, seeds, {"model": "a test"}, True)
     return made, draws, stars, table
@@ -75,7 +75,7 @@ def test_a_file_comes_back_as_it_was(groups, tmp_path):
     made, draws, _, table = groups
     data = read_posterior(write_posterior(made, tmp_path / "posterior.nc"))
     posterior = data["posterior"]
-    assert_array_equal(posterior["teff"], np.moveaxis(draws.parameters[..., 0], 0, 2))
+    assert_array_equal(posterior["teff"], np.moveaxis(draws.theta[..., 0], 0, 2))
     assert_array_equal(posterior["source_id"], table.source_id)
     assert posterior["teff"].attrs["units"] == "kK" and posterior["parallax"].attrs["units"] == "mas"
     assert posterior.attrs["model"] == "a test"
@@ -133,7 +133,7 @@ def test_arviz_can_be_imported_by_many_processes_at_once(tmp_path):
 def test_predicted_spectra_have_the_flux_and_the_noise_of_the_likelihood(trained, groups):
     """Whitened residuals of predicted spectra about the star's own prediction have mean 0; their channels agree."""
     _, draws, stars, _ = groups
-    same = jnp.tile(jnp.asarray(draws.parameters[0, 0, :1]), (4000, 1))
+    same = jnp.tile(jnp.asarray(draws.theta[0, 0, :1]), (4000, 1))
     star = stars.take(jnp.asarray(0))
     ln_likelihood, again, white = predict_draws(trained.forward, star, same, jnp.asarray(5, jnp.uint32))
     assert_allclose(np.ptp(np.asarray(ln_likelihood), axis=0), 0, atol=1e-3)

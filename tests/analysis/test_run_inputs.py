@@ -1,11 +1,11 @@
 import json
-from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from numpy.testing import assert_array_equal
 
+from tests.conftest import with_other_curve
 from xpbayes.analysis import run_inputs
 from xpbayes.analysis.run_inputs import Run, find_inputs, open_run, open_stars
 from xpbayes.data.join import Lookup
@@ -91,7 +91,7 @@ class TestBadInput:
     def test_a_catalogue_of_another_model(self, folder, trained, tmp_path):
         from xpbayes.production.model_file import save_model
 
-        other = replace(trained, forward=replace(trained.forward, ln_curve=trained.forward.ln_curve + 0.1))
+        other = with_other_curve(trained)
         save_model(other, tmp_path / "model")
         with pytest.raises(InputError, match="made with another model"):
             open_run({"model": tmp_path / "model", "catalogue": folder / "catalogue.parquet"})

@@ -26,9 +26,9 @@ from xpbayes.models.prior import draw_labels
 @pytest.fixture(scope="module")
 def simulated(trained, sample):
     stars = sample.take(np.arange(0, 2000, 40)).stars(trained.labels)
-    folded = fold_in_model_error(jax.tree.map(jnp.asarray, stars.blind()), trained.model_error)
+    folded = fold_in_model_error(trained.star_model, jax.tree.map(jnp.asarray, stars.blind()))
     templates = with_realistic_noise(folded, np.full(len(folded), 70.0))
-    return simulate(trained.forward, trained.prior, templates, trained.channels.n_xp, 600, 3, 0.05), templates
+    return simulate(trained.star_model.without_error, templates, trained.channels.n_xp, 600, 3, 0.05), templates
 
 
 def test_every_star_looks_like_its_template(trained, simulated):
@@ -46,7 +46,7 @@ def test_truths_follow_the_prior_within_the_window(trained, simulated):
     """Against rejection: labels from the mixture, E and parallax flat, and what looks otherwise thrown away."""
     _, templates = simulated
     n_xp = trained.channels.n_xp
-    one = simulate(trained.forward, trained.prior, templates.take(jnp.array([3])), n_xp, 600, 5, 0.05)
+    one = simulate(trained.star_model.without_error, templates.take(jnp.array([3])), n_xp, 600, 5, 0.05)
     random = np.random.default_rng(6)
     look = jax.jit(jax.vmap(lambda w, u: in_window(trained.forward, w, u, n_xp), (None, 0)))
     window = Window(one.window.level[0], one.window.colour[0])
@@ -69,7 +69,7 @@ def test_hardly_a_truth_comes_twice(simulated):
 
 def test_stars_may_be_simulated_without_dust(trained, simulated):
     n_xp = trained.channels.n_xp
-    free = simulate(trained.forward, trained.prior, simulated[1], n_xp, 100, 3, 0.05, max_extinction=1e-6)
+    free = simulate(trained.star_model.without_error, simulated[1], n_xp, 100, 3, 0.05, max_extinction=1e-6)
     assert np.all((free.truth[:, 3] > 0) & (free.truth[:, 3] <= 1e-6)) and len(free.stars) > 50
     assert np.median(simulated[0].truth[:, 3]) > 0.1
 
@@ -87,7 +87,7 @@ def test_noise_follows_its_own_law(simulated):
 def test_amplitude_of_the_noise_is_the_templates_own(trained, sample):
     """A template that fits better than most lends less noise: whitened residuals become larger."""
     stars = sample.take(np.arange(4)).stars(trained.labels)
-    folded = fold_in_model_error(jax.tree.map(jnp.asarray, stars.blind()), trained.model_error)
+    folded = fold_in_model_error(trained.star_model, jax.tree.map(jnp.asarray, stars.blind()))
     good, bad = (with_realistic_noise(folded, np.full(4, chi2)) for chi2 in (10.0, 1000.0))
     heavy = np.asarray(folded.inv_dof) > 0
     assert heavy.any()
@@ -104,7 +104,7 @@ def test_prior_draws_are_calibrated_against_themselves(trained, simulated):
     Truths and draws are picked by the same code here, so what is tested is that shares and windows work together.
     """
     found, templates = simulated
-    again = simulate(trained.forward, trained.prior, templates, trained.channels.n_xp, 600, 4, 0.05)
+    again = simulate(trained.star_model.without_error, templates, trained.channels.n_xp, 600, 4, 0.05)
     order, other = np.argsort(found.template, kind="stable"), np.argsort(again.template, kind="stable")
     draws = np.stack([again.truth[other][again.template[other] == t][:10] for t in found.template[order]])
     window = Window(found.window.level[order], found.window.colour[order])

@@ -19,7 +19,7 @@ from xpbayes.simulation.sky import Dust, simulate_sky
 def simulated(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sky")
     # Without an error of its own the model is exact: what is tested is the chain, not the network.
-    exact = replace(trained, model_error=None)
+    exact = replace(trained, star_model=trained.star_model.without_error)
     files = simulate_sky(exact, 400, folder / "survey", Recipe(seed=2), "80,0,2")
     infer(exact, files[0], folder / "catalogue.parquet")
     return folder

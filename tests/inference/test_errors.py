@@ -10,10 +10,10 @@ from xpbayes.inference.errors import (
     evaluate_mode,
     from_upper_triangle,
     invert_positive,
-    to_linear,
     upper_triangle,
 )
 from xpbayes.models.forward import predict_flux
+from xpbayes.models.theta import to_linear
 
 RNG = np.random.default_rng(0)
 
@@ -25,18 +25,18 @@ def stars(trained, sample):
 
 def test_fisher_equals_a_finite_difference_one(trained, stars, x64):
     """Central differences of the flux by Teff, [Fe/H], log g, E and parallax, in NumPy; 1/sigma^2 on the parallax."""
-    model, prior, batch = as_double((trained.forward, trained.prior, stars))
+    model, batch = as_double((trained.star_model.without_error, stars))
     from dataclasses import replace
 
     batch = replace(batch, parallax_inv_error=jnp.full(10, 25.0))
     u = jnp.asarray(np.column_stack([RNG.normal([5, -0.2, 3], 0.3, (10, 3)), RNG.normal([-1.5, 0.3], 0.3, (10, 2))]))
-    fisher = evaluate_mode(model, prior, batch, u).fisher
+    fisher = evaluate_mode(model, batch, u).fisher
     for i in range(10):
         linear = np.asarray(to_linear(u[i]))
 
         def flux(x, i=i):
             sampled = np.concatenate([x[:3], np.log(x[3:])])
-            return np.asarray(predict_flux(model, jnp.asarray(sampled), batch.ln_scale[i]))
+            return np.asarray(predict_flux(model.forward, jnp.asarray(sampled), batch.ln_scale[i]))
 
         step = 1e-5 * np.maximum(np.abs(linear), 0.1)
         columns = [
@@ -51,18 +51,16 @@ def test_fisher_equals_a_finite_difference_one(trained, stars, x64):
 def test_hessian_in_float32_has_the_sign_of_the_one_in_float64(trained, sample):
     """Judged at solutions of 200 real stars, where the smallest scaled eigenvalue is about 1e-4."""
     from xpbayes.inference.fit import fit_stars
-    from xpbayes.inference.model_error import refold_model_error
+    from xpbayes.inference.model_error import fold_in_model_error
     from xpbayes.models.objective import objective
 
     stars = sample.take(np.arange(200)).stars(trained.labels).blind(parallax=False)
-    result = fit_stars(trained.forward, trained.prior, trained.model_error, stars, QUICK)
+    result = fit_stars(trained.star_model, stars, QUICK)
     u = np.concatenate([result.estimate[:, :3], np.log(result.estimate[:, 3:])], axis=1)
-    folded = refold_model_error(
-        trained.forward, jax.tree.map(jnp.asarray, stars), trained.model_error, jnp.asarray(u, jnp.float32)
-    )
+    folded = fold_in_model_error(trained.star_model, jax.tree.map(jnp.asarray, stars), jnp.asarray(u, jnp.float32))
     with jax.enable_x64(True):
-        model, prior, batch, at = as_double((trained.forward, trained.prior, folded, u))
-        hessian = jax.jit(jax.vmap(lambda s, v: jax.hessian(lambda x: objective(model, prior, s, x))(v)))
+        model, batch, at = as_double((trained.star_model.without_error, folded, u))
+        hessian = jax.jit(jax.vmap(lambda s, v: jax.hessian(lambda x: objective(model, s, x))(v)))
         exact = hessian(batch, at)
         expected = are_positive_definite(np.asarray(exact))
     assert np.mean(result.hessian_positive == expected) > 0.98
@@ -107,9 +105,3 @@ def test_triangles_round_trip():
     assert packed.shape == (3, 15)
     assert_allclose(packed[0, :5], matrices[0, 0], rtol=1e-6)  # row by row
     assert_allclose(from_upper_triangle(packed), matrices, rtol=1e-6)
-
-
-def test_linear_parameters():
-    u = jnp.array([5.0, 0.1, 4.0, np.log(0.3), np.log(2.0)])
-    assert_allclose(to_linear(u), [5.0, 0.1, 4.0, 0.3, 2.0], rtol=1e-6)
-    assert jax.vmap(to_linear)(u[None]).shape == (1, 5)

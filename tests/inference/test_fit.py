@@ -7,13 +7,14 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from tests.conftest import QUICK, as_double
-from xpbayes.inference.errors import laplace_covariance, to_sampled
+from xpbayes.inference.errors import laplace_covariance
 from xpbayes.inference.fit import fit_stars
-from xpbayes.inference.model_error import fold_in_model_error, refold_model_error
+from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.search.optima import _promising, choose_optima, refine, search
 from xpbayes.inference.search.solver import Solution, solve
 from xpbayes.inference.search.starts import find_starts, make_grid
 from xpbayes.models.objective import objective
+from xpbayes.models.theta import to_log
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def stars(trained, sample):
 
 @pytest.fixture(scope="module")
 def inferred(trained, stars):
-    return fit_stars(trained.forward, trained.prior, trained.model_error, stars, QUICK)
+    return fit_stars(trained.star_model, stars, QUICK)
 
 
 def test_every_star_has_a_finite_answer_with_a_positive_covariance(inferred):
@@ -46,7 +47,7 @@ def test_summaries_and_runners_up_are_there_where_they_should_be(inferred):
 
 def test_no_draws_no_summaries(trained, stars):
     found = fit_stars(
-        trained.forward, trained.prior, trained.model_error, stars.take(slice(0, 20)),
+        trained.star_model, stars.take(slice(0, 20)),
         QUICK.model_copy(update={"n_draws": 0}),
     )  # fmt: skip
     for name in ("mean", "std", "median", "low", "high", "k_hat", "n_effective"):
@@ -55,7 +56,7 @@ def test_no_draws_no_summaries(trained, stars):
 
 
 def test_no_stars_no_results(trained, stars, inferred):
-    found = fit_stars(trained.forward, trained.prior, trained.model_error, stars.take(slice(0, 0)), QUICK)
+    found = fit_stars(trained.star_model, stars.take(slice(0, 0)), QUICK)
     for name, value in vars(inferred).items():
         empty = getattr(found, name)
         assert empty.shape == (0, *value.shape[1:]) and empty.dtype == value.dtype, name
@@ -70,14 +71,12 @@ def test_labels_have_no_influence(trained, stars, inferred):
         reddening_inv_error=stars.reddening_inv_error + 50, parallax=stars.parallax + 9,
         parallax_inv_error=stars.parallax_inv_error + 100,
     )  # fmt: skip
-    again = fit_stars(trained.forward, trained.prior, trained.model_error, spoilt, QUICK)
+    again = fit_stars(trained.star_model, spoilt, QUICK)
     assert_array_equal(again.estimate, inferred.estimate)
 
 
 def test_chunks_do_not_matter(trained, stars, inferred):
-    large = fit_stars(
-        trained.forward, trained.prior, trained.model_error, stars, QUICK.model_copy(update={"chunk_size": 192})
-    )
+    large = fit_stars(trained.star_model, stars, QUICK.model_copy(update={"chunk_size": 192}))
     # The same arithmetic in another chunk: identical up to float32 rounding of the batched search.
     same = np.isclose(large.objective, inferred.objective, atol=0.02)
     assert same.mean() > 0.98
@@ -102,9 +101,7 @@ def test_a_measured_parallax_is_used_when_asked(trained, stars):
         stars, parallax=np.full(150, 1.0, np.float32), parallax_inv_error=np.full(150, 100.0, np.float32)
     )
     result = fit_stars(
-        trained.forward,
-        trained.prior,
-        trained.model_error,
+        trained.star_model,
         with_parallax,
         QUICK.model_copy(update={"use_parallax": True}),
     )
@@ -117,17 +114,17 @@ def test_a_measured_parallax_is_used_when_asked(trained, stars):
 @pytest.fixture(scope="module")
 def refined(trained, stars):
     some = jax.tree.map(jnp.asarray, stars.take(slice(0, 64)).blind(parallax=False))
-    some = fold_in_model_error(some, trained.model_error)
-    starts = find_starts(trained.forward, trained.prior, make_grid(trained.forward, trained.prior, 256), some, 2)
-    return some, starts, refine(trained.forward, trained.prior, some, starts, QUICK.max_iterations)
+    some = fold_in_model_error(trained.star_model, some)
+    starts = find_starts(trained.star_model.without_error, make_grid(trained.star_model.without_error, 256), some, 2)
+    return some, starts, refine(trained.star_model.without_error, some, starts, QUICK.max_iterations)
 
 
 def test_refining_in_stages_finds_what_one_long_run_finds(trained, refined):
     """Every start alone to the end, against starts that are gathered, merged and given up on the way."""
     some, starts, staged = refined
-    long = [solve(trained.forward, trained.prior, some, starts[:, k], 300) for k in range(2)]
+    long = [solve(trained.star_model.without_error, some, starts[:, k], 300) for k in range(2)]
     best = np.min([np.where(s.converged, s.objective, np.inf) for s in long], axis=0)
-    assert staged.objective.shape == (64, 2) and staged.parameters.shape == (64, 2, 5)
+    assert staged.objective.shape == (64, 2) and staged.theta_log.shape == (64, 2, 5)
     found = staged.objective.min(axis=1)
     assert np.mean(found <= best + 0.02) > 0.96
 
@@ -151,20 +148,20 @@ def test_of_starts_that_met_the_lowest_goes_on(trained):
 def test_all_starts_compete_under_the_last_objective(trained, stars):
     """The L of the solution is that of the stars that are returned, not of the whitening that the search began with."""
     some = jax.tree.map(jnp.asarray, stars.take(slice(0, 64)).blind(parallax=False))
-    grid = make_grid(trained.forward, trained.prior, 256)
-    found = search(trained.forward, trained.prior, trained.model_error, grid, some, QUICK)
+    grid = make_grid(trained.star_model.without_error, 256)
+    found = search(trained.star_model, grid, some, QUICK)
     assert found.starts.shape == (64, QUICK.n_starts, 5)
     finite = np.isfinite(np.asarray(found.solution.objective))
     assert finite.any(axis=1).all()
     under = jax.jit(
         lambda stars: jax.vmap(
-            lambda star, many: jax.vmap(lambda u: objective(trained.forward, trained.prior, star, u))(many)
-        )(stars, found.solution.parameters)
+            lambda star, many: jax.vmap(lambda u: objective(trained.star_model.without_error, star, u))(many)
+        )(stars, found.solution.theta_log)
     )
     value = np.asarray(found.solution.objective)
     off = np.abs(np.asarray(under(found.stars)) - value)[finite]
     assert np.quantile(off, 0.95) < 0.05
-    assert np.median(np.abs(np.asarray(under(fold_in_model_error(some, trained.model_error))) - value)[finite]) > 0.05
+    assert np.median(np.abs(np.asarray(under(fold_in_model_error(trained.star_model, some))) - value)[finite]) > 0.05
 
 
 def _solution(objective, parameters, converged=None):
@@ -198,7 +195,7 @@ def test_distinct_optima_are_counted(objective, places, converged, n_modes, runn
     found = choose_optima(_solution(objective, parameters, converged), _isotropic)
     assert found.n_modes.tolist() == [n_modes]
     winner = int(np.nanargmin(objective))
-    assert_array_equal(found.best.parameters[0], np.array(parameters[winner], np.float32))
+    assert_array_equal(found.best.theta_log[0], np.array(parameters[winner], np.float32))
     assert found.best.objective[0] == np.float32(objective[winner]) and found.best.n_iterations[0] == winner
     assert_allclose(found.runner_up[0, 1], places[winner] if runner_up is None else runner_up, rtol=1e-6)
     assert_allclose(found.delta[0], delta, rtol=1e-5)
@@ -229,14 +226,14 @@ def test_stars_are_counted_apart():
 def test_laplace_covariance_is_the_inverse_hessian_of_ln_p(x64, trained, stars, inferred):
     """In (labels, E, parallax): D (-d2 ln p / du2)^-1 D, by automatic differentiation at the mode."""
     some = jax.tree.map(jnp.asarray, stars.take(slice(0, 8)).blind(parallax=False))
-    at = to_sampled(jnp.asarray(inferred.estimate[:8]))
-    folded = refold_model_error(trained.forward, some, trained.model_error, at)
-    inferred = fit_stars(trained.forward, trained.prior, None, folded, QUICK)  # its model error is in already
-    model, prior, batch = as_double((trained.forward, trained.prior, folded))
+    at = to_log(jnp.asarray(inferred.estimate[:8]))
+    folded = fold_in_model_error(trained.star_model, some, at)
+    inferred = fit_stars(trained.star_model.without_error, folded, QUICK)  # its model error is in already
+    model, batch = as_double((trained.star_model.without_error, folded))
     linear = np.asarray(inferred.estimate[:8], float)
     u = np.concatenate([linear[:, :3], np.log(linear[:, 3:])], axis=1)
     hessian = np.asarray(
-        jax.jit(jax.vmap(lambda s, v: jax.hessian(lambda x: objective(model, prior, s, x))(v)))(batch, jnp.asarray(u))
+        jax.jit(jax.vmap(lambda s, v: jax.hessian(lambda x: objective(model, s, x))(v)))(batch, jnp.asarray(u))
     )
     scale = np.ones((8, 5))
     scale[:, 3:] = linear[:, 3:]

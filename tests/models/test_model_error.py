@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from xpbayes.data.stars import Stars
 from xpbayes.models.model_error import (
     MIN_CHANNEL_SNR,
     RIDGE,
@@ -18,7 +19,6 @@ from xpbayes.models.model_error import (
     raw_features,
     with_model_error,
 )
-from xpbayes.data.stars import Stars
 
 RNG = np.random.default_rng(0)
 N = 10

@@ -10,10 +10,11 @@ import pytest
 from numpy.testing import assert_allclose
 
 from tests.conftest import as_double
+from xpbayes.data.stars import Stars
 from xpbayes.models.forward import initial_model, predict_flux
 from xpbayes.models.objective import at_other_parallax, curvature, expand, flux_chi2, flux_residuals, objective
 from xpbayes.models.prior import LabelPrior
-from xpbayes.data.stars import Stars
+from xpbayes.models.star_model import StarModel
 
 RNG = np.random.default_rng(0)
 N = 14
@@ -61,13 +62,13 @@ def case(request, model, x64):
 
 
 @jax.jit
-def _curvature(model, prior, star, u):
-    return curvature(model, prior, star, u)[0]
+def _curvature(model, star, u):
+    return curvature(model, star, u)[0]
 
 
 @jax.jit
-def _differentiated(model, prior, star, u):
-    target = partial(objective, model, prior, star)
+def _differentiated(model, star, u):
+    target = partial(objective, model, star)
     return target(u), jax.grad(target)(u), jax.hessian(target)(u)
 
 
@@ -75,8 +76,8 @@ def _differentiated(model, prior, star, u):
 def test_value_gradient_and_hessian_equal_automatic_differentiation(case, prior, with_prior):
     model, star, u = case
     known = as_double(prior) if with_prior else None
-    at = _curvature(model, known, star, u)
-    value, gradient, expected = _differentiated(model, known, star, u)
+    at = _curvature(StarModel(model, known), star, u)
+    value, gradient, expected = _differentiated(StarModel(model, known), star, u)
     assert_allclose(at.value, value, rtol=1e-12)
     assert_allclose(at.gradient, gradient, rtol=1e-10, atol=1e-9)
     assert_allclose(at.hessian, expected, rtol=1e-10, atol=1e-10 * np.abs(expected).max())
@@ -86,7 +87,7 @@ def test_value_gradient_and_hessian_equal_automatic_differentiation(case, prior,
 def test_chi2_and_information(case):
     """chi^2 and rho' J^T J, from the residuals alone."""
     model, star, u = case
-    at = _curvature(model, None, star, u)
+    at = _curvature(StarModel(model), star, u)
     jacobian = np.asarray(jax.jacfwd(lambda v: flux_residuals(model, star, v))(u))
     chi2, inv_dof = float(flux_chi2(model, star, u)), float(star.inv_dof)
     weight = (1 + 12 * inv_dof) / (1 + inv_dof * chi2)  # 12 of 14 channels are there
@@ -99,7 +100,7 @@ def test_bound_is_positive(case, prior):
     model, star, u = case
     indefinite = 0
     for _ in range(40):
-        at = _curvature(model, as_double(prior), star, u + jnp.asarray(RNG.normal(0, 0.7, 5)))
+        at = _curvature(StarModel(model, as_double(prior)), star, u + jnp.asarray(RNG.normal(0, 0.7, 5)))
         eigenvalues = np.linalg.eigvalsh(at.bound)
         assert eigenvalues[0] > -1e-9 * eigenvalues[-1]
         indefinite += np.linalg.eigvalsh(at.hessian)[0] < 0
@@ -118,7 +119,7 @@ def test_another_parallax_needs_no_new_evaluation(case):
 def test_bend_along_equals_automatic_differentiation(case):
     """J^T C^-1 d2f along a step, weighted as rho weights the star."""
     model, star, u = case
-    at, bend_along = curvature(model, None, star, u)
+    at, bend_along = curvature(StarModel(model), star, u)
     jacobian = jax.jacfwd(lambda v: flux_residuals(model, star, v))(u)
     for _ in range(3):
         step = jnp.asarray(RNG.normal(size=5))
@@ -130,6 +131,6 @@ def test_bend_along_equals_automatic_differentiation(case):
 def test_a_missing_channel_has_no_influence(case):
     model, star, u = case
     spoilt = replace(star, flux=star.flux.at[jnp.array([4, 9])].set(123.0))
-    ours, theirs = (_curvature(model, None, s, u) for s in (star, spoilt))
+    ours, theirs = (_curvature(StarModel(model), s, u) for s in (star, spoilt))
     for a, b in zip(ours, theirs, strict=True):
         assert_allclose(a, b, rtol=1e-12)

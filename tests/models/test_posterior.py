@@ -18,6 +18,7 @@ from scipy.stats import chi2 as chi2_law
 from scipy.stats import f, kstest, multivariate_normal, multivariate_t
 
 from tests.conftest import as_double
+from xpbayes.data.stars import Stars
 from xpbayes.models.forward import initial_model
 from xpbayes.models.objective import curvature, objective
 from xpbayes.models.posterior import (
@@ -30,7 +31,7 @@ from xpbayes.models.posterior import (
     star_sites,
     training_posterior,
 )
-from xpbayes.data.stars import Stars
+from xpbayes.models.star_model import StarModel
 
 RNG = np.random.default_rng(0)
 N = 1000
@@ -79,15 +80,15 @@ def test_inference_objective_equals_numpyro(problem, trained, x64):
     """
     stars, points = as_double(problem)
     assert 0.2 < np.mean(np.asarray(stars.inv_dof) == 0) < 0.5
-    stars, model, prior = stars.blind(), as_double(trained.forward), as_double(trained.prior)
-    each = jax.jit(jax.vmap(partial(objective, model, prior)))
+    stars, model = stars.blind(), as_double(trained.star_model.without_error)
+    each = jax.jit(jax.vmap(partial(objective, model)))
     ours = _per_star(lambda u: each(stars, jnp.asarray(u)), points)
 
     @jax.jit
     @jax.vmap
     def one(star, u):
         batch = jax.tree.map(lambda leaf: leaf[None], star)
-        return log_density(star_posterior, (batch, model, prior), {}, star_sites(u[None]))[0]
+        return log_density(star_posterior, (batch, model), {}, star_sites(u[None]))[0]
 
     theirs = _per_star(lambda u: one(stars, jnp.asarray(u)), points)
     assert len(ours) == 1000
@@ -104,7 +105,7 @@ def test_training_objective_equals_numpyro(problem, trained, x64):
     def numpyro_density(u):
         return log_density(training_posterior, (stars, shape), {}, model_site_values(model) | star_sites(u))[0]
 
-    each = jax.jit(jax.vmap(partial(objective, model, None)))
+    each = jax.jit(jax.vmap(partial(objective, StarModel(model))))
     ours = sum(_per_star(lambda u: each(stars, u), points))
     assert_allclose(ours, -2 * _per_star(numpyro_density, points), rtol=1e-8)
 
@@ -156,9 +157,9 @@ def _no_stars(trained) -> Stars:
 def test_curvature_of_real_stars_equals_automatic_differentiation(problem, trained, x64):
     """The trained network and real covariances; every case of small models is in test_objective."""
     stars, points = as_double(problem)
-    model, prior = as_double(trained.forward), as_double(trained.prior)
-    ours = jax.jit(lambda star, u: curvature(model, prior, star, u)[0])
-    target = partial(objective, model, prior)
+    model = as_double(trained.star_model.without_error)
+    ours = jax.jit(lambda star, u: curvature(model, star, u)[0])
+    target = partial(objective, model)
     differentiated = [jax.jit(g) for g in (target, jax.grad(target, argnums=1), jax.hessian(target, argnums=1))]
     tails = np.asarray(stars.inv_dof)
     for i in (*np.flatnonzero(tails == 0)[:2], *np.flatnonzero(tails > 0)[:3]):
@@ -209,7 +210,9 @@ def test_density_is_scipy_s(x64, inv_dof, missing):
     """SciPy's Student t, or Gaussian, of the components that are there; normalised, a batch at once."""
     matrix, present, whitening = _scale_matrix(missing)
     mean, x = np.arange(5.0), RNG.normal(0, 3, (7, 5))
-    kind = partial(multivariate_t, df=1 / inv_dof, shape=matrix) if inv_dof else partial(multivariate_normal, cov=matrix)
+    kind = (
+        partial(multivariate_t, df=1 / inv_dof, shape=matrix) if inv_dof else partial(multivariate_normal, cov=matrix)
+    )
     ours = WhitenedStudent(jnp.asarray(mean), whitening, inv_dof)
     assert_allclose(ours.log_prob(jnp.asarray(x)), kind(mean[present]).logpdf(x[:, present]), rtol=1e-10)
 

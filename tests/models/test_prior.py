@@ -8,8 +8,8 @@ from numpy.testing import assert_allclose
 from sklearn.mixture import GaussianMixture
 
 from tests.conftest import as_double
-from xpbayes.training.learn import fit_label_prior
 from xpbayes.models.prior import LabelPrior, draw_labels, ln_prior, prior_curvature
+from xpbayes.training.learn import fit_label_prior
 
 RNG = np.random.default_rng(0)
 ln_prior_of_all = jax.jit(jax.vmap(ln_prior, (None, 0)))

@@ -19,7 +19,7 @@ from xpbayes.production.model_file import load_model, save_model
 from xpbayes.production.reliability import confidence_columns, shifted_features, table_features
 from xpbayes.production.table import list_column
 from xpbayes.runs.infer import infer
-from xpbayes.training.reliability import Fit, confidences
+from xpbayes.training.reliability import Estimates, confidences
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_other_columns_stay_as_they_were(trained, catalogue, some):
 def test_training_sees_the_features_that_inference_sees(with_nets, catalogue, some):
     """Confidences recomputed from the finished catalogue are those in it."""
     rows = np.delete(np.arange(len(some)), 3)
-    fit = Fit(
+    fit = Estimates(
         list_column(catalogue, "stellar_params_est")[rows],
         list_column(catalogue, "stellar_params_err")[rows],
         catalogue["chi2_opt"].to_numpy()[rows],
@@ -147,7 +147,7 @@ def test_the_same_features_need_no_mention(sample):
 
 def test_a_measured_parallax_is_a_feature(with_nets, sample):
     table = with_columns(sample.take(np.arange(4)), parallax=np.full(4, 2.0), parallax_error=np.full(4, 0.1))
-    fit = Fit(np.tile([5.0, 0, 3, 0.1, 1.5], (4, 1)), np.ones((4, 5)), np.ones(4), np.ones(4))
+    fit = Estimates(np.tile([5.0, 0, 3, 0.1, 1.5], (4, 1)), np.ones((4, 5)), np.ones(4), np.ones(4))
     at = with_nets.confidence.features.index("ln_dplx2")
     assert_allclose(table_features(with_nets, table, fit)[:, at], np.log(5.0), rtol=1e-5)
 

@@ -16,6 +16,7 @@ from xpbayes.instrument.whitening import unpack
 from xpbayes.models.forward import initial_model, predict_ln_flux
 from xpbayes.models.model_error import ModelError
 from xpbayes.models.prior import LabelPrior
+from xpbayes.models.star_model import StarModel
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.simulation.noise import draw_amplitude
 from xpbayes.simulation.placement import BRIGHT_G, FAINT_G, Placement
@@ -58,7 +59,9 @@ def small_model(
         ln_threshold=np.float32(-9.0),
     )
     own = None if error is None else two_kinds(forward, len(channels), error, inv_dof)
-    return TrainedModel(forward, jax.tree.map(jnp.asarray, prior), own, channels, ("teff", "feh", "logg"), {})
+    return TrainedModel(
+        StarModel(forward, jax.tree.map(jnp.asarray, prior), own), channels, ("teff", "feh", "logg"), {}
+    )
 
 
 def prepared(folder, model, n, recipe):

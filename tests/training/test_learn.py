@@ -14,7 +14,7 @@ from xpbayes.models.extinction import NearInfraredLaw
 from xpbayes.models.forward import predict_ln_flux
 from xpbayes.models.objective import flux_chi2, objective
 from xpbayes.training import phases
-from xpbayes.training.learn import _without_grey, initial_parameters, run_star_phase, train
+from xpbayes.training.learn import _without_grey, initial_theta, run_star_phase, train
 from xpbayes.training.phases import learning_rates, run_gradient_phase, run_star_steps
 
 TINY = TrainingConfig(
@@ -54,12 +54,12 @@ def test_same_seed_same_result(stars, tiny):
     first, second = tiny, train(*stars, TINY)
     for a, b in zip(jax.tree.leaves(first.model), jax.tree.leaves(second.model), strict=True):
         assert_array_equal(np.asarray(a), np.asarray(b))
-    assert_array_equal(np.asarray(first.parameters), np.asarray(second.parameters))
+    assert_array_equal(np.asarray(first.theta_log), np.asarray(second.theta_log))
 
 
 def test_another_seed_is_another_network(stars, tiny):
     other = train(*stars, TINY.model_copy(update={"seed": 1, "phases": TINY.phases[:1]}))
-    assert not np.array_equal(np.asarray(other.model.weights[0]), np.asarray(tiny.model.weights[0]))
+    assert not np.array_equal(np.asarray(other.model.forward.weights[0]), np.asarray(tiny.model.forward.weights[0]))
 
 
 def test_record_tells_what_happened(tiny, lines):
@@ -77,7 +77,7 @@ def test_model_error_can_be_switched_off(stars):
 
 def test_a_model_phase_leaves_the_stars_and_a_star_phase_the_model(stars, tiny):
     batch = jax.tree.map(jnp.asarray, stars[0])
-    start = initial_parameters(batch)
+    start = initial_theta(batch)
     trained = tiny
     before = jax.tree.map(np.array, trained.model)
     moved, converged, _ = run_star_phase(trained.model, batch, start, Phase(update="stars", epochs=40))
@@ -91,7 +91,7 @@ def test_a_model_phase_leaves_the_stars_and_a_star_phase_the_model(stars, tiny):
 def test_star_phase_lowers_every_stars_objective(stars, tiny):
     batch = jax.tree.map(jnp.asarray, stars[0])
     trained = tiny
-    start = initial_parameters(batch)
+    start = initial_theta(batch)
     moved, _, _ = run_star_phase(trained.model, batch, start, Phase(update="stars", epochs=6))
     value = jax.jit(jax.vmap(lambda s, u: objective(trained.model, None, s, u)))
     before, after = np.asarray(value(batch, start)), np.asarray(value(batch, moved))
@@ -165,7 +165,7 @@ def test_the_papers_training_goes_downhill(paper):
         and second["loss_per_star"][-1] < first["loss_per_star"][-1]
     )
     assert first["n_stars"] < 600 and result.model_error is None
-    assert 0 < result.survivor.sum() < 600 and np.isfinite(np.asarray(result.parameters)).all()
+    assert 0 < result.survivor.sum() < 600 and np.isfinite(np.asarray(result.theta_log)).all()
 
 
 def test_outliers_and_low_quality_stars_do_not_move_where_they_take_no_part(paper, stars):
@@ -187,9 +187,9 @@ def test_outliers_and_low_quality_stars_do_not_move_where_they_take_no_part(pape
 def test_a_star_outside_of_the_batch_never_moves(stars, tiny):
     """One batch of 64 out of 100 stars, the model's momentum on: the other 36 keep every bit."""
     batch = jax.tree.map(jnp.asarray, stars[0]).take(slice(0, 100))
-    start = initial_parameters(batch)
+    start = initial_theta(batch)
     phase = Phase(update="both", star_learning_rate=1e-4, momentum=0.5, gradient_clip=1000.0)
-    _, moved, losses = run_gradient_phase(tiny.model, batch, start, phase, 64, jax.random.key(1))
+    _, moved, losses = run_gradient_phase(tiny.model.forward, batch, start, phase, 64, jax.random.key(1))
     moved = (np.asarray(moved) != np.asarray(start)).any(axis=1)
     assert len(losses) == 1 and 60 <= moved.sum() <= 64
 
@@ -197,11 +197,11 @@ def test_a_star_outside_of_the_batch_never_moves(stars, tiny):
 def test_one_sgd_step_is_the_gradient_of_the_papers_loss(stars, tiny):
     """Star steps against differentiating -2 ln posterior, an independent path; no clipping."""
     batch = jax.tree.map(jnp.asarray, stars[0]).take(slice(0, 64))
-    start = tiny.parameters[:64]
+    start = tiny.theta_log[:64]
     phase = Phase(update="stars", optimizer="sgd", schedule="steps", learning_rate=1e-6)
-    moved = run_star_steps(tiny.model, batch, start, phase, 64)
+    moved = run_star_steps(tiny.model.forward, batch, start, phase, 64)
     with jax.default_matmul_precision("highest"):
-        gradient = jax.vmap(jax.grad(lambda u, star: objective(tiny.model, None, star, u)))(start, batch)
+        gradient = jax.vmap(jax.grad(lambda u, star: objective(tiny.model.forward, None, star, u)))(start, batch)
     expected = start - 1e-6 * gradient
     change = np.abs(np.asarray(expected - start)).max(axis=0)
     np.testing.assert_allclose(
@@ -212,22 +212,22 @@ def test_one_sgd_step_is_the_gradient_of_the_papers_loss(stars, tiny):
 def test_one_step_of_both_is_equation_12_then_equations_13_and_14(stars, tiny):
     """The model's step against chi^2 per star + |W|^2 / n_W; the stars' against their own -2 ln posterior."""
     batch = jax.tree.map(jnp.asarray, stars[0]).take(slice(0, 64))
-    start = tiny.parameters[:64]
+    start = tiny.theta_log[:64]
     rates = {"learning_rate": 1e-7, "star_learning_rate": 1e-6}
     phase = Phase(update="both", schedule="steps", **rates)
-    model, moved, _ = run_gradient_phase(tiny.model, batch, start, phase, 64, jax.random.key(0))
+    model, moved, _ = run_gradient_phase(tiny.model.forward, batch, start, phase, 64, jax.random.key(0))
 
     def equation_12(m):
         chi2 = jax.vmap(lambda star, u: flux_chi2(m, star, u))(batch, start)
         return jnp.mean(chi2) + sum(jnp.sum(w**2) for w in m.weights) / m.n_weights
 
     with jax.default_matmul_precision("highest"):
-        slope = jax.grad(equation_12)(tiny.model)
+        slope = jax.grad(equation_12)(tiny.model.forward)
         gradient = jax.vmap(jax.grad(lambda u, star: objective(model, None, star, u)))(start, batch)
     for before, after, g in (
-        (tiny.model.ln_curve, model.ln_curve, slope.ln_curve),
+        (tiny.model.forward.ln_curve, model.ln_curve, slope.ln_curve),
         (tiny.model.biases[-1], model.biases[-1], slope.biases[-1]),
-        (tiny.model.weights[0], model.weights[0], slope.weights[0]),
+        (tiny.model.forward.weights[0], model.weights[0], slope.weights[0]),
     ):
         rounding = 2e-7 * np.abs(before).max()
         np.testing.assert_allclose(after - before, -1e-7 * g, rtol=2e-2, atol=rounding)
@@ -239,8 +239,8 @@ def test_a_batch_that_reaches_back_moves_no_star_twice(stars, tiny):
     """100 stars in batches of 64: the last batch overlaps the first; results as in one batch of 100."""
     batch = jax.tree.map(jnp.asarray, stars[0]).take(slice(0, 100))
     phase = Phase(update="stars", optimizer="adam", epochs=5, learning_rate=1e-3)
-    in_two = run_star_steps(tiny.model, batch, tiny.parameters[:100], phase, 64)
-    in_one = run_star_steps(tiny.model, batch, tiny.parameters[:100], phase, 100)
+    in_two = run_star_steps(tiny.model.forward, batch, tiny.theta_log[:100], phase, 64)
+    in_one = run_star_steps(tiny.model.forward, batch, tiny.theta_log[:100], phase, 100)
     np.testing.assert_allclose(np.asarray(in_two), np.asarray(in_one), atol=2e-5)
 
 
@@ -256,7 +256,7 @@ class TestResume:
             assert lines[0].startswith(f"resumed after phase {done}/6") and len(lines) == 7 - done
             for a, b in zip(jax.tree.leaves(result.model), jax.tree.leaves(again.model), strict=True):
                 assert_array_equal(np.asarray(a), np.asarray(b))
-            assert_array_equal(np.asarray(result.parameters), np.asarray(again.parameters))
+            assert_array_equal(np.asarray(result.theta_log), np.asarray(again.theta_log))
             assert_array_equal(result.survivor, again.survivor)
             assert [p["update"] for p in again.record.phases] == [p["update"] for p in result.record.phases]
 
@@ -274,8 +274,8 @@ class TestResume:
             train(*stars, config, checkpoint)
         whole, again = train(*stars, config), train(*stars, config, checkpoint=checkpoint, resume=True)
         for a, b in zip(
-            jax.tree.leaves((whole.model, whole.model_error, whole.parameters)),
-            jax.tree.leaves((again.model, again.model_error, again.parameters)),
+            jax.tree.leaves((whole.model, whole.theta_log)),
+            jax.tree.leaves((again.model, again.theta_log)),
             strict=True,
         ):
             assert_array_equal(np.asarray(a), np.asarray(b))
@@ -321,14 +321,14 @@ def test_divergence_is_one_sentence(stars):
 def test_the_grey_part_of_the_curve_goes_into_the_parallaxes(tiny):
     """No spectrum sees it: the same fluxes, a curve that obeys the law, and parallaxes moved by E times its excess."""
     law = NearInfraredLaw(63, 61, 0.4)
-    model, moved = _without_grey(tiny.model, tiny.parameters, law)
+    model, moved = _without_grey(tiny.model.forward, tiny.theta_log, law)
     curve = np.exp(np.asarray(model.ln_curve, float))
     assert curve[63] / curve[61] == pytest.approx(0.4, abs=1e-5)
     before, after = (
-        jax.vmap(predict_ln_flux, (None, 0))(m, p) for m, p in ((tiny.model, tiny.parameters), (model, moved))
+        jax.vmap(predict_ln_flux, (None, 0))(m, p) for m, p in ((tiny.model.forward, tiny.theta_log), (model, moved))
     )
     np.testing.assert_allclose(after, before, atol=2e-5)
-    excess = np.exp(np.asarray(tiny.model.ln_curve, float)) - curve
+    excess = np.exp(np.asarray(tiny.model.forward.ln_curve, float)) - curve
     np.testing.assert_allclose(excess, excess[0], atol=1e-5)
     assert abs(excess[0]) > 1e-3, "the curve obeyed the law already: nothing was tested"
 
@@ -341,9 +341,9 @@ def test_stars_in_files_train_the_same_model(stars, tiny, tmp_path, monkeypatch)
     filed = starfiles.make_star_files(tmp_path, len(batch), batch.flux.shape[1], batch.labels.shape[1])
     starfiles.write_rows(filed, slice(None), batch)
     other = train(filed, wavelengths, TINY)
-    for a, b in zip(jax.tree.leaves(tiny.model), jax.tree.leaves(other.model), strict=True):
+    for a, b in zip(jax.tree.leaves(tiny.model.forward), jax.tree.leaves(other.model), strict=True):
         assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-5)
-    assert_allclose(np.asarray(tiny.parameters), np.asarray(other.parameters), atol=1e-4)
+    assert_allclose(np.asarray(tiny.theta_log), np.asarray(other.theta_log), atol=1e-4)
     losses = [[p.get("loss_per_star") for p in found.record.phases] for found in (tiny, other)]
     assert_allclose(losses[0][0], losses[1][0], rtol=1e-5)
     assert_array_equal(np.asarray(filed.whitening), np.asarray(batch.whitening))

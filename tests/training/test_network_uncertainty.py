@@ -15,6 +15,7 @@ from xpbayes.inference.fit import Posteriors
 from xpbayes.models.forward import ForwardModel, predict_flux
 from xpbayes.models.objective import measurement_residuals, objective
 from xpbayes.models.prior import LabelPrior
+from xpbayes.models.star_model import StarModel
 from xpbayes.training.network_uncertainty import (
     add_model_covariance,
     factor_weights,
@@ -33,7 +34,7 @@ SIGMA = 0.01
 @pytest.fixture(scope="module")
 def problem():
     """Stars on the model, without noise, so that Gauss-Newton is exact, and their solutions; labels measured."""
-    model = ForwardModel(
+    forward = ForwardModel(
         tuple(jnp.asarray(0.5 * RNG.normal(size=size), jnp.float32) for size in SIZES),
         tuple(jnp.asarray(0.3 * RNG.normal(size=out), jnp.float32) for _, out in SIZES),
         jnp.linspace(1.0, -1.0, N_CHANNELS),
@@ -43,7 +44,7 @@ def problem():
     labels = np.array([5.0, 0.0, 3.0]) + RNG.normal(size=(N_STARS, 3)) * [1.0, 0.5, 1.5]
     at = np.column_stack([labels, np.log(0.3 + RNG.random(N_STARS)), 0.3 * RNG.normal(size=N_STARS)])
     at = jnp.asarray(at, jnp.float32)
-    flux = jax.vmap(partial(predict_flux, model))(at)
+    flux = jax.vmap(partial(predict_flux, forward))(at)
     whitening = jnp.asarray(np.tril(0.3 * RNG.normal(size=(N_CHANNELS, N_CHANNELS)), -1) + np.eye(N_CHANNELS))
     # With E + 1/E-sigma^2: the Jacobian's pull on ln E and ln parallax is balanced by the measurements, so `at` is a mode.
     extinction, parallax = jnp.exp(at[:, 3]), jnp.exp(at[:, 4])
@@ -63,24 +64,25 @@ def problem():
     prior = LabelPrior(
         jnp.zeros(1), jnp.asarray([[5.0, 0.0, 3.0]]), jnp.eye(3)[None] / 50.0, jnp.asarray(-9.0)
     )  # so wide that it pulls nowhere
-    return model, prior, stars, at
+    return StarModel(forward, prior), stars, at
 
 
 @pytest.fixture(scope="module")
 def precision(problem):
-    model, _, stars, at = problem
-    return weight_precision(model, stars, at, N_TRAINING)
+    model, stars, at = problem
+    return weight_precision(model.forward, stars, at, N_TRAINING)
 
 
-def _residuals(model, star, vector, u):
+def _residuals(forward, star, vector, u):
     """Everything that the joint posterior squares, of one star, in float64."""
-    flux = predict_flux(with_vector(model, vector), u, star.ln_scale)
+    flux = predict_flux(with_vector(forward, vector), u, star.ln_scale)
     return jnp.concatenate([star.whitening @ (flux - star.flux), measurement_residuals(star, u)])
 
 
 def test_precision_is_the_dense_joint_one_with_stars_marginalised(problem, precision, x64):
     """Central differences of all residuals by the model and all stars, the joint matrix, and one Schur complement."""
-    model, _, stars, at = as_double(problem)
+    model, stars, at = as_double(problem)
+    model = model.forward
     vector, n_w = np.asarray(trained_vector(model)), trained_vector(model).size
     joint = np.zeros((n_w + 5 * N_STARS,) * 2)
     weight = np.arange(n_w) < model.n_weights
@@ -97,13 +99,13 @@ def test_precision_is_the_dense_joint_one_with_stars_marginalised(problem, preci
     assert_allclose(precision / size[:, None] / size, expected / size[:, None] / size, atol=2e-4)
 
 
-def _optima(model, prior, stars, at):
+def _optima(model, stars, at):
     """Newton's method on the objective itself, differentiated automatically."""
-    slope, bend = jax.grad(objective, 3), jax.hessian(objective, 3)
+    slope, bend = jax.grad(objective, 2), jax.hessian(objective, 2)
 
     def newton(star, u):
         for _ in range(3):
-            u = u - jnp.linalg.solve(bend(model, prior, star, u), slope(model, prior, star, u))
+            u = u - jnp.linalg.solve(bend(model, star, u), slope(model, star, u))
         return u
 
     return jax.vmap(newton)(stars, at)
@@ -111,16 +113,16 @@ def _optima(model, prior, stars, at):
 
 def test_added_covariance_is_that_of_optima_under_other_models(problem, precision, x64):
     """Stars solved anew after the model was moved a little along each column: the sum of the squared shifts."""
-    model, prior, stars, at = as_double(problem)
+    model, stars, at = as_double(problem)
     blind = replace(stars, label_inv_error=jnp.zeros_like(stars.label_inv_error))
-    factor = factor_weights(model, prior, precision, blind, at, captured=1.0, max_columns=8)
+    factor = factor_weights(model, precision, blind, at, captured=1.0, max_columns=8)
     columns = jnp.asarray(factor.columns, at.dtype)
-    found = np.asarray(weight_covariance(model, prior, columns, blind, at))
+    found = np.asarray(weight_covariance(model, columns, blind, at))
     expected = np.zeros_like(found)
-    begin, step = _optima(model, prior, blind, at), 1e-4
-    solved = jax.jit(lambda w: _optima(with_vector(model, w), prior, blind, begin))
+    begin, step = _optima(model, blind, at), 1e-4
+    solved = jax.jit(lambda w: _optima(replace(model, forward=with_vector(model.forward, w)), blind, begin))
     for column in columns.T:
-        moved = [solved(trained_vector(model) + s * column) for s in (step, -step)]
+        moved = [solved(trained_vector(model.forward) + s * column) for s in (step, -step)]
         linear = [np.concatenate([m[:, :3], np.exp(m[:, 3:])], axis=1) for m in moved]
         shift = (linear[0] - linear[1]) / (2 * step)
         expected += shift[:, :, None] * shift[:, None, :]
@@ -128,21 +130,21 @@ def test_added_covariance_is_that_of_optima_under_other_models(problem, precisio
     unit = size[:, :, None] * size[:, None, :]
     assert_allclose(found / unit, expected / unit, atol=0.02)
     assert np.linalg.eigvalsh(found.astype(float)).min() > -1e-6 * np.abs(found).max()
-    nothing = weight_covariance(model, prior, jnp.zeros_like(columns), blind, at)
+    nothing = weight_covariance(model, jnp.zeros_like(columns), blind, at)
     assert np.array_equal(np.asarray(nothing), np.zeros_like(found))
 
 
 def test_more_training_stars_leave_less_unknown(problem, precision):
     """Four times the stars, half the error; all of the added variance is in as many columns as there are."""
-    model, prior, stars, at = problem
+    model, stars, at = problem
     blind = replace(stars, label_inv_error=jnp.zeros_like(stars.label_inv_error))
     added = []
     for many in (1, 4):
-        factor = factor_weights(model, prior, many * precision, blind, at, captured=1.0, max_columns=200)
+        factor = factor_weights(model, many * precision, blind, at, captured=1.0, max_columns=200)
         assert factor.captured > 0.9999
-        added.append(np.asarray(weight_covariance(model, prior, jnp.asarray(factor.columns), blind, at)))
+        added.append(np.asarray(weight_covariance(model, jnp.asarray(factor.columns), blind, at)))
     assert_allclose(added[0], 4 * added[1], rtol=1e-3, atol=1e-9)
-    few = factor_weights(model, prior, precision, blind, at, captured=0.5)
+    few = factor_weights(model, precision, blind, at, captured=0.5)
     assert 0.5 <= few.captured < 1 and few.columns.shape[1] < 20
 
 

@@ -9,7 +9,7 @@ from xpbayes.models.reliability import feature_names
 from xpbayes.training.reliability import (
     SURVEY_COLUMNS,
     ConfidenceConfig,
-    Fit,
+    Estimates,
     confidences,
     residual_chi2,
     star_features,
@@ -119,7 +119,7 @@ def test_features_by_hand(trained, sample):
     n = 2
     stars = sample.take(np.arange(n)).stars(trained.labels)
     estimate = np.array([[5.0, -0.2, 3.0, 0.1, 2.0], [4.5, 0.1, 2.0, 0.2, 1.0]])
-    fit = Fit(estimate, 0.1 * np.abs(estimate), np.array([122.0, 0.0]), np.array([-3.0, -4.0]))
+    fit = Estimates(estimate, 0.1 * np.abs(estimate), np.array([122.0, 0.0]), np.array([-3.0, -4.0]))
     survey = {name: np.full(n, np.nan) for name in SURVEY_COLUMNS} | {
         "parallax": np.array([2.3, 1.0]),
         "parallax_error": np.array([0.1, 0.5]),
@@ -128,7 +128,7 @@ def test_features_by_hand(trained, sample):
         "ruwe": np.array([1.2, 1.0]),
         "phot_g_mean_mag": np.array([14.0, 15.0]),
     }
-    got = star_features(trained.forward, trained.model_error, stars, fit, survey)
+    got = star_features(trained.star_model, stars, fit, survey)
     at = {name: i for i, name in enumerate(feature_names(trained.labels, trained.channels.names))}
     assert got.shape == (n, len(at))
     expected = {
@@ -152,20 +152,16 @@ def test_features_do_not_depend_on_the_batch(trained, sample):
     stars = sample.take(np.arange(30)).stars(trained.labels)
     estimate = np.tile([5.0, -0.2, 3.0, 0.1, 2.0], (30, 1))
     survey = {name: np.full(30, np.nan) for name in SURVEY_COLUMNS}
-    every = star_features(
-        trained.forward, trained.model_error, stars, Fit(estimate, estimate, np.ones(30), np.ones(30)), survey
-    )
-    some = Fit(estimate[7:9], estimate[7:9], np.ones(2), np.ones(2))
-    few = star_features(
-        trained.forward, trained.model_error, stars.take(slice(7, 9)), some, {k: v[7:9] for k, v in survey.items()}
-    )
+    every = star_features(trained.star_model, stars, Estimates(estimate, estimate, np.ones(30), np.ones(30)), survey)
+    some = Estimates(estimate[7:9], estimate[7:9], np.ones(2), np.ones(2))
+    few = star_features(trained.star_model, stars.take(slice(7, 9)), some, {k: v[7:9] for k, v in survey.items()})
     assert np.array_equal(every[7:9], few, equal_nan=True)
 
 
 def test_a_missing_band_is_a_missing_feature(trained, sample):
     table = sample.take(np.arange(1))
     table = replace(table, band_inverse_error=np.zeros_like(table.band_inverse_error))
-    fit = Fit(np.array([[5.0, 0, 3, 0.1, 1]]), np.ones((1, 5)), np.ones(1), np.ones(1))
+    fit = Estimates(np.array([[5.0, 0, 3, 0.1, 1]]), np.ones((1, 5)), np.ones(1), np.ones(1))
     survey = {name: np.full(1, np.nan) for name in SURVEY_COLUMNS}
-    got = star_features(trained.forward, trained.model_error, table.stars(trained.labels), fit, survey)
+    got = star_features(trained.star_model, table.stars(trained.labels), fit, survey)
     assert np.isnan(got[0, -3:]).all() and np.isfinite(got[0, -64:-3]).all()

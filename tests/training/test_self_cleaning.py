@@ -9,7 +9,7 @@ import pytest
 
 from xpbayes.config import HighQuality, Phase
 from xpbayes.models.forward import predict_flux
-from xpbayes.training.learn import initial_parameters, run_star_phase
+from xpbayes.training.learn import initial_theta, run_star_phase
 from xpbayes.training.self_cleaning import (
     diagnostic,
     fig4_outliers,
@@ -48,7 +48,7 @@ def doubled(trained, sample):
         reddening=jnp.full(n, 0.02),
         reddening_inv_error=jnp.full(n, 50.0),
     )
-    solved, _, _ = run_star_phase(trained.forward, stars, initial_parameters(stars), Phase(update="stars", epochs=30))
+    solved, _, _ = run_star_phase(trained.forward, stars, initial_theta(stars), Phase(update="stars", epochs=30))
     return stars, solved, binary, pulls(trained.forward, stars, solved)
 
 

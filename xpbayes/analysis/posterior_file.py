@@ -84,7 +84,7 @@ def posterior_groups(
         about: attributes of every group.
         channels: also the groups that have values for every channel of every draw.
     """
-    n_stars, n_chains, n_draws, _ = draws.parameters.shape
+    n_stars, n_chains, n_draws, _ = draws.theta.shape
     names = parameter_names(model.labels)
     coords: dict[str, Any] = {
         "chain": np.arange(n_chains),
@@ -108,7 +108,7 @@ def posterior_groups(
     present = np.diagonal(np.asarray(stars.whitening), axis1=1, axis2=2) > 0
     observed = np.where(present, np.asarray(stars.flux) * scale[:, None], np.nan).astype(np.float32)
     groups = {
-        "posterior": xr.Dataset({n: by_draw(draws.parameters[..., i], parameter_unit(n)) for i, n in enumerate(names)}),
+        "posterior": xr.Dataset({n: by_draw(draws.theta[..., i], parameter_unit(n)) for i, n in enumerate(names)}),
         "sample_stats": xr.Dataset(
             {
                 "diverging": by_draw(draws.diverging),
@@ -148,7 +148,7 @@ def posterior_groups(
         ),
     }
     if channels:
-        flat = draws.parameters.reshape(n_stars, n_chains * n_draws, -1)
+        flat = draws.theta.reshape(n_stars, n_chains * n_draws, -1)
         each = [
             predict_draws(model.forward, stars.take(jnp.asarray(i)), jnp.asarray(flat[i]), jnp.asarray(seeds[i]))
             for i in range(n_stars)

@@ -184,7 +184,7 @@ class Model(TrainedModel):
         if len(spectra) != 1:
             raise InputError(f"log_posterior is of one star, {len(spectra)} were given; give spectra[0] or so")
         star = self._batch(spectra, parallax=parallax).take(jnp.asarray(0))
-        return lambda theta_log: -0.5 * objective(self.forward, self.prior, star, theta_log)
+        return lambda theta_log: -0.5 * objective(self.star_model, star, theta_log)
 
     def numpyro(self, spectra: Spectra, *, parallax: bool = True) -> Callable[[], None]:
         """The NumPyro model of some stars (METHOD 5), for any inference of NumPyro's: MCMC(NUTS(model.numpyro(spectra))).
@@ -200,21 +200,21 @@ class Model(TrainedModel):
         """
         from xpbayes.models.posterior import star_posterior
 
-        return partial(star_posterior, self._batch(spectra, parallax=parallax), self.forward, self.prior)
+        return partial(star_posterior, self._batch(spectra, parallax=parallax), self.star_model)
 
     def _batch(self, spectra: Spectra, *, parallax: bool) -> Stars:
         """Stars as inference sees them, the model's error taken of the flux at their optima."""
-        from xpbayes.inference.errors import to_sampled
         from xpbayes.inference.fit import fit_stars
-        from xpbayes.inference.model_error import refold_model_error
+        from xpbayes.inference.model_error import fold_in_model_error
+        from xpbayes.models.theta import to_log
         from xpbayes.runs.sample import pick_stars
 
         table = pick_stars(self, spectra.on(self.channels), spectra.source_id.tolist(), None, "all", 0)
         batch = table.stars(self.labels)
         config = InferenceConfig(use_parallax=parallax, n_draws=0)
-        found = fit_stars(self.forward, self.prior, self.model_error, batch, config)
+        found = fit_stars(self.star_model, batch, config)
         blind = jax.tree.map(jnp.asarray, batch.blind(parallax=parallax))
-        return refold_model_error(self.forward, blind, self.model_error, to_sampled(jnp.asarray(found.estimate)))
+        return fold_in_model_error(self.star_model, blind, to_log(jnp.asarray(found.estimate)))
 
     def save(self, folder: str | Path) -> Path:
         """Write the model: arrays and card."""

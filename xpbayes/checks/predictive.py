@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from xpbayes.data.stars import Stars
-from xpbayes.inference.errors import to_sampled
 from xpbayes.models.forward import ForwardModel, predict_flux
 from xpbayes.models.likelihood import whitened_residual
 from xpbayes.models.posterior import WhitenedStudent
+from xpbayes.models.theta import to_log
 
 
 def channel_ln_likelihood(
@@ -45,14 +45,14 @@ def channel_ln_likelihood(
 
 @jax.jit
 def predict_draws(
-    model: ForwardModel, star: Stars, parameters: Float[Array, "draw parameter"], seed: Array
+    forward: ForwardModel, star: Stars, theta: Float[Array, "draw parameter"], seed: Array
 ) -> tuple[Float[Array, "draw channel"], Float[Array, "draw channel"], Float[Array, "draw channel"]]:
     """Evaluate one star's draws.
 
     Args:
-        model: the trained forward model.
+        forward: the trained forward model.
         star: one star, model error folded in.
-        parameters: (draw, label + 2) labels, E [mag], parallax [mas].
+        theta: (draw, label + 2) labels, E [mag], parallax [mas].
         seed: () the star's own.
 
     Returns:
@@ -60,16 +60,16 @@ def predict_draws(
         star's own unit (a channel that was not measured is drawn without noise); the same whitened.
     """
 
-    def one(linear: Array, key: Array) -> tuple[Array, Array, Array]:
-        u = to_sampled(linear)
-        predicted = predict_flux(model, u, star.ln_scale)
+    def one(point: Array, key: Array) -> tuple[Array, Array, Array]:
+        theta_log = to_log(point)
+        predicted = predict_flux(forward, theta_log, star.ln_scale)
         residual = whitened_residual(predicted, star.flux, star.whitening)
         again = WhitenedStudent(predicted, star.whitening, star.inv_dof).sample(key)
         return channel_ln_likelihood(residual, star.whitening, star.inv_dof), again, star.whitening @ again
 
     with jax.default_matmul_precision("highest"):
         key = jax.random.fold_in(jax.random.key(seed), 0x5EED)
-        return jax.vmap(one)(parameters, jax.random.split(key, parameters.shape[0]))
+        return jax.vmap(one)(theta, jax.random.split(key, theta.shape[0]))
 
 
 whitened_flux = jax.jit(jax.vmap(lambda star: star.whitening @ star.flux))

@@ -29,7 +29,9 @@ from xpbayes.data.stars import Stars
 from xpbayes.models.forward import ForwardModel, predict_flux, predict_ln_flux
 from xpbayes.models.likelihood import deviance, n_observed
 from xpbayes.models.posterior import WhitenedStudent
-from xpbayes.models.prior import LabelPrior, draw_labels
+from xpbayes.models.prior import draw_labels
+from xpbayes.models.star_model import StarModel
+from xpbayes.models.theta import to_linear
 
 MAX_EXTINCTION = 1.5
 LEVEL, COLOUR = 0.5, 0.3
@@ -72,11 +74,11 @@ def look(ln_flux: Float[Array, " channel"], n_xp: int) -> Window:
     return Window(jnp.mean(ln_flux[:n_xp]), jnp.mean(ln_flux[:half]) - jnp.mean(ln_flux[half:n_xp]))
 
 
-def in_window(model: ForwardModel, window: Window, parameters: Float[Array, " parameter"], n_xp: int) -> Array:
+def in_window(forward: ForwardModel, window: Window, theta_log: Float[Array, " parameter"], n_xp: int) -> Array:
     """Whether one point (labels, ln E, ln parallax) belongs to the restricted prior of one star."""
-    here = look(predict_ln_flux(model, parameters), n_xp)
+    here = look(predict_ln_flux(forward, theta_log), n_xp)
     near = (jnp.abs(here.level - window.level) < LEVEL) & (jnp.abs(here.colour - window.colour) < COLOUR)
-    return near & (parameters[-2] < jnp.log(MAX_EXTINCTION))
+    return near & (theta_log[-2] < jnp.log(MAX_EXTINCTION))
 
 
 def with_realistic_noise(stars: Stars, chi2: NDArray[np.floating]) -> Stars:
@@ -106,27 +108,26 @@ def _look_at_measured(stars: Stars, n_xp: int) -> Window:
 
 
 @partial(jax.jit, static_argnums=2)
-def _look_at_model(model: ForwardModel, parameters: Array, n_xp: int) -> Window:
-    return jax.vmap(lambda u: look(predict_ln_flux(model, u), n_xp))(parameters)
+def _look_at_model(forward: ForwardModel, theta_log: Array, n_xp: int) -> Window:
+    return jax.vmap(lambda u: look(predict_ln_flux(forward, u), n_xp))(theta_log)
 
 
 @jax.jit
-def _observe(model: ForwardModel, stars: Stars, parameters: Array, keys: Array) -> tuple[Array, Array]:
+def _observe(forward: ForwardModel, stars: Stars, theta_log: Array, keys: Array) -> tuple[Array, Array]:
     """Draw fluxes (star, channel) from the likelihood, and their chi^2 (star,) at the truth."""
 
     def one(given: tuple[Stars, Array, Array]) -> tuple[Array, Array]:
         star, u, key = given
         with jax.default_matmul_precision("highest"):
-            predicted = predict_flux(model, u, star.ln_scale)
+            predicted = predict_flux(forward, u, star.ln_scale)
             again = WhitenedStudent(predicted, star.whitening, star.inv_dof).sample(key)
             return again, jnp.sum((star.whitening @ (again - predicted)) ** 2)
 
-    return jax.lax.map(one, (stars, parameters, keys), batch_size=64)
+    return jax.lax.map(one, (stars, theta_log, keys), batch_size=64)
 
 
 def _pick(
-    model: ForwardModel,
-    prior: LabelPrior,
+    model: StarModel,
     colour: NDArray[np.float64],
     n_xp: int,
     max_extinction: float,
@@ -142,13 +143,13 @@ def _pick(
         (star, label + 1) labels and ln E; (star,) their mean ln flux at 1 kpc; (star,) whether there was any to pick.
     """
     n_stars = len(colour)
-    picked, level = np.zeros((n_stars, prior.mean.shape[1] + 1), np.float32), np.zeros(n_stars)
+    picked, level = np.zeros((n_stars, model.forward.n_labels + 1), np.float32), np.zeros(n_stars)
     so_far = np.zeros(n_stars)
     for key in jax.random.split(jax.random.key(seed), -(-n_stars // STARS_PER_POOL)):
-        labels = draw_labels(prior, key, N_POOL)
+        labels = draw_labels(model.label_prior, key, N_POOL)
         ln_extinction = jnp.log(jnp.asarray(max_extinction * (1.0 - random.random(N_POOL)), jnp.float32))
         dark = jnp.concatenate([labels, ln_extinction[:, None], jnp.zeros((N_POOL, 1))], axis=1)
-        looks = _look_at_model(model, dark, n_xp)
+        looks = _look_at_model(model.forward, dark, n_xp)
         # Sorted by colour, a window is a slice, and a pick by weight one search in the running sum.
         order = np.argsort(looks.colour)
         pool_level, pool_colour = (np.asarray(leaf, np.float64)[order] for leaf in looks)
@@ -164,8 +165,7 @@ def _pick(
 
 
 def simulate(
-    model: ForwardModel,
-    prior: LabelPrior,
+    model: StarModel,
     templates: Stars,
     n_xp: int,
     n_stars: int,
@@ -176,7 +176,7 @@ def simulate(
     """Draw stars from the restricted prior and their fluxes from the likelihood.
 
     Args:
-        model, prior: the trained model.
+        model: the trained model.
         templates: real stars, from `with_realistic_noise`.
         n_xp: how many of the channels are XP samples; they come first.
         n_stars: how many; templates are used again where they are fewer.
@@ -194,19 +194,17 @@ def simulate(
     chosen = templates.take(jnp.asarray(template))
     window = _look_at_measured(chosen, n_xp)
 
-    picked, level, found = _pick(
-        model, prior, np.asarray(window.colour, np.float64), n_xp, max_extinction, seed, random
-    )
+    picked, level, found = _pick(model, np.asarray(window.colour, np.float64), n_xp, max_extinction, seed, random)
     middle = np.exp(0.5 * (np.asarray(window.level, np.float64) - level))
     reach = np.exp(0.5 * LEVEL)
     parallax = middle * (1.0 / reach + random.random(n_stars) * (reach - 1.0 / reach))
-    parameters = np.concatenate([picked, np.log(parallax)[:, None]], axis=1).astype(np.float32)
+    theta_log = np.concatenate([picked, np.log(parallax)[:, None]], axis=1).astype(np.float32)
 
     known = np.asarray(chosen.parallax_inv_error) > 0
     own = np.where(known, 1.0 / np.where(known, chosen.parallax_inv_error, 1.0), parallax_error)
     measured = known | (random.random(n_stars) < 0.5)
     keys = jax.random.split(jax.random.key(seed + 1), n_stars)
-    fluxes, chi2 = _observe(model, chosen, jnp.asarray(parameters), keys)
+    fluxes, chi2 = _observe(model.forward, chosen, jnp.asarray(theta_log), keys)
     stars = replace(
         chosen,
         flux=fluxes,
@@ -214,7 +212,7 @@ def simulate(
         parallax_inv_error=jnp.asarray(np.where(measured, 1.0 / own, 0.0), jnp.float32),
     )
     keep = np.flatnonzero(found)
-    truth = np.concatenate([parameters[:, :-2], np.exp(parameters[:, -2:].astype(np.float64))], axis=1)
+    truth = to_linear(theta_log.astype(np.float64))
     return Simulated(
         stars.take(jnp.asarray(keep)),
         truth[keep],

@@ -18,12 +18,12 @@ from scipy import stats
 
 from xpbayes.checks.prior_predictive import Simulated, Window, in_window
 from xpbayes.data.stars import Stars, by_blocks
-from xpbayes.inference.errors import to_linear, to_sampled
 from xpbayes.inference.sampling.importance import block_size, importance_draws
 from xpbayes.inference.sampling.nuts import optima_of
 from xpbayes.inference.sampling.psis import pareto_smoothed
 from xpbayes.models.forward import ForwardModel
-from xpbayes.models.prior import LabelPrior
+from xpbayes.models.star_model import StarModel
+from xpbayes.models.theta import to_linear, to_log
 
 CONFIDENCE = 0.99
 """Of the simultaneous band: one set of uniform shares in a hundred leaves it."""
@@ -132,11 +132,11 @@ def gaussian_shares(
 
 @partial(jax.jit, static_argnames="n_xp")
 def _weigh(
-    model: ForwardModel, draws: Array, ln_ratio: Array, truth: Array, window: Window, n_xp: int
+    forward: ForwardModel, draws: Array, ln_ratio: Array, truth: Array, window: Window, n_xp: int
 ) -> tuple[Array, Array]:
     def one(draws: Array, ln_ratio: Array, true: Array, look: Window) -> tuple[Array, Array]:
         weight, k_hat = pareto_smoothed(ln_ratio)
-        inside = jax.vmap(lambda u: in_window(model, look, u, n_xp))(draws)
+        inside = jax.vmap(lambda u: in_window(forward, look, u, n_xp))(draws)
         weight = weight * inside
         total = jnp.sum(weight)
         share = weight @ (to_linear(draws) < true) / total
@@ -147,8 +147,7 @@ def _weigh(
 
 
 def importance_shares(
-    model: ForwardModel,
-    prior: LabelPrior,
+    model: StarModel,
     simulated: Simulated,
     estimate: NDArray[np.floating],
     runner_up: NDArray[np.floating],
@@ -160,7 +159,7 @@ def importance_shares(
     """Shares of importance-reweighted posteriors, and k_hat.
 
     Args:
-        model, prior: the trained model.
+        model: the trained model.
         simulated: the stars.
         estimate, runner_up: (star, parameter) from `infer`.
         seeds: (star,).
@@ -171,15 +170,16 @@ def importance_shares(
     Returns:
         (star, parameter), NaN where next to nothing of a posterior is in the star's window; (star,).
     """
+    model = model.without_error
 
-    def block(stars: Stars, optima: Array, truth: Array, window: Window, seed: Array) -> tuple[Array, Array]:
+    def batch(stars: Stars, optima: Array, truth: Array, window: Window, seed: Array) -> tuple[Array, Array]:
         two = jnp.all(jnp.isfinite(optima[:, 1]), axis=1)
         second = jnp.where(two[:, None], optima[:, 1], optima[:, 0])
-        draws, ln_ratio = importance_draws(model, prior, stars, optima[:, 0], second, two, seed, n_draws, n_more)
-        return _weigh(model, draws, ln_ratio, truth, window, n_xp=n_xp)
+        draws, ln_ratio = importance_draws(model, stars, optima[:, 0], second, two, seed, n_draws, n_more)
+        return _weigh(model.forward, draws, ln_ratio, truth, window, n_xp=n_xp)
 
     share, k_hat = by_blocks(
-        block,
+        batch,
         block_size(n_draws, n_more),
         simulated.stars,
         optima_of(estimate, runner_up),
@@ -191,12 +191,12 @@ def importance_shares(
 
 
 def draw_shares(
-    model: ForwardModel, window: Window, truth: NDArray[np.floating], draws: NDArray[np.floating], n_xp: int
+    forward: ForwardModel, window: Window, truth: NDArray[np.floating], draws: NDArray[np.floating], n_xp: int
 ) -> NDArray[np.float64]:
     """Shares of posteriors given by draws.
 
     Args:
-        model: the trained forward model.
+        forward: the trained forward model.
         window: (star,) what each star must look like.
         truth: (star, parameter).
         draws: (star, draw, parameter) labels, E [mag], parallax [mas].
@@ -208,8 +208,8 @@ def draw_shares(
 
     @jax.jit
     def inside(look: Window, linear: Array) -> Array:
-        sampled = to_sampled(linear)
-        return jax.vmap(lambda u: in_window(model, look, u, n_xp))(sampled)
+        sampled = to_log(linear)
+        return jax.vmap(lambda u: in_window(forward, look, u, n_xp))(sampled)
 
     out = np.full(truth.shape, np.nan)
     for i, points in enumerate(draws):

@@ -102,11 +102,11 @@ def label_ranges(names: Sequence[str], labels: NDArray[np.floating]) -> Check:
     )
 
 
-def label_directions(model: ForwardModel, channels: Channels, names: Sequence[str], labels: NDArray[Any]) -> Check:
+def label_directions(forward: ForwardModel, channels: Channels, names: Sequence[str], labels: NDArray[Any]) -> Check:
     """Hotter stars are bluer, and of two equally hot stars the denser is fainter: catches exchanged columns.
 
     Args:
-        model: the forward model.
+        forward: the forward model.
         channels: its channels.
         names: labels in order.
         labels: (star, label) of training stars.
@@ -114,7 +114,7 @@ def label_directions(model: ForwardModel, channels: Channels, names: Sequence[st
     if not {"teff", "logg"} <= set(names):
         return Check("label_directions", None, "needs the labels teff and logg")
     some = np.asarray(labels[:: max(1, len(labels) // 1000)], np.float32)
-    slope = np.asarray(_slopes(model, some))
+    slope = np.asarray(_slopes(forward, some))
     wavelength = channels.wavelengths
     # Optical channels only: they respond most, and every channel set has some.
     optical = np.flatnonzero(wavelength < max(1000.0, np.median(wavelength)))
@@ -139,9 +139,9 @@ _fluxes = jax.jit(jax.vmap(ln_absolute_flux, (None, 0)))
 _slopes = jax.jit(jax.vmap(jax.jacfwd(ln_absolute_flux, argnums=1), (None, 0)))
 
 
-def _ln_absolute_fluxes(model: ForwardModel, labels: NDArray[Any]) -> NDArray[np.float64]:
+def _ln_absolute_fluxes(forward: ForwardModel, labels: NDArray[Any]) -> NDArray[np.float64]:
     """(star, channel) ln f_abs."""
-    return np.asarray(_fluxes(model, jnp.asarray(labels, jnp.float32)), np.float64)
+    return np.asarray(_fluxes(forward, jnp.asarray(labels, jnp.float32)), np.float64)
 
 
 def _ln_planck(wavelength_nm: NDArray[Any], teff_kk: NDArray[Any]) -> NDArray[Any]:
@@ -150,13 +150,13 @@ def _ln_planck(wavelength_nm: NDArray[Any], teff_kk: NDArray[Any]) -> NDArray[An
     return np.log(np.pi * 2 * h * c**2 / x**5 / np.expm1(h * c / (x * k * 1e3 * teff_kk)) * 1e9)
 
 
-def parallax_scale(model: ForwardModel, channels: Channels, names: Sequence[str], labels: NDArray[Any]) -> Check:
+def parallax_scale(forward: ForwardModel, channels: Channels, names: Sequence[str], labels: NDArray[Any]) -> Check:
     """The luminosities that the parallaxes taught are those of stars of these labels: catches a wrong parallax unit.
 
     At 1 kpc a star of known log g and a plausible mass has a known radius, and as a blackbody a known flux.
 
     Args:
-        model: the forward model.
+        forward: the forward model.
         channels: its channels.
         names: labels in order.
         labels: (star, label) of training stars.
@@ -175,7 +175,7 @@ def parallax_scale(model: ForwardModel, channels: Channels, names: Sequence[str]
         mass = np.where(gravity < GIANT_LOGG, GIANT_MASS, (teff / SOLAR_TEFF_KK) ** DWARF_MASS_EXPONENT)
         radius_m = SOLAR_RADIUS_M * np.sqrt(mass * 10.0 ** (SOLAR_LOGG - gravity))
         expected = _ln_planck(wavelength[channel], teff) + 2.0 * np.log(radius_m / (1e3 * PARSEC_M))
-    learned = _ln_absolute_fluxes(model, some)[:, channel]
+    learned = _ln_absolute_fluxes(forward, some)[:, channel]
     # f = f_abs parallax^2: a parallax that is too large makes f_abs too small.
     offset = float(-0.5 * np.nanmedian(learned - expected) / np.log(10.0))
     return Check(
@@ -187,11 +187,11 @@ def parallax_scale(model: ForwardModel, channels: Channels, names: Sequence[str]
     )
 
 
-def channel_zero_points(model: ForwardModel, channels: Channels, names: Sequence[str], labels: NDArray[Any]) -> Check:
+def channel_zero_points(forward: ForwardModel, channels: Channels, names: Sequence[str], labels: NDArray[Any]) -> Check:
     """The learned spectrum of the most Sun-like training star follows a blackbody: catches a wrong zero point.
 
     Args:
-        model: the forward model.
+        forward: the forward model.
         channels: its channels.
         names: labels in order.
         labels: (star, label) of training stars.
@@ -208,7 +208,7 @@ def channel_zero_points(model: ForwardModel, channels: Channels, names: Sequence
     use = np.flatnonzero(channels.wavelengths >= from_nm)
     if use.size < 3:
         return Check(name, None, f"needs three channels longwards of {from_nm:.0f} nm")
-    flux = _ln_absolute_fluxes(model, star[None])[0, use]
+    flux = _ln_absolute_fluxes(forward, star[None])[0, use]
     wavelength = channels.wavelengths[use]
     difference = -(flux - _ln_planck(wavelength, np.maximum(star[at[0]], 0.5))) * 2.5 / np.log(10.0)
     difference -= np.median(difference)
@@ -260,7 +260,7 @@ def held_out_skill(skill: Mapping[str, float]) -> Check:
 
 
 def check_training(
-    model: ForwardModel,
+    forward: ForwardModel,
     channels: Channels,
     names: Sequence[str],
     labels: NDArray[Any],
@@ -269,7 +269,7 @@ def check_training(
     """Make every check.
 
     Args:
-        model: the forward model.
+        forward: the forward model.
         channels: its channels.
         names: labels in order.
         labels: (star, label) of the training stars [kK, dex, ...].
@@ -278,9 +278,9 @@ def check_training(
     names = tuple(names)
     return [
         label_ranges(names, labels),
-        label_directions(model, channels, names, labels),
-        parallax_scale(model, channels, names, labels),
-        channel_zero_points(model, channels, names, labels),
+        label_directions(forward, channels, names, labels),
+        parallax_scale(forward, channels, names, labels),
+        channel_zero_points(forward, channels, names, labels),
         channel_residuals(channels, held_out.get("channel_residual", [])),
         held_out_skill(held_out.get("skill", {})),
     ]

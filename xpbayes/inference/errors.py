@@ -13,19 +13,9 @@ from numpy.typing import NDArray
 
 from xpbayes.data.stars import Stars
 from xpbayes.inference.laplace import at_optimum
-from xpbayes.models.forward import ForwardModel
 from xpbayes.models.objective import curvature
-from xpbayes.models.prior import LabelPrior, ln_prior
-
-
-def to_linear(parameters: Float[Array, "*star parameter"]) -> Float[Array, "*star parameter"]:
-    """(labels, ln E, ln parallax) to (labels, E, parallax)."""
-    return jnp.concatenate([parameters[..., :-2], jnp.exp(parameters[..., -2:])], axis=-1)
-
-
-def to_sampled(parameters: Float[Array, "*star parameter"]) -> Float[Array, "*star parameter"]:
-    """(labels, E, parallax) to (labels, ln E, ln parallax), the coordinates of the posterior."""
-    return jnp.concatenate([parameters[..., :-2], jnp.log(parameters[..., -2:])], axis=-1)
+from xpbayes.models.prior import ln_prior
+from xpbayes.models.star_model import StarModel
 
 
 class ModeDiagnostics(NamedTuple):
@@ -49,34 +39,31 @@ class ModeDiagnostics(NamedTuple):
 
 
 @jax.jit
-def evaluate_mode(
-    model: ForwardModel, prior: LabelPrior, stars: Stars, parameters: Float[Array, "star parameter"]
-) -> ModeDiagnostics:
+def evaluate_mode(model: StarModel, stars: Stars, theta_log: Float[Array, "star parameter"]) -> ModeDiagnostics:
     """Evaluate all of it from one evaluation of the curvature.
 
     Args:
-        model: the trained forward model.
-        prior: the label mixture.
+        model: the trained model.
         stars: a batch.
-        parameters: (star, label + 2) solutions: labels, ln E, ln parallax.
+        theta_log: (star, label + 2) solutions: labels, ln E, ln parallax.
     """
 
     def one(star: Stars, u: Array) -> ModeDiagnostics:
-        at, _ = curvature(model, prior, star, u)
+        at, _ = curvature(model, star, u)
         # d/dE = (1/E) d/d ln E, and likewise for the parallax: Eq. 21 wants linear parameters.
         unit = jnp.ones_like(u).at[-2:].set(jnp.exp(-u[-2:]))
         fisher = (at.information * unit[:, None] * unit[None, :]).at[-1, -1].add(star.parallax_inv_error**2)
         gaussian = at_optimum(at, u)
         unbounded = jnp.stack([gaussian.mean[0], gaussian.factor[0, 0]])
-        return ModeDiagnostics(fisher, at.hessian, at.chi2, ln_prior(prior, u[:-2]), unbounded)
+        return ModeDiagnostics(fisher, at.hessian, at.chi2, ln_prior(model.label_prior, u[:-2]), unbounded)
 
     with jax.default_matmul_precision("highest"):
-        return jax.vmap(one)(stars, parameters)
+        return jax.vmap(one)(stars, theta_log)
 
 
 @jax.jit
 def hessians(
-    model: ForwardModel, prior: LabelPrior, stars: Stars, parameters: Float[Array, "star parameter"]
+    model: StarModel, stars: Stars, theta_log: Float[Array, "star parameter"]
 ) -> Float[Array, "star parameter parameter"]:
     """Full Hessian of L in (labels, ln E, ln parallax) (Eq. 20).
 
@@ -84,7 +71,7 @@ def hessians(
     star in six.
     """
     with jax.default_matmul_precision("highest"):
-        return jax.vmap(lambda star, u: curvature(model, prior, star, u)[0].hessian)(stars, parameters)
+        return jax.vmap(lambda star, u: curvature(model, star, u)[0].hessian)(stars, theta_log)
 
 
 def are_positive_definite(matrices: NDArray[np.floating]) -> NDArray[np.bool_]:
@@ -127,18 +114,18 @@ def invert_positive(matrices: NDArray[np.floating]) -> NDArray[np.float64]:
     return covariance
 
 
-def laplace_covariance(hessian: NDArray[np.floating], parameters: NDArray[np.floating]) -> NDArray[np.float64]:
+def laplace_covariance(hessian: NDArray[np.floating], theta_log: NDArray[np.floating]) -> NDArray[np.float64]:
     """Covariance of (labels, E, parallax) from the Hessian of L in the sampled coordinates.
 
     Args:
         hessian: (star, parameter, parameter) of L = -2 ln p in (labels, ln E, ln parallax).
-        parameters: (star, parameter) where it was taken.
+        theta_log: (star, parameter) where it was taken.
 
     Returns:
         (star, parameter, parameter) D (2 H^-1) D with D = diag(1, ..., E, parallax); positive definite.
     """
-    linear = np.ones_like(parameters, dtype=np.float64)
-    linear[:, -2:] = np.exp(np.asarray(parameters, np.float64)[:, -2:])
+    linear = np.ones_like(theta_log, dtype=np.float64)
+    linear[:, -2:] = np.exp(np.asarray(theta_log, np.float64)[:, -2:])
     return 2.0 * invert_positive(hessian) * linear[:, :, None] * linear[:, None, :]
 
 

@@ -17,14 +17,12 @@ from xpbayes.inference.errors import (
     hessians,
     invert_positive,
     laplace_covariance,
-    to_linear,
 )
 from xpbayes.inference.sampling.importance import Summary, summarise
 from xpbayes.inference.search.optima import choose_optima, search
 from xpbayes.inference.search.starts import StartGrid, make_grid
-from xpbayes.models.forward import ForwardModel
-from xpbayes.models.model_error import ModelError
-from xpbayes.models.prior import LabelPrior
+from xpbayes.models.star_model import StarModel
+from xpbayes.models.theta import to_linear
 
 if TYPE_CHECKING:
     from xpbayes.config import InferenceConfig
@@ -77,9 +75,7 @@ class Posteriors:
 
 
 def fit_stars(
-    model: ForwardModel,
-    prior: LabelPrior,
-    model_error: ModelError | None,
+    model: StarModel,
     stars: Stars,
     config: "InferenceConfig",
     progress: Callable[[int, int, float], None] = lambda done, total, rate: None,
@@ -88,50 +84,42 @@ def fit_stars(
     """Infer all stars of a batch.
 
     Args:
-        model: the trained forward model.
-        prior: the label mixture.
-        model_error: the model's own error, or None.
+        model: the trained model.
         stars: the stars; labels and reddening are not looked at, the parallax only if the settings say so.
         config: the settings.
         progress: receives stars done, stars in total, and stars per second.
         seeds: (star,) each star's own, for its draws; the row number if None.
     """
     if not len(stars):
-        return _nothing(model.n_labels + 2)
+        return _nothing(model.forward.n_labels + 2)
     begun = time.perf_counter()
     blind = stars.blind(parallax=config.use_parallax)
     seeds = np.arange(len(stars), dtype=np.uint32) if seeds is None else np.asarray(seeds, np.uint32)
-    grid = make_grid(model, prior, config.n_nodes)
+    grid = make_grid(model.without_error, config.n_nodes)
     total, size = len(stars), config.chunk_size
     done = []
     for start in range(0, total, size):
         rows = slice(start, min(start + size, total))
-        done.append(_fit_batch(model, prior, model_error, grid, blind.take(rows), seeds[rows], config))
+        done.append(_fit_batch(model, grid, blind.take(rows), seeds[rows], config))
         progress(rows.stop, total, rows.stop / (time.perf_counter() - begun))
     return Posteriors(**{f.name: np.concatenate([getattr(part, f.name) for part in done]) for f in fields(Posteriors)})
 
 
 def _fit_batch(
-    model: ForwardModel,
-    prior: LabelPrior,
-    model_error: ModelError | None,
-    grid: StartGrid,
-    measured: Stars,
-    seed: NDArray[np.uint32],
-    config: "InferenceConfig",
+    model: StarModel, grid: StartGrid, measured: Stars, seed: NDArray[np.uint32], config: "InferenceConfig"
 ) -> Posteriors:
-    chunk, _, solution = search(model, prior, model_error, grid, measured, config)
+    stars, _, solution = search(model, grid, measured, config)
+    model = model.without_error
     best, n_modes, runner_up, delta = choose_optima(
-        solution, lambda at: by_blocks(partial(hessians, model, prior), STAR_BLOCK, chunk, at)
+        solution, lambda at: by_blocks(partial(hessians, model), STAR_BLOCK, stars, at)
     )
-    mode = np.asarray(best.parameters)
-    at = by_blocks(partial(evaluate_mode, model, prior), STAR_BLOCK, chunk, mode)
+    mode = np.asarray(best.theta_log)
+    at = by_blocks(partial(evaluate_mode, model), STAR_BLOCK, stars, mode)
     summary = (
         summarise(
             model,
-            prior,
-            chunk,
-            best.parameters,
+            stars,
+            best.theta_log,
             jnp.asarray(runner_up),
             jnp.asarray(n_modes > 1),
             jnp.asarray(seed),
@@ -143,7 +131,7 @@ def _fit_batch(
     )
     single = n_modes == 1
     return Posteriors(
-        estimate=np.asarray(to_linear(best.parameters)),
+        estimate=np.asarray(to_linear(jnp.asarray(best.theta_log))),
         fisher=at.fisher,
         covariance=invert_positive(at.fisher),
         laplace=laplace_covariance(at.hessian, mode),

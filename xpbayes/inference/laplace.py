@@ -17,9 +17,8 @@ from jaxtyping import Array, Float
 from xpbayes.data.stars import Stars
 from xpbayes.inference.sampling.weighted_mixture import cholesky
 from xpbayes.inference.search.solver import smallest_pivot, solve_positive
-from xpbayes.models.forward import ForwardModel
 from xpbayes.models.objective import Curvature, curvature
-from xpbayes.models.prior import LabelPrior
+from xpbayes.models.star_model import StarModel
 
 COMPONENT_STEPS = 5
 """Newton steps towards the optimum of every component of the label prior, the first from the whole posterior's."""
@@ -49,16 +48,15 @@ class _Component(NamedTuple):
     ln_weight: Array
 
 
-def laplace_at(model: ForwardModel, prior: LabelPrior, star: Stars, mode: Float[Array, " parameter"]) -> Gaussian:
+def laplace_at(model: StarModel, star: Stars, mode: Float[Array, " parameter"]) -> Gaussian:
     """Laplace approximation around one optimum.
 
     Args:
-        model: the trained forward model.
-        prior: the label mixture.
+        model: the trained model.
         star: one star, model error folded in.
         mode: (label + 2,) labels, ln E, ln parallax.
     """
-    return at_optimum(curvature(model, prior, star, mode)[0], mode)
+    return at_optimum(curvature(model, star, mode)[0], mode)
 
 
 def at_optimum(at: Curvature, mode: Float[Array, " parameter"]) -> Gaussian:
@@ -102,31 +100,29 @@ def _gaussian(at: Curvature, point: Array, component: _Component | None) -> tupl
     return center, Gaussian(center[pick], factor, ln_det - 0.5 * (value + 0.5 * gradient @ step))
 
 
-def around_components(
-    model: ForwardModel, prior: LabelPrior, star: Stars, mode: Float[Array, " parameter"]
-) -> Gaussian:
+def around_components(model: StarModel, star: Stars, mode: Float[Array, " parameter"]) -> Gaussian:
     """Every component of the label prior times the likelihood, each as a Gaussian around its own optimum.
 
     Args:
-        model, prior, star, mode: as for `laplace_around`.
+        model, star, mode: as for `laplace_at`.
 
     Returns:
         the Gaussians along a leading axis.
     """
-    n = model.n_labels
+    prior, n = model.label_prior, model.forward.n_labels
     ln_det = jnp.sum(jnp.log(jnp.diagonal(prior.whitening, axis1=1, axis2=2)), axis=1)
     components = _Component(
         jnp.einsum("kde,kfe->kdf", prior.whitening, prior.whitening),
         prior.mean,
         prior.ln_weight + ln_det - 0.5 * n * np.log(2.0 * np.pi),
     )
-    reach = jnp.append(MAX_COMPONENT_STEP * model.label_scale, jnp.ones(1, mode.dtype))  # labels, ln parallax
+    reach = jnp.append(MAX_COMPONENT_STEP * model.forward.label_scale, jnp.ones(1, mode.dtype))  # labels, ln parallax
 
     def improve(center: Array, component: _Component) -> tuple[Array, Gaussian]:
         moved = jnp.clip(jnp.append(center[:n], center[-1]) - jnp.append(mode[:n], mode[-1]), -reach, reach)
         ln_extinction = jnp.log(jnp.maximum(center[n], 0.3 * jnp.exp(mode[-2])))
         point = jnp.concatenate([mode[:n] + moved[:n], ln_extinction[None], mode[-1:] + moved[n:]])
-        return _gaussian(curvature(model, None, star, point)[0], point, component)
+        return _gaussian(curvature(StarModel(model.forward), star, point)[0], point, component)
 
     def step(center: Array, _: None) -> tuple[Array, Gaussian]:
         return jax.vmap(improve)(center, components)

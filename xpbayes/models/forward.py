@@ -1,6 +1,6 @@
 """The forward model: from one star's parameters to its flux in every channel (ZGR23 Eq. 8).
 
-A star's parameters are always the vector (labels..., ln E, ln parallax), labels first in the model's order: the
+A star's parameters are always theta_log, the vector (labels..., ln E, ln parallax), labels first in the model's order: the
 coordinates in which the posterior is sampled and its mode defined (METHOD 3).
 """
 
@@ -47,9 +47,9 @@ class ForwardModel(eqx.Module):
         return sum(w.size for w in self.weights)
 
 
-def n_parameters(model: ForwardModel) -> int:
+def n_parameters(forward: ForwardModel) -> int:
     """Count trained parameters: weights, biases and ln R."""
-    return model.n_weights + sum(b.size for b in model.biases) + model.ln_curve.size
+    return forward.n_weights + sum(b.size for b in forward.biases) + forward.ln_curve.size
 
 
 def layer_sizes(n_labels: int, hidden: Sequence[int], n_channels: int) -> list[tuple[int, int]]:
@@ -91,14 +91,14 @@ def initial_model(
 
 
 def shape_and_level(
-    model: ForwardModel, labels: Float[Array, " label"]
+    forward: ForwardModel, labels: Float[Array, " label"]
 ) -> tuple[Float[Array, " channel"], Float[Array, ""]]:
     """Ln f_abs as a shape (channel,) of order one and a level () common to all channels and labels."""
-    x = (labels - model.label_center) / model.label_scale
-    for weight, bias in zip(model.weights[:-1], model.biases[:-1], strict=True):
+    x = (labels - forward.label_center) / forward.label_scale
+    for weight, bias in zip(forward.weights[:-1], forward.biases[:-1], strict=True):
         x = jnp.tanh(x @ weight + bias)
-    level = jnp.mean(model.biases[-1])
-    return x @ model.weights[-1] + (model.biases[-1] - level), level
+    level = jnp.mean(forward.biases[-1])
+    return x @ forward.weights[-1] + (forward.biases[-1] - level), level
 
 
 class FluxExpansion(NamedTuple):
@@ -123,43 +123,43 @@ class FluxExpansion(NamedTuple):
 
 
 def expand_ln_flux(
-    model: ForwardModel, parameters: Float[Array, " parameter"], ln_scale: Float[Array, ""] | float = 0.0
+    forward: ForwardModel, theta_log: Float[Array, " parameter"], ln_scale: Float[Array, ""] | float = 0.0
 ) -> FluxExpansion:
     """Evaluate `predict_ln_flux` with what its derivatives need.
 
     Args:
-        model: the forward model.
-        parameters: (label + 2,).
+        forward: the forward model.
+        theta_log: (label + 2,).
         ln_scale: as in `predict_ln_flux`.
     """
-    x = (parameters[:-2] - model.label_center) / model.label_scale
-    slope = jnp.diag(1.0 / model.label_scale)
+    x = (theta_log[:-2] - forward.label_center) / forward.label_scale
+    slope = jnp.diag(1.0 / forward.label_scale)
     layer_slope, first, second = [], [], []
-    for weight, bias in zip(model.weights[:-1], model.biases[:-1], strict=True):
+    for weight, bias in zip(forward.weights[:-1], forward.biases[:-1], strict=True):
         x = jnp.tanh(x @ weight + bias)
         slope = slope @ weight
         layer_slope.append(slope)
         first.append(1.0 - x * x)
         second.append(-2.0 * x * first[-1])
         slope = slope * first[-1]
-    level = jnp.mean(model.biases[-1])
-    shape = x @ model.weights[-1] + (model.biases[-1] - level)
-    extinction = jnp.exp(parameters[-2])
-    value = attenuate(shape, extinction, model.ln_curve) + (level + 2.0 * parameters[-1] - ln_scale)
-    by_extinction = -extinction * jnp.exp(model.ln_curve)
-    rows = [slope @ model.weights[-1], by_extinction[None], jnp.full((1, value.size), 2.0, value.dtype)]
+    level = jnp.mean(forward.biases[-1])
+    shape = x @ forward.weights[-1] + (forward.biases[-1] - level)
+    extinction = jnp.exp(theta_log[-2])
+    value = attenuate(shape, extinction, forward.ln_curve) + (level + 2.0 * theta_log[-1] - ln_scale)
+    by_extinction = -extinction * jnp.exp(forward.ln_curve)
+    rows = [slope @ forward.weights[-1], by_extinction[None], jnp.full((1, value.size), 2.0, value.dtype)]
     return FluxExpansion(value, jnp.concatenate(rows), tuple(layer_slope), tuple(first), tuple(second))
 
 
 def weighted_hessian(
-    model: ForwardModel, at: FluxExpansion, weight: Float[Array, " channel"]
+    forward: ForwardModel, at: FluxExpansion, weight: Float[Array, " channel"]
 ) -> Float[Array, "parameter parameter"]:
     """Hessian of sum_c weight_c ln f_c by the parameters."""
-    n_labels = model.n_labels
+    n_labels = forward.n_labels
     by_labels = jnp.zeros((n_labels, n_labels), weight.dtype)
-    adjoint = model.weights[-1] @ weight
+    adjoint = forward.weights[-1] @ weight
     for matrix, slope, first, second in reversed(
-        list(zip(model.weights[:-1], at.layer_slope, at.first, at.second, strict=True))
+        list(zip(forward.weights[:-1], at.layer_slope, at.first, at.second, strict=True))
     ):
         by_labels += (slope * (adjoint * second)) @ slope.T
         adjoint = matrix @ (adjoint * first)
@@ -167,10 +167,12 @@ def weighted_hessian(
     return full.at[-2, -2].set(weight @ at.slope[-2])  # d2 ln f / d ln E^2 = -E R, the slope itself
 
 
-def second_along(model: ForwardModel, at: FluxExpansion, step: Float[Array, " parameter"]) -> Float[Array, " channel"]:
-    """Second derivative of ln f along a step: d2/dt2 ln f(parameters + t step) at t = 0."""
+def second_along(
+    forward: ForwardModel, at: FluxExpansion, step: Float[Array, " parameter"]
+) -> Float[Array, " channel"]:
+    """Second derivative of ln f along a step: d2/dt2 ln f(theta_log + t step) at t = 0."""
     bend = jnp.zeros_like(at.first[0])
-    layers = zip(model.weights[1:], at.layer_slope, at.first, at.second, strict=True)
+    layers = zip(forward.weights[1:], at.layer_slope, at.first, at.second, strict=True)
     for i, (following, slope, first, second) in enumerate(layers):
         along = step[:-2] @ slope
         bend = second * along * along + (first * bend if i else 0.0)
@@ -178,40 +180,40 @@ def second_along(model: ForwardModel, at: FluxExpansion, step: Float[Array, " pa
     return bend + at.slope[-2] * step[-2] ** 2
 
 
-def ln_absolute_flux(model: ForwardModel, labels: Float[Array, " label"]) -> Float[Array, " channel"]:
+def ln_absolute_flux(forward: ForwardModel, labels: Float[Array, " label"]) -> Float[Array, " channel"]:
     """Natural log of the flux at 1 kpc without dust (ZGR23 Section 3.1).
 
     Args:
-        model: the forward model.
+        forward: the forward model.
         labels: (label,) stellar labels [kK, dex, dex, ...].
 
     Returns:
         (channel,) ln of flux in 1e-18 W m^-2 nm^-1.
     """
-    shape, level = shape_and_level(model, labels)
+    shape, level = shape_and_level(forward, labels)
     return shape + level
 
 
 def predict_ln_flux(
-    model: ForwardModel, parameters: Float[Array, " parameter"], ln_scale: Float[Array, ""] | float = 0.0
+    forward: ForwardModel, theta_log: Float[Array, " parameter"], ln_scale: Float[Array, ""] | float = 0.0
 ) -> Float[Array, " channel"]:
     """Natural log of the observed flux: ln f_abs + 2 ln parallax - E R (ZGR23 Eq. 8).
 
     Args:
-        model: the forward model.
-        parameters: (label + 2,) labels, ln E [ln mag], ln parallax [ln mas].
+        forward: the forward model.
+        theta_log: (label + 2,) labels, ln E [ln mag], ln parallax [ln mas].
         ln_scale: () ln of the unit of the result, in 1e-18 W m^-2 nm^-1: a star's own scale keeps float32 accurate,
             because the large common terms are added up once, not rounded in every channel.
 
     Returns:
         (channel,) ln of flux in that unit. A batch is `jax.vmap(predict_ln_flux, (None, 0, 0))`.
     """
-    shape, level = shape_and_level(model, parameters[:-2])
-    return attenuate(shape, jnp.exp(parameters[-2]), model.ln_curve) + (level + 2.0 * parameters[-1] - ln_scale)
+    shape, level = shape_and_level(forward, theta_log[:-2])
+    return attenuate(shape, jnp.exp(theta_log[-2]), forward.ln_curve) + (level + 2.0 * theta_log[-1] - ln_scale)
 
 
 def predict_flux(
-    model: ForwardModel, parameters: Float[Array, " parameter"], ln_scale: Float[Array, ""] | float = 0.0
+    forward: ForwardModel, theta_log: Float[Array, " parameter"], ln_scale: Float[Array, ""] | float = 0.0
 ) -> Float[Array, " channel"]:
     """Observed flux in every channel, in units of exp(ln_scale) x 1e-18 W m^-2 nm^-1; see `predict_ln_flux`."""
-    return jnp.exp(predict_ln_flux(model, parameters, ln_scale))
+    return jnp.exp(predict_ln_flux(forward, theta_log, ln_scale))

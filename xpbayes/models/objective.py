@@ -22,18 +22,19 @@ from xpbayes.models.forward import (
 )
 from xpbayes.models.likelihood import deviance, n_observed, whitened_residual
 from xpbayes.models.prior import LabelPrior, ln_prior, prior_curvature
+from xpbayes.models.star_model import StarModel
 
 
 def flux_residuals(
-    model: ForwardModel, star: Stars, parameters: Float[Array, " parameter"]
+    forward: ForwardModel, star: Stars, theta_log: Float[Array, " parameter"]
 ) -> Float[Array, " channel"]:
     """Whitened residuals of the fluxes of one star (ZGR23 Eq. 4)."""
-    return whitened_residual(predict_flux(model, parameters, star.ln_scale), star.flux, star.whitening)
+    return whitened_residual(predict_flux(forward, theta_log, star.ln_scale), star.flux, star.whitening)
 
 
-def measurement_residuals(star: Stars, parameters: Float[Array, " parameter"]) -> Float[Array, " label+2"]:
+def measurement_residuals(star: Stars, theta_log: Float[Array, " parameter"]) -> Float[Array, " label+2"]:
     """Labels, reddening and parallax of one star compared with their measurements; zero where missing."""
-    labels, ln_extinction, ln_parallax = parameters[:-2], parameters[-2], parameters[-1]
+    labels, ln_extinction, ln_parallax = theta_log[:-2], theta_log[-2], theta_log[-1]
     return jnp.concatenate(
         [
             (labels - star.labels) * star.label_inv_error,
@@ -43,36 +44,33 @@ def measurement_residuals(star: Stars, parameters: Float[Array, " parameter"]) -
     )
 
 
-def smooth_part(prior: LabelPrior | None, parameters: Float[Array, " parameter"]) -> Float[Array, ""]:
+def smooth_part(prior: LabelPrior | None, theta_log: Float[Array, " parameter"]) -> Float[Array, ""]:
     """-2 ln of the Jacobian of (ln E, ln parallax) and of the label prior.
 
     Args:
         prior: the label mixture; None where measured labels take its place (training).
-        parameters: (label + 2,).
+        theta_log: (label + 2,).
     """
-    jacobian = -2.0 * (parameters[-2] + parameters[-1])
-    return jacobian if prior is None else jacobian - 2.0 * ln_prior(prior, parameters[:-2])
+    jacobian = -2.0 * (theta_log[-2] + theta_log[-1])
+    return jacobian if prior is None else jacobian - 2.0 * ln_prior(prior, theta_log[:-2])
 
 
-def flux_chi2(model: ForwardModel, star: Stars, parameters: Float[Array, " parameter"]) -> Float[Array, ""]:
+def flux_chi2(forward: ForwardModel, star: Stars, theta_log: Float[Array, " parameter"]) -> Float[Array, ""]:
     """chi^2 of the fluxes alone (ZGR23 Eq. 4)."""
-    return jnp.sum(flux_residuals(model, star, parameters) ** 2)
+    return jnp.sum(flux_residuals(forward, star, theta_log) ** 2)
 
 
-def objective(
-    model: ForwardModel, prior: LabelPrior | None, star: Stars, parameters: Float[Array, " parameter"]
-) -> Float[Array, ""]:
+def objective(model: StarModel, star: Stars, theta_log: Float[Array, " parameter"]) -> Float[Array, ""]:
     """L = -2 ln posterior of one star, up to a constant.
 
     Args:
-        model: the forward model.
-        prior: the label mixture, or None.
-        star: one star.
-        parameters: (label + 2,) labels, ln E, ln parallax.
+        model: the model; its error is not looked at.
+        star: one star, model error in its whitening factor.
+        theta_log: (label + 2,) labels, ln E, ln parallax.
     """
-    fluxes = deviance(flux_chi2(model, star, parameters), n_observed(star.whitening), star.inv_dof).value
-    measured = jnp.sum(measurement_residuals(star, parameters) ** 2)
-    return fluxes + measured + smooth_part(prior, parameters)
+    fluxes = deviance(flux_chi2(model.forward, star, theta_log), n_observed(star.whitening), star.inv_dof).value
+    measured = jnp.sum(measurement_residuals(star, theta_log) ** 2)
+    return fluxes + measured + smooth_part(model.prior, theta_log)
 
 
 class Curvature(NamedTuple):
@@ -114,15 +112,15 @@ class Expansion(NamedTuple):
     residual: Float[Array, " channel"]
 
 
-def expand(model: ForwardModel, star: Stars, parameters: Float[Array, " parameter"]) -> Expansion:
+def expand(forward: ForwardModel, star: Stars, theta_log: Float[Array, " parameter"]) -> Expansion:
     """Expand the fluxes of one star; the whitening matrix, which is most of the data, is used once.
 
     Args:
-        model: the forward model.
+        forward: the forward model.
         star: one star.
-        parameters: (label + 2,).
+        theta_log: (label + 2,).
     """
-    at = expand_ln_flux(model, parameters, star.ln_scale)
+    at = expand_ln_flux(forward, theta_log, star.ln_scale)
     flux = jnp.exp(at.value)
     both = jnp.concatenate([flux * at.slope, (flux - star.flux)[None]]) @ star.whitening.T
     return Expansion(at, flux, both[:-1], both[-1])
@@ -145,7 +143,7 @@ def at_other_parallax(at: Expansion, shift: Float[Array, ""]) -> Expansion:
 
 
 def curvature(
-    model: ForwardModel, prior: LabelPrior | None, star: Stars, parameters: Float[Array, " parameter"]
+    model: StarModel, star: Stars, theta_log: Float[Array, " parameter"]
 ) -> tuple[Curvature, Callable[[Float[Array, " parameter"]], Float[Array, " parameter"]]]:
     """Evaluate `objective` with its gradient and Hessian, exactly, at a small multiple of its own cost.
 
@@ -155,41 +153,40 @@ def curvature(
         the derivatives, and a function of a step that gives J^T C^-1 d2f along that step: what geodesic acceleration
         needs (Transtrum & Sethna 2012).
     """
-    return curvature_of(model, prior, star, parameters, expand(model, star, parameters))
+    return curvature_of(model, star, theta_log, expand(model.forward, star, theta_log))
 
 
 def curvature_of(
-    model: ForwardModel,
-    prior: LabelPrior | None,
+    model: StarModel,
     star: Stars,
-    parameters: Float[Array, " parameter"],
+    theta_log: Float[Array, " parameter"],
     around: Expansion,
 ) -> tuple[Curvature, Callable[[Float[Array, " parameter"]], Float[Array, " parameter"]]]:
-    """The same from the expansion at `parameters`."""
+    """The same from the expansion at `theta_log`."""
     at, flux, jacobian, r = around
     chi2 = r @ r
     rho = deviance(chi2, n_observed(star.whitening), star.inv_dof)
     # d2 chi^2 = 2 J^T J + sum_c v_c (d ln f_c d ln f_c^T + d2 ln f_c), with v = 2 f W^T r.
     weight = 2.0 * flux * (r @ star.whitening)
-    bend = _products(at.slope, weight) + weighted_hessian(model, at, weight)
+    bend = _products(at.slope, weight) + weighted_hessian(model.forward, at, weight)
     information = rho.slope * _products(jacobian)
     flux_gradient = 2.0 * (jacobian @ r)
 
-    measured, m_gradient, m_hessian, m_bound = _measurements(star, parameters)
-    smooth = -2.0 * (parameters[-2] + parameters[-1])
+    measured, m_gradient, m_hessian, m_bound = _measurements(star, theta_log)
+    smooth = -2.0 * (theta_log[-2] + theta_log[-1])
     gradient = (rho.slope * flux_gradient + m_gradient).at[-2:].add(-2.0)
     hessian = 2.0 * information + rho.slope * bend + rho.bend * jnp.outer(flux_gradient, flux_gradient) + m_hessian
     bound = 2.0 * information + m_bound
-    if prior is not None:
-        known = prior_curvature(prior, parameters[:-2])
-        n = parameters.size - 2
+    if model.prior is not None:
+        known = prior_curvature(model.prior, theta_log[:-2])
+        n = theta_log.size - 2
         smooth = smooth + 2.0 * known.value
         gradient = gradient.at[:n].add(2.0 * known.gradient)
         hessian = hessian.at[:n, :n].add(2.0 * known.hessian)
         bound = bound.at[:n, :n].add(2.0 * known.bound)
 
     def bend_along(step: Array) -> Array:
-        second = flux * ((step @ at.slope) ** 2 + second_along(model, at, step))
+        second = flux * ((step @ at.slope) ** 2 + second_along(model.forward, at, step))
         return rho.slope * (jacobian @ (star.whitening @ second))
 
     value, size = rho.value + measured + smooth, rho.value + measured + jnp.abs(smooth)
@@ -201,13 +198,13 @@ def _products(rows: Array, weight: Array | float = 1.0) -> Array:
     return jnp.sum((rows * weight)[:, None, :] * rows[None, :, :], axis=-1)
 
 
-def _measurements(star: Stars, parameters: Array) -> tuple[Array, Array, Array, Array]:
+def _measurements(star: Stars, theta_log: Array) -> tuple[Array, Array, Array, Array]:
     """Sum of squared measurement residuals with gradient, Hessian, and the Hessian without its negative part.
 
     Every residual depends on one parameter, so all are diagonal.
     """
-    residual = measurement_residuals(star, parameters)
-    linear = jnp.exp(parameters[-2:])
+    residual = measurement_residuals(star, theta_log)
+    linear = jnp.exp(theta_log[-2:])
     inverse_error = jnp.stack([star.reddening_inv_error, star.parallax_inv_error])
     slope = jnp.concatenate([star.label_inv_error, linear * inverse_error])
     bend = jnp.concatenate([jnp.zeros_like(star.label_inv_error), linear * inverse_error])  # d2 e^x = e^x

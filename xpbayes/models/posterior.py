@@ -20,6 +20,7 @@ from xpbayes.data.stars import Stars
 from xpbayes.models.forward import ForwardModel, layer_sizes, predict_flux
 from xpbayes.models.likelihood import deviance, ln_normalisation, n_observed, whitened_residual
 from xpbayes.models.prior import LabelPrior, draw_labels, ln_prior
+from xpbayes.models.star_model import StarModel
 
 
 class WhitenedStudent(dist.Distribution):
@@ -118,15 +119,15 @@ def _measured(name: str, value: Array, observed: Array, inverse_error: Array) ->
 
 
 def _observe_stars(
-    model: ForwardModel, stars: Stars, labels: Array, ln_extinction: Array, ln_parallax: Array, robust_scale: float
+    forward: ForwardModel, stars: Stars, labels: Array, ln_extinction: Array, ln_parallax: Array, robust_scale: float
 ) -> None:
     """Likelihood of a batch inside its plate: fluxes, parallax and reddening, and the Jacobian of ln E, ln parallax."""
     numpyro.factor("jacobian", ln_extinction + ln_parallax)
     _measured("parallax", jnp.exp(ln_parallax), stars.parallax, stars.parallax_inv_error)
     _measured("reddening", jnp.exp(ln_extinction), stars.reddening, stars.reddening_inv_error)
-    parameters = jnp.concatenate([labels, ln_extinction[..., None], ln_parallax[..., None]], axis=-1)
-    predict = jnp.vectorize(lambda p, scale: predict_flux(model, p, scale), signature="(p),()->(c)")
-    predicted = predict(parameters, stars.ln_scale)
+    theta_log = jnp.concatenate([labels, ln_extinction[..., None], ln_parallax[..., None]], axis=-1)
+    predict = jnp.vectorize(lambda p, scale: predict_flux(forward, p, scale), signature="(p),()->(c)")
+    predicted = predict(theta_log, stars.ln_scale)
     numpyro.sample("flux", WhitenedStudent(predicted, stars.whitening, stars.inv_dof, robust_scale), obs=stars.flux)
 
 
@@ -170,41 +171,40 @@ def training_posterior(stars: Stars, shape: ModelShape) -> None:
             density is an unbiased estimate of the whole.
         shape: see `ModelShape`.
     """
-    model = model_sites(shape)
+    forward = model_sites(shape)
     with handlers.scale(scale=shape.n_stars / len(stars)), numpyro.plate("star", len(stars)):
         labels = numpyro.sample("labels", _flat((stars.labels.shape[-1],)))
         ln_extinction = numpyro.sample("ln_E", _flat())
         ln_parallax = numpyro.sample("ln_plx", _flat())
         for i in range(stars.labels.shape[-1]):
             _measured(f"label_{i}", labels[..., i], stars.labels[..., i], stars.label_inv_error[..., i])
-        _observe_stars(model, stars, labels, ln_extinction, ln_parallax, shape.robust_scale)
+        _observe_stars(forward, stars, labels, ln_extinction, ln_parallax, shape.robust_scale)
 
 
-def star_posterior(stars: Stars, model: ForwardModel, prior: LabelPrior) -> None:
+def star_posterior(stars: Stars, model: StarModel) -> None:
     """METHOD 5: stars without labels under a trained model; ZGR23 Eq. 17 to 19.
 
     Args:
-        stars: a batch; labels are not looked at.
-        model: the trained forward model.
-        prior: the Gaussian mixture over labels.
+        stars: a batch, model error folded in; labels are not looked at.
+        model: the trained model.
     """
     with numpyro.plate("star", len(stars)):
-        labels = numpyro.sample("labels", LabelMixture(prior))
+        labels = numpyro.sample("labels", LabelMixture(model.label_prior))
         ln_extinction = numpyro.sample("ln_E", _flat())
         ln_parallax = numpyro.sample("ln_plx", _flat())
-        _observe_stars(model, stars, labels, ln_extinction, ln_parallax, 0.0)
+        _observe_stars(model.forward, stars, labels, ln_extinction, ln_parallax, 0.0)
 
 
-def star_sites(parameters: Float[Array, "star parameter"]) -> dict[str, Any]:
+def star_sites(theta_log: Float[Array, "star parameter"]) -> dict[str, Any]:
     """Turn the solver's parameter vectors into values of the NumPyro sites."""
-    return {"labels": parameters[..., :-2], "ln_E": parameters[..., -2], "ln_plx": parameters[..., -1]}
+    return {"labels": theta_log[..., :-2], "ln_E": theta_log[..., -2], "ln_plx": theta_log[..., -1]}
 
 
-def model_site_values(model: ForwardModel) -> dict[str, Any]:
+def model_site_values(forward: ForwardModel) -> dict[str, Any]:
     """Turn a forward model into values of the NumPyro sites."""
-    values: dict[str, Any] = {f"weights_{i}": w for i, w in enumerate(model.weights)}
-    values |= {f"biases_{i}": b for i, b in enumerate(model.biases)}
-    return values | {"ln_R": model.ln_curve}
+    values: dict[str, Any] = {f"weights_{i}": w for i, w in enumerate(forward.weights)}
+    values |= {f"biases_{i}": b for i, b in enumerate(forward.biases)}
+    return values | {"ln_R": forward.ln_curve}
 
 
 def model_from_sites(values: dict[str, Any], label_center: Array, label_scale: Array) -> ForwardModel:

@@ -1,7 +1,7 @@
 """How far one star's estimates can be trusted: the classifiers of ZGR23 Section 4.4 and Appendix B.
 
 In: one star's features (feature,), NaN where one was not measured. Out: (target,) the probability that the estimate of
-each target label is good, in the sense of Eq. 27. Not here: training, and what is good (`inference/confidence.py`).
+each target label is good, in the sense of Eq. 27. Not here: training, and what is good (`training/reliability.py`).
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from xpbayes.data.stars import Stars
-from xpbayes.models.forward import ForwardModel, layer_sizes, predict_flux
-from xpbayes.models.model_error import ModelError, with_model_error
+from xpbayes.models.forward import layer_sizes, predict_flux
+from xpbayes.models.model_error import with_model_error
+from xpbayes.models.star_model import StarModel
 
 HIDDEN = (64, 64, 64)
 """Neurons per hidden layer (Appendix B)."""
@@ -150,10 +151,9 @@ def confidence(nets: ConfidenceNets, features: Float[Array, " feature"]) -> Floa
 
 
 def flux_pulls(
-    model: ForwardModel,
-    model_error: ModelError | None,
+    model: StarModel,
     star: Stars,
-    parameters: Float[Array, " parameter"],
+    theta_log: Float[Array, " parameter"],
 ) -> Float[Array, " channel"]:
     """(f_pred - f_obs) / sigma of one star, sigma marginal over the other channels, NaN where nothing was observed.
 
@@ -161,14 +161,13 @@ def flux_pulls(
     show its residuals.
 
     Args:
-        model: the forward model.
-        model_error: covariance of the model's relative error by kind of star, or None.
+        model: the trained model.
         star: one star with the whitening factor of its measurement.
-        parameters: (label + 2,) labels, ln E, ln parallax.
+        theta_log: (label + 2,) labels, ln E, ln parallax.
     """
     observed = jnp.diagonal(star.whitening) > 0
-    predicted = predict_flux(model, parameters, star.ln_scale)
-    star = star if model_error is None else with_model_error(model_error, star, predicted)
+    predicted = predict_flux(model.forward, theta_log, star.ln_scale)
+    star = star if model.error is None else with_model_error(model.error, star, predicted)
     # Where nothing was observed the factor has zero rows; a one on the diagonal makes it invertible, apart from them.
     factor = star.whitening + jnp.diag(jnp.where(observed, 0.0, 1.0))
     inverse = jax.scipy.linalg.solve_triangular(factor, jnp.eye(observed.size, dtype=factor.dtype), lower=True)

@@ -23,6 +23,7 @@ from xpbayes.models.forward import ForwardModel
 from xpbayes.models.model_error import ModelError
 from xpbayes.models.prior import LabelPrior
 from xpbayes.models.reliability import ConfidenceNets, feature_names
+from xpbayes.models.star_model import StarModel
 
 CARD_VERSION = 1
 ARRAYS, CARD = "model.safetensors", "card.json"
@@ -35,10 +36,7 @@ class TrainedModel:
     """A model that can predict and infer.
 
     Attributes:
-        forward: network, extinction curve and normalisation.
-        prior: Gaussian mixture over the labels.
-        model_error: covariance of the model's relative error and tail, by kind of star; None if it was
-            switched off.
+        star_model: forward model, label prior and model error.
         channels: the channel set that it predicts.
         labels: names of the stellar labels, in order.
         card: the model card; see `runs.train` for its keys.
@@ -47,15 +45,28 @@ class TrainedModel:
         calibration: of posterior summaries, on stars kept aside; None if none were.
     """
 
-    forward: ForwardModel
-    prior: LabelPrior
-    model_error: ModelError | None
+    star_model: StarModel
     channels: Channels
     labels: tuple[str, ...]
     card: dict[str, Any]
     confidence: ConfidenceNets | None = None
     support: LabelSupport | None = None
     calibration: LabelCalibration | None = None
+
+    @property
+    def forward(self) -> ForwardModel:
+        """Network, extinction curve and normalisation."""
+        return self.star_model.forward
+
+    @property
+    def prior(self) -> LabelPrior:
+        """Gaussian mixture over the labels."""
+        return self.star_model.label_prior
+
+    @property
+    def model_error(self) -> ModelError | None:
+        """Covariance of the model's relative error and tail, by kind of star; None if it was switched off."""
+        return self.star_model.error
 
 
 def save_model(model: TrainedModel, folder: str | os.PathLike[str]) -> Path:
@@ -193,7 +204,7 @@ def load_model(folder: str | os.PathLike[str]) -> TrainedModel:
     except SafetensorError as error:
         raise InputError(f"{folder / ARRAYS}: is damaged ({error}); train or copy the model again") from error
     n_layers = sum(k.startswith("weights.") for k in arrays)
-    return TrainedModel(
+    star_model = StarModel(
         forward=ForwardModel(
             weights=tuple(arrays[f"weights.{i}"] for i in range(n_layers)),
             biases=tuple(arrays[f"biases.{i}"] for i in range(n_layers)),
@@ -204,9 +215,12 @@ def load_model(folder: str | os.PathLike[str]) -> TrainedModel:
         prior=LabelPrior(
             arrays["prior.ln_weight"], arrays["prior.mean"], arrays["prior.whitening"], arrays["prior.ln_threshold"]
         ),
-        model_error=ModelError(**{f.name: arrays[_model_error_key(f.name)] for f in fields(ModelError)})
+        error=ModelError(**{f.name: arrays[_model_error_key(f.name)] for f in fields(ModelError)})
         if "model_error.covariance" in arrays
         else None,
+    )
+    return TrainedModel(
+        star_model=star_model,
         channels=channels,
         labels=labels,
         card=card,

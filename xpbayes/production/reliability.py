@@ -13,7 +13,7 @@ from xpbayes.errors import InputError
 from xpbayes.models.reliability import feature_names
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.schema import QualityFlag
-from xpbayes.training.reliability import SURVEY_COLUMNS, Fit, confidences, star_features
+from xpbayes.training.reliability import SURVEY_COLUMNS, Estimates, confidences, star_features
 
 MIN_CONFIDENCE = 0.5
 """A lower confidence sets the label's flag bit (ZGR23 Table 2)."""
@@ -28,16 +28,16 @@ CONFIDENCE_FLAGS = {
 }
 
 
-def table_features(model: TrainedModel, stars: Spectra, fit: Fit) -> NDArray[np.float32]:
-    """(star, feature) features of stars and their fits, row for row; see `inference.confidence.star_features`."""
+def table_features(model: TrainedModel, stars: Spectra, fit: Estimates) -> NDArray[np.float32]:
+    """(star, feature) features of stars and their fits, row for row; see `training.reliability.star_features`."""
     n_features = len(feature_names(model.labels, model.channels.names))
     parts = [np.zeros((0, n_features), np.float32)]
     for start in range(0, len(stars), TABLE_CHUNK):
         rows = slice(start, start + TABLE_CHUNK)
         part = stars.take(rows)
         survey = {name: part.column(name) for name in SURVEY_COLUMNS}
-        some = Fit(*(values[rows] for values in fit))
-        parts.append(star_features(model.forward, model.model_error, part.stars(model.labels), some, survey))
+        some = Estimates(*(values[rows] for values in fit))
+        parts.append(star_features(model.star_model, part.stars(model.labels), some, survey))
     return np.concatenate(parts)
 
 
@@ -57,7 +57,7 @@ def confidence_columns(model: TrainedModel, stars: Spectra, rows: dict[str, Any]
     if nets is None:
         raise InputError("the model has no confidence classifiers; train them with 'xpbayes confidence'")
     solved = np.flatnonzero(rows["status"] == OK)
-    fit = Fit(*(rows[n][solved] for n in ("stellar_params_est", "stellar_params_err", "chi2_opt", "ln_prior")))
+    fit = Estimates(*(rows[n][solved] for n in ("stellar_params_est", "stellar_params_err", "chi2_opt", "ln_prior")))
     features = table_features(model, stars.take(solved), fit)
     value = confidences(nets, features)
     flags = rows["quality_flags"].copy()

@@ -16,11 +16,10 @@ from xpbayes.data.spectra import OK, Spectra
 from xpbayes.data.stars import signal_to_noise
 from xpbayes.errors import InputError
 from xpbayes.identity import Stream, seeds_from_id
-from xpbayes.inference.errors import to_sampled
 from xpbayes.inference.fit import fit_stars
-from xpbayes.inference.model_error import refold_model_error
+from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.sampling.nuts import Schedule, sample_inferred
-from xpbayes.inference.search.starts import make_grid
+from xpbayes.models.theta import to_log
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.runs.fetch import bundled_stars
 from xpbayes.runs.inputs import (
@@ -77,11 +76,9 @@ def check(
 
     begun = time.perf_counter()
     batch = table.stars(trained.labels)
-    real = fit_stars(
-        trained.forward, trained.prior, trained.model_error, batch, inference.model_copy(update={"n_draws": 0})
-    )
-    at = to_sampled(jnp.asarray(real.estimate))
-    folded = refold_model_error(trained.forward, jax.tree.map(jnp.asarray, batch.blind()), trained.model_error, at)
+    real = fit_stars(trained.star_model, batch, inference.model_copy(update={"n_draws": 0}))
+    at = to_log(jnp.asarray(real.estimate))
+    folded = fold_in_model_error(trained.star_model, jax.tree.map(jnp.asarray, batch.blind()), at)
     usable = np.flatnonzero(np.isfinite(real.chi2) & real.converged)
     if not len(usable):
         raise InputError(
@@ -89,16 +86,15 @@ def check(
         )
     templates = with_realistic_noise(folded.take(jnp.asarray(usable)), real.chi2[usable])
     n_xp = trained.channels.n_xp
-    simulated = simulate(trained.forward, trained.prior, templates, n_xp, n_stars, seed, SIMULATED_PARALLAX_ERROR)
+    simulated = simulate(trained.star_model, templates, n_xp, n_stars, seed, SIMULATED_PARALLAX_ERROR)
     n = len(simulated.stars)
     log.info(f"simulated {n} stars with the noise of {len(usable)} real ones ({time.perf_counter() - begun:.1f} s)")
     seeds = seeds_from_id(np.arange(n), Stream.SIMULATED_DRAWS, seed)
     host = jax.tree.map(np.asarray, simulated.stars)
-    inferred = fit_stars(trained.forward, trained.prior, None, host, inference, seeds=seeds)
+    inferred = fit_stars(trained.star_model.without_error, host, inference, seeds=seeds)
     log.info(f"inferred them ({time.perf_counter() - begun:.1f} s), {int(inferred.converged.sum())} converged")
     by_importance, k_hat = importance_shares(
-        trained.forward,
-        trained.prior,
+        trained.star_model,
         simulated,
         inferred.estimate,
         inferred.runner_up,
@@ -116,9 +112,8 @@ def check(
     if n_sampled:
         few = np.arange(min(n_sampled, n))
         draws, diagnostics = sample_inferred(
-            trained.forward,
-            trained.prior,
-            make_grid(trained.forward, trained.prior, inference.n_nodes),
+            trained.star_model,
+            inference.n_nodes,
             simulated.stars.take(jnp.asarray(few)),
             inferred.estimate[few],
             inferred.runner_up[few],
@@ -127,7 +122,7 @@ def check(
             lambda done, total, rate: log.info(f"NUTS: {done} of {total} stars have settled ({rate:.1f} stars/s)"),
         )
         settled[few] = diagnostics.settled
-        flat = draws.parameters.reshape(len(few), -1, draws.parameters.shape[-1])
+        flat = draws.theta.reshape(len(few), -1, draws.theta.shape[-1])
         window = Window(simulated.window.level[few], simulated.window.colour[few])
         by_chains = np.full(simulated.truth.shape, np.nan)
         by_chains[few] = draw_shares(trained.forward, window, simulated.truth[few], flat, n_xp)

@@ -66,7 +66,7 @@ def compare(
             f"[sampling] above {sampling.draws}"
         )
     inferred = found.inferred
-    flat = found.draws.parameters.reshape(len(table), -1, found.draws.parameters.shape[-1])
+    flat = found.draws.theta.reshape(len(table), -1, found.draws.theta.shape[-1])
     exact = flat.astype(np.float64)
     estimate = np.asarray(inferred.estimate, np.float64)
     covariance = {

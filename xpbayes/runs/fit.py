@@ -53,11 +53,7 @@ def fit(
     rows, _ = solve_stars(trained, factor, table, config)
     usable = table.take(np.flatnonzero(table.problems() == OK))
     log.info(f"looking for other optima of {len(usable)} stars")
-    modes = (
-        find_modes(trained.forward, trained.prior, trained.model_error, usable.stars(trained.labels), config)
-        if len(usable)
-        else []
-    )
+    modes = find_modes(trained.star_model, usable.stars(trained.labels), config) if len(usable) else []
     found = dict(zip(usable.source_id.tolist(), modes, strict=True))
     fits = star_fits(trained, table, rows, found, parallax_used=config.use_parallax)
     if out is not None:

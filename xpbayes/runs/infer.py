@@ -130,14 +130,14 @@ def solve_stars(
     def progress(done: int, total: int, rate: float) -> None:
         log.log(level, f"inferred {done} of {total} stars ({rate:.0f} stars/s)")
 
-    parts, batch = (trained.forward, trained.prior, trained.model_error), usable.stars(trained.labels)
+    batch = usable.stars(trained.labels)
     seeds = seeds_from_id(usable.source_id, Stream.DRAWS)
-    inferred = fit_stars(*parts, batch, config, progress, seeds)
+    inferred = fit_stars(trained.star_model, batch, config, progress, seeds)
     by_chains = np.zeros(len(usable), bool)
     if config.refine:
         from xpbayes.inference.sampling.ladder import refine_with_nuts
 
-        inferred, by_chains = refine_with_nuts(*parts, batch, inferred, config, seeds, threads=_threads())
+        inferred, by_chains = refine_with_nuts(trained.star_model, batch, inferred, config, seeds, threads=_threads())
         log.log(level, f"{int(by_chains.sum())} of {len(usable)} stars are summarised by Markov chains")
     if config.calibrate and trained.calibration is not None and config.n_draws:
         from xpbayes.inference.recalibration import ln_snr_of, recalibrated
@@ -168,7 +168,7 @@ def solve_stars(
     if factor is not None:
         from xpbayes.training.network_uncertainty import add_model_covariance, added_to_inferred
 
-        added = added_to_inferred(*parts, factor, batch, inferred.estimate, use_parallax=config.use_parallax)
+        added = added_to_inferred(trained.star_model, factor, batch, inferred.estimate, use_parallax=config.use_parallax)
         wide = as_rows(add_model_covariance(inferred, added), added=added)
         # Flags and confidences know the stars' own errors, from which the classifiers were learned.
         rows = wide | {name: rows[name] for name in KNOW_OWN_ERRORS}

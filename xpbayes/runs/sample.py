@@ -19,11 +19,10 @@ from xpbayes.data.spectra import OK, Spectra
 from xpbayes.data.stars import Stars
 from xpbayes.errors import InputError
 from xpbayes.identity import Stream, seeds_from_id
-from xpbayes.inference.errors import to_sampled
 from xpbayes.inference.fit import Posteriors, fit_stars
-from xpbayes.inference.model_error import refold_model_error
+from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.sampling.nuts import Diagnostics, Draws, Schedule, sample_inferred
-from xpbayes.inference.search.starts import make_grid
+from xpbayes.models.theta import to_log
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.runs.inputs import (
     PathLike,
@@ -181,20 +180,18 @@ def draw_posteriors(
     begun = time.perf_counter()
     batch = table.stars(model.labels)
     seeds = seeds_from_id(table.source_id, Stream.DRAWS)
-    inferred = fit_stars(model.forward, model.prior, model.model_error, batch, inference, seeds=seeds)
+    inferred = fit_stars(model.star_model, batch, inference, seeds=seeds)
     solved = time.perf_counter()
     log.info(f"solved {len(table)} stars, {int(inferred.converged.sum())} converged")
     blind = jax.tree.map(jnp.asarray, batch.blind(parallax=inference.use_parallax))
-    at = to_sampled(jnp.asarray(inferred.estimate))
-    folded = refold_model_error(model.forward, blind, model.model_error, at)
+    folded = fold_in_model_error(model.star_model, blind, to_log(jnp.asarray(inferred.estimate)))
 
     def progress(done: int, total: int, rate: float) -> None:
         log.info(f"{done} of {total} stars have settled ({rate:.1f} stars/s)")
 
     draws, diagnostics = sample_inferred(
-        model.forward,
-        model.prior,
-        make_grid(model.forward, model.prior, inference.n_nodes),
+        model.star_model,
+        inference.n_nodes,
         folded,
         inferred.estimate,
         inferred.runner_up,

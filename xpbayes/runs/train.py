@@ -86,9 +86,7 @@ def train(
         if "diagnostic" in phase:
             phase["diagnostic"] = with_absolute_magnitudes(phase["diagnostic"], training.column("phot_g_mean_mag"))
     model = TrainedModel(
-        forward=learned.model,
-        prior=learned.prior,
-        model_error=learned.model_error,
+        star_model=learned.model,
         channels=training.channels,
         labels=config.labels,
         card={
@@ -111,7 +109,9 @@ def train(
             "training_seconds": round(time.perf_counter() - begun, 2),
             "versions": versions(),
         },
-        support=make_support(learned.prior, labels, np.asarray(learned.model.label_scale), config.seed),
+        support=make_support(
+            learned.model.label_prior, labels, np.asarray(learned.model.forward.label_scale), config.seed
+        ),
     )
     calibration = _calibrate(model, chosen.aside, config)
     model = replace(model, calibration=calibration)
@@ -160,7 +160,7 @@ def _calibrate(model: TrainedModel, kept_aside: Spectra, config: TrainingConfig)
     if not len(kept_aside):
         return None
     stars = kept_aside.stars(model.labels, label_error_floor=config.floor_for(len(model.labels)))
-    found = fit_stars(model.forward, model.prior, model.model_error, stars, InferenceConfig())
+    found = fit_stars(model.star_model, stars, InferenceConfig())
     with np.errstate(divide="ignore"):
         label_error = 1.0 / np.asarray(stars.label_inv_error, np.float64)
     n_labels = len(model.labels)

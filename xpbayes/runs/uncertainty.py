@@ -12,10 +12,11 @@ from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.data.spectra import Spectra
 from xpbayes.errors import InputError
 from xpbayes.identity import Side
-from xpbayes.inference.errors import to_sampled
 from xpbayes.inference.fit import fit_stars
-from xpbayes.inference.model_error import fold_in_model_error, refold_model_error
+from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.search.solver import solve
+from xpbayes.models.star_model import StarModel
+from xpbayes.models.theta import to_log
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.production.weight_file import save_weight_factor
 from xpbayes.runs.inputs import (
@@ -26,7 +27,7 @@ from xpbayes.runs.inputs import (
     read_stars,
     require_labels,
 )
-from xpbayes.training.learn import initial_parameters
+from xpbayes.training.learn import initial_theta
 from xpbayes.training.network_uncertainty import factor_weights, weight_covariance, weight_precision
 from xpbayes.training.selection import training_cuts
 
@@ -78,23 +79,23 @@ def uncertainty(
     measured = jax.tree.map(
         jnp.asarray, chosen.stars(trained.labels, spectroscopic_parallax=True, label_error_floor=floor)
     )
-    folded = fold_in_model_error(measured, trained.model_error)
-    known = solve(trained.forward, None, folded, initial_parameters(measured), SOLVER_ITERATIONS)
-    folded = refold_model_error(trained.forward, measured, trained.model_error, known.parameters)
+    folded = fold_in_model_error(trained.star_model, measured)
+    known = solve(StarModel(trained.forward), folded, initial_theta(measured), SOLVER_ITERATIONS)
+    folded = fold_in_model_error(trained.star_model, measured, known.theta_log)
     n_training = int(trained.card["n_training"])
     log.info(f"solved {len(chosen)} of {n_training} training stars ({time.perf_counter() - begun:.1f} s)")
-    precision = weight_precision(trained.forward, folded, known.parameters, n_training)
+    precision = weight_precision(trained.forward, folded, known.theta_log, n_training)
     log.info(f"information on {len(precision)} trained numbers ({time.perf_counter() - begun:.1f} s)")
 
     few = choose_random(chosen, min(n_response, len(chosen)), seed + 1)
     batch = few.stars(trained.labels)
     inference = InferenceConfig(n_draws=0)
-    found = fit_stars(trained.forward, trained.prior, trained.model_error, batch, inference)
-    at = to_sampled(jnp.asarray(found.estimate))
-    seen = refold_model_error(trained.forward, jax.tree.map(jnp.asarray, batch.blind()), trained.model_error, at)
-    factor = factor_weights(trained.forward, trained.prior, precision, seen, at)._replace(n_stars=len(chosen))
+    found = fit_stars(trained.star_model, batch, inference)
+    at = to_log(jnp.asarray(found.estimate))
+    seen = fold_in_model_error(trained.star_model, jax.tree.map(jnp.asarray, batch.blind()), at)
+    factor = factor_weights(trained.star_model, precision, seen, at)._replace(n_stars=len(chosen))
     added = np.asarray(
-        weight_covariance(trained.forward, trained.prior, jnp.asarray(factor.columns), seen, at), np.float64
+        weight_covariance(trained.star_model.without_error, jnp.asarray(factor.columns), seen, at), np.float64
     )
     log.info(
         f"{factor.columns.shape[1]} directions carry {factor.captured:.1%} of what is added "

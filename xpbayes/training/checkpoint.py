@@ -21,7 +21,7 @@ import numpy as np
 from xpbayes.errors import InputError
 
 PACKAGE = "xpbayes."
-VERSION = 1
+VERSION = 2
 
 
 def tree_checksum(tree: Any) -> str:

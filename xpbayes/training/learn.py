@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from xpbayes.data.scratch import are_in_files, in_memory, pieces, scratch_copy, write_rows
 from xpbayes.data.stars import Stars
 from xpbayes.errors import InputError
-from xpbayes.inference.model_error import refold_model_error
+from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.search.solver import solve
 from xpbayes.models.extinction import NearInfraredLaw, grey_excess
 from xpbayes.models.forward import ForwardModel, initial_model
-from xpbayes.models.model_error import ModelError, relative_sigma
+from xpbayes.models.model_error import relative_sigma
 from xpbayes.models.prior import LabelPrior, draw_labels, ln_priors
+from xpbayes.models.star_model import StarModel
 from xpbayes.training.checkpoint import read_checkpoint, tree_checksum, write_checkpoint
 from xpbayes.training.model_error import MAX_STARS, learn_model_error
 from xpbayes.training.phases import run_gradient_phase, run_star_steps
@@ -58,36 +59,30 @@ class Trained:
     """What training yields.
 
     Attributes:
-        model: the forward model.
-        prior: the label mixture.
-        model_error: covariance of the model's relative error; None if switched off.
-        parameters: (star, label + 2) solutions of the training stars.
+        model: what was learned; its error is None if switched off.
+        theta_log: (star, label + 2) solutions of the training stars.
         record: the training record.
         survivor: (star,) False where self-cleaning marked an outlier; all True without self-cleaning.
     """
 
-    model: ForwardModel
-    prior: LabelPrior
-    model_error: ModelError | None
-    parameters: Float[Array, "star parameter"]
+    model: StarModel
+    theta_log: Float[Array, "star parameter"]
     record: TrainingRecord
     survivor: NDArray[np.bool_]
 
 
-class _State(NamedTuple):
+class TrainingState(NamedTuple):
     """Everything that one phase hands to the next.
 
     Attributes:
-        model: the forward model.
-        parameters: (star, label + 2).
-        model_error: what `learn_model_error` returned; None before.
+        model: without a label prior; its error is what `learn_model_error` returned, None before.
+        theta_log: (star, label + 2).
         survivor: (star,) False where self-cleaning marked an outlier.
         key_data: of the JAX random key that the next phases split.
     """
 
-    model: ForwardModel
-    parameters: Array
-    model_error: Any
+    model: StarModel
+    theta_log: Array
     survivor: Array
     key_data: Array
 
@@ -118,7 +113,7 @@ def fit_label_prior(labels: np.ndarray, n_components: int, seed: int) -> LabelPr
     return LabelPrior(prior.ln_weight, prior.mean, prior.whitening, threshold)
 
 
-def initial_parameters(stars: Stars) -> Float[Array, "star parameter"]:
+def initial_theta(stars: Stars) -> Float[Array, "star parameter"]:
     """Start every star at its measured values, E and parallax clipped to positive (phase 1 of ZGR23 Table 1)."""
     extinction = np.maximum(np.asarray(stars.reddening), MIN_START_EXTINCTION)
     parallax = np.maximum(np.asarray(stars.parallax), 1e-3)
@@ -128,14 +123,14 @@ def initial_parameters(stars: Stars) -> Float[Array, "star parameter"]:
 
 
 def _guess_model(
-    stars: Stars, parameters: np.ndarray, wavelength_nm: np.ndarray, config: "TrainingConfig"
+    stars: Stars, theta_log: np.ndarray, wavelength_nm: np.ndarray, config: "TrainingConfig"
 ) -> ForwardModel:
     curve = CURVE_GUESS_AT_550 * (550.0 / wavelength_nm) ** CURVE_GUESS_SLOPE
     some = np.linspace(0, len(stars) - 1, min(len(stars), GUESS_STARS)).astype(int)
     flux = np.asarray(stars.flux[some], dtype=np.float64)
     use = flux > 0
     ln_flux = np.log(np.where(use, flux, 1.0)) + np.asarray(stars.ln_scale[some])[:, None]
-    ln_absolute = ln_flux - 2 * parameters[some, -1:] + np.exp(parameters[some, -2:-1]) * curve
+    ln_absolute = ln_flux - 2 * theta_log[some, -1:] + np.exp(theta_log[some, -2:-1]) * curve
     mean = np.sum(np.where(use, ln_absolute, 0.0), axis=0) / np.maximum(use.sum(axis=0), 1)
     return initial_model(
         jax.random.key(config.seed), np.asarray(stars.labels), mean, np.log(curve), hidden=config.hidden
@@ -177,11 +172,10 @@ def train(
         record, done = TrainingRecord(about["phases"]), about["done"]
         log.info(f"resumed after phase {done}/{len(config.phases)} from {checkpoint}")
     else:
-        parameters = initial_parameters(stars)
-        state = _State(
-            _guess_model(stars, np.asarray(parameters, dtype=np.float64), wavelength_nm, config),
-            parameters,
-            None,
+        theta_log = initial_theta(stars)
+        state = TrainingState(
+            StarModel(_guess_model(stars, np.asarray(theta_log, dtype=np.float64), wavelength_nm, config)),
+            theta_log,
             jnp.ones(len(stars), bool),
             jax.random.key_data(jax.random.key(config.seed)),
         )
@@ -201,16 +195,17 @@ def train(
             write_checkpoint(checkpoint, state, belongs_to | {"done": number, "phases": record.phases})
         log.info(f"phase {number}/{len(config.phases)} {phase.update}: {summary} ({entry['seconds']:.1f} s)")
     prior = fit_label_prior(np.asarray(stars.labels), config.prior_components, config.seed)
-    return Trained(state.model, prior, state.model_error, state.parameters, record, np.asarray(state.survivor))
+    model = replace(state.model, prior=prior)
+    return Trained(model, state.theta_log, record, np.asarray(state.survivor))
 
 
-def _with_model_error(state: _State, stars: Stars) -> Stars:
+def _with_model_error(state: TrainingState, stars: Stars) -> Stars:
     """The stars with the model's error in their whitening; on disk beside their own, if that is in files."""
-    if state.model_error is None or not are_in_files(stars):
-        return refold_model_error(state.model, stars, state.model_error, state.parameters)
+    if state.model.error is None or not are_in_files(stars):
+        return fold_in_model_error(state.model, stars, state.theta_log)
     folded = scratch_copy(stars)
     for rows in pieces(len(stars)):
-        part = refold_model_error(state.model, in_memory(stars, rows), state.model_error, state.parameters[rows])
+        part = fold_in_model_error(state.model, in_memory(stars, rows), state.theta_log[rows])
         write_rows(folded, rows, part)
     return folded
 
@@ -236,12 +231,12 @@ def _members(
 def _run_phase(
     phase: "Phase",
     number: int,
-    state: _State,
+    state: TrainingState,
     stars: Stars,
     effective: Stars,
     config: "TrainingConfig",
     near_infrared: NearInfraredLaw | None,
-) -> tuple[_State, dict[str, Any], str]:
+) -> tuple[TrainingState, dict[str, Any], str]:
     """Run one phase.
 
     Args:
@@ -258,71 +253,69 @@ def _run_phase(
     """
     if phase.update == "self_cleaning":
         return _clean(phase, state, effective, config)
-    model, parameters = state.model, state.parameters
+    forward, theta_log = state.model.forward, state.theta_log
     rows = _members(phase, number, stars, np.asarray(state.survivor), config)
     entry: dict[str, Any] = {"n_stars": len(rows)}
     if phase.update == "model_error":
         some = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_STARS)).astype(int)]
         members = in_memory(stars, some)
-        factor, history = learn_model_error(model, members, parameters[some], phase.epochs, state.model_error)
+        error, history = learn_model_error(forward, members, theta_log[some], phase.epochs, state.model.error)
         entry["ln_likelihood_per_star"] = history
-        return (
-            state._replace(model_error=factor),
-            entry,
-            f"median relative error {np.median(relative_sigma(factor)):.2%}",
-        )
+        summary = f"median relative error {np.median(relative_sigma(error)):.2%}"
+        return state._replace(model=replace(state.model, error=error)), entry, summary
 
     key_data = state.key_data
     if phase.update in ("model", "both"):
         key, phase_key = jax.random.split(jax.random.wrap_key_data(key_data))
         key_data = jax.random.key_data(key)
-        model, parameters, losses = run_gradient_phase(
-            model, effective, parameters, phase, config.batch_size, phase_key, rows
+        forward, theta_log, losses = run_gradient_phase(
+            forward, effective, theta_log, phase, config.batch_size, phase_key, rows
         )
         entry["loss_per_star"] = losses
         if near_infrared is not None:
-            model, parameters = _without_grey(model, parameters, near_infrared)
+            forward, theta_log = _without_grey(forward, theta_log, near_infrared)
         summary = f"loss per star {losses[0]:.1f} -> {losses[-1]:.1f}"
         sound = bool(np.isfinite(losses[-1]))
     elif phase.method == "newton":
-        parameters, converged, objective = run_star_phase(model, effective, parameters, phase, rows)
+        theta_log, converged, objective = run_star_phase(forward, effective, theta_log, phase, rows)
         entry |= {"converged": converged, "objective_per_star": objective}
         summary, sound = f"L per star {objective:.1f}, {converged:.1%} converged", True
     else:
-        parameters = run_star_steps(model, effective, parameters, phase, config.batch_size, rows)
-        summary, sound = f"{phase.epochs} steps of {len(rows)} stars", bool(jnp.isfinite(parameters).all())
+        theta_log = run_star_steps(forward, effective, theta_log, phase, config.batch_size, rows)
+        summary, sound = f"{phase.epochs} steps of {len(rows)} stars", bool(jnp.isfinite(theta_log).all())
     if not sound:
         raise InputError(
             f"training phase {number} ({phase.update}, {phase.method}) diverged; lower its learning_rate or set a "
             f"gradient_clip"
         )
-    return state._replace(model=model, parameters=parameters, key_data=key_data), entry, summary
+    model = replace(state.model, forward=forward)
+    return state._replace(model=model, theta_log=theta_log, key_data=key_data), entry, summary
 
 
 def _without_grey(
-    model: ForwardModel, parameters: Float[Array, "star parameter"], law: NearInfraredLaw
+    forward: ForwardModel, theta_log: Float[Array, "star parameter"], law: NearInfraredLaw
 ) -> tuple[ForwardModel, Float[Array, "star parameter"]]:
     """Take the grey part of R away and dim every star by its parallax instead: the same fluxes.
 
     A step along this direction, which no spectrum sees, would take alternating phases hundreds of rounds.
     """
-    excess = grey_excess(model.ln_curve, law)
-    curve = jnp.log(jnp.exp(model.ln_curve) - excess)
-    moved = parameters.at[:, -1].add(-0.5 * excess * jnp.exp(parameters[:, -2]))
-    return replace(model, ln_curve=curve), moved
+    excess = grey_excess(forward.ln_curve, law)
+    curve = jnp.log(jnp.exp(forward.ln_curve) - excess)
+    moved = theta_log.at[:, -1].add(-0.5 * excess * jnp.exp(theta_log[:, -2]))
+    return replace(forward, ln_curve=curve), moved
 
 
 def _clean(
-    phase: "Phase", state: _State, effective: Stars, config: "TrainingConfig"
-) -> tuple[_State, dict[str, Any], str]:
+    phase: "Phase", state: TrainingState, effective: Stars, config: "TrainingConfig"
+) -> tuple[TrainingState, dict[str, Any], str]:
     """Mark outliers; nothing moves."""
-    found = pulls(state.model, effective, state.parameters)
+    found = pulls(state.model.forward, effective, state.theta_log)
     stays = survivors(found, phase)
     dropped = {name: float(np.mean(~mask)) for name, mask in stays.items()}
     entry = {
         "n_stars": len(effective),
         "dropped_by": dropped,
-        "diagnostic": diagnostic(effective, state.parameters, found, config.labels),
+        "diagnostic": diagnostic(effective, state.theta_log, found, config.labels),
     }
     summary = (
         f"{dropped['parameters']:.1%} by parameters, {dropped['fluxes']:.1%} by fluxes, {dropped['both']:.1%} dropped"
@@ -331,32 +324,32 @@ def _clean(
 
 
 def run_star_phase(
-    model: ForwardModel,
+    forward: ForwardModel,
     stars: Stars,
-    parameters: Float[Array, "star parameter"],
+    theta_log: Float[Array, "star parameter"],
     phase: "Phase",
     rows: NDArray[np.integer] | None = None,
 ) -> tuple[Float[Array, "star parameter"], float, float]:
     """Move the stars, not the model: the second-order solver, from where they are.
 
     Args:
-        model: the forward model, fixed.
+        forward: the forward model, fixed.
         stars: all stars, in memory or in files.
-        parameters: (star, label + 2) where they are.
+        theta_log: (star, label + 2) where they are.
         phase: what to do.
         rows: the stars that take part; all if None.
 
     Returns:
-        the new parameters, the share of stars that converged, and the mean of L per star.
+        the new theta_log, the share of stars that converged, and the mean of L per star.
     """
     members = np.arange(len(stars)) if rows is None else np.asarray(rows)
     converged, objective = [], []
-    moved = np.array(parameters)
+    moved = np.array(theta_log)
     for piece in pieces(len(members)):
         at = members[piece]
         # The solver counts evaluations, the one at the start among them.
-        found = solve(model, None, in_memory(stars, at), parameters[at], phase.epochs + 1)
-        moved[at] = found.parameters
+        found = solve(StarModel(forward), in_memory(stars, at), theta_log[at], phase.epochs + 1)
+        moved[at] = found.theta_log
         converged.append(np.asarray(found.converged))
         objective.append(np.asarray(found.objective))
     return jnp.asarray(moved), float(np.mean(np.concatenate(converged))), float(np.mean(np.concatenate(objective)))

@@ -76,11 +76,11 @@ def allowed_directions(ln_curve: Float[Array, " channel"]) -> Float[Array, "chan
 
 
 @jax.jit
-def _collect(model: ForwardModel, directions: Array, stars: Stars, parameters: Array) -> _Sums:
+def _collect(forward: ForwardModel, directions: Array, stars: Stars, theta_log: Array) -> _Sums:
     def one(star: Stars, u: Array) -> _Sums:
         def residual(v: Array) -> Array:  # in (labels, E, ln parallax)
             sampled = jnp.concatenate([v[:-2], jnp.log(v[-2:-1]), v[-1:]])
-            return whitened_residual(predict_flux(model, sampled, star.ln_scale), star.flux, star.whitening)
+            return whitened_residual(predict_flux(forward, sampled, star.ln_scale), star.flux, star.whitening)
 
         solved = jnp.concatenate([u[:-2], jnp.exp(u[-2:-1]), u[-1:]])
         y, push = jax.linearize(residual, solved)
@@ -89,7 +89,7 @@ def _collect(model: ForwardModel, directions: Array, stars: Stars, parameters: A
         # Expected parameters and their errors, from the labels and estimates alone.
         has_label = star.label_inv_error > 0
         label = jnp.where(has_label, star.labels, u[:-2])
-        label_sigma = 1.0 / jnp.where(has_label, star.label_inv_error, 1.0 / model.label_scale)
+        label_sigma = 1.0 / jnp.where(has_label, star.label_inv_error, 1.0 / forward.label_scale)
         has_reddening, has_parallax = star.reddening_inv_error > 0, star.parallax_inv_error > 0
         reddening = jnp.where(has_reddening, star.reddening, solved[-2])
         reddening_sigma = jnp.where(
@@ -106,7 +106,7 @@ def _collect(model: ForwardModel, directions: Array, stars: Stars, parameters: A
         sigma = jnp.concatenate([label_sigma, reddening_sigma[None], ln_parallax_sigma[None]])
         y = y + jacobian @ (expected - solved)
         g = jacobian * sigma
-        b = star.whitening @ (predict_flux(model, u, star.ln_scale)[:, None] * directions)
+        b = star.whitening @ (predict_flux(forward, u, star.ln_scale)[:, None] * directions)
         # K^-1 = 1 - G (1 + G^T G)^-1 G^T, a 5 x 5 problem.
         inner = jnp.linalg.inv(jnp.eye(g.shape[1]) + g.T @ g)
         gb, gy = g.T @ b, g.T @ y
@@ -117,7 +117,7 @@ def _collect(model: ForwardModel, directions: Array, stars: Stars, parameters: A
             n_obs=jnp.sum(jnp.diagonal(star.whitening) > 0).astype(y.dtype),
         )
 
-    return jax.vmap(one)(stars, parameters)
+    return jax.vmap(one)(stars, theta_log)
 
 
 @jax.jit
@@ -157,12 +157,12 @@ def _ln_likelihood(dof: NDArray[np.float64], chi2: NDArray, ln_det: NDArray, n_o
     return norm - 0.5 * ln_det - 0.5 * (dof + n_obs) * np.log1p(chi2 / dof)
 
 
-def _find_kinds(model: ForwardModel, stars: Stars, parameters: Array) -> ModelError:
+def _find_kinds(forward: ForwardModel, stars: Stars, theta_log: Array) -> ModelError:
     """Cut the training stars into kinds by what their spectra look like; nothing is known of their errors yet."""
     from sklearn.cluster import KMeans
 
     predicted = np.asarray(
-        jax.jit(jax.vmap(lambda u: predict_ln_flux(model, u)))(parameters), dtype=np.float64
+        jax.jit(jax.vmap(lambda u: predict_ln_flux(forward, u)))(theta_log), dtype=np.float64
     )  # noiseless spectra, dust included
     shape = predicted - predicted.mean(axis=1, keepdims=True)
     _, _, directions = np.linalg.svd(shape - shape.mean(axis=0), full_matrices=False)
@@ -201,25 +201,25 @@ def _weights(error: ModelError, stars: Stars) -> Array:
 
 
 def learn_model_error(
-    model: ForwardModel,
+    forward: ForwardModel,
     stars: Stars,
-    parameters: Float[Array, "star parameter"],
+    theta_log: Float[Array, "star parameter"],
     n_iterations: int,
     start: ModelError | None = None,
 ) -> tuple[ModelError, list[float]]:
     """Estimate the covariance of the model's relative error, and its tail, for every kind of star.
 
     Args:
-        model: the forward model.
+        forward: the forward model.
         stars: stars with labels, and with the measurement's own whitening (no model error in it).
-        parameters: (star, label + 2) current solutions.
+        theta_log: (star, label + 2) current solutions.
         n_iterations: of expectation-maximisation.
         start: the estimate to begin with, whose kinds are kept; small and isotropic if None.
 
     Returns:
         the model error, and the mean ln likelihood per star before each iteration.
     """
-    directions = allowed_directions(model.ln_curve)
+    directions = allowed_directions(forward.ln_curve)
     basis = np.asarray(directions, dtype=np.float64)
     # Whole chunks only, so that one program serves all; fewer stars than one chunk are all used.
     n_used = min(len(stars), MAX_STARS)
@@ -227,17 +227,17 @@ def learn_model_error(
     n_used -= n_used % size
     picked = np.linspace(0, len(stars) - 1, n_used).astype(int)
     used = stars.take(jnp.asarray(picked))
-    error = start if start is not None else _find_kinds(model, used, parameters[picked])
+    error = start if start is not None else _find_kinds(forward, used, theta_log[picked])
     weight = np.asarray(_weights(error, used), np.float64)
     # Double precision: chi^2 is what is left of sums a thousand times larger, and a star whose chi^2 rounds to nothing
     # would be given an amplitude without bounds.
     with jax.enable_x64(True):
         collected = [
             _collect(
-                _double(model),
+                _double(forward),
                 _double(directions),
                 _double(used.take(slice(i, i + size))),
-                _double(parameters[picked[i : i + size]]),
+                _double(theta_log[picked[i : i + size]]),
             )
             for i in range(0, n_used, size)
         ]

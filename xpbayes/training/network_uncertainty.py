@@ -28,15 +28,15 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
-from xpbayes.inference.errors import invert_positive, to_sampled
-from xpbayes.inference.model_error import refold_model_error
+from xpbayes.inference.errors import invert_positive
+from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.sampling.weighted_mixture import cholesky
 from xpbayes.inference.search.solver import smallest_pivot, solve_positive
 from xpbayes.models.forward import ForwardModel, expand_ln_flux, predict_ln_flux
 from xpbayes.models.likelihood import deviance, n_observed
-from xpbayes.models.model_error import ModelError
 from xpbayes.models.objective import curvature, flux_chi2
-from xpbayes.models.prior import LabelPrior
+from xpbayes.models.star_model import StarModel
+from xpbayes.models.theta import to_log
 
 if TYPE_CHECKING:
     from xpbayes.inference.fit import Posteriors
@@ -66,28 +66,28 @@ class NetworkCovariance(NamedTuple):
     n_stars: int
 
 
-def trained_vector(model: ForwardModel) -> Float[Array, " weight"]:
+def trained_vector(forward: ForwardModel) -> Float[Array, " weight"]:
     """Everything that was trained, as one vector: weights, biases, ln R, layer by layer."""
-    return ravel_pytree((model.weights, model.biases, model.ln_curve))[0]
+    return ravel_pytree((forward.weights, forward.biases, forward.ln_curve))[0]
 
 
-def with_vector(model: ForwardModel, vector: Float[Array, " weight"]) -> ForwardModel:
-    """The inverse of `trained_vector`; normalisations are those of `model`."""
-    _, unravel = ravel_pytree((model.weights, model.biases, model.ln_curve))
+def with_vector(forward: ForwardModel, vector: Float[Array, " weight"]) -> ForwardModel:
+    """The inverse of `trained_vector`; normalisations are those of `forward`."""
+    _, unravel = ravel_pytree((forward.weights, forward.biases, forward.ln_curve))
     weights, biases, ln_curve = unravel(vector)
-    return ForwardModel(weights, biases, ln_curve, model.label_center, model.label_scale)
+    return ForwardModel(weights, biases, ln_curve, forward.label_center, forward.label_scale)
 
 
-def _is_weight(model: ForwardModel) -> NDArray[np.bool_]:
+def _is_weight(forward: ForwardModel) -> NDArray[np.bool_]:
     """(weight,) which elements of the vector have a Gaussian prior; biases and ln R are flat."""
-    n = trained_vector(model).shape[0]
-    return np.arange(n) < model.n_weights
+    n = trained_vector(forward).shape[0]
+    return np.arange(n) < forward.n_weights
 
 
-def _relative(model: ForwardModel, star: Stars, parameters: Array) -> tuple[Array, Array]:
+def _relative(forward: ForwardModel, star: Stars, theta_log: Array) -> tuple[Array, Array]:
     """Whitening of relative fluxes, times the root of the star's weight; (channel, parameter) d ln f by its parameters."""
-    at = expand_ln_flux(model, parameters, star.ln_scale)
-    slope = deviance(flux_chi2(model, star, parameters), n_observed(star.whitening), star.inv_dof).slope
+    at = expand_ln_flux(forward, theta_log, star.ln_scale)
+    slope = deviance(flux_chi2(forward, star, theta_log), n_observed(star.whitening), star.inv_dof).slope
     return jnp.sqrt(slope) * star.whitening * jnp.exp(at.value), at.slope.T
 
 
@@ -100,18 +100,18 @@ def _inverse_root(matrix: Array) -> Array:
 
 
 def marginal_rows(
-    model: ForwardModel, star: Stars, parameters: Float[Array, " parameter"]
+    forward: ForwardModel, star: Stars, theta_log: Float[Array, " parameter"]
 ) -> Float[Array, "channel weight"]:
     """Rows whose squares add up to one training star's information on the model, its own parameters integrated out.
 
     Args:
-        model: the forward model.
+        forward: the forward model.
         star: a training star: labels, parallax and reddening as measurements, model error folded in.
-        parameters: (label + 2,) its solution.
+        theta_log: (label + 2,) its solution.
     """
-    whitening, by_parameters = _relative(model, star, parameters)
-    by_weights = jax.jacrev(lambda w: predict_ln_flux(with_vector(model, w), parameters))(trained_vector(model))
-    precision = 0.5 * curvature(model, None, star, parameters)[0].bound
+    whitening, by_parameters = _relative(forward, star, theta_log)
+    by_weights = jax.jacrev(lambda w: predict_ln_flux(with_vector(forward, w), theta_log))(trained_vector(forward))
+    precision = 0.5 * curvature(StarModel(forward), star, theta_log)[0].bound
     explained = whitening @ by_parameters @ _inverse_root(precision)  # V with I - V V^T in the middle of H
     value, vector = jnp.linalg.eigh(explained.T @ explained)
     value = jnp.clip(value, 1e-12, 1.0)
@@ -121,20 +121,20 @@ def marginal_rows(
 
 
 @jax.jit
-def _block_rows(model: ForwardModel, stars: Stars, parameters: Array) -> Array:
+def _block_rows(forward: ForwardModel, stars: Stars, theta_log: Array) -> Array:
     with jax.default_matmul_precision("highest"):
-        return jax.vmap(partial(marginal_rows, model))(stars, parameters)
+        return jax.vmap(partial(marginal_rows, forward))(stars, theta_log)
 
 
 def weight_precision(
-    model: ForwardModel, stars: Stars, parameters: Float[Array, "star parameter"], n_training: int
+    forward: ForwardModel, stars: Stars, theta_log: Float[Array, "star parameter"], n_training: int
 ) -> NDArray[np.float64]:
     """H, the precision of everything that was trained.
 
     Args:
-        model: the forward model.
+        forward: the forward model.
         stars: some of the training stars, labels included, model error folded in.
-        parameters: (star, label + 2) their solutions.
+        theta_log: (star, label + 2) their solutions.
         n_training: how many training stars there were: the sum over `stars` is scaled up to them.
 
     Returns:
@@ -142,71 +142,73 @@ def weight_precision(
     """
     from scipy.linalg.blas import dsyrk
 
-    n_weights, n = trained_vector(model).shape[0], len(stars)
+    n_weights, n = trained_vector(forward).shape[0], len(stars)
     total = np.zeros((n_weights, n_weights))
     for start in range(0, n, BLOCK):
         # Of one size, so that one program serves all; what fills the last block does not count.
         at = jnp.minimum(jnp.arange(start, start + BLOCK), n - 1)
-        rows = np.asarray(_block_rows(model, stars.take(at), parameters[at]))[: n - start].reshape(-1, n_weights)
+        rows = np.asarray(_block_rows(forward, stars.take(at), theta_log[at]))[: n - start].reshape(-1, n_weights)
         rows = rows[np.isfinite(rows).all(axis=1)]
         # In double precision: what the stars tell of some directions is a thousand million times what the prior tells.
         total += dsyrk(1.0, rows.T.astype(np.float64))  # upper triangle
     total = np.triu(total) + np.triu(total, 1).T
     total *= n_training / n
     # W ~ N(0, n_W / N) (METHOD 3: ZGR23 Eq. 12 as a prior).
-    total[np.diag_indices(n_weights)] += _is_weight(model) * n_training / model.n_weights
+    total[np.diag_indices(n_weights)] += _is_weight(forward) * n_training / forward.n_weights
     return total
 
 
-def _response(model: ForwardModel, prior: LabelPrior, star: Stars, parameters: Array) -> tuple[Array, Array]:
+def _response(model: StarModel, star: Stars, theta_log: Array) -> tuple[Array, Array]:
     """(parameter, channel): -du by d ln f of the model; and (parameter, parameter) covariance of u, by Laplace."""
-    whitening, by_parameters = _relative(model, star, parameters)
-    at, _ = curvature(model, prior, star, parameters)
+    whitening, by_parameters = _relative(model.forward, star, theta_log)
+    at, _ = curvature(model, star, theta_log)
     precision = 0.5 * jnp.where(smallest_pivot(at.hessian) > MIN_PIVOT, at.hessian, at.bound)
     pull = (whitening @ by_parameters).T @ whitening
     solve = partial(solve_positive, precision)
-    return jax.vmap(solve, 1, 1)(pull), jax.vmap(solve)(jnp.eye(parameters.size, dtype=parameters.dtype))
+    return jax.vmap(solve, 1, 1)(pull), jax.vmap(solve)(jnp.eye(theta_log.size, dtype=theta_log.dtype))
 
 
 @jax.jit
-def _scaled_response(model: ForwardModel, prior: LabelPrior, stars: Stars, parameters: Array) -> Array:
+def _scaled_response(model: StarModel, stars: Stars, theta_log: Array) -> Array:
     """(star, parameter, weight) -du/dw in units of each parameter's own error."""
 
     def one(star: Stars, u: Array) -> Array:
-        response, covariance = _response(model, prior, star, u)
-        by_weights = jax.jacrev(lambda w: predict_ln_flux(with_vector(model, w), u))(trained_vector(model))
+        response, covariance = _response(model, star, u)
+        by_weights = jax.jacrev(lambda w: predict_ln_flux(with_vector(model.forward, w), u))(
+            trained_vector(model.forward)
+        )
         return response @ by_weights / jnp.sqrt(jnp.maximum(jnp.diagonal(covariance), 1e-30))[:, None]
 
     with jax.default_matmul_precision("highest"):
-        return jax.vmap(one)(stars, parameters)
+        return jax.vmap(one)(stars, theta_log)
 
 
 def factor_weights(
-    model: ForwardModel,
-    prior: LabelPrior,
+    model: StarModel,
     precision: NDArray[np.floating],
     stars: Stars,
-    parameters: Float[Array, "star parameter"],
+    theta_log: Float[Array, "star parameter"],
     captured: float = CAPTURED,
     max_columns: int = MAX_COLUMNS,
 ) -> NetworkCovariance:
     """Keep the directions of the model's covariance that move stars.
 
     Args:
-        model, prior: the trained model.
+        model: the trained model.
         precision: (weight, weight) H, from `weight_precision`.
         stars: stars like those of the catalogue, without labels, model error folded in.
-        parameters: (star, label + 2) their optima.
+        theta_log: (star, label + 2) their optima.
         captured: share of the added variance to keep.
         max_columns: at most so many directions.
     """
     from scipy.linalg import solve_triangular
 
+    model = model.without_error
     lower = np.linalg.cholesky(precision)
     rows = []
     for start in range(0, len(stars), BLOCK):
         at = jnp.minimum(jnp.arange(start, start + BLOCK), len(stars) - 1)
-        found = np.asarray(_scaled_response(model, prior, stars.take(at), parameters[at]), np.float64)
+        found = np.asarray(_scaled_response(model, stars.take(at), theta_log[at]), np.float64)
         rows.append(found[: len(stars) - start].reshape(-1, len(precision)))
     response = np.concatenate(rows)
     response = response[np.isfinite(response).all(axis=1)]
@@ -225,31 +227,30 @@ def factor_weights(
 
 @jax.jit
 def weight_covariance(
-    model: ForwardModel,
-    prior: LabelPrior,
+    model: StarModel,
     columns: Float[Array, "weight column"],
     stars: Stars,
-    parameters: Float[Array, "star parameter"],
+    theta_log: Float[Array, "star parameter"],
 ) -> Float[Array, "star parameter parameter"]:
     """What the uncertainty of the model adds to the covariance of stars.
 
     Args:
-        model, prior: the trained model.
+        model: the trained model.
         columns: (weight, column) of `NetworkCovariance`.
         stars: a batch as inference sees it, model error folded in.
-        parameters: (star, label + 2) their optima: labels, ln E, ln parallax.
+        theta_log: (star, label + 2) their optima: labels, ln E, ln parallax.
 
     Returns:
         (star, parameter, parameter) of (labels, E [mag], parallax [mas]); zero if the columns are.
     """
-    at = trained_vector(model)
+    at = trained_vector(model.forward)
 
     def one(inputs: tuple[Stars, Array]) -> Array:
         star, u = inputs
-        response, _ = _response(model, prior, star, u)
+        response, _ = _response(model, star, u)
 
         def along(column: Array) -> Array:
-            return jax.jvp(lambda w: predict_ln_flux(with_vector(model, w), u), (at,), (column,))[1]
+            return jax.jvp(lambda w: predict_ln_flux(with_vector(model.forward, w), u), (at,), (column,))[1]
 
         shift = response @ jax.vmap(along, 1, 1)(columns)
         linear = jnp.concatenate([jnp.ones_like(u[:-2]), jnp.exp(u[-2:])])
@@ -257,13 +258,11 @@ def weight_covariance(
         return shift @ shift.T
 
     with jax.default_matmul_precision("highest"):
-        return jax.lax.map(one, (stars, parameters))
+        return jax.lax.map(one, (stars, theta_log))
 
 
 def added_to_inferred(
-    model: ForwardModel,
-    prior: LabelPrior,
-    model_error: ModelError | None,
+    model: StarModel,
     factor: NetworkCovariance,
     stars: Stars,
     estimate: NDArray[np.floating],
@@ -273,7 +272,7 @@ def added_to_inferred(
     """What the uncertainty of the model adds to the covariance of stars that `infer` has solved.
 
     Args:
-        model, prior, model_error: the trained model.
+        model: the trained model.
         factor: of what is unknown of it.
         stars: as they were inferred.
         estimate: (star, parameter) labels, E [mag], parallax [mas] of the optima.
@@ -287,9 +286,9 @@ def added_to_inferred(
     if not len(stars):
         return np.zeros((0, n_parameters, n_parameters))
     blind = jax.tree.map(jnp.asarray, stars.blind(parallax=use_parallax))
-    at = to_sampled(jnp.asarray(estimate))
-    folded = refold_model_error(model, blind, model_error, at)
-    one_block = partial(weight_covariance, model, prior, jnp.asarray(factor.columns))
+    at = to_log(jnp.asarray(estimate))
+    folded = fold_in_model_error(model, blind, at)
+    one_block = partial(weight_covariance, model.without_error, jnp.asarray(factor.columns))
     added = np.asarray(by_blocks(one_block, STAR_BLOCK, folded, at), np.float64)
     return np.where(np.isfinite(added).all(axis=(1, 2), keepdims=True), added, np.nan)
 

@@ -59,15 +59,15 @@ def learning_rates(phase: "Phase", initial: float, n_steps: int) -> np.ndarray:
     return initial * phase.step_factor ** np.floor(share * phase.epochs / phase.step_epochs)
 
 
-def _shape(setup: _Setup, model: ForwardModel, *, robust: bool) -> Any:
+def _shape(setup: _Setup, forward: ForwardModel, *, robust: bool) -> Any:
     from xpbayes.models.posterior import ModelShape
 
     return ModelShape(
-        hidden=tuple(w.shape[1] for w in model.weights[:-1]),
-        n_channels=model.ln_curve.shape[0],
+        hidden=tuple(w.shape[1] for w in forward.weights[:-1]),
+        n_channels=forward.ln_curve.shape[0],
         n_stars=setup.n_stars,
-        label_center=model.label_center,
-        label_scale=model.label_scale,
+        label_center=forward.label_center,
+        label_scale=forward.label_scale,
         robust_scale=setup.robust_scale if robust else 0.0,
     )
 
@@ -119,13 +119,13 @@ def _values(locations: dict[str, Any]) -> dict[str, Any]:
     return {name.removesuffix("_auto_loc"): value for name, value in locations.items()}
 
 
-def _posterior(setup: _Setup, model: ForwardModel, *, robust: bool) -> Callable[[Stars, dict[str, Any]], None]:
+def _posterior(setup: _Setup, forward: ForwardModel, *, robust: bool) -> Callable[[Stars, dict[str, Any]], None]:
     """The training posterior of a batch with some of its sites conditioned."""
     from numpyro import handlers
 
     from xpbayes.models.posterior import training_posterior
 
-    shape = _shape(setup, model, robust=robust)
+    shape = _shape(setup, forward, robust=robust)
 
     def conditioned(batch: Stars, fixed: dict[str, Any]) -> None:
         handlers.condition(training_posterior, data=fixed)(batch, shape)
@@ -148,19 +148,19 @@ def _model_optimizer(setup: _Setup) -> Any:
 
 
 @partial(jax.jit, static_argnames="setup")
-def _start(setup: _Setup, model: ForwardModel) -> Any:
+def _start(setup: _Setup, forward: ForwardModel) -> Any:
     """SVI state of the model before the first step."""
     from numpyro.infer.svi import SVIState
 
     from xpbayes.models.posterior import model_site_values
 
-    return SVIState(_model_optimizer(setup).init(_locations(model_site_values(model))), None, jax.random.key(0))
+    return SVIState(_model_optimizer(setup).init(_locations(model_site_values(forward))), None, jax.random.key(0))
 
 
 @partial(jax.jit, static_argnames="setup")
 def _steps(
     setup: _Setup,
-    model: ForwardModel,
+    forward: ForwardModel,
     stars: Stars,
     carry: _Carry,
     order: Array,
@@ -180,8 +180,8 @@ def _steps(
     batch_size = order.shape[1]
     key = jax.random.key(0)  # a point guide draws nothing
     first, at_first = stars.take(order[0]), carry.table[order[0]]
-    of_model, of_stars = (_posterior(setup, model, robust=robust) for robust in (True, False))
-    model_guide = _guide(of_model, model_site_values(model))
+    of_model, of_stars = (_posterior(setup, forward, robust=robust) for robust in (True, False))
+    model_guide = _guide(of_model, model_site_values(forward))
     star_guide = _guide(of_stars, star_sites(at_first))
 
     def model_svi(rate: Array) -> Any:
@@ -195,7 +195,7 @@ def _steps(
     # A guide sets itself up when it is first called: here, once, and not inside every step.
     model_svi(model_rate[0]).init(key, first, star_sites(at_first))
     if setup.move_stars:
-        stars_svi(star_rate[0]).init(key, first, model_site_values(model))
+        stars_svi(star_rate[0]).init(key, first, model_site_values(forward))
 
     def step(number: Array, so_far: tuple[_Carry, Array]) -> tuple[_Carry, Array]:
         carry, losses = so_far
@@ -224,9 +224,9 @@ def _parameters(values: dict[str, Any]) -> Array:
 
 
 def run_gradient_phase(
-    model: ForwardModel,
+    forward: ForwardModel,
     stars: Stars,
-    parameters: Float[Array, "star parameter"],
+    theta_log: Float[Array, "star parameter"],
     phase: "Phase",
     batch_size: int,
     key: Array,
@@ -235,9 +235,9 @@ def run_gradient_phase(
     """Run a phase that moves the model, or both: random batches, each star at most once an epoch.
 
     Args:
-        model: the forward model.
+        forward: the forward model.
         stars: all stars; in memory, or in files (`starfiles`), which are then read some thousand stars at a time.
-        parameters: (star, label + 2) where they are.
+        theta_log: (star, label + 2) where they are.
         phase: what to do.
         batch_size: stars per step.
         key: of the batches.
@@ -264,8 +264,8 @@ def run_gradient_phase(
     model_rates = learning_rates(phase, phase.learning_rate, n_steps).reshape(phase.epochs, n_batches)
     star_rates = learning_rates(phase, phase.star_learning_rate, n_steps).reshape(phase.epochs, n_batches)
     at_once = max(1, min(n_batches, STRETCH // batch_size)) if are_in_files(stars) else n_batches
-    carry = _Carry(_start(setup, model), parameters)
-    table = np.array(parameters)
+    carry = _Carry(_start(setup, forward), theta_log)
+    table = np.array(theta_log)
     losses = []
     for epoch, epoch_key in enumerate(jax.random.split(key, phase.epochs)):
         order = np.asarray(jax.random.permutation(epoch_key, n_stars))[: n_batches * batch_size]
@@ -278,24 +278,24 @@ def run_gradient_phase(
             steps = slice(first, first + at_once)
             these = [r[steps] for r in rates]
             if at_once == n_batches:
-                carry, more = _steps(setup, model, stars, carry, order, *these, done - first)
+                carry, more = _steps(setup, forward, stars, carry, order, *these, done - first)
             else:
                 there = np.sort(order[steps], axis=None)  # files are read from front to back
                 near = _Carry(carry.model_state, jnp.asarray(table[there]))
                 local = np.searchsorted(there, order[steps])
-                near, more = _steps(setup, model, in_memory(stars, there), near, local, *these, done - first)
+                near, more = _steps(setup, forward, in_memory(stars, there), near, local, *these, done - first)
                 table[there] = near.table
                 carry = _Carry(near.model_state, carry.table)
             loss = loss + more
         losses.append(loss / (n_batches * n_stars))
     locations = _model_optimizer(setup).get_params(carry.model_state.optim_state)
-    found = model_from_sites(_values(locations), model.label_center, model.label_scale)
+    found = model_from_sites(_values(locations), forward.label_center, forward.label_scale)
     moved = carry.table if at_once == n_batches else jnp.asarray(table)
     return found, moved, np.asarray(jnp.stack(losses), np.float64).tolist()
 
 
 @partial(jax.jit, static_argnames="setup")
-def _star_steps(setup: _Setup, model: ForwardModel, stars: Stars, parameters: Array, rates: Array) -> Array:
+def _star_steps(setup: _Setup, forward: ForwardModel, stars: Stars, theta_log: Array, rates: Array) -> Array:
     """Every step of one batch of stars, the model fixed: their new parameters."""
     from numpyro.infer import SVI, Trace_ELBO
     from numpyro.infer.svi import SVIState
@@ -303,16 +303,16 @@ def _star_steps(setup: _Setup, model: ForwardModel, stars: Stars, parameters: Ar
     from xpbayes.models.posterior import model_site_values, star_sites
 
     key = jax.random.key(0)
-    fixed = model_site_values(model)
-    posterior = _posterior(setup, model, robust=False)
-    guide = _guide(posterior, star_sites(parameters))
+    fixed = model_site_values(forward)
+    posterior = _posterior(setup, forward, robust=False)
+    guide = _guide(posterior, star_sites(theta_log))
 
     def at(rate: Array) -> Any:
         return SVI(posterior, guide, _transformation(setup, rate, 2.0, is_model=False), Trace_ELBO())
 
     begin = at(rates[0])
     begin.init(key, stars, fixed)
-    state = SVIState(begin.optim.init(_locations(star_sites(parameters))), None, key)
+    state = SVIState(begin.optim.init(_locations(star_sites(theta_log))), None, key)
 
     def step(state: Any, rate: Array) -> tuple[Any, Array]:
         svi = at(rate)
@@ -325,9 +325,9 @@ def _star_steps(setup: _Setup, model: ForwardModel, stars: Stars, parameters: Ar
 
 
 def run_star_steps(
-    model: ForwardModel,
+    forward: ForwardModel,
     stars: Stars,
-    parameters: Float[Array, "star parameter"],
+    theta_log: Float[Array, "star parameter"],
     phase: "Phase",
     batch_size: int,
     rows: NDArray[np.integer] | None = None,
@@ -335,9 +335,9 @@ def run_star_steps(
     """Run a gradient phase that moves the stars alone: every star takes `phase.epochs` steps.
 
     Args:
-        model: the forward model, fixed.
+        forward: the forward model, fixed.
         stars: all stars, in memory or in files.
-        parameters: (star, label + 2) where they are.
+        theta_log: (star, label + 2) where they are.
         phase: what to do.
         batch_size: stars whose gradients are clipped together.
         rows: the stars that take part; all if None.
@@ -354,11 +354,11 @@ def run_star_steps(
         robust_scale=0.0,
     )
     rates = jnp.asarray(learning_rates(phase, phase.learning_rate, phase.epochs), jnp.float32)
-    moved = parameters
+    moved = theta_log
     for begin in range(0, n_stars, size):
         # The last batch reaches back to stay whole; its stars start from where the phase found them.
         batch = members[min(begin, n_stars - size) :][:size]
-        new = _star_steps(setup, model, in_memory(stars, batch), parameters[batch], rates)
+        new = _star_steps(setup, forward, in_memory(stars, batch), theta_log[batch], rates)
         last = members[begin : begin + size]
         moved = moved.at[last].set(new[size - len(last) :])
     return moved

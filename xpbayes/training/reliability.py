@@ -21,8 +21,6 @@ from pydantic import Field
 from xpbayes.config import FrozenSettings
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
 from xpbayes.errors import InputError
-from xpbayes.models.forward import ForwardModel
-from xpbayes.models.model_error import ModelError
 from xpbayes.models.reliability import (
     DROPOUT,
     HIDDEN,
@@ -33,6 +31,8 @@ from xpbayes.models.reliability import (
     layers_ln_odds,
     network_input,
 )
+from xpbayes.models.star_model import StarModel
+from xpbayes.models.theta import to_log
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class ConfidenceConfig(FrozenSettings):
 # ---------------------------------------------------------------------------------------------------------- features
 
 
-class Fit(NamedTuple):
+class Estimates(NamedTuple):
     """What the fit says about each star.
 
     Attributes:
@@ -126,36 +126,33 @@ def _ln(value: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 @jax.jit
-def _pulls(model: ForwardModel, model_error: ModelError | None, stars: Stars, estimate: Array) -> Array:
-    ln_rest = jnp.log(jnp.maximum(estimate[:, -2:], TINY))
-    parameters = jnp.concatenate([estimate[:, :-2], ln_rest], axis=1)
+def _pulls(model: StarModel, stars: Stars, theta: Array) -> Array:
+    theta_log = to_log(jnp.concatenate([theta[:, :-2], jnp.maximum(theta[:, -2:], TINY)], axis=1))
     with jax.default_matmul_precision("highest"):
-        return jax.vmap(partial(flux_pulls, model, model_error))(stars, parameters)
+        return jax.vmap(partial(flux_pulls, model))(stars, theta_log)
 
 
 def star_features(
-    model: ForwardModel,
-    model_error: ModelError | None,
+    model: StarModel,
     stars: Stars,
-    fit: Fit,
+    fit: Estimates,
     survey: Mapping[str, NDArray[np.floating]],
 ) -> NDArray[np.float32]:
     """Compute the features of Appendix B.
 
     Args:
-        model: the forward model.
-        model_error: the model's own error, or None.
+        model: the trained model.
         stars: the stars with the whitening factors of their measurements; labels are not looked at.
         fit: what the fit says about them.
         survey: (star,) values of `SURVEY_COLUMNS`, NaN where missing.
 
     Returns:
-        (star, feature) in the order of `models.confidence.feature_names`, NaN where a feature is missing.
+        (star, feature) in the order of `models.reliability.feature_names`, NaN where a feature is missing.
     """
-    n_labels = model.n_labels
+    n_labels = model.forward.n_labels
     estimate = np.asarray(fit.estimate, np.float32)
     pulls = (
-        by_blocks(partial(_pulls, model, model_error), STAR_BLOCK, stars, estimate)
+        by_blocks(partial(_pulls, model), STAR_BLOCK, stars, estimate)
         if len(stars)
         else np.zeros((0, stars.flux.shape[1]))
     )
@@ -326,7 +323,7 @@ def _standardisation(
     return center, inverse_scale, ((share > 0) & (share < 1)).astype(np.float64)
 
 
-class _State(NamedTuple):
+class ClassifierState(NamedTuple):
     """Training between two epochs; per target: the rate, the best loss so far, its epoch and its weights."""
 
     parameters: Any
@@ -399,7 +396,7 @@ def _run(
         ln_odds = jax.vmap(partial(layers_ln_odds, parameters[0], parameters[1]))(x) - ln_odds_shift
         return jnp.sum(known * cross_entropy(ln_odds, y), axis=0) / jnp.sum(known, axis=0)
 
-    def one_epoch(learn: Any, check: Any, state: _State, _: None) -> tuple[_State, Array]:
+    def one_epoch(learn: Any, check: Any, state: ClassifierState, _: None) -> tuple[ClassifierState, Array]:
         x, y, w, _ = learn
         key, order_key, drop_key = jax.random.split(state.key, 3)
         order = jax.random.permutation(order_key, n)[: n_batches * batch].reshape(n_batches, batch)
@@ -424,7 +421,7 @@ def _run(
         lower = waited >= plateau
         # A lower rate goes on from the best weights so far: a small sample is overfitted within one plateau.
         best = jax.tree.map(lambda new, old: jnp.where(_per_target(better, new), new, old), parameters, state.best)
-        return _State(
+        return ClassifierState(
             parameters=jax.tree.map(lambda old, new: jnp.where(_per_target(lower, new), old, new), best, parameters),
             optimiser=optimiser,
             rate=jnp.where(lower, 0.1 * state.rate, state.rate),
@@ -437,7 +434,7 @@ def _run(
         ), value
 
     @jax.jit
-    def run_block(state: _State, learn: Any, check: Any) -> tuple[_State, Array]:
+    def run_block(state: ClassifierState, learn: Any, check: Any) -> tuple[ClassifierState, Array]:
         with jax.default_matmul_precision("highest"):
             return jax.lax.scan(partial(one_epoch, learn, check), state, None, length=min(BLOCK, config.max_epochs))
 
@@ -445,7 +442,7 @@ def _run(
     odds = jnp.asarray(np.log(n_good * weight_good / (n_bad * weight_bad)), jnp.float32)
     parameters = (nets.weights, (*nets.biases[:-1], nets.biases[-1] + odds[:, None]))
     zero = jnp.zeros(n_targets, jnp.int32)
-    state = _State(
+    state = ClassifierState(
         parameters,
         adam.init(parameters),
         jnp.full(n_targets, config.learning_rate),

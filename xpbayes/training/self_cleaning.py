@@ -45,7 +45,7 @@ class Pulls(NamedTuple):
 
 
 @jax.jit
-def _pulls(model: ForwardModel, stars: Stars, parameters: Array) -> tuple[Array, Array, Array, Array]:
+def _pulls(forward: ForwardModel, stars: Stars, theta_log: Array) -> tuple[Array, Array, Array, Array]:
     def one(star: Stars, u: Array) -> tuple[Array, Array, Array, Array]:
         present = jnp.diagonal(star.whitening) > 0
         # C = W^-1 W^-T over the observed channels: its diagonal is the sum of squares of the rows of W^-1.
@@ -53,7 +53,7 @@ def _pulls(model: ForwardModel, stars: Stars, parameters: Array) -> tuple[Array,
             star.whitening + jnp.diag(jnp.where(present, 0.0, 1.0)), jnp.eye(present.size), lower=True
         )
         sigma = jnp.sqrt(jnp.sum(inverse**2, axis=1))
-        residual = predict_flux(model, u, star.ln_scale) - star.flux
+        residual = predict_flux(forward, u, star.ln_scale) - star.flux
         pull = jnp.where(present, residual / sigma, 0.0)
         return (
             (u[:-2] - star.labels) * star.label_inv_error,
@@ -63,18 +63,18 @@ def _pulls(model: ForwardModel, stars: Stars, parameters: Array) -> tuple[Array,
         )
 
     with jax.default_matmul_precision("highest"):
-        return jax.vmap(one)(stars, parameters)
+        return jax.vmap(one)(stars, theta_log)
 
 
-def pulls(model: ForwardModel, stars: Stars, parameters: Float[Array, "star parameter"]) -> Pulls:
+def pulls(forward: ForwardModel, stars: Stars, theta_log: Float[Array, "star parameter"]) -> Pulls:
     """Compare solutions with measurements.
 
     Args:
-        model: the forward model.
+        forward: the forward model.
         stars: the stars, with the whitening that the fit used.
-        parameters: (star, label + 2) solutions.
+        theta_log: (star, label + 2) solutions.
     """
-    found = by_blocks(partial(_pulls, model), STAR_BLOCK, stars, parameters)
+    found = by_blocks(partial(_pulls, forward), STAR_BLOCK, stars, theta_log)
     return Pulls(*map(np.asarray, found))
 
 
@@ -138,13 +138,13 @@ def fig4_outliers(logg_pull: NDArray[Any], parallax_pull: NDArray[Any]) -> NDArr
 
 
 def diagnostic(
-    stars: Stars, parameters: Float[Array, "star parameter"], found: Pulls, labels: tuple[str, ...]
+    stars: Stars, theta_log: Float[Array, "star parameter"], found: Pulls, labels: tuple[str, ...]
 ) -> dict[str, Any]:
     """What Fig. 4 draws, as plain data.
 
     Args:
         stars: all training stars.
-        parameters: (star, label + 2) their solutions.
+        theta_log: (star, label + 2) their solutions.
         found: from `pulls`.
         labels: names of the labels.
 
@@ -159,7 +159,7 @@ def diagnostic(
         "row": row.tolist(),
         "logg_pull": logg.round(3).tolist(),
         "parallax_pull": parallax.round(3).tolist(),
-        "parallax": np.exp(np.asarray(parameters)[row, -1]).round(4).tolist(),
+        "parallax": np.exp(np.asarray(theta_log)[row, -1]).round(4).tolist(),
         "outlier": fig4_outliers(logg, parallax).tolist(),
     }
 

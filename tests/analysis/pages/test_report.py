@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.testing import assert_allclose
 
 from tests.command_line import refused
-from tests.conftest import QUICK
+from tests.conftest import QUICK, with_other_curve
 from xpbayes.analysis.pages import report as report_module
 from xpbayes.analysis.pages.gallery import ANALYSES, choose
 from xpbayes.analysis.pages.report import GROUPS
@@ -296,8 +296,6 @@ class TestRequestedStars:
 
 
 def test_another_models_catalogue_is_refused(inputs, trained, tmp_path):
-    other = save_model(
-        replace(trained, forward=replace(trained.forward, ln_curve=trained.forward.ln_curve + 0.1)), tmp_path / "m"
-    )
+    other = save_model(with_other_curve(trained), tmp_path / "m")
     with pytest.raises(InputError, match="was made with another model"):
         report(other, *inputs[1:], tmp_path / "r.html")

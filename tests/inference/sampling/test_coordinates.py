@@ -26,31 +26,31 @@ def real(trained, sample):
     """Sixteen real stars at their optima."""
     stars = sample.take(np.arange(16)).stars(trained.labels)
     config = InferenceConfig(n_nodes=256, n_starts=2, use_parallax=False, n_draws=0)
-    found = fit_stars(trained.forward, trained.prior, trained.model_error, stars, config)
+    found = fit_stars(trained.star_model, stars, config)
     linear = np.asarray(found.estimate, float)
     mode = jnp.asarray(np.concatenate([linear[:, :3], np.log(linear[:, 3:])], axis=1), jnp.float32)
     blind = jax.tree.map(jnp.asarray, stars.blind(parallax=False))
-    return fold_in_model_error(blind, trained.model_error), mode
+    return fold_in_model_error(trained.star_model, blind), mode
 
 
 @pytest.mark.parametrize(("row", "with_parallax"), [(0, False), (3, True), (9, False)])
 def test_potential_is_numpyros_density_and_the_jacobian(trained, real, row, with_parallax, x64):
     """U(z) = -ln p(labels, ln E, ln parallax) - ln |du / dz| + constant, the determinant by automatic differentiation."""
-    model, prior, stars, modes = as_double((trained.forward, trained.prior, *real))
+    model, stars, modes = as_double((trained.star_model.without_error, *real))
     if with_parallax:
         plx = jnp.exp(modes[:, -1])
         stars = replace(stars, parallax=0.95 * plx, parallax_inv_error=20 / plx)
     one = stars.take(slice(row, row + 1))
     star = one.take(0)
-    frame = coordinates_at(model, prior, star, modes[row])
+    coordinates = coordinates_at(model, star, modes[row])
 
     @jax.jit
     def both(z):
-        _, u, ln_linear = evaluate(model, prior, star, frame, z)
-        jacobian = jax.jacfwd(lambda at: evaluate(model, prior, star, frame, at)[1])(z)
-        ln_p, _ = log_density(star_posterior, (one, model, prior), {}, star_sites(u[None]))
+        _, u, ln_linear = evaluate(model, star, coordinates, z)
+        jacobian = jax.jacfwd(lambda at: evaluate(model, star, coordinates, at)[1])(z)
+        ln_p, _ = log_density(star_posterior, (one, model), {}, star_sites(u[None]))
         ln_det = jnp.linalg.slogdet(jacobian)[1]
-        return potential(model, prior, star, frame, z), -ln_p, ln_det, ln_linear - (ln_p - u[-2] - u[-1])
+        return potential(model, star, coordinates, z), -ln_p, ln_det, ln_linear - (ln_p - u[-2] - u[-1])
 
     u, minus_ln_p, ln_det, off = (np.array(v) for v in zip(*(both(jnp.asarray(z)) for z in POINTS), strict=True))
     assert_allclose(np.ptp(u - (minus_ln_p - ln_det)), 0.0, atol=1e-6)
@@ -59,12 +59,12 @@ def test_potential_is_numpyros_density_and_the_jacobian(trained, real, row, with
 
 
 def test_place_is_the_inverse_of_intrinsic(trained, real, x64):
-    model, prior, stars, modes = as_double((trained.forward, trained.prior, *real))
+    model, stars, modes = as_double((trained.star_model.without_error, *real))
     for row in (0, 5):
-        frame = coordinates_at(model, prior, stars.take(row), modes[row])
+        coordinates = coordinates_at(model, stars.take(row), modes[row])
         for z in POINTS:
-            labels, ln_extinction, stretch = intrinsic(frame, jnp.asarray(z))
-            back, same_stretch = place(frame, labels, ln_extinction, jnp.asarray(z[-1]))
+            labels, ln_extinction, stretch = intrinsic(coordinates, jnp.asarray(z))
+            back, same_stretch = place(coordinates, labels, ln_extinction, jnp.asarray(z[-1]))
             assert_allclose(back, z, atol=1e-8)
             assert_allclose(stretch, same_stretch, rtol=1e-10)
             assert np.exp(ln_extinction) > 0
@@ -76,8 +76,8 @@ def test_the_optimum_is_near_the_origin_and_units_are_sigmas(trained, real):
     drops = []
     for row in range(8):
         star = stars.take(row)
-        frame = coordinates_at(trained.forward, trained.prior, star, modes[row])
-        at = partial(jax.jit(potential), trained.forward, trained.prior, star, frame)
+        coordinates = coordinates_at(trained.star_model.without_error, star, modes[row])
+        at = partial(jax.jit(potential), trained.star_model.without_error, star, coordinates)
         steps = [at(jnp.asarray(sign * axis, jnp.float32)) - at(jnp.zeros(5)) for axis in np.eye(5) for sign in (1, -1)]
         drops.append(np.mean(np.array(steps).reshape(5, 2), axis=1))
     assert_allclose(np.median(drops, axis=0), 0.5, atol=0.25)

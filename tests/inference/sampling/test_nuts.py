@@ -26,6 +26,7 @@ from xpbayes.inference.sampling.proposal import Mixture, component_optima, draw_
 from xpbayes.inference.search.starts import make_grid
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.prior import LabelPrior
+from xpbayes.models.star_model import StarModel
 
 RNG = np.random.default_rng(0)
 N = 12
@@ -41,7 +42,7 @@ N_WALKERS, CYCLES = 4000, 12
 def problem():
     """Fluxes that fix E to a Gaussian and say nothing of the labels, whose prior has two components."""
     sizes = [(3, 4), (4, N)]
-    model = ForwardModel(
+    forward = ForwardModel(
         tuple(jnp.zeros(size) for size in sizes),
         tuple(jnp.zeros(out) for _, out in sizes),
         jnp.linspace(1.0, -1.0, N),
@@ -52,7 +53,7 @@ def problem():
     prior = LabelPrior(*(jnp.asarray(v, jnp.float32) for v in values))
     extinction = SIGMA_E * np.repeat([0.0, 4.0], 6)
     noise = RNG.normal(size=(12, N))
-    curve = np.exp(np.asarray(model.ln_curve, float))
+    curve = np.exp(np.asarray(forward.ln_curve, float))
     relative = SIGMA_E * np.linalg.norm(curve)
     flux = np.exp(-extinction[:, None] * curve)
     whitening = np.stack([np.diag(1 / (relative * f)) for f in flux])
@@ -68,14 +69,15 @@ def problem():
     best = (extinction - SIGMA_E * noise @ (curve / np.linalg.norm(curve))) / SIGMA_E
     mode = SIGMA_E * 0.5 * (best + np.sqrt(best**2 + 4))
     top = [np.column_stack([np.tile(m, (12, 1)), mode, np.ones(12)]) for m in MEANS]
-    components = component_optima(model, prior, make_grid(model, prior, 64), stars)
-    return model, prior, stars, np.asarray(components), optima_of(*top), best
+    model = StarModel(forward, prior)
+    components = component_optima(model, make_grid(model, 64), stars)
+    return model, stars, np.asarray(components), optima_of(*top), best
 
 
 @pytest.fixture(scope="module")
 def sampled(problem):
-    model, prior, stars, components, optima, _ = problem
-    return sample_stars(model, prior, stars, components, optima, np.arange(12, dtype=np.uint32), SCHEDULE)
+    model, stars, components, optima, _ = problem
+    return sample_stars(model, stars, components, optima, np.arange(12, dtype=np.uint32), SCHEDULE)
 
 
 def test_extinction_of_dust_free_stars_is_a_cut_gaussian(problem, sampled):
@@ -84,7 +86,7 @@ def test_extinction_of_dust_free_stars_is_a_cut_gaussian(problem, sampled):
     best = problem[-1]
     assert best.min() < -0.3
     law = truncnorm(-best, np.inf, loc=best)
-    extinction = draws.parameters[..., 3].reshape(12, -1) / SIGMA_E
+    extinction = draws.theta[..., 3].reshape(12, -1) / SIGMA_E
     assert_allclose(extinction.mean(axis=1), law.mean(), atol=0.15)
     assert_allclose(extinction.std(axis=1), law.std(), atol=0.1)
     for at in (0.16, 0.5, 0.84):
@@ -95,7 +97,7 @@ def test_extinction_of_dust_free_stars_is_a_cut_gaussian(problem, sampled):
 def test_two_optima_get_their_weights(problem, sampled):
     """Labels that the fluxes do not see follow the prior: chains go to and fro between its components."""
     draws, found = sampled
-    teff = draws.parameters[..., 0]
+    teff = draws.theta[..., 0]
     share = (teff > 0).mean(axis=(1, 2))
     assert_allclose(share, ODDS[1], atol=0.08)
     assert_allclose(share.mean(), ODDS[1], atol=0.02)
@@ -106,21 +108,19 @@ def test_two_optima_get_their_weights(problem, sampled):
 
 def test_a_stars_draws_depend_on_its_seed_alone(problem, sampled):
     """Neither on its place in the batch nor on who else is in it."""
-    model, prior, stars, components, optima, _ = problem
+    model, stars, components, optima, _ = problem
     some = np.array([7, 2, 9])
-    again, _ = sample_stars(
-        model, prior, stars.take(some), components[some], optima[some], some.astype(np.uint32), SCHEDULE
-    )
-    assert_array_equal(again.parameters, sampled[0].parameters[some])
+    again, _ = sample_stars(model, stars.take(some), components[some], optima[some], some.astype(np.uint32), SCHEDULE)
+    assert_array_equal(again.theta, sampled[0].theta[some])
     assert_array_equal(again.step_size, sampled[0].step_size[some])
-    assert np.any(again.parameters[0] != again.parameters[1])
+    assert np.any(again.theta[0] != again.theta[1])
 
 
 def test_ln_posterior_is_the_density(problem, sampled):
     """Against the cut Gaussian in E and the two components of the prior, up to a constant; parallax aside."""
     draws, _ = sampled
     best, row = problem[-1], 8
-    points, value = draws.parameters[row].reshape(-1, 5), draws.ln_posterior[row].ravel()
+    points, value = draws.theta[row].reshape(-1, 5), draws.ln_posterior[row].ravel()
     ln_p = -0.5 * (points[:, 3] / SIGMA_E - best[row]) ** 2
     ln_p += np.logaddexp(
         *(np.log(w) - 0.5 * ((points[:, :3] - m) ** 2).sum(axis=1) / SIGMA**2 for w, m in zip(ODDS, MEANS, strict=True))
@@ -263,9 +263,9 @@ def test_chains_in_different_places_are_not_settled():
 
 @pytest.mark.parametrize("schedule", [Schedule(n_warmup=100), Schedule(n_draws=130)])
 def test_useless_schedules_are_refused(problem, schedule):
-    model, prior, stars, components, optima, _ = problem
+    model, stars, components, optima, _ = problem
     with pytest.raises(ValueError, match="warm-up"):
-        sample_stars(model, prior, stars, components, optima, np.arange(12, dtype=np.uint32), schedule)
+        sample_stars(model, stars, components, optima, np.arange(12, dtype=np.uint32), schedule)
 
 
 def test_threads_are_handed_down(problem, monkeypatch):
@@ -274,7 +274,7 @@ def test_threads_are_handed_down(problem, monkeypatch):
 
     from xpbayes.inference.sampling import ladder, nuts
 
-    given, model, prior, stars = [], *problem[:3]
+    given, model, stars = [], *problem[:2]
 
     class Pool(ThreadPoolExecutor):
         def __init__(self, n):
@@ -283,11 +283,11 @@ def test_threads_are_handed_down(problem, monkeypatch):
 
     monkeypatch.setattr(nuts, "ThreadPoolExecutor", Pool)
     monkeypatch.setattr(nuts, "_n_cores", lambda: 7)
-    monkeypatch.setattr(nuts, "component_optima", lambda model, prior, grid, stars: np.zeros((len(stars), 2, 5)))
+    monkeypatch.setattr(nuts, "component_optima", lambda model, grid, stars: np.zeros((len(stars), 2, 5)))
     one = np.ones((12, 5), np.float32)
     found = SimpleNamespace(estimate=one, runner_up=one, k_hat=np.ones(12), n_modes=np.ones(12, int))
     config, seeds = InferenceConfig(n_nodes=32), np.arange(12, dtype=np.uint32)
     for threads in (1, 2, None):
         with pytest.raises(InterruptedError):
-            ladder.refine_with_nuts(model, prior, None, stars, found, config, seeds, threads=threads)
+            ladder.refine_with_nuts(model, stars, found, config, seeds, threads=threads)
     assert given == [1, 2, 7]

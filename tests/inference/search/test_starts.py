@@ -24,7 +24,7 @@ from xpbayes.models.prior import component_ln_density
 
 @pytest.fixture(scope="module")
 def grid(trained):
-    return make_grid(trained.forward, trained.prior, 64)
+    return make_grid(trained.star_model.without_error, 64)
 
 
 @pytest.fixture(scope="module")
@@ -57,27 +57,27 @@ def test_closed_form_equals_brute_force(trained, grid, stars, with_parallax):
 
 
 def test_first_start_is_the_best_of_all(trained, grid, stars):
-    starts = find_starts(trained.forward, trained.prior, grid, stars, 3)
+    starts = find_starts(trained.star_model.without_error, grid, stars, 3)
     value = jax.vmap(
-        lambda star, u: jax.vmap(lambda v: objective(trained.forward, trained.prior, star, v))(u)
+        lambda star, u: jax.vmap(lambda v: objective(trained.star_model.without_error, star, v))(u)
     )(stars, starts)  # fmt: skip
     assert np.all(np.argmin(np.asarray(value), axis=1) == 0)
 
 
 def test_starts_of_one_component_are_apart(trained, stars):
-    grid = make_grid(trained.forward, trained.prior, 512)
+    grid = make_grid(trained.star_model.without_error, 512)
     of_one = grid._replace(members=np.ones((1, 512), bool))
-    starts = np.asarray(find_starts(trained.forward, trained.prior, of_one, stars, 2))
+    starts = np.asarray(find_starts(trained.star_model.without_error, of_one, stars, 2))
     distance = np.linalg.norm((starts[:, 0, :3] - starts[:, 1, :3]) / np.asarray(trained.forward.label_scale), axis=1)
     assert np.mean(distance > 0.5) > 0.5
 
 
 def test_starts_are_of_different_components(trained, stars):
     """While there are components left: those of the prior that are likeliest to have a start are all different."""
-    grid = make_grid(trained.forward, trained.prior, 512)
+    grid = make_grid(trained.star_model.without_error, 512)
     members = np.asarray(grid.members)
     assert_array_equal(members.sum(axis=0), 1)
-    starts = find_starts(trained.forward, trained.prior, grid, stars, 4)
+    starts = find_starts(trained.star_model.without_error, grid, stars, 4)
     density = jax.vmap(jax.vmap(lambda labels: component_ln_density(trained.prior, labels)))(starts[:, :, :3])
     component = np.sort(np.argmax(np.asarray(density), axis=2), axis=1)
     assert members.any(axis=1).sum() >= 4
@@ -105,7 +105,7 @@ def test_a_star_on_a_node_starts_there(trained, grid):
         (flux / jnp.max(flux))[None], jnp.diag(jnp.max(flux) / (0.01 * flux))[None], jnp.log(jnp.max(flux))[None],
         zero, zero, jnp.zeros((1, 3)), jnp.zeros((1, 3)), zero, zero, zero,
     )  # fmt: skip
-    found = np.asarray(find_starts(trained.forward, trained.prior, grid, star, 1))[0, 0]
+    found = np.asarray(find_starts(trained.star_model.without_error, grid, star, 1))[0, 0]
     assert n == 64
     assert_allclose(found, truth, atol=0.02)
 
@@ -113,5 +113,5 @@ def test_a_star_on_a_node_starts_there(trained, grid):
 def test_missing_bands_and_negative_fluxes_are_harmless(trained, grid, stars):
     flux = stars.flux.at[0, :5].set(-0.01)
     whitening = stars.whitening.at[1].set(0.0).at[1, 61:, 61:].set(stars.whitening[1, 61:, 61:])
-    starts = find_starts(trained.forward, trained.prior, grid, replace(stars, flux=flux, whitening=whitening), 2)
+    starts = find_starts(trained.star_model.without_error, grid, replace(stars, flux=flux, whitening=whitening), 2)
     assert bool(jnp.all(jnp.isfinite(starts)))

@@ -24,7 +24,7 @@ from xpbayes.models.reliability import TARGETS
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.production.reliability import table_features
 from xpbayes.production.table import list_column
-from xpbayes.training.reliability import Fit
+from xpbayes.training.reliability import Estimates
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def held_out_fits(
             f"{where}: none of its {len(basic)} stars with labels passes the basic cut (quality_flags < {BASIC})"
         )
     comparison, row = comparison.take(basic), row[basic]
-    fit = Fit(
+    fit = Estimates(
         list_column(catalogue, "stellar_params_est")[row],
         own_errors(catalogue)[row],
         catalogue["chi2_opt"].to_numpy()[row],

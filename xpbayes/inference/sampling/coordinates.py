@@ -22,10 +22,10 @@ from jaxtyping import Array, Float
 
 from xpbayes.data.stars import Stars
 from xpbayes.inference.laplace import laplace_at
-from xpbayes.models.forward import ForwardModel, predict_flux
+from xpbayes.models.forward import predict_flux
 from xpbayes.models.likelihood import deviance, n_observed, whitened_residual
 from xpbayes.models.objective import measurement_residuals, smooth_part
-from xpbayes.models.prior import LabelPrior
+from xpbayes.models.star_model import StarModel
 
 LOW_TAIL = -12.0
 """Below this, ln softplus(t) is t to float32."""
@@ -55,18 +55,15 @@ class Coordinates(NamedTuple):
     evidence: Float[Array, ""]
 
 
-def coordinates_at(
-    model: ForwardModel, prior: LabelPrior, star: Stars, mode: Float[Array, " parameter"]
-) -> Coordinates:
+def coordinates_at(model: StarModel, star: Stars, mode: Float[Array, " parameter"]) -> Coordinates:
     """Lay the coordinates around one optimum.
 
     Args:
-        model: the trained forward model.
-        prior: the label mixture.
+        model: the trained model.
         star: one star, model error folded in.
         mode: (label + 2,) the optimum: labels, ln E, ln parallax.
     """
-    gaussian = laplace_at(model, prior, star, mode)
+    gaussian = laplace_at(model, star, mode)
     extinction, sigma = jnp.maximum(jnp.exp(mode[-2]), 1e-20), gaussian.factor[0, 0]
     softness = jnp.minimum(extinction, sigma)
     start = _inverse_softplus(extinction / softness)
@@ -84,9 +81,9 @@ def coordinates_at(
     )
 
 
-def is_usable(frame: Coordinates) -> Array:
-    """Whether every number of a frame is finite."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in frame]))
+def is_usable(coordinates: Coordinates) -> Array:
+    """Whether every number is finite."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in coordinates]))
 
 
 def _inverse_softplus(y: Array) -> Array:
@@ -98,65 +95,68 @@ def _ln_softplus(t: Array) -> Array:
     return jnp.where(t > LOW_TAIL, jnp.log(jax.nn.softplus(safe)), t)
 
 
-def _ln_stretch(frame: Coordinates, t: Array) -> Array:
+def _ln_stretch(coordinates: Coordinates, t: Array) -> Array:
     """Ln |d(E, labels) / dz|."""
-    rest = jnp.sum(jnp.log(jnp.diagonal(frame.factor)[1:]))
-    return jnp.log(frame.unit * frame.softness) + jax.nn.log_sigmoid(t) + rest
+    rest = jnp.sum(jnp.log(jnp.diagonal(coordinates.factor)[1:]))
+    return jnp.log(coordinates.unit * coordinates.softness) + jax.nn.log_sigmoid(t) + rest
 
 
-def intrinsic(frame: Coordinates, z: Float[Array, " parameter"]) -> tuple[Float[Array, " label"], Array, Array]:
+def intrinsic(coordinates: Coordinates, z: Float[Array, " parameter"]) -> tuple[Float[Array, " label"], Array, Array]:
     """Labels and ln E of a point, and ln |d(E, labels) / dz|.
 
     Args:
-        frame: of one star.
+        coordinates: of one star.
         z: the point; its last coordinate, the parallax's, is not looked at.
     """
-    t = frame.start + frame.unit * z[0]
-    ln_extinction = jnp.log(frame.softness) + _ln_softplus(t)
-    white = jnp.concatenate([(jnp.exp(ln_extinction)[None] - frame.mean[:1]) / frame.factor[0, 0], z[1:-1]])
-    return frame.mean[1:] + frame.factor[1:] @ white, ln_extinction, _ln_stretch(frame, t)
+    t = coordinates.start + coordinates.unit * z[0]
+    ln_extinction = jnp.log(coordinates.softness) + _ln_softplus(t)
+    white = jnp.concatenate([(jnp.exp(ln_extinction)[None] - coordinates.mean[:1]) / coordinates.factor[0, 0], z[1:-1]])
+    return coordinates.mean[1:] + coordinates.factor[1:] @ white, ln_extinction, _ln_stretch(coordinates, t)
 
 
 def place(
-    frame: Coordinates, labels: Float[Array, " label"], ln_extinction: Float[Array, ""], last: Float[Array, ""]
+    coordinates: Coordinates, labels: Float[Array, " label"], ln_extinction: Float[Array, ""], last: Float[Array, ""]
 ) -> tuple[Float[Array, " parameter"], Array]:
     """The inverse of `intrinsic`: the point z of given labels and E, and ln |d(E, labels) / dz| there.
 
     Args:
-        frame: of one star.
+        coordinates: of one star.
         labels, ln_extinction: where.
-        last: the parallax's coordinate; it is the same in every frame of a star.
+        last: the parallax's coordinate; it is the same whichever optimum the coordinates are around.
     """
     extinction = jnp.exp(ln_extinction)
-    t = _inverse_softplus(jnp.maximum(extinction / frame.softness, 1e-30))
-    rest = labels - frame.mean[1:] - frame.factor[1:, 0] * (extinction - frame.mean[0]) / frame.factor[0, 0]
+    t = _inverse_softplus(jnp.maximum(extinction / coordinates.softness, 1e-30))
+    rest = (
+        labels
+        - coordinates.mean[1:]
+        - coordinates.factor[1:, 0] * (extinction - coordinates.mean[0]) / coordinates.factor[0, 0]
+    )
     white: list[Array] = []
     for i in range(rest.size):
-        known = sum((frame.factor[i + 1, k + 1] * white[k] for k in range(i)), jnp.zeros_like(ln_extinction))
-        white.append((rest[i] - known) / frame.factor[i + 1, i + 1])
-    z = jnp.stack([(t - frame.start) / frame.unit, *white, last])
-    return z, _ln_stretch(frame, t)
+        known = sum((coordinates.factor[i + 1, k + 1] * white[k] for k in range(i)), jnp.zeros_like(ln_extinction))
+        white.append((rest[i] - known) / coordinates.factor[i + 1, i + 1])
+    z = jnp.stack([(t - coordinates.start) / coordinates.unit, *white, last])
+    return z, _ln_stretch(coordinates, t)
 
 
 def evaluate(
-    model: ForwardModel, prior: LabelPrior, star: Stars, frame: Coordinates, z: Float[Array, " parameter"]
+    model: StarModel, star: Stars, coordinates: Coordinates, z: Float[Array, " parameter"]
 ) -> tuple[Float[Array, ""], Float[Array, " parameter"], Float[Array, ""]]:
     """-ln density in z of one point, its parameters and their density, from one evaluation of the network.
 
     Args:
-        model: the trained forward model.
-        prior: the label mixture.
+        model: the trained model.
         star: one star, model error folded in.
-        frame: its coordinates.
+        coordinates: its coordinates.
         z: (label + 2,) the point.
 
     Returns:
         () -ln posterior density in z; (label + 2,) labels, ln E, ln parallax; () ln posterior density of (labels, E,
         parallax). Both densities up to the same constant of the star's.
     """
-    labels, ln_extinction, ln_stretch = intrinsic(frame, z)
-    reference = jnp.concatenate([labels, ln_extinction[None], frame.ln_parallax[None]])
-    flux, zero = predict_flux(model, reference, star.ln_scale), jnp.zeros_like(star.flux)
+    labels, ln_extinction, ln_stretch = intrinsic(coordinates, z)
+    reference = jnp.concatenate([labels, ln_extinction[None], coordinates.ln_parallax[None]])
+    flux, zero = predict_flux(model.forward, reference, star.ln_scale), jnp.zeros_like(star.flux)
     white, observed = whitened_residual(flux, zero, star.whitening), whitened_residual(star.flux, zero, star.whitening)
     n_obs = n_observed(star.whitening)
 
@@ -168,25 +168,25 @@ def evaluate(
     flux_precision = 4.0 * deviance(misfit, n_obs, star.inv_dof).slope * amplitude**2 * power  # of ln parallax
     center, total = by_flux, flux_precision
     for _ in range(PARALLAX_ROUNDS):
-        plx = jnp.exp(frame.ln_parallax + center)
+        plx = jnp.exp(coordinates.ln_parallax + center)
         precision = (plx * star.parallax_inv_error) ** 2
         total = flux_precision + precision
         measured = center + (star.parallax - plx) / plx  # as the measurement has it, to first order
         center = (flux_precision * by_flux + precision * measured + 1.0) / total
     above = center + z[-1] / jnp.sqrt(total)
 
-    parameters = reference.at[-1].add(above)
+    theta_log = reference.at[-1].add(above)
     residual = jnp.exp(2.0 * above) * white - observed
     fluxes = deviance(jnp.sum(residual**2), n_obs, star.inv_dof).value
-    rest = jnp.sum(measurement_residuals(star, parameters) ** 2) + smooth_part(prior, parameters)
+    rest = jnp.sum(measurement_residuals(star, theta_log) ** 2) + smooth_part(model.prior, theta_log)
     # L is -2 ln density in (labels, ln E, ln parallax).
     ln_jacobian = ln_stretch - ln_extinction - 0.5 * jnp.log(total)
     half = 0.5 * (fluxes + rest)
-    return half - ln_jacobian, parameters, -half - parameters[-2] - parameters[-1]
+    return half - ln_jacobian, theta_log, -half - theta_log[-2] - theta_log[-1]
 
 
 def potential(
-    model: ForwardModel, prior: LabelPrior, star: Stars, frame: Coordinates, z: Float[Array, " parameter"]
+    model: StarModel, star: Stars, coordinates: Coordinates, z: Float[Array, " parameter"]
 ) -> Float[Array, ""]:
     """-ln posterior density in z of one star, up to a constant; see `evaluate`."""
-    return evaluate(model, prior, star, frame, z)[0]
+    return evaluate(model, star, coordinates, z)[0]

@@ -45,7 +45,8 @@ from xpbayes.models.extinction import attenuate
 from xpbayes.models.forward import ForwardModel, shape_and_level
 from xpbayes.models.likelihood import deviance, n_observed
 from xpbayes.models.objective import measurement_residuals, smooth_part
-from xpbayes.models.prior import LabelPrior
+from xpbayes.models.star_model import StarModel
+from xpbayes.models.theta import to_linear
 
 INFLATION = (1.1, 2.2)
 """The proposal is wider than the Laplace approximation by these factors: weights must not pile up in its tails."""
@@ -137,20 +138,20 @@ def _points(n_draws: int, dimension: int) -> NDArray[np.float32]:
     return qmc.Sobol(dimension, seed=0).random(n_draws).astype(np.float32)
 
 
-def given_labels(model: ForwardModel, star: Stars, mode: Float[Array, " parameter"]) -> ExtinctionGivenLabels:
+def given_labels(forward: ForwardModel, star: Stars, mode: Float[Array, " parameter"]) -> ExtinctionGivenLabels:
     """Solve for E and the parallax of any labels near to an optimum, by linear least squares in ln f.
 
     Wherever the posterior is, the flux is the optimum's to within its errors: to first order it is f (1 + d) with
     d = ln f_abs - ln f_abs(optimum) + 2 (change of ln parallax) - R (change of E).
 
     Args:
-        model: the trained forward model.
+        forward: the forward model.
         star: one star, model error folded in.
         mode: (label + 2,) the optimum: labels, ln E, ln parallax.
     """
-    shape, level = shape_and_level(model, mode[:-2])
-    extinction, plx, curve = jnp.exp(mode[-2]), jnp.exp(mode[-1]), jnp.exp(model.ln_curve)
-    flux = jnp.exp(attenuate(shape, extinction, model.ln_curve) + (level + 2.0 * mode[-1] - star.ln_scale))
+    shape, level = shape_and_level(forward, mode[:-2])
+    extinction, plx, curve = jnp.exp(mode[-2]), jnp.exp(mode[-1]), jnp.exp(forward.ln_curve)
+    flux = jnp.exp(attenuate(shape, extinction, forward.ln_curve) + (level + 2.0 * mode[-1] - star.ln_scale))
     residual, by_parallax, by_extinction = jnp.stack([flux - star.flux, 2.0 * flux, -curve * flux]) @ star.whitening.T
     weight = deviance(residual @ residual, n_observed(star.whitening), star.inv_dof).slope
     parallax_precision = (plx * star.parallax_inv_error) ** 2
@@ -219,11 +220,11 @@ class _Drawn(NamedTuple):
     """Draws of one star.
 
     Attributes:
-        parameters: (draw, label + 2) labels, ln E, ln parallax.
+        theta_log: (draw, label + 2) labels, ln E, ln parallax.
         ln_height: (draw,) ln of the posterior density over that of the draw's E and parallax given its labels.
     """
 
-    parameters: Array
+    theta_log: Array
     ln_height: Array
 
 
@@ -242,8 +243,7 @@ class _SoFar(NamedTuple):
 
 
 def importance_draws(
-    model: ForwardModel,
-    prior: LabelPrior,
+    model: StarModel,
     stars: Stars,
     mode: Float[Array, "star parameter"],
     runner_up: Float[Array, "star parameter"],
@@ -257,8 +257,7 @@ def importance_draws(
     One program after the other, instead of one for all: compiling them takes half the memory so.
 
     Args:
-        model: the trained forward model.
-        prior: the label mixture.
+        model: the trained model.
         stars: model error folded in; as many as fit into memory with their draws.
         mode, runner_up: (star, label + 2) best and second optimum: labels, ln E, ln parallax.
         competes: the runner-up is a distinct optimum worth drawing from.
@@ -271,31 +270,30 @@ def importance_draws(
         (star, draw, label + 2) labels, ln E, ln parallax; (star, draw) ln of posterior / proposal density, up to a
         constant of the star's.
     """
-    tops = _around_optima(model, prior, stars, jnp.stack([mode, runner_up], axis=1))
-    parts = _around_components(model, prior, stars, mode)
-    so_far = _begin(model, prior, stars, mode, tops, parts, competes, seed, n_draws=n_draws)
+    tops = _around_optima(model, stars, jnp.stack([mode, runner_up], axis=1))
+    parts = _around_components(model, stars, mode)
+    so_far = _begin(model, stars, mode, tops, parts, competes, seed, n_draws=n_draws)
     for number, (times, temper) in enumerate(ROUNDS if n_more else ()):
-        so_far = _go_on(model, prior, stars, mode, seed, so_far, number, temper, n_now=times * n_more)
+        so_far = _go_on(model, stars, mode, seed, so_far, number, temper, n_now=times * n_more)
     ln_ratio = so_far.drawn.ln_height - so_far.ln_density
-    return so_far.drawn.parameters, jnp.where(jnp.isfinite(ln_ratio), ln_ratio, -jnp.inf)
+    return so_far.drawn.theta_log, jnp.where(jnp.isfinite(ln_ratio), ln_ratio, -jnp.inf)
 
 
 @jax.jit
-def _around_optima(model: ForwardModel, prior: LabelPrior, stars: Stars, optima: Array) -> Gaussian:
+def _around_optima(model: StarModel, stars: Stars, optima: Array) -> Gaussian:
     with jax.default_matmul_precision("highest"):
-        return jax.vmap(lambda star, tops: jax.vmap(partial(laplace_at, model, prior, star))(tops))(stars, optima)
+        return jax.vmap(lambda star, tops: jax.vmap(partial(laplace_at, model, star))(tops))(stars, optima)
 
 
 @jax.jit
-def _around_components(model: ForwardModel, prior: LabelPrior, stars: Stars, mode: Array) -> Gaussian:
+def _around_components(model: StarModel, stars: Stars, mode: Array) -> Gaussian:
     with jax.default_matmul_precision("highest"):
-        return jax.vmap(partial(around_components, model, prior))(stars, mode)
+        return jax.vmap(partial(around_components, model))(stars, mode)
 
 
 @partial(jax.jit, static_argnames="n_draws")
 def _begin(
-    model: ForwardModel,
-    prior: LabelPrior,
+    model: StarModel,
     stars: Stars,
     mode: Array,
     tops: Gaussian,
@@ -308,8 +306,8 @@ def _begin(
 
     def one(star: Stars, best: Array, two: Gaussian, each: Gaussian, distinct: Array, own: Array) -> _SoFar:
         terms = _mix(two, each, distinct)
-        drawn = _draw(model, prior, star, best, terms, _rotated(jax.random.key(own), n_draws, model.n_labels))
-        return _SoFar(terms, drawn, _ln_mixture(terms, drawn.parameters[:, :-2]))
+        drawn = _draw(model, star, best, terms, _rotated(jax.random.key(own), n_draws, model.forward.n_labels))
+        return _SoFar(terms, drawn, _ln_mixture(terms, drawn.theta_log[:, :-2]))
 
     with jax.default_matmul_precision("highest"):
         return jax.vmap(one)(stars, mode, tops, parts, competes, seed)
@@ -317,8 +315,7 @@ def _begin(
 
 @partial(jax.jit, static_argnames="n_now")
 def _go_on(
-    model: ForwardModel,
-    prior: LabelPrior,
+    model: StarModel,
     stars: Stars,
     mode: Array,
     seed: Array,
@@ -333,15 +330,15 @@ def _go_on(
         terms, drawn, ln_density = before
         center, unit = terms.mean[0], terms.factor[0]
         weight = clipped_weights(temper * drawn.ln_height - ln_density, N_CLIPPED)
-        fitted = fit_mixture(whitened(drawn.parameters[:, :-2] - center, unit), weight, ROUND_TERMS, ROUND_STEPS)
+        fitted = fit_mixture(whitened(drawn.theta_log[:, :-2] - center, unit), weight, ROUND_TERMS, ROUND_STEPS)
         new = _terms(center + fitted.mean @ unit.T, unit @ fitted.factor, jnp.exp(fitted.ln_share))
-        points = _rotated(jax.random.fold_in(jax.random.key(own), number), n_now, model.n_labels)
-        more = _draw(model, prior, star, best, new, points)
+        points = _rotated(jax.random.fold_in(jax.random.key(own), number), n_now, model.forward.n_labels)
+        more = _draw(model, star, best, new, points)
         old = len(weight) / (len(weight) + n_now)
         # Every draw's density under all terms, of which those that were there before are known for the old draws.
-        of_old = jnp.concatenate([ln_density, _ln_mixture(terms, more.parameters[:, :-2])]) + np.log(old)
+        of_old = jnp.concatenate([ln_density, _ln_mixture(terms, more.theta_log[:, :-2])]) + np.log(old)
         drawn = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), drawn, more)
-        ln_density = jnp.logaddexp(of_old, _ln_mixture(new, drawn.parameters[:, :-2]) + np.log1p(-old))
+        ln_density = jnp.logaddexp(of_old, _ln_mixture(new, drawn.theta_log[:, :-2]) + np.log1p(-old))
         both = (terms._replace(share=old * terms.share), new._replace(share=(1.0 - old) * new.share))
         return _SoFar(jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *both), drawn, ln_density)
 
@@ -397,25 +394,24 @@ def _draw_extinction(
 
 
 def _draw(
-    model: ForwardModel,
-    prior: LabelPrior,
+    model: StarModel,
     star: Stars,
     mode: Array,
     terms: LabelProposal,
     points: Float[Array, "draw coordinate"],
 ) -> _Drawn:
     """Draw labels from a mixture, E given these, and the parallax given both."""
-    n = model.n_labels
+    n = model.forward.n_labels
     number = jnp.minimum(jnp.searchsorted(jnp.cumsum(terms.share), points[:, 0], side="right"), terms.share.size - 1)
     width = jnp.where(points[:, 1] < WIDE_SHARE, INFLATION[1], INFLATION[0])
     z = norm.ppf(points[:, 2 : 2 + n])
     labels = terms.mean[number] + width[:, None] * jnp.einsum("dij,dj->di", terms.factor[number], z)
-    shape, level = jax.vmap(partial(shape_and_level, model))(labels)
-    follow = given_labels(model, star, mode)
+    shape, level = jax.vmap(partial(shape_and_level, model.forward))(labels)
+    follow = given_labels(model.forward, star, mode)
     extinction, ln_of_extinction = _draw_extinction(follow, shape, points[:, 2 + n : 4 + n])
 
     # Parallax given the rest: f = a f1 with a = (parallax / that of the mode)^2, best a by linear least squares.
-    ln_flux = jax.vmap(attenuate, (0, 0, None))(shape, extinction, model.ln_curve)
+    ln_flux = jax.vmap(attenuate, (0, 0, None))(shape, extinction, model.forward.ln_curve)
     flux = jnp.exp(ln_flux + (level[:, None] + 2.0 * mode[-1] - star.ln_scale))
     white, observed = flux @ star.whitening.T, star.whitening @ star.flux
     power = jnp.sum(white**2, axis=1)
@@ -434,20 +430,20 @@ def _draw(
     ln_of_parallax = 0.5 * jnp.log(total) - 0.5 * z**2
 
     ln_extinction = jnp.log(extinction)
-    parameters = jnp.concatenate([labels, ln_extinction[:, None], (mode[-1] + above_mode)[:, None]], axis=1)
+    theta_log = jnp.concatenate([labels, ln_extinction[:, None], (mode[-1] + above_mode)[:, None]], axis=1)
     residual = jnp.exp(2.0 * above_mode)[:, None] * white - observed
     rho = deviance(jnp.sum(residual**2, axis=1), n_obs, star.inv_dof).value
-    rest = jax.vmap(lambda u: jnp.sum(measurement_residuals(star, u) ** 2) + smooth_part(prior, u))(parameters)
+    rest = jax.vmap(lambda u: jnp.sum(measurement_residuals(star, u) ** 2) + smooth_part(model.prior, u))(theta_log)
     # The posterior is one in (labels, E, ln parallax) here: E's Jacobian leaves again.
     ln_density = -0.5 * (rho + rest) - ln_extinction
-    return _Drawn(parameters, ln_density - ln_of_extinction - ln_of_parallax)
+    return _Drawn(theta_log, ln_density - ln_of_extinction - ln_of_parallax)
 
 
 @jax.jit
 def _summarise_draws(draws: Array, ln_ratio: Array) -> Summary:
     def one(draws: Array, ln_ratio: Array) -> Summary:
         weight, k_hat = pareto_smoothed(ln_ratio)
-        linear = jnp.concatenate([draws[:, :-2], jnp.exp(draws[:, -2:])], axis=1)
+        linear = to_linear(draws)
         # Draws without weight may be anywhere, beyond float32 too: they must spoil neither sums nor the range of bisection.
         linear = jnp.where(weight[:, None] > NO_WEIGHT, linear, linear[jnp.argmax(weight)])
         mean = weight @ linear
@@ -467,8 +463,7 @@ def _summarise_draws(draws: Array, ln_ratio: Array) -> Summary:
 
 
 def summarise(
-    model: ForwardModel,
-    prior: LabelPrior,
+    model: StarModel,
     stars: Stars,
     mode: Float[Array, "star parameter"],
     runner_up: Float[Array, "star parameter"],
@@ -484,7 +479,7 @@ def summarise(
     """
 
     def block(stars: Stars, mode: Array, runner_up: Array, competes: Array, seed: Array) -> Summary:
-        drawn = importance_draws(model, prior, stars, mode, runner_up, competes, seed, n_draws, n_more)
+        drawn = importance_draws(model, stars, mode, runner_up, competes, seed, n_draws, n_more)
         return _summarise_draws(*drawn)
 
     # Block by block from Python: as a loop inside one program, XLA on the CPU now and then stood still for ever.

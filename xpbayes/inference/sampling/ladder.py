@@ -14,14 +14,11 @@ from numpy.typing import NDArray
 
 from xpbayes.config import InferenceConfig
 from xpbayes.data.stars import Stars
-from xpbayes.inference.errors import to_sampled
 from xpbayes.inference.fit import Posteriors
-from xpbayes.inference.model_error import refold_model_error
+from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.sampling.nuts import Schedule, sample_inferred
-from xpbayes.inference.search.starts import make_grid
-from xpbayes.models.forward import ForwardModel
-from xpbayes.models.model_error import ModelError
-from xpbayes.models.prior import LabelPrior
+from xpbayes.models.star_model import StarModel
+from xpbayes.models.theta import to_log
 
 MAX_K_HAT = 0.7
 
@@ -33,9 +30,7 @@ def needs_chains(inferred: Posteriors) -> NDArray[np.bool_]:
 
 
 def refine_with_nuts(
-    model: ForwardModel,
-    prior: LabelPrior,
-    model_error: ModelError | None,
+    model: StarModel,
     stars: Stars,
     inferred: Posteriors,
     config: InferenceConfig,
@@ -47,7 +42,7 @@ def refine_with_nuts(
     """Take the stars that need it up to Markov chains.
 
     Args:
-        model, prior, model_error: the trained model.
+        model: the trained model.
         stars: as they were inferred.
         inferred: their results.
         config: the settings they were inferred with.
@@ -60,9 +55,9 @@ def refine_with_nuts(
         says why), and (star,) where that is.
     """
     rows = np.flatnonzero(needs_chains(inferred))
-    climbed = np.zeros(len(inferred.estimate), bool)
+    by_chains = np.zeros(len(inferred.estimate), bool)
     if not len(rows):
-        return inferred, climbed
+        return inferred, by_chains
     # A batch may be padded with copies of a star: each is sampled once.
     flux = np.asarray(stars.flux)
     first: dict[bytes, int] = {}
@@ -71,9 +66,8 @@ def refine_with_nuts(
     blind = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[once]), stars.blind(parallax=config.use_parallax))
     draws, found = sample_inferred(
         model,
-        prior,
-        make_grid(model, prior, config.n_nodes),
-        refold_model_error(model, blind, model_error, to_sampled(jnp.asarray(inferred.estimate[once]))),
+        config.n_nodes,
+        fold_in_model_error(model, blind, to_log(jnp.asarray(inferred.estimate[once]))),
         inferred.estimate[once],
         inferred.runner_up[once],
         seeds[once],
@@ -81,7 +75,7 @@ def refine_with_nuts(
         progress,
         threads,
     )
-    flat = draws.parameters.reshape(len(once), -1, draws.parameters.shape[-1]).astype(np.float64)
+    flat = draws.theta.reshape(len(once), -1, draws.theta.shape[-1]).astype(np.float64)
     low, median, high = np.quantile(flat, [0.16, 0.5, 0.84], axis=1)
     new = {
         "mean": flat.mean(axis=1),
@@ -93,9 +87,9 @@ def refine_with_nuts(
     }
     at = np.searchsorted(once, copy_of)
     good = found.settled[at]
-    climbed[rows[good]] = True
+    by_chains[rows[good]] = True
     replaced = {}
     for name, values in new.items():
         replaced[name] = getattr(inferred, name).copy()
         replaced[name][rows[good]] = values[at[good]]
-    return replace(inferred, **replaced), climbed
+    return replace(inferred, **replaced), by_chains

@@ -7,7 +7,7 @@ have one size, so its draws do not depend on who shares its batch.
 The chains walk in the coordinates of `coordinates`, where a posterior is nearly a unit Gaussian around its optimum:
 short trajectories and an identity mass matrix serve, and only the step size is adapted, one for all chains of a star.
 They move in two ways, each of which leaves the posterior as it is: after every transition of NUTS come `JUMPS` choices
-among independent points from the mixture of `mixture` and the point where the chain stands, with odds of posterior over
+among independent points from the mixture of `proposal` and the point where the chain stands, with odds of posterior over
 proposal (Tjelmeland 2004; iterated sampling importance resampling, Andrieu, Lee & Vihola 2018). NUTS goes where the
 mixture has not looked; a choice takes a chain from one top or arm of the posterior to another as often as it asks, so
 that the weights of optima need no estimate of their own. Every choice ends with one draw. The points to choose from do
@@ -34,7 +34,6 @@ from jaxtyping import Array, Float, UInt
 from numpy.typing import NDArray
 
 from xpbayes.data.stars import Stars
-from xpbayes.inference.errors import to_linear
 from xpbayes.inference.sampling import convergence
 from xpbayes.inference.sampling.coordinates import evaluate, place, potential
 from xpbayes.inference.sampling.proposal import (
@@ -46,9 +45,9 @@ from xpbayes.inference.sampling.proposal import (
     draw_many,
     ln_density,
 )
-from xpbayes.inference.search.starts import StartGrid
-from xpbayes.models.forward import ForwardModel
-from xpbayes.models.prior import LabelPrior
+from xpbayes.inference.search.starts import make_grid
+from xpbayes.models.star_model import StarModel
+from xpbayes.models.theta import to_linear, to_log
 
 BLOCK = 16
 """Stars that advance together: the slowest chain of a block decides when it is done."""
@@ -77,7 +76,7 @@ class Draws:
     """Draws of some stars, NumPy; leading axes (star, chain, draw).
 
     Attributes:
-        parameters: (star, chain, draw, parameter) labels, E [mag], parallax [mas].
+        theta: (star, chain, draw, parameter) labels, E [mag], parallax [mas].
         ln_posterior: (star, chain, draw) ln density of (labels, E, parallax), up to a constant of the star's.
         diverging: (star, chain, draw) the energy of a trajectory that led to it was lost.
         accept_prob: (star, chain, draw) mean acceptance of the last trajectory's points.
@@ -89,7 +88,7 @@ class Draws:
         k_hat: (star,) Pareto shape of the importance weights of the mixture that independent points come from.
     """
 
-    parameters: NDArray[np.float32]
+    theta: NDArray[np.float32]
     ln_posterior: NDArray[np.float32]
     diverging: NDArray[np.bool_]
     accept_prob: NDArray[np.float32]
@@ -101,7 +100,7 @@ class Draws:
     k_hat: NDArray[np.float32]
 
     def __len__(self) -> int:
-        return len(self.parameters)
+        return len(self.theta)
 
 
 class Schedule(NamedTuple):
@@ -136,16 +135,16 @@ class Diagnostics(NamedTuple):
     settled: NDArray[np.bool_]
 
 
-def diagnose(parameters: NDArray[np.floating], diverging: NDArray[np.bool_]) -> Diagnostics:
+def diagnose(theta: NDArray[np.floating], diverging: NDArray[np.bool_]) -> Diagnostics:
     """Diagnose chains.
 
     Args:
-        parameters: (star, chain, draw, parameter).
+        theta: (star, chain, draw, parameter).
         diverging: (star, chain, draw).
     """
-    series = np.moveaxis(np.asarray(parameters, np.float64), -1, 1)
+    series = np.moveaxis(np.asarray(theta, np.float64), -1, 1)
     r_hat, bulk, tail = (f(series) for f in (convergence.r_hat, convergence.ess_bulk, convergence.ess_tail))
-    enough = MIN_ESS_PER_CHAIN * parameters.shape[1]
+    enough = MIN_ESS_PER_CHAIN * theta.shape[1]
     settled = ((r_hat < MAX_R_HAT) & (bulk > enough) & (tail > enough)).all(axis=1)
     return Diagnostics(r_hat, bulk, tail, diverging.sum(axis=(1, 2)), settled)
 
@@ -154,7 +153,7 @@ class _Kept(NamedTuple):
     """What is kept of every draw: leading axes (star, chain, draw). z is in the star's coordinates."""
 
     z: Any
-    parameters: Any
+    theta: Any
     ln_posterior: Any
     diverging: Any
     accept_prob: Any
@@ -222,8 +221,7 @@ def _dual_averaging() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 @partial(jax.jit, static_argnames="n_chains")
 def _begin(
-    model: ForwardModel,
-    prior: LabelPrior,
+    model: StarModel,
     stars: Stars,
     found: FittedProposal,
     optima: Array,
@@ -235,10 +233,10 @@ def _begin(
     def one(inputs: tuple[Stars, FittedProposal, Array, Array]) -> _Chains:
         star, known, tops, own = inputs
         n = min(tops.shape[0], n_chains)
-        at_tops = jax.vmap(lambda top: place(known.frame, top[:-2], top[-2], jnp.zeros(()))[0])(tops[:n])
+        at_tops = jax.vmap(lambda top: place(known.coordinates, top[:-2], top[-2], jnp.zeros(()))[0])(tops[:n])
         drawn = draw_many(known.mixture, jax.random.fold_in(jax.random.key(own), 1), n_chains)
         points = jnp.concatenate([at_tops, drawn])
-        energy = jax.vmap(partial(potential, model, prior, star, known.frame))(points)
+        energy = jax.vmap(partial(potential, model, star, known.coordinates))(points)
         usable = jnp.all(jnp.isfinite(points), axis=1) & jnp.isfinite(energy)
         drawn = jnp.where(usable[n:, None], drawn, 0.0)
         z = drawn.at[:n].set(jnp.where(usable[:n, None], at_tops, drawn[:n]))
@@ -250,8 +248,7 @@ def _begin(
 
 @jax.jit
 def _walk(
-    model: ForwardModel,
-    prior: LabelPrior,
+    model: StarModel,
     stars: Stars,
     found: FittedProposal,
     seed: Array,
@@ -261,7 +258,7 @@ def _walk(
     """Take all chains of a block `STRETCH` draws further.
 
     Args:
-        model, prior, stars: as in `sample_stars`.
+        model, stars: as in `sample_stars`.
         found: of every star.
         seed: (star,).
         chains: where they stand.
@@ -279,7 +276,7 @@ def _walk(
         """Independent points of one star and ln of posterior over proposal."""
         star, known, key = inputs
         points = draw_many(known.mixture, key, n_points)
-        energy = jax.vmap(partial(potential, model, prior, star, known.frame))(points)
+        energy = jax.vmap(partial(potential, model, star, known.coordinates))(points)
         return points, -energy - jax.vmap(partial(ln_density, known.mixture))(points)
 
     def cycle(star: Stars, known: FittedProposal, state: tuple[Array, Any], inputs: tuple[Array, Array, Array]) -> Any:
@@ -289,7 +286,7 @@ def _walk(
 
         def chain(z: Array, points: Array, ln_ratios: Array, key: Array) -> tuple[Array, ...]:
             walk, leap = jax.random.split(key)
-            moved = nuts_transition(partial(potential, model, prior, star, known.frame), z, step_size, walk)
+            moved = nuts_transition(partial(potential, model, star, known.coordinates), z, step_size, walk)
 
             def jump(here: tuple[Array, Array], inputs: tuple[Array, Array, Array]) -> Any:
                 z, ratio, jumped = choose_point(inputs[0], *here, *inputs[1:])
@@ -316,7 +313,7 @@ def _walk(
 
     def finish(inputs: tuple[Stars, FittedProposal, Array]) -> tuple[Array, Array]:
         star, known, z = inputs
-        _, u, ln_posterior = jax.vmap(partial(evaluate, model, prior, star, known.frame))(z)
+        _, u, ln_posterior = jax.vmap(partial(evaluate, model, star, known.coordinates))(z)
         return to_linear(u), ln_posterior
 
     with jax.default_matmul_precision("highest"):
@@ -329,9 +326,9 @@ def _walk(
         chains, step_size, (z, *rest) = jax.vmap(walk)(
             stars, found, chains, points, ln_ratios.reshape(points.shape[:-1]), keys[:, 1]
         )
-        parameters, ln_posterior = jax.lax.map(finish, (stars, found, z.reshape(z.shape[0], -1, n_parameters)))
+        theta, ln_posterior = jax.lax.map(finish, (stars, found, z.reshape(z.shape[0], -1, n_parameters)))
         shape = z.shape[:3]
-        return chains, _Kept(z, parameters.reshape(z.shape), ln_posterior.reshape(shape), *rest), step_size
+        return chains, _Kept(z, theta.reshape(z.shape), ln_posterior.reshape(shape), *rest), step_size
 
 
 @dataclass
@@ -376,8 +373,7 @@ def _stack(trees: list[Any]) -> Any:
 
 
 def sample_stars(
-    model: ForwardModel,
-    prior: LabelPrior,
+    model: StarModel,
     stars: Stars,
     components: Float[Array, "star component parameter"],
     optima: Float[Array, "star optimum parameter"],
@@ -389,10 +385,9 @@ def sample_stars(
     """Draw from every star's posterior.
 
     Args:
-        model: the trained forward model.
-        prior: the label mixture.
+        model: the trained model.
         stars: a batch, model error folded in.
-        components: the optimum under every component of the prior, from `mixture.component_optima`.
+        components: the optimum under every component of the prior, from `proposal.component_optima`.
         optima: optima of the whole posterior, best first, in (labels, ln E, ln parallax); NaN where there is none.
         seed: (star,) each star's own.
         schedule: how long chains walk; warm-up and draws are multiples of `STRETCH`.
@@ -407,20 +402,21 @@ def sample_stars(
     if schedule.n_draws % STRETCH or schedule.n_warmup % STRETCH:
         raise ValueError(f"warm-up and draws per chain must be multiples of {STRETCH}")
     begun, n = time.perf_counter(), len(stars)
+    model = model.without_error
     host: tuple[Any, ...] = _host((stars, components, optima, seed))
     walkers: dict[int, _Walker] = {}
 
     def first(rows: NDArray[np.intp]) -> list[_Walker]:
         block, within, tops, own = _rows(host, np.resize(rows, BLOCK))
-        found = adapt(model, prior, block, within, tops, own)
-        chains = _begin(model, prior, block, found, tops, own, schedule.n_chains)
+        found = adapt(model, block, within, tops, own)
+        chains = _begin(model, block, found, tops, own, schedule.n_chains)
         seen = []
         for _ in range(schedule.n_warmup // STRETCH):
-            chains, kept, _ = _walk(model, prior, block, found, own, chains, jnp.asarray(True))
+            chains, kept, _ = _walk(model, block, found, own, chains, jnp.asarray(True))
             seen.append(np.asarray(kept.z))
         # The first stretch is still on its way from where the chains began.
         points = np.concatenate(seen[1:], axis=2)
-        return _round(model, prior, (block, found, own), chains, points, schedule, 0, [0] * len(rows))
+        return _round(model, (block, found, own), chains, points, schedule, 0, [0] * len(rows))
 
     def again(number: int, rows: NDArray[np.intp]) -> list[_Walker]:
         chosen = [walkers[int(i)] for i in np.resize(rows, BLOCK)]
@@ -428,7 +424,7 @@ def sample_stars(
         chains = _stack([w.chains for w in chosen])
         seen = np.stack([w.kept.z for w in chosen])
         made = [w.n_made for w in chosen]
-        return _round(model, prior, inputs, chains, seen, schedule, number, made[: len(rows)])
+        return _round(model, inputs, chains, seen, schedule, number, made[: len(rows)])
 
     with ThreadPoolExecutor(threads or _n_cores()) as pool:
         left, number = np.arange(n, dtype=np.intp), 0
@@ -465,8 +461,7 @@ def _n_cores() -> int:
 
 
 def _round(
-    model: ForwardModel,
-    prior: LabelPrior,
+    model: StarModel,
     inputs: tuple[Stars, FittedProposal, Array],
     chains: _Chains,
     seen: NDArray[np.float32],
@@ -477,7 +472,7 @@ def _round(
     """Fit a block's mixtures to what its chains have seen, take them further, and diagnose the draws.
 
     Args:
-        model, prior: the trained model.
+        model: the trained model.
         inputs: stars, what was found for them, and seeds, of a whole block.
         chains: where they stand.
         seen: (star, chain, draw, parameter) where they have been, in each star's coordinates.
@@ -487,16 +482,16 @@ def _round(
     """
     block, found, own = inputs
     points = jnp.asarray(_evenly(seen.reshape(len(seen), -1, seen.shape[-1])))
-    inputs = (block, adapt_again(model, prior, block, found, points, own + np.uint32(number + 1)), own)
+    inputs = (block, adapt_again(model, block, found, points, own + np.uint32(number + 1)), own)
     stretches = []
     n_walked = _length(number) * schedule.n_draws
     for stretch in range(1 + n_walked // STRETCH):
-        chains, kept, step_size = _walk(model, prior, *inputs, chains, jnp.asarray(False))
+        chains, kept, step_size = _walk(model, *inputs, chains, jnp.asarray(False))
         if stretch:  # the first is the chains' way from the old proposals to the new
             stretches.append(_host(kept))
     n = len(made)
     kept = _rows(_thinned(stretches, schedule.n_draws), slice(n))
-    known = diagnose(kept.parameters, kept.diverging)
+    known = diagnose(kept.theta, kept.diverging)
     inputs, chains, step_size = _host((inputs, chains, step_size))
     return [
         _Walker(
@@ -518,16 +513,13 @@ def optima_of(estimate: NDArray[np.floating], runner_up: NDArray[np.floating]) -
     Args:
         estimate, runner_up: (star, parameter) labels, E [mag], parallax [mas], as `infer` gives them.
     """
-    both = np.stack([estimate, runner_up], axis=1).astype(np.float32)
     with np.errstate(invalid="ignore", divide="ignore"):
-        both[..., -2:] = np.log(both[..., -2:])
-    return both
+        return to_log(np.stack([estimate, runner_up], axis=1).astype(np.float32))
 
 
 def sample_inferred(
-    model: ForwardModel,
-    prior: LabelPrior,
-    grid: StartGrid,
+    model: StarModel,
+    n_nodes: int,
     stars: Stars,
     estimate: NDArray[np.floating],
     runner_up: NDArray[np.floating],
@@ -539,19 +531,18 @@ def sample_inferred(
     """Draw from the posteriors of stars that `infer` has solved.
 
     Args:
-        model, prior: the trained model.
-        grid: nodes from `starts.make_grid`.
+        model: the trained model.
+        n_nodes: of the search for the optimum under every component of the prior.
         stars: a batch, model error folded in.
         estimate, runner_up: (star, parameter) labels, E [mag], parallax [mas] of the optima; NaN if there is none.
         seed: (star,) each star's own.
         schedule, progress, threads: as in `sample_stars`.
     """
-    found = []
+    model, found = model.without_error, []
+    grid = make_grid(model, n_nodes)
     for start in range(0, len(stars), COMPONENT_BLOCK):
         rows = jnp.minimum(jnp.arange(start, start + COMPONENT_BLOCK), len(stars) - 1)
-        found.append(np.asarray(component_optima(model, prior, grid, stars.take(rows)))[: len(stars) - start])
+        found.append(np.asarray(component_optima(model, grid, stars.take(rows)))[: len(stars) - start])
     optima = optima_of(estimate, runner_up)
     components = jnp.asarray(np.concatenate(found))
-    return sample_stars(
-        model, prior, stars, components, jnp.asarray(optima), jnp.asarray(seed), schedule, progress, threads
-    )
+    return sample_stars(model, stars, components, jnp.asarray(optima), jnp.asarray(seed), schedule, progress, threads)

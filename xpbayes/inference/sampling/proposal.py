@@ -26,8 +26,8 @@ from xpbayes.inference.sampling.psis import pareto_smoothed
 from xpbayes.inference.sampling.weighted_mixture import Mixture, clipped_weights, fit_mixture, whitened
 from xpbayes.inference.search.solver import solve
 from xpbayes.inference.search.starts import StartGrid, find_starts
-from xpbayes.models.forward import ForwardModel
 from xpbayes.models.prior import LabelPrior, component_ln_density
+from xpbayes.models.star_model import StarModel
 
 DOF = 6
 """Degrees of freedom of the Student t, an even number: a proposal must have heavier tails than what it aims at."""
@@ -52,12 +52,12 @@ class FittedProposal(NamedTuple):
     """What was found for a star.
 
     Attributes:
-        frame: its coordinates, around its best optimum.
+        coordinates: around its best optimum.
         mixture: resembles the posterior, in these.
         k_hat: () Pareto shape of the importance weights of the mixture's own draws.
     """
 
-    frame: Coordinates
+    coordinates: Coordinates
     mixture: Mixture
     k_hat: Float[Array, ""]
 
@@ -69,26 +69,24 @@ def _component(prior: LabelPrior, number: Array) -> LabelPrior:
     )
 
 
-def component_optima(
-    model: ForwardModel, prior: LabelPrior, grid: StartGrid, stars: Stars
-) -> Float[Array, "star component parameter"]:
+def component_optima(model: StarModel, grid: StartGrid, stars: Stars) -> Float[Array, "star component parameter"]:
     """Find the optimum of every component of the prior times the likelihood.
 
     Args:
-        model: the trained forward model.
-        prior: the label mixture.
+        model: the trained model.
         grid: nodes from `starts.make_grid`.
         stars: a batch, model error folded in; a size that many batches share saves compilations.
 
     Returns:
         (star, component, label + 2) labels, ln E, ln parallax.
     """
+    prior = model.label_prior
     density = jax.vmap(partial(component_ln_density, prior))(grid.labels)
     found = []
     for k in range(prior.mean.shape[0]):
-        alone = _component(prior, jnp.asarray(k))
-        start = find_starts(model, alone, grid._replace(ln_prior=density[:, k]), stars, 1)[:, 0]
-        found.append(solve(model, alone, stars, start, ITERATIONS).parameters)
+        alone = StarModel(model.forward, _component(prior, jnp.asarray(k)))
+        start = find_starts(alone, grid._replace(ln_prior=density[:, k]), stars, 1)[:, 0]
+        found.append(solve(alone, stars, start, ITERATIONS).theta_log)
     return jnp.stack(found, axis=1)
 
 
@@ -128,25 +126,24 @@ def ln_density(mixture: Mixture, z: Float[Array, " parameter"]) -> Float[Array, 
 class _Terms(NamedTuple):
     """The first mixture: a Student t in the coordinates of every optimum."""
 
-    frames: Coordinates
+    coordinates: Coordinates
     ln_share: Array
 
 
-def _first_terms(
-    model: ForwardModel, prior: LabelPrior, star: Stars, components: Array, optima: Array, known: Array
-) -> _Terms:
-    n_components = components.shape[0]
+def _first_terms(model: StarModel, star: Stars, components: Array, optima: Array, known: Array) -> _Terms:
+    prior, n_components = model.label_prior, components.shape[0]
     # One program for both: the whole prior is the mixture with no component left out.
     alone = jnp.where(jnp.eye(n_components, dtype=bool), prior.ln_weight, -jnp.inf)
     weights = jnp.concatenate([alone, jnp.broadcast_to(prior.ln_weight, (optima.shape[0], n_components))])
 
     def lay(ln_weight: Array, at: Array) -> Coordinates:
         part = LabelPrior(ln_weight, prior.mean, prior.whitening, prior.ln_threshold)
-        return coordinates_at(model, part, star, at)
+        return coordinates_at(StarModel(model.forward, part), star, at)
 
-    frames = jax.vmap(lay)(weights, jnp.concatenate([components, optima]))
+    coordinates = jax.vmap(lay)(weights, jnp.concatenate([components, optima]))
     within, whole = (
-        jax.tree.map(lambda leaf, at=at: leaf[at], frames) for at in (slice(n_components), slice(n_components, None))
+        jax.tree.map(lambda leaf, at=at: leaf[at], coordinates)
+        for at in (slice(n_components), slice(n_components, None))
     )
     evidence = jnp.where(jax.vmap(is_usable)(within), within.evidence, -jnp.inf)
     share = jax.nn.softmax(jnp.where(jnp.any(jnp.isfinite(evidence)), evidence, 0.0))
@@ -155,27 +152,27 @@ def _first_terms(
     share = jnp.concatenate([share, jnp.where(known, OPTIMUM_SHARE, 0.0)])
     # A term without coordinates must not spoil sums with NaN: it borrows those of the largest.
     largest = jnp.argmax(share)
-    frames = jax.tree.map(
-        lambda leaf: jnp.where((share > 0).reshape(-1, *([1] * (leaf.ndim - 1))), leaf, leaf[largest]), frames
+    coordinates = jax.tree.map(
+        lambda leaf: jnp.where((share > 0).reshape(-1, *([1] * (leaf.ndim - 1))), leaf, leaf[largest]), coordinates
     )
-    return _Terms(frames, jnp.log(share / jnp.sum(share)))
+    return _Terms(coordinates, jnp.log(share / jnp.sum(share)))
 
 
-def _first_draws(terms: _Terms, frame: Coordinates, key: Array, n: int) -> tuple[Array, Array]:
-    """Draws in the coordinates of `frame`, and ln of their density there."""
+def _first_draws(terms: _Terms, coordinates: Coordinates, key: Array, n: int) -> tuple[Array, Array]:
+    """Draws in `coordinates`, and ln of their density there."""
     which, where = jax.random.split(key)
     term = jax.random.categorical(which, terms.ln_share, shape=(n,))
-    points = draw_student(where, (n, frame.mean.size + 1))
+    points = draw_student(where, (n, coordinates.mean.size + 1))
 
     def one(number: Array, point: Array) -> tuple[Array, Array]:
-        labels, ln_extinction, _ = intrinsic(jax.tree.map(lambda leaf: leaf[number], terms.frames), point)
+        labels, ln_extinction, _ = intrinsic(jax.tree.map(lambda leaf: leaf[number], terms.coordinates), point)
 
         def density(own: Coordinates) -> Array:
             z, ln_stretch = place(own, labels, ln_extinction, point[-1])
             return _ln_student(z) - ln_stretch
 
-        z, ln_stretch = place(frame, labels, ln_extinction, point[-1])
-        return z, jax.nn.logsumexp(terms.ln_share + jax.vmap(density)(terms.frames)) + ln_stretch
+        z, ln_stretch = place(coordinates, labels, ln_extinction, point[-1])
+        return z, jax.nn.logsumexp(terms.ln_share + jax.vmap(density)(terms.coordinates)) + ln_stretch
 
     return jax.vmap(one)(term, points)
 
@@ -237,16 +234,16 @@ def _improve(
 
 @jax.jit
 def _lay_out(
-    model: ForwardModel, prior: LabelPrior, stars: Stars, components: Array, optima: Array, seed: Array
+    model: StarModel, stars: Stars, components: Array, optima: Array, seed: Array
 ) -> tuple[Coordinates, Array, Array]:
     """Every star's coordinates, and first draws in these with ln of their density."""
 
     def one(inputs: tuple[Stars, Array, Array, Array]) -> tuple[Coordinates, Array, Array]:
         star, within, tops, own = inputs
         known = jnp.all(jnp.isfinite(tops), axis=1)
-        terms = _first_terms(model, prior, star, within, jnp.where(known[:, None], tops, tops[0]), known)
-        frame = jax.tree.map(lambda leaf: leaf[within.shape[0]], terms.frames)  # the best optimum's
-        return frame, *_first_draws(terms, frame, jax.random.fold_in(jax.random.key(own), 1), N_DRAWS)
+        terms = _first_terms(model, star, within, jnp.where(known[:, None], tops, tops[0]), known)
+        coordinates = jax.tree.map(lambda leaf: leaf[within.shape[0]], terms.coordinates)  # the best optimum's
+        return coordinates, *_first_draws(terms, coordinates, jax.random.fold_in(jax.random.key(own), 1), N_DRAWS)
 
     with jax.default_matmul_precision("highest"):
         # Star after star: the draws of one are enough for the processor, and stay in its cache.
@@ -255,10 +252,9 @@ def _lay_out(
 
 @jax.jit
 def _improve_block(
-    model: ForwardModel,
-    prior: LabelPrior,
+    model: StarModel,
     stars: Stars,
-    frames: Coordinates,
+    coordinates: Coordinates,
     known: Array,
     ln_density: Array,
     by_chains: Array,
@@ -267,25 +263,24 @@ def _improve_block(
     """`_improve` for every star; draws that are of chains have the posterior itself for their density."""
 
     def one(inputs: tuple[Stars, Coordinates, Array, Array, Array]) -> FittedProposal:
-        star, frame, z, ln_q, own = inputs
+        star, coordinates, z, ln_q, own = inputs
 
         def energy(z: Array) -> Array:
-            return jax.vmap(lambda point: evaluate(model, prior, star, frame, point)[0])(z)
+            return jax.vmap(lambda point: evaluate(model, star, coordinates, point)[0])(z)
 
         usable = jnp.all(jnp.isfinite(z), axis=1)
         z = jnp.where(usable[:, None], z, 0.0)
         height = jnp.where(usable, energy(z), jnp.inf)
         weight = _tempered(height, jnp.where(by_chains, -height, ln_q))
         worth = jnp.where(by_chains, CHAIN_WORTH, 1.0) / jnp.sum(weight**2)
-        return FittedProposal(frame, *_improve(energy, z, weight, worth, jax.random.key(own)))
+        return FittedProposal(coordinates, *_improve(energy, z, weight, worth, jax.random.key(own)))
 
     with jax.default_matmul_precision("highest"):
-        return jax.lax.map(one, (stars, frames, known, ln_density, seed))
+        return jax.lax.map(one, (stars, coordinates, known, ln_density, seed))
 
 
 def adapt(
-    model: ForwardModel,
-    prior: LabelPrior,
+    model: StarModel,
     stars: Stars,
     components: Float[Array, "star component parameter"],
     optima: Float[Array, "star optimum parameter"],
@@ -294,20 +289,18 @@ def adapt(
     """Find the mixture of every star of a block.
 
     Args:
-        model: the trained forward model.
-        prior: the label mixture.
+        model: the trained model.
         stars: a block, model error folded in.
         components: from `component_optima`.
         optima: optima of the whole posterior, best first, in (labels, ln E, ln parallax); NaN where there is none.
         seed: (star,) each star's own.
     """
-    frames, first, ln_q = _lay_out(model, prior, stars, components, optima, seed)
-    return _improve_block(model, prior, stars, frames, first, ln_q, jnp.asarray(False), seed)
+    coordinates, first, ln_q = _lay_out(model, stars, components, optima, seed)
+    return _improve_block(model, stars, coordinates, first, ln_q, jnp.asarray(False), seed)
 
 
 def adapt_again(
-    model: ForwardModel,
-    prior: LabelPrior,
+    model: StarModel,
     stars: Stars,
     found: FittedProposal,
     seen: Float[Array, "star draw parameter"],
@@ -316,10 +309,10 @@ def adapt_again(
     """Fit the mixtures of a block anew, now that chains have seen more.
 
     Args:
-        model, prior, stars: as in `adapt`.
+        model, stars: as in `adapt`.
         found: what was found before.
         seen: (star, draw, parameter) `N_DRAWS` points of chains, equally likely, in each star's coordinates.
         seed: (star,) each star's own, another one each time.
     """
     no_density = jnp.zeros(seen.shape[:2], jnp.float32)
-    return _improve_block(model, prior, stars, found.frame, seen, no_density, jnp.asarray(True), seed)
+    return _improve_block(model, stars, found.coordinates, seen, no_density, jnp.asarray(True), seed)

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from xpbayes.config import InferenceConfig
 from xpbayes.data.stars import Stars
-from xpbayes.inference.errors import are_positive_definite, evaluate_mode, invert_positive, to_linear
-from xpbayes.inference.model_error import fold_in_model_error, refold_model_error
+from xpbayes.inference.errors import are_positive_definite, evaluate_mode, invert_positive
+from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.search.solver import solve
 from xpbayes.inference.search.starts import MAX_EXTINCTION, MIN_EXTINCTION, StartGrid, find_starts, make_grid
 from xpbayes.models.forward import ForwardModel, predict_ln_flux
-from xpbayes.models.prior import LabelPrior
+from xpbayes.models.star_model import StarModel
+from xpbayes.models.theta import to_linear
 
 N_SEARCHED = 16
 """Starts from the catalogue's own search."""
@@ -67,12 +68,12 @@ class Modes:
 
 
 def scattered_starts(
-    model: ForwardModel, grid: StartGrid, star: Stars, n_starts: int, seed: int
+    forward: ForwardModel, grid: StartGrid, star: Stars, n_starts: int, seed: int
 ) -> Float[Array, "start parameter"]:
     """Draw starts from the prior's nodes and log-uniform E; the parallax makes the mean brightness right.
 
     Args:
-        model: the forward model.
+        forward: the forward model.
         grid: nodes from `make_grid`.
         star: one star.
         n_starts: how many.
@@ -83,16 +84,14 @@ def scattered_starts(
     low, high = np.log(MIN_EXTINCTION), np.log(MAX_EXTINCTION)
     ln_extinction = jax.random.uniform(where, (n_starts,), minval=low, maxval=high)
     dark = jnp.concatenate([labels, ln_extinction[:, None], jnp.zeros((n_starts, 1))], axis=1)
-    predicted = jax.vmap(lambda u: predict_ln_flux(model, u, star.ln_scale))(dark)
+    predicted = jax.vmap(lambda u: predict_ln_flux(forward, u, star.ln_scale))(dark)
     usable = (star.flux > 0) & (jnp.diagonal(star.whitening) > 0)
     excess = jnp.where(usable, jnp.log(jnp.where(usable, star.flux, 1.0)) - predicted, 0.0)
     return dark.at[:, -1].set(0.5 * excess.sum(axis=1) / jnp.maximum(usable.sum(), 1))
 
 
 def find_modes(
-    model: ForwardModel,
-    prior: LabelPrior,
-    model_error: Any | None,
+    model: StarModel,
     stars: Stars,
     config: InferenceConfig,
     seed: int = 0,
@@ -100,44 +99,43 @@ def find_modes(
     """Find the optima of every star of a small batch.
 
     Args:
-        model: the trained forward model.
-        prior: the label mixture.
-        model_error: the model's own error, or None.
+        model: the trained model.
         stars: the stars; labels and reddening are not looked at, the parallax only if the settings say so.
         config: the settings.
         seed: of the scattered starts.
     """
     blind = jax.tree.map(jnp.asarray, stars.blind(parallax=config.use_parallax))
-    grid = make_grid(model, prior, config.n_nodes)
+    bare = model.without_error
+    grid = make_grid(bare, config.n_nodes)
     found = []
     for i in range(len(stars)):
-        one = fold_in_model_error(blind.take(slice(i, i + 1)), model_error)
-        searched = find_starts(model, prior, grid, one, N_SEARCHED)[0]
-        scattered = scattered_starts(model, grid, jax.tree.map(lambda leaf: leaf[0], one), N_SCATTERED, seed)
+        one = fold_in_model_error(model, blind.take(slice(i, i + 1)))
+        searched = find_starts(bare, grid, one, N_SEARCHED)[0]
+        scattered = scattered_starts(model.forward, grid, jax.tree.map(lambda leaf: leaf[0], one), N_SCATTERED, seed)
         starts, reference = jnp.concatenate([searched, scattered]), None
-        if model_error is not None:
+        if model.error is not None:
             # As for the catalogue, the relative error is taken of what the model predicts at the best optimum.
-            first = solve(model, prior, one.take(jnp.zeros(len(starts), int)), starts, MAX_ITERATIONS)
+            first = solve(bare, one.take(jnp.zeros(len(starts), int)), starts, MAX_ITERATIONS)
             best = jnp.argmin(jnp.where(jnp.isfinite(first.objective), first.objective, jnp.inf))
-            reference = first.parameters[best]
-            one = refold_model_error(model, blind.take(slice(i, i + 1)), model_error, reference[None])
-            starts = jnp.where(jnp.isfinite(first.parameters), first.parameters, starts)
-        of_star = _modes_of(model, prior, one, starts)
+            reference = first.theta_log[best]
+            one = fold_in_model_error(model, blind.take(slice(i, i + 1)), reference[None])
+            starts = jnp.where(jnp.isfinite(first.theta_log), first.theta_log, starts)
+        of_star = _modes_of(bare, one, starts)
         found.append(of_star if reference is None else replace(of_star, reference=np.asarray(reference)))
     return found
 
 
-def _modes_of(model: ForwardModel, prior: LabelPrior, one: Stars, starts: Array) -> Modes:
+def _modes_of(model: StarModel, one: Stars, starts: Array) -> Modes:
     repeated = one.take(jnp.zeros(len(starts), int))
-    solution = solve(model, prior, repeated, starts, MAX_ITERATIONS)
-    at = evaluate_mode(model, prior, repeated, solution.parameters)
+    solution = solve(model, repeated, starts, MAX_ITERATIONS)
+    at = evaluate_mode(model, repeated, solution.theta_log)
     hessian = np.asarray(at.hessian, np.float64)
     objective = np.asarray(solution.objective, np.float64)
     reached = np.asarray(solution.converged) & are_positive_definite(hessian) & np.isfinite(objective)
     order = [int(k) for k in np.argsort(objective, kind="stable") if reached[k]]
     objective, hessian = objective[order], hessian[order]
-    sampled = np.asarray(solution.parameters, np.float64)[order]
-    linear = np.asarray(to_linear(solution.parameters), np.float64)[order]
+    sampled = np.asarray(solution.theta_log, np.float64)[order]
+    linear = np.asarray(to_linear(jnp.asarray(solution.theta_log)), np.float64)[order]
     error = np.sqrt(np.diagonal(invert_positive(np.asarray(at.fisher)[order]), axis1=1, axis2=2))
     # L = -2 ln p: the covariance in the sampled coordinates is twice the inverse Hessian.
     sigma = np.sqrt(2.0 * np.diagonal(invert_positive(hessian), axis1=1, axis2=2))

@@ -11,12 +11,11 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, replaced
-from xpbayes.inference.model_error import refold_model_error
+from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.search.solver import Solution, StartPool, columns_first, limits, solve
 from xpbayes.inference.search.starts import StartGrid, find_starts, first_guess
 from xpbayes.models.forward import ForwardModel
-from xpbayes.models.model_error import ModelError
-from xpbayes.models.prior import LabelPrior
+from xpbayes.models.star_model import StarModel
 
 if TYPE_CHECKING:
     from xpbayes.config import InferenceConfig
@@ -71,14 +70,7 @@ class Optima(NamedTuple):
     delta: NDArray[np.float32]
 
 
-def search(
-    model: ForwardModel,
-    prior: LabelPrior,
-    model_error: ModelError | None,
-    grid: StartGrid,
-    measured: Stars,
-    config: "InferenceConfig",
-) -> Searched:
+def search(model: StarModel, grid: StartGrid, measured: Stars, config: "InferenceConfig") -> Searched:
     """Find every star's optima from several starts.
 
     The relative model error is taken of a predicted flux: of the nearest node's for the ranking of starts, then of the
@@ -86,35 +78,32 @@ def search(
     a search under another L loses optima that exist under the last one alone.
 
     Args:
-        model, prior: the trained model.
-        model_error: the model's own error, or None.
+        model: the trained model.
         grid: nodes of the start search.
         measured: a batch as inference may see it, with the measurement's own whitening.
         config: the settings.
     """
     stars = measured
-    if model_error is not None:
-        guess = by_blocks(partial(first_guess, model, grid), STAR_BLOCK, measured)
-        stars = refold_model_error(model, measured, model_error, guess)
-    ranked = by_blocks(lambda block: find_starts(model, prior, grid, block, config.n_starts), STAR_BLOCK, stars)
+    if model.error is not None:
+        guess = by_blocks(partial(first_guess, model.forward, grid), STAR_BLOCK, measured)
+        stars = fold_in_model_error(model, measured, guess)
+    ranked = by_blocks(lambda some: find_starts(model.without_error, grid, some, config.n_starts), STAR_BLOCK, stars)
     starts = np.array(ranked)
-    if model_error is None:
-        return Searched(stars, starts, refine(model, prior, stars, starts, config.max_iterations))
-    first = solve(model, prior, stars, jnp.asarray(starts[:, 0]), FIRST_ITERATIONS)
-    stars = refold_model_error(model, measured, model_error, first.parameters)
+    if model.error is None:
+        return Searched(stars, starts, refine(model, stars, starts, config.max_iterations))
+    first = solve(model, stars, jnp.asarray(starts[:, 0]), FIRST_ITERATIONS)
+    stars = fold_in_model_error(model, measured, first.theta_log)
     begin = starts.copy()
-    begin[:, 0] = first.parameters
-    solution = refine(model, prior, stars, begin, config.max_iterations)
+    begin[:, 0] = first.theta_log
+    solution = refine(model, stars, begin, config.max_iterations)
     n_iterations: Any = np.array(solution.n_iterations)
     n_iterations[:, 0] += np.asarray(first.n_iterations)
     solution = solution._replace(n_iterations=n_iterations)
-    return _at_the_winner(model, prior, model_error, measured, Searched(stars, starts, solution), begin[:, 0], config)
+    return _at_the_winner(model, measured, Searched(stars, starts, solution), begin[:, 0], config)
 
 
 def _at_the_winner(
-    model: ForwardModel,
-    prior: LabelPrior,
-    model_error: ModelError,
+    model: StarModel,
     measured: Stars,
     found: Searched,
     taken_at: NDArray[np.floating],
@@ -125,34 +114,31 @@ def _at_the_winner(
     Else a star's L would depend on which start was ranked first, and where two are all but equal, on rounding.
 
     Args:
-        model, prior, model_error: the trained model.
+        model: the trained model.
         measured: the batch with the measurement's own whitening.
         found: what the search found so far.
         taken_at: (star, parameter) where the flux is from that `found.stars` took the error of.
         config: the settings.
     """
     solution = found.solution
-    at = np.asarray(solution.parameters)
+    at = np.asarray(solution.theta_log)
     winner = at[np.arange(len(at)), np.argmin(np.asarray(solution.objective), axis=1)]
-    elsewhere = np.flatnonzero(np.max(np.abs(_place(winner - taken_at, model)), axis=1) > SAME_FLUX)
+    elsewhere = np.flatnonzero(np.max(np.abs(_place(winner - taken_at, model.forward)), axis=1) > SAME_FLUX)
     if not len(elsewhere):
         return found
-    # Whole blocks, repeating some: another number of stars would be another program.
+    # Whole batches, repeating some: another number of stars would be another program.
     padded = np.resize(elsewhere, -(-len(elsewhere) // STAR_BLOCK) * STAR_BLOCK)
-    few = refold_model_error(
-        model, jax.tree.map(lambda leaf: np.asarray(leaf)[padded], measured), model_error, winner[padded]
-    )
+    few = fold_in_model_error(model, jax.tree.map(lambda leaf: np.asarray(leaf)[padded], measured), winner[padded])
     few = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(elsewhere)], few)
     stars = replaced(found.stars, few, elsewhere)
     alive = np.isfinite(np.asarray(solution.objective)[elsewhere])
-    again = refine(model, prior, few, at[elsewhere], config.max_iterations, alive)
+    again = refine(model, few, at[elsewhere], config.max_iterations, alive)
     more = np.asarray(again.n_iterations) + np.asarray(solution.n_iterations)[elsewhere]
     return Searched(stars, found.starts, replaced(solution, again._replace(n_iterations=more), elsewhere))
 
 
 def refine(
-    model: ForwardModel,
-    prior: LabelPrior,
+    model: StarModel,
     stars: Stars,
     starts: Float[Array, "star start parameter"] | NDArray[np.floating],
     most: int,
@@ -161,10 +147,10 @@ def refine(
     """Solve every star from every start.
 
     All starts move together for a few iterations; those that may still win, each place once, go on. A start's own path
-    does not depend on which others are beside it.
+    does not depend on which others there are.
 
     Args:
-        model, prior: the trained model.
+        model: the trained model.
         stars: a batch, model error folded in.
         starts: where to begin.
         most: iterations at most, in all.
@@ -174,52 +160,52 @@ def refine(
         a solution with leading axes (star, start); L is infinite for starts that were given up.
     """
     n, k, p = starts.shape
-    lanes = StartPool(columns_first(stars), np.asarray(starts).reshape(-1, p), np.repeat(np.arange(n), k))
+    pool = StartPool(columns_first(stars), np.asarray(starts).reshape(-1, p), np.repeat(np.arange(n), k))
     left: NDArray[np.integer] = np.arange(n * k) if alive is None else np.flatnonzero(alive)
     for limit in limits(most):
-        left = lanes.advance(model, prior, left, limit)
-        promising = _promising(lanes.state.parameters.reshape(n, k, p), lanes.state.value.reshape(n, k), model)
+        left = pool.advance(model.without_error, left, limit)
+        promising = _promising(pool.state.theta_log.reshape(n, k, p), pool.state.value.reshape(n, k), model.forward)
         # Given up on its way, a start may still be lower by rounding than the one at its place that goes on.
-        lanes.state.value[~promising], lanes.state.converged[~promising] = np.inf, False
+        pool.state.value[~promising], pool.state.converged[~promising] = np.inf, False
         left = left[promising[left]]
-    winners = np.arange(n) * k + np.argmin(lanes.state.value.reshape(n, k), axis=1)
-    _step_further(model, prior, lanes, winners)
-    return jax.tree.map(lambda leaf: leaf.reshape(n, k, *leaf.shape[1:]), lanes.solution())
+    winners = np.arange(n) * k + np.argmin(pool.state.value.reshape(n, k), axis=1)
+    _step_further(model.without_error, pool, winners)
+    return jax.tree.map(lambda leaf: leaf.reshape(n, k, *leaf.shape[1:]), pool.solution())
 
 
-def _step_further(model: ForwardModel, prior: LabelPrior, lanes: StartPool, rows: NDArray[np.integer]) -> None:
-    """Take steps beyond convergence for one lane of every star, where they lead nearer to the optimum.
+def _step_further(model: StarModel, pool: StartPool, rows: NDArray[np.integer]) -> None:
+    """Take steps beyond convergence for one start of every star, where they lead nearer to the optimum.
 
     Newton's last step makes the distance its own square, for one evaluation of one start, where a sharper tolerance
     would cost more evaluations of all.
 
     Args:
-        model, prior, lanes: as in `refine`.
-        rows: one lane of every star.
+        model, pool: as in `refine`.
+        rows: one start of every star.
     """
-    at = lanes.state
+    at = pool.state
     left = rows[at.converged[rows]]
     for _ in range(MAX_FURTHER):
         left = left[at.decrement[left] > SHARP]
         if not len(left):
             return
-        further = lanes.further(left)
-        further.advance(model, prior, np.arange(len(left)), 1)
+        further = pool.further(left)
+        further.advance(model, np.arange(len(left)), 1)
         new = further.state
         nearer = (new.decrement < at.decrement[left]) & (new.value <= at.value[left] + SAME_OBJECTIVE)
         left = left[nearer]
-        for name in ("parameters", "value", "decrement", "trial"):
+        for name in ("theta_log", "value", "decrement", "trial"):
             getattr(at, name)[left] = getattr(new, name)[nearer]
         at.n_iterations[left] += 1
 
 
-def _place(parameters: NDArray[np.floating], model: ForwardModel) -> NDArray[np.floating]:
-    """Parameters in units of the training labels' spread, ln E and ln parallax as they are."""
-    return np.asarray(parameters / np.append(np.asarray(model.label_scale), [1.0, 1.0]).astype(parameters.dtype))
+def _place(theta_log: NDArray[np.floating], forward: ForwardModel) -> NDArray[np.floating]:
+    """theta_log in units of the training labels' spread, ln E and ln parallax as they are."""
+    return np.asarray(theta_log / np.append(np.asarray(forward.label_scale), [1.0, 1.0]).astype(theta_log.dtype))
 
 
 def _promising(
-    parameters: NDArray[np.floating], objective: NDArray[np.floating], model: ForwardModel
+    theta_log: NDArray[np.floating], objective: NDArray[np.floating], forward: ForwardModel
 ) -> NDArray[np.bool_]:
     """(star x start,) whether each start may still win: not far above the best, and each place once."""
     n, k = objective.shape
@@ -227,7 +213,7 @@ def _promising(
     order, row = np.argsort(value, axis=1, kind="stable"), np.arange(n)[:, None]  # the lowest stays of those that met
     value = value[row, order]
     keep = value <= value[:, :1] + HOPELESS  # of a star whose every start failed, all: it still gets its row
-    place = _place(parameters, model)[row, order]
+    place = _place(theta_log, forward)[row, order]
     for later in range(1, k):
         for earlier in range(later):
             together = np.max(np.abs(place[:, later] - place[:, earlier]), axis=1) < SAME_PLACE
@@ -245,24 +231,24 @@ def choose_optima(solution: Solution, hessian: Callable[[Array], Array]) -> Opti
         hessian: gives the (star, parameter, parameter) Hessians of L at (star, parameter).
     """
     n, k = solution.objective.shape
-    parameters = np.asarray(solution.parameters)
+    theta_log = np.asarray(solution.theta_log)
     value = np.where(np.isfinite(solution.objective), solution.objective, np.inf)
     winner = np.argmin(value, axis=1)
     best = Solution(*(leaf[np.arange(n), winner] for leaf in solution))
-    metric = 0.5 * np.asarray(hessian(jnp.asarray(best.parameters)), np.float64)
+    metric = 0.5 * np.asarray(hessian(jnp.asarray(best.theta_log)), np.float64)
     delta = value - value[np.arange(n), winner][:, None]
     usable = np.asarray(solution.converged) & (delta < COMPETES)
     n_modes = np.ones(n, np.int32)
-    runner_up, runner_delta = np.array(best.parameters), np.full(n, np.inf, np.float32)
+    runner_up, runner_delta = np.array(best.theta_log), np.full(n, np.inf, np.float32)
     order = np.argsort(np.where(usable, delta, np.inf), axis=1, kind="stable")
     distinct_so_far = np.zeros((n, k), bool)
     distinct_so_far[np.arange(n), winner] = True
     for place in range(k):
         candidate = order[:, place]
-        at = parameters[np.arange(n), candidate].astype(np.float64)
+        at = theta_log[np.arange(n), candidate].astype(np.float64)
         apart = usable[np.arange(n), candidate] & (candidate != winner)
         for other in range(k):
-            step = at - parameters[:, other]
+            step = at - theta_log[:, other]
             distance2 = np.abs(np.einsum("ni,nij,nj->n", step, metric, step))
             apart &= ~distinct_so_far[:, other] | (distance2 > DISTINCT_SIGMA**2)
         first = apart & (n_modes == 1)

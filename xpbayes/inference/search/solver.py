@@ -23,10 +23,9 @@ from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import NDArray
 
 from xpbayes.data.stars import Stars
-from xpbayes.models.forward import ForwardModel
 from xpbayes.models.likelihood import deviance, n_observed
 from xpbayes.models.objective import Expansion, at_other_parallax, curvature_of, expand
-from xpbayes.models.prior import LabelPrior
+from xpbayes.models.star_model import StarModel
 
 DECREMENT_TOLERANCE = 1e-4
 """Converged when g^T H^-1 g, twice what one more Newton step can gain in L, is below this: 0.007 sigma from the mode."""
@@ -56,14 +55,14 @@ class Solution(NamedTuple):
     """Where the solver stopped, per star.
 
     Attributes:
-        parameters: (star, label + 2) labels, ln E, ln parallax.
+        theta_log: (star, label + 2) labels, ln E, ln parallax.
         objective: (star,) L there.
         decrement: (star,) g^T H^-1 g.
         converged: (star,) decrement below the tolerance.
         n_iterations: (star,).
     """
 
-    parameters: Float[Array, "star parameter"]
+    theta_log: Float[Array, "star parameter"]
     objective: Float[Array, " star"]
     decrement: Float[Array, " star"]
     converged: Bool[Array, " star"]
@@ -118,12 +117,12 @@ def solve_positive(matrix: Float[Array, "n n"], vector: Float[Array, " n"]) -> F
     return jnp.stack(x) * scale
 
 
-def best_parallax_shift(star: Stars, parameters: Float[Array, " parameter"], at: Expansion) -> Float[Array, ""]:
+def best_parallax_shift(star: Stars, theta_log: Float[Array, " parameter"], at: Expansion) -> Float[Array, ""]:
     """Change of ln parallax that minimises L with all other parameters as they are.
 
     Args:
         star: one star.
-        parameters: (label + 2,) labels, ln E, ln parallax; the last is where the search begins.
+        theta_log: (label + 2,) labels, ln E, ln parallax; the last is where the search begins.
         at: the fluxes there.
     """
     # Flux that is a times as large leaves residual + (a - 1) white.
@@ -135,7 +134,7 @@ def best_parallax_shift(star: Stars, parameters: Float[Array, " parameter"], at:
     shift = 0.5 * jnp.log(amplitude)
     for _ in range(PARALLAX_ROUNDS):
         # Newton's method in one dimension: chi^2 = misfit + power (a - amplitude)^2 with a = e^(2 shift).
-        a, plx = jnp.exp(2.0 * shift), jnp.exp(parameters[-1] + shift)
+        a, plx = jnp.exp(2.0 * shift), jnp.exp(theta_log[-1] + shift)
         rho = deviance(misfit + power * (a - amplitude) ** 2, n_obs, star.inv_dof)
         by_flux = 4.0 * power * a * (a - amplitude)
         known = 2.0 * star.parallax_inv_error**2 * plx
@@ -156,10 +155,10 @@ def _damped_step(hessian: Array, gradient: Array, damping: Array) -> Array:
     return jnp.append(others, -(gradient[-1] + across @ others) / own)
 
 
-class _State(NamedTuple):
+class SolverState(NamedTuple):
     """One lane: the best point so far with its derivatives, and the trial to evaluate next; of many in NumPy."""
 
-    parameters: Any
+    theta_log: Any
     value: Any
     size: Any
     gradient: Any
@@ -171,12 +170,12 @@ class _State(NamedTuple):
     n_iterations: Any
 
 
-def _advance(model: ForwardModel, prior: LabelPrior | None, star: Stars, state: _State) -> _State:
+def _advance(model: StarModel, star: Stars, state: SolverState) -> SolverState:
     """Evaluate one star's trial, take it or not, and choose the next; a converged star stays as it is."""
-    around = expand(model, star, state.trial)
+    around = expand(model.forward, star, state.trial)
     shift = best_parallax_shift(star, state.trial, around)
     trial = state.trial.at[-1].add(shift)
-    new, bend_along = curvature_of(model, prior, star, trial, at_other_parallax(around, shift))
+    new, bend_along = curvature_of(model, star, trial, at_other_parallax(around, shift))
     definite = smallest_pivot(new.hessian) > MIN_PIVOT
     new_hessian = jnp.where(definite, new.hessian, new.bound)
     new_decrement = jnp.abs(new.gradient @ solve_positive(new_hessian, new.gradient))
@@ -187,15 +186,15 @@ def _advance(model: ForwardModel, prior: LabelPrior | None, star: Stars, state: 
     better &= jnp.isfinite(new.value) & jnp.all(jnp.isfinite(new.gradient)) & jnp.all(jnp.isfinite(new_hessian))
     first = state.n_iterations == 0
     damping = jnp.where(better, state.damping * 0.1, state.damping * 8.0)
-    parameters, value, size, gradient, hessian, decrement = jax.tree.map(
+    theta_log, value, size, gradient, hessian, decrement = jax.tree.map(
         lambda yes, no: jnp.where(better, yes, no),
         (trial, new.value, new.size, new.gradient, new_hessian, new_decrement),
-        (state.parameters, state.value, state.size, state.gradient, state.hessian, state.decrement),
+        (state.theta_log, state.value, state.size, state.gradient, state.hessian, state.decrement),
     )
     damping = jnp.where(first, state.damping, jnp.clip(damping, MIN_DAMPING, MAX_DAMPING))
 
     step = _damped_step(hessian, gradient, damping)
-    limit = jnp.concatenate([MAX_SCALED_STEP * model.label_scale, jnp.full(2, MAX_LOG_STEP, step.dtype)])
+    limit = jnp.concatenate([MAX_SCALED_STEP * model.forward.label_scale, jnp.full(2, MAX_LOG_STEP, step.dtype)])
     # Where E is all but nought, nothing else depends on ln E, and its own step must not shorten the others'.
     step = step.at[-2].set(jnp.clip(step[-2], -MAX_LOG_STEP, MAX_LOG_STEP))
     step = step * jnp.minimum(1.0, 1.0 / jnp.max(jnp.abs(step) / limit))
@@ -208,14 +207,14 @@ def _advance(model: ForwardModel, prior: LabelPrior | None, star: Stars, state: 
 
     # Damped to a standstill without progress is a failure that shows in `converged`, not an endless loop.
     converged = better & (decrement < DECREMENT_TOLERANCE)
-    moved = _State(
-        parameters=parameters,
+    moved = SolverState(
+        theta_log=theta_log,
         value=value,
         size=size,
         gradient=gradient,
         hessian=hessian,
         decrement=decrement,
-        trial=parameters + step,
+        trial=theta_log + step,
         damping=damping,
         converged=converged,
         n_iterations=state.n_iterations + 1,
@@ -224,9 +223,7 @@ def _advance(model: ForwardModel, prior: LabelPrior | None, star: Stars, state: 
 
 
 @jax.jit
-def _advance_block(
-    model: ForwardModel, prior: LabelPrior | None, stars: Stars, state: _State, limit: Int[Array, ""]
-) -> _State:
+def _advance_block(model: StarModel, stars: Stars, state: SolverState, limit: Int[Array, ""]) -> SolverState:
     """Move the lanes of a block until all have converged or made `limit` iterations since their start.
 
     Args:
@@ -235,10 +232,10 @@ def _advance_block(
     stars = replace(stars, whitening=jnp.swapaxes(stars.whitening, 1, 2))
     with jax.default_matmul_precision("highest"):
 
-        def unfinished(state: _State) -> Array:
+        def unfinished(state: SolverState) -> Array:
             return jnp.any(~state.converged & (state.n_iterations < limit))
 
-        advance = jax.vmap(partial(_advance, model, prior))
+        advance = jax.vmap(partial(_advance, model))
         return jax.lax.while_loop(unfinished, lambda s: advance(stars, s), state)
 
 
@@ -285,8 +282,8 @@ class StartPool:
         begin = np.array(start)
         n, p = begin.shape
         self._star_of = np.arange(n) if star_of is None else np.asarray(star_of)
-        self.state = _State(
-            parameters=begin,
+        self.state = SolverState(
+            theta_log=begin,
             value=np.full(n, np.inf, begin.dtype),
             size=np.zeros(n, begin.dtype),
             gradient=np.full((n, p), np.inf, begin.dtype),
@@ -298,9 +295,7 @@ class StartPool:
             n_iterations=np.zeros(n, np.int32),
         )
 
-    def advance(
-        self, model: ForwardModel, prior: LabelPrior | None, rows: NDArray[np.integer], limit: int
-    ) -> NDArray[np.integer]:
+    def advance(self, model: StarModel, rows: NDArray[np.integer], limit: int) -> NDArray[np.integer]:
         """Move the lanes `rows` until they converge or have made `limit` iterations since their start.
 
         Returns:
@@ -312,7 +307,7 @@ class StartPool:
             padded = np.pad(block, (0, size - len(block)), mode="edge")
             state = jax.tree.map(lambda leaf, at=padded: leaf[at], self.state)
             stars = _gather(self._stars, self._star_of[padded])
-            moved = _advance_block(model, prior, stars, state, np.int32(limit))
+            moved = _advance_block(model, stars, state, np.int32(limit))
             for leaf, new in zip(self.state, moved, strict=True):
                 leaf[block] = np.asarray(new)[: len(block)]
         return rows[~self.state.converged[rows]]
@@ -324,7 +319,7 @@ class StartPool:
     def solution(self) -> Solution:
         """Where the lanes stand, in NumPy: nothing is compiled for another number of lanes."""
         at = self.state
-        return Solution(at.parameters, at.value, at.decrement, at.converged, at.n_iterations)
+        return Solution(at.theta_log, at.value, at.decrement, at.converged, at.n_iterations)
 
 
 def block_size() -> int:
@@ -342,8 +337,7 @@ def limits(most: int) -> list[int]:
 
 
 def solve(
-    model: ForwardModel,
-    prior: LabelPrior | None,
+    model: StarModel,
     stars: Stars,
     start: Float[Array, "star parameter"],
     max_iterations: int = 30,
@@ -351,14 +345,13 @@ def solve(
     """Refine every star from its start.
 
     Args:
-        model: the trained forward model.
-        prior: the label mixture; None where measured labels take its place (training).
+        model: the trained model.
         stars: a batch.
         start: (star, label + 2) where to begin.
         max_iterations: stop after so many; unconverged stars say so.
     """
-    lanes = StartPool(columns_first(stars), start)
+    pool = StartPool(columns_first(stars), start)
     left: NDArray[np.integer] = np.arange(len(start))
     for limit in limits(max_iterations):
-        left = lanes.advance(model, prior, left, limit)
-    return lanes.solution()
+        left = pool.advance(model.without_error, left, limit)
+    return pool.solution()

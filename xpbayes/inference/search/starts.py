@@ -21,6 +21,7 @@ from xpbayes.data.stars import Stars
 from xpbayes.models.forward import ForwardModel, ln_absolute_flux
 from xpbayes.models.objective import objective
 from xpbayes.models.prior import LabelPrior, component_ln_density, draw_labels, ln_prior
+from xpbayes.models.star_model import StarModel
 
 MIN_EXTINCTION, MAX_EXTINCTION = 0.01, 10.0
 """Range of E searched [mag], as in ZGR23."""
@@ -55,17 +56,17 @@ class StartGrid(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("n_nodes", "seed"))
-def make_grid(model: ForwardModel, prior: LabelPrior, n_nodes: int = 1024, seed: int = 0) -> StartGrid:
+def make_grid(model: StarModel, n_nodes: int = 1024, seed: int = 0) -> StartGrid:
     """Draw nodes from the label prior, half of them from its components with equal weights.
 
     Rare kinds of star (hot, metal-poor, very cool) have low mixture weights but need nodes as much as any.
 
     Args:
-        model: the trained forward model.
-        prior: the label mixture.
+        model: the trained model.
         n_nodes: number of nodes.
         seed: of the draw; part of the model's identity, not of a run's.
     """
+    forward, prior = model.forward, model.label_prior
     likely, rare = jax.random.split(jax.random.key(seed))
     flat = prior.ln_weight * 0.0 - np.log(prior.ln_weight.shape[0])
     even = LabelPrior(flat, prior.mean, prior.whitening, prior.ln_threshold)
@@ -75,20 +76,20 @@ def make_grid(model: ForwardModel, prior: LabelPrior, n_nodes: int = 1024, seed:
     likeliest = jnp.argmax(jax.vmap(partial(component_ln_density, prior))(labels), axis=1)
     return StartGrid(
         labels,
-        jax.vmap(partial(ln_absolute_flux, model))(labels),
+        jax.vmap(partial(ln_absolute_flux, forward))(labels),
         jax.vmap(partial(ln_prior, prior))(labels),
         likeliest == jnp.arange(prior.ln_weight.shape[0])[:, None],
     )
 
 
-def _node_fits(model: ForwardModel, grid: StartGrid, stars: Stars) -> tuple[Array, Array, Array]:
+def _node_fits(forward: ForwardModel, grid: StartGrid, stars: Stars) -> tuple[Array, Array, Array]:
     """Best E and 2 ln parallax of every node for every star, and the score: (star, node) each."""
     precision = jnp.sum(stars.whitening**2, axis=1)  # diagonal of W^T W
     usable = (stars.flux > 0) & (precision > 0)
     flux = jnp.where(usable, stars.flux, 1.0)
     relative_variance = 1.0 / jnp.maximum(precision * flux**2, 1e-12)
     weight = jnp.where(usable, 1.0 / (relative_variance + LOG_FLUX_SOFTENING**2), 0.0)
-    y, m, curve = jnp.log(flux) + stars.ln_scale[:, None], grid.ln_flux, jnp.exp(model.ln_curve)
+    y, m, curve = jnp.log(flux) + stars.ln_scale[:, None], grid.ln_flux, jnp.exp(forward.ln_curve)
 
     # The parallax is one more measurement of a = 2 ln parallax.
     snr = stars.parallax * stars.parallax_inv_error
@@ -117,32 +118,29 @@ def _node_fits(model: ForwardModel, grid: StartGrid, stars: Stars) -> tuple[Arra
 
 
 @jax.jit
-def first_guess(model: ForwardModel, grid: StartGrid, stars: Stars) -> Float[Array, "star parameter"]:
+def first_guess(forward: ForwardModel, grid: StartGrid, stars: Stars) -> Float[Array, "star parameter"]:
     """Take the best node of every star by the linear problem alone: it needs no model error in the whitening.
 
     Returns:
         (star, label + 2) labels, ln E, ln parallax.
     """
     with jax.default_matmul_precision("highest"):
-        extinction, a, score = _node_fits(model, grid, stars)
+        extinction, a, score = _node_fits(forward, grid, stars)
     return _at_nodes(grid, extinction, a, jnp.argmin(score, axis=1)[:, None])[:, 0]
 
 
 def _at_nodes(grid: StartGrid, extinction: Array, a: Array, node: Int[Array, "star chosen"]) -> Array:
-    """(star, chosen, label + 2) parameters at some nodes of every star."""
+    """(star, chosen, label + 2) theta_log at some nodes of every star."""
     best_extinction, best_a = (jnp.take_along_axis(all_nodes, node, axis=1) for all_nodes in (extinction, a))
     return jnp.concatenate([grid.labels[node], jnp.log(best_extinction)[..., None], 0.5 * best_a[..., None]], axis=-1)
 
 
 @partial(jax.jit, static_argnames="n_starts")
-def find_starts(
-    model: ForwardModel, prior: LabelPrior, grid: StartGrid, stars: Stars, n_starts: int
-) -> Float[Array, "star start parameter"]:
+def find_starts(model: StarModel, grid: StartGrid, stars: Stars, n_starts: int) -> Float[Array, "star start parameter"]:
     """Choose starts for every star, the best first, then the best of every other component of the prior.
 
     Args:
-        model: the trained forward model.
-        prior: the label mixture.
+        model: the trained model.
         grid: nodes from `make_grid`.
         stars: a batch.
         n_starts: how many starts a star gets.
@@ -151,7 +149,7 @@ def find_starts(
         (star, start, label + 2) labels, ln E, ln parallax.
     """
     with jax.default_matmul_precision("highest"):
-        extinction, a, score = _node_fits(model, grid, stars)
+        extinction, a, score = _node_fits(model.forward, grid, stars)
         _, best = jax.lax.top_k(-score, N_RANKED)
         # One component at a time: (star, component, node) would not fit on an accelerator.
         _, of_each = jax.lax.map(
@@ -159,12 +157,12 @@ def find_starts(
         )
         node = jnp.concatenate([best, jnp.moveaxis(of_each, 0, 1).reshape(len(best), -1)], axis=1)
         picked = _at_nodes(grid, extinction, a, node)
-        full = jax.vmap(lambda star, u: jax.vmap(lambda p: objective(model, prior, star, p))(u))(stars, picked)
+        full = jax.vmap(lambda star, u: jax.vmap(lambda p: objective(model, star, p))(u))(stars, picked)
     full = jnp.where(jnp.isfinite(full), full, jnp.inf)
     component = jnp.argmax(grid.members, axis=0)[node]
 
     def spread(candidates: Array, value: Array, component: Array) -> Array:
-        position = candidates[:, :-2] / model.label_scale
+        position = candidates[:, :-2] / model.forward.label_scale
         chosen = []
         for _ in range(n_starts):
             best = jnp.argmin(value)
