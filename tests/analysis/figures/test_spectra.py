@@ -41,7 +41,9 @@ def test_without_a_model_error_a_bad_fit_keeps_the_measured_errors(trained, samp
     n = sample.channels.n_xp
     lower = np.zeros((n, n))
     lower[np.tril_indices(n)] = sample.xp_whitening[3]
-    fit = spectrum_fit(replace(trained, star_model=trained.star_model.without_error), sample, 3, np.array([5.8, 0.0, 4.4, 0.1, 1.5]))
+    fit = spectrum_fit(
+        replace(trained, star_model=trained.star_model.without_error), sample, 3, np.array([5.8, 0.0, 4.4, 0.1, 1.5])
+    )
     assert_allclose(fit.error[:n], np.sqrt(np.diag(np.linalg.inv(lower.T @ lower))), rtol=1e-3)
     assert_allclose(fit.error[n:], 1 / sample.band_inverse_error[3], rtol=1e-4)
 
