@@ -1,8 +1,11 @@
 """Spectra from arrays: the same as from the archive's doors, in any unit, and a sentence for what cannot be."""
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 from astropy import units as u
+from astropy.table import Table
 from numpy.testing import assert_allclose, assert_array_equal
 
 from xpbayes.api.spectra import Spectra
@@ -156,3 +159,40 @@ def test_bands_come_as_magnitudes_or_as_fluxes():
     one, other = made(bands={"J": (magnitude, 0.02)}), made(bands={"J": (flux * 1e-18 * SI, error * 1e-18 * SI)})
     assert_allclose(one.flux, other.flux, rtol=1e-6)
     assert_allclose(one.band_inverse_error, other.band_inverse_error, rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def gaias_file(shared_data):
+    return shared_data / "xp_continuous" / "XP_CONTINUOUS_RAW.fits"
+
+
+@pytest.mark.parametrize("kind", ["astropy", "pandas", "arrow"])
+def test_a_table_in_memory_is_read_as_its_file_is(gaias_file, kind):
+    table = Table.read(gaias_file, 1)
+    rows = {name: [np.asarray(cell) if np.ndim(cell) else cell for cell in table[name]] for name in table.colnames}
+    made_of = {"astropy": lambda: table, "pandas": lambda: pd.DataFrame(rows), "arrow": lambda: pa.table(rows)}
+    one, other = Spectra.read(gaias_file), Spectra.from_coefficients(made_of[kind]())
+    assert_array_equal(one.source_id, other.source_id)
+    assert_array_equal(one.flux, other.flux)
+    assert_array_equal(one.xp_whitening, other.xp_whitening)
+
+
+def test_the_parallax_of_a_table_is_taken_along_in_its_unit(gaias_file):
+    table = Table.read(gaias_file, 1)
+    table["parallax"], table["parallax_error"] = np.full(len(table), 2e-3) * u.arcsec, np.full(len(table), 20.0) * u.uas
+    spectra = Spectra.from_coefficients(table)
+    assert_allclose(spectra.column("parallax"), 2.0, rtol=1e-6)
+    assert_allclose(spectra.column("parallax_error"), 0.02, rtol=1e-6)
+
+
+def test_identifiers_in_floating_point_are_refused_in_memory_too(gaias_file):
+    table = Table.read(gaias_file, 1)
+    table["source_id"] = table["source_id"].astype(float)
+    with pytest.raises(InputError, match="in memory.*source_id|source_id.*in memory"):
+        Spectra.from_coefficients(table)
+
+
+@pytest.mark.parametrize("rows", [3, [1, 2], {"source_id": [1]}])
+def test_what_is_no_table_is_refused(rows):
+    with pytest.raises(InputError):
+        Spectra.from_coefficients(rows)

@@ -1,6 +1,5 @@
 """Spectra for a notebook: from arrays with or without units, and from files; what it holds is a `data.spectra.Spectra`."""
 
-import logging
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -18,8 +17,6 @@ from xpbayes.instrument.error_model import gaia_covariance, inflate
 from xpbayes.instrument.photometry import LN10_OVER_2P5, flux_from_magnitude, magnitude_from_flux
 from xpbayes.instrument.whitening import whiten_packed
 from xpbayes.schema import DEFAULT_LABELS, LABEL_UNITS
-
-log = logging.getLogger(__name__)
 
 FLUX, FLUX_SQUARED, NANOMETRE = "1e-18 W m-2 nm-1", "1e-36 W2 m-4 nm-2", "nm"
 SMALLEST_PLAUSIBLE = 1e-6
@@ -129,10 +126,26 @@ class Spectra(table.Spectra):
         Raises:
             InputError: it cannot be read, or none of its rows can be used.
         """
+        from xpbayes.archive.memory import spectra_of_file
         from xpbayes.data.spectra_file import read_star_tables
 
         path = Path(path)
-        return cls.of(read_star_tables(path) if path.is_dir() or _is_star_table(path) else _read_xp(path))
+        return cls.of(read_star_tables(path) if path.is_dir() or _is_star_table(path) else spectra_of_file(path))
+
+    @classmethod
+    def from_coefficients(cls, rows: Any) -> Self:
+        """Calibrate a table of spectra with Gaia's own column names; a parallax and a position are taken along.
+
+        Args:
+            rows: a pandas, astropy or Arrow table: ``source_id``, ``bp_coefficients``, ``bp_coefficient_errors``,
+                ``bp_coefficient_correlations``, the same of RP, and so on; or sampled ``flux`` and ``flux_error``.
+
+        Raises:
+            InputError: a column is missing, or none of the rows can be used.
+        """
+        from xpbayes.archive.memory import spectra_of_table
+
+        return cls.of(spectra_of_table(rows))
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Write a star table; InputError if it cannot be written."""
@@ -186,27 +199,6 @@ def _is_star_table(path: Path) -> bool:
         return METADATA_KEY in (pq.read_schema(path).metadata or {})
     except (pa.ArrowException, OSError):
         return False
-
-
-def _read_xp(path: Path) -> table.Spectra:
-    """All spectra of one file, with nothing joined to them."""
-    from xpbayes.archive.companions import read_companions
-    from xpbayes.archive.stream import stream_stars
-    from xpbayes.archive.survey_config import SurveySettings, XpSettings
-
-    survey = SurveySettings(bands=(), select="all", xp=XpSettings(files=(str(path.absolute()),)))
-    parts = list(stream_stars(survey, path.parent, read_companions(survey, path.parent)))
-    rejected = [row for part in parts for row in part.rejected]
-    tables = [part.table for part in parts if len(part.table)]
-    if rejected:
-        first = rejected[0]
-        sentence = f"{len(rejected)} rows cannot be used (first: row {first.row}, {first.reason})"
-        if not tables:
-            raise InputError(f"{path}: has no spectrum; {sentence}")
-        log.warning("%s: %s", path, sentence)
-    if not tables:
-        raise InputError(f"{path}: has no spectrum")
-    return table.join_star_tables(tables, [path.name] * len(tables))
 
 
 def _numbers(values: Any, unit: str, name: str) -> NDArray[np.float64]:

@@ -43,6 +43,8 @@ SUFFIXES = {
 }
 """What a file promises to be whose bytes tell nothing."""
 TEXT = (".csv", ".ecsv", ".txt", ".tsv", ".dat")
+MOUNTED: dict[Path, RawTable] = {}
+"""Tables in memory, under names that no file has (`memory`)."""
 HEAD = 4096
 """Bytes that tell what a file is."""
 
@@ -55,6 +57,9 @@ def opened(path: Path) -> Iterator[RawFile]:
         InputError: no such file, of no known format, not complete; a server's error document or a web page.
     """
     path = Path(path)
+    if path in MOUNTED:
+        yield RawFile((MOUNTED[path],))
+        return
     with ExitStack() as stack:
         yield RawFile(tuple(_tables(path, stack)))
 

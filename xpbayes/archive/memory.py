@@ -1,0 +1,99 @@
+"""Spectra with nothing joined to them but what their own table holds: of one file, or of a table that is in memory.
+
+A table in memory goes through the same doors as a file: identifiers, units, missing values and shapes are decided there.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from xpbayes.archive.companion_table import SeenIds
+from xpbayes.archive.companions import Companions
+from xpbayes.archive.gaia_source import read_gaia_source
+from xpbayes.archive.open_file import MOUNTED
+from xpbayes.archive.raw_table import RawTable, sliced
+from xpbayes.archive.rows import column_names
+from xpbayes.archive.stream import stream_file
+from xpbayes.archive.survey_config import SurveySettings, XpSettings
+from xpbayes.data.spectra import Spectra, join_star_tables
+from xpbayes.errors import InputError
+
+log = logging.getLogger(__name__)
+NUMBER = count(1)
+
+
+def spectra_of_file(path: Path) -> Spectra:
+    """Read and calibrate all spectra of one file; parallaxes and positions of the same file are taken along.
+
+    Raises:
+        InputError: it has no spectra, or none of its rows can be used.
+    """
+    gaia = read_gaia_source([path]) if "parallax" in {n.lower() for n in column_names(path)} else None
+    companions = Companions(gaia, None, None, None, None, None, (), {})
+    survey = SurveySettings(bands=(), select="all", xp=XpSettings(files=(str(path),)))
+    parts = list(stream_file(survey, path, companions, SeenIds()))
+    rejected = [row for part in parts for row in part.rejected]
+    tables = [part.table for part in parts if len(part.table)]
+    sentence = ""
+    if rejected:
+        sentence = f"{len(rejected)} rows cannot be used (first: row {rejected[0].row}, {rejected[0].reason})"
+    if not tables:
+        raise InputError(f"{path}: has no spectrum that can be used{'; ' if sentence else ''}{sentence}")
+    if sentence:
+        log.warning("%s: %s", path, sentence)
+    return join_star_tables(tables, [path.name] * len(tables))
+
+
+def spectra_of_table(rows: Any) -> Spectra:
+    """Calibrate the spectra of a pandas, astropy or Arrow table with Gaia's own column names.
+
+    Raises:
+        InputError: it is no table, has no spectra, or none of its rows can be used.
+    """
+    with _mounted(_raw_table(rows)) as path:
+        return spectra_of_file(path)
+
+
+@contextmanager
+def _mounted(table: RawTable) -> Iterator[Path]:
+    """Let a table be opened under a name that no file has, for as long as a with-statement lasts."""
+    path = Path(f"<table {next(NUMBER)} in memory>")
+    MOUNTED[path] = table
+    try:
+        yield path
+    finally:
+        del MOUNTED[path]
+
+
+def _raw_table(rows: Any) -> RawTable:
+    """Any table by its columns, as the format modules hand on those of a file."""
+    names = getattr(rows, "colnames", None) or getattr(rows, "column_names", None) or getattr(rows, "columns", None)
+    if names is None or not hasattr(rows, "__len__"):
+        raise InputError(
+            f"a {type(rows).__name__} is no table; give a pandas, astropy or Arrow table of XP coefficients"
+        )
+    units = {n: str(u) for n in names if (u := getattr(rows[n], "unit", None)) is not None}
+    columns = {str(n): _cells(rows[n]) for n in names}
+    return RawTable(("0",), tuple(columns), sliced(len(rows), lambda name, part: columns[name][part]), units)
+
+
+def _cells(column: Any) -> Any:
+    """A column as NumPy array, masked where it has nulls, or as list of cells where these are arrays or text."""
+    if hasattr(column, "to_pylist"):  # Arrow; its integers with nulls stay integers
+        return column.to_pylist() if column.null_count or not _is_number(str(column.type)) else column.to_numpy()
+    if not hasattr(column, "to_numpy"):  # astropy, or an array
+        return np.ma.MaskedArray(column)
+    values = column.to_numpy()
+    if values.dtype.kind in "biuf":
+        return values
+    return [None if np.ndim(value) == 0 and pd.isna(value) else value for value in values]
+
+
+def _is_number(kind: str) -> bool:
+    return kind.startswith(("int", "uint", "float", "double", "halffloat"))
