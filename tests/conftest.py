@@ -32,7 +32,10 @@ from xpbayes.analysis.posterior_file import import_arviz
 from xpbayes.config import InferenceConfig, Phase, SamplingConfig, TrainingConfig
 from xpbayes.data.spectra import Spectra
 from xpbayes.data.spectra_file import read_star_table, write_star_table
+from xpbayes.device import prepare_device
 from xpbayes.production.model_file import TrainedModel, load_model, save_model
+
+prepare_device()
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 

@@ -1,6 +1,9 @@
 """Imports go down the levels of the house only, and nowhere in circles; importing changes nothing."""
 
 import ast
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +27,7 @@ LEVELS = (
     {"models"},
     {"data"},
     {"instrument"},
-    {"schema", "channels", "config", "errors", "files", "identity", "progress"},
+    {"schema", "channels", "config", "device", "errors", "files", "identity", "progress"},
 )
 """From the top: a room imports from itself and from lower levels; rooms of one level know nothing of each other."""
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -92,3 +95,28 @@ def test_no_circles():
 
 def test_a_circle_is_found():
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c", "b"]]
+
+
+def test_importing_changes_neither_the_environment_nor_jax():
+    """XLA's flags and JAX's settings are the process's own until a computation begins."""
+    code = (
+        "import os, sys, importlib, numpyro, jax\n"
+        "before = dict(os.environ), dict(jax.config.values)\n"
+        "for module in sys.argv[1:]: importlib.import_module(module)\n"
+        "after = dict(os.environ), dict(jax.config.values)\n"
+        "changed = [{k: new.get(k) for k in old.keys() | new.keys() if old.get(k) != new.get(k)}\n"
+        "           for old, new in zip(before, after)]\n"
+        "print(changed)\n"
+        "from xpbayes.device import prepare_device\n"
+        "prepare_device()\n"
+        "print(os.environ['XLA_FLAGS'], jax.config.values['jax_cpu_enable_async_dispatch'])"
+    )
+    modules = [m for m in FILES if not m.endswith("__main__")]
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=1"}
+    run = subprocess.run(
+        [sys.executable, "-c", code, *modules], capture_output=True, text=True, check=False, env=environment
+    )
+    assert run.returncode == 0, run.stderr
+    unchanged, prepared = run.stdout.splitlines()
+    assert unchanged == "[{}, {}]"
+    assert prepared == "--xla_backend_optimization_level=1 --xla_cpu_multi_thread_eigen=false False"

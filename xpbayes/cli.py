@@ -7,9 +7,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-# Before NumPy is imported anywhere: many small factorisations are far slower with several BLAS threads each.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
 import typer
 
 from xpbayes.errors import InputError
@@ -605,6 +602,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: what follows the program's name; what the process was started with if None.
     """
+    # Before NumPy is imported anywhere: many small factorisations are far slower with several BLAS threads each.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         app(arguments)
     except InputError as error:

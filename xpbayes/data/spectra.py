@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from xpbayes.channels import Channels
 from xpbayes.data.join import repeated_ids
 from xpbayes.data.stars import Stars
+from xpbayes.device import prepare_device
 from xpbayes.errors import InputError
 from xpbayes.instrument.whitening import unpack
 
@@ -234,6 +235,7 @@ class Spectra:
                 for training only.
             label_error_floor: (label,) added to the label errors in quadrature [kK, dex, ...]; none if empty.
         """
+        prepare_device()
         label, label_error = self.labels(labels)
         if len(label_error_floor):
             label_error = np.hypot(label_error, np.asarray(label_error_floor))

@@ -6,7 +6,6 @@ Gaia's 64-bit source_id stays outside (`data.spectra.Spectra`): 32-bit JAX silen
 """
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -22,14 +21,6 @@ T = TypeVar("T")
 
 STAR_BLOCK = 256
 """Stars that are worked on together on CPUs: one program per step, whatever the batch."""
-
-# On the CPU every program runs in the thread that calls it, and on one core. XLA's pool of threads made our programs
-# hardly faster, and on a machine of two cores it now and then stood still for ever inside a loop of matrix products.
-# Many cores are used by many processes instead (`engine.py`). XLA reads its flags when it first compiles.
-_ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
-if _ONE_THREAD.split("=", maxsplit=1)[0] not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_ONE_THREAD}".strip()
-jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 class Stars(eqx.Module):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from xpbayes.device import prepare_device
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
 from xpbayes.inference.errors import (
     are_positive_definite,
@@ -90,6 +91,7 @@ def fit_stars(
         progress: receives stars done, stars in total, and stars per second.
         seeds: (star,) each star's own, for its draws; the row number if None.
     """
+    prepare_device()
     if not len(stars):
         return _nothing(model.forward.n_labels + 2)
     begun = time.perf_counter()

@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from xpbayes.device import prepare_device
 from xpbayes.errors import InputError, nearest
 
 log = logging.getLogger(__name__)
@@ -223,6 +224,7 @@ def _begin_pooled(queue: Any, stop: Any, parent: int) -> None:
 
 def _call(shipped: bytes, item: Any) -> Any:
     """Call a function that was pickled: what it imports, JAX above all, is imported after the worker was bound."""
+    prepare_device()
     work = _unpickled(shipped)
     spare_memory()
     try:

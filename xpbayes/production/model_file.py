@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xpbayes.channels import Channels
+from xpbayes.device import prepare_device
 from xpbayes.errors import InputError
 from xpbayes.files import file_checksum
 from xpbayes.inference.recalibration import LabelCalibration
@@ -182,6 +183,7 @@ def load_model(folder: str | os.PathLike[str]) -> TrainedModel:
     Raises:
         InputError: not a model, damaged, or from a newer xpbayes.
     """
+    prepare_device()
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 

@@ -168,7 +168,9 @@ def solve_stars(
     if factor is not None:
         from xpbayes.training.network_uncertainty import add_model_covariance, added_to_inferred
 
-        added = added_to_inferred(trained.star_model, factor, batch, inferred.estimate, use_parallax=config.use_parallax)
+        added = added_to_inferred(
+            trained.star_model, factor, batch, inferred.estimate, use_parallax=config.use_parallax
+        )
         wide = as_rows(add_model_covariance(inferred, added), added=added)
         # Flags and confidences know the stars' own errors, from which the classifiers were learned.
         rows = wide | {name: rows[name] for name in KNOW_OWN_ERRORS}

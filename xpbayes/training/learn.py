@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from xpbayes.data.scratch import are_in_files, in_memory, pieces, scratch_copy, write_rows
 from xpbayes.data.stars import Stars
+from xpbayes.device import prepare_device
 from xpbayes.errors import InputError
 from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.search.solver import solve
@@ -160,6 +161,7 @@ def train(
     Raises:
         InputError: the checkpoint belongs to other stars or settings, a phase has no stars, or a phase diverged.
     """
+    prepare_device()
     if not are_in_files(stars):
         stars = jax.tree.map(jnp.asarray, stars)
     record, done = TrainingRecord(), 0

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
+from xpbayes.device import prepare_device
 from xpbayes.config import InferenceConfig
 from xpbayes.data.stars import Stars
 from xpbayes.inference.errors import are_positive_definite, evaluate_mode, invert_positive
@@ -104,6 +105,7 @@ def find_modes(
         config: the settings.
         seed: of the scattered starts.
     """
+    prepare_device()
     blind = jax.tree.map(jnp.asarray, stars.blind(parallax=config.use_parallax))
     bare = model.without_error
     grid = make_grid(bare, config.n_nodes)

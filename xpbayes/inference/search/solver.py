@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import NDArray
 
+from xpbayes.device import prepare_device
 from xpbayes.data.stars import Stars
 from xpbayes.models.likelihood import deviance, n_observed
 from xpbayes.models.objective import Expansion, at_other_parallax, curvature_of, expand
@@ -350,6 +351,7 @@ def solve(
         start: (star, label + 2) where to begin.
         max_iterations: stop after so many; unconverged stars say so.
     """
+    prepare_device()
     pool = StartPool(columns_first(stars), start)
     left: NDArray[np.integer] = np.arange(len(start))
     for limit in limits(max_iterations):
