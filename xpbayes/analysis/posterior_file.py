@@ -3,7 +3,6 @@
 The one place that knows ArviZ before 1.0 (InferenceData) from ArviZ since (xarray's DataTree).
 """
 
-import os
 import time
 import warnings
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from xpbayes.channels import FLUX_UNIT
 from xpbayes.checks.predictive import predict_draws, whitened_flux
 from xpbayes.data.stars import Stars
 from xpbayes.errors import InputError
+from xpbayes.files import whole_file
 from xpbayes.inference.sampling.nuts import Diagnostics, Draws
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.schema import LABEL_UNITS
@@ -183,18 +183,12 @@ def write_posterior(groups: Mapping[str, xr.Dataset], path: Path) -> Path:
     Raises:
         InputError: it cannot be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary:
+        temporary.unlink(missing_ok=True)  # what a killed run has left would be appended to
         for i, (name, group) in enumerate(groups.items()):
             packed = {v: {"zlib": True, "complevel": 1} for v in group.data_vars}
             mode: Literal["w", "a"] = "a" if i else "w"
             group.to_netcdf(temporary, mode, group=name, engine=ENGINE, encoding=packed)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another output") from error
     return path
 
 

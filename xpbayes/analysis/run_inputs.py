@@ -4,7 +4,6 @@ In: a folder as `xpbayes demo` leaves it, or single paths. Out: `Run`, whose `ro
 with columns of the star table by source_id. Nothing is refitted.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +17,9 @@ from numpy.typing import NDArray
 
 from xpbayes.channels import Channels
 from xpbayes.data.join import Lookup
-from xpbayes.data.parquet import file_metadata
+from xpbayes.data.parquet import column_names, open_parquet, read_parquet
 from xpbayes.data.spectra import OK, Spectra
+from xpbayes.data.spectra_file import MATRICES, read_header, star_table_files
 from xpbayes.errors import InputError, nearest
 from xpbayes.production.model_file import CARD, TrainedModel, load_model
 from xpbayes.production.reader import Catalogue, open_catalogue
@@ -28,7 +28,6 @@ T = TypeVar("T")
 ROWS_AT_ONCE = 65_536
 STARS_AT_ONCE = 2_048
 """Stars whose fluxes and whitening factors are in memory together: 16 MB."""
-MATRICES = ("flux", "xp_whitening", "band_inverse_error")
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class StarFiles:
         """(star,) each of scalar columns, all stars; a number that is missing, or a column that is, is NaN."""
         out = {n: np.full(self.n_rows, np.nan) for n in names if n not in self.names}
         for name in dict.fromkeys(n for n in names if n in self.names):  # one by one: half the memory at the peak
-            out[name] = pa.concat_tables([_read(path, [name]) for path in self.files])[name].to_numpy()
+            out[name] = pa.concat_tables([read_parquet(path, [name]) for path in self.files])[name].to_numpy()
         return out
 
     def _groups(self, most: int | None) -> list[tuple[Path, int]]:
@@ -65,7 +64,7 @@ class StarFiles:
         """(star,) source_ids of the stars that `batches` hands out."""
         parts = []
         for path, k in self._groups(most):
-            with pq.ParquetFile(path) as file:
+            with open_parquet(path) as file:
                 parts.append(file.read_row_group(k, columns=["source_id"])["source_id"].to_numpy())
         return np.concatenate(parts)
 
@@ -77,7 +76,7 @@ class StarFiles:
         """
         names = ["source_id", *(n for n in MATRICES if n in self.names)]
         for path, k in self._groups(most):
-            with pq.ParquetFile(path) as file:
+            with open_parquet(path) as file:
                 for batch in file.iter_batches(STARS_AT_ONCE, row_groups=[k], columns=names):
                     yield self._table(pa.Table.from_batches([batch]))
 
@@ -92,42 +91,19 @@ class StarFiles:
         return Spectra(self.channels, self.label_names, rows["source_id"].to_numpy(), flux, whitening, bands, {})
 
 
-def _read(path: Path, names: Sequence[str]) -> pa.Table:
-    try:
-        return pq.read_table(path, columns=list(names))
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({str(error).splitlines()[0]}); copy or write it again") from error
-
-
 def open_stars(path: str | Path) -> StarFiles:
     """Find the files of a star table and check that they belong together.
 
     Raises:
         InputError: none is there, one is of another kind, or their channels differ.
     """
-    path = Path(path)
-    files = tuple(sorted(path.glob("*.parquet"))) if path.is_dir() else (path,)
-    if not files:
-        raise InputError(f"{path}: holds no star table (*.parquet); name a star table or a folder of them")
-    first: tuple[Channels, tuple[str, ...]] | None = None
-    names: frozenset[str] | None = None
-    n_rows = 0
-    for file in files:
-        about = file_metadata(file)
-        if about.get("kind") != "star table":
-            raise InputError(f"{file}: holds a {about.get('kind', 'file of unknown kind')}, not a star table")
-        channels = Channels.from_json(json.dumps(about["channels"]))
-        if first is None:
-            first = (channels, tuple(about["labels"]))
-        else:
-            first[0].require_same(channels, files[0].name, file.name)
-        own = frozenset(pq.read_schema(file).names)
-        names = own if names is None else names & own
-        n_rows += pq.read_metadata(file).num_rows
-    assert first is not None and names is not None  # there is at least one file
-    if not n_rows:
-        raise InputError(f"{path}: has no stars; nothing to do")
-    return StarFiles(files, *first, names, n_rows)
+    files = tuple(star_table_files(path))
+    headers = [read_header(file) for file in files]
+    first = headers[0][0]
+    for file, (header, _) in zip(files, headers, strict=True):
+        first.channels.require_same(header.channels, files[0].name, file.name)
+    names = frozenset.intersection(*(frozenset(column_names(file)) for file in files))
+    return StarFiles(files, first.channels, first.labels, names, sum(n for _, n in headers))
 
 
 @dataclass(frozen=True)
@@ -230,12 +206,12 @@ class Run:
 
 def _require(catalogue: Catalogue, names: Sequence[str]) -> None:
     for file in catalogue.files:
-        schema = pq.read_schema(file)
-        for name in names:
-            if name not in schema.names:
-                raise InputError(
-                    f"{file}: has no column '{name}'{nearest(name, schema.names)}; infer it again with this xpbayes"
-                )
+        there = column_names(file)
+        missing = next((name for name in names if name not in there), None)
+        if missing is not None:
+            raise InputError(
+                f"{file}: has no column '{missing}'{nearest(missing, there)}; infer it again with this xpbayes"
+            )
 
 
 def _numbers(column: pa.ChunkedArray) -> NDArray[Any]:

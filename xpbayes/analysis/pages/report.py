@@ -249,7 +249,7 @@ def _accuracy(run: Reported) -> tuple[list[Part], list[tuple[str, str]]]:
         "The outermost bins collect everything beyond 6 σ.",
     )
     parts.append(Section("Inferred against spectroscopic labels", [against], "accuracy-labels"))
-    parts.append(Section("Pulls", [pulls], "accuracy-pulls"))
+    parts.append(Section("Distribution of pulls", [pulls], "accuracy-pulls"))
     return parts, [(number(r.label, r.scatter), f"scatter in {heading(r.label)}") for r in rows if r.group == "all"]
 
 
@@ -317,6 +317,7 @@ def _provenance(run: Reported, timings: dict[str, float]) -> list[Part]:
     """Where everything came from, how long it took, and all settings."""
     card, about, channels = run.model.card, run.about, run.model.channels
     split, inferred = card.get("split", {}), about.get("input", {})
+    aside = card.get("settings", {}).get("calibration_fraction", 0)
     hidden = " × ".join(str(n) for n in card.get("settings", {}).get("hidden", ()))
     rows = [
         ("model", f"{card.get('arrays_checksum', 'not written')}, made {card.get('created', 'at an unknown time')}"),
@@ -328,7 +329,11 @@ def _provenance(run: Reported, timings: dict[str, float]) -> list[Part]:
         ),
         ("channels", f"{len(channels)}, {channels.wavelengths[0]:.0f} to {channels.wavelengths[-1]:.0f} nm"),
         ("network", f"{hidden} tanh neurons, seed {card.get('seed')}"),
-        ("split", f"{split.get('fraction', 0):.0%} of source_ids held out, seed {split.get('seed')}"),
+        (
+            "split",
+            f"{split.get('fraction', 0):.0%} of source_ids held out, {aside:.0%} of the others kept aside for calibration, "
+            f"seed {split.get('seed')}",
+        ),
         ("versions, training", _versions(card)),
         ("versions, inference", _versions(about)),
     ]

@@ -136,15 +136,15 @@ def star_fits(
         parallax_used: measured parallaxes entered the fits.
     """
     estimate, error = list_column(catalogue, "stellar_params_est"), list_column(catalogue, "stellar_params_err")
-    status = text_column(catalogue, "status")
-    rows = catalogue.to_pylist()
-    measured, measured_error = stars.column("parallax"), stars.column("parallax_error")
+    status, measured = text_column(catalogue, "status"), (stars.column("parallax"), stars.column("parallax_error"))
+    trusted = model.confidence.targets if model.confidence else ()
+    names = ("chi2_opt", "ln_prior", "n_obs", "dof", "quality_flags", *(f"{n}_confidence" for n in trusted))
+    columns = {name: catalogue[name].to_numpy(zero_copy_only=False).astype(float) for name in names}  # null: NaN
     fits = []
-    for i, row in enumerate(rows):
-        source_id, solved = int(stars.source_id[i]), status[i] == OK
+    for i, source_id in enumerate(stars.source_id.tolist()):
+        row = {name: float(values[i]) for name, values in columns.items()}
         optima = modes.get(source_id, Modes((), 0, 0))
-        near = [m for m in optima.modes[1:] if m.objective - optima.modes[0].objective < NOTABLE]
-        trust = {n: row[f"{n}_confidence"] for n in model.confidence.targets} if model.confidence else {}
+        above = [(mode.objective - optima.modes[0].objective, mode.estimate) for mode in optima.modes[1:]]
         fits.append(
             StarFit(
                 source_id=source_id,
@@ -152,29 +152,22 @@ def star_fits(
                 label_names=model.labels,
                 estimate=estimate[i],
                 error=error[i],
-                measured_parallax=float(measured[i]),
-                measured_parallax_error=float(measured_error[i]),
+                measured_parallax=float(measured[0][i]),
+                measured_parallax_error=float(measured[1][i]),
                 parallax_used=parallax_used,
-                chi2=_or_nan(row["chi2_opt"]),
-                n_obs=row["n_obs"],
-                dof=row["dof"],
-                ln_prior=_or_nan(row["ln_prior"]),
-                flags=row["quality_flags"],
-                confidence={n: _or_nan(v) for n, v in trust.items()},
+                chi2=row["chi2_opt"],
+                n_obs=int(row["n_obs"]),
+                dof=int(row["dof"]),
+                ln_prior=row["ln_prior"],
+                flags=int(row["quality_flags"]),
+                confidence={n: row[f"{n}_confidence"] for n in trusted},
                 modes=optima,
                 wavelength_nm=model.channels.wavelengths,
-                spectrum=spectrum_fit(model, stars, i, estimate[i]) if solved else None,
-                others=tuple(
-                    (m.objective - optima.modes[0].objective, spectrum_fit(model, stars, i, m.estimate).predicted)
-                    for m in near
-                ),
+                spectrum=spectrum_fit(model, stars, i, estimate[i]) if status[i] == OK else None,
+                others=tuple((d, spectrum_fit(model, stars, i, at).predicted) for d, at in above if d < NOTABLE),
             )
         )
     return fits
-
-
-def _or_nan(value: float | None) -> float:
-    return float("nan") if value is None else float(value)
 
 
 def _number(value: float) -> float | None:
