@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import typer.main
 
 from tests.command_line import refused, run
 from tests.conftest import QUICK, inference_toml
+from xpbayes.cli import app
 
 
 def started(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -28,6 +30,30 @@ def test_help_names_every_verb():
     text = run("--help").stdout
     for verb in ("demo", "fetch", "train", "infer", "verify", "export", "report", "predict"):
         assert verb in text
+
+
+def verbs(group, *path):
+    """Every command, by the words that name it."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from verbs(command, *path, name)
+        else:
+            yield (*path, name), command
+
+
+@pytest.mark.parametrize(("words", "command"), verbs(typer.main.get_command(app)), ids=str)
+def test_help_shows_every_word(words, command, monkeypatch):
+    """Units and table names stand in brackets, which rich takes for markup."""
+    monkeypatch.setenv("COLUMNS", "300")
+    shown = run(*words, "--help").stdout
+    helps = [param.help for param in command.params if getattr(param, "help", None)]
+    for text in (command.help, *helps):
+        assert text.replace("\\[", "[") in shown, text
+
+
+def test_settings_are_named_in_help(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    assert "tables [training], [inference] and [sampling]" in run("train", "--help").stdout
 
 
 def test_version():

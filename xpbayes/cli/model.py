@@ -1,0 +1,140 @@
+"""Verbs that make or ask a model: train, card, confidence, uncertainty, predict."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from xpbayes.cli.app import app
+from xpbayes.cli.options import ModelFolder, Quiet, SettingsFile
+from xpbayes.errors import InputError
+
+
+@app.command()
+def train(
+    stars: Annotated[Path, typer.Argument(help="Star table with labels, or a folder of them.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model.")],
+    settings: SettingsFile = None,
+    preset: Annotated[str | None, typer.Option(help="default, or zgr23: the paper's own six training phases.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the initial weights and the batches.")] = None,
+    validation_fraction: Annotated[float | None, typer.Option(help="Share of source_ids held out.")] = None,
+    split_seed: Annotated[int | None, typer.Option(help="Which split by source_id.")] = None,
+    model_error: Annotated[
+        bool | None, typer.Option(help="Learn a covariance of the model's own error (default) or not (the paper).")
+    ] = None,
+    epochs_scale: Annotated[float | None, typer.Option(help="Multiply the epochs of gradient phases.")] = None,
+    held_out_stars: Annotated[
+        int | None, typer.Option(help="Held-out stars inferred for the model card; 0 skips it.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last phase of a stopped run.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Learn a model from stars with labels, and print its card."""
+    from xpbayes.config import Settings
+
+    run = Settings.read(
+        settings,
+        training={
+            "seed": seed,
+            "validation_fraction": validation_fraction,
+            "split_seed": split_seed,
+            "preset": preset,
+            "model_error": model_error,
+            "epochs_scale": epochs_scale,
+            "held_out_stars": held_out_stars,
+        },
+    )
+    from xpbayes.runs.train import train as learn
+
+    model = learn(stars, out, run.training, resume=resume)
+    if not quiet:
+        from rich.console import Console
+
+        from xpbayes.analysis.pages.model_card import print_card
+
+        print_card(model, Console(stderr=True))
+    print(out)
+
+
+@app.command()
+def card(model: ModelFolder) -> None:
+    """Print a model's card: what it was trained on, where it can be trusted, how good it is, its limits."""
+    from xpbayes.analysis.pages.model_card import print_card
+    from xpbayes.production.model_file import load_model
+
+    print_card(load_model(model))
+
+
+@app.command()
+def confidence(
+    model: ModelFolder,
+    catalogue: Annotated[Path, typer.Argument(help="What it inferred for held-out stars.")],
+    stars: Annotated[Path, typer.Argument(help="Star table with labels that the catalogue was inferred from.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the model with classifiers; MODEL itself if none.")
+    ] = None,
+    figures: Annotated[Path | None, typer.Option(help="Folder for figures and numbers of how well they work.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, batches and dropout.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Train classifiers that say how far Teff, [Fe/H] and log g of each star can be trusted."""
+    from xpbayes.analysis.pages.confidence import print_check
+    from xpbayes.runs.confidence import confidence as learn
+    from xpbayes.training.reliability import ConfidenceConfig
+
+    target = model if out is None else out
+    _, check = learn(model, catalogue, stars, target, ConfidenceConfig(seed=seed), figures)
+    print_check(check)
+    print(target)
+
+
+@app.command()
+def uncertainty(
+    model: Annotated[Path, typer.Argument(help="Folder of the model; receives weight_factor.safetensors.")],
+    stars: Annotated[Path, typer.Argument(help="Star table that it was trained on.")],
+    figure: Annotated[Path | None, typer.Option(help="Figure of what is added, by label (.png).")] = None,
+    n_stars: Annotated[int, typer.Option("--stars", min=100, help="Training stars that are looked at.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="Of their choice.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Work out how well training has determined the model, and what that adds to the errors of stars."""
+    from xpbayes.analysis.figures.model_uncertainty import print_uncertainty, write_figure
+    from xpbayes.runs.uncertainty import uncertainty as work_out
+
+    found = work_out(model, stars, model, n_stars, seed=seed)
+    print_uncertainty(found)
+    if figure is not None:
+        print(write_figure(found, figure))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def predict(
+    context: typer.Context,
+    model: ModelFolder,
+    teff: Annotated[float | None, typer.Option(help="Effective temperature [K].")] = None,
+    feh: Annotated[float | None, typer.Option(help="Metallicity [Fe/H] \\[dex].")] = None,
+    logg: Annotated[float | None, typer.Option(help="Surface gravity log g \\[dex].")] = None,
+    extinction: Annotated[float, typer.Option(help="Extinction scalar E \\[mag].")] = 0.0,
+    parallax: Annotated[float, typer.Option(help="Parallax \\[mas].")] = 1.0,
+    plot: Annotated[Path | None, typer.Option(help="Figure to write (.png, .pdf or .svg).")] = None,
+) -> None:
+    """Predict one star's flux in every channel; labels beyond these three are given as --NAME VALUE."""
+    labels: dict[str, float] = {k: v for k, v in (("teff", teff), ("feh", feh), ("logg", logg)) if v is not None}
+    extra = list(context.args)
+    while extra:
+        option = extra.pop(0)
+        if not option.startswith("--") or not extra:
+            raise InputError(f"'{option}' is not understood; further labels are given as --NAME VALUE")
+        try:
+            labels[option[2:].replace("-", "_")] = float(extra.pop(0))
+        except ValueError as error:
+            raise InputError(f"the value of {option} is not a number") from error
+    from xpbayes.analysis.figures.prediction import draw_prediction, print_prediction
+    from xpbayes.runs.predict import predict_flux
+
+    prediction = predict_flux(model, extinction=extinction, parallax=parallax, **labels)
+    print_prediction(prediction)
+    if plot is not None:
+        draw_prediction(prediction, plot)
+        print(f"wrote {plot}", file=sys.stderr)

@@ -1,0 +1,34 @@
+"""Options and arguments that several verbs share, each once.
+
+A bracket before a small letter is escaped: rich would take it for markup and show nothing.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+SettingsFile = Annotated[
+    Path | None, typer.Option("--settings", help="TOML file with tables \\[training], \\[inference] and \\[sampling].")
+]
+Only = Annotated[str, typer.Option(help="all, or a side of the model's own split: training, kept-aside or held-out.")]
+ModelFolder = Annotated[Path, typer.Argument(help="Folder of the model.")]
+Parallax = Annotated[bool | None, typer.Option(help="Use measured parallaxes (default) or not.")]
+CatalogueFiles = Annotated[Path, typer.Argument(help="Catalogue: a file or a folder of parts.")]
+StarFiles = Annotated[Path, typer.Argument(help="Star table, folder of them, or survey.toml.")]
+SourceIds = Annotated[list[int] | None, typer.Option(help="Gaia DR3 source_id; give it once per star.")]
+Random = Annotated[int | None, typer.Option(min=1, help="So many stars at random instead.")]
+ChoiceSeed = Annotated[int, typer.Option(min=0, help="Of the random choice of stars.")]
+TableOut = Annotated[Path, typer.Option(help="Star table to write (.parquet).")]
+
+
+def _listen(context: typer.Context, quiet: bool) -> bool:
+    """Show what the command says while it works, unless that is not wanted."""
+    if not quiet:
+        from xpbayes.progress import progress_shown
+
+        context.with_resource(progress_shown())
+    return quiet
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=_listen, help="No progress lines.")]

@@ -1,0 +1,119 @@
+"""Verbs that look closely at posteriors: fit, sample, check, compare."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from xpbayes.cli.app import app
+from xpbayes.cli.options import (
+    ChoiceSeed,
+    ModelFolder,
+    Only,
+    Parallax,
+    Quiet,
+    Random,
+    SettingsFile,
+    SourceIds,
+    StarFiles,
+)
+
+
+@app.command()
+def fit(
+    model: ModelFolder,
+    stars: StarFiles,
+    source_id: Annotated[list[int], typer.Option(help="Gaia DR3 source_id; give it once per star.")],
+    out: Annotated[Path, typer.Option(help="Folder for fit.json and one figure per star.")],
+    settings: SettingsFile = None,
+    parallax: Parallax = None,
+    quiet: Quiet = False,
+) -> None:
+    """Fit a few stars: parameters with errors, every optimum found, and a figure of data and model."""
+    from xpbayes.config import Settings
+
+    run = Settings.read(settings, inference={"use_parallax": parallax})
+    from xpbayes.analysis.pages.star_page import print_star
+    from xpbayes.runs.fit import fit as solve
+
+    for star in solve(model, stars, source_id, out, run.inference):
+        print_star(star)
+
+
+@app.command()
+def sample(
+    model: ModelFolder,
+    stars: StarFiles,
+    out: Annotated[Path, typer.Option(help="File for the draws (.nc); ArviZ opens it.")],
+    source_id: SourceIds = None,
+    random: Random = None,
+    draws: Annotated[int | None, typer.Option(help="Draws kept per chain.")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Transitions per chain that adapt the step size.")] = None,
+    chains: Annotated[int | None, typer.Option(help="Chains per star.")] = None,
+    settings: SettingsFile = None,
+    parallax: Parallax = None,
+    only: Only = "all",
+    channels: Annotated[
+        bool | None, typer.Option(help="Likelihood and predicted flux of every channel; default: up to 64 stars.")
+    ] = None,
+    seed: ChoiceSeed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Draw from single stars' posteriors with NUTS, and say whether the chains can be trusted."""
+    from xpbayes.config import Settings
+
+    given = {"draws": draws, "warmup": warmup, "chains": chains}
+    run = Settings.read(settings, inference={"use_parallax": parallax}, sampling=given)
+    from xpbayes.analysis.pages.posterior_tables import print_draws
+    from xpbayes.runs.sample import sample as run_sample
+
+    print_draws(
+        run_sample(model, stars, out, source_id or (), random, run.inference, run.sampling, only, channels, seed)
+    )
+    print(out)
+
+
+@app.command()
+def check(
+    model: ModelFolder,
+    out: Annotated[Path, typer.Option(help="Folder for report.html, table and numbers.")],
+    like: Annotated[Path | None, typer.Option(help="Star table whose noise to imitate; default: bundled.")] = None,
+    stars: Annotated[int, typer.Option(min=50, help="How many stars to simulate.")] = 1000,
+    nuts: Annotated[int, typer.Option(min=0, help="So many of them are sampled with NUTS as well.")] = 100,
+    settings: SettingsFile = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of all random numbers.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Check error bars by simulation-based calibration: are truths where posteriors say they are?"""
+    from xpbayes.config import Settings
+
+    run = Settings.read(settings)
+    from xpbayes.analysis.pages.calibration_page import print_check
+    from xpbayes.runs.check import check as run_check
+
+    print_check(run_check(model, like, out, stars, nuts, run.inference, run.sampling, seed))
+    print(out)
+
+
+@app.command()
+def compare(
+    model: ModelFolder,
+    stars: Annotated[Path, typer.Argument(help="Star table, or folder of them.")],
+    out: Annotated[Path, typer.Option(help="Folder for report.html and tables.")],
+    source_id: SourceIds = None,
+    random: Random = None,
+    settings: SettingsFile = None,
+    parallax: Parallax = None,
+    only: Only = "all",
+    seed: ChoiceSeed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Compare cheap error bars with NUTS for the same real stars, and show where they fail."""
+    from xpbayes.config import Settings
+
+    run = Settings.read(settings, inference={"use_parallax": parallax})
+    from xpbayes.analysis.pages.posterior_comparison import print_comparison
+    from xpbayes.runs.compare import compare as run_compare
+
+    print_comparison(run_compare(model, stars, out, source_id or (), random, run.inference, run.sampling, only, seed))
+    print(out)
