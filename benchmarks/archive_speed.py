@@ -61,7 +61,7 @@ def write_bulk(path: Path, n: int, seed: int = 0) -> None:
             coefficient = flux @ inverse.T
             sides = []
             for i in range(2):
-                side = draw_errors(flux.mean(axis=1), i, errors, rng)
+                side = draw_errors(flux.mean(axis=1), errors[i], rng)
                 values = coefficient[:, 55 * i : 55 * (i + 1)] + side.error * rng.standard_normal(side.error.shape)
                 sides.append(replace(side, coefficient=values))
             yield ObservedXp((start + np.arange(size) + 1) * 34359738368, *sides)

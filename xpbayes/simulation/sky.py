@@ -74,7 +74,9 @@ class Dust:
 
         out = np.zeros_like(r)
         for node, weight in zip(DISC_NODES, DISC_WEIGHTS, strict=True):
-            out += weight * 0.5 * r * self._disc(towards, 0.5 * r * (1.0 + node))
+            radius, height = radius_and_height(towards, 0.5 * r * (1.0 + node))
+            disc = np.exp(-(radius - SUN_RADIUS_KPC) / self.disc_length - height / self.disc_height)
+            out += weight * 0.5 * r * (self.disc_density * disc)
         # Only clouds near the cone that holds all of these lines of sight can matter.
         axis = towards.mean(axis=0)
         axis /= max(np.linalg.norm(axis), 1e-12)
@@ -93,11 +95,6 @@ class Dust:
         column *= 0.5 * depth[cloud] * np.exp(-0.5 * miss2[point, cloud] / radius[cloud] ** 2)
         return out + np.bincount(point, column, minlength=len(r))
 
-    def _disc(self, towards: NDArray[np.float64], r: NDArray[np.float64]) -> NDArray[np.float64]:
-        radius = np.hypot(SUN_RADIUS_KPC - towards[:, 0] * r, towards[:, 1] * r)
-        height = np.abs(towards[:, 2] * r)
-        return self.disc_density * np.exp(-(radius - SUN_RADIUS_KPC) / self.disc_length - height / self.disc_height)
-
     def write(self, path: Path) -> Path:
         """Write the parameters as JSON: with them the truth is known everywhere, not only at the stars."""
         about = {"kind": "dust", **{k: np.asarray(v).tolist() for k, v in asdict(self).items()}}
@@ -115,6 +112,13 @@ class Dust:
             raise InputError(f"{path}: is not a dust distribution; name the sky.json of a simulated survey")
         arrays: dict[str, Any] = {k: np.asarray(v, np.float64) if isinstance(v, list) else v for k, v in about.items()}
         return cls(**arrays)
+
+
+def radius_and_height(
+    towards: NDArray[np.float64], r: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Galactocentric radius and height over the midplane [kpc] at (...) distances in (..., 3) directions."""
+    return np.hypot(SUN_RADIUS_KPC - towards[..., 0] * r, towards[..., 1] * r), np.abs(towards[..., 2] * r)
 
 
 def disc_with_clouds(
@@ -209,6 +213,9 @@ def dusty_sky(
     """
 
     def place(n: int, magnitude: Magnitude, rng: np.random.Generator) -> Placement:
+        import astropy.units as u
+        from astropy.coordinates import SkyCoord
+
         place = np.zeros((n, 3))
         extinction = np.full(n, MIN_EXTINCTION)
         homeless = np.arange(n)
@@ -216,12 +223,11 @@ def dusty_sky(
             m = len(homeless)
             lon, lat = (angle.reshape(m, CANDIDATES) for angle in region.draw(m * CANDIDATES, rng))
             r = np.exp(rng.uniform(np.log(MIN_DISTANCE_KPC), np.log(reach_kpc), (m, CANDIDATES)))
-            e = _extinction(dust, lon, lat, r)
+            e = np.maximum(dust.extinction(lon.ravel(), lat.ravel(), r.ravel()).reshape(r.shape), MIN_EXTINCTION)
             outside = _outside_limits(e, r, homeless, n, magnitude)
-            towards = unit_vectors(lon, lat)
-            radius = np.hypot(SUN_RADIUS_KPC - towards[..., 0] * r, towards[..., 1] * r)
+            radius, height = radius_and_height(unit_vectors(lon, lat), r)
             # Distances are drawn evenly in ln r, where the number of stars goes as r^3 times their density.
-            weight = (outside == 0) * r**3 * np.exp(-radius / star_length - np.abs(towards[..., 2] * r) / star_height)
+            weight = (outside == 0) * r**3 * np.exp(-radius / star_length - height / star_height)
             total = weight.sum(axis=1)
             pick = (weight.cumsum(axis=1) < rng.random((m, 1)) * total[:, None]).sum(axis=1).clip(0, CANDIDATES - 1)
             settled = total > 0
@@ -234,16 +240,10 @@ def dusty_sky(
             homeless = homeless[~settled]
             if not len(homeless):
                 break
-        return _placement(place[:, 0], place[:, 1], place[:, 2], extinction)
+        icrs = SkyCoord(l=place[:, 0] * u.deg, b=place[:, 1] * u.deg, frame="galactic").icrs
+        return Placement(ra=icrs.ra.deg, dec=icrs.dec.deg, extinction=extinction, parallax=1.0 / place[:, 2])
 
     return place
-
-
-def _extinction(
-    dust: Dust, lon: NDArray[np.float64], lat: NDArray[np.float64], r: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """(star, candidate) E."""
-    return np.maximum(dust.extinction(lon.reshape(-1), lat.reshape(-1), r.reshape(-1)).reshape(r.shape), MIN_EXTINCTION)
 
 
 def _outside_limits(
@@ -259,25 +259,8 @@ def _outside_limits(
     return out
 
 
-def _placement(
-    longitude: NDArray[np.float64],
-    latitude: NDArray[np.float64],
-    distance: NDArray[np.float64],
-    extinction: NDArray[np.float64],
-) -> Placement:
-    import astropy.units as u
-    from astropy.coordinates import SkyCoord
-
-    icrs = SkyCoord(l=longitude * u.deg, b=latitude * u.deg, frame="galactic").icrs
-    return Placement(ra=icrs.ra.deg, dec=icrs.dec.deg, extinction=extinction, parallax=1.0 / distance)
-
-
 def simulate_sky(
-    model: TrainedModel | Path,
-    n_stars: int,
-    out: Path,
-    recipe: Recipe,
-    region: str | None = None,
+    model: TrainedModel | Path, n_stars: int, out: Path, recipe: Recipe, region: str | None = None
 ) -> list[Path]:
     """Simulate a survey inside a dust distribution that its seed determines, and write that beside it as sky.json.
 

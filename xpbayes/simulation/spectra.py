@@ -4,7 +4,7 @@ The noise is the one that inference assumes: coefficient covariance, the calibra
 model's own error if it has one, all times the star's amplitude (`noise`). Out: blocks of `ObservedXp`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from xpbayes.instrument.xp_covariance import FLUX_UNIT_SI, XpSide, calibrate, co
 from xpbayes.simulation.noise import BandErrors, Noise, NoiseSource
 from xpbayes.simulation.stars import N_XP, SimulatedStars
 
+SIDES = ("bp", "rp")
 LN_ERROR_LEVEL = {"bp": (0.0664, 0.0491, -1.1673), "rp": (0.0549, 0.1206, -1.1685)}
 """Mean ln error of a side's coefficients as a quadratic in ln of its mean flux [1e-18 W m^-2 nm^-1]: a least-squares
 fit to 2,000 Gaia DR3 sources, scatter 0.2."""
@@ -32,15 +33,17 @@ BLOCK = 256
 
 @dataclass(frozen=True)
 class ErrorProfiles:
-    """Errors of real or typical sources to draw from.
+    """Errors of one side of real or typical sources, to draw from.
 
     Attributes:
-        profile: per side, (template, 55) ln error minus its mean.
-        correlation: per side, (template, 1485) packed correlations; None: made up.
+        level: mean ln error as a quadratic in ln of the side's mean flux [1e-18 W m^-2 nm^-1].
+        profile: (template, 55) ln error minus its mean.
+        correlation: (template, 1485) packed correlations; None: made up.
     """
 
-    profile: tuple[NDArray[np.float64], NDArray[np.float64]]
-    correlation: tuple[NDArray[np.float64], NDArray[np.float64]] | None
+    level: tuple[float, float, float]
+    profile: NDArray[np.float64]
+    correlation: NDArray[np.float64] | None
 
 
 @dataclass(frozen=True)
@@ -52,40 +55,44 @@ class ObservedXp:
     rp: XpSide
 
 
-def typical_errors() -> ErrorProfiles:
-    """Return the profile of the median DR3 source; correlations will be made up."""
-    order = np.linspace(-1.0, 1.0, 55)
-    profiles = []
-    for linear, quadratic, constant in (LN_ERROR_SHAPE["bp"], LN_ERROR_SHAPE["rp"]):
-        profile = linear * order + quadratic * order**2 + constant
-        profiles.append((profile - profile.mean())[None])
-    return ErrorProfiles((profiles[0], profiles[1]), None)
+def typical_errors() -> list[ErrorProfiles]:
+    """Return the profiles of the median DR3 source, BP and RP; correlations will be made up."""
+    order, found = np.linspace(-1.0, 1.0, 55), []
+    for side in SIDES:
+        linear, quadratic, constant = LN_ERROR_SHAPE[side]
+        found.append(_profiles(side, (linear * order + quadratic * order**2 + constant)[None], None))
+    return found
 
 
-def errors_like(path: Path) -> ErrorProfiles:
-    """Take profiles and correlations from a file of real continuous spectra; InputError if it has none of them."""
-    bp, rp = [], []
+def errors_like(path: Path) -> list[ErrorProfiles]:
+    """Take both sides' profiles and correlations from a file of real continuous spectra; InputError if it has none."""
+    found: dict[str, list[XpSide]] = {side: [] for side in SIDES}
     for batch in read_xp_continuous(path):
         keep = batch.bp.present & batch.rp.present
         if batch.bp.correlation is not None and batch.rp.correlation is not None and keep.any():
-            bp.append(batch.bp.take(keep))
-            rp.append(batch.rp.take(keep))
-    if not bp:
+            for side in SIDES:
+                found[side].append(getattr(batch, side).take(keep))
+    if not found["bp"]:
         raise InputError(f"{path}: no source has BP and RP with correlations; name a file of real continuous spectra")
-    ln_error = [np.log(np.concatenate([s.error for s in sides])) for sides in (bp, rp)]
-    correlation = [np.concatenate([s.correlation for s in sides if s.correlation is not None]) for sides in (bp, rp)]
-    return ErrorProfiles(
-        (ln_error[0] - ln_error[0].mean(1, keepdims=True), ln_error[1] - ln_error[1].mean(1, keepdims=True)),
-        (correlation[0], correlation[1]),
-    )
+    return [
+        _profiles(
+            side,
+            np.log(np.concatenate([some.error for some in sides])),
+            np.concatenate([some.correlation for some in sides if some.correlation is not None]),
+        )
+        for side, sides in found.items()
+    ]
 
 
-def draw_errors(mean_flux: NDArray[np.float64], side: int, errors: ErrorProfiles, rng: np.random.Generator) -> XpSide:
+def _profiles(side: str, ln_error: NDArray[np.float64], correlation: NDArray[np.float64] | None) -> ErrorProfiles:
+    return ErrorProfiles(LN_ERROR_LEVEL[side], ln_error - ln_error.mean(axis=1, keepdims=True), correlation)
+
+
+def draw_errors(mean_flux: NDArray[np.float64], errors: ErrorProfiles, rng: np.random.Generator) -> XpSide:
     """Draw errors, correlations and standard deviations for one side of some stars.
 
     Args:
         mean_flux: (star,) mean flux of the side [1e-18 W m^-2 nm^-1].
-        side: 0 for BP, 1 for RP.
         errors: what to draw from.
         rng: random numbers.
 
@@ -93,13 +100,13 @@ def draw_errors(mean_flux: NDArray[np.float64], side: int, errors: ErrorProfiles
         the side, its coefficients zero, all numbers rounded to what the file will hold (float32).
     """
     n = len(mean_flux)
-    level = np.polyval(LN_ERROR_LEVEL[("bp", "rp")[side]], np.log(np.maximum(mean_flux, 0.1)))
+    level = np.polyval(errors.level, np.log(np.maximum(mean_flux, 0.1)))
     level = level + LN_ERROR_SCATTER * rng.standard_normal(n)
-    template = rng.integers(len(errors.profile[side]), size=n)
-    error = np.exp(level[:, None] + errors.profile[side][template])
+    template = rng.integers(len(errors.profile), size=n)
+    error = np.exp(level[:, None] + errors.profile[template])
     k = error.shape[1]
     if errors.correlation is not None:
-        correlation = errors.correlation[side][template]
+        correlation = errors.correlation[template]
     else:
         loading = 0.4 * rng.standard_normal((n, k, 3))
         matrix = loading @ loading.transpose(0, 2, 1) + np.eye(k)
@@ -155,7 +162,7 @@ def _sampling() -> _Sampling:
 def observe(
     stars: SimulatedStars,
     at: NDArray[np.int64],
-    errors: ErrorProfiles,
+    errors: Sequence[ErrorProfiles],
     source: NoiseSource,
     bands: BandErrors,
     rng: np.random.Generator,
@@ -165,7 +172,7 @@ def observe(
     Args:
         stars: the truth.
         at: (n,) which stars.
-        errors: what errors to draw from.
+        errors: what errors to draw from, BP's and RP's.
         source: of amplitudes and model errors.
         bands: of all stars: they help to tell a star's kind.
         rng: random numbers.
@@ -183,7 +190,7 @@ def observe(
         k = perfect.shape[1] // 2
         sides = [
             replace(
-                draw_errors(flux[:, own].mean(axis=1), i, errors, rng),
+                draw_errors(flux[:, own].mean(axis=1), errors[i], rng),
                 coefficient=perfect[:, i * k : (i + 1) * k],
                 present=present[block],
             )
@@ -218,9 +225,11 @@ def _miscalibrate(
     return target
 
 
-def _coefficients(target: NDArray[np.float64], sampling: _Sampling, errors: ErrorProfiles) -> NDArray[np.float64]:
+def _coefficients(
+    target: NDArray[np.float64], sampling: _Sampling, errors: Sequence[ErrorProfiles]
+) -> NDArray[np.float64]:
     """(star, coefficient) that give these samples exactly, each order moved in proportion to its typical error."""
-    typical = np.exp(np.concatenate([errors.profile[0][0], errors.profile[1][0]]))
+    typical = np.exp(np.concatenate([side.profile[0] for side in errors]))
     merged = target[:, sampling.merged]
     wanted = np.hstack([np.delete(target, sampling.merged, axis=1), merged, merged])
     inverse = np.linalg.pinv(sampling.apart * typical, rcond=1e-14).T

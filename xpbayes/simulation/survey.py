@@ -42,11 +42,7 @@ DEFAULT = Recipe()
 
 
 def simulate(
-    model: TrainedModel | Path,
-    n_stars: int,
-    out: Path,
-    recipe: Recipe = DEFAULT,
-    sky: Sky = smooth_disc,
+    model: TrainedModel | Path, n_stars: int, out: Path, recipe: Recipe = DEFAULT, sky: Sky = smooth_disc
 ) -> list[Path]:
     """Write a survey drawn from a trained model.
 

@@ -43,11 +43,7 @@ class DustMaps:
     tally: Tally
 
 
-def build_dust_map(
-    catalogue: Path,
-    config: DustMapConfig | None = None,
-    scratch: Path | None = None,
-) -> DustMaps:
+def build_dust_map(catalogue: Path, config: DustMapConfig | None = None, scratch: Path | None = None) -> DustMaps:
     """Make the maps of a catalogue.
 
     Args:

@@ -85,10 +85,7 @@ def true_means(
 
 
 def _fine_means(
-    dust_map: DustMap,
-    truth: Extinction,
-    distances: NDArray[np.float64] | None,
-    weights: NDArray[np.float64] | None,
+    dust_map: DustMap, truth: Extinction, distances: NDArray[np.float64] | None, weights: NDArray[np.float64] | None
 ) -> NDArray[np.float64]:
     import astropy.units as u
     from astropy_healpix import healpix_to_lonlat

@@ -77,11 +77,7 @@ class ValidationStars(Matches):
     """
 
     def __init__(
-        self,
-        labels: tuple[str, ...],
-        split: Split | None,
-        floor: Sequence[float] = (),
-        teff_max: float = np.inf,
+        self, labels: tuple[str, ...], split: Split | None, floor: Sequence[float] = (), teff_max: float = np.inf
     ) -> None:
         super().__init__(labels)
         self.split, self.floor, self.teff_max = split, np.zeros(len(labels)), teff_max
