@@ -103,7 +103,7 @@ def test_the_noise_is_the_one_that_the_weights_promise(tmp_path):
 
 def whitened(table, truth, model):
     """(star, channel) residuals from the noiseless flux, whitened as inference does, and their 1 / tail."""
-    stars = fold_in_model_error(jax.tree.map(jnp.asarray, table.stars(model.labels)), model.model_error)
+    stars = fold_in_model_error(model.star_model, jax.tree.map(jnp.asarray, table.stars(model.labels)))
     flux = np.stack(truth["flux"].to_pylist()) / np.exp(np.asarray(stars.ln_scale, np.float64))[:, None]
     whitening = np.asarray(stars.whitening, np.float64)
     residual = np.where(whitening.any(axis=1), np.asarray(stars.flux, np.float64) - flux, 0.0)
