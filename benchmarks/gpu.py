@@ -608,7 +608,8 @@ def solve_chunk(at: Problem, clock: Clock, grid: Any, config: Any, measured: Any
     import jax
 
     from xpbayes.data.stars import STAR_BLOCK, by_blocks
-    from xpbayes.inference.errors import are_positive_definite, evaluate_mode, hessians, invert_positive
+    from xpbayes.inference.errors import evaluate_mode, hessians
+    from xpbayes.inference.linear_algebra import are_positive_definite, invert_positive
     from xpbayes.inference.search.optima import choose_optima, search
     from xpbayes.models.theta import to_linear
 

@@ -35,8 +35,9 @@ import xpbayes
 from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
 from xpbayes.identity import Side, Split
-from xpbayes.inference.errors import evaluate_mode, hessians, invert_positive, laplace_covariance
+from xpbayes.inference.errors import evaluate_mode, hessians, laplace_covariance
 from xpbayes.inference.fit import fit_stars
+from xpbayes.inference.linear_algebra import invert_positive
 from xpbayes.inference.search.optima import search
 from xpbayes.inference.search.solver import solve
 from xpbayes.inference.search.starts import MAX_EXTINCTION, MIN_EXTINCTION, StartGrid, make_grid

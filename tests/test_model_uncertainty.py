@@ -14,7 +14,7 @@ from xpbayes.analysis.pages.confidence import own_errors
 from xpbayes.data.spectra import OK
 from xpbayes.data.spectra_file import write_star_table
 from xpbayes.errors import InputError
-from xpbayes.inference.errors import from_upper_triangle
+from xpbayes.inference.linear_algebra import from_upper_triangle
 from xpbayes.models.reliability import feature_names, initial_nets
 from xpbayes.production.manifest import model_checksums
 from xpbayes.production.model_file import save_model

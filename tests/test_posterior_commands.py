@@ -9,7 +9,7 @@ import pytest
 from xpbayes.analysis.posterior_file import read_posterior
 from xpbayes.cli import main
 from xpbayes.data.spectra_file import read_star_table
-from xpbayes.inference.sampling.nuts import Diagnostics
+from xpbayes.inference.sampling.convergence import Diagnostics
 from xpbayes.production.table import CHAINS, read_catalogue, text_column
 from xpbayes.runs import compare
 from xpbayes.runs.sample import Sampled

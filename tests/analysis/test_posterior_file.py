@@ -21,7 +21,8 @@ from xpbayes.analysis.posterior_file import (
 from xpbayes.checks.predictive import channel_ln_likelihood, predict_draws
 from xpbayes.errors import InputError
 from xpbayes.inference.model_error import fold_in_model_error
-from xpbayes.inference.sampling.nuts import Draws, diagnose
+from xpbayes.inference.sampling.convergence import diagnose
+from xpbayes.inference.sampling.nuts import Draws
 from xpbayes.models.likelihood import half_log_det_precision
 from xpbayes.models.posterior import WhitenedStudent
 

@@ -5,13 +5,8 @@ import pytest
 from numpy.testing import assert_allclose
 
 from tests.conftest import QUICK, as_double
-from xpbayes.inference.errors import (
-    are_positive_definite,
-    evaluate_mode,
-    from_upper_triangle,
-    invert_positive,
-    upper_triangle,
-)
+from xpbayes.inference.errors import evaluate_mode
+from xpbayes.inference.linear_algebra import are_positive_definite
 from xpbayes.models.forward import predict_flux
 from xpbayes.models.theta import to_linear
 
@@ -65,43 +60,3 @@ def test_hessian_in_float32_has_the_sign_of_the_one_in_float64(trained, sample):
         expected = are_positive_definite(np.asarray(exact))
     assert np.mean(result.hessian_positive == expected) > 0.98
     assert np.mean(expected[result.converged]) > 0.98
-
-
-def test_inverse_is_the_inverse_and_positive():
-    root = RNG.normal(size=(20, 5, 5)) * np.array([1e-2, 1, 1, 10, 1e2])
-    matrices = root.transpose(0, 2, 1) @ root
-    covariance = invert_positive(matrices)
-    assert_allclose(covariance @ matrices, np.broadcast_to(np.eye(5), (20, 5, 5)), atol=1e-5)
-    assert are_positive_definite(covariance).all()
-
-
-def test_a_singular_matrix_gets_huge_errors_not_negative_ones():
-    matrix = np.diag([1.0, 4.0, 0.0, 1.0, 1.0])[None]
-    matrix[0, 0, 1] = matrix[0, 1, 0] = 2.0 + 1e-7  # slightly indefinite, as rounding makes it
-    covariance = invert_positive(matrix)
-    assert np.all(np.linalg.eigvalsh(covariance[0]) > 0)
-    assert covariance[0, 0, 0] > 1e5
-
-
-def test_nan_stays_nan_and_alone():
-    matrices = np.stack([np.eye(3), np.full((3, 3), np.nan)])
-    covariance = invert_positive(matrices)
-    assert_allclose(covariance[0], np.eye(3))
-    assert np.isnan(covariance[1]).all()
-    assert are_positive_definite(matrices).tolist() == [True, False]
-
-
-def test_positive_definiteness_is_judged_after_scaling():
-    good = np.diag([1e-12, 1.0, 1e12])
-    bad = good.copy()
-    bad[0, 2] = bad[2, 0] = 1.1
-    assert are_positive_definite(np.stack([good, bad])).tolist() == [True, False]
-
-
-def test_triangles_round_trip():
-    matrices = RNG.normal(size=(3, 5, 5))
-    matrices = matrices + matrices.transpose(0, 2, 1)
-    packed = upper_triangle(matrices)
-    assert packed.shape == (3, 15)
-    assert_allclose(packed[0, :5], matrices[0, 0], rtol=1e-6)  # row by row
-    assert_allclose(from_upper_triangle(packed), matrices, rtol=1e-6)

@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from tests.conftest import QUICK, with_columns
 from xpbayes.data.spectra import OK
 from xpbayes.errors import InputError
-from xpbayes.inference.errors import from_upper_triangle
+from xpbayes.inference.linear_algebra import from_upper_triangle
 from xpbayes.production.table import list_column, quality_flags, read_catalogue, write_catalogue
 from xpbayes.runs.infer import infer
 from xpbayes.schema import QualityFlag, catalogue_columns

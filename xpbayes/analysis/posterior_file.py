@@ -20,7 +20,8 @@ from xpbayes.checks.predictive import predict_draws, whitened_flux
 from xpbayes.data.stars import Stars
 from xpbayes.errors import InputError
 from xpbayes.files import whole_file
-from xpbayes.inference.sampling.nuts import Diagnostics, Draws
+from xpbayes.inference.sampling.convergence import Diagnostics
+from xpbayes.inference.sampling.nuts import Draws
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.schema import LABEL_UNITS
 

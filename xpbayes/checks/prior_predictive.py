@@ -38,8 +38,8 @@ LEVEL, COLOUR = 0.5, 0.3
 """Half widths of the windows in ln flux: a factor of 1.6 in brightness, 0.3 mag in colour."""
 MIN_DOF = 5.0
 N_POOL, STARS_PER_POOL = 200_000, 333
-"""Prior draws in a pool, and stars to every pool; all stars are picked from all pools. Where 5,000 were picked from one, a
-tenth of the truths came more than once, and posteriors that are right were seen to leave the band."""
+"""Prior draws in a pool, and stars to every pool; all stars are picked from all pools: of one pool for many stars, truths
+would come more than once."""
 
 
 class Window(NamedTuple):

@@ -18,7 +18,7 @@ from scipy import stats
 
 from xpbayes.checks.prior_predictive import Simulated, Window, in_window
 from xpbayes.data.stars import Stars, by_blocks
-from xpbayes.inference.sampling.importance import block_size, importance_draws
+from xpbayes.inference.sampling.importance import batch_size, importance_draws
 from xpbayes.inference.sampling.nuts import optima_of
 from xpbayes.inference.sampling.psis import pareto_smoothed
 from xpbayes.models.forward import ForwardModel
@@ -180,7 +180,7 @@ def importance_shares(
 
     share, k_hat = by_blocks(
         batch,
-        block_size(n_draws, n_more),
+        batch_size(n_draws, n_more),
         simulated.stars,
         optima_of(estimate, runner_up),
         jnp.asarray(simulated.truth, jnp.float32),

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
 from xpbayes.data.stars import Stars
+from xpbayes.inference.linear_algebra import invert_positive
 from xpbayes.inference.laplace import at_optimum
 from xpbayes.models.objective import curvature
 from xpbayes.models.prior import ln_prior
@@ -74,46 +75,6 @@ def hessians(
         return jax.vmap(lambda star, u: curvature(model, star, u)[0].hessian)(stars, theta_log)
 
 
-def are_positive_definite(matrices: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """(star,) whether each symmetric matrix is positive definite, judged after scaling to unit diagonal."""
-    m = np.asarray(matrices, dtype=np.float64)
-    diagonal = np.diagonal(m, axis1=1, axis2=2)
-    finite: NDArray[np.bool_] = np.asarray(np.isfinite(m).all(axis=(1, 2)) & (diagonal > 0).all(axis=1))
-    scale = 1.0 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
-    correlation = np.where(finite[:, None, None], m, 0.0) * scale[:, :, None] * scale[:, None, :]
-    return finite & (np.linalg.eigvalsh(correlation)[:, 0] > 0)
-
-
-NO_INFORMATION = 1e-20
-"""Diagonal entries are raised to this [1/kK^2, 1/dex^2, ...]: a parameter that nothing constrains."""
-MAX_CONDITION = 1e12
-"""Eigenvalues of a scaled Fisher matrix below the largest over this are floored: a direction without information gets
-a huge error instead of a negative variance."""
-
-
-def invert_positive(matrices: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Invert information matrices so that the result is positive definite (C = I^-1, Eq. 23).
-
-    Args:
-        matrices: (star, parameter, parameter) symmetric.
-
-    Returns:
-        (star, parameter, parameter) float64 covariances; NaN where the input is not finite.
-    """
-    m = np.asarray(matrices, dtype=np.float64)
-    finite: NDArray[np.bool_] = np.asarray(np.isfinite(m).all(axis=(1, 2)))
-    safe = np.where(finite[:, None, None], m, np.eye(m.shape[1]))
-    diagonal = np.diagonal(safe, axis1=1, axis2=2)
-    scale = 1.0 / np.sqrt(np.maximum(diagonal, NO_INFORMATION))
-    value, vector = np.linalg.eigh(safe * scale[:, :, None] * scale[:, None, :])
-    value = np.maximum(value, value[:, -1:] / MAX_CONDITION)
-    inverse = (vector / value[:, None, :]) @ vector.transpose(0, 2, 1)
-    covariance = inverse * scale[:, :, None] * scale[:, None, :]
-    covariance = 0.5 * (covariance + covariance.transpose(0, 2, 1))
-    covariance[~finite] = np.nan
-    return covariance
-
-
 def laplace_covariance(hessian: NDArray[np.floating], theta_log: NDArray[np.floating]) -> NDArray[np.float64]:
     """Covariance of (labels, E, parallax) from the Hessian of L in the sampled coordinates.
 
@@ -127,19 +88,3 @@ def laplace_covariance(hessian: NDArray[np.floating], theta_log: NDArray[np.floa
     linear = np.ones_like(theta_log, dtype=np.float64)
     linear[:, -2:] = np.exp(np.asarray(theta_log, np.float64)[:, -2:])
     return 2.0 * invert_positive(hessian) * linear[:, :, None] * linear[:, None, :]
-
-
-def upper_triangle(matrices: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Pack symmetric matrices: upper triangle, row by row, as in ZGR23 Table 2."""
-    row, column = np.triu_indices(matrices.shape[-1])
-    return matrices[:, row, column].astype(np.float32)
-
-
-def from_upper_triangle(packed: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The inverse of `upper_triangle`."""
-    n = int((np.sqrt(8 * packed.shape[-1] + 1) - 1) / 2)
-    row, column = np.triu_indices(n)
-    full = np.zeros((len(packed), n, n))
-    full[:, row, column] = packed
-    full[:, column, row] = packed
-    return full

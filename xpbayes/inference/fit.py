@@ -12,13 +12,8 @@ from numpy.typing import NDArray
 
 from xpbayes.device import prepare_device
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
-from xpbayes.inference.errors import (
-    are_positive_definite,
-    evaluate_mode,
-    hessians,
-    invert_positive,
-    laplace_covariance,
-)
+from xpbayes.inference.errors import evaluate_mode, hessians, laplace_covariance
+from xpbayes.inference.linear_algebra import are_positive_definite, invert_positive
 from xpbayes.inference.sampling.importance import Summary, summarise
 from xpbayes.inference.search.optima import choose_optima, search
 from xpbayes.inference.search.starts import StartGrid, make_grid

@@ -15,8 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from xpbayes.data.stars import Stars
-from xpbayes.inference.sampling.weighted_mixture import cholesky
-from xpbayes.inference.search.solver import smallest_pivot, solve_positive
+from xpbayes.inference.linear_algebra import cholesky, smallest_pivot, solve_positive
 from xpbayes.models.objective import Curvature, curvature
 from xpbayes.models.star_model import StarModel
 

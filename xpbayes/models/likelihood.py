@@ -28,6 +28,15 @@ def half_log_det_precision(whitening: Float[Array, "channel channel"]) -> Float[
     return jnp.sum(jnp.where(diagonal > 0, jnp.log(jnp.where(diagonal > 0, diagonal, 1.0)), 0.0), axis=-1)
 
 
+def marginal_sigma(whitening: Float[Array, "channel channel"]) -> Float[Array, " channel"]:
+    """Error of every channel, the others marginalised: roots of the diagonal of W^-1 W^-T; 1 where nothing was observed."""
+    # Where nothing was observed the factor has zero rows; a one on the diagonal makes it invertible, apart from them.
+    observed = jnp.diagonal(whitening) > 0
+    factor = whitening + jnp.diag(jnp.where(observed, 0.0, 1.0))
+    inverse = jax.scipy.linalg.solve_triangular(factor, jnp.eye(observed.size, dtype=factor.dtype), lower=True)
+    return jnp.sqrt(jnp.sum(inverse**2, axis=1))
+
+
 class Deviance(NamedTuple):
     """rho(chi^2), what the fluxes add to L = -2 ln posterior, with its first two derivatives by chi^2.
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from xpbayes.data.parquet import file_metadata, write_parquet
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.errors import InputError
-from xpbayes.inference.errors import upper_triangle
 from xpbayes.inference.fit import Posteriors
+from xpbayes.inference.linear_algebra import upper_triangle
 from xpbayes.schema import CATALOGUE_VERSION, QualityFlag, arrow_schema, catalogue_columns, columns_of
 
 CHI2_CHANNELS = 61

@@ -21,7 +21,8 @@ from xpbayes.errors import InputError
 from xpbayes.identity import Stream, seeds_from_id
 from xpbayes.inference.fit import Posteriors, fit_stars
 from xpbayes.inference.model_error import fold_in_model_error
-from xpbayes.inference.sampling.nuts import Diagnostics, Draws, Schedule, sample_inferred
+from xpbayes.inference.sampling.convergence import Diagnostics
+from xpbayes.inference.sampling.nuts import Draws, Schedule, sample_inferred
 from xpbayes.models.theta import to_log
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.runs.inputs import (

@@ -29,14 +29,13 @@ START_SIGMA = 0.02
 """Relative model error per direction before the first iteration."""
 START_DOF = 20.0
 DOF_GRID = np.geomspace(20.0, 100.0, 12)
-"""Degrees of freedom to choose from. With fewer than 20 a star's own residuals set the size of its errors almost alone,
-and on held-out stars that made errors of labels too small: how well a spectrum fits says little of how well its labels
-come out."""
+"""Degrees of freedom to choose from. With fewer a star's own residuals would set the size of its errors almost alone: how
+well a spectrum fits says little of how well its labels come out."""
 ITERATIONS_BEFORE_DOF = 3
 """From an isotropic start the tail would be blamed on the shape of S."""
 FREE_REDDENING_SIGMA, FREE_LN_PARALLAX_SIGMA = 1.0, 1.0
 """Prior widths of E [mag] and ln parallax where a star has no estimate."""
-CHUNK = 512
+BATCH = 512
 MAX_STARS = 5120
 """Stars that an estimate uses, evenly spread."""
 N_KINDS = 16
@@ -122,10 +121,10 @@ def _collect(forward: ForwardModel, directions: Array, stars: Stars, theta_log: 
 
 @jax.jit
 def _expect(sums: _Sums, covariance: Array, weight: Array, dof: Array) -> tuple[Array, Array, Array]:
-    """Expectation step for a chunk of stars.
+    """Expectation step for a batch of stars.
 
     Args:
-        sums: of the chunk.
+        sums: of the batch.
         covariance: (kind, q, q) S_k.
         weight: (star, kind).
         dof: (kind,) degrees of freedom.
@@ -221,9 +220,9 @@ def learn_model_error(
     """
     directions = allowed_directions(forward.ln_curve)
     basis = np.asarray(directions, dtype=np.float64)
-    # Whole chunks only, so that one program serves all; fewer stars than one chunk are all used.
+    # Whole batches only, so that one program serves all; fewer stars than one batch are all used.
     n_used = min(len(stars), MAX_STARS)
-    size = min(n_used, CHUNK)
+    size = min(n_used, BATCH)
     n_used -= n_used % size
     picked = np.linspace(0, len(stars) - 1, n_used).astype(int)
     used = stars.take(jnp.asarray(picked))

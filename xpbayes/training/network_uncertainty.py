@@ -28,10 +28,8 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
-from xpbayes.inference.errors import invert_positive
+from xpbayes.inference.linear_algebra import cholesky, invert_positive, smallest_pivot, solve_positive
 from xpbayes.inference.model_error import fold_in_model_error
-from xpbayes.inference.sampling.weighted_mixture import cholesky
-from xpbayes.inference.search.solver import smallest_pivot, solve_positive
 from xpbayes.models.forward import ForwardModel, expand_ln_flux, predict_ln_flux
 from xpbayes.models.likelihood import deviance, n_observed
 from xpbayes.models.objective import curvature, flux_chi2
@@ -41,7 +39,7 @@ from xpbayes.models.theta import to_log
 if TYPE_CHECKING:
     from xpbayes.inference.fit import Posteriors
 
-BLOCK = 32
+BATCH = 32
 """Stars whose derivatives by all weights are in memory together: 38 MB."""
 MIN_PIVOT = 1e-5
 MAX_COLUMNS = 256
@@ -121,7 +119,7 @@ def marginal_rows(
 
 
 @jax.jit
-def _block_rows(forward: ForwardModel, stars: Stars, theta_log: Array) -> Array:
+def _batch_rows(forward: ForwardModel, stars: Stars, theta_log: Array) -> Array:
     with jax.default_matmul_precision("highest"):
         return jax.vmap(partial(marginal_rows, forward))(stars, theta_log)
 
@@ -144,10 +142,10 @@ def weight_precision(
 
     n_weights, n = trained_vector(forward).shape[0], len(stars)
     total = np.zeros((n_weights, n_weights))
-    for start in range(0, n, BLOCK):
-        # Of one size, so that one program serves all; what fills the last block does not count.
-        at = jnp.minimum(jnp.arange(start, start + BLOCK), n - 1)
-        rows = np.asarray(_block_rows(forward, stars.take(at), theta_log[at]))[: n - start].reshape(-1, n_weights)
+    for start in range(0, n, BATCH):
+        # Of one size, so that one program serves all; what fills the last batch does not count.
+        at = jnp.minimum(jnp.arange(start, start + BATCH), n - 1)
+        rows = np.asarray(_batch_rows(forward, stars.take(at), theta_log[at]))[: n - start].reshape(-1, n_weights)
         rows = rows[np.isfinite(rows).all(axis=1)]
         # In double precision: what the stars tell of some directions is a thousand million times what the prior tells.
         total += dsyrk(1.0, rows.T.astype(np.float64))  # upper triangle
@@ -206,8 +204,8 @@ def factor_weights(
     model = model.without_error
     lower = np.linalg.cholesky(precision)
     rows = []
-    for start in range(0, len(stars), BLOCK):
-        at = jnp.minimum(jnp.arange(start, start + BLOCK), len(stars) - 1)
+    for start in range(0, len(stars), BATCH):
+        at = jnp.minimum(jnp.arange(start, start + BATCH), len(stars) - 1)
         found = np.asarray(_scaled_response(model, stars.take(at), theta_log[at]), np.float64)
         rows.append(found[: len(stars) - start].reshape(-1, len(precision)))
     response = np.concatenate(rows)
@@ -288,8 +286,8 @@ def added_to_inferred(
     blind = jax.tree.map(jnp.asarray, stars.blind(parallax=use_parallax))
     at = to_log(jnp.asarray(estimate))
     folded = fold_in_model_error(model, blind, at)
-    one_block = partial(weight_covariance, model.without_error, jnp.asarray(factor.columns))
-    added = np.asarray(by_blocks(one_block, STAR_BLOCK, folded, at), np.float64)
+    one_batch = partial(weight_covariance, model.without_error, jnp.asarray(factor.columns))
+    added = np.asarray(by_blocks(one_batch, STAR_BLOCK, folded, at), np.float64)
     return np.where(np.isfinite(added).all(axis=(1, 2), keepdims=True), added, np.nan)
 
 

@@ -48,9 +48,9 @@ MIN_PER_CLASS = 30
 """Fewer good or bad stars among those to learn from teach a classifier nothing; that label then stays without."""
 TINY = 1e-9
 """Floor for E [mag] and parallax [mas] before taking logarithms."""
-CHUNK = 1024
+BATCH = 1024
 """Stars evaluated together, always: one program, so that a star's numbers do not depend on who shares its batch."""
-BLOCK = 16
+EPOCHS_AT_ONCE = 16
 """Epochs between two looks at the stopping rule."""
 SURVEY_COLUMNS = (
     "parallax",
@@ -199,9 +199,9 @@ def confidences(nets: ConfidenceNets, features: NDArray[np.floating]) -> NDArray
         (star, target).
     """
     out = [np.zeros((0, len(nets.targets)), np.float32)]
-    for start in range(0, len(features), CHUNK):
-        part = np.asarray(features[start : start + CHUNK], np.float32)
-        padded = np.pad(part, ((0, CHUNK - len(part)), (0, 0)), mode="edge")
+    for start in range(0, len(features), BATCH):
+        part = np.asarray(features[start : start + BATCH], np.float32)
+        padded = np.pad(part, ((0, BATCH - len(part)), (0, 0)), mode="edge")
         out.append(np.asarray(_confidences(nets, jnp.asarray(padded))[: len(part)]))
     return np.concatenate(out)
 
@@ -434,9 +434,11 @@ def _run(
         ), value
 
     @jax.jit
-    def run_block(state: ClassifierState, learn: Any, check: Any) -> tuple[ClassifierState, Array]:
+    def run_epochs(state: ClassifierState, learn: Any, check: Any) -> tuple[ClassifierState, Array]:
         with jax.default_matmul_precision("highest"):
-            return jax.lax.scan(partial(one_epoch, learn, check), state, None, length=min(BLOCK, config.max_epochs))
+            return jax.lax.scan(
+                partial(one_epoch, learn, check), state, None, length=min(EPOCHS_AT_ONCE, config.max_epochs)
+            )
 
     # Starting at the sample's own odds spares the first epochs.
     odds = jnp.asarray(np.log(n_good * weight_good / (n_bad * weight_bad)), jnp.float32)
@@ -455,10 +457,10 @@ def _run(
     )
     losses = []
     while int(state.epoch) < config.max_epochs:
-        state, values = run_block(state, learn, check)
+        state, values = run_epochs(state, learn, check)
         losses.append(np.asarray(values))
         epoch, best_epoch = int(state.epoch), np.asarray(state.best_epoch)
-        if epoch % (4 * BLOCK) == 0:
+        if epoch % (4 * EPOCHS_AT_ONCE) == 0:
             best = ", ".join(f"{t} {v:.4f}" for t, v in zip(nets.targets, np.asarray(state.best_loss), strict=True))
             log.info(f"confidence: epoch {epoch}, lowest validation loss {best}")
         if (epoch - best_epoch >= patience).all():

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
 from xpbayes.models.forward import ForwardModel, predict_flux
+from xpbayes.models.likelihood import marginal_sigma
 
 if TYPE_CHECKING:
     from xpbayes.config import HighQuality, Phase
@@ -48,13 +49,8 @@ class Pulls(NamedTuple):
 def _pulls(forward: ForwardModel, stars: Stars, theta_log: Array) -> tuple[Array, Array, Array, Array]:
     def one(star: Stars, u: Array) -> tuple[Array, Array, Array, Array]:
         present = jnp.diagonal(star.whitening) > 0
-        # C = W^-1 W^-T over the observed channels: its diagonal is the sum of squares of the rows of W^-1.
-        inverse = jax.scipy.linalg.solve_triangular(
-            star.whitening + jnp.diag(jnp.where(present, 0.0, 1.0)), jnp.eye(present.size), lower=True
-        )
-        sigma = jnp.sqrt(jnp.sum(inverse**2, axis=1))
         residual = predict_flux(forward, u, star.ln_scale) - star.flux
-        pull = jnp.where(present, residual / sigma, 0.0)
+        pull = jnp.where(present, residual / marginal_sigma(star.whitening), 0.0)
         return (
             (u[:-2] - star.labels) * star.label_inv_error,
             (jnp.exp(u[-1]) - star.parallax) * star.parallax_inv_error,

@@ -13,7 +13,7 @@ from sklearn.mixture import GaussianMixture
 
 from xpbayes.inference.sampling import weighted_mixture as fitted_mixture
 from xpbayes.inference.sampling.importance import ROUND_STEPS, ROUND_TERMS
-from xpbayes.inference.sampling.weighted_mixture import EM_STEPS, N_TERMS, cholesky, fit_mixture, weighted_quantiles
+from xpbayes.inference.sampling.weighted_mixture import EM_STEPS, N_TERMS, fit_mixture, weighted_quantiles
 
 RNG = np.random.default_rng(5)
 
@@ -72,9 +72,3 @@ def test_quantiles_equal_numpy_s(n):
     found = weighted_quantiles(*(jnp.asarray(v, jnp.float32) for v in (values, weight, at)))
     expected = np.quantile(values, at, weights=weight, method="inverted_cdf")
     assert_allclose(found, expected, atol=1e-5)
-
-
-def test_cholesky_equals_numpy_s():
-    root = RNG.normal(size=(5, 5))
-    matrix = root @ root.T + np.eye(5)
-    assert_allclose(cholesky(jnp.asarray(matrix, jnp.float32)), np.linalg.cholesky(matrix), rtol=1e-4, atol=1e-5)

@@ -33,14 +33,8 @@ from numpy.typing import NDArray
 from xpbayes.data.stars import Stars, by_blocks
 from xpbayes.inference.laplace import Gaussian, around_components, laplace_at
 from xpbayes.inference.sampling.psis import pareto_smoothed
-from xpbayes.inference.sampling.weighted_mixture import (
-    cholesky,
-    clipped_weights,
-    distance2,
-    fit_mixture,
-    weighted_quantiles,
-    whitened,
-)
+from xpbayes.inference.linear_algebra import cholesky, distance2, whitened
+from xpbayes.inference.sampling.weighted_mixture import clipped_weights, fit_mixture, weighted_quantiles
 from xpbayes.models.extinction import attenuate
 from xpbayes.models.forward import ForwardModel, shape_and_level
 from xpbayes.models.likelihood import deviance, n_observed
@@ -63,7 +57,7 @@ ROUNDS = ((1, 0.1), (1, 0.4), (2, 0.8))
 """Rounds: draws in units of `n_more`, and the power of the posterior that their mixture is fitted to. The first looks
 for arms that the star's first draws missed, the others follow them."""
 ROUND_TERMS, ROUND_STEPS = 5, 3
-"""Terms of a round's mixture, and steps of its fit: eight and six cost more and miss as much."""
+"""Terms of a round's mixture, and steps of its fit."""
 N_CLIPPED = 16
 """So many of the largest weights are made equal for a fit."""
 NO_WEIGHT = 1e-8
@@ -77,7 +71,7 @@ MIN_CUT_VARIANCE = 0.05
 MAX_Z, FARTHEST = 6.0, 12.0
 """Draws of E reach so far above its mean or the cut, in widths; and float32 tells the share above a point up to here."""
 TINY_EXTINCTION = 1e-7
-BLOCK_DRAWS = 2**15
+BATCH_DRAWS = 2**15
 """Draws in memory together."""
 
 
@@ -478,15 +472,15 @@ def summarise(
         n_more: of the rounds; 0 for none.
     """
 
-    def block(stars: Stars, mode: Array, runner_up: Array, competes: Array, seed: Array) -> Summary:
+    def batch(stars: Stars, mode: Array, runner_up: Array, competes: Array, seed: Array) -> Summary:
         drawn = importance_draws(model, stars, mode, runner_up, competes, seed, n_draws, n_more)
         return _summarise_draws(*drawn)
 
-    # Block by block from Python: as a loop inside one program, XLA on the CPU now and then stood still for ever.
-    return by_blocks(block, block_size(n_draws, n_more), stars, mode, runner_up, competes, seed)
+    # Batch by batch from Python: as a loop inside one program, XLA on the CPU now and then stood still for ever.
+    return by_blocks(batch, batch_size(n_draws, n_more), stars, mode, runner_up, competes, seed)
 
 
-def block_size(n_draws: int, n_more: int) -> int:
+def batch_size(n_draws: int, n_more: int) -> int:
     """Stars whose draws are in memory together: as many as stay in a processor's cache; see `importance_draws`."""
     n_all = n_draws + n_more * sum(times for times, _ in ROUNDS)
-    return int(np.clip(BLOCK_DRAWS // n_all, 16, 64))
+    return int(np.clip(BATCH_DRAWS // n_all, 16, 64))

@@ -1,7 +1,7 @@
 """Markov chains for single stars: NumPyro's No-U-Turn sampler on the posterior of `models.posterior`, many at once.
 
-In: stars and their optima. Out: draws, with what diagnoses them. All stars and chains of a block advance in one compiled
-program, blocks side by side on the processor's cores; a star's random numbers depend on its own seed alone, and blocks
+In: stars and their optima. Out: draws, with what diagnoses them. All stars and chains of a batch advance in one compiled
+program, batches side by side on the processor's cores; a star's random numbers depend on its own seed alone, and batches
 have one size, so its draws do not depend on who shares its batch.
 
 The chains walk in the coordinates of `coordinates`, where a posterior is nearly a unit Gaussian around its optimum:
@@ -34,8 +34,9 @@ from jaxtyping import Array, Float, UInt
 from numpy.typing import NDArray
 
 from xpbayes.data.stars import Stars
-from xpbayes.inference.sampling import convergence
+from xpbayes.inference.sampling.convergence import Diagnostics, diagnose
 from xpbayes.inference.sampling.coordinates import evaluate, place, potential
+from xpbayes.inference.sampling.kernels import choose_point, dual_averaging_of_step_size, nuts_transition
 from xpbayes.inference.sampling.proposal import (
     N_DRAWS,
     FittedProposal,
@@ -49,26 +50,21 @@ from xpbayes.inference.search.starts import make_grid
 from xpbayes.models.star_model import StarModel
 from xpbayes.models.theta import to_linear, to_log
 
-BLOCK = 16
-"""Stars that advance together: the slowest chain of a block decides when it is done."""
+BATCH = 16
+"""Stars that advance together: the slowest chain of a batch decides when it is done."""
 JUMPS = 5
 """Choices among independent points, and draws, for one transition of NUTS."""
-STRETCH = 50
-"""Draws that every chain of a block makes in one call."""
-COMPONENT_BLOCK = 64
+DRAWS_PER_CALL = 50
+"""Draws that every chain of a batch makes in one call."""
+COMPONENT_BATCH = 64
 """Stars whose optima under every component of the prior are sought together."""
 FIRST_STEP = 0.5
 TARGET_ACCEPT = 0.9
 """Above the usual 0.8: the second of two optima may be narrower than the one that the step size was adapted in."""
-DEPTH = 3
-"""Trajectories have 2^3 - 1 steps at most: in these coordinates a Gaussian turns round after three or four."""
 N_CANDIDATES = 16
 """Independent points that a chain chooses from, beside where it stands."""
 MIN_WARMUP = 150
 """Draws before the step size, adapted to the mean acceptance of all chains of a star, is fixed."""
-MAX_R_HAT = 1.01
-MIN_ESS_PER_CHAIN = 100
-"""Vehtari et al. (2021) ask for both of every parameter, bulk and tail."""
 
 
 @dataclass(frozen=True)
@@ -118,37 +114,6 @@ class Schedule(NamedTuple):
     max_rounds: int = 8
 
 
-class Diagnostics(NamedTuple):
-    """Whether chains can be trusted, per star.
-
-    Attributes:
-        r_hat: (star, parameter) rank-normalised split R-hat.
-        ess_bulk, ess_tail: (star, parameter) effective number of draws.
-        n_divergent: (star,) divergent transitions among the draws.
-        settled: (star,) R-hat and both ESS are good enough for every parameter.
-    """
-
-    r_hat: NDArray[np.float64]
-    ess_bulk: NDArray[np.float64]
-    ess_tail: NDArray[np.float64]
-    n_divergent: NDArray[np.int64]
-    settled: NDArray[np.bool_]
-
-
-def diagnose(theta: NDArray[np.floating], diverging: NDArray[np.bool_]) -> Diagnostics:
-    """Diagnose chains.
-
-    Args:
-        theta: (star, chain, draw, parameter).
-        diverging: (star, chain, draw).
-    """
-    series = np.moveaxis(np.asarray(theta, np.float64), -1, 1)
-    r_hat, bulk, tail = (f(series) for f in (convergence.r_hat, convergence.ess_bulk, convergence.ess_tail))
-    enough = MIN_ESS_PER_CHAIN * theta.shape[1]
-    settled = ((r_hat < MAX_R_HAT) & (bulk > enough) & (tail > enough)).all(axis=1)
-    return Diagnostics(r_hat, bulk, tail, diverging.sum(axis=(1, 2)), settled)
-
-
 class _Kept(NamedTuple):
     """What is kept of every draw: leading axes (star, chain, draw). z is in the star's coordinates."""
 
@@ -175,50 +140,6 @@ class _Chains(NamedTuple):
     n_calls: Array
 
 
-def choose_point(
-    key: Array, z: Float[Array, " parameter"], ln_ratio: Array, points: Float[Array, "n parameter"], ln_ratios: Array
-) -> tuple[Array, Array, Array]:
-    """Choose among independent points and where the chain stands; leaves the target density as it is.
-
-    Args:
-        key: random key.
-        z: where the chain stands.
-        ln_ratio: () ln of target over proposal density there.
-        points, ln_ratios: (n, parameter) and (n,) drawn from the proposal, with the same ratio.
-
-    Returns:
-        the chosen z with its ratio, and whether it is new.
-    """
-    ratios = jnp.append(jnp.where(jnp.isfinite(ln_ratios), ln_ratios, -jnp.inf), ln_ratio)
-    chosen = jax.random.categorical(key, ratios)
-    jumped = chosen < points.shape[0]
-    return jnp.where(jumped, points[jnp.minimum(chosen, points.shape[0] - 1)], z), ratios[chosen], jumped
-
-
-def nuts_transition(target: Callable[[Array], Array], z: Array, step_size: Array, key: Array) -> Any:
-    """One transition of NumPyro's NUTS in coordinates of unit mass: its state afterwards."""
-    from numpyro.infer.hmc import hmc
-
-    init, transition = hmc(potential_fn=target, algo="NUTS")
-    state = init(
-        z,
-        0,
-        step_size=step_size,
-        inverse_mass_matrix=jnp.ones_like(z),
-        adapt_step_size=False,
-        adapt_mass_matrix=False,
-        max_tree_depth=DEPTH,
-        rng_key=key,
-    )
-    return transition(state)
-
-
-def _dual_averaging() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    from numpyro.infer.hmc_util import dual_averaging
-
-    return dual_averaging()
-
-
 @partial(jax.jit, static_argnames="n_chains")
 def _begin(
     model: StarModel,
@@ -228,7 +149,7 @@ def _begin(
     seed: Array,
     n_chains: int,
 ) -> _Chains:
-    """Where all chains of a block begin: the first ones at the optima, the others at points of the mixture."""
+    """Where all chains of a batch begin: the first ones at the optima, the others at points of the mixture."""
 
     def one(inputs: tuple[Stars, FittedProposal, Array, Array]) -> _Chains:
         star, known, tops, own = inputs
@@ -240,7 +161,7 @@ def _begin(
         usable = jnp.all(jnp.isfinite(points), axis=1) & jnp.isfinite(energy)
         drawn = jnp.where(usable[n:, None], drawn, 0.0)
         z = drawn.at[:n].set(jnp.where(usable[:n, None], at_tops, drawn[:n]))
-        return _Chains(z, _dual_averaging()[0](jnp.log(10.0 * FIRST_STEP)), jnp.zeros((), jnp.uint32))
+        return _Chains(z, dual_averaging_of_step_size()[0](jnp.log(10.0 * FIRST_STEP)), jnp.zeros((), jnp.uint32))
 
     with jax.default_matmul_precision("highest"):
         return jax.lax.map(one, (stars, found, optima, seed))
@@ -255,7 +176,7 @@ def _walk(
     chains: _Chains,
     adapting: Array,
 ) -> tuple[_Chains, _Kept, Array]:
-    """Take all chains of a block `STRETCH` draws further.
+    """Take all chains of a batch `DRAWS_PER_CALL` draws further.
 
     Args:
         model, stars: as in `sample_stars`.
@@ -268,9 +189,9 @@ def _walk(
         the chains, what is kept, and (star,) the step size.
     """
     n_chains, n_parameters = chains.z.shape[1:]
-    n_cycles = STRETCH // JUMPS
-    n_points = n_chains * STRETCH * N_CANDIDATES
-    _, average = _dual_averaging()
+    n_cycles = DRAWS_PER_CALL // JUMPS
+    n_points = n_chains * DRAWS_PER_CALL * N_CANDIDATES
+    _, average = dual_averaging_of_step_size()
 
     def propose(inputs: tuple[Stars, FittedProposal, Array]) -> tuple[Array, Array]:
         """Independent points of one star and ln of posterior over proposal."""
@@ -308,7 +229,7 @@ def _walk(
         inputs = (points, ln_ratios, keys)
         (z, averaging), kept = jax.lax.scan(partial(cycle, star, known), (state.z, state.averaging), inputs)
         # (cycle, chain, jump, ...) to (chain, draw, ...).
-        kept = jax.tree.map(lambda v: jnp.moveaxis(v, 0, 1).reshape(n_chains, STRETCH, *v.shape[3:]), kept)
+        kept = jax.tree.map(lambda v: jnp.moveaxis(v, 0, 1).reshape(n_chains, DRAWS_PER_CALL, *v.shape[3:]), kept)
         return _Chains(z, averaging, state.n_calls + 1), jnp.exp(averaging[1]), kept
 
     def finish(inputs: tuple[Stars, FittedProposal, Array]) -> tuple[Array, Array]:
@@ -333,7 +254,7 @@ def _walk(
 
 @dataclass
 class _Walker:
-    """One star between rounds, on the host: its block's inputs, its chains, and what they have left behind."""
+    """One star between rounds, on the host: its batch's inputs, its chains, and what they have left behind."""
 
     inputs: tuple[Any, ...]
     chains: Any
@@ -344,9 +265,9 @@ class _Walker:
     n_made: int
 
 
-def _thinned(stretches: list[_Kept], n_draws: int) -> _Kept:
+def _thinned(calls: list[_Kept], n_draws: int) -> _Kept:
     """All draws of a round, evenly thinned; a trajectory between two that diverged is counted with the later."""
-    joined = _Kept(*(np.concatenate(parts, axis=2) for parts in zip(*stretches, strict=True)))
+    joined = _Kept(*(np.concatenate(parts, axis=2) for parts in zip(*calls, strict=True)))
     every = joined.diverging.shape[2] // n_draws
     groups = (*joined.diverging.shape[:2], n_draws, every)
     last = _Kept(*(leaf[:, :, every - 1 :: every] for leaf in joined))
@@ -390,36 +311,37 @@ def sample_stars(
         components: the optimum under every component of the prior, from `proposal.component_optima`.
         optima: optima of the whole posterior, best first, in (labels, ln E, ln parallax); NaN where there is none.
         seed: (star,) each star's own.
-        schedule: how long chains walk; warm-up and draws are multiples of `STRETCH`.
+        schedule: how long chains walk; warm-up and draws are multiples of `DRAWS_PER_CALL`.
         progress: receives stars settled or given up, stars in total, and stars per second.
-        threads: blocks that advance side by side; as many as the processor has cores if None.
+        threads: batches that advance side by side; as many as the processor has cores if None.
 
     Raises:
-        ValueError: the warm-up is too short for the step size to settle, or is no multiple of `STRETCH`, nor are the draws.
+        ValueError: the warm-up is too short for the step size to settle, or it or the draws are no multiple of
+            `DRAWS_PER_CALL`.
     """
     if schedule.n_warmup < MIN_WARMUP:
         raise ValueError(f"a warm-up of {schedule.n_warmup} draws is too short; use at least {MIN_WARMUP}")
-    if schedule.n_draws % STRETCH or schedule.n_warmup % STRETCH:
-        raise ValueError(f"warm-up and draws per chain must be multiples of {STRETCH}")
+    if schedule.n_draws % DRAWS_PER_CALL or schedule.n_warmup % DRAWS_PER_CALL:
+        raise ValueError(f"warm-up and draws per chain must be multiples of {DRAWS_PER_CALL}")
     begun, n = time.perf_counter(), len(stars)
     model = model.without_error
     host: tuple[Any, ...] = _host((stars, components, optima, seed))
     walkers: dict[int, _Walker] = {}
 
     def first(rows: NDArray[np.intp]) -> list[_Walker]:
-        block, within, tops, own = _rows(host, np.resize(rows, BLOCK))
-        found = adapt(model, block, within, tops, own)
-        chains = _begin(model, block, found, tops, own, schedule.n_chains)
+        batch, within, tops, own = _rows(host, np.resize(rows, BATCH))
+        found = adapt(model, batch, within, tops, own)
+        chains = _begin(model, batch, found, tops, own, schedule.n_chains)
         seen = []
-        for _ in range(schedule.n_warmup // STRETCH):
-            chains, kept, _ = _walk(model, block, found, own, chains, jnp.asarray(True))
+        for _ in range(schedule.n_warmup // DRAWS_PER_CALL):
+            chains, kept, _ = _walk(model, batch, found, own, chains, jnp.asarray(True))
             seen.append(np.asarray(kept.z))
-        # The first stretch is still on its way from where the chains began.
+        # The first call's draws are still on their way from where the chains began.
         points = np.concatenate(seen[1:], axis=2)
-        return _round(model, (block, found, own), chains, points, schedule, 0, [0] * len(rows))
+        return _round(model, (batch, found, own), chains, points, schedule, 0, [0] * len(rows))
 
     def again(number: int, rows: NDArray[np.intp]) -> list[_Walker]:
-        chosen = [walkers[int(i)] for i in np.resize(rows, BLOCK)]
+        chosen = [walkers[int(i)] for i in np.resize(rows, BATCH)]
         inputs = _stack([w.inputs for w in chosen])
         chains = _stack([w.chains for w in chosen])
         seen = np.stack([w.kept.z for w in chosen])
@@ -430,8 +352,8 @@ def sample_stars(
         left, number = np.arange(n, dtype=np.intp), 0
         while len(left) and _length(number) <= schedule.max_rounds:
             task = first if number == 0 else partial(again, number)
-            blocks = [left[i : i + BLOCK] for i in range(0, len(left), BLOCK)]
-            for rows, done in zip(blocks, pool.map(task, blocks), strict=True):
+            batches = [left[i : i + BATCH] for i in range(0, len(left), BATCH)]
+            for rows, done in zip(batches, pool.map(task, batches), strict=True):
                 walkers.update(zip(rows.tolist(), done, strict=True))
                 settled = sum(bool(w.known.settled) for w in walkers.values())
                 progress(settled, n, settled / (time.perf_counter() - begun))
@@ -469,28 +391,28 @@ def _round(
     number: int,
     made: list[int],
 ) -> list[_Walker]:
-    """Fit a block's mixtures to what its chains have seen, take them further, and diagnose the draws.
+    """Fit a batch's mixtures to what its chains have seen, take them further, and diagnose the draws.
 
     Args:
         model: the trained model.
-        inputs: stars, what was found for them, and seeds, of a whole block.
+        inputs: stars, what was found for them, and seeds, of a whole batch.
         chains: where they stand.
         seen: (star, chain, draw, parameter) where they have been, in each star's coordinates.
         schedule: how long they walk.
         number: of the round, from 0: how far, and part of the random numbers.
-        made: choices made before, of each star that counts; the others fill the block.
+        made: choices made before, of each star that counts; the others fill the batch.
     """
-    block, found, own = inputs
+    batch, found, own = inputs
     points = jnp.asarray(_evenly(seen.reshape(len(seen), -1, seen.shape[-1])))
-    inputs = (block, adapt_again(model, block, found, points, own + np.uint32(number + 1)), own)
-    stretches = []
+    inputs = (batch, adapt_again(model, batch, found, points, own + np.uint32(number + 1)), own)
+    calls = []
     n_walked = _length(number) * schedule.n_draws
-    for stretch in range(1 + n_walked // STRETCH):
+    for call in range(1 + n_walked // DRAWS_PER_CALL):
         chains, kept, step_size = _walk(model, *inputs, chains, jnp.asarray(False))
-        if stretch:  # the first is the chains' way from the old proposals to the new
-            stretches.append(_host(kept))
+        if call:  # the first is the chains' way from the old proposals to the new
+            calls.append(_host(kept))
     n = len(made)
-    kept = _rows(_thinned(stretches, schedule.n_draws), slice(n))
+    kept = _rows(_thinned(calls, schedule.n_draws), slice(n))
     known = diagnose(kept.theta, kept.diverging)
     inputs, chains, step_size = _host((inputs, chains, step_size))
     return [
@@ -540,8 +462,8 @@ def sample_inferred(
     """
     model, found = model.without_error, []
     grid = make_grid(model, n_nodes)
-    for start in range(0, len(stars), COMPONENT_BLOCK):
-        rows = jnp.minimum(jnp.arange(start, start + COMPONENT_BLOCK), len(stars) - 1)
+    for start in range(0, len(stars), COMPONENT_BATCH):
+        rows = jnp.minimum(jnp.arange(start, start + COMPONENT_BATCH), len(stars) - 1)
         found.append(np.asarray(component_optima(model, grid, stars.take(rows)))[: len(stars) - start])
     optima = optima_of(estimate, runner_up)
     components = jnp.asarray(np.concatenate(found))

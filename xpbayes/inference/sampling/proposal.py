@@ -23,7 +23,8 @@ from jaxtyping import Array, Float, UInt
 from xpbayes.data.stars import Stars
 from xpbayes.inference.sampling.coordinates import Coordinates, coordinates_at, evaluate, intrinsic, is_usable, place
 from xpbayes.inference.sampling.psis import pareto_smoothed
-from xpbayes.inference.sampling.weighted_mixture import Mixture, clipped_weights, fit_mixture, whitened
+from xpbayes.inference.linear_algebra import whitened
+from xpbayes.inference.sampling.weighted_mixture import Mixture, clipped_weights, fit_mixture
 from xpbayes.inference.search.solver import solve
 from xpbayes.inference.search.starts import StartGrid, find_starts
 from xpbayes.models.prior import LabelPrior, component_ln_density
@@ -251,7 +252,7 @@ def _lay_out(
 
 
 @jax.jit
-def _improve_block(
+def _improve_batch(
     model: StarModel,
     stars: Stars,
     coordinates: Coordinates,
@@ -286,17 +287,17 @@ def adapt(
     optima: Float[Array, "star optimum parameter"],
     seed: UInt[Array, " star"],
 ) -> FittedProposal:
-    """Find the mixture of every star of a block.
+    """Find the mixture of every star of a batch.
 
     Args:
         model: the trained model.
-        stars: a block, model error folded in.
+        stars: a batch, model error folded in.
         components: from `component_optima`.
         optima: optima of the whole posterior, best first, in (labels, ln E, ln parallax); NaN where there is none.
         seed: (star,) each star's own.
     """
     coordinates, first, ln_q = _lay_out(model, stars, components, optima, seed)
-    return _improve_block(model, stars, coordinates, first, ln_q, jnp.asarray(False), seed)
+    return _improve_batch(model, stars, coordinates, first, ln_q, jnp.asarray(False), seed)
 
 
 def adapt_again(
@@ -306,7 +307,7 @@ def adapt_again(
     seen: Float[Array, "star draw parameter"],
     seed: UInt[Array, " star"],
 ) -> FittedProposal:
-    """Fit the mixtures of a block anew, now that chains have seen more.
+    """Fit the mixtures of a batch anew, now that chains have seen more.
 
     Args:
         model, stars: as in `adapt`.
@@ -315,4 +316,4 @@ def adapt_again(
         seed: (star,) each star's own, another one each time.
     """
     no_density = jnp.zeros(seen.shape[:2], jnp.float32)
-    return _improve_block(model, stars, found.coordinates, seen, no_density, jnp.asarray(True), seed)
+    return _improve_batch(model, stars, found.coordinates, seen, no_density, jnp.asarray(True), seed)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from xpbayes.inference.linear_algebra import factor_scaled, whitened
 from xpbayes.inference.sampling.psis import top
 
 N_TERMS, EM_STEPS = 8, 6
@@ -82,7 +83,7 @@ def fit_mixture(
         cross = center[:, None] * first[None, :]
         scatter = full(moments[1 + n :]) - cross - cross.T + total * center[:, None] * center[None, :]
         scale = (scatter + MIN_WEIGHT * covariance) / (total + MIN_WEIGHT) + floor
-        return jnp.log(total + 1e-4), center, _factor(scale)
+        return jnp.log(total + 1e-4), center, factor_scaled(scale)
 
     def coefficients(ln_share: Array, center: Array, factor: Array) -> Array:
         """What the features are multiplied with for ln of share times density."""
@@ -104,32 +105,8 @@ def fit_mixture(
     return Mixture(
         jnp.append(jax.nn.log_softmax(ln_share) + jnp.log1p(-WIDE_SHARE), jnp.log(WIDE_SHARE)),
         mean + spread * jnp.concatenate([center, jnp.zeros((1, n))]),
-        spread[:, None] * jnp.concatenate([factor, WIDE * _factor(covariance + floor)[None]]),
+        spread[:, None] * jnp.concatenate([factor, WIDE * factor_scaled(covariance + floor)[None]]),
     )
-
-
-def _factor(scale: Array) -> Array:
-    size = jnp.sqrt(jnp.maximum(jnp.diagonal(scale), 1e-12))
-    return size[:, None] * cholesky(scale / size[:, None] / size[None, :])
-
-
-def whitened(offset: Float[Array, "*point n"], factor: Float[Array, "*point n n"]) -> Float[Array, "*point n"]:
-    """Inverse of lower-triangular factors times offsets; leading axes broadcast."""
-    return jnp.stack(_white([offset[..., i] for i in range(offset.shape[-1])], factor), axis=-1)
-
-
-def distance2(offset: Float[Array, "n *point"], factor: Float[Array, "*point n n"]) -> Float[Array, "*point"]:
-    """Squared lengths of whitened offsets, their coordinates along the first axis."""
-    return jnp.asarray(sum(z**2 for z in _white(list(offset), factor)))
-
-
-def _white(offset: list[Array], factor: Array) -> list[Array]:
-    """Solve for one coordinate after the other, unrolled as `cholesky` is."""
-    white: list[Array] = []
-    for i, known in enumerate(offset):
-        rest = known - sum(factor[..., i, k] * white[k] for k in range(i))
-        white.append(rest / factor[..., i, i])
-    return white
 
 
 def clipped_weights(ln_ratio: Float[Array, " draw"], n_clipped: int) -> Float[Array, " draw"]:
@@ -141,18 +118,6 @@ def clipped_weights(ln_ratio: Float[Array, " draw"], n_clipped: int) -> Float[Ar
     """
     ln_ratio = jnp.where(jnp.isfinite(ln_ratio), ln_ratio, -jnp.inf)
     return jax.nn.softmax(jnp.minimum(ln_ratio, top(ln_ratio, n_clipped)[0][-1]))
-
-
-def cholesky(matrix: Array) -> Array:
-    """Lower-triangular factor of one small matrix, unrolled: a library call per matrix costs more, and hung on CPUs."""
-    n = matrix.shape[0]
-    lower = [[jnp.zeros((), matrix.dtype)] * n for _ in range(n)]
-    for i in range(n):
-        for j in range(i):
-            lower[i][j] = (matrix[i, j] - sum(lower[i][k] * lower[j][k] for k in range(j))) / lower[j][j]
-        pivot = matrix[i, i] - sum(lower[i][k] ** 2 for k in range(i))
-        lower[i][i] = jnp.sqrt(jnp.maximum(pivot, 1e-7))
-    return jnp.stack([jnp.stack(row) for row in lower])
 
 
 def weighted_quantiles(

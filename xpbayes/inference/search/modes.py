@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from xpbayes.device import prepare_device
 from xpbayes.config import InferenceConfig
 from xpbayes.data.stars import Stars
-from xpbayes.inference.errors import are_positive_definite, evaluate_mode, invert_positive
+from xpbayes.inference.errors import evaluate_mode
+from xpbayes.inference.linear_algebra import are_positive_definite, invert_positive
 from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.search.solver import solve
 from xpbayes.inference.search.starts import MAX_EXTINCTION, MIN_EXTINCTION, StartGrid, find_starts, make_grid

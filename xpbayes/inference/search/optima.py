@@ -28,8 +28,8 @@ SAME_PLACE = 0.02
 """Starts that have met, within this in units of the training labels' spread and of ln E and ln parallax, go on as
 one."""
 SAME_FLUX = 0.005
-"""The model's error may be taken of the flux so near to the optimum, in the same units. Where on the way to it the first
-start was left is an accident of rounding: at 0.02 it moves the optima of one star in 700 by 1 % of their sigma."""
+"""The model's error may be taken of the flux so near to the optimum, in the same units: where on the way to it the first
+start was left is an accident of rounding."""
 SAME_OBJECTIVE = 0.01
 """L may rise by this in a step that lessens the decrement: float32 adds L up from terms of order 1,000."""
 SHARP, MAX_FURTHER = 1e-6, 6

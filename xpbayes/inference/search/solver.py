@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from xpbayes.device import prepare_device
 from xpbayes.data.stars import Stars
+from xpbayes.inference.linear_algebra import smallest_pivot, solve_positive
 from xpbayes.models.likelihood import deviance, n_observed
 from xpbayes.models.objective import Expansion, at_other_parallax, curvature_of, expand
 from xpbayes.models.star_model import StarModel
@@ -44,12 +45,10 @@ PARALLAX_ROUNDS = 5
 MIN_PIVOT = 3e-6
 """The exact Hessian is used where its scaled Cholesky pivots exceed this, else the positive definite bound."""
 FIRST_ROUND, SECOND_ROUND, LONGER = 5, 3, 1.4
-"""Iterations that all lanes make together; then some more, and every further round so much longer than the last. Short
-rounds gather lanes anew more often, which costs half an iteration; long ones make those that have converged wait."""
-CPU_BLOCK, ACCELERATOR_BLOCK = 128, 16384
-"""Lanes of a block. On one CPU core 128 cost 8 microseconds a lane and iteration, 64 cost 10 and 1,024 cost 12."""
-CLIPPED_PIVOT = 1e-7
-"""Pivots of scaled matrices are raised to this: directions without information get small steps, not NaN."""
+"""Iterations that all starts make together; then some more, and every further round so much longer than the last. Short
+rounds gather starts anew more often, which costs half an iteration; long ones make those that have converged wait."""
+CPU_BATCH, ACCELERATOR_BATCH = 128, 16384
+"""Starts that advance together: what a processor's cache holds; what fills an accelerator."""
 
 
 class Solution(NamedTuple):
@@ -68,54 +67,6 @@ class Solution(NamedTuple):
     decrement: Float[Array, " star"]
     converged: Bool[Array, " star"]
     n_iterations: Int[Array, " star"]
-
-
-def _equilibrated_factor(matrix: Array) -> tuple[list[list[Array]], Array, Array]:
-    """Cholesky rows of a matrix scaled to unit diagonal, the scale, and the smallest pivot before clipping.
-
-    Unrolled because a batch of 5 x 5 systems is then plain arithmetic on vectors of stars, which every device does
-    well, where library calls pay per matrix.
-    """
-    n = matrix.shape[0]
-    diagonal = jnp.diagonal(matrix)
-    scale = 1.0 / jnp.sqrt(jnp.maximum(jnp.abs(diagonal), 1e-30))
-    a = matrix * scale[:, None] * scale[None, :]
-    lower: list[list[Array]] = []
-    smallest = a[0, 0]
-    for i in range(n):
-        row: list[Array] = []
-        for j in range(i):
-            row.append(_minus(a[i, j], [row[k] * lower[j][k] for k in range(j)]) / lower[j][j])
-        pivot = _minus(a[i, i], [e * e for e in row])
-        smallest = jnp.minimum(smallest, pivot)
-        row.append(jnp.sqrt(jnp.maximum(pivot, CLIPPED_PIVOT)))
-        lower.append(row)
-    return lower, scale, smallest
-
-
-def _minus(value: Array, terms: list[Array]) -> Array:
-    for term in terms:
-        value = value - term
-    return value
-
-
-def smallest_pivot(matrix: Float[Array, "n n"]) -> Float[Array, ""]:
-    """Smallest Cholesky pivot after scaling to unit diagonal: positive exactly for positive definite matrices."""
-    return _equilibrated_factor(matrix)[2]
-
-
-def solve_positive(matrix: Float[Array, "n n"], vector: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Solve a small positive definite system by Cholesky factorisation of its equilibrated form."""
-    n = matrix.shape[0]
-    lower, scale, _ = _equilibrated_factor(matrix)
-    b = vector * scale
-    y: list[Array] = []
-    for i in range(n):
-        y.append(_minus(b[i], [lower[i][k] * y[k] for k in range(i)]) / lower[i][i])
-    x: list[Array] = [b[0]] * n
-    for i in reversed(range(n)):
-        x[i] = _minus(y[i], [lower[k][i] * x[k] for k in range(i + 1, n)]) / lower[i][i]
-    return jnp.stack(x) * scale
 
 
 def best_parallax_shift(star: Stars, theta_log: Float[Array, " parameter"], at: Expansion) -> Float[Array, ""]:
@@ -157,7 +108,7 @@ def _damped_step(hessian: Array, gradient: Array, damping: Array) -> Array:
 
 
 class SolverState(NamedTuple):
-    """One lane: the best point so far with its derivatives, and the trial to evaluate next; of many in NumPy."""
+    """One start: the best point so far with its derivatives, and the trial to evaluate next; of many in NumPy."""
 
     theta_log: Any
     value: Any
@@ -224,11 +175,11 @@ def _advance(model: StarModel, star: Stars, state: SolverState) -> SolverState:
 
 
 @jax.jit
-def _advance_block(model: StarModel, stars: Stars, state: SolverState, limit: Int[Array, ""]) -> SolverState:
-    """Move the lanes of a block until all have converged or made `limit` iterations since their start.
+def _advance_batch(model: StarModel, stars: Stars, state: SolverState, limit: Int[Array, ""]) -> SolverState:
+    """Move the starts of a batch until all have converged or made `limit` iterations since their start.
 
     Args:
-        stars: of the lanes, their whitening matrices transposed.
+        stars: one for every start, their whitening matrices transposed.
     """
     stars = replace(stars, whitening=jnp.swapaxes(stars.whitening, 1, 2))
     with jax.default_matmul_precision("highest"):
@@ -261,23 +212,23 @@ def _gather(stars: Stars, rows: Any) -> Stars:
 class StartPool:
     """Starts on their way to optima, each of a star of a batch; a star may have many.
 
-    They advance in blocks of one size, whatever their number: one program serves every batch, a block's data stay in
-    the processor's cache, and those still moving are gathered anew after every round, so that few lanes wait for the
-    slowest. A lane goes on exactly where it stood: its path depends neither on the rounds nor on who is beside it.
+    They advance in batches of one size, whatever their number: one program serves all, a batch's data stay in the
+    processor's cache, and those still moving are gathered anew after every round, so that few wait for the slowest. A
+    start goes on exactly where it stood: its path depends neither on the rounds nor on who shares its batch.
     """
 
     def __init__(
         self,
         stars: Stars,
-        start: Float[Array, "lane parameter"] | NDArray[np.floating],
+        start: Float[Array, "start parameter"] | NDArray[np.floating],
         star_of: NDArray[np.integer] | None = None,
     ) -> None:
-        """Set the lanes to their starts.
+        """Set every start to where it begins.
 
         Args:
             stars: a batch, from `columns_first`.
-            start: (lane, label + 2) labels, ln E, ln parallax.
-            star_of: (lane,) row of each lane's star; one lane per star in order if None.
+            start: (start, label + 2) labels, ln E, ln parallax.
+            star_of: (start,) row of each one's star; one start per star in order if None.
         """
         self._stars = stars
         begin = np.array(start)
@@ -297,39 +248,39 @@ class StartPool:
         )
 
     def advance(self, model: StarModel, rows: NDArray[np.integer], limit: int) -> NDArray[np.integer]:
-        """Move the lanes `rows` until they converge or have made `limit` iterations since their start.
+        """Move the starts `rows` until they converge or have made `limit` iterations since their start.
 
         Returns:
             those of `rows` that have not converged.
         """
-        size = block_size()
+        size = batch_size()
         for begin in range(0, len(rows), size):
-            block = rows[begin : begin + size]
-            padded = np.pad(block, (0, size - len(block)), mode="edge")
+            batch = rows[begin : begin + size]
+            padded = np.pad(batch, (0, size - len(batch)), mode="edge")
             state = jax.tree.map(lambda leaf, at=padded: leaf[at], self.state)
             stars = _gather(self._stars, self._star_of[padded])
-            moved = _advance_block(model, stars, state, np.int32(limit))
+            moved = _advance_batch(model, stars, state, np.int32(limit))
             for leaf, new in zip(self.state, moved, strict=True):
-                leaf[block] = np.asarray(new)[: len(block)]
+                leaf[batch] = np.asarray(new)[: len(batch)]
         return rows[~self.state.converged[rows]]
 
     def further(self, rows: NDArray[np.integer]) -> "StartPool":
-        """New lanes from the trials of some of these, of the same stars."""
+        """New starts from the trials of some of these, of the same stars."""
         return StartPool(self._stars, self.state.trial[rows], self._star_of[rows])
 
     def solution(self) -> Solution:
-        """Where the lanes stand, in NumPy: nothing is compiled for another number of lanes."""
+        """Where the starts stand, in NumPy: nothing is compiled for another number of them."""
         at = self.state
         return Solution(at.theta_log, at.value, at.decrement, at.converged, at.n_iterations)
 
 
-def block_size() -> int:
-    """Lanes that advance together: what the processor's cache holds on CPUs, enough to fill an accelerator."""
-    return CPU_BLOCK if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK
+def batch_size() -> int:
+    """Starts that advance together, on this machine."""
+    return CPU_BATCH if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
 
 
 def limits(most: int) -> list[int]:
-    """Iterations since the start after which lanes are gathered anew."""
+    """Iterations since the start after which starts are gathered anew."""
     found, limit, more = [], FIRST_ROUND, SECOND_ROUND
     while limit < most:
         found.append(limit)

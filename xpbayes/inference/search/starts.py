@@ -4,8 +4,7 @@ In ln flux the model is linear in E and 2 ln parallax: ln f = ln f_abs(labels) +
 costs a weighted 2 x 2 least-squares problem, and all nodes of all stars are a few matrix products: no grid in E is
 needed, and the parallax enters as one more measurement. The best nodes are then ranked by the full objective.
 Optima that compete lie in different components of the label prior (the main sequence and the subgiants above it), so
-every start is of another component: with six, 99.6 % of stars reach the best of 64 random starts, with six that are
-merely apart 98.5 %.
+every start is of another component.
 (ZGR23 search 512 nodes x 61 extinctions with the amplitude from 592-782 nm.)
 """
 
