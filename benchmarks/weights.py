@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xpbayes.analysis.figures.model_uncertainty import print_uncertainty, write_figure
+from xpbayes.analysis.pages.model_uncertainty import print_uncertainty, write_figure
 from xpbayes.data.stars import Stars
 from xpbayes.models.forward import ForwardModel, predict_flux, predict_ln_flux
 from xpbayes.progress import progress_shown

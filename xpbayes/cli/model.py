@@ -99,7 +99,7 @@ def uncertainty(
     quiet: Quiet = False,
 ) -> None:
     """Work out how well training has determined the model, and what that adds to the errors of stars."""
-    from xpbayes.analysis.figures.model_uncertainty import print_uncertainty, write_figure
+    from xpbayes.analysis.pages.model_uncertainty import print_uncertainty, write_figure
     from xpbayes.runs.uncertainty import uncertainty as work_out
 
     found = work_out(model, stars, model, n_stars, seed=seed)
@@ -130,7 +130,7 @@ def predict(
             labels[option[2:].replace("-", "_")] = float(extra.pop(0))
         except ValueError as error:
             raise InputError(f"the value of {option} is not a number") from error
-    from xpbayes.analysis.figures.prediction import draw_prediction, print_prediction
+    from xpbayes.analysis.pages.prediction import draw_prediction, print_prediction
     from xpbayes.runs.predict import predict_flux
 
     prediction = predict_flux(model, extinction=extinction, parallax=parallax, **labels)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from xpbayes.analysis.figures.prediction import Prediction
+from xpbayes.analysis.pages.prediction import Prediction
 from xpbayes.channels import FLUX_UNIT
 from xpbayes.errors import InputError, nearest
 from xpbayes.models.forward import ln_absolute_flux

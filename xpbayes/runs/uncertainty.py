@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xpbayes.analysis.figures.model_uncertainty import ModelUncertainty
+from xpbayes.analysis.pages.model_uncertainty import ModelUncertainty
 from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.data.spectra import Spectra
 from xpbayes.errors import InputError

@@ -240,7 +240,6 @@ def residual_figure(check: ConfidenceCheck, normalised: bool = False) -> "Figure
     figure, axes = drawing.panels(2, n, 7.6, 2.5 * n)
     values = check.pull if normalised else check.difference
     for i, name in enumerate(check.targets):
-        text, unit = drawing.LABEL_TEXT[name], drawing.LABEL_UNIT[name]
         factor = drawing.display_scale(name)
         label = factor * check.label[:, i]
         residual = values[:, i] * (1.0 if normalised else factor)
@@ -256,15 +255,15 @@ def residual_figure(check: ConfidenceCheck, normalised: bool = False) -> "Figure
                 color=drawing.BLUE, alpha=0.4 if crowded else 0.8, rasterized=True,
             )  # fmt: skip
             if crowded:
-                centre, lines = running_percentiles(x, y)
-                for k, style in enumerate(("--", "-", "--")):
-                    axis.plot(centre, lines[:, k], style, color=drawing.ORANGE, lw=1.5)
+                drawing.percentile_lines(axis, *running_percentiles(x, y))
             axis.axhline(0, color=drawing.INK, lw=0.7)
             margin = 0.03 * (high - low)
             axis.set(xlim=(low - margin, high + margin), ylim=(-1.05 * reach, 1.05 * reach))
-            axis.set_title(f"{text}: {side}, {len(x):,} star{'' if len(x) == 1 else 's'}", fontsize=9.5)
-            axis.set_xlabel(f"label {text} [{unit}]")
-        axes[i, 0].set_ylabel("(inferred − label) / σ" if normalised else f"inferred − label [{unit}]")
+            axis.set_title(f"{drawing.text(name)}: {side}, {len(x):,} star{'' if len(x) == 1 else 's'}", fontsize=9.5)
+            axis.set_xlabel(f"label {drawing.heading(name)}")
+        axes[i, 0].set_ylabel(
+            "(inferred − label) / σ" if normalised else f"inferred − label [{drawing.LABEL_UNIT[name]}]"
+        )
     return figure
 
 

@@ -154,7 +154,7 @@ def draw_correlations(numbers: Correlations) -> "Figure":
     cases = ["flux only", "with parallax"][: 2 if numbers.n_stars[1] else 1]
     n = numbers.n
     figure, axes = drawing.panels(len(cases), 1, 4.6 * len(cases) + 0.8, 4.2)
-    text = [drawing.LABEL_TEXT.get(s, s) for s in numbers.names]
+    text = [drawing.text(s) for s in numbers.names]
     for which, (axis, title) in enumerate(zip(axes[0], cases, strict=True)):
         matrix = numbers.medians(bool(which))
         shown = np.where(np.tril(np.ones((n, n)), -1) > 0, matrix, np.nan)
@@ -196,7 +196,7 @@ def _product(numbers: Correlations) -> Product:
     flux_only, with_parallax = (numbers.medians(used) for used in (False, True))
     return Product(
         draw_correlations(numbers),
-        f"Median correlations of {', '.join(drawing.LABEL_TEXT.get(s, s) for s in names)}",
+        f"Median correlations of {', '.join(drawing.text(s) for s in names)}",
         f"Median Pearson correlation of the errors of every pair of parameters, from the Fisher matrix: fluxes alone, "
         f"{numbers.n_stars[0]:,} stars{parallaxes}. In brackets what ZGR23 print. Solved stars without a cut; "
         f"{numbers.n_failed:,} matrices could not be used.{_sign(numbers)}",

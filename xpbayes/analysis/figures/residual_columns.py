@@ -179,18 +179,15 @@ def draw_residuals(rows: Sequence[Residuals], normalised: bool, against: str) ->
         normalised: the residuals are in units of their errors.
         against: who measured, for the axes.
     """
-    columns = 2 if len(rows) == 4 else min(3, len(rows))  # four in a square, not three and one
-    figure, axes = drawing.panels(columns, -(-len(rows) // columns), 3.5 * columns, 2.9 * -(-len(rows) // columns))
-    for axis, row in zip(axes.flat, rows, strict=False):
+    figure, axes = drawing.grid(len(rows), 2 if len(rows) == 4 else 3, 3.5, 2.9)  # four in a square, not three and one
+    for axis, row in zip(axes, rows, strict=True):
         mesh = drawing.density_panel(axis, row.density)
-        text, unit = drawing.LABEL_TEXT.get(row.name, row.name), drawing.LABEL_UNIT.get(row.name, "")
+        unit = drawing.LABEL_UNIT.get(row.name, "")
         axis.set(
-            xlabel=f"{text} [{unit}], {against}", title=f"{text} ({row.n:,} stars)",
+            xlabel=f"{drawing.heading(row.name)}, {against}", title=f"{drawing.text(row.name)} ({row.n:,} stars)",
             ylabel=f"(inferred − {against}) / σ" if normalised else f"inferred − {against} [{unit}]",
         )  # fmt: skip
-    for axis in axes.flat[len(rows) :]:
-        axis.remove()
-    figure.colorbar(mesh, ax=axes.ravel()[: len(rows)].tolist(), label="density / greatest of its column", pad=0.01)
+    figure.colorbar(mesh, ax=axes, label=drawing.DENSITY_LABEL, pad=0.01)
     return figure
 
 
@@ -229,7 +226,7 @@ def _product(run: Run, gatherer: ValidationStars, normalised: bool) -> Product:
     if not rows:
         raise NotDrawnError(f"only {len(stars)} stars of the catalogue are {gatherer.cuts}; {MIN_STARS} are needed")
     missing = [n for n in stars.label_names if n not in {r.name for r in rows}]
-    gone = f" No panel for {', '.join(drawing.LABEL_TEXT.get(m, m) for m in missing)}: not measured." if missing else ""
+    gone = f" No panel for {', '.join(drawing.text(m) for m in missing)}: not measured." if missing else ""
     used = "" if not run.uses_parallax else " Measured parallaxes took part in the inference."
     what = (
         "divided by inferred and measured errors together (label errors with the floor of training)"

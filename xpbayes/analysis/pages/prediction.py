@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.analysis.figures import drawing
+from xpbayes.analysis.pages.page import Table
 from xpbayes.channels import FLUX_UNIT
 from xpbayes.errors import InputError
 
@@ -42,16 +43,11 @@ class Prediction:
 def print_prediction(prediction: Prediction) -> None:
     """Print one row per channel; a warning goes to standard error when the star is of an unlikely type."""
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(caption=f"flux in {FLUX_UNIT}; model error is the 1-sigma relative error of the model itself")
-    for heading in ("channel", "wavelength [nm]", "flux", "model error"):
-        table.add_column(heading, justify="left" if heading == "channel" else "right")
-    for name, wavelength, flux, error in zip(
-        prediction.channels, prediction.wavelength_nm, prediction.flux, prediction.model_error, strict=True
-    ):
-        table.add_row(name, f"{wavelength:.1f}", f"{flux:.6g}", f"{error:.2%}")
-    Console().print(table)
+    columns = (prediction.channels, prediction.wavelength_nm, prediction.flux, prediction.model_error)
+    rows = [(name, f"{nm:.1f}", f"{flux:.6g}", f"{error:.2%}") for name, nm, flux, error in zip(*columns, strict=True)]
+    caption = f"flux in {FLUX_UNIT}; model error is the 1-sigma relative error of the model itself"
+    Table(("channel", "wavelength [nm]", "flux", "model error"), rows, 1, caption).print(Console())
     if prediction.unlikely:
         Console(stderr=True).print(
             f"note: ln prior = {prediction.ln_prior:.1f} is below the model's threshold: no such stars were in the "

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.testing import assert_allclose
 
 from xpbayes import predict_flux
-from xpbayes.analysis.figures.prediction import prediction_figure
+from xpbayes.analysis.pages.prediction import prediction_figure
 
 
 def test_it_says_the_parameters_and_shows_the_error_of_the_model(trained):

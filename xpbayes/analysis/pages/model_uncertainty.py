@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.analysis.figures import drawing as figures
-from xpbayes.analysis.pages.page import wide_console
+from xpbayes.analysis.figures import drawing
+from xpbayes.analysis.pages.numbers import MISSING
+from xpbayes.analysis.pages.page import Table, wide_console
 from xpbayes.training.network_uncertainty import NetworkCovariance
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ class ModelUncertainty:
     added: NDArray[np.float64]
     n_training: int
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the parameters."""
+        return (*self.labels, "extinction", "parallax")
+
     def ratio(self) -> NDArray[np.float64]:
         """(star, parameter) added error over the star's own, NaN where that is not known."""
         own = np.diagonal(self.covariance, axis1=1, axis2=2)
@@ -67,37 +73,26 @@ def kinds(estimate: NDArray[np.float64]) -> list[tuple[str, NDArray[np.bool_]]]:
     ]
 
 
-def _names(found: ModelUncertainty) -> tuple[str, ...]:
-    return (*found.labels, "extinction", "parallax")
-
-
-def rows(found: ModelUncertainty) -> list[list[str]]:
+def uncertainty_table(found: ModelUncertainty) -> Table:
     """One row per kind of star: how many, and per parameter the median and the 95 % quantile of added over own error."""
-    ratio, table = found.ratio(), []
+    ratio, rows = found.ratio(), []
     for name, member in kinds(found.estimate):
         cells = [
-            " / ".join(f"{v:.3f}" for v in np.nanpercentile(ratio[member, i], [50, 95])) if member.any() else "–"
+            " / ".join(f"{v:.3f}" for v in np.nanpercentile(ratio[member, i], [50, 95])) if member.any() else MISSING
             for i in range(ratio.shape[1])
         ]
-        table.append([name, str(int(member.sum())), *cells])
-    return table
+        rows.append([name, str(int(member.sum())), *cells])
+    caption = (
+        "error that the model's uncertainty adds over the star's own (Laplace): median / 95 %; it is common to stars of a "
+        "kind and does not average down"
+    )
+    return Table(("kind of star", "stars", *(drawing.text(n) for n in found.names)), rows, 1, caption)
 
 
 def print_uncertainty(found: ModelUncertainty) -> None:
     """Print the table, and how much of the covariance was kept."""
-    from rich.table import Table
-
-    printed = Table(
-        caption="error that the model's uncertainty adds over the star's own (Laplace): median / 95 %; it is common to "
-        "stars of a kind and does not average down"
-    )
-    headings = ("kind of star", "stars", *(figures.LABEL_TEXT.get(n, n) for n in _names(found)))
-    for i, heading in enumerate(headings):
-        printed.add_column(heading, justify="left" if i == 0 else "right")
-    for row in rows(found):
-        printed.add_row(*row)
-    console = wide_console(120)
-    console.print(printed)
+    console = wide_console()
+    uncertainty_table(found).print(console)
     factor = found.factor
     console.print(
         f"from {factor.n_stars} of {found.n_training} training stars; {factor.columns.shape[1]} directions carry "
@@ -107,8 +102,8 @@ def print_uncertainty(found: ModelUncertainty) -> None:
 
 def uncertainty_figure(found: ModelUncertainty) -> "Figure":
     """Kiel diagrams, one per parameter, coloured by the ratio of added to own error."""
-    names, ratio = _names(found), found.ratio()
-    figure, axes = figures.panels(len(names), 1, 3.2 * len(names), 3.6)
+    names, ratio = found.names, found.ratio()
+    figure, axes = drawing.panels(len(names), 1, 3.2 * len(names), 3.6)
     teff, logg = 1e3 * found.estimate[:, 0], found.estimate[:, 2]
     low, high = np.nanpercentile(np.log10(np.maximum(ratio, 1e-6)), [2, 98])
     for i, (axis, name) in enumerate(zip(axes[0], names, strict=True)):
@@ -116,7 +111,7 @@ def uncertainty_figure(found: ModelUncertainty) -> "Figure":
         order = np.argsort(value)  # the largest on top
         axis.scatter(teff[order], logg[order], c=value[order], s=8, vmin=low, vmax=high, cmap="viridis")
         median = np.nanmedian(ratio[:, i])
-        axis.set(title=f"{figures.LABEL_TEXT.get(name, name)}: median {median:.3f}", xlabel="Teff [K]")
+        axis.set(title=f"{drawing.text(name)}: median {median:.3f}", xlabel="Teff [K]")
         axis.invert_xaxis()
         axis.invert_yaxis()
     axes[0, 0].set_ylabel("log g [dex]")
