@@ -2,10 +2,11 @@
 
 from contextlib import suppress
 
+import numpy as np
 import pytest
 
 from xpbayes.errors import InputError
-from xpbayes.files import whole_file
+from xpbayes.files import first_difference, load_arrays, save_arrays, whole_file
 
 
 def test_it_appears_at_the_end_and_in_a_folder_of_its_own(tmp_path):
@@ -30,3 +31,25 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path):
     message = r"a.txt: cannot be written \(.*\); make room"
     with pytest.raises(InputError, match=message), whole_file(tmp_path / "file" / "a.txt", "make room"):
         pass
+
+
+def test_arrays_come_back_with_their_words(tmp_path):
+    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([True, False])}
+    back, about = load_arrays(save_arrays(tmp_path / "new" / "x.safetensors", arrays, {"of": "stars"}))
+    assert about == {"of": "stars"} and all(np.array_equal(back[k], v) for k, v in arrays.items())
+    (tmp_path / "cut").write_bytes((tmp_path / "new" / "x.safetensors").read_bytes()[:40])
+    with pytest.raises(ValueError, match=r"."):
+        load_arrays(tmp_path / "cut")
+
+
+@pytest.mark.parametrize(
+    ("new", "found"),
+    [
+        ({"a": 1, "b": [1, {"c": 2}]}, None),
+        ({"a": 1, "b": [1, {"c": 3}]}, ("b[1].c", 2, 3)),
+        ({"a": 1, "b": [1]}, ("b", [1, {"c": 2}], [1])),
+        ({"a": 1}, ("b", [1, {"c": 2}], None)),
+    ],
+)
+def test_the_first_difference_is_named(new, found):
+    assert first_difference({"a": 1, "b": [1, {"c": 2}]}, new) == found

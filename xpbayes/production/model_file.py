@@ -7,17 +7,19 @@ so that a half-copied model is noticed. Loading needs no NumPyro. A model with c
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from xpbayes.channels import Channels
 from xpbayes.device import prepare_device
 from xpbayes.errors import InputError
-from xpbayes.files import file_checksum
+from xpbayes.files import file_checksum, load_arrays, save_arrays, whole_file
 from xpbayes.inference.recalibration import LabelCalibration
 from xpbayes.inference.support import LabelSupport
 from xpbayes.models.forward import ForwardModel
@@ -72,8 +74,6 @@ class TrainedModel:
 
 def save_model(model: TrainedModel, folder: str | os.PathLike[str]) -> Path:
     """Write a model; arrays first, the card last, each under a temporary name."""
-    from safetensors.numpy import save_file
-
     folder = Path(folder)
     arrays = {f"weights.{i}": w for i, w in enumerate(model.forward.weights)}
     arrays |= {f"biases.{i}": b for i, b in enumerate(model.forward.biases)}
@@ -92,30 +92,27 @@ def save_model(model: TrainedModel, folder: str | os.PathLike[str]) -> Path:
         arrays |= {f"support.{f.name}": getattr(model.support, f.name) for f in fields(model.support)}
     if model.calibration is not None:
         arrays |= {f"calibration.{f.name}": getattr(model.calibration, f.name) for f in fields(model.calibration)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f"{ARRAYS}.tmp"
-        save_file({k: np.array(v, dtype=np.float32, order="C") for k, v in arrays.items()}, temporary)
-        os.replace(temporary, folder / ARRAYS)
-        card = {
-            **model.card,  # first: what a loaded card says of its own arrays is not true of these
-            "version": CARD_VERSION,
-            "channels": json.loads(model.channels.to_json()),
-            "labels": list(model.labels),
-            "arrays_checksum": file_checksum(folder / ARRAYS),
-        }
-        if model.confidence is None:
-            card.pop("confidence", None)
-        else:
-            card["confidence"] = {**card["confidence"], "arrays_checksum": _save_confidence(model.confidence, folder)}
-        temporary = folder / f"{CARD}.tmp"
+    save_arrays(folder / ARRAYS, _plain(arrays))
+    card = {
+        **model.card,  # first: what a loaded card says of its own arrays is not true of these
+        "version": CARD_VERSION,
+        "channels": json.loads(model.channels.to_json()),
+        "labels": list(model.labels),
+        "arrays_checksum": file_checksum(folder / ARRAYS),
+    }
+    if model.confidence is None:
+        card.pop("confidence", None)
+    else:
+        card["confidence"] = {**card["confidence"], "arrays_checksum": _save_confidence(model.confidence, folder)}
+    with whole_file(folder / CARD) as temporary:
         temporary.write_text(json.dumps(card, indent=1) + "\n")
-        os.replace(temporary, folder / CARD)
-        if model.confidence is None:
-            (folder / CONFIDENCE).unlink(missing_ok=True)  # of a model that this one replaces
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror or error}); choose another output") from error
+    if model.confidence is None:
+        (folder / CONFIDENCE).unlink(missing_ok=True)  # of a model that this one replaces
     return folder
+
+
+def _plain(arrays: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
+    return {k: np.array(v, dtype=np.float32, order="C") for k, v in arrays.items()}
 
 
 def _model_error_key(name: str) -> str:
@@ -125,15 +122,10 @@ def _model_error_key(name: str) -> str:
 
 def _save_confidence(nets: ConfidenceNets, folder: Path) -> str:
     """Write the classifiers' arrays and return their checksum."""
-    from safetensors.numpy import save_file
-
     arrays = {f"weights.{i}": w for i, w in enumerate(nets.weights)}
     arrays |= {f"biases.{i}": b for i, b in enumerate(nets.biases)}
     arrays |= {"center": nets.center, "inverse_scale": nets.inverse_scale, "indicator": nets.indicator}
-    temporary = folder / f"{CONFIDENCE}.tmp"
-    save_file({k: np.array(v, dtype=np.float32, order="C") for k, v in arrays.items()}, temporary)
-    os.replace(temporary, folder / CONFIDENCE)
-    return file_checksum(folder / CONFIDENCE)
+    return file_checksum(save_arrays(folder / CONFIDENCE, _plain(arrays)))
 
 
 def _load_confidence(folder: Path, about: dict[str, Any], features: tuple[str, ...]) -> ConfidenceNets:
@@ -144,9 +136,6 @@ def _load_confidence(folder: Path, about: dict[str, Any], features: tuple[str, .
         about: the card's entry `confidence`.
         features: what this xpbayes computes for the model.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     path = folder / CONFIDENCE
     again = "run 'xpbayes confidence' or copy the model again"
     if not path.is_file():
@@ -162,8 +151,8 @@ def _load_confidence(folder: Path, about: dict[str, Any], features: tuple[str, .
             f"{path}: was trained on {len(known)} features, this xpbayes computes {len(features)} others; {again}"
         )
     try:
-        arrays = {k: jnp.asarray(v) for k, v in load_file(path).items()}
-    except SafetensorError as error:
+        arrays = {k: jnp.asarray(v) for k, v in load_arrays(path)[0].items()}
+    except ValueError as error:
         raise InputError(f"{path}: is damaged ({error}); {again}") from error
     n_layers = sum(k.startswith("weights.") for k in arrays)
     return ConfidenceNets(
@@ -184,9 +173,6 @@ def load_model(folder: str | os.PathLike[str]) -> TrainedModel:
         InputError: not a model, damaged, or from a newer xpbayes.
     """
     prepare_device()
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     folder = Path(folder)
     if not (folder / CARD).is_file() or not (folder / ARRAYS).is_file():
         raise InputError(f"{folder}: is not a model (it needs {ARRAYS} and {CARD}); train one with 'xpbayes train'")
@@ -202,8 +188,8 @@ def load_model(folder: str | os.PathLike[str]) -> TrainedModel:
     if file_checksum(folder / ARRAYS) != checksum:
         raise InputError(f"{folder / ARRAYS}: is not the file that the card describes; train or copy the model again")
     try:
-        arrays = {k: jnp.asarray(v) for k, v in load_file(folder / ARRAYS).items()}
-    except SafetensorError as error:
+        arrays = {k: jnp.asarray(v) for k, v in load_arrays(folder / ARRAYS)[0].items()}
+    except ValueError as error:
         raise InputError(f"{folder / ARRAYS}: is damaged ({error}); train or copy the model again") from error
     n_layers = sum(k.startswith("weights.") for k in arrays)
     star_model = StarModel(

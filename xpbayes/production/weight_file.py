@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from xpbayes.errors import InputError
+from xpbayes.files import load_arrays, save_arrays
 from xpbayes.production.model_file import WEIGHT_FACTOR
 from xpbayes.training.network_uncertainty import NetworkCovariance
 
@@ -18,18 +19,12 @@ def save_weight_factor(factor: NetworkCovariance, folder: str | os.PathLike[str]
         folder: the model's.
         model_checksum: `arrays_checksum` of the model's card.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
     path = Path(folder) / WEIGHT_FACTOR
     about = {"model": model_checksum, "captured": repr(factor.captured), "n_stars": str(factor.n_stars)}
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        save_file({"columns": np.ascontiguousarray(factor.columns, np.float32)}, temporary, metadata=about)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:  # safetensors wraps what the system says
-        raise InputError(f"{path}: cannot be written ({error}); choose another folder") from error
-    return path
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: cannot be written (there is no model's folder); choose another folder")
+    columns = np.ascontiguousarray(factor.columns, np.float32)
+    return save_arrays(path, {"columns": columns}, about, "choose another folder")
 
 
 def load_weight_factor(folder: str | os.PathLike[str], model_checksum: str) -> NetworkCovariance:
@@ -42,17 +37,15 @@ def load_weight_factor(folder: str | os.PathLike[str], model_checksum: str) -> N
     Raises:
         InputError: there is none, it is damaged, or it belongs to another model.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = Path(folder) / WEIGHT_FACTOR
     again = f"run 'xpbayes uncertainty {folder} STARS' with the star table that it was trained on"
     if not path.is_file():
         raise InputError(f"{path}: is missing; {again}")
     try:
-        with safe_open(path, "numpy") as file:
-            about, columns = file.metadata(), file.get_tensor("columns")
+        arrays, about = load_arrays(path)
+        columns = arrays["columns"]
         belongs_to, captured, n_stars = about["model"], float(about["captured"]), int(about["n_stars"])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: is damaged ({error}); {again}") from error
     if belongs_to != model_checksum:
         raise InputError(f"{path}: belongs to another model; {again}")

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xpbayes.errors import InputError
+from xpbayes.files import first_difference, load_arrays, save_arrays
 
 PACKAGE = "xpbayes."
 VERSION = 2
@@ -102,19 +103,10 @@ def write_checkpoint(path: str | os.PathLike[str], tree: Any, about: Mapping[str
     Raises:
         InputError: the file cannot be written.
     """
-    from safetensors.numpy import save_file
-
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
     arrays: dict[str, np.ndarray] = {}
     described = pack(tree, arrays)
     header = {"kind": "training checkpoint", "version": VERSION, "tree": described, "about": dict(about)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(arrays, temporary, metadata={"xpbayes": json.dumps(header)})
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another output") from error
+    save_arrays(Path(path), arrays, {"xpbayes": json.dumps(header)})
 
 
 def read_checkpoint(path: str | os.PathLike[str], belongs_to: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -130,36 +122,23 @@ def read_checkpoint(path: str | os.PathLike[str], belongs_to: Mapping[str, Any])
     Raises:
         InputError: damaged, of another version, or of other stars or settings.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = Path(path)
     again = "train again without resuming"
     try:
-        with safe_open(path, framework="numpy") as file:
-            header = json.loads((file.metadata() or {})["xpbayes"])
-            if header["version"] != VERSION:
-                raise InputError(f"{path}: is a checkpoint of version {header['version']}, not {VERSION}; {again}")
-            about = header["about"]
-            if about["stars"] != belongs_to["stars"]:
-                raise InputError(f"{path}: belongs to other training stars than are given now; give those, or {again}")
-            changed = _first_difference(about["settings"], json.loads(json.dumps(belongs_to["settings"])))
-            if changed is not None:
-                name, old, new = changed
-                raise InputError(f"{path}: was written with {name} = {old}, now it is {new}; set it back, or {again}")
-            state = unpack(header["tree"], {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        arrays, words = load_arrays(path)
+        header = json.loads(words["xpbayes"])
+        if header["version"] != VERSION:
+            raise InputError(f"{path}: is a checkpoint of version {header['version']}, not {VERSION}; {again}")
+        about = header["about"]
+        if about["stars"] != belongs_to["stars"]:
+            raise InputError(f"{path}: belongs to other training stars than are given now; give those, or {again}")
+        changed = first_difference(about["settings"], json.loads(json.dumps(belongs_to["settings"])))
+        if changed is not None:
+            name, old, new = changed
+            raise InputError(f"{path}: was written with {name} = {old}, now it is {new}; set it back, or {again}")
+        state = unpack(header["tree"], arrays)
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: is not a usable checkpoint ({error}); delete it and {again}") from error
     return state, about
-
-
-def _first_difference(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any] | None:
-    """Name and values of the first setting that differs."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        pairs = [(f"{name}.{k}" if name else k, old.get(k), new.get(k)) for k in dict.fromkeys([*old, *new])]
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = [(f"{name}[{i}]", a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))]
-    else:
-        return None if old == new else (name, old, new)
-    return next((found for n, a, b in pairs if (found := _first_difference(a, b, n)) is not None), None)
