@@ -20,7 +20,7 @@ from xpbayes.archive.tables import AnyOf, rejected_row
 from xpbayes.archive.values import lost_digits
 from xpbayes.data.rejected import Rejected
 
-ROWS_AT_ONCE = 512
+ROWS_AT_ONCE = 32
 """Rows of a spectra file held at once."""
 
 Row = tuple[int, list[Cell]] | Rejected
@@ -123,6 +123,8 @@ def row_source_id(cell: Cell, place: Place | None, path: Path) -> int:
         ValueError: it is missing, or none that Gaia DR3 could have given.
         InputError: it has been through floating point.
     """
+    if type(cell) is int and 0 < cell < 2**63:
+        return cell
     try:
         value = source_id(cell)
     except LostDigitsError as error:

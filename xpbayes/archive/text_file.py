@@ -161,8 +161,13 @@ def _row_batches(file: TextFile, needed: Sequence[str], where: list[int], size: 
     """Rows with arrays, one line after the other: the whole line at once if it is as the archive writes it."""
     parse = LineParser(len(file.header), where) if file.delimiter == b"," else lambda line: None
     rows: list[int] = []
-    columns: list[list[Any]] = [[] for _ in needed]
+    held: list[list[Any]] = []
     bad: list[BadRow] = []
+
+    def batch() -> Batch:
+        columns = zip(*held, strict=True) if held else ([] for _ in needed)
+        return Batch(np.array(rows, np.int64), dict(zip(needed, columns, strict=True)), tuple(bad))
+
     for row, line in enumerate(file.rows(), 1):
         cells = parse(line) if type(line) is bytes else None
         if cells is None:
@@ -176,13 +181,12 @@ def _row_batches(file: TextFile, needed: Sequence[str], where: list[int], size: 
                 continue
             cells = [split[i] for i in where]
         rows.append(row)
-        for column, cell in zip(columns, cells, strict=True):
-            column.append(cell)
+        held.append(cells)
         if len(rows) == size:
-            yield Batch(np.array(rows), dict(zip(needed, columns, strict=True)), tuple(bad))
-            rows, columns, bad = [], [[] for _ in needed], []
+            yield batch()
+            rows, held, bad = [], [], []
     if rows or bad:
-        yield Batch(np.array(rows, np.int64), dict(zip(needed, columns, strict=True)), tuple(bad))
+        yield batch()
 
 
 def _scalar_batches(file: TextFile, needed: Sequence[str], where: list[int]) -> Iterator[Batch]:
