@@ -17,7 +17,7 @@ from xpbayes.archive import text_file
 from xpbayes.archive.cells import ArrayParser, LineParser, integer
 from xpbayes.archive.columns import SOURCE_ID, Column, ReadOptions
 from xpbayes.archive.gaia_source import read_gaia_source
-from xpbayes.archive.label_surveys import FlagRule, LabelColumns, LabelSurvey
+from xpbayes.archive.label_surveys import FlagRule, LabelSurvey
 from xpbayes.archive.labels import read_labels
 from xpbayes.archive.photometric import (
     TwoMassCuts,
@@ -251,15 +251,15 @@ def test_declared_units_are_honoured_at_every_door(tmp_path, kind):
     assert_allclose(table.columns["parallax_error"], 0.1)
     path = write(tmp_path, kind, two_mass(j_m=np.array([9e3, 1e4, 1.1e4])), {"j_m": "mmag"})
     assert_allclose(read_two_mass([path]).columns["j_m"], [9, 10, 11])
-    path = write(tmp_path, kind, labels(teff=np.array([5.0, 6.0, 7.0])), {"teff": "kK", "logg": "dex"})
+    path = write(tmp_path, kind, labels(teff=np.array([5.0, 6.0, 7.0])), {"teff": "kK"})
     assert_allclose(labels_of(path).value[:, 0], [5, 6, 7])
     assert_allclose(labels_of(path).error[:, 0], 0.05)  # its own unit is not declared: the documented K
     reddening = {"source_id": IDS, "reddening": np.full(3, 100.0), "reddening_error": np.full(3, 10.0)}
     path = write(tmp_path, kind, reddening, {"reddening": "mmag", "reddening_error": "mmag"})
     assert_allclose(read_reddening([path]).columns["reddening"], 0.1)
     spectra = sampled()
-    other = {**spectra, "flux": spectra["flux"] * 100, "flux_error": spectra["flux_error"] * 100}
-    unit = "erg / (s cm2 Angstrom)"
+    other = {**spectra, "flux": spectra["flux"] / 1e4, "flux_error": spectra["flux_error"] / 1e4}
+    unit = "W / (cm2 nm)"
     (batch,) = read_xp_sampled(write(tmp_path, kind, other, {"flux": unit, "flux_error": unit}))
     (plain,) = read_xp_sampled(write(tmp_path, kind, spectra))
     assert_allclose(batch.flux, plain.flux)

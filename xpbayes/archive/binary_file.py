@@ -41,15 +41,15 @@ def _hdu_table(number: int, hdu: Any, primary: Any) -> RawTable:
     data = hdu.data
     columns = {c.name: c for c in hdu.columns}
 
-    def read(name: str, part: slice) -> Any:
-        # Rows first, column second: astropy converts scaled columns as soon as they are named.
-        cells, null = data[part][name], columns[name].null
+    def read(rows: Any, name: str) -> Any:
+        cells, null = rows[name], columns[name].null
         return cells if null is None else np.ma.masked_equal(cells, null)
 
     return RawTable(
         keys=(str(number), *([hdu.name] if hdu.name else [])),
         names=tuple(columns),
-        batches=sliced(0 if data is None else len(data), read),
+        # Rows first, column second: astropy converts scaled columns as soon as they are named.
+        batches=sliced(0 if data is None else len(data), read, lambda part: data[part]),
         units={name: c.unit for name, c in columns.items() if is_declared(c.unit)},
         constants={**dict(primary), **dict(hdu.header)},
     )
@@ -219,7 +219,7 @@ def _hdf5_batches(
             f"{path}: its columns have different lengths ({shortest} has {lengths[shortest]} of "
             f"{max(lengths.values())} rows); write it again"
         )
-    return sliced(lengths[needed[0]], lambda name, part: columns[name][part])(needed, size, scalar)
+    return sliced(lengths[needed[0]], lambda part, name: columns[name][part])(needed, size, scalar)
 
 
 # ----------------------------------------------------------------------------------------------------------- Avro

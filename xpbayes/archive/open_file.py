@@ -98,7 +98,8 @@ def _kind(path: Path, suffix: str, head: bytes) -> str:
     if text[:1] == b"<":
         start = text[:HEAD].lower()
         if b"<html" in start or start.startswith(b"<!doctype html"):
-            title = start.partition(b"<title>")[2].partition(b"</title>")[0].strip().decode("utf-8", "replace")
+            at = start.find(b"<title>") + 7
+            title = text[at : start.find(b"</title>", at)].strip().decode("utf-8", "replace") if at > 6 else ""
             raise InputError(f"{path}: is a web page{f' ({title})' if title else ''}, not a table; download it again")
         return "VOTable"
     first = next((line for line in text.splitlines() if line[:1] != b"#"), b"")

@@ -103,13 +103,21 @@ def in_batches(blocks: Iterator[Columns]) -> Iterator[Batch]:
         yield Batch(np.zeros(0, np.int64), {}, (BadRow(row, reason),))
 
 
-def sliced(n_rows: int, read: Callable[[str, slice], Any]) -> ReadBatches:
-    """Batches of a table that gives any slice of a column."""
+def sliced(
+    n_rows: int, read: Callable[[Any, str], Any], some: Callable[[slice], Any] = lambda part: part
+) -> ReadBatches:
+    """Batches of a table that gives any slice of a column.
+
+    Args:
+        n_rows: of the table.
+        read: the rows of a column, from what `some` returns.
+        some: what a library makes of some rows before a column is named; the slice itself if it has nothing to do.
+    """
 
     def blocks(needed: Sequence[str], size: int) -> Iterator[Columns]:
         for start in range(0, n_rows, size):
-            part = slice(start, min(start + size, n_rows))
-            yield {name: read(name, part) for name in needed}
+            rows = some(slice(start, min(start + size, n_rows)))
+            yield {name: read(rows, name) for name in needed}
 
     return lambda needed, size, scalar: in_batches(blocks(needed, size))
 

@@ -292,12 +292,12 @@ def _lines(path: Path) -> Iterator[bytes]:
                 yield _joined(held, size + end - at)
                 held, size = [], 0
             else:
-                yield text[at:end]
+                yield text[at:end] if end - at <= LINE_LIMIT else LongLine(text[at : at + KEPT])
             at = end + 1
         if at < len(text):
             size += len(text) - at
-            if size <= LINE_LIMIT:
-                held.append(text[at:])
+            if size <= LINE_LIMIT or not held:
+                held.append(text[at:] if size <= LINE_LIMIT else text[at : at + KEPT])
     if type(text) is Ending:
         unfinished = Ending(b"".join(held))
         unfinished.reason = text.reason

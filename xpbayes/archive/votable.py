@@ -207,5 +207,5 @@ def _binary(path: Path, fields: list[list[dict[str, str]]]) -> list[Callable[...
     return readers
 
 
-def _slice(array: Any, ids: Mapping[str, str], name: str, part: slice) -> Any:
+def _slice(array: Any, ids: Mapping[str, str], part: slice, name: str) -> Any:
     return array[ids[name]][part]
