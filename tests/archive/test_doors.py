@@ -698,14 +698,16 @@ PLAIN = st.text(st.characters(exclude_characters='"\r\n,\x00', exclude_categorie
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.tuples(PLAIN, st.text(st.sampled_from('a",\n é'), max_size=6), PLAIN), min_size=1, max_size=6))
 def test_text_columns_are_those_of_the_csv_module(tmp_path, rows):
-    """The block parser, quotes, doubled quotes and cells over several lines together."""
+    """The block parser, quotes, doubled quotes and cells over several lines together; blanks around a cell are nothing."""
     with open(tmp_path / "x.csv", "w", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["id", "a", "b", "c"])
         writer.writerows((str(i), *row) for i, row in enumerate(rows))
     (batch,) = TextFileTable(tmp_path / "x.csv")
-    expected = [tuple(c for c in row) for row in csv.reader(open(tmp_path / "x.csv", newline=""))][1:]  # noqa: SIM115
-    got = list(zip(*(["" if v is None else v for v in batch.columns[n]] for n in ("id", "a", "b", "c")), strict=True))
+    expected = [tuple(c.strip() for c in row) for row in csv.reader(open(tmp_path / "x.csv", newline=""))][1:]  # noqa: SIM115
+    got = list(
+        zip(*(["" if v is None else v.strip() for v in batch.columns[n]] for n in ("id", "a", "b", "c")), strict=True)
+    )
     assert got == expected and batch.bad == ()
 
 
