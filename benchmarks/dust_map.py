@@ -30,9 +30,8 @@ import xpbayes
 from xpbayes.analysis.dust_map.build import build_dust_map
 from xpbayes.analysis.dust_map.comparison import Compared, blur_scale, compare, robust_std, true_means
 from xpbayes.analysis.dust_map.selection import galactic_pixel
-from xpbayes.analysis.dust_map.settings import DustMapConfig
+from xpbayes.config import DustMapConfig, Recipe
 from xpbayes.production.table import list_column, read_catalogue
-from xpbayes.simulation.recipe import Recipe
 from xpbayes.simulation.sky import SKY_FILE, Dust, Region, disc_with_clouds, dusty_sky, simulate_sky, unit_vectors
 
 TEMPLATE_SCALES = np.array([0.3, 0.5, 0.2, 1.5])

@@ -19,10 +19,9 @@ import pyarrow.parquet as pq
 
 import xpbayes
 from xpbayes.archive.prepare import prepare
-from xpbayes.config import InferenceConfig
+from xpbayes.config import InferenceConfig, Recipe
 from xpbayes.data.spectra_file import read_star_tables
 from xpbayes.production.table import list_column
-from xpbayes.simulation.recipe import Recipe
 from xpbayes.simulation.survey import simulate
 
 PARAMETERS = ("teff", "feh", "logg", "extinction", "parallax")

@@ -1,6 +1,6 @@
 import pytest
 
-from xpbayes.config import Settings, TrainingConfig
+from xpbayes.config import DustMapConfig, Settings, TrainingConfig, parse_settings
 from xpbayes.errors import InputError
 
 
@@ -40,3 +40,10 @@ def test_a_missing_file_is_one_sentence(tmp_path):
 
 def test_label_error_floor_extends_to_further_labels():
     assert TrainingConfig().floor_for(4) == (0.02, 0.02, 0.02, 0.02)
+
+
+def test_settings_that_do_not_fit_together_are_named():
+    with pytest.raises(InputError, match=r"^run: setting 'training.phases.0': optimizer 'newton' is for phases that"):
+        parse_settings(Settings, {"training": {"phases": [{"update": "model", "optimizer": "newton"}]}}, "run")
+    with pytest.raises(InputError, match=r"^the dust map: sky_edges must rise from a distance of 0 or more$"):
+        parse_settings(DustMapConfig, {"sky_edges": ["1"]}, "the dust map")

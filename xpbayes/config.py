@@ -257,6 +257,108 @@ class SamplingConfig(FrozenSettings):
     )
 
 
+class ConfidenceConfig(FrozenSettings):
+    """How `xpbayes confidence` trains; the defaults are Appendix B's, the batch as far as the sample allows."""
+
+    seed: int = Field(0, ge=0, description="of the initial weights, the batches and the dropout")
+    validation_fraction: float = Field(0.2, gt=0, lt=1, description="share of the label stars held out, by source_id")
+    batch_size: int = Field(4096, ge=1, description="stars per step")
+    min_batches: int = Field(64, ge=1, description="batches per epoch at least: smaller samples get smaller batches")
+    learning_rate: float = Field(1e-3, gt=0, description="Adam's rate at the start")
+    l2: float = Field(1e-3, ge=0, description="penalty on the squared weights of the hidden layers")
+    plateau: int = Field(
+        256, ge=1, description="epochs without a lower validation loss before the rate is divided by 10"
+    )
+    patience: int = Field(1024, ge=1, description="epochs without a lower validation loss before training stops")
+    full_sample: int = Field(
+        65_536, ge=1, description="below so many stars, plateau and patience shrink in proportion, to 1/16 at least"
+    )
+    max_epochs: int = Field(20_000, ge=1, description="stop here in any case")
+    balance: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="0: stars weigh the same; 1: good and bad together weigh the same; the shift of the odds is undone",
+    )
+
+    def schedule_for(self, n_stars: int) -> tuple[int, int]:
+        """Plateau and patience [epochs] for a sample: a small one is overfitted long before Appendix B's 256 epochs."""
+        share = min(1.0, max(n_stars / self.full_sample, 1 / 16))
+        return max(1, round(share * self.plateau)), max(1, round(share * self.patience))
+
+
+class Recipe(FrozenSettings):
+    """How realistic the survey of `xpbayes simulate` is: the shares of everything that can be odd about a star.
+
+    Beyond these shares every star has the noise that the model's likelihood assumes: a Student t, that is stated errors
+    and model error times one amplitude a star, recorded in the truth, of at most 10.
+    """
+
+    seed: int = Field(0, ge=0, description="of all random numbers")
+    like: Path | None = Field(
+        None,
+        description="real continuous spectra with correlations, whose error profiles and correlations are used, scaled "
+        "to each star's brightness; none: profiles of the median DR3 source, made-up correlations",
+    )
+    missing_band: float = Field(
+        0.0, ge=0, le=1, description="share of 2MASS and unWISE measurements that are absent or of poor quality"
+    )
+    missing_side: float = Field(0.0, ge=0, le=1, description="share of stars without BP (half of them) or RP")
+    crowded: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of stars with a neighbour: norm_dg above both limits, and bands that hold its light too",
+    )
+    binaries: float = Field(
+        0.0, ge=0, le=1, description="share of stars with an unresolved companion from the same prior"
+    )
+    outliers: float = Field(
+        0.0, ge=0, le=1, description="share of stars with a stretch of ten samples that is wrong by 30 %"
+    )
+    labelled: float = Field(1.0, ge=0, le=1, description="share of stars with labels")
+    stars_per_file: int = Field(5000, ge=1, description="rows per bulk file")
+
+
+class DustMapConfig(FrozenSettings):
+    """How `xpbayes dustmap` makes a map: the stars, pixels, distance bins and mean; defaults are ZGR23 Section 5.4's."""
+
+    method: Literal["bins", "joint"] = Field(
+        "bins",
+        description="'bins': the paper's inverse-variance mean of the stars whose 1/parallax falls in a bin; 'joint': "
+        "every star is shared between bins by its full (E, parallax) covariance",
+    )
+    remove_prior: bool = Field(
+        True,
+        description="undo the pull of the flat priors on E and parallax on the mode (+1 sigma for a dust-free star); "
+        "false: the catalogue's values as they are, which is what the paper averaged",
+    )
+    nsides: tuple[int, ...] = Field((256, 128, 64), description="HEALPix resolutions, finest first")
+    min_stars: int = Field(10, ge=2, description="stars that a pixel needs at a resolution")
+    sky_edges: tuple[float, ...] = Field(
+        (0.0, 0.5, 1.0, 2.0, 5.0), description="distance bins of the sky maps [kpc]; the paper does not print its four"
+    )
+    profile_bins: int = Field(40, ge=2, description="sinh-spaced bins of the profile and the bird's-eye view")
+    profile_reach: float = Field(5.0, gt=0, description="far end of the last of them [kpc]")
+    max_reduced_chi2: float = Field(5.0, gt=0, description="greatest chi2_opt / dof")
+    max_extinction: float = Field(10.0, gt=0, description="greatest E [mag]")
+    max_extinction_error: float = Field(0.04, gt=0, description="greatest error of E [mag]")
+    sky_max_parallax_error: float = Field(0.1, gt=0, description="greatest sigma_plx / plx for the sky maps")
+    profile_max_parallax_error: float = Field(0.33, gt=0, description="the same for the profile and bird's-eye view")
+    max_height: float = Field(0.4, gt=0, description="the bird's-eye view integrates |z| up to this [kpc]")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if not self.nsides or any(n < 1 or n & (n - 1) for n in self.nsides):
+            raise ValueError("nsides must be powers of two")
+        if list(self.nsides) != sorted(set(self.nsides), reverse=True) or self.nsides[0] > 4096:
+            raise ValueError("nsides must fall from the finest, at most 4096, to the coarsest")
+        edges = self.sky_edges
+        if len(edges) < 2 or edges[0] < 0 or any(b <= a for a, b in zip(edges, edges[1:], strict=False)):
+            raise ValueError("sky_edges must rise from a distance of 0 or more")
+        return self
+
+
 class Settings(FrozenSettings):
     """A whole run, as a TOML file: tables [training], [inference] and [sampling]."""
 
@@ -301,6 +403,8 @@ def parse_settings(kind: type[S], data: dict[str, Any], where: str) -> S:
         if first["type"] == "extra_forbidden":
             known = _fields_at(kind, first["loc"][:-1])
             text = f"unknown setting '{at}'{nearest(str(first['loc'][-1]), known)}; known are {', '.join(known)}"
+        elif first["type"] == "value_error":  # settings that do not fit together: the sentence names them
+            text = (f"setting '{at}': " if at else "") + first["msg"].removeprefix("Value error, ")
         else:
             text = f"setting '{at}' is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""

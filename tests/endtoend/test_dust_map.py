@@ -8,10 +8,9 @@ from astropy import units as u
 from astropy.coordinates import SkyCoord
 
 from xpbayes.analysis.dust_map.comparison import compare, true_means
-from xpbayes.analysis.dust_map.settings import DustMapConfig
+from xpbayes.config import DustMapConfig, Recipe
 from xpbayes.runs.dust_map import dust_map
 from xpbayes.runs.infer import infer
-from xpbayes.simulation.recipe import Recipe
 from xpbayes.simulation.sky import Dust, simulate_sky
 
 

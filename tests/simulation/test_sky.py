@@ -5,9 +5,9 @@ import pytest
 from numpy.testing import assert_allclose
 
 from tests.simulation.test_survey import small_model
+from xpbayes.config import Recipe
 from xpbayes.errors import InputError
 from xpbayes.simulation.placement import BRIGHT_G, FAINT_G
-from xpbayes.simulation.recipe import Recipe
 from xpbayes.simulation.sky import SUN_RADIUS_KPC, Dust, Region, disc_with_clouds, dusty_sky, simulate_sky, unit_vectors
 
 

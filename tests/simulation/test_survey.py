@@ -1,14 +1,19 @@
 """A simulated survey comes back through the doors as it went out."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from typer.testing import CliRunner
 
 from xpbayes.archive.prepare import prepare
 from xpbayes.channels import XP_GRID_NM, xp_channels
+from xpbayes.cli import app
+from xpbayes.config import Recipe
 from xpbayes.data.spectra_file import read_star_table
 from xpbayes.errors import InputError
 from xpbayes.inference.model_error import fold_in_model_error
@@ -18,9 +23,8 @@ from xpbayes.models.model_error import ModelError
 from xpbayes.models.prior import LabelPrior
 from xpbayes.models.star_model import StarModel
 from xpbayes.production.model_file import TrainedModel
-from xpbayes.simulation.noise import draw_amplitude
+from xpbayes.simulation.noise import MAX_AMPLITUDE, draw_amplitude
 from xpbayes.simulation.placement import BRIGHT_G, FAINT_G, Placement
-from xpbayes.simulation.recipe import MAX_AMPLITUDE, Recipe
 from xpbayes.simulation.survey import simulate
 
 
@@ -223,17 +227,19 @@ def test_gaiaxpy_reads_the_bulk_files(tmp_path):
     assert_allclose(np.stack(spectra["flux"].to_list()) / 1e-18, observed, rtol=1e-9)
 
 
+def test_no_stars_are_refused(tmp_path):
+    with pytest.raises(InputError, match="at least one"):
+        simulate(small_model(), 0, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
 @pytest.mark.parametrize(
-    ("n", "recipe", "sentence"),
-    [
-        (0, Recipe(), "at least one"),
-        (5, Recipe(outliers=1.5), "between 0 and 1"),
-        (5, Recipe(stars_per_file=0), "at least 1"),
-    ],
+    ("option", "value", "sentence"), [("--outliers", "1.5", "'outliers'.* 1$"), ("--seed", "-1", "'seed'.* 0$")]
 )
-def test_impossible_requests_are_refused(tmp_path, n, recipe, sentence):
-    with pytest.raises(InputError, match=sentence):
-        simulate(small_model(), n, tmp_path / "x", recipe)
+def test_impossible_shares_are_refused(tmp_path, option, value, sentence):
+    run = CliRunner().invoke(app, ["simulate", "m", "--stars", "5", "--out", str(tmp_path / "x"), option, value])
+    assert isinstance(run.exception, InputError)
+    assert re.search(sentence, str(run.exception))
     assert not (tmp_path / "x").exists()
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from xpbayes.config import ConfidenceConfig
 from xpbayes.errors import InputError
 from xpbayes.models.reliability import feature_names
 from xpbayes.training.reliability import (
     SURVEY_COLUMNS,
-    ConfidenceConfig,
     Estimates,
     confidences,
     residual_chi2,

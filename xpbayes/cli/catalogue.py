@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -136,10 +136,13 @@ def dustmap(
     quiet: Quiet = False,
 ) -> None:
     """Make a 3D dust map: adaptive HEALPix maps of mean extinction by distance, a view from above, figures."""
-    from xpbayes.analysis.dust_map.settings import dust_map_config
+    from xpbayes.config import DustMapConfig, parse_settings
     from xpbayes.runs.dust_map import dust_map as run
 
-    run(catalogue, out, dust_map_config(method.value, keep_prior, edges, min_stars))
+    values: dict[str, Any] = {"method": method.value, "remove_prior": not keep_prior, "min_stars": min_stars}
+    if edges is not None:
+        values["sky_edges"] = edges.split(",")
+    run(catalogue, out, parse_settings(DustMapConfig, values, "the dust map"))
     print(out)
 
 

@@ -129,19 +129,20 @@ def simulate(
     quiet: Quiet = False,
 ) -> None:
     """Write a survey drawn from a trained model, in the official file formats, truth beside it."""
-    from xpbayes.simulation.recipe import Recipe
+    from xpbayes.config import Recipe, parse_settings
     from xpbayes.simulation.survey import simulate as run
 
-    recipe = Recipe(
-        seed=seed,
-        like=like,
-        missing_band=missing_band,
-        missing_side=missing_side,
-        crowded=crowded,
-        binaries=binaries,
-        outliers=outliers,
-        labelled=labelled,
-    )
+    shares = {
+        "seed": seed,
+        "like": like,
+        "missing_band": missing_band,
+        "missing_side": missing_side,
+        "crowded": crowded,
+        "binaries": binaries,
+        "outliers": outliers,
+        "labelled": labelled,
+    }
+    recipe = parse_settings(Recipe, shares, "the simulated survey")
     if region is not None and not sky:
         raise InputError("--region is a piece of the sky of --sky; give both")
     if sky:

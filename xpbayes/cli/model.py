@@ -80,8 +80,8 @@ def confidence(
 ) -> None:
     """Train classifiers that say how far Teff, [Fe/H] and log g of each star can be trusted."""
     from xpbayes.analysis.pages.confidence import print_check
+    from xpbayes.config import ConfidenceConfig
     from xpbayes.runs.confidence import confidence as learn
-    from xpbayes.training.reliability import ConfidenceConfig
 
     target = model if out is None else out
     _, check = learn(model, catalogue, stars, target, ConfidenceConfig(seed=seed), figures)

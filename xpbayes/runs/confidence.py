@@ -8,6 +8,7 @@ from pathlib import Path
 
 from xpbayes.analysis.figures.confidence import ConfidenceCheck, judge
 from xpbayes.analysis.pages.confidence import held_out_fits, write_check
+from xpbayes.config import ConfidenceConfig
 from xpbayes.data.spectra import Spectra
 from xpbayes.identity import Side, Split
 from xpbayes.models.reliability import feature_names
@@ -20,7 +21,7 @@ from xpbayes.runs.inputs import (
     read_stars,
     versions,
 )
-from xpbayes.training.reliability import ConfidenceConfig, confidences, train_confidence
+from xpbayes.training.reliability import confidences, train_confidence
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from xpbayes.analysis.dust_map.build import ABOUT, DustMaps, build_dust_map, write_dust_map
-from xpbayes.analysis.dust_map.settings import DustMapConfig
+from xpbayes.config import DustMapConfig
 from xpbayes.runs.inputs import PathLike, check_writable
 
 log = logging.getLogger(__name__)

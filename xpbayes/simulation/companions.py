@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from xpbayes.archive.label_surveys import JOIN_TEFF_K
 from xpbayes.archive.photometric import TWO_MASS_BANDS, UNWISE_BANDS, UNWISE_ZERO_POINT
 from xpbayes.channels import BANDS, Channels
+from xpbayes.config import Recipe
 from xpbayes.instrument.photometry import LN10_OVER_2P5, zero_point_flux
 from xpbayes.simulation.files import write_csv
 from xpbayes.simulation.noise import BandErrors, Noise
-from xpbayes.simulation.recipe import Recipe
 from xpbayes.simulation.stars import SimulatedStars
 
 TWO_MASS_FILE, UNWISE_FILE = "tmass.csv.gz", "unwise.csv.gz"

@@ -13,12 +13,20 @@ from numpy.typing import NDArray
 
 from xpbayes.archive.photometric import TWO_MASS_BANDS, UNWISE_BANDS
 from xpbayes.channels import BANDS, Channels
+from xpbayes.config import Recipe
 from xpbayes.data.spectra import Spectra
 from xpbayes.instrument.photometry import FLUX_ERROR_FLOOR, LN10_OVER_2P5, zero_point_flux
 from xpbayes.instrument.xp_covariance import CalibratedXp
 from xpbayes.production.model_file import TrainedModel
-from xpbayes.simulation.recipe import MAX_AMPLITUDE, Recipe
 from xpbayes.simulation.stars import SimulatedStars
+
+MAX_AMPLITUDE = 10.0
+"""Largest factor by which a star's errors exceed the stated ones.
+
+Below two degrees of freedom the amplitude of a Student t has no variance, and a few stars of a large survey would have
+errors of any size, fluxes below zero, and magnitudes of none of it. The distribution ends where a star is nothing but
+noise already; amplitudes below are drawn as they are, so the bulk of a heavy-tailed kind keeps its distribution.
+"""
 
 
 @dataclass(frozen=True)

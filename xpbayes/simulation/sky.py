@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xpbayes.config import Recipe
 from xpbayes.errors import InputError
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.simulation.placement import BRIGHT_G, FAINT_G, MIN_EXTINCTION, Magnitude, Placement, Sky
-from xpbayes.simulation.recipe import Recipe
 from xpbayes.simulation.survey import simulate
 
 SKY_FILE = "sky.json"

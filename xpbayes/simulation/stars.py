@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.channels import XP_GRID_NM
+from xpbayes.config import Recipe
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.simulation.placement import Sky
-from xpbayes.simulation.recipe import Recipe
 
 G_ZERO_POINT = 18.5
 """G is about this for a mean XP flux of 1e-18 W m^-2 nm^-1 (Vega: 2.5e-11 W m^-2 nm^-1); errors need no better."""

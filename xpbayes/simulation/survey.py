@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from xpbayes.channels import XP_GRID_NM
+from xpbayes.config import Recipe
 from xpbayes.data.parquet import fixed_list, write_parquet
 from xpbayes.errors import InputError
 from xpbayes.production.model_file import TrainedModel, load_model
@@ -32,7 +33,6 @@ from xpbayes.simulation.companions import (
 from xpbayes.simulation.files import write_bulk
 from xpbayes.simulation.noise import Noise, NoiseSource, draw_band_errors
 from xpbayes.simulation.placement import Sky, smooth_disc
-from xpbayes.simulation.recipe import Recipe
 from xpbayes.simulation.spectra import ObservedXp, errors_like, observe, typical_errors
 from xpbayes.simulation.stars import N_XP, SimulatedStars, draw_stars
 
@@ -57,9 +57,8 @@ def simulate(
         the files written, survey.toml first, truth.parquet second.
 
     Raises:
-        InputError: not a model, a model without the 61 XP samples, a bad share, or a folder that is in use.
+        InputError: not a model, a model without the 61 XP samples, or a folder that is in use.
     """
-    recipe.check()
     if n_stars < 1:
         raise InputError(f"cannot simulate {n_stars} stars; ask for at least one")
     trained = model if isinstance(model, TrainedModel) else load_model(model)

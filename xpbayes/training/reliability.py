@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 from numpy.typing import NDArray
-from pydantic import Field
 
-from xpbayes.config import FrozenSettings
+from xpbayes.config import ConfidenceConfig
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
 from xpbayes.errors import InputError
 from xpbayes.models.reliability import (
@@ -70,36 +69,6 @@ SURVEY_COLUMNS = (
     "rp_chi_squared",
 )
 """Columns of the star table that features are made of; absent ones are NaN."""
-
-
-class ConfidenceConfig(FrozenSettings):
-    """How `xpbayes confidence` trains; the defaults are Appendix B's, the batch as far as the sample allows."""
-
-    seed: int = Field(0, ge=0, description="of the initial weights, the batches and the dropout")
-    validation_fraction: float = Field(0.2, gt=0, lt=1, description="share of the label stars held out, by source_id")
-    batch_size: int = Field(4096, ge=1, description="stars per step")
-    min_batches: int = Field(64, ge=1, description="batches per epoch at least: smaller samples get smaller batches")
-    learning_rate: float = Field(1e-3, gt=0, description="Adam's rate at the start")
-    l2: float = Field(1e-3, ge=0, description="penalty on the squared weights of the hidden layers")
-    plateau: int = Field(
-        256, ge=1, description="epochs without a lower validation loss before the rate is divided by 10"
-    )
-    patience: int = Field(1024, ge=1, description="epochs without a lower validation loss before training stops")
-    full_sample: int = Field(
-        65_536, ge=1, description="below so many stars, plateau and patience shrink in proportion, to 1/16 at least"
-    )
-    max_epochs: int = Field(20_000, ge=1, description="stop here in any case")
-    balance: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="0: stars weigh the same; 1: good and bad together weigh the same; the shift of the odds is undone",
-    )
-
-    def schedule_for(self, n_stars: int) -> tuple[int, int]:
-        """Plateau and patience [epochs] for a sample: a small one is overfitted long before Appendix B's 256 epochs."""
-        share = min(1.0, max(n_stars / self.full_sample, 1 / 16))
-        return max(1, round(share * self.plateau)), max(1, round(share * self.patience))
 
 
 # ---------------------------------------------------------------------------------------------------------- features

@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 from tests.command_line import refused
 
 from xpbayes.analysis.dust_map.birds_eye import birds_eye
+from xpbayes.analysis.dust_map.bins import profile_edges
 from xpbayes.analysis.dust_map.build import build_dust_map
 from xpbayes.analysis.dust_map.comparison import blur_scale, compare, true_means
 from xpbayes.analysis.dust_map.draw import draw_sky, sky_image
 from xpbayes.analysis.dust_map.healpix_map import DustMap
-from xpbayes.analysis.dust_map.settings import DustMapConfig, dust_map_config
+from xpbayes.config import DustMapConfig, parse_settings
 from xpbayes.analysis.figures.sky_dust import BIRDS_EYE_VIEW, DUST_SKY
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.cli import app
@@ -212,11 +213,11 @@ def test_cuts_that_leave_nothing_say_which_took_most(patch_catalogue):
 @pytest.mark.parametrize("edges", ["0,x", "2,1", "1"])
 def test_edges_that_are_none_are_refused(edges):
     with pytest.raises(InputError, match="edges"):
-        dust_map_config("bins", False, edges, 10)
+        parse_settings(DustMapConfig, {"sky_edges": edges.split(",")}, "the dust map")
 
 
 def test_profile_bins_are_sinh_spaced():
-    edges = DustMapConfig().profile_edges
+    edges = profile_edges(DustMapConfig().profile_bins, DustMapConfig().profile_reach)
     assert len(edges) == 41 and edges[0] == 0
     assert_allclose(edges[-1], 5.0)
     n = np.arange(1, 41)

@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 
 from tests.analysis.dust_map.conftest import catalogue_rows, measured
 from xpbayes.analysis.dust_map.selection import SkyPieces, Tally, galactic_pixel, open_for_map, select, without_prior
-from xpbayes.analysis.dust_map.settings import DustMapConfig
+from xpbayes.config import DustMapConfig
 from xpbayes.errors import InputError
 
 

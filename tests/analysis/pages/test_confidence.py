@@ -15,7 +15,7 @@ from xpbayes.production.model_file import load_model
 from xpbayes.runs.confidence import confidence
 from xpbayes.runs.infer import infer
 from xpbayes.runs.inputs import choose_stars
-from xpbayes.training.reliability import ConfidenceConfig
+from xpbayes.config import ConfidenceConfig
 
 RNG = np.random.default_rng(0)
 

@@ -12,6 +12,11 @@ from numpy.typing import NDArray
 from xpbayes.analysis.dust_map.selection import Measured
 
 
+def profile_edges(n_bins: int, reach: float) -> NDArray[np.float64]:
+    """(bin + 1,) edges [kpc] of the profile's fine bins: sinh(n arcsinh(reach) / bins), as under ZGR23 Eq. 30."""
+    return np.sinh(np.arange(n_bins + 1) * np.arcsinh(reach) / n_bins)
+
+
 @dataclass(frozen=True)
 class Voxels:
     """Cumulative extinction of every pixel (at one resolution) in every bin.

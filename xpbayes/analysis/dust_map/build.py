@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.analysis.dust_map.bins import voxel_means
+from xpbayes.analysis.dust_map.bins import profile_edges, voxel_means
 from xpbayes.analysis.dust_map.birds_eye import BirdsEye, birds_eye
 from xpbayes.analysis.dust_map.healpix_map import DustMap, join, map_of_piece
 from xpbayes.analysis.dust_map.joint import voxel_means_joint
 from xpbayes.analysis.dust_map.selection import SkyPieces, Tally, open_for_map, select
-from xpbayes.analysis.dust_map.settings import DustMapConfig
+from xpbayes.config import DustMapConfig
 from xpbayes.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,8 @@ def build_dust_map(catalogue: Path, config: DustMapConfig | None = None, scratch
     source = open_for_map(Path(catalogue))
     tally = Tally()
     finest = config.nsides[0]
-    edges = {"sky": np.asarray(config.sky_edges), "profile": config.profile_edges}
+    fine = profile_edges(config.profile_bins, config.profile_reach)
+    edges = {"sky": np.asarray(config.sky_edges), "profile": fine}
     limits = {"sky": config.sky_max_parallax_error, "profile": config.profile_max_parallax_error}
     pieces: dict[str, list[DustMap]] = {"sky": [], "profile": []}
     with SkyPieces(finest, config.nsides[-1], scratch) as sorted_sky:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from xpbayes.analysis.dust_map.settings import DustMapConfig
+from xpbayes.config import DustMapConfig
 from xpbayes.data.spectra import OK
 from xpbayes.errors import InputError, nearest
 from xpbayes.production.reader import Catalogue, open_catalogue
