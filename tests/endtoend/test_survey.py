@@ -70,6 +70,8 @@ def test_inference_from_star_tables_and_straight_from_the_survey_agree(
     out = tmp_path / "stream.parquet"
     result = run("infer", model_folder, survey / "survey.toml", "--out", out, "--settings", settings)
     assert result.returncode == 0, result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"{N} rows of spectra read, 0 quarantined; ") and f"2MASS {N} of {N} rows used" in last
     (tables, about), (stream, _) = catalogue, read_catalogue(out)
     assert about["input"]["n_stars"] == N == len(stream)
     order = np.argsort(tables["gdr3_source_id"].to_numpy()), np.argsort(stream["gdr3_source_id"].to_numpy())

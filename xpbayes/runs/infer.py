@@ -88,6 +88,7 @@ def infer(
         n_unusable += unusable
         n_with_parallax += int(chosen.is_measured("parallax").sum()) if config.use_parallax else 0
         parts.append(part)
+    notes = "; ".join(_flat(source.pop("notes", [])))
     n_rows = sum(len(part) for part in parts)
     if not n_rows:
         raise InputError(f"{source['path']}: none of its {n_seen} stars is on the {only} side of the model's split")
@@ -107,7 +108,14 @@ def infer(
     if out is not None:
         write_catalogue(catalogue, out)
         log.info(f"wrote {out}")
+    if notes:
+        log.info(notes)
     return catalogue
+
+
+def _flat(notes: list[Any]) -> list[str]:
+    """Notes of several inputs, in order."""
+    return [line for note in notes for line in (_flat(note) if isinstance(note, list) else [note])]
 
 
 def solve_stars(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from xpbayes.data.join import rows_of
-from xpbayes.data.spectra import Spectra, join_star_tables
+from xpbayes.data.spectra import Cut, Spectra, add_up_cuts, join_star_tables
 from xpbayes.data.spectra_file import read_star_tables
 from xpbayes.errors import InputError, nearest
 from xpbayes.files import file_checksum
@@ -49,7 +49,11 @@ def read_stars(stars: Spectra | PathLike) -> tuple[Spectra, dict[str, Any]]:
 def stream_tables(
     stars: Spectra | PathLike | Sequence[PathLike], out: PathLike | None
 ) -> tuple[Iterator[Spectra], dict[str, Any]]:
-    """Star tables one after the other, and what they are: a table, a file, a folder of files, or a survey.toml."""
+    """Star tables one after the other, and what they are: a table, a file, a folder of files, or a survey.toml.
+
+    Of a survey the second value holds a list `notes`, which is filled when the last table was taken: what became of the
+    rows of every table that was read, and which of them gave nothing to any star.
+    """
     if not isinstance(stars, Spectra | str | Path):
         if len(stars) == 1:
             return stream_tables(stars[0], out)
@@ -58,31 +62,40 @@ def stream_tables(
         return chain.from_iterable(stream for stream, _ in streams), {
             "path": names,
             "checksum": [source["checksum"] for _, source in streams],
+            "notes": [source["notes"] for _, source in streams if "notes" in source],
         }
     if isinstance(stars, Spectra) or Path(stars).suffix != ".toml":
         table, source = read_stars(stars)
         return iter([table]), source
     from xpbayes.archive.companions import read_companions
     from xpbayes.archive.prepare import QUARANTINE
-    from xpbayes.archive.stream import stream_stars
+    from xpbayes.archive.stream import idle_companions, stream_stars
     from xpbayes.archive.survey_config import read_survey
     from xpbayes.data.rejected import write_quarantine
 
     path = Path(stars)
     survey = read_survey(path).for_inference()
 
+    notes: list[str] = []
+
     def parts() -> Iterator[Spectra]:
         companions = read_companions(survey, path.parent)
-        rejected = list(companions.rejected)
+        rejected, n_read = list(companions.rejected), 0
+        cuts: list[Cut] = []
         for part in stream_stars(survey, path.parent, companions):
             rejected += part.rejected
+            n_read += part.n_read
+            cuts += part.table.cuts
             yield part.table
+        quarantined = len(rejected) - len(companions.rejected)
+        notes.append(f"{n_read} rows of spectra read, {quarantined} quarantined")
+        notes.extend([*companions.summary, *idle_companions(add_up_cuts(cuts))])
         if rejected:
             log.info(f"{len(rejected)} rows could not be used (first: {rejected[0].file}, row {rejected[0].row})")
             if out is not None:
                 log.info(f"wrote {write_quarantine(rejected, Path(out).with_suffix('.' + QUARANTINE))}")
 
-    return parts(), {"path": path.name, "checksum": file_checksum(path)}
+    return parts(), {"path": path.name, "checksum": file_checksum(path), "notes": notes}
 
 
 def find_stars(stars: Spectra | PathLike, wanted: list[int]) -> tuple[Spectra, str]:
