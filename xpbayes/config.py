@@ -1,5 +1,6 @@
 """Settings of one run: each default once, unknown keys refused. Building one touches no disk, imports nothing heavy."""
 
+import reprlib
 import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
@@ -379,12 +380,7 @@ class Settings(FrozenSettings):
         """
         data: dict[str, Any] = {}
         if path is not None:
-            try:
-                data = tomllib.loads(Path(path).read_text())
-            except OSError as error:
-                raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-            except tomllib.TOMLDecodeError as error:
-                raise InputError(f"{path}: is not valid TOML ({error})") from error
+            data = read_toml(path)
         for table, values in overrides.items():
             given = {k: v for k, v in values.items() if v is not None}
             if given:
@@ -393,20 +389,36 @@ class Settings(FrozenSettings):
         return parse_settings(cls, data, str(path) if path is not None else "settings")
 
 
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Read a TOML file, UTF-8 wherever it is read.
+
+    Raises:
+        InputError: no such file, or not TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: is not valid TOML (its brackets are nested too deeply)") from error
+    except ValueError as error:  # of TOML, of its encoding, or a number of thousands of digits
+        raise InputError(f"{path}: is not valid TOML ({str(error).splitlines()[0]})") from error
+
+
 def parse_settings(kind: type[S], data: dict[str, Any], where: str) -> S:
     """Validate settings; InputError names the first bad key and, for an unknown one, the nearest known one."""
     try:
         return kind.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        at = ".".join(str(part) for part in first["loc"])
+        at = " ".join(".".join(str(part) for part in first["loc"][:8]).split())
         if first["type"] == "extra_forbidden":
             known = _fields_at(kind, first["loc"][:-1])
             text = f"unknown setting '{at}'{nearest(str(first['loc'][-1]), known)}; known are {', '.join(known)}"
         elif first["type"] == "value_error":  # settings that do not fit together: the sentence names them
             text = (f"setting '{at}': " if at else "") + first["msg"].removeprefix("Value error, ")
         else:
-            text = f"setting '{at}' is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+            text = f"setting '{at}' is {reprlib.repr(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise InputError(f"{where}: {text}{more}") from error
 

@@ -77,7 +77,7 @@ def small_arrays() -> dict[str, np.ndarray]:
     """Arrays of a model of three channels and three labels."""
     random = np.random.default_rng(0)
     shapes = {
-        "weights.0": (4, 3), "biases.0": (4,), "weights.1": (3, 4), "biases.1": (3,), "ln_curve": (3,),
+        "weights.0": (3, 4), "biases.0": (4,), "weights.1": (4, 3), "biases.1": (3,), "ln_curve": (3,),
         "label_center": (3,), "label_scale": (3,), "prior.ln_weight": (2,), "prior.mean": (2, 3),
         "prior.whitening": (2, 3, 3), "prior.ln_threshold": (),
     }  # fmt: skip

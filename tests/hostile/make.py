@@ -157,7 +157,7 @@ def odd_text(header: str, row: str) -> Iterator[tuple[str, bytes]]:
     yield "ecsv-cut", b"# %ECSV 1.0\n# ---\n# datatype:\n# - {name: " + good
     yield "ecsv-odd", f"# %ECSV 1.0\n# ---\n# delimiter: [1]\n# datatype: 7\n# meta: [a]\n{header}\n{row}\n".encode()
     yield "ecsv-alias", b"# %ECSV 1.0\n# ---\n# a: &a [*a, *a]\n# delimiter: ','\n" + good
-    yield "ecsv-deep", f"# %ECSV 1.0\n# ---\n# meta: {'[' * 2000}\n{header}\n{row}\n".encode()
+    yield "ecsv-deep", f"# %ECSV 1.0\n# ---\n# meta: {'[' * 500}\n{header}\n{row}\n".encode()
     yield "ecsv-tag", b"# %ECSV 1.0\n# ---\n# meta: !!python/object/apply:os.system [true]\n" + good
     yield "ecsv-long-delimiter", b"# %ECSV 1.0\n# ---\n# delimiter: ',,'\n# datatype: []\n" + good
     yield "huge-id", f"{header}\n{'9' * 5000},{row.partition(',')[2]}\n".encode()

@@ -65,9 +65,9 @@ def open_parquet(path: Path) -> RawFile:
 
     try:
         file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+        schema = file.schema_arrow
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise refusal(path, "a complete Parquet file", error) from error
-    schema = file.schema_arrow
     fields: dict[str, tuple[str, str]] = {}
     for f in schema:
         kind = f.type.value_type if pa.types.is_list(f.type) or pa.types.is_large_list(f.type) else f.type
@@ -101,7 +101,9 @@ def _inner(column: Any, name: str) -> Any:
 
 def _parquet_units(schema: Any) -> dict[str, str]:
     """Units as xpbayes (field metadata), astropy (its YAML) and VOParquet (a VOTable header) write them."""
-    units = {f.name: f.metadata[b"unit"].decode() for f in schema if f.metadata and f.metadata.get(b"unit")}
+    units = {
+        f.name: f.metadata[b"unit"].decode(errors="replace") for f in schema if f.metadata and f.metadata.get(b"unit")
+    }
     about = schema.metadata or {}
     if b"table_meta_yaml" in about:
         units.update(_astropy_units(about[b"table_meta_yaml"].decode("utf-8", "replace").splitlines()))

@@ -2,7 +2,6 @@
 
 import glob
 import re
-import tomllib
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +13,7 @@ from xpbayes.archive.labels import TrainingCuts
 from xpbayes.archive.photometric import TwoMassCuts, UnwiseCuts
 from xpbayes.archive.reddening import N_DRAWS
 from xpbayes.channels import BANDS, Channels, xp_channels
-from xpbayes.config import FrozenSettings, parse_settings
+from xpbayes.config import FrozenSettings, parse_settings, read_toml
 from xpbayes.errors import InputError
 
 FILES = "files, * allowed; relative to survey.toml"
@@ -103,13 +102,7 @@ def read_survey(path: Path) -> SurveySettings:
     Raises:
         InputError: no such file, not TOML, an unknown key, settings that contradict each other.
     """
-    try:
-        data = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is not valid TOML ({error})") from error
-    survey = parse_settings(SurveySettings, data, str(path))
+    survey = parse_settings(SurveySettings, read_toml(path), str(path))
     survey.channels()
     for label in survey.labels:
         label.preset()

@@ -7,6 +7,7 @@ lines, if the quotes close and the fields are then as many as the header's. A li
 
 import csv
 import io
+import re
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,10 @@ LINE_LIMIT = 16 << 20
 """Bytes of a line, or of a row over several lines, at most: 400 times a spectrum's."""
 KEPT = 1 << 16
 """Bytes kept of a line that is too long: enough to tell whose it is."""
+
+
+BEGINS_A_ROW = re.compile(rb"\"?[0-9]{10}")
+"""A line that begins with an identifier goes on no cell of the row before, whose quotes were not closed."""
 
 
 class LongLine(bytes):
@@ -71,6 +76,10 @@ class TextFile:
             delimiter = " "  # ECSV's default
         if delimiter is None:
             delimiter = next((d for d in (",", "\t", ";", "|") if d.encode() in header), ",")
+        if not isinstance(delimiter, str) or len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\r\n':
+            raise InputError(
+                f"{path}: its header declares an impossible delimiter ({str(delimiter)[:20]!r}); correct it"
+            )
         self.delimiter: bytes = delimiter.encode()
         try:
             self.header = [name.strip() for name in _split(header.decode("utf-8"), delimiter)]
@@ -125,7 +134,7 @@ class TextFile:
             if following is not None:
                 at = following.rstrip(b"\r") if type(following) is bytes else following
                 taken.append(at)
-            if following is None or type(following) is not bytes:
+            if following is None or type(following) is not bytes or BEGINS_A_ROW.match(following):
                 self._waiting.extendleft(reversed(taken))
                 return line
 
@@ -133,7 +142,8 @@ class TextFile:
 def open_text(path: Path) -> RawFile:
     """Open a CSV or ECSV file."""
     file = TextFile(path)
-    declared = {str(c.get("name")): c for c in file.about.get("datatype") or [] if isinstance(c, dict)}
+    datatype = file.about.get("datatype")
+    declared = {str(c.get("name")): c for c in (datatype if isinstance(datatype, list) else []) if isinstance(c, dict)}
     meta = file.about.get("meta")
     table = RawTable(
         ("1",),

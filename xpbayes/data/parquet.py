@@ -66,13 +66,13 @@ def open_parquet(path: str | os.PathLike[str], advice: str = AGAIN) -> Iterator[
         raise InputError(f"{path}: is a folder; name one .parquet file")
     try:
         file = pq.ParquetFile(path, buffer_size=BYTES_AT_ONCE, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = reason_of(error).rstrip(".")
         raise InputError(f"{path}: is not a complete Parquet file ({reason}); {advice}") from error
     with file:
         try:
             yield file
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: is damaged ({reason_of(error)}); {advice}") from error
 
 

@@ -62,11 +62,11 @@ class LabelCalibration:
         stretch: (kind, label) of posteriors about their medians.
     """
 
-    scale: NDArray[np.float32]
-    kinds: NDArray[np.float32]
-    width: NDArray[np.float32]
-    offset: NDArray[np.float32]
-    stretch: NDArray[np.float32]
+    scale: Float[np.ndarray, " label+1"]
+    kinds: Float[np.ndarray, "kind label+1"]
+    width: Float[np.ndarray, ""]
+    offset: Float[np.ndarray, "kind label"]
+    stretch: Float[np.ndarray, "kind label"]
 
 
 _mean_ln_snr = jax.jit(jax.vmap(mean_ln_snr))

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.channels import Channels
+from xpbayes.data.json_file import checked, read_json
 from xpbayes.device import prepare_device
 from xpbayes.errors import InputError
 from xpbayes.files import file_checksum, load_arrays, save_arrays, whole_file
@@ -32,6 +33,55 @@ CARD_VERSION = 1
 ARRAYS, CARD = "model.safetensors", "card.json"
 CONFIDENCE = "confidence.safetensors"
 WEIGHT_FACTOR = "weight_factor.safetensors"
+CONFIDENCE_ARRAYS = ("center", "inverse_scale", "indicator")
+AGAIN = "train or copy the model again"
+
+
+@dataclass(frozen=True)
+class _Confidence:
+    """What the card says of the classifiers."""
+
+    arrays_checksum: str
+    targets: tuple[str, ...]
+    features: tuple[str, ...]
+    features_present: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class _Split:
+    """What the card says of the stars held out."""
+
+    fraction: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a card must say, and the types of what else is read of it: a record of the training."""
+
+    version: int
+    channels: Channels
+    labels: tuple[str, ...]
+    arrays_checksum: str
+    confidence: _Confidence | None = None
+    split: _Split | None = None
+    settings: dict[str, Any] | None = None
+    n_training: int | None = None
+    n_held_out: int | None = None
+    training_seconds: float | None = None
+    created: str | None = None
+    parallax_used: str | None = None
+    input: dict[str, Any] | None = None
+    held_out: dict[str, Any] | None = None
+    label_range: dict[str, Any] | None = None
+    provenance: dict[str, Any] | None = None
+    phases: tuple[dict[str, Any], ...] | None = None
+    checks: tuple[dict[str, Any], ...] | None = None
+    cuts: tuple[dict[str, Any], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.labels or len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels must be at least one name, and each once")
 
 
 @dataclass(frozen=True)
@@ -128,7 +178,7 @@ def _save_confidence(nets: ConfidenceNets, folder: Path) -> str:
     return file_checksum(save_arrays(folder / CONFIDENCE, _plain(arrays)))
 
 
-def _load_confidence(folder: Path, about: dict[str, Any], features: tuple[str, ...]) -> ConfidenceNets:
+def _load_confidence(folder: Path, about: "_Confidence", features: tuple[str, ...]) -> ConfidenceNets:
     """Read the classifiers that the card describes.
 
     Args:
@@ -140,20 +190,20 @@ def _load_confidence(folder: Path, about: dict[str, Any], features: tuple[str, .
     again = "run 'xpbayes confidence' or copy the model again"
     if not path.is_file():
         raise InputError(f"{path}: is missing, though the card describes it; {again}")
-    try:
-        checksum, targets, known = about["arrays_checksum"], tuple(about["targets"]), tuple(about["features"])
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{folder / CARD}: its entry 'confidence' is damaged ({error!r}); {again}") from error
-    if file_checksum(path) != checksum:
+    if file_checksum(path) != about.arrays_checksum:
         raise InputError(f"{path}: is not the file that the card describes; {again}")
-    if known != features:
+    if about.features != features:
         raise InputError(
-            f"{path}: was trained on {len(known)} features, this xpbayes computes {len(features)} others; {again}"
+            f"{path}: was trained on {len(about.features)} features, this xpbayes computes {len(features)} others; {again}"
         )
     try:
-        arrays = {k: jnp.asarray(v) for k, v in load_arrays(path)[0].items()}
-    except ValueError as error:
+        raw = load_arrays(path)[0]
+        sizes = {"feature": len(features), "target": len(about.targets)}
+        _check_layers(raw, (len(about.targets), 2 * len(features)), (len(about.targets), 1))
+        _check_fields(raw, {f.name: f.type for f in fields(ConfidenceNets) if f.name in CONFIDENCE_ARRAYS}, sizes)
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: is damaged ({error}); {again}") from error
+    arrays = {k: jnp.asarray(v) for k, v in raw.items()}
     n_layers = sum(k.startswith("weights.") for k in arrays)
     return ConfidenceNets(
         weights=tuple(arrays[f"weights.{i}"] for i in range(n_layers)),
@@ -161,9 +211,67 @@ def _load_confidence(folder: Path, about: dict[str, Any], features: tuple[str, .
         center=arrays["center"],
         inverse_scale=arrays["inverse_scale"],
         indicator=arrays["indicator"],
-        targets=targets,
-        features=known,
+        targets=about.targets,
+        features=features,
     )
+
+
+def _check_arrays(arrays: Mapping[str, NDArray[Any]], n_labels: int, n_channels: int) -> None:
+    """Refuse arrays that are no model's: ValueError names the first that is missing, of another type, shape or not finite.
+
+    What shape each must have, the classes say that hold them.
+    """
+    sizes = {"label": n_labels, "channel": n_channels}
+    _check_layers(arrays, (n_labels,), (n_channels,))
+    forward = [f for f in fields(ForwardModel) if f.name not in ("weights", "biases")]
+    _check_fields(arrays, {f.name: f.type for f in forward}, sizes)
+    _check_fields(arrays, {f"prior.{f.name}": f.type for f in fields(LabelPrior)}, sizes)
+    if "model_error.covariance" in arrays:
+        _check_fields(arrays, {_model_error_key(f.name): f.type for f in fields(ModelError)}, sizes)
+    if "support.labels" in arrays:
+        _check_fields(arrays, {f"support.{f.name}": f.type for f in fields(LabelSupport)}, sizes)
+    if "calibration.kinds" in arrays:
+        _check_fields(arrays, {f"calibration.{f.name}": f.type for f in fields(LabelCalibration)}, sizes)
+
+
+def _check_layers(arrays: Mapping[str, NDArray[Any]], first: tuple[int, ...], last: tuple[int, ...]) -> None:
+    """Check a network's layers; `first` and `last` are what its first layer takes and its last one gives, targets before."""
+    n_layers = sum(k.startswith("weights.") for k in arrays)
+    before: tuple[int, ...] = first
+    for i in range(max(1, n_layers)):
+        weight = _finite(arrays, f"weights.{i}")
+        if weight.ndim != len(first) + 1 or weight.shape[:-1] != before or not weight.size:
+            raise ValueError(f"weights.{i} has the shape {weight.shape}, not {(*before, 'any')}")
+        before = (*first[:-1], weight.shape[-1])
+        if (bias := _finite(arrays, f"biases.{i}")).shape != before:
+            raise ValueError(f"biases.{i} has the shape {bias.shape}, not {before}")
+    if before != last:
+        raise ValueError(f"the network ends with {before[-1]} numbers, not {last[-1]}")
+
+
+def _check_fields(arrays: Mapping[str, NDArray[Any]], types: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+    """Check arrays against their annotations; a size that is not given is that of its first array, and at least 1."""
+    known = dict(sizes)
+    for name, kind in types.items():
+        values = _finite(arrays, name)
+        words = kind.dim_str.split()
+        if values.ndim != len(words) or not values.size:
+            raise ValueError(f"{name} has the shape {values.shape}, not ({', '.join(words)})")
+        for word, size in zip(words, values.shape, strict=True):
+            dimension, _, more = word.partition("+")
+            expected = known.setdefault(dimension, size - int(more or 0)) + int(more or 0)
+            if size != expected:
+                raise ValueError(f"{name} has the shape {values.shape}, where {word} is {expected}")
+
+
+def _finite(arrays: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
+    if name not in arrays:
+        raise ValueError(f"{name} is missing")
+    if arrays[name].dtype != np.float32:
+        raise ValueError(f"{name} holds {arrays[name].dtype}, not float32")
+    if not np.isfinite(arrays[name]).all():
+        raise ValueError(f"{name} has numbers that are not finite")
+    return arrays[name]
 
 
 def load_model(folder: str | os.PathLike[str]) -> TrainedModel:
@@ -176,21 +284,20 @@ def load_model(folder: str | os.PathLike[str]) -> TrainedModel:
     folder = Path(folder)
     if not (folder / CARD).is_file() or not (folder / ARRAYS).is_file():
         raise InputError(f"{folder}: is not a model (it needs {ARRAYS} and {CARD}); train one with 'xpbayes train'")
-    try:
-        card = json.loads((folder / CARD).read_text())
-        version, labels = card["version"], tuple(card["labels"])
-        channels = Channels.from_json(json.dumps(card["channels"]))
-        checksum = card["arrays_checksum"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / CARD}: is damaged ({error!r}); train or copy the model again") from error
-    if version > CARD_VERSION:
+    card = read_json(folder / CARD, dict[str, Any], AGAIN)
+    version = card.get("version")
+    if type(version) is int and version > CARD_VERSION:
         raise InputError(f"{folder}: model version {version} is newer than this xpbayes reads; upgrade xpbayes")
-    if file_checksum(folder / ARRAYS) != checksum:
-        raise InputError(f"{folder / ARRAYS}: is not the file that the card describes; train or copy the model again")
+    about = checked(card, _Header, f"{folder / CARD}", AGAIN)
+    labels, channels = about.labels, about.channels
+    if file_checksum(folder / ARRAYS) != about.arrays_checksum:
+        raise InputError(f"{folder / ARRAYS}: is not the file that the card describes; {AGAIN}")
     try:
-        arrays = {k: jnp.asarray(v) for k, v in load_arrays(folder / ARRAYS)[0].items()}
-    except ValueError as error:
-        raise InputError(f"{folder / ARRAYS}: is damaged ({error}); train or copy the model again") from error
+        raw = load_arrays(folder / ARRAYS)[0]
+        _check_arrays(raw, len(labels), len(channels))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / ARRAYS}: is damaged ({error}); {AGAIN}") from error
+    arrays = {k: jnp.asarray(v) for k, v in raw.items()}
     n_layers = sum(k.startswith("weights.") for k in arrays)
     star_model = StarModel(
         forward=ForwardModel(
@@ -220,7 +327,7 @@ def load_model(folder: str | os.PathLike[str]) -> TrainedModel:
         )
         if "calibration.kinds" in arrays
         else None,
-        confidence=_load_confidence(folder, card["confidence"], feature_names(labels, channels.names))
-        if "confidence" in card
+        confidence=_load_confidence(folder, about.confidence, feature_names(labels, channels.names))
+        if about.confidence is not None
         else None,
     )

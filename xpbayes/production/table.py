@@ -4,15 +4,16 @@ A star that could not be solved has null parameters, the flag POOR_FIT and a sen
 """
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from xpbayes.data.parquet import file_metadata, write_parquet
+from xpbayes.data.json_file import checked
+from xpbayes.data.parquet import metadata_of, open_parquet, require_kind, write_parquet
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.errors import InputError
 from xpbayes.inference.fit import Posteriors
@@ -183,6 +184,15 @@ def write_catalogue(catalogue: pa.Table, path: str | Path) -> Path:
     return Path(path)
 
 
+@dataclass(frozen=True)
+class _Header:
+    """What the metadata of a catalogue must say."""
+
+    labels: tuple[str, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+
+
 def read_catalogue(path: str | Path) -> tuple[pa.Table, dict[str, Any]]:
     """Read a catalogue and its metadata.
 
@@ -194,13 +204,11 @@ def read_catalogue(path: str | Path) -> tuple[pa.Table, dict[str, Any]]:
     """
     if Path(path).is_dir():
         return _read_parts(Path(path))
-    metadata = file_metadata(path)
-    if metadata.get("kind") != "catalogue":
-        raise InputError(f"{path}: holds a {metadata.get('kind', 'file of unknown kind')}, not a catalogue")
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: is damaged ({str(error).splitlines()[0]}); infer it again") from error
+    with open_parquet(path, "infer it again") as file:
+        metadata = metadata_of(file.schema_arrow, path)
+        require_kind(metadata, "catalogue", CATALOGUE_VERSION, path)
+        checked(metadata, _Header, f"{path}: metadata", "infer it again")
+        table = file.read()
     missing = [c.name for c in columns_of(metadata) if c.name not in table.column_names]
     if missing:
         raise InputError(f"{path}: {len(missing)} columns are missing (first: {missing[0]}); infer it again")
