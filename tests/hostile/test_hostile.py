@@ -18,7 +18,6 @@ from tests.hostile.doors import (
     seeds,
     small_arrays,
     small_card,
-    small_manifest,
     star_table,
 )
 from tests.hostile.make import FORMATS, FOUND, ODD_FILES, bad_json, harmed, odd_text, text_of, whole
@@ -138,24 +137,6 @@ def test_model_arrays(tmp_path):
     read(array_bytes(small_arrays()))
     assert not faults(read, harmed(array_bytes(small_arrays())))
     assert not faults(read, iter(ODD_FILES.items()))
-
-
-def test_manifests(tmp_path):
-    read = TARGETS["manifest"](tmp_path)
-    read(next(seeds("manifest", tmp_path)))
-    assert not faults(read, bad_json(small_manifest()))
-    for key, value in (("totals", small_manifest()["totals"]), ("identity", small_manifest()["identity"])):
-        assert not faults(read, _inside(key, value))
-    assert not faults(read, iter(ODD_FILES.items()))
-
-
-def _inside(key: str, value: dict) -> Iterator[tuple[str, bytes]]:
-    """Manifests with other JSON under one key."""
-    import json
-
-    marked = json.dumps({**small_manifest(), key: "@here@"}).encode()
-    for name, raw in bad_json(value):
-        yield f"{key}-{name}", marked.replace(b'"@here@"', raw)
 
 
 TOML = {

@@ -192,7 +192,10 @@ def open_hdf5(path: Path) -> RawFile:
 
     try:
         file.visititems(visit)
-    except (OSError, RuntimeError) as error:
+    except InputError:
+        file.close()
+        raise
+    except Exception as error:  # h5py has no one exception for a damaged file
         file.close()
         raise refusal(path, "a complete HDF5 file", error) from error
     if not found:

@@ -98,8 +98,11 @@ def in_batches(blocks: Iterator[Columns]) -> Iterator[Batch]:
             n = len(next(iter(columns.values())))
             yield Batch(np.arange(row, row + n), columns)
             row += n
-    except DamagedError as error:
-        reason = f"the file is damaged from this row on ({error})"
+    except InputError:
+        raise
+    except Exception as error:  # of whatever library reads the format
+        words = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = f"the file is damaged from this row on ({words})"
         yield Batch(np.zeros(0, np.int64), {}, (BadRow(row, reason),))
 
 

@@ -167,7 +167,7 @@ def _text_blocks(path: Path, number: int, wanted: Mapping[int, Mapping[str, str]
     except Exception as error:  # whatever expat or gzip meets: nothing after it can be found
         if n:
             yield columns
-        raise DamagedError(str(error).splitlines()[0]) from error
+        raise DamagedError((str(error).splitlines() or [type(error).__name__])[0]) from error
     if n:
         yield columns
 
@@ -200,6 +200,11 @@ def _binary(path: Path, fields: list[list[dict[str, str]]]) -> list[Callable[...
             arrays = [t.array for t in parse(path, verify="ignore").iter_tables()]
     except Exception as error:  # astropy has no one exception for a damaged file
         raise refusal(path, "a complete VOTable", error) from error
+    widths = [len(a.dtype.names or f) for a, f in zip(arrays, fields, strict=False)]
+    if len(arrays) != len(fields) or widths != [len(f) for f in fields]:
+        raise InputError(
+            f"{path}: is not a complete VOTable (its fields and its data differ); copy or download it again"
+        )
     readers: list[Callable[..., Iterator[Batch]]] = []
     for array, own in zip(arrays, fields, strict=True):
         ids = dict(zip((f["name"] for f in own), array.dtype.names or (), strict=bool(array.dtype.names)))
