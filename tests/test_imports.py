@@ -1,6 +1,7 @@
 """Imports go down the levels of the house only, and nowhere in circles; importing changes nothing."""
 
 import ast
+import importlib
 import os
 import subprocess
 import sys
@@ -68,6 +69,37 @@ def test_imports_go_down_only(module):
         is_leaf = LEVEL[room] == len(LEVELS) - 1
         below = LEVEL[other] > LEVEL[room] or other == room or (is_leaf and LEVEL[other] == LEVEL[room])
         assert below, f"{module} imports {imported}, which is not below it"
+
+
+def names_imported(source: str) -> Iterator[tuple[str, str | None]]:
+    """(module, name) of all that a source imports from the package, in functions too; no name for a whole module."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names if alias.name.split(".")[0] == "xpbayes")
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "xpbayes":
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+def is_there(module: str, name: str | None) -> bool:
+    """Whether a module of the package exists, and has the name or a module of that name."""
+    if module not in FILES:
+        return False
+    return name is None or f"{module}.{name}" in FILES or hasattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_what_is_imported_exists(module):
+    """Those inside functions and those for type checkers included: nothing else sees them before they run."""
+    missing = [of for of in names_imported(FILES[module].read_text()) if not is_there(*of)]
+    assert not missing, f"{module} imports what is not there: {missing}"
+
+
+def test_an_import_of_nothing_is_found():
+    source = "def f():\n    from xpbayes.config import Phase, Phrase\n    import xpbayes.nowhere\n"
+    assert [of for of in names_imported(source) if not is_there(*of)] == [
+        ("xpbayes.config", "Phrase"),
+        ("xpbayes.nowhere", None),
+    ]
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:

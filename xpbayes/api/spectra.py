@@ -53,7 +53,7 @@ class Spectra(table.Spectra):
         InputError: shapes do not fit, a unit cannot be converted, or a name is unknown.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a keyword for each thing that a survey may have measured
         self,
         flux: ArrayLike,
         *,

@@ -228,7 +228,7 @@ def source_id(cell: Cell) -> int | None:
     return value
 
 
-def integer(cell: Cell) -> int | None:
+def integer(cell: Cell) -> int | None:  # noqa: PLR0911, PLR0912 - one decision for each kind of cell
     """Read a whole number; None where missing; ValueError if it is not one. Text never passes through a float."""
     if type(cell) is int:
         return cell

@@ -49,7 +49,7 @@ class Companions:
     summary: tuple[str, ...] = ()
 
 
-def read_companions(survey: SurveySettings, base: Path, scratch: Path | None = None) -> Companions:
+def read_companions(survey: SurveySettings, base: Path, scratch: Path | None = None) -> Companions:  # noqa: PLR0915 - one table after the other, each as its survey needs
     """Read everything but the spectra.
 
     Args:

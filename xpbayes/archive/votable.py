@@ -68,7 +68,7 @@ def _events(path: Path) -> Any:
     return get_xml_iterator(str(path))
 
 
-def _describe(path: Path) -> list[_Described]:
+def _describe(path: Path) -> list[_Described]:  # noqa: PLR0912 - one branch for each tag of a VOTable
     """All tables of a file; those of one RESOURCE share its PARAMs and its status."""
     tables: list[_Described] = []
     first = 0  # of this RESOURCE
@@ -132,7 +132,7 @@ def _text(
     return in_batches(_text_blocks(path, number, wanted, size))
 
 
-def _text_blocks(path: Path, number: int, wanted: Mapping[int, Mapping[str, str]], size: int) -> Iterator[Columns]:
+def _text_blocks(path: Path, number: int, wanted: Mapping[int, Mapping[str, str]], size: int) -> Iterator[Columns]:  # noqa: PLR0912 - one branch for each tag of a row
     """Rows of the file's table of that number, as they come."""
 
     def fresh() -> dict[str, list[Any]]:

@@ -12,7 +12,7 @@ from xpbayes.errors import InputError
 
 
 @app.command()
-def infer(
+def infer(  # noqa: PLR0913 - an argument for each option of the command line
     model: ModelFolder,
     stars: Annotated[list[Path], typer.Argument(help="Star tables, folders of them, survey.toml files.")],
     out: Annotated[
@@ -165,7 +165,7 @@ def report(
 
 
 @app.command()
-def analyse(
+def analyse(  # noqa: PLR0913 - an argument for each option of the command line
     run: Annotated[
         Path | None, typer.Argument(help="Folder with model/, catalogue and star table, as `demo` leaves it.")
     ] = None,

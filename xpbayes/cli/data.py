@@ -112,7 +112,7 @@ def prepare(
 
 
 @app.command()
-def simulate(
+def simulate(  # noqa: PLR0913 - an argument for each option of the command line
     model: Annotated[Path, typer.Argument(help="Folder of the model to draw from.")],
     stars: Annotated[int, typer.Option(min=1, help="How many stars.")],
     out: Annotated[Path, typer.Option(help="Folder for the survey's files.")],

@@ -12,7 +12,7 @@ from xpbayes.errors import InputError
 
 
 @app.command()
-def train(
+def train(  # noqa: PLR0913 - an argument for each option of the command line
     stars: Annotated[Path, typer.Argument(help="Star table with labels, or a folder of them.")],
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
     settings: SettingsFile = None,

@@ -41,7 +41,7 @@ def fit(
 
 
 @app.command()
-def sample(
+def sample(  # noqa: PLR0913 - an argument for each option of the command line
     model: ModelFolder,
     stars: StarFiles,
     out: Annotated[Path, typer.Option(help="File for the draws (.nc); ArviZ opens it.")],
@@ -96,7 +96,7 @@ def check(
 
 
 @app.command()
-def compare(
+def compare(  # noqa: PLR0913 - an argument for each option of the command line
     model: ModelFolder,
     stars: Annotated[Path, typer.Argument(help="Star table, or folder of them.")],
     out: Annotated[Path, typer.Option(help="Folder for report.html and tables.")],

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
 from xpbayes.data.stars import Stars
-from xpbayes.inference.linear_algebra import invert_positive
 from xpbayes.inference.laplace import at_optimum
+from xpbayes.inference.linear_algebra import invert_positive
 from xpbayes.models.objective import curvature
 from xpbayes.models.prior import ln_prior
 from xpbayes.models.star_model import StarModel

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.device import prepare_device
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
+from xpbayes.device import prepare_device
 from xpbayes.inference.errors import evaluate_mode, hessians, laplace_covariance
 from xpbayes.inference.linear_algebra import are_positive_definite, invert_positive
 from xpbayes.inference.sampling.importance import Summary, summarise

@@ -86,7 +86,7 @@ def whitened(offset: Float[Array, "*point n"], factor: Float[Array, "*point n n"
     return jnp.stack(_white([offset[..., i] for i in range(offset.shape[-1])], factor), axis=-1)
 
 
-def distance2(offset: Float[Array, "n *point"], factor: Float[Array, "*point n n"]) -> Float[Array, "*point"]:
+def distance2(offset: Float[Array, "n *point"], factor: Float[Array, "*point n n"]) -> Float[Array, "*point"]:  # noqa: F821 - jaxtyping's shape string, no names
     """Squared lengths of whitened offsets, their coordinates along the first axis."""
     return jnp.asarray(sum(z**2 for z in _white(list(offset), factor)))
 

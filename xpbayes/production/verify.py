@@ -109,7 +109,7 @@ def check_repeated(folder: Path, manifest: Mapping[str, Any]) -> None:
         )
 
 
-def check_part(folder: Path, record: PartRecord, about: Mapping[str, Any]) -> list[str]:
+def check_part(folder: Path, record: PartRecord, about: Mapping[str, Any]) -> list[str]:  # noqa: PLR0912 - one check after the other
     """Check one part; returns its problems.
 
     Args:

@@ -23,7 +23,7 @@ from xpbayes.runs.sample import draw_posteriors, pick_stars
 log = logging.getLogger(__name__)
 
 
-def compare(
+def compare(  # noqa: PLR0913 - what the verb of the command line can say
     model: TrainedModel | PathLike,
     stars: Spectra | PathLike,
     out: PathLike | None = None,

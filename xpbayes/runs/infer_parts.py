@@ -44,7 +44,7 @@ STARS_PER_PART = 32_768
 """Rows of a part of a catalogue: some 15 MB, and less than a minute of one core's work lost to a kill."""
 
 
-def infer_parts(
+def infer_parts(  # noqa: PLR0913 - what the verb of the command line can say
     model: PathLike,
     inputs: PathLike | Sequence[PathLike],
     out: PathLike,
@@ -122,7 +122,7 @@ def infer_parts(
     left = [c for c in mine if c not in done]
     if done or len(left) != len(mine):
         log.info(f"{len(done)} of {len(mine)} chunks are done already")
-    for chunk, made in run(partial(write_part, job), left) if left else ():
+    for chunk, made in run(partial(infer_chunk, job), left) if left else ():
         progress.add(made, chunk.weight)
 
     finished = manifests.complete(folder, layout, manifest, rejected)
@@ -173,7 +173,7 @@ def _at_work(job: _Job) -> tuple[TrainedModel, "NetworkCovariance | None", Layou
     return trained, factor, layout, manifests.kept_tables(Path(job.folder), layout)
 
 
-def write_part(job: _Job, chunk: Chunk) -> list[PartRecord]:
+def infer_chunk(job: _Job, chunk: Chunk) -> list[PartRecord]:
     """Read, calibrate, solve and write one chunk: the one function that every engine calls.
 
     Parts that are there already stay as they are; for the same input, the others are always the same bytes.

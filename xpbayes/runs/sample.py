@@ -42,7 +42,7 @@ MAX_STARS_WITH_CHANNELS = 64
 """Up to so many stars, a file of draws also holds likelihood and predicted flux of every channel: 1 MB a star."""
 
 
-def sample(
+def sample(  # noqa: PLR0913 - what the verb of the command line can say
     model: TrainedModel | PathLike,
     stars: Spectra | PathLike,
     out: PathLike | None = None,

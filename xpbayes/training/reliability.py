@@ -310,7 +310,7 @@ def _per_target(value: Array, leaf: Array) -> Array:
     return value.reshape(-1, *(1,) * (leaf.ndim - 1))
 
 
-def _run(
+def _run(  # noqa: PLR0915 - the jitted epoch closes over the sample's constants
     nets: ConfidenceNets,
     features: NDArray[np.floating],
     good: NDArray[np.bool_],

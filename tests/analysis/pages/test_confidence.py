@@ -10,12 +10,12 @@ from numpy.testing import assert_allclose
 from tests.conftest import QUICK, with_columns
 from xpbayes.analysis.figures.confidence import judge, reliability, reliability_figure, residual_figure
 from xpbayes.analysis.pages.confidence import print_check
+from xpbayes.config import ConfidenceConfig
 from xpbayes.errors import InputError
 from xpbayes.production.model_file import load_model
 from xpbayes.runs.confidence import confidence
 from xpbayes.runs.infer import infer
 from xpbayes.runs.inputs import choose_stars
-from xpbayes.config import ConfidenceConfig
 
 RNG = np.random.default_rng(0)
 

@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 
 from xpbayes.data.stars import Stars, by_blocks
 from xpbayes.inference.laplace import Gaussian, around_components, laplace_at
-from xpbayes.inference.sampling.psis import pareto_smoothed
 from xpbayes.inference.linear_algebra import cholesky, distance2, whitened
+from xpbayes.inference.sampling.psis import pareto_smoothed
 from xpbayes.inference.sampling.weighted_mixture import clipped_weights, fit_mixture, weighted_quantiles
 from xpbayes.models.extinction import attenuate
 from xpbayes.models.forward import ForwardModel, shape_and_level

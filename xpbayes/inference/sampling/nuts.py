@@ -439,7 +439,7 @@ def optima_of(estimate: NDArray[np.floating], runner_up: NDArray[np.floating]) -
         return to_log(np.stack([estimate, runner_up], axis=1).astype(np.float32))
 
 
-def sample_inferred(
+def sample_inferred(  # noqa: PLR0913 - those of `sample_stars`, and where the optima are
     model: StarModel,
     n_nodes: int,
     stars: Stars,

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt
 
 from xpbayes.data.stars import Stars
+from xpbayes.inference.linear_algebra import whitened
 from xpbayes.inference.sampling.coordinates import Coordinates, coordinates_at, evaluate, intrinsic, is_usable, place
 from xpbayes.inference.sampling.psis import pareto_smoothed
-from xpbayes.inference.linear_algebra import whitened
 from xpbayes.inference.sampling.weighted_mixture import Mixture, clipped_weights, fit_mixture
 from xpbayes.inference.search.solver import solve
 from xpbayes.inference.search.starts import StartGrid, find_starts

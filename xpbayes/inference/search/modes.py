@@ -5,7 +5,6 @@ over the label prior and the range of E whatever the star looks like, so that a 
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +12,9 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
-from xpbayes.device import prepare_device
 from xpbayes.config import InferenceConfig
 from xpbayes.data.stars import Stars
+from xpbayes.device import prepare_device
 from xpbayes.inference.errors import evaluate_mode
 from xpbayes.inference.linear_algebra import are_positive_definite, invert_positive
 from xpbayes.inference.model_error import fold_in_model_error

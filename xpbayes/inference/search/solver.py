@@ -22,8 +22,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import NDArray
 
-from xpbayes.device import prepare_device
 from xpbayes.data.stars import Stars
+from xpbayes.device import prepare_device
 from xpbayes.inference.linear_algebra import smallest_pivot, solve_positive
 from xpbayes.models.likelihood import deviance, n_observed
 from xpbayes.models.objective import Expansion, at_other_parallax, curvature_of, expand
