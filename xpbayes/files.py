@@ -1,8 +1,10 @@
 """Files that appear whole or not at all, and how they are told apart."""
 
+import fcntl
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+import platform
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,15 +24,19 @@ def whole_file(path: Path, advice: str = "choose another output") -> Iterator[Pa
         advice: what to do if it cannot be written.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: it cannot be written, or is there and no file, such as a device.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = temporary_name(path)
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: cannot be written (it is there and is no file); choose another output")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        with open(temporary, "rb") as stream:
+            os.fsync(stream.fileno())  # else a power cut may leave an empty file under the final name
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); {advice}") from error
+        raise InputError(f"{path}: cannot be written ({reason_of(error)}); {advice}") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -95,10 +101,71 @@ def file_checksum(path: str | os.PathLike[str]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+MACHINE = f".{platform.node()}"
+
+
+def temporary_name(path: Path) -> Path:
+    """Name to write under: two processes at one file, or an orphan of a killed one, must not share it."""
+    return path.with_name(f"{path.name}{MACHINE}-{os.getpid()}.tmp")
+
+
+def refuse_overwriting(out: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Refuse an output that is one of the inputs, or a file of a folder among them, by whatever name or link.
+
+    Raises:
+        InputError: it is.
+    """
+    out = Path(out)
+    if not out.exists():
+        return
+    for given in map(Path, inputs):
+        for path in [given, *(given.iterdir() if given.is_dir() else ())]:
+            if path.exists() and path.samefile(out):
+                raise InputError(f"{out}: is an input of this run ({given}); choose another output")
+
+
+@contextmanager
+def locked(path: Path, advice: str, *, shared: bool = False) -> Iterator[None]:
+    """Hold a lock, which the system takes from a process that dies; its file is gone afterwards.
+
+    Args:
+        path: file that stands for what is locked; its folder is made.
+        advice: what to say if another process holds it.
+        shared: others may hold it too, if they share it.
+
+    Raises:
+        InputError: another process holds it, or the file cannot be made.
+    """
+    kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({reason_of(error)}); choose another output") from error
+        try:
+            fcntl.flock(held, kind)
+            if path.exists() and os.path.samestat(os.fstat(held), path.stat()):
+                break
+        except BlockingIOError as error:
+            os.close(held)
+            raise InputError(advice) from error
+        except FileNotFoundError:
+            pass  # whoever held it has just removed it
+        os.close(held)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of those who share it, the last removes it
+            path.unlink(missing_ok=True)
+        os.close(held)
+
+
 def reason_of(error: BaseException | None) -> str:
     """Say in the system's own words why it refused: Arrow wraps them into many of its own."""
     number = getattr(error, "errno", None)
-    return os.strerror(number) if number else str(error).splitlines()[0]
+    return os.strerror(number) if number else (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def has_gone(path: Path) -> InputError:

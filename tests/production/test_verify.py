@@ -12,7 +12,7 @@ from tests.production.test_export import made_up
 from xpbayes.data.rejected import Rejected, write_quarantine
 from xpbayes.errors import InputError
 from xpbayes.production.manifest import MANIFEST, QUARANTINE, totals
-from xpbayes.production.parts import PartDraft, read_record, write_part
+from xpbayes.production.parts import OpenedInput, PartDraft, read_record, write_part
 from xpbayes.production.table import describe, to_arrow
 from xpbayes.production.verify import is_positive_semidefinite, verify_catalogue
 from xpbayes.schema import catalogue_columns
@@ -48,7 +48,7 @@ def make(folder: Path, change=lambda rows, block: None, quarantined=()) -> Path:
         table = describe(to_arrow(rows, 3), ABOUT)
         draft = PartDraft(0, block)
         draft.add(N + (len(quarantined) if block else 0), 0, 0, table, quarantined if block else ())
-        records.append(write_part(folder, table, draft.record(source, last=block == 1)))
+        records.append(write_part(folder, table, draft.record(OpenedInput.at(source), last=block == 1)))
         assert read_record(folder, 0, block) == records[-1]
     source.unlink()
     for path in (folder / "records").iterdir():
@@ -60,6 +60,7 @@ def make(folder: Path, change=lambda rows, block: None, quarantined=()) -> Path:
         raw = {k: v for k, v in record.to_json().items() if k != "quarantined"}
         parts.append({**raw, "name": record.name, "n_quarantined": len(record.quarantined)})
     manifest = {"version": 1, "complete": True, "identity": {"about": ABOUT, "versions": {}}, "parts": parts}
+    manifest["inputs"] = [{"name": source.name, "checksum": records[0].input_checksum}]
     manifest["totals"] = totals(records)
     (folder / MANIFEST).write_text(json.dumps(manifest))
     return folder
@@ -165,9 +166,9 @@ def test_rows_that_were_lost_are_never_written(tmp_path):
     source = tmp_path / "input.txt"
     source.write_text("input")
     with pytest.raises(RuntimeError, match="41 rows were read and 40 are accounted for"):
-        write_part(tmp_path, table, draft.record(source, last=True))
+        write_part(tmp_path, table, draft.record(OpenedInput.at(source), last=True))
     assert not list(tmp_path.glob("part-*"))
-    good = draft.record(source, last=True)
+    good = draft.record(OpenedInput.at(source), last=True)
     assert write_part(tmp_path, table, replace(good, n_read=N)).size > 0
 
 

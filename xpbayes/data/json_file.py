@@ -9,14 +9,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, StrictInt, TypeAdapter, ValidationError
 
 from xpbayes.errors import InputError
-from xpbayes.files import reason_of
+from xpbayes.files import reason_of, whole_file
 
 T = TypeVar("T")
 MOST_BYTES = 1 << 30
 """Of a JSON file: a manifest of Gaia's 220 million spectra has some 10 MB."""
+
+
+class Versioned(BaseModel):
+    """What every JSON file of ours has: a newer one is told from a damaged one."""
+
+    version: StrictInt
 
 
 def read_json(path: str | os.PathLike[str], kind: type[T], advice: str) -> T:
@@ -55,6 +61,16 @@ def from_json(raw: bytes | str, kind: type[T], where: str, advice: str) -> T:
 def checked(value: Any, kind: type[T], where: str, advice: str) -> T:
     """Validate what was parsed already, as `from_json` does."""
     return from_json(json.dumps(value), kind, where, advice)
+
+
+def write_json(value: Any, path: Path, advice: str = "choose another output") -> None:
+    """Write JSON whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    with whole_file(path, advice) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
 
 
 @cache

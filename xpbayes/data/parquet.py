@@ -30,22 +30,27 @@ def fixed_list(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
-    """Write Parquet as the house does: byte-stream-split floats, zstd, temporary name, rename."""
+    """Write Parquet as the house does, under a temporary name first."""
+    with whole_file(path) as temporary:
+        encode_parquet(table, temporary)
+
+
+def encode_parquet(table: pa.Table, path: Path) -> None:
+    """Encode Parquet as the house does: byte-stream-split floats, zstd."""
     plain = [f.name for f in table.schema if pa.types.is_integer(f.type) or pa.types.is_dictionary(f.type)]
     floats = [
         f"{f.name}.list.element" if pa.types.is_fixed_size_list(f.type) else f.name
         for f in table.schema
         if pa.types.is_floating(f.type) or pa.types.is_fixed_size_list(f.type)
     ]
-    with whole_file(path) as temporary:
-        pq.write_table(
-            table,
-            temporary,
-            compression="zstd",
-            use_dictionary=[n for n in plain if n != "source_id"],
-            use_byte_stream_split=floats,
-            row_group_size=ROWS_OF_A_GROUP,
-        )
+    pq.write_table(
+        table,
+        path,
+        compression="zstd",
+        use_dictionary=[n for n in plain if n != "source_id"],
+        use_byte_stream_split=floats,
+        row_group_size=ROWS_OF_A_GROUP,
+    )
 
 
 @contextmanager

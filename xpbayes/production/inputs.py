@@ -1,31 +1,30 @@
-"""Which stars a production run is given, and in which pieces they come: a layout fixed by the inputs alone.
+"""Which stars a production run is given, and in which batches they come: a layout fixed by the inputs alone.
 
-In: star tables, folders of them, survey.toml files. Out: a `Layout` of chunks, and per chunk a stream of `Piece`s that
+In: star tables, folders of them, survey.toml files. Out: a `Layout` of tasks, and per task a stream of `Batch`s that
 is flat in memory. The layout never depends on the engine, the machine or what is done already, so that every engine
-writes the same parts. A star table is cut by rows, and each cut is a chunk of its own; a file of XP spectra can only be
-read from its beginning, so it is one chunk with as many parts as it needs.
+writes the same parts. A star table is cut by rows, and each cut is a task of its own; a file of XP spectra can only be
+read from its beginning, so it is one task with as many parts as it needs.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from xpbayes.archive.companion_table import SeenIds, SortedRuns
-from xpbayes.archive.companions import Companions, read_companions
+from xpbayes.archive.companion_table import SeenIds
+from xpbayes.archive.companions import Companions
 from xpbayes.archive.stream import stream_file
 from xpbayes.archive.survey_config import SurveySettings, expand, read_survey
 from xpbayes.channels import Channels
-from xpbayes.data.parquet import file_metadata
+from xpbayes.data.parquet import read_parquet
 from xpbayes.data.rejected import Rejected
 from xpbayes.data.spectra import Spectra
-from xpbayes.data.spectra_file import read_star_table_rows
+from xpbayes.data.spectra_file import read_header, read_star_table_rows
 from xpbayes.errors import InputError
 from xpbayes.files import file_checksum, has_gone
 from xpbayes.production.duplicates import Identifiers, find_repeated
@@ -71,7 +70,7 @@ class Survey:
 
 
 @dataclass(frozen=True)
-class Chunk:
+class Task:
     """The unit of work: one cut of a star table, or one whole file of spectra.
 
     Attributes:
@@ -91,16 +90,16 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Consecutive stars of a chunk, few enough to solve at once.
+class Batch:
+    """Consecutive stars of a task, few enough to solve at once.
 
     Attributes:
         block: number within the file of the part that the stars belong to.
         table: the stars.
         rejected: rows met on the way that could not be used.
-        n_read: rows of the file that this piece accounts for.
-        ends_part: no further piece belongs to this part.
-        ends_chunk: nor to this chunk.
+        n_read: rows of the file that this batch accounts for.
+        ends_part: no further batch belongs to this part.
+        ends_task: nor to this task.
     """
 
     block: int
@@ -108,7 +107,7 @@ class Piece:
     rejected: tuple[Rejected, ...]
     n_read: int
     ends_part: bool
-    ends_chunk: bool
+    ends_task: bool
 
 
 @dataclass(frozen=True)
@@ -128,16 +127,16 @@ class Layout:
     stars_per_part: int
 
     @cached_property
-    def chunks(self) -> tuple[Chunk, ...]:
-        """All chunks, in the order of the files."""
-        out: list[Chunk] = []
+    def tasks(self) -> tuple[Task, ...]:
+        """All tasks, in the order of the files."""
+        out: list[Task] = []
         for i, file in enumerate(self.files):
             if file.n_rows is None:
-                out.append(Chunk(len(out), i, 0, 0, None, file.size))
+                out.append(Task(len(out), i, 0, 0, None, file.size))
                 continue
             for block, start in enumerate(range(0, file.n_rows, self.stars_per_part)):
                 stop = min(start + self.stars_per_part, file.n_rows)
-                out.append(Chunk(len(out), i, block, start, stop, file.size * (stop - start) / file.n_rows))
+                out.append(Task(len(out), i, block, start, stop, file.size * (stop - start) / file.n_rows))
         return tuple(out)
 
     def companions_of(self, survey: int) -> tuple[InputFile, ...]:
@@ -156,7 +155,7 @@ class Layout:
 
 
 def lay_out(inputs: Sequence[str | Path], channels: Channels, stars_per_part: int) -> Layout:
-    """Find and check all inputs and cut them into chunks; reads no more than headers and source_ids.
+    """Find and check all inputs and cut them into tasks; reads no more than headers and source_ids.
 
     Args:
         inputs: star tables, folders of them, and survey.toml files.
@@ -210,18 +209,8 @@ def _file(path: Path, kind: str, survey: int = -1, n_rows: int | None = None) ->
 
 
 def _star_table(path: Path, channels: Channels) -> InputFile:
-    about = file_metadata(path)
-    if about.get("kind") != "star table":
-        raise InputError(f"{path}: holds a {about.get('kind', 'file of unknown kind')}, not a star table")
-    found = Channels(
-        tuple(about["channels"]["names"]),
-        tuple(float(w) for w in about["channels"]["wavelength_nm"]),
-        int(about["channels"]["n_xp"]),
-    )
-    channels.require_same(found, "the model", str(path))
-    n_rows = pq.read_metadata(path).num_rows
-    if not n_rows:
-        raise InputError(f"{path}: has no stars; nothing to do")
+    header, n_rows = read_header(path)
+    channels.require_same(header.channels, "the model", str(path))
     return _file(path, "star table", n_rows=n_rows)
 
 
@@ -229,17 +218,10 @@ def _identifiers(file: InputFile) -> Identifiers:
     """The source_ids of a star table; their range from the file's own statistics where it has them."""
 
     def read() -> NDArray[np.int64]:
-        try:
-            return pq.read_table(file.path, columns=["source_id"])["source_id"].to_numpy()
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(
-                f"{file.path}: is damaged ({str(error).splitlines()[0]}); write or copy it again"
-            ) from error
+        return read_parquet(file.path, ["source_id"])["source_id"].to_numpy()
 
     about = pq.read_metadata(file.path)
-    at = about.schema.names.index("source_id") if "source_id" in about.schema.names else -1
-    if at < 0:
-        raise InputError(f"{file.path}: 1 required column is missing (first: source_id); write the table with xpbayes")
+    at = about.schema.names.index("source_id")
     statistics = [about.row_group(i).column(at).statistics for i in range(about.num_row_groups)]
     if any(s is None or not s.has_min_max for s in statistics):
         ids = read()
@@ -250,32 +232,32 @@ def _identifiers(file: InputFile) -> Identifiers:
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
-def read_chunk(layout: Layout, chunk: Chunk, companions: Sequence[Companions]) -> Iterator[Piece]:
-    """Read one chunk, piece by piece.
+def read_task(layout: Layout, task: Task, companions: Sequence[Companions]) -> Iterator[Batch]:
+    """Read one task, batch by batch.
 
     Args:
-        layout: what the chunk belongs to.
-        chunk: which one.
+        layout: what the task belongs to.
+        task: which one.
         companions: of every survey, the tables to be joined to its spectra.
 
     Raises:
         InputError: the file has gone or is damaged.
     """
-    file = layout.files[chunk.file]
+    file = layout.files[task.file]
     if not file.path.is_file():
         raise has_gone(file.path)
-    if chunk.stop is None:
-        yield from _read_spectra(layout, chunk, companions)
+    if task.stop is None:
+        yield from _read_spectra(layout, task, companions)
         return
-    start = chunk.start
-    for table in read_star_table_rows(file.path, chunk.start, chunk.stop, STARS_AT_ONCE):
+    start = task.start
+    for table in read_star_table_rows(file.path, task.start, task.stop, STARS_AT_ONCE):
         start += len(table)
-        last = start == chunk.stop
-        yield Piece(chunk.block, table, (), len(table), last, last)
+        last = start == task.stop
+        yield Batch(task.block, table, (), len(table), last, last)
 
 
-def _read_spectra(layout: Layout, chunk: Chunk, companions: Sequence[Companions]) -> Iterator[Piece]:
-    file = layout.files[chunk.file]
+def _read_spectra(layout: Layout, task: Task, companions: Sequence[Companions]) -> Iterator[Batch]:
+    file = layout.files[task.file]
     settings = layout.surveys[file.survey].settings
     parts = stream_file(settings, file.path, companions[file.survey], SeenIds())
     block, n_stars = 0, 0
@@ -285,56 +267,7 @@ def _read_spectra(layout: Layout, chunk: Chunk, companions: Sequence[Companions]
         after = next(parts, None)  # only what follows tells whether this was the last
         full = n_stars + settings.stars_per_file > layout.stars_per_part
         last = after is None
-        yield Piece(block, part.table, part.rejected, part.n_read, full or last, last)
+        yield Batch(block, part.table, part.rejected, part.n_read, full or last, last)
         if full:
             block, n_stars = block + 1, 0
         part = after
-
-
-# --------------------------------------------------------------------------------------------------------- companions
-
-
-@dataclass(frozen=True)
-class JoinedTables:
-    """The companion tables of one survey as a run keeps them for its workers.
-
-    Attributes:
-        companions: the tables; the large ones are sorted runs in the run's own folder, with paths relative to it.
-        checksums: SHA-256 of each of the survey's companion files, in the layout's order.
-        modified: times of their last changes [ns].
-    """
-
-    companions: Companions
-    checksums: tuple[str, ...]
-    modified: tuple[int, ...]
-
-
-def join_tables(layout: Layout, survey: int, scratch: Path) -> JoinedTables:
-    """Read the companion tables of one survey, once for all workers.
-
-    Args:
-        layout: inputs of the run.
-        survey: which survey.
-        scratch: folder for tables that are too large for memory.
-    """
-    one = layout.surveys[survey]
-    files = layout.companions_of(survey)
-    modified = tuple(f.path.stat().st_mtime_ns for f in files)
-    checksums = tuple(file_checksum(f.path) for f in files)
-    companions = read_companions(one.settings, one.path.parent, scratch)
-    return JoinedTables(_moved(companions, lambda path: path.relative_to(scratch)), checksums, modified)
-
-
-def located(tables: JoinedTables, folder: Path) -> Companions:
-    """Return the companion tables with the paths at which they are now."""
-    return _moved(tables.companions, lambda path: folder / path)
-
-
-def _moved(companions: Companions, move: Callable[[Path], Path]) -> Companions:
-    tables = {}
-    for kind in COMPANIONS:
-        table = getattr(companions, kind)
-        if isinstance(table, SortedRuns):
-            table = replace(table, runs=tuple(replace(run, path=move(run.path)) for run in table.runs))
-        tables[kind] = table
-    return replace(companions, **tables)

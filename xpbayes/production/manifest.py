@@ -8,45 +8,112 @@ is then complete. It holds no times and no host names: two undisturbed runs writ
 import hashlib
 import json
 import logging
-import os
-import pickle
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, Field, StrictBool
+
+from xpbayes.data.json_file import Versioned, read_json, write_json
 from xpbayes.data.rejected import Rejected, write_quarantine
 from xpbayes.errors import InputError
-from xpbayes.files import file_checksum
+from xpbayes.files import file_checksum, locked
 from xpbayes.production.model_file import WEIGHT_FACTOR
-from xpbayes.production.parts import (
-    RECORDS,
-    PartRecord,
-    cannot_write,
-    clean,
-    is_intact,
-    read_records,
-    temporary_name,
-    write_json,
-)
+from xpbayes.production.parts import MAKE_ROOM, RECORDS, PartRecord, check_unchanged, clean, is_intact, read_records
 
 if TYPE_CHECKING:  # readers of a finished catalogue need none of the archive's doors
-    from xpbayes.archive.companions import Companions
-    from xpbayes.production.inputs import Chunk, InputFile, Layout
-
-log = logging.getLogger(__name__)
+    from xpbayes.production.inputs import Layout, Task
 
 MANIFEST, QUARANTINE = "manifest.json", "quarantine.csv"
-TABLES = "tables.pickle"
+LOCK = ".lock"
+"""Beginning of the names of files that a run at work holds: none of its results."""
 MANIFEST_VERSION = 1
+log = logging.getLogger(__name__)
+
+
+class _About(BaseModel):
+    """What a catalogue says about its making, as far as readers rely on it."""
+
+    labels: list[str] = Field(min_length=1)
+    settings: dict[str, Any] = {}
+
+
+class _Identity(BaseModel):
+    inputs: dict[str, Any] = {}
+    model: dict[str, str] = {}
+    settings: dict[str, Any] = {}
+    about: _About
+    versions: dict[str, str] = {}
+
+
+class _Begun(BaseModel):
+    """A manifest from its beginning."""
+
+    complete: StrictBool
+    identity: _Identity
+
+
+class _Totals(BaseModel):
+    rows_read: int
+    rows_written: int
+    rows_not_selected: int
+    rows_quarantined: int
+    companion_rows_quarantined: int
+    n_with_parallax: int
+    bytes: int
+    status: dict[str, int]
+
+
+class _Published(BaseModel):
+    """A part, as far as readers rely on it."""
+
+    file: int = Field(ge=0)
+    block: int = Field(ge=0)
+    n_read: int
+    n_rows: int
+    n_not_selected: int
+    n_with_parallax: int
+    n_quarantined: int
+    status: dict[str, int]
+    first_source_id: int
+    last_source_id: int
+    size: int
+    checksum: str
+    input_checksum: str = ""
+
+
+class _Input(BaseModel):
+    name: str
+    checksum: str
+
+
+class _Complete(_Begun):
+    """What is added when the catalogue is complete."""
+
+    totals: _Totals
+    parts: list[_Published]
+    inputs: list[_Input] = []
+    companions: list[_Input] = []
 
 
 def model_checksums(folder: Path, *, uncertainty: bool) -> dict[str, str]:
     """SHA-256 of every file that a model folder's results depend on; of the model's own posterior only if it is used."""
     files = [p for p in sorted(folder.iterdir()) if p.suffix in (".safetensors", ".json")]
     return {p.name: file_checksum(p) for p in files if uncertainty or p.name != WEIGHT_FACTOR}
+
+
+def check_model(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Raise InputError if a model folder is no longer what a run was begun with."""
+    now = model_checksums(folder, uncertainty=bool(identity["settings"].get("model_uncertainty")))
+    changed = sorted(name for name in {*now, *identity["model"]} if now.get(name) != identity["model"].get(name))
+    if changed:
+        raise InputError(
+            f"{folder}: {changed[0]} has changed since the run began; put the model back, or infer into another folder"
+        )
 
 
 def make_identity(
@@ -84,15 +151,33 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise InputError(f"{folder}: is not a catalogue in parts (no {MANIFEST}); name one that 'xpbayes infer' wrote")
-    try:
-        manifest = json.loads(path.read_text())
-        version = manifest["version"]
-        manifest["identity"], manifest["complete"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: is damaged ({type(error).__name__}); infer the catalogue again") from error
+    again = "infer the catalogue again"
+    version = read_json(path, Versioned, again).version
     if version > MANIFEST_VERSION:
         raise InputError(f"{path}: version {version} is newer than this xpbayes reads; upgrade xpbayes")
-    return manifest
+    if read_json(path, _Begun, again).complete:
+        read_json(path, _Complete, again)
+    return read_json(path, dict[str, Any], again)
+
+
+@contextmanager
+def alone(folder: Path, shard: tuple[int, int] | None = None) -> Iterator[None]:
+    """Keep other runs out of a catalogue's folder while one is at work; shards share it, each with itself alone.
+
+    Raises:
+        InputError: another run is at work there.
+    """
+    made = not folder.exists()
+    busy = f"{folder}: another run is at work there; wait until it ends, or choose another folder"
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(locked(folder / LOCK, busy, shared=shard is not None))
+            if shard is not None:
+                stack.enter_context(locked(folder / f"{LOCK}-{shard[0]}-{shard[1]}", busy))
+            yield
+    finally:
+        if made and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()  # refused before anything was written
 
 
 def open_run(folder: Path, identity: dict[str, Any], *, resume: bool) -> dict[str, Any]:
@@ -125,10 +210,10 @@ def open_run(folder: Path, identity: dict[str, Any], *, resume: bool) -> dict[st
                 f"{folder}: was begun with {difference}; go on with what it was begun with, or choose another folder"
             )
         return manifest
-    if folder.is_dir() and any(not p.name.endswith(".tmp") for p in folder.iterdir()):
+    if folder.is_dir() and any(not p.name.endswith(".tmp") and not p.name.startswith(LOCK) for p in folder.iterdir()):
         raise InputError(f"{folder}: is not empty and holds no catalogue; choose another folder")
     manifest = {"kind": "catalogue in parts", "version": MANIFEST_VERSION, "complete": False, "identity": identity}
-    write_json(manifest, folder / MANIFEST)
+    write_json(manifest, folder / MANIFEST, MAKE_ROOM)
     return manifest
 
 
@@ -160,138 +245,46 @@ def _first_difference(old: Any, new: Any, where: str = "") -> str:
     return f"{where}: {then} then, {now} now"
 
 
-def check_inputs_unchanged(layout: "Layout", records: Iterable[PartRecord], checked: set[int] | None = None) -> None:
+def check_inputs_unchanged(layout: "Layout", records: Iterable[PartRecord]) -> None:
     """Refuse to go on where an input is no longer the file that finished parts came from.
 
     Only files whose time of change differs are read again.
 
     Raises:
-        InputError: an input has changed or gone.
+        InputError: an input has changed or gone, or parts came from different files of that name.
     """
-    seen: set[int] = set() if checked is None else checked
+    seen: dict[int, PartRecord] = {}
     for record in records:
-        if record.file in seen:
-            continue
-        seen.add(record.file)
-        _check_unchanged(layout.files[record.file], record.input_checksum, record.input_modified)
+        first = seen.setdefault(record.file, record)
+        path = layout.files[record.file].path
+        if first is record:
+            check_unchanged(path, record.input_checksum, record.input_modified)
+        elif record.input_checksum != first.input_checksum:
+            raise InputError(
+                f"{path}: {first.name} and {record.name} were made from different files of that name; infer into another "
+                f"folder"
+            )
 
 
-def _check_unchanged(file: "InputFile", checksum: str, modified: int) -> None:
-    if file.path.stat().st_mtime_ns != modified and file_checksum(file.path) != checksum:
-        raise InputError(
-            f"{file.path}: has changed since parts were made from it; put the first one back, or infer into another "
-            f"folder"
-        )
-
-
-# ------------------------------------------------------------------------------------------------- companion tables
-
-
-def keep_tables(folder: Path, layout: "Layout") -> list[Rejected]:
-    """Read the companion tables of every survey and keep them for the workers, if that was not done yet.
+def finished_tasks(
+    folder: Path, layout: "Layout", tasks: Sequence["Task"], records: Sequence[PartRecord]
+) -> dict["Task", list[PartRecord]]:
+    """Find tasks of which every part is there and intact.
 
     Args:
         folder: of the catalogue.
         layout: inputs and how they are cut.
-
-    Returns:
-        rows of the tables that could not be used.
-
-    Raises:
-        InputError: a table has changed since it was read, or cannot be used; the disk is full.
-    """
-    from xpbayes.production.inputs import join_tables
-
-    rejected: list[Rejected] = []
-    for survey in range(len(layout.surveys)):
-        final = _tables_folder(folder, survey)
-        if not final.is_dir():
-            scratch = temporary_name(final)
-            try:
-                scratch.mkdir(parents=True)
-                tables = join_tables(layout, survey, scratch)
-                (scratch / TABLES).write_bytes(pickle.dumps(tables))
-                try:
-                    os.replace(scratch, final)
-                except OSError:
-                    if not final.is_dir():
-                        raise
-                    shutil.rmtree(scratch)  # another job was first, with the same tables
-            except OSError as error:
-                raise cannot_write(final, error) from error
-        tables = pickle.loads((final / TABLES).read_bytes())
-        for file, checksum, modified in zip(
-            layout.companions_of(survey), tables.checksums, tables.modified, strict=True
-        ):
-            _check_unchanged(file, checksum, modified)
-        rejected += tables.companions.rejected
-    return rejected
-
-
-def kept_tables(folder: Path, layout: "Layout") -> list["Companions"]:
-    """Return the companion tables of every survey, as `keep_tables` left them."""
-    from xpbayes.production.inputs import located
-
-    folders = [_tables_folder(folder, i) for i in range(len(layout.surveys))]
-    return [located(pickle.loads((f / TABLES).read_bytes()), f) for f in folders]
-
-
-def kept_checksums(folder: Path, layout: "Layout") -> list[str]:
-    """SHA-256 of every companion file, in the layout's order."""
-    out: list[str] = []
-    for survey in range(len(layout.surveys)):
-        out += pickle.loads((_tables_folder(folder, survey) / TABLES).read_bytes()).checksums
-    return out
-
-
-def _tables_folder(folder: Path, survey: int) -> Path:
-    return folder / RECORDS / f"tables-{survey:03d}"
-
-
-# ------------------------------------------------------------------------------------------------- while it lasts
-
-
-def keep_layout(folder: Path, layout: "Layout") -> str:
-    """Write the layout for this run's workers, who would take long to find it again; returns the file's path.
-
-    Paths may differ from machine to machine, so every job of a batch keeps its own, named by its content.
-    """
-    raw = pickle.dumps(layout)
-    path = folder / RECORDS / f"layout-{hashlib.sha256(raw).hexdigest()[:16]}.pickle"
-    try:
-        path.parent.mkdir(exist_ok=True)
-        temporary = temporary_name(path)
-        temporary.write_bytes(raw)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    return str(path.absolute())
-
-
-def kept_layout(path: str) -> "Layout":
-    """Read what `keep_layout` wrote."""
-    return pickle.loads(Path(path).read_bytes())
-
-
-def finished_chunks(
-    folder: Path, layout: "Layout", chunks: Sequence["Chunk"], records: Sequence[PartRecord]
-) -> dict["Chunk", list[PartRecord]]:
-    """Find chunks of which every part is there and intact.
-
-    Args:
-        folder: of the catalogue.
-        layout: inputs and how they are cut.
-        chunks: those that matter to this job.
+        tasks: those that matter to this job.
         records: of all finished parts.
     """
     by_file: dict[int, dict[int, PartRecord]] = {}
     for record in records:
         by_file.setdefault(record.file, {})[record.block] = record
-    done: dict[Chunk, list[PartRecord]] = {}
-    for chunk in chunks:
-        found = by_file.get(chunk.file, {})
-        if chunk.stop is not None:
-            blocks = [chunk.block]
+    done: dict[Task, list[PartRecord]] = {}
+    for task in tasks:
+        found = by_file.get(task.file, {})
+        if task.stop is not None:
+            blocks = [task.block]
         else:
             last = next((b for b, r in found.items() if r.last), None)
             if last is None:
@@ -303,7 +296,7 @@ def finished_chunks(
             if not good:
                 log.info(f"{record.name}: is not what its record says (damaged or removed); it is made again")
         if len(mine) == len(blocks) and all(intact):
-            done[chunk] = mine
+            done[task] = mine
     return done
 
 
@@ -326,27 +319,36 @@ def unfinished_files(layout: "Layout", records: Sequence[PartRecord]) -> list[in
 
 
 def complete(
-    folder: Path, layout: "Layout", manifest: dict[str, Any], rejected: Sequence[Rejected]
+    folder: Path,
+    layout: "Layout",
+    model: Path,
+    manifest: dict[str, Any],
+    rejected: Sequence[Rejected],
+    tables: Callable[[], list[str]],
 ) -> dict[str, Any] | None:
     """Gather the records into the manifest, if all are there.
 
     Args:
         folder: of the catalogue.
         layout: inputs and how they are cut.
+        model: folder of the model.
         manifest: as it was begun.
         rejected: rows of companion tables that could not be used.
+        tables: returns SHA-256 of every companion file, in the layout's order.
 
     Returns:
         the complete manifest; None if parts are missing.
 
     Raises:
-        InputError: the disk is full.
+        InputError: the disk is full; an input or the model is not what the parts were made with.
         RuntimeError: rows were lost.
     """
     records = read_records(folder)
     if unfinished_files(layout, records):
         now = read_manifest(folder)  # another shard may have gathered them a moment ago
         return now if now["complete"] else None
+    check_inputs_unchanged(layout, records)
+    check_model(model, manifest["identity"])
     for record in records:
         record.check_rows()
     for i, file in enumerate(layout.files):
@@ -359,19 +361,13 @@ def complete(
         **manifest,
         "complete": True,
         "inputs": [{**f.identity(), "checksum": checksums[i]} for i, f in enumerate(layout.files)],
-        "companions": [
-            {**f.identity(), "checksum": c}
-            for f, c in zip(layout.companions, kept_checksums(folder, layout), strict=True)
-        ],
+        "companions": [{**f.identity(), "checksum": c} for f, c in zip(layout.companions, tables(), strict=True)],
         "totals": totals(records, len(rejected)),
         "quarantined_by_reason": dict(sorted(Counter(r.reason for r in quarantined).items())),
         "parts": [_published(r) for r in records],
     }
-    try:
-        write_quarantine(quarantined, folder / QUARANTINE)
-    except OSError as error:
-        raise cannot_write(folder / QUARANTINE, error) from error
-    write_json(done, folder / MANIFEST)
+    write_quarantine(quarantined, folder / QUARANTINE)
+    write_json(done, folder / MANIFEST, MAKE_ROOM)
     shutil.rmtree(folder / RECORDS, ignore_errors=True)
     clean(folder, everything=True)
     return done
@@ -380,7 +376,7 @@ def complete(
 def _published(record: PartRecord) -> dict[str, Any]:
     """A part as the complete manifest lists it: without what only a resumed run needs."""
     raw = {"name": record.name if record.n_rows else None, **asdict(record), "n_quarantined": len(record.quarantined)}
-    return {k: v for k, v in raw.items() if k not in ("quarantined", "input_checksum", "input_modified", "last")}
+    return {k: v for k, v in raw.items() if k not in ("quarantined", "input_modified", "last")}
 
 
 def totals(records: Iterable[PartRecord], companion_rows: int = 0) -> dict[str, Any]:

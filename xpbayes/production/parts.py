@@ -5,25 +5,26 @@ and its `PartRecord` under ``records/``. Every file is written under a temporary
 record comes last, so that a part without one is a part that was not finished. Nothing here depends on time or host.
 """
 
-import json
 import os
-import platform
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from xpbayes.data.parquet import write_parquet
+from xpbayes.data.json_file import read_json, write_json
+from xpbayes.data.parquet import encode_parquet
 from xpbayes.data.rejected import Rejected
 from xpbayes.errors import InputError
-from xpbayes.files import file_checksum, has_gone, reason_of
+from xpbayes.files import MACHINE, file_checksum, has_gone, whole_file
 
 RECORDS = "records"
+MAKE_ROOM = "make room and go on with --resume"
 PART_PATTERN = "part-*.parquet"
 
 
@@ -83,11 +84,6 @@ class PartRecord:
         """Turn into plain data."""
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> "PartRecord":
-        """Read what `to_json` wrote."""
-        return cls(**{**raw, "quarantined": tuple(Rejected(**r) for r in raw.get("quarantined", ()))})
-
 
 class PartDraft:
     """Counts of a part while it grows."""
@@ -122,21 +118,17 @@ class PartDraft:
             self._first, self._last = (min(self._first, low), max(self._last, high)) if self._n_rows else (low, high)
             self._n_rows += rows.num_rows
 
-    def record(self, source: Path, *, last: bool) -> PartRecord:
+    def record(self, source: "OpenedInput", *, last: bool) -> PartRecord:
         """Finish the part.
 
         Args:
-            source: the input file.
+            source: the input file as it was when reading began.
             last: no further part comes from its chunk.
 
         Raises:
-            InputError: the input file has gone.
+            InputError: the input file is another now.
         """
-        try:
-            modified = source.stat().st_mtime_ns
-            checksum = _known_checksum(source, modified)
-        except FileNotFoundError as error:
-            raise has_gone(source) from error
+        source.check()
         return PartRecord(
             file=self._file,
             block=self._block,
@@ -150,15 +142,62 @@ class PartDraft:
             last_source_id=self._last,
             size=0,
             checksum="",
-            input_checksum=checksum,
-            input_modified=modified,
+            input_checksum=source.checksum,
+            input_modified=source.modified,
             quarantined=tuple(self._quarantined),
         )
 
 
+@dataclass(frozen=True)
+class OpenedInput:
+    """An input file when reading it began.
+
+    Attributes:
+        path: the file.
+        modified: time of its last change [ns].
+        size: [bytes].
+        inode: the file system's number for it.
+        checksum: SHA-256.
+    """
+
+    path: Path
+    modified: int
+    size: int
+    inode: int
+    checksum: str
+
+    @classmethod
+    def at(cls, path: Path) -> "OpenedInput":
+        """Take down what a file is, before it is read; its checksum is worked out once for all its parts."""
+        opened = _stat(path)
+        return cls(path, *opened, _known_checksum(path, *opened))
+
+    def check(self) -> None:
+        """Raise InputError if the file is another now, or has gone."""
+        if _stat(self.path) != (self.modified, self.size, self.inode):
+            raise InputError(
+                f"{self.path}: has changed while it was read; let nobody write to it and go on with --resume"
+            )
+
+
+def check_unchanged(path: Path, checksum: str, modified: int) -> None:
+    """Raise InputError if an input is not what it was; it is read again only if its time of change differs."""
+    if _stat(path)[0] != modified and file_checksum(path) != checksum:
+        raise InputError(
+            f"{path}: has changed since parts were made from it; put the first one back, or infer into another folder"
+        )
+
+
+def _stat(path: Path) -> tuple[int, int, int]:
+    try:
+        found = path.stat()
+    except FileNotFoundError as error:
+        raise has_gone(path) from error
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
 @lru_cache(maxsize=4)
-def _known_checksum(path: Path, modified: int) -> str:
-    """Checksum of an input file, computed once for all its parts."""
+def _known_checksum(path: Path, modified: int, size: int, inode: int) -> str:
     return file_checksum(path)
 
 
@@ -178,55 +217,20 @@ def write_part(folder: Path, table: pa.Table, record: PartRecord) -> PartRecord:
     """
     record.check_rows()
     if table.num_rows:
-        temporary = temporary_name(folder / record.name)
-        try:
-            write_parquet(table, temporary)
-            _force_to_disk(temporary)
+        with whole_file(folder / record.name, MAKE_ROOM) as temporary:
+            encode_parquet(table, temporary)
+            if pq.read_metadata(temporary).num_rows != record.n_rows:
+                raise RuntimeError(f"{record.name}: {record.n_rows} rows are recorded, others were written")
             record = replace(record, size=temporary.stat().st_size, checksum=file_checksum(temporary))
-            os.replace(temporary, folder / record.name)
-        except (InputError, OSError) as error:
-            cause = error.__cause__ if isinstance(error, InputError) else error
-            temporary.unlink(missing_ok=True)
-            raise cannot_write(folder / record.name, cause) from error
-    write_json(record.to_json(), folder / RECORDS / f"{part_name(record.file, record.block)}.json")
+    write_json(record.to_json(), folder / RECORDS / f"{part_name(record.file, record.block)}.json", MAKE_ROOM)
     return record
-
-
-def write_json(value: Any, path: Path) -> None:
-    """Write JSON under a temporary name, force it to disk and rename it.
-
-    Raises:
-        InputError: the disk is full or the folder cannot be written.
-    """
-    temporary = temporary_name(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
-        _force_to_disk(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary.parent.is_dir():
-            temporary.unlink(missing_ok=True)
-        raise cannot_write(path, error) from error
-
-
-def cannot_write(path: Path, error: BaseException | None) -> InputError:
-    """Return the sentence for a disk that took no more."""
-    return InputError(f"{path}: cannot be written ({reason_of(error)}); make room and go on with --resume")
-
-
-def _force_to_disk(path: Path) -> None:
-    """A renamed file whose bytes never reached the disk would survive a power cut as an empty one."""
-    with open(path, "rb") as stream:
-        os.fsync(stream.fileno())
 
 
 def read_record(folder: Path, file: int, block: int) -> PartRecord | None:
     """Read the record of a part whose file is there and intact; None if it has to be made."""
     try:
-        raw = json.loads((folder / RECORDS / f"{part_name(file, block)}.json").read_text())
-        record = PartRecord.from_json(raw)
-    except (OSError, ValueError, TypeError, KeyError):
+        record = read_json(folder / RECORDS / f"{part_name(file, block)}.json", PartRecord, "")
+    except InputError:
         return None
     return record if is_intact(folder, record) else None
 
@@ -240,13 +244,14 @@ def read_records(folder: Path) -> list[PartRecord]:
     out = []
     for path in sorted((folder / RECORDS).glob("part-*.json")):
         try:
-            out.append(PartRecord.from_json(json.loads(path.read_text())))
-        except FileNotFoundError:
-            continue  # another shard has just gathered the records into the manifest
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise InputError(
-                f"{path}: is damaged ({type(error).__name__}); delete it and its part and go on with --resume"
-            ) from error
+            record = read_json(path, PartRecord, "delete it and its part and go on with --resume")
+        except InputError:
+            if not path.exists():
+                continue  # another shard has just gathered the records into the manifest
+            raise
+        if path.stem != part_name(record.file, record.block):
+            raise InputError(f"{path}: is the record of another part; delete it and go on with --resume")
+        out.append(record)
     return sorted(out, key=lambda r: (r.file, r.block))
 
 
@@ -268,17 +273,9 @@ def clean(folder: Path, *, everything: bool) -> None:
     """
     for path in [*folder.glob("*.tmp"), *(folder / RECORDS).glob("*.tmp")]:
         machine, _, process = path.name.removesuffix(".tmp").removesuffix(".tmp").rpartition("-")
-        abandoned = machine.endswith(_MACHINE) and process.isdigit() and not _is_running(int(process))
+        abandoned = machine.endswith(MACHINE) and process.isdigit() and not _is_running(int(process))
         if everything or abandoned:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-_MACHINE = f".{platform.node()}"
-
-
-def temporary_name(path: Path) -> Path:
-    """Name to write under: two runs at one part, or an orphan of a killed one, must not share it."""
-    return path.with_name(f"{path.name}{_MACHINE}-{os.getpid()}.tmp")
 
 
 def _is_running(process: int) -> bool:

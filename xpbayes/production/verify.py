@@ -79,7 +79,7 @@ def part_records(manifest: Mapping[str, Any]) -> list[PartRecord]:
     """Parts of a complete manifest; their quarantined rows are only counted there."""
     known = {f.name for f in fields(PartRecord)}
     unlisted = {"last": False, "input_checksum": "", "input_modified": 0}
-    return [PartRecord.from_json({**unlisted, **{k: v for k, v in p.items() if k in known}}) for p in manifest["parts"]]
+    return [PartRecord(**{**unlisted, **{k: v for k, v in p.items() if k in known}}) for p in manifest["parts"]]
 
 
 def check_repeated(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -208,6 +208,9 @@ def _check_balance(folder: Path, manifest: Mapping[str, Any], records: list[Part
     """Rows in = rows out + rows not selected + rows quarantined, in every part and in total."""
     problems = []
     for raw in manifest["parts"]:
+        made_from, listed = raw.get("input_checksum"), dict(enumerate(manifest.get("inputs", ()))).get(raw["file"])
+        if made_from and (listed is None or made_from != listed["checksum"]):  # 0.1.0 did not say
+            problems.append(f"part {raw['file']}-{raw['block']}: was made from another file than {MANIFEST} lists")
         if raw["n_read"] != raw["n_rows"] + raw["n_not_selected"] + raw["n_quarantined"]:
             problems.append(f"part {raw['file']}-{raw['block']}: rows read and rows accounted for differ")
     counted = totals(records)

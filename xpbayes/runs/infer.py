@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from xpbayes.config import InferenceConfig
 from xpbayes.data.spectra import OK, Spectra
@@ -124,9 +125,19 @@ def solve_stars(
     table: Spectra,
     config: InferenceConfig,
     level: int = logging.INFO,
+    status: NDArray[np.str_] | None = None,
 ) -> tuple[pa.Table, int]:
-    """Catalogue rows of one star table, and how many of its stars could not be used; what it says has this level."""
-    status = table.problems()
+    """Catalogue rows of one star table, and how many of its stars could not be used.
+
+    Args:
+        trained: the model.
+        factor: of what training leaves unknown of it, to be added to the errors.
+        table: the stars.
+        config: settings.
+        level: of what is said on the way.
+        status: (star,) `table.problems()`, if that is known already.
+    """
+    status = table.problems() if status is None else status
     usable = table.take(np.flatnonzero(status == OK))
     for reason, count in sorted(Counter(status.tolist()).items()):
         if reason != OK:

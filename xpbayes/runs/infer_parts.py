@@ -17,9 +17,9 @@ from xpbayes.data.spectra import OK, Spectra
 from xpbayes.data.stars import STAR_BLOCK
 from xpbayes.errors import InputError
 from xpbayes.production import engine as engines
+from xpbayes.production import kept, parts
 from xpbayes.production import manifest as manifests
-from xpbayes.production import parts
-from xpbayes.production.inputs import Chunk, Layout, lay_out, read_chunk
+from xpbayes.production.inputs import Layout, Task, lay_out, read_task
 from xpbayes.production.model_file import TrainedModel, load_model
 from xpbayes.production.parts import PartDraft, PartRecord, clean, read_record, read_records
 from xpbayes.production.prefetch import prefetched
@@ -72,7 +72,7 @@ def infer_parts(  # noqa: PLR0913 - what the verb of the command line can say
         engine: 'local', processes of this machine, or 'dask'.
         processes: how many; one a device or core, as far as memory goes, if None.
         scheduler: address of a running Dask scheduler; None starts workers on this machine.
-        shard: (i, n): do only every n-th chunk, from the i-th on, beside n - 1 other jobs; implies `resume`. Whoever
+        shard: (i, n): do only every n-th task, from the i-th on, beside n - 1 other jobs; implies `resume`. Whoever
             is last completes the manifest.
         stars_per_part: most rows of a part.
 
@@ -87,8 +87,11 @@ def infer_parts(  # noqa: PLR0913 - what the verb of the command line can say
         >>> xpbayes.infer_parts("model", ["a.parquet", "b.parquet"], "catalogue/")  # doctest: +SKIP
     """
     engines.check_engine(engine)
+    engines.slots(processes)  # an impossible number is refused before anything is written
     if scheduler is not None and engine != "dask":
         raise InputError(f"--scheduler {scheduler} is for the engine dask; add --engine dask")
+    if stars_per_part < 1:
+        raise InputError(f"--stars-per-part {stars_per_part} is not possible; use at least 1")
     config, folder, model = config or InferenceConfig(), Path(out), Path(model).absolute()
     check_selection(only)
     trained = load_model(model)
@@ -98,38 +101,38 @@ def infer_parts(  # noqa: PLR0913 - what the verb of the command line can say
     about = {**about_model(trained, factor), "settings": settings, "selection": only}
     identity = manifests.make_identity(layout, model, about, settings, versions())
     check_writable(folder / manifests.MANIFEST)
-    manifest = manifests.open_run(folder, identity, resume=resume or shard is not None)
-    clean(folder, everything=manifest["complete"])
-    if manifest["complete"]:
-        log.info(f"{folder} is complete already: {manifest['totals']['rows_written']:,} rows")
-        return folder
+    with manifests.alone(folder, shard):
+        manifest = manifests.open_run(folder, identity, resume=resume or shard is not None)
+        clean(folder, everything=manifest["complete"])
+        if manifest["complete"]:
+            log.info(f"{folder} is complete already: {manifest['totals']['rows_written']:,} rows")
+            return folder
 
-    records = read_records(folder)
-    manifests.check_inputs_unchanged(layout, records)
-    mine = [c for c in layout.chunks if shard is None or c.number % shard[1] == shard[0]]
-    kept = manifests.keep_layout(folder, layout)
-    job = _Job(str(folder.absolute()), str(model), config, only, kept, manifests.identity_checksum(identity))
+        records = read_records(folder)
+        manifests.check_inputs_unchanged(layout, records)
+        mine = [t for t in layout.tasks if shard is None or t.number % shard[1] == shard[0]]
+        layout_file = kept.keep_layout(folder, layout)
+        job = _Job(str(folder.absolute()), str(model), config, only, layout_file, manifests.identity_checksum(identity))
 
-    def run(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-        if engine == "dask":
-            return engines.run_dask(work, items, scheduler, processes)
-        return engines.run_local(work, items, processes)
+        def run(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+            if engine == "dask":
+                return engines.run_dask(work, items, scheduler, processes)
+            return engines.run_local(work, items, processes)
 
-    rejected = manifests.keep_tables(folder, layout)
-    done = manifests.finished_chunks(folder, layout, mine, records)
-    progress = Progress(sum(c.weight for c in mine))
-    progress.already([r for c in done for r in done[c]], sum(c.weight for c in done))
-    left = [c for c in mine if c not in done]
-    if done or len(left) != len(mine):
-        log.info(f"{len(done)} of {len(mine)} chunks are done already")
-    for chunk, made in run(partial(infer_chunk, job), left) if left else ():
-        progress.add(made, chunk.weight)
+        rejected = kept.keep_tables(folder, layout)
+        done = manifests.finished_tasks(folder, layout, mine, records)
+        progress = Progress(sum(t.weight for t in mine))
+        progress.already([r for t in done for r in done[t]], sum(t.weight for t in done))
+        left = [t for t in mine if t not in done]
+        if done or len(left) != len(mine):
+            log.info(f"{len(done)} of {len(mine)} tasks are done already")
+        for task, made in run(partial(infer_task, job), left) if left else ():
+            progress.add(made, task.weight)
 
-    finished = manifests.complete(folder, layout, manifest, rejected)
+        tables = partial(kept.kept_checksums, folder, layout)
+        finished = manifests.complete(folder, layout, model, manifest, rejected, tables)
     if finished is None:
-        log.info(
-            f"this job's {len(mine)} chunks are done; other jobs' are not, and the last of them completes {folder}"
-        )
+        log.info(f"this job's {len(mine)} tasks are done; other jobs' are not, and the last of them completes {folder}")
         return folder
     total = finished["totals"]
     log.info(
@@ -146,7 +149,7 @@ def infer_parts(  # noqa: PLR0913 - what the verb of the command line can say
 
 @dataclass(frozen=True)
 class _Job:
-    """What a worker needs to know, small enough to be sent with every chunk.
+    """What a worker needs to know, small enough to be sent with every task.
 
     Attributes:
         folder: of the catalogue.
@@ -168,38 +171,44 @@ class _Job:
 @lru_cache(maxsize=1)
 def _at_work(job: _Job) -> tuple[TrainedModel, "NetworkCovariance | None", Layout, list[Companions]]:
     """Model, what is unknown of it, layout, and the tables to be joined to spectra: read once by each worker."""
-    layout, trained = manifests.kept_layout(job.layout), load_model(job.model)
-    factor = model_factor(job.model, trained) if job.config.model_uncertainty else None
-    return trained, factor, layout, manifests.kept_tables(Path(job.folder), layout)
+    folder, model = Path(job.folder), Path(job.model)
+    identity = manifests.read_manifest(folder)["identity"]
+    if manifests.identity_checksum(identity) != job.identity:
+        raise InputError(f"{folder}: holds another run now; infer into another folder")
+    layout, trained = kept.kept_layout(job.layout), load_model(model)
+    factor = model_factor(model, trained) if job.config.model_uncertainty else None
+    manifests.check_model(model, identity)  # after reading: what was read is what the run was begun with
+    return trained, factor, layout, kept.kept_tables(folder, layout)
 
 
-def infer_chunk(job: _Job, chunk: Chunk) -> list[PartRecord]:
-    """Read, calibrate, solve and write one chunk: the one function that every engine calls.
+def infer_task(job: _Job, task: Task) -> list[PartRecord]:
+    """Read, calibrate, solve and write one task: the one function that every engine calls.
 
     Parts that are there already stay as they are; for the same input, the others are always the same bytes.
     """
     trained, factor, layout, companions = _at_work(job)
-    folder, file = Path(job.folder), layout.files[chunk.file]
+    folder, file = Path(job.folder), layout.files[task.file]
     records: list[PartRecord] = []
     rows: list[pa.Table] = []
     draft: PartDraft | None = None
     known: PartRecord | None = None
-    with prefetched(read_chunk(layout, chunk, companions)) as pieces:
-        for piece in pieces:
+    source = parts.OpenedInput.at(file.path)
+    with prefetched(read_task(layout, task, companions)) as batches:
+        for batch in batches:
             if draft is None:
-                known = read_record(folder, chunk.file, piece.block)
-                draft = PartDraft(chunk.file, piece.block)
+                known = read_record(folder, task.file, batch.block)
+                draft = PartDraft(task.file, batch.block)
             if known is None:
-                chosen = choose_stars(trained, piece.table, job.only)
+                chosen = choose_stars(trained, batch.table, job.only)
                 part = solve_batch(trained, factor, chosen, job.config)
                 measured = int(chosen.is_measured("parallax").sum()) if job.config.use_parallax else 0
-                draft.add(piece.n_read, len(piece.table) - len(chosen), measured, part, piece.rejected)
+                draft.add(batch.n_read, len(batch.table) - len(chosen), measured, part, batch.rejected)
                 rows.append(part)
-                engines.give_memory_back()  # what one piece leaves scattered would come on top of the next one's needs
-            if piece.ends_part:
+                engines.give_memory_back()  # what one batch leaves scattered would come on top of the next one's needs
+            if batch.ends_part:
                 if known is None:
                     table = describe(pa.concat_tables(rows).unify_dictionaries(), _about_part(trained, factor, job))
-                    known = parts.write_part(folder, table, draft.record(file.path, last=piece.ends_chunk))
+                    known = parts.write_part(folder, table, draft.record(source, last=batch.ends_task))
                 records.append(known)
                 rows, draft = [], None
     return records
@@ -208,17 +217,18 @@ def infer_chunk(job: _Job, chunk: Chunk) -> list[PartRecord]:
 def solve_batch(
     trained: TrainedModel, factor: "NetworkCovariance | None", table: Spectra, config: InferenceConfig
 ) -> pa.Table:
-    """Catalogue rows of some thousand stars, by the compiled programs that serve every piece of a run.
+    """Catalogue rows of some thousand stars, by the compiled programs that serve every batch of a run.
 
-    A piece is filled up to whole blocks of stars, on an accelerator to a whole chunk: another size is another program.
+    A batch is filled up to whole blocks of stars, on an accelerator to all that it takes: another size is another program.
     """
-    usable = np.flatnonzero(table.problems() == OK)
+    status = table.problems()
+    usable = np.flatnonzero(status == OK)
     whole = STAR_BLOCK if jax.default_backend() == "cpu" else config.chunk_size
     missing = -len(usable) % whole
     if not missing or not len(usable):
-        return solve_stars(trained, factor, table, config, logging.DEBUG)[0]
+        return solve_stars(trained, factor, table, config, logging.DEBUG, status)[0]
     index = np.concatenate([np.arange(len(table)), np.full(missing, usable[-1])])
-    return solve_stars(trained, factor, table.take(index), config, logging.DEBUG)[0].slice(0, len(table))
+    return solve_stars(trained, factor, table.take(index), config, logging.DEBUG, status[index])[0].slice(0, len(table))
 
 
 def _about_part(trained: TrainedModel, factor: "NetworkCovariance | None", job: _Job) -> dict[str, Any]:

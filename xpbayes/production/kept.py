@@ -1,0 +1,200 @@
+"""What a run keeps in its folder for its workers: the layout and the companion tables, as JSON and Parquet, never code.
+
+Everything is under ``records/`` and goes with it when the catalogue is complete.
+"""
+
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter
+
+from xpbayes.archive.companion_table import Run, SortedRuns
+from xpbayes.archive.companions import Companions, read_companions
+from xpbayes.archive.tables import Table
+from xpbayes.data.json_file import read_json, write_json
+from xpbayes.data.parquet import read_parquet
+from xpbayes.data.rejected import Rejected
+from xpbayes.errors import InputError
+from xpbayes.files import reason_of, temporary_name, whole_file
+from xpbayes.production.inputs import COMPANIONS, InputFile, Layout
+from xpbayes.production.parts import MAKE_ROOM, RECORDS, OpenedInput, check_unchanged
+
+TABLES = "tables.json"
+AGAIN = "delete its folder and go on with --resume"
+
+
+def keep_layout(folder: Path, layout: Layout) -> str:
+    """Write the layout for this run's workers, who would take long to find it again; returns the file's path.
+
+    Paths may differ from machine to machine, so every job of a batch keeps its own, named by its content.
+    """
+    raw = TypeAdapter(Layout).dump_json(layout)
+    path = folder / RECORDS / f"layout-{hashlib.sha256(raw).hexdigest()[:32]}.json"
+    with whole_file(path, MAKE_ROOM) as temporary:
+        temporary.write_bytes(raw)
+    return str(path.absolute())
+
+
+def kept_layout(path: str) -> Layout:
+    """Read what `keep_layout` wrote; InputError if it is not that."""
+    layout = read_json(path, Layout, AGAIN)
+    if hashlib.sha256(Path(path).read_bytes()).hexdigest()[:32] != Path(path).stem.removeprefix("layout-"):
+        raise InputError(f"{path}: is not the file that the run wrote; {AGAIN}")
+    return layout
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The companion tables of one survey on disk.
+
+    Attributes:
+        checksums, modified: SHA-256 and times of change [ns] of the survey's companion files, in the layout's order.
+        rejected: rows of the tables that could not be used.
+        about: what else `Companions` says.
+        tables: kind -> what `Table` or `SortedRuns` says but the rows; the rows are in files named by `rows` or `runs`.
+    """
+
+    checksums: list[str]
+    modified: list[int]
+    rejected: list[Rejected]
+    about: dict[str, Any]
+    tables: dict[str, dict[str, Any]]
+
+
+def keep_tables(folder: Path, layout: Layout) -> list[Rejected]:
+    """Read the companion tables of every survey and keep them for the workers, if that was not done yet.
+
+    Args:
+        folder: of the catalogue.
+        layout: inputs and how they are cut.
+
+    Returns:
+        rows of the tables that could not be used.
+
+    Raises:
+        InputError: a table has changed since it was read, or cannot be used; the disk is full.
+    """
+    rejected: list[Rejected] = []
+    for survey in range(len(layout.surveys)):
+        final = _tables_folder(folder, survey)
+        if not final.is_dir():
+            scratch = temporary_name(final)
+            try:
+                scratch.mkdir(parents=True)
+                _read_and_keep(layout, survey, scratch)
+                try:
+                    os.replace(scratch, final)
+                except OSError:
+                    if not final.is_dir():
+                        raise
+                    shutil.rmtree(scratch)  # another job was first, with the same tables
+            except OSError as error:
+                raise InputError(f"{final}: cannot be written ({reason_of(error)}); {MAKE_ROOM}") from error
+        kept = _kept(folder, survey, layout.companions_of(survey))
+        for file, checksum, modified in zip(layout.companions_of(survey), kept.checksums, kept.modified, strict=True):
+            check_unchanged(file.path, checksum, modified)
+        rejected += kept.rejected
+    return rejected
+
+
+def kept_tables(folder: Path, layout: Layout) -> list[Companions]:
+    """Return the companion tables of every survey, as `keep_tables` left them."""
+    out = []
+    for survey in range(len(layout.surveys)):
+        kept, place = _kept(folder, survey, layout.companions_of(survey)), _tables_folder(folder, survey)
+        tables: dict[str, Any] = {
+            kind: _load(kept.tables[kind], place) if kind in kept.tables else None for kind in COMPANIONS
+        }
+        nothing: dict[str, Any] = {"star_labels": None, "reddening": None, "dust": None}
+        out.append(Companions(**tables, **nothing, rejected=tuple(kept.rejected), **_tuples(kept.about)))
+    return out
+
+
+def kept_checksums(folder: Path, layout: Layout) -> list[str]:
+    """SHA-256 of every companion file, in the layout's order."""
+    surveys = range(len(layout.surveys))
+    return [c for i in surveys for c in _kept(folder, i, layout.companions_of(i)).checksums]
+
+
+def _tables_folder(folder: Path, survey: int) -> Path:
+    return folder / RECORDS / f"tables-{survey:03d}"
+
+
+def _kept(folder: Path, survey: int, files: tuple[InputFile, ...]) -> _Kept:
+    path = _tables_folder(folder, survey) / TABLES
+    kept = read_json(path, _Kept, AGAIN)
+    if not len(kept.checksums) == len(kept.modified) == len(files):
+        raise InputError(f"{path}: is damaged (it tells of {len(kept.checksums)} files, not {len(files)}); {AGAIN}")
+    return kept
+
+
+def _read_and_keep(layout: Layout, survey: int, scratch: Path) -> None:
+    one = layout.surveys[survey]
+    opened = [OpenedInput.at(f.path) for f in layout.companions_of(survey)]
+    companions = read_companions(one.settings, one.path.parent, scratch=scratch)
+    for file in opened:
+        file.check()
+    simple = {f.name for f in fields(Companions)} - {*COMPANIONS, "star_labels", "reddening", "dust", "rejected"}
+    kept = _Kept(
+        checksums=[file.checksum for file in opened],
+        modified=[file.modified for file in opened],
+        rejected=list(companions.rejected),
+        about={name: getattr(companions, name) for name in simple},
+        tables={
+            kind: _save(getattr(companions, kind), kind, scratch)
+            for kind in COMPANIONS
+            if getattr(companions, kind) is not None
+        },
+    )
+    write_json(TypeAdapter(_Kept).dump_python(kept, mode="json"), scratch / TABLES, MAKE_ROOM)
+
+
+def _save(table: Table | SortedRuns, kind: str, folder: Path) -> dict[str, Any]:
+    """Write a table's rows, unless they are on disk already, and return what else it says."""
+    about = {
+        f.name: getattr(table, f.name)
+        for f in fields(table)
+        if f.name not in ("rejected", "runs", "empty", *(("columns",) if isinstance(table, Table) else ()))
+    }
+    if isinstance(table, SortedRuns):
+        return {**about, "runs": [str(run.path.relative_to(folder)) for run in table.runs]}
+    name = f"{kind}.parquet"
+    with whole_file(folder / name, MAKE_ROOM) as temporary:
+        pq.write_table(pa.table({k: pa.array(v) for k, v in table.columns.items()}), temporary, compression="lz4")
+    return {**about, "rows": name}
+
+
+def _load(about: dict[str, Any], folder: Path) -> Table | SortedRuns:
+    simple = _tuples({k: v for k, v in about.items() if k not in ("rows", "runs")})
+    if "rows" in about:
+        return Table(columns=_columns(read_parquet(folder / about["rows"], advice=AGAIN)), rejected=(), **simple)
+    runs = tuple(_run(folder / name) for name in about["runs"])
+    with pq.ParquetFile(runs[0].path) as file:
+        rows = file.read_row_group(0, columns=list(simple["columns"])).slice(0, 1)
+    empty = Table(columns={k: v[:0] for k, v in _columns(rows).items()}, rejected=(), n_read=0)
+    return SortedRuns(**simple, runs=runs, rejected=(), empty=empty)
+
+
+def _run(path: Path) -> Run:
+    """A sorted run, the ranges of its row groups from its own statistics."""
+    about = pq.read_metadata(path)
+    at = about.schema.names.index("source_id")
+    ranges = [about.row_group(i).column(at).statistics for i in range(about.num_row_groups)]
+    return Run(path, np.array([r.min for r in ranges], np.int64), np.array([r.max for r in ranges], np.int64))
+
+
+def _columns(rows: pa.Table) -> dict[str, Any]:
+    columns = {name: rows[name].to_numpy() for name in rows.column_names}
+    return {k: v.astype(str) if v.dtype == object else v for k, v in columns.items()}
+
+
+def _tuples(about: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no tuples; our types hold no lists."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in about.items()}
