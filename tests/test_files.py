@@ -1,12 +1,16 @@
 """Files that appear whole or not at all."""
 
+import os
+import subprocess
+import sys
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from xpbayes.errors import InputError
-from xpbayes.files import first_difference, load_arrays, save_arrays, whole_file
+from xpbayes.files import first_difference, load_arrays, locked, refuse_overwriting, save_arrays, whole_file
 
 
 def test_it_appears_at_the_end_and_in_a_folder_of_its_own(tmp_path):
@@ -53,3 +57,53 @@ def test_arrays_come_back_with_their_words(tmp_path):
 )
 def test_the_first_difference_is_named(new, found):
     assert first_difference({"a": 1, "b": [1, {"c": 2}]}, new) == found
+
+
+def test_an_output_that_is_an_input_is_refused_by_any_name(tmp_path):
+    (tmp_path / "stars").mkdir()
+    table = tmp_path / "stars" / "a.parquet"
+    table.write_text("rows")
+    (tmp_path / "link").symlink_to(table)
+    os.link(table, tmp_path / "hard")
+    for out in (table, tmp_path / "link", tmp_path / "hard", tmp_path / "stars" / ".." / "stars" / "a.parquet"):
+        for given in (table, tmp_path / "stars"):
+            with pytest.raises(InputError, match="is an input of this run"):
+                refuse_overwriting(out, [given])
+    refuse_overwriting(tmp_path / "new", [table])
+    refuse_overwriting(tmp_path / "stars" / "new.parquet", [tmp_path / "stars"])
+
+
+def test_only_files_are_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/null")):
+        with pytest.raises(InputError, match="no file"), whole_file(path) as temporary:
+            temporary.write_text("x")
+    assert (tmp_path / "pipe").is_fifo() and Path("/dev/null").is_char_device()
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from xpbayes.files import locked
+with locked(Path(sys.argv[1]), "busy", shared=len(sys.argv) > 2):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("shared", [(), ("shared",)])
+def test_a_lock_is_held_by_the_living_alone(tmp_path, shared):
+    path = tmp_path / "run" / ".lock"
+    with subprocess.Popen([sys.executable, "-c", HOLD, path, *shared], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="^busy$"), locked(path, "busy"):
+            pass
+        if shared:
+            with locked(path, "busy", shared=True):
+                pass
+            assert path.exists()
+        other.kill()
+        other.wait()
+    with locked(path, "busy"):
+        assert path.exists()
+    assert not path.exists()

@@ -9,13 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.production.test_export import made_up
+from xpbayes.data.parquet import renamed
 from xpbayes.data.rejected import Rejected, write_quarantine
 from xpbayes.errors import InputError
 from xpbayes.production.manifest import MANIFEST, QUARANTINE, totals
 from xpbayes.production.parts import OpenedInput, PartDraft, read_record, write_part
-from xpbayes.production.table import describe, to_arrow
+from xpbayes.production.reader import open_catalogue
+from xpbayes.production.table import describe, read_catalogue, to_arrow
 from xpbayes.production.verify import is_positive_semidefinite, verify_catalogue
-from xpbayes.schema import catalogue_columns
+from xpbayes.runs.export import export
+from xpbayes.schema import FORMER_NAMES, catalogue_columns
 
 ABOUT = {"labels": ["teff", "feh", "logg"], "selection": "all"}
 N = 40
@@ -189,3 +192,81 @@ def test_strong_correlations_survive_rounding():
     packed = (covariance * 1e-6)[np.triu_indices(2)].astype(np.float32).astype(float)[None]
     assert is_positive_semidefinite(packed, 2).all()
     assert not is_positive_semidefinite(np.array([[1.0, 1.001, 1.0]]), 2).any()
+
+
+def test_a_part_of_another_input(tmp_path):
+    folder = make(tmp_path)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["parts"][1]["input_checksum"] = "sha256:0"
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    assert "part 0-1: was made from another file than manifest.json lists" in problems(folder)
+
+
+def test_an_input_that_changes_while_it_is_read_is_refused(tmp_path):
+    source = tmp_path / "input.txt"
+    source.write_text("one")
+    opened = OpenedInput.at(source)
+    opened.check()
+    (tmp_path / "other").write_text("two")
+    (tmp_path / "other").replace(source)
+    with pytest.raises(InputError, match="has changed while it was read"):
+        PartDraft(0, 0).record(opened, last=True)
+
+
+@pytest.mark.parametrize("fault", ["shorter", "swapped"])
+def test_a_damaged_catalogue_is_not_exported(tmp_path, fault):
+    folder = make(tmp_path / "c")
+    first, second = sorted(folder.glob("part-*"))
+    if fault == "shorter":
+        pq.write_table(pq.read_table(first).slice(0, 30), first)
+    else:
+        first.rename(folder / "x")
+        second.rename(first)
+        (folder / "x").rename(second)
+    for kind in ("fits", "votable", "hats"):
+        with pytest.raises(InputError, match="not the files that were written .first: part-00000-0000"):
+            export(folder, tmp_path / "out" / kind, kind)
+    assert not any((tmp_path / "out").glob("*"))
+
+
+def test_rows_that_the_manifest_does_not_count_are_not_read(tmp_path):
+    folder = make(tmp_path)
+    first = min(folder.glob("part-*"))
+    opened = open_catalogue(folder)
+    pq.write_table(pq.read_table(first).slice(0, 30), first)
+    with pytest.raises(InputError, match="has 30 rows, not the 40 of the manifest"):
+        list(opened.tables(["gdr3_source_id"]))
+
+
+def test_a_column_of_version_0_1_0_is_read_under_its_new_name(tmp_path):
+    path = tmp_path / "old.parquet"
+    table = describe(to_arrow(plausible(N, 1), 3), ABOUT)
+    former = {new: old for old, new in FORMER_NAMES.items()}
+    pq.write_table(renamed(table, former), path)
+    expected = table["extinction_signed"].to_pylist()
+    np.testing.assert_equal(read_catalogue(path)[0]["extinction_signed"].to_pylist(), expected)
+    (rows,) = open_catalogue(path).tables(["extinction_signed", "gdr3_source_id"])
+    np.testing.assert_equal(rows["extinction_signed"].to_pylist(), expected)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda m: "[" * 100_000, "is damaged"),
+        (lambda m: b"\xff\xfe", "is damaged"),
+        (lambda m: "[]", "is damaged"),
+        (lambda m: json.dumps({**m, "version": "1"}), "is damaged .version"),
+        (lambda m: json.dumps({**m, "version": 2}), "is newer than this xpbayes reads"),
+        (lambda m: json.dumps({**m, "complete": "yes"}), "is damaged .complete"),
+        (lambda m: json.dumps({**m, "parts": None}), "is damaged .parts"),
+        (lambda m: json.dumps({**m, "identity": {"about": {}}}), "is damaged .identity.about.labels"),
+        (lambda m: json.dumps({**m, "totals": {**m["totals"], "status": 3}}), "is damaged .totals.status"),
+    ],
+)
+def test_a_manifest_that_is_none_is_one_sentence(tmp_path, spoil, message):
+    folder = make(tmp_path)
+    text = spoil(json.loads((folder / MANIFEST).read_text()))
+    (folder / MANIFEST).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=message) as caught:
+        verify_catalogue(folder)
+    assert "\n" not in str(caught.value)

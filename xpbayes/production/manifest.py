@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field, StrictBool
 
-from xpbayes.data.json_file import Versioned, read_json, write_json
+from xpbayes.data.json_file import Versioned, checked, read_json, write_json
+from xpbayes.data.parquet import file_metadata, require_kind
 from xpbayes.data.rejected import Rejected, write_quarantine
 from xpbayes.errors import InputError
 from xpbayes.files import file_checksum, locked
 from xpbayes.production.model_file import WEIGHT_FACTOR
 from xpbayes.production.parts import MAKE_ROOM, RECORDS, PartRecord, check_unchanged, clean, is_intact, read_records
+from xpbayes.schema import CATALOGUE_VERSION
 
 if TYPE_CHECKING:  # readers of a finished catalogue need none of the archive's doors
     from xpbayes.production.inputs import Layout, Task
@@ -40,6 +42,7 @@ class _About(BaseModel):
 
     labels: list[str] = Field(min_length=1)
     settings: dict[str, Any] = {}
+    model: dict[str, Any] = {}
 
 
 class _Identity(BaseModel):
@@ -98,6 +101,14 @@ class _Complete(_Begun):
     parts: list[_Published]
     inputs: list[_Input] = []
     companions: list[_Input] = []
+
+
+def catalogue_metadata(path: str | Path) -> dict[str, Any]:
+    """Read what a catalogue's file says about its making; InputError if it is no catalogue, or of a newer xpbayes."""
+    about = file_metadata(path)
+    require_kind(about, "catalogue", CATALOGUE_VERSION, path)
+    checked(about, _About, f"{path}: metadata", "infer it again")
+    return about
 
 
 def model_checksums(folder: Path, *, uncertainty: bool) -> dict[str, str]:

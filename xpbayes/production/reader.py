@@ -8,13 +8,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xpbayes.data.parquet import file_metadata
+from xpbayes.data.parquet import open_parquet, renamed
 from xpbayes.errors import InputError
-from xpbayes.production.manifest import read_manifest
+from xpbayes.production.manifest import catalogue_metadata, read_manifest
+from xpbayes.production.parts import PartRecord, is_intact
 from xpbayes.production.verify import part_records
-from xpbayes.schema import Column, columns_of
+from xpbayes.schema import FORMER_NAMES, Column, columns_of
 
 ROWS_AT_ONCE = 16_384
+AGAIN = "copy or infer it again"
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,13 @@ class Catalogue:
         files: its Parquet files, in order.
         n_rows: rows in all of them.
         about: what it was made with.
+        records: of a catalogue in parts, what its manifest says of each file.
     """
 
     files: tuple[Path, ...]
     n_rows: int
     about: dict[str, Any]
+    records: tuple[PartRecord, ...] = ()
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -44,18 +48,31 @@ class Catalogue:
             rows_at_once: most rows of a table.
 
         Raises:
-            InputError: a file is damaged.
+            InputError: a file is damaged, or has other rows than the manifest says.
         """
         wanted = [c.name for c in self.columns] if names is None else list(names)
-        for path in self.files:
-            try:
-                with pq.ParquetFile(path) as file:
-                    for groups in _row_groups(file.metadata, rows_at_once):
-                        for batch in file.iter_batches(rows_at_once, row_groups=groups, columns=wanted):
-                            yield _plain(pa.Table.from_batches([batch]).select(wanted))
-            except (pa.ArrowException, OSError) as error:
-                reason = str(error).splitlines()[0]
-                raise InputError(f"{path}: cannot be read ({reason}); copy or infer it again") from error
+        for i, path in enumerate(self.files):
+            with open_parquet(path, AGAIN) as file:
+                if self.records and file.metadata.num_rows != self.records[i].n_rows:
+                    raise InputError(
+                        f"{path}: has {file.metadata.num_rows} rows, not the {self.records[i].n_rows} of the manifest; "
+                        f"{AGAIN}"
+                    )
+                stored = {new: old for old, new in FORMER_NAMES.items() if old in file.schema_arrow.names}
+                names_there = [stored.get(n, n) for n in wanted]
+                for groups in _row_groups(file.metadata, rows_at_once):
+                    for batch in file.iter_batches(rows_at_once, row_groups=groups, columns=names_there):
+                        rows = pa.Table.from_batches([batch]).select(names_there)
+                        yield _plain(renamed(rows, FORMER_NAMES))
+
+    def check_intact(self) -> None:
+        """Raise InputError if a file of a catalogue in parts is not the one that was written."""
+        bad = [r.name for path, r in zip(self.files, self.records, strict=False) if not is_intact(path.parent, r)]
+        if bad:
+            raise InputError(
+                f"{self.files[0].parent}: {len(bad)} of its parts are not the files that were written (first: {bad[0]}); "
+                f"{AGAIN}"
+            )
 
 
 def _row_groups(metadata: pq.FileMetaData, rows_at_once: int) -> Iterator[list[int]]:
@@ -108,10 +125,9 @@ def open_catalogue(path: str | Path) -> Catalogue:
         }
         n_rows = sum(r.n_rows for r in records)
     else:
-        about = file_metadata(path)
-        if about.get("kind") != "catalogue":
-            raise InputError(f"{path}: holds a {about.get('kind', 'file of unknown kind')}, not a catalogue")
+        about = catalogue_metadata(path)
+        records = []
         files, n_rows = (path,), pq.read_metadata(path).num_rows
     if not n_rows:
         raise InputError(f"{path}: has no rows; nothing to do")
-    return Catalogue(files, n_rows, about)
+    return Catalogue(files, n_rows, about, tuple(records))

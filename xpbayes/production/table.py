@@ -4,7 +4,6 @@ A star that could not be solved has null parameters, the flag POOR_FIT and a sen
 """
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from xpbayes.data.json_file import checked
-from xpbayes.data.parquet import metadata_of, open_parquet, require_kind, write_parquet
+from xpbayes.data.parquet import read_parquet, renamed, write_parquet
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.errors import InputError
 from xpbayes.inference.fit import Posteriors
 from xpbayes.inference.linear_algebra import upper_triangle
-from xpbayes.schema import CATALOGUE_VERSION, QualityFlag, arrow_schema, catalogue_columns, columns_of
+from xpbayes.production.manifest import catalogue_metadata
+from xpbayes.schema import CATALOGUE_VERSION, FORMER_NAMES, QualityFlag, arrow_schema, catalogue_columns, columns_of
 
 CHI2_CHANNELS = 61
 """Eq. 24 divides by 61 whatever was observed; n_obs and dof stand beside it."""
@@ -122,8 +121,8 @@ def catalogue_rows(
         "stellar_params_median": spread(inferred.median, np.nan),
         "stellar_params_p16": spread(inferred.low, np.nan),
         "stellar_params_p84": spread(inferred.high, np.nan),
-        "e_unbounded": spread(inferred.unbounded[:, 0], np.nan),
-        "e_unbounded_err": spread(inferred.unbounded[:, 1], np.nan),
+        "extinction_signed": spread(inferred.unbounded[:, 0], np.nan),
+        "extinction_signed_err": spread(inferred.unbounded[:, 1], np.nan),
         "k_hat": spread(inferred.k_hat, np.nan),
         "n_effective": spread(inferred.n_effective, np.nan),
         "n_modes": spread(inferred.n_modes, 0).astype(np.int16),
@@ -184,15 +183,6 @@ def write_catalogue(catalogue: pa.Table, path: str | Path) -> Path:
     return Path(path)
 
 
-@dataclass(frozen=True)
-class _Header:
-    """What the metadata of a catalogue must say."""
-
-    labels: tuple[str, ...]
-    settings: dict[str, Any] = field(default_factory=dict)
-    model: dict[str, Any] = field(default_factory=dict)
-
-
 def read_catalogue(path: str | Path) -> tuple[pa.Table, dict[str, Any]]:
     """Read a catalogue and its metadata.
 
@@ -204,11 +194,8 @@ def read_catalogue(path: str | Path) -> tuple[pa.Table, dict[str, Any]]:
     """
     if Path(path).is_dir():
         return _read_parts(Path(path))
-    with open_parquet(path, "infer it again") as file:
-        metadata = metadata_of(file.schema_arrow, path)
-        require_kind(metadata, "catalogue", CATALOGUE_VERSION, path)
-        checked(metadata, _Header, f"{path}: metadata", "infer it again")
-        table = file.read()
+    metadata = catalogue_metadata(path)
+    table = renamed(read_parquet(path, advice="infer it again"), FORMER_NAMES)
     missing = [c.name for c in columns_of(metadata) if c.name not in table.column_names]
     if missing:
         raise InputError(f"{path}: {len(missing)} columns are missing (first: {missing[0]}); infer it again")

@@ -18,14 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from xpbayes.data.parquet import METADATA_KEY
+from xpbayes.data.parquet import METADATA_KEY, read_parquet, renamed
 from xpbayes.data.rejected import read_quarantine
 from xpbayes.data.spectra import OK
 from xpbayes.errors import InputError
 from xpbayes.production.duplicates import Identifiers, find_repeated
 from xpbayes.production.manifest import MANIFEST, QUARANTINE, read_manifest, totals
 from xpbayes.production.parts import PART_PATTERN, PartRecord, is_intact
-from xpbayes.schema import columns_of
+from xpbayes.schema import FORMER_NAMES, columns_of
 
 ESSENTIAL = ("stellar_params_est", "stellar_params_err", "stellar_params_cov_triu", "chi2_opt", "ln_prior")
 """Columns of ZGR23 Table 2 that every solved star has."""
@@ -90,12 +90,7 @@ def check_repeated(folder: Path, manifest: Mapping[str, Any]) -> None:
     """
 
     def read(name: str) -> NDArray[np.int64]:
-        try:
-            return pq.read_table(folder / name, columns=["gdr3_source_id"])["gdr3_source_id"].to_numpy()
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(
-                f"{folder / name}: cannot be read ({str(error).splitlines()[0]}); infer it again"
-            ) from error
+        return read_parquet(folder / name, ["gdr3_source_id"], "infer it again")["gdr3_source_id"].to_numpy()
 
     parts = [
         Identifiers(r.name, r.first_source_id, r.last_source_id, r.n_rows, partial(read, r.name))
@@ -124,6 +119,7 @@ def check_part(folder: Path, record: PartRecord, about: Mapping[str, Any]) -> li
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         return [f"{record.name}: cannot be read ({str(error).splitlines()[0]})"]
+    table = renamed(table, FORMER_NAMES)
     columns = columns_of(about)
     expected = pa.schema([c.field() for c in columns])
     if not table.schema.equals(expected, check_metadata=False):
@@ -132,7 +128,8 @@ def check_part(folder: Path, record: PartRecord, about: Mapping[str, Any]) -> li
         ]
         return [f"{record.name}: its columns are not the schema's (first: {(different or table.schema.names)[0]})"]
     problems = []
-    unit = [c.name for c in columns if table.schema.field(c.name).metadata != c.field().metadata]
+    new = FORMER_NAMES.values()  # described otherwise in catalogues that have the former name
+    unit = [c.name for c in columns if c.name not in new and table.schema.field(c.name).metadata != c.field().metadata]
     if unit:
         problems.append(f"{len(unit)} columns have another unit, UCD or description (first: {unit[0]})")
     if not _is_about((table.schema.metadata or {}).get(METADATA_KEY, b"{}"), about):

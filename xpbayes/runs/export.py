@@ -37,7 +37,8 @@ def export(
         InputError: it cannot be read or written, positions are missing, or a package is.
     """
     opened, target = open_catalogue(catalogue), Path(out)
-    check_writable(target)
+    check_writable(target, catalogue)
+    opened.check_intact()
     if format == "hats":
         exports.write_hats(opened, target, approximate_positions=approximate_positions, processes=processes)
     elif format == "votable":

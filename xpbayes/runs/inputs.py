@@ -15,7 +15,7 @@ from xpbayes.data.join import rows_of
 from xpbayes.data.spectra import Cut, Spectra, add_up_cuts, join_star_tables
 from xpbayes.data.spectra_file import read_star_tables
 from xpbayes.errors import InputError, nearest
-from xpbayes.files import file_checksum
+from xpbayes.files import file_checksum, refuse_overwriting
 from xpbayes.identity import Side, Split, Stream, uniform_from_id
 from xpbayes.production.model_file import TrainedModel, load_model
 
@@ -157,10 +157,17 @@ def require_labels(columns: Collection[str], labels: tuple[str, ...], where: str
                 )
 
 
-def check_writable(out: PathLike | None) -> None:
-    """Refuse an unwritable output before hours of work, not after."""
+def check_writable(out: PathLike | None, *inputs: Any) -> None:
+    """Refuse an unwritable output, or one that is an input, before hours of work, not after.
+
+    Args:
+        out: the output; None if nothing is written.
+        inputs: paths, or sequences of paths, that must not be written to; anything else is in memory.
+    """
     if out is None:
         return
+    given = [p for i in inputs for p in (i if isinstance(i, list | tuple) else [i]) if isinstance(p, str | Path)]
+    refuse_overwriting(out, given)
     target = Path(out)
     parent = target.parent
     while not parent.exists():
@@ -172,5 +179,7 @@ def check_writable(out: PathLike | None) -> None:
             pass
         if target.is_dir() and target.suffix:
             raise IsADirectoryError(21, "it is a folder")
+        if target.exists() and not (target.is_dir() or target.is_file()):
+            raise OSError(22, "it is there and is no file")
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); choose another output") from error

@@ -78,7 +78,7 @@ def sample(  # noqa: PLR0913 - what the verb of the command line can say
     """
     inference, sampling = inference or InferenceConfig(), sampling or SamplingConfig()
     trained = load_if_path(model)
-    check_writable(out)
+    check_writable(out, model, stars)
     table = pick_stars(trained, stars, source_ids, n_random, only, seed)
     found = draw_posteriors(trained, table, inference, sampling)
     about = {
