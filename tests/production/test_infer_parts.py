@@ -452,7 +452,7 @@ def test_chains_use_the_cores_that_the_engine_gave(monkeypatch, trained, sample)
 
     asked = []
 
-    def refine_with_nuts(model, prior, error, stars, inferred, config, seeds, threads):
+    def refine_with_nuts(model, stars, inferred, config, seeds, threads):
         asked.append(threads)
         return inferred, np.zeros(len(inferred.estimate), bool)
 
