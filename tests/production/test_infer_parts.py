@@ -187,14 +187,14 @@ class TestFaults:
     def test_a_vanished_input_is_one_sentence(self, model_folder, inputs, tmp_path):
         copy = tmp_path / "stars"
         shutil.copytree(inputs, copy)
-        work = parts_run.infer_chunk
+        work = parts_run.infer_task
 
         def vanish_then_work(job, chunk):
             (copy / "b.parquet").unlink(missing_ok=True)
             return work(job, chunk)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(parts_run, "infer_chunk", vanish_then_work)
+            patch.setattr(parts_run, "infer_task", vanish_then_work)
             with pytest.raises(InputError, match=r"b.parquet: has gone since the run began; .* --resume"):
                 run(model_folder, copy, tmp_path / "c")
         shutil.copy(inputs / "b.parquet", copy)
