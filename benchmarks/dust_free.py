@@ -1,5 +1,4 @@
-"""E of simulated stars without dust, and of stars with much: how far mode, posterior mean, median and
-`extinction_signed` are off.
+"""E of simulated stars without dust, and of stars with much: how far mode, mean, median and `extinction_signed` are off.
 
     python benchmarks/dust_free.py MODEL STARS.parquet [--stars 3000] [--seed 0]
 
