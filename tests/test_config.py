@@ -23,6 +23,8 @@ def test_flags_override_the_file(tmp_path):
         ("[[training.phases]]\nupdate = 'model'\nepoch = 3\n", r"did you mean 'epochs'\?"),
         ("[training]\nvalidation_fraction = 1.5\n", "validation_fraction.*less than 1"),
         ("[training\n", "not valid TOML"),
+        *((f"[inference]\nn_draws = {n}\n", "powers of two") for n in (1, 3, 513)),
+        ("[inference]\nn_draws = 1e22\n", "inference.n_draws"),
     ],
 )
 def test_a_bad_file_is_one_sentence(tmp_path, text, message):

@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from xpbayes.errors import InputError, nearest
 
@@ -217,11 +217,15 @@ class InferenceConfig(FrozenSettings):
     n_starts: int = Field(6, ge=1, le=16, description="starts refined per star")
     max_iterations: int = Field(200, ge=10, description="solver iterations at most; few stars need more than ten")
     n_draws: int = Field(
-        512, ge=0, description="importance draws per star for means and quantiles, a power of two; 0 leaves them out"
+        512,
+        ge=0,
+        le=65536,
+        description="importance draws per star for means and quantiles, a power of two; 0 leaves them out",
     )
     n_more_draws: int = Field(
         256,
         ge=0,
+        le=65536,
         description="four times as many more, in three rounds that follow the posterior's arms, a power of two; "
         "0 is faster by a third of all time, and its tails are a little light",
     )
@@ -234,6 +238,13 @@ class InferenceConfig(FrozenSettings):
         description="add what training leaves unknown of the model to a catalogue's errors; 'xpbayes uncertainty' first",
     )
     chunk_size: int = Field(2048, ge=1, description="stars solved together")
+
+    @field_validator("n_draws", "n_more_draws")
+    @classmethod
+    def _is_power_of_two(cls, value: int) -> int:
+        if value and (value < 16 or value & (value - 1)):
+            raise ValueError("draws are balanced in powers of two: 0, 16, 32, 64, ...")
+        return value
 
     @model_validator(mode="after")
     def _has_what_it_refines(self) -> Self:

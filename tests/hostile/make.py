@@ -70,7 +70,7 @@ def write(path: Path, kind: str, table: Mapping[str, Any], units: Mapping[str, s
 
 def _cell(value: Any) -> Any:
     if np.ndim(value):
-        return json.dumps([float(v) for v in value])
+        return json.dumps([str(v) if isinstance(v, str) else float(v) for v in value])
     return "" if value is np.ma.masked else value
 
 

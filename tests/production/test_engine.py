@@ -165,7 +165,7 @@ def test_a_scheduler_that_is_not_there_is_one_sentence(monkeypatch):
         list(run_dask(square, range(2), scheduler="tcp://127.0.0.1:9"))
 
 
-@pytest.mark.parametrize("text", ["3", "3/3", "-1/4", "a/b", "1/", "/2", ""])
+@pytest.mark.parametrize("text", ["3", "3/3", "-1/4", "a/b", "1/", "/2", "", "²/3", "1/³", "٣/4", "1/1" + "0" * 5000])
 def test_bad_shards_are_one_sentence(text):
     with pytest.raises(InputError, match="0 <= i < n"):
         parse_shard(text)

@@ -254,8 +254,9 @@ def _parse_block(lines: list[bytes], delimiter: bytes, chosen: list[int]) -> dic
     if not lines:
         return {str(j): _text_series([]) for j in chosen}
     wanted = sorted(set(chosen))
+    blank = b"-" + delimiter * lines[0].count(delimiter)  # polars unpacks what begins as gzip, zlib or zstandard would
     frame = pl.read_csv(
-        io.BytesIO(b"\n".join(lines)),
+        io.BytesIO(b"\n".join([blank, *lines])),
         has_header=False,
         separator=delimiter.decode(),
         quote_char=None,
@@ -263,6 +264,7 @@ def _parse_block(lines: list[bytes], delimiter: bytes, chosen: list[int]) -> dic
         encoding="utf8-lossy",
         columns=wanted,
     )
+    frame = frame.slice(1)
     if frame.height != len(lines):  # a parser that sees other lines than we do must not be believed
         split = [line.split(delimiter) for line in lines]
         return {str(j): _text_series([cells[j].decode("utf-8", "replace") for cells in split]) for j in chosen}

@@ -54,7 +54,8 @@ def parse_shard(text: str) -> tuple[int, int]:
         InputError: it is not of that form.
     """
     first, _, second = text.partition("/")
-    if not (first.isdigit() and second.isdigit() and int(first) < int(second)):
+    plain = text.isascii() and first.isdecimal() and second.isdecimal() and len(text) < 20  # "²" is a digit, no number
+    if not plain or int(first) >= int(second):
         raise InputError(f"--shard {text} is not understood; give i/n with 0 <= i < n, such as 3/16")
     return int(first), int(second)
 
