@@ -1,5 +1,6 @@
 """Every loader reads a file or refuses it in one sentence, whatever the file: broken, cut, nested, of another kind."""
 
+import json
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from tests.hostile.doors import (
     seeds,
     small_arrays,
     small_card,
+    small_manifest,
     star_table,
 )
 from tests.hostile.make import FORMATS, FOUND, ODD_FILES, bad_json, harmed, odd_text, text_of, whole
@@ -87,8 +89,6 @@ def test_star_tables(tmp_path):
 
 def metadata_of_star_tables(folder: Path, kind: str = "star table") -> Iterator[tuple[str, bytes]]:
     """Star tables with other JSON in their metadata."""
-    import json
-
     import pyarrow.parquet as pq
 
     star_table(folder)
@@ -137,6 +137,22 @@ def test_model_arrays(tmp_path):
     read(array_bytes(small_arrays()))
     assert not faults(read, harmed(array_bytes(small_arrays())))
     assert not faults(read, iter(ODD_FILES.items()))
+
+
+def test_manifests(tmp_path):
+    read = TARGETS["manifest"](tmp_path)
+    read(next(seeds("manifest", tmp_path)))
+    assert not faults(read, bad_json(small_manifest()))
+    for key, value in (("totals", small_manifest()["totals"]), ("identity", small_manifest()["identity"])):
+        assert not faults(read, _inside(key, value))
+    assert not faults(read, iter(ODD_FILES.items()))
+
+
+def _inside(key: str, value: dict) -> Iterator[tuple[str, bytes]]:
+    """Manifests with other JSON under one key."""
+    marked = json.dumps({**small_manifest(), key: "@here@"}).encode()
+    for name, raw in bad_json(value):
+        yield f"{key}-{name}", marked.replace(b'"@here@"', raw)
 
 
 TOML = {

@@ -116,6 +116,8 @@ def read_star_table_rows(
                     at, rows = at + len(table), None
                     yield table
                     del table  # whoever has it may give its memory back before the next one is made
+        if at < min(stop, file.metadata.num_rows):
+            raise InputError(f"{path}: is damaged (it has fewer rows than it says); {AGAIN}")
 
 
 def _batches(file: pq.ParquetFile, start: int, stop: int, at_once: int) -> Iterator[pa.RecordBatch]:
