@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose
 from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.models.forward import predict_flux
 from xpbayes.models.model_error import kind_weights, mean_covariance, relative_sigma, with_model_error
+from xpbayes.models.star_model import StarModel
 from xpbayes.training.model_error import DOF_GRID, allowed_directions, learn_model_error
 
 N = 1024
@@ -145,10 +146,10 @@ def test_starting_from_an_estimate_keeps_its_kinds_and_goes_on(noiseless, gaussi
     assert_allclose(relative_sigma(again), relative_sigma(learned), rtol=0.05, atol=1e-4)
 
 
-def test_folding_in_equals_one_star_at_a_time(gaussian):
+def test_folding_in_equals_one_star_at_a_time(gaussian, trained):
     """Also beyond one chunk, and with the tail."""
     stars, learned, _ = gaussian
-    folded = fold_in_model_error(stars, learned)
+    folded = fold_in_model_error(StarModel(trained.forward, None, learned), stars)
     assert len(folded) == len(stars)
     for i in (0, 600, len(stars) - 1):
         expected = with_model_error(learned, stars.take(i))
@@ -156,7 +157,7 @@ def test_folding_in_equals_one_star_at_a_time(gaussian):
             folded.whitening[i], expected.whitening, rtol=2e-3, atol=2e-3 * float(jnp.abs(expected.whitening).max())
         )
         assert_allclose(folded.inv_dof[i], expected.inv_dof, rtol=1e-4, atol=1e-6)
-    assert fold_in_model_error(stars, None) is stars
+    assert fold_in_model_error(StarModel(trained.forward), stars) is stars
 
 
 def test_residuals_of_new_stars_are_as_large_as_expected(noiseless, planted_factor, gaussian, trained):
@@ -171,5 +172,7 @@ def test_residuals_of_new_stars_are_as_large_as_expected(noiseless, planted_fact
         chi2, inv_dof = np.sum(residual**2, axis=1), np.asarray(stars.inv_dof)
         return np.mean((1 + inv_dof * n) / (1 + inv_dof * chi2) * chi2 / n)
 
-    assert_allclose(chi2_per_channel(fold_in_model_error(new, gaussian[1])), 1.0, atol=0.1)
+    assert_allclose(
+        chi2_per_channel(fold_in_model_error(StarModel(trained.forward, None, gaussian[1]), new)), 1.0, atol=0.1
+    )
     assert chi2_per_channel(new) > 1.5
