@@ -230,3 +230,26 @@ def test_large_arrays_leave_with_their_pages():
     taken, returned = np.array([line.split() for line in lines], float).T
     assert (taken > 19).all()
     assert (returned > 19).all()
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_a_signal_ends_command_and_workers_with_one_sentence(number, status, word):
+    code = (
+        "from tests.production.test_engine import which_process\nimport xpbayes.cli\n"
+        "from xpbayes.production.engine import run_local\n"
+        "def work(arguments):\n"
+        "    for _, pid in run_local(which_process, range(10_000), 2):\n        print(pid, flush=True)\n"
+        "if __name__ == '__main__':\n    xpbayes.cli.app = work\n    xpbayes.cli.main([])\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root) as parent:
+        assert parent.stdout is not None
+        pids = {int(parent.stdout.readline()) for _ in range(12)}
+        parent.send_signal(number)
+        _, error = parent.communicate(timeout=60)
+    assert parent.returncode == status
+    assert error.strip().splitlines() == [f"xpbayes: {word}; nothing half-written is left under a final name"]
+    assert not [pid for pid in pids if Path(f"/proc/{pid}/stat").exists()]

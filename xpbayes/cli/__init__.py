@@ -1,7 +1,9 @@
 """The command line: parse, call one function of `runs`, print. No mathematics here, no heavy import at the top."""
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -21,14 +23,24 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
+class TerminatedError(BaseException):
+    """The process was asked to end: whatever is open is closed on the way out, as for an interruption."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise TerminatedError
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line: a user's mistake is one sentence and exit status 2, an interruption 130.
+    """Run the command line: a user's mistake is one sentence and exit status 2, an interruption 130, SIGTERM 143.
 
     Args:
         arguments: what follows the program's name; what the process was started with if None.
     """
     # Before NumPy is imported anywhere: many small factorisations are far slower with several BLAS threads each.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         app(arguments)
     except InputError as error:
@@ -37,3 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("xpbayes: interrupted; nothing half-written is left under a final name", file=sys.stderr)
         sys.exit(130)
+    except TerminatedError:
+        print("xpbayes: terminated; nothing half-written is left under a final name", file=sys.stderr)
+        sys.exit(143)
