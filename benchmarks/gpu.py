@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 PREPARED = ROOT / "build" / "gpu"
-STARS, REFERENCE, MODEL = "stars.safetensors", "float64.safetensors", "model"
+STARS, REFERENCE, MODEL, MODEL_ARRAYS = "stars.safetensors", "float64.safetensors", "model", "model.safetensors"
 N_CARRIED, N_COMPARED = 5000, 2000
 ABSENT = (
     "astropy",
@@ -151,6 +151,7 @@ def prepare(model_folder: str | None, star_table: str | None, folder: Path) -> N
     else:
         shutil.copytree(model_folder, folder / MODEL, dirs_exist_ok=True)
         model = xpbayes.load_model(folder / MODEL)
+    save_file(model_arrays(model.star_model), folder / MODEL_ARRAYS)  # the model's own folder is read with pydantic
     table = table.take(np.linspace(0, len(table) - 1, min(len(table), N_CARRIED)).astype(int))
     stars = table.stars(model.labels)
     arrays = {name: np.asarray(value) for name, value in vars(stars).items()}
@@ -177,12 +178,46 @@ def double(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
+def model_arrays(model: Any) -> dict[str, np.ndarray]:
+    """The arrays of a `StarModel`, by name."""
+    arrays = {f"weights.{i}": w for i, w in enumerate(model.forward.weights)}
+    arrays |= {f"biases.{i}": b for i, b in enumerate(model.forward.biases)}
+    arrays |= {name: getattr(model.forward, name) for name in ("ln_curve", "label_center", "label_scale")}
+    for kind, part in (("prior", model.prior), ("error", model.error)):
+        if part is not None:
+            arrays |= {f"{kind}.{name}": value for name, value in vars(part).items()}
+    return {name: np.array(value, order="C") for name, value in arrays.items()}
+
+
+def model_of(arrays: dict[str, np.ndarray]) -> Any:
+    """The inverse of `model_arrays`."""
+    import jax.numpy as jnp
+
+    from xpbayes.models.forward import ForwardModel
+    from xpbayes.models.model_error import ModelError
+    from xpbayes.models.prior import LabelPrior
+    from xpbayes.models.star_model import StarModel
+
+    def part(kind: str) -> dict[str, Any]:
+        return {n.removeprefix(f"{kind}."): jnp.asarray(a) for n, a in arrays.items() if n.startswith(f"{kind}.")}
+
+    layers = range(len(part("weights")))
+    forward = ForwardModel(
+        weights=tuple(part("weights")[str(i)] for i in layers),
+        biases=tuple(part("biases")[str(i)] for i in layers),
+        ln_curve=jnp.asarray(arrays["ln_curve"]),
+        label_center=jnp.asarray(arrays["label_center"]),
+        label_scale=jnp.asarray(arrays["label_scale"]),
+    )
+    error = part("error")
+    return StarModel(forward, LabelPrior(**part("prior")), ModelError(**error) if error else None)
+
+
 def load(folder: Path) -> Problem:
     """Read what `prepare` wrote, or make it up."""
     from safetensors.numpy import load_file
 
     from xpbayes.data.stars import Stars
-    from xpbayes.production.model_file import load_model
 
     if not (folder / STARS).is_file():
         return made_up()
@@ -191,10 +226,10 @@ def load(folder: Path) -> Problem:
     whitening = np.zeros((n, n_channels, n_channels), np.float32)
     row, column = np.tril_indices(n_channels)
     whitening[:, row, column] = arrays["whitening"]
-    model = load_model(folder / MODEL)
+    model = model_of(load_file(folder / MODEL_ARRAYS))
     reference = load_file(folder / REFERENCE)
     stars = Stars(**arrays | {"whitening": whitening})
-    return Problem(model.star_model, stars, reference, f"{n} real stars, a trained model")
+    return Problem(model, stars, reference, f"{n} real stars, a trained model")
 
 
 def made_up(n_stars: int = N_CARRIED, seed: int = 0) -> Problem:

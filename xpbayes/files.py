@@ -1,9 +1,9 @@
 """Files that appear whole or not at all, and how they are told apart."""
 
-import fcntl
 import hashlib
 import os
 import platform
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -109,6 +109,30 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f"{path.name}{MACHINE}-{os.getpid()}.tmp")
 
 
+def remove_abandoned(folder: Path, *, everything: bool = False) -> None:
+    """Remove temporary files and folders that killed processes left.
+
+    Args:
+        folder: where.
+        everything: nobody can be writing there; else only what a process of this machine left that is no more.
+    """
+    for path in folder.glob("*.tmp"):
+        machine, _, process = path.name.removesuffix(".tmp").removesuffix(".tmp").rpartition("-")
+        abandoned = machine.endswith(MACHINE) and process.isdecimal() and not _is_running(int(process))
+        if everything or abandoned:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def refuse_overwriting(out: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]) -> None:
     """Refuse an output that is one of the inputs, or a file of a folder among them, by whatever name or link.
 
@@ -136,6 +160,8 @@ def locked(path: Path, advice: str, *, shared: bool = False) -> Iterator[None]:
     Raises:
         InputError: another process holds it, or the file cannot be made.
     """
+    import fcntl  # POSIX has it; nothing that imports this module fails where it is not there
+
     kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
     while True:
         try:

@@ -84,7 +84,9 @@ class TestBadInput:
             list(run.rows(("chi2_opt",), ()))
 
     def test_an_unfinished_catalogue(self, tmp_path):
-        (tmp_path / "manifest.json").write_text(json.dumps({"version": 1, "identity": {}, "complete": False}))
+        (tmp_path / "manifest.json").write_text(
+            json.dumps({"version": 1, "identity": {"about": {"labels": ["teff"]}}, "complete": False})
+        )
         with pytest.raises(InputError, match="is not finished; go on with 'xpbayes infer"):
             open_run({"catalogue": tmp_path})
 

@@ -85,7 +85,9 @@ def _write_hdf5(path: Path, table: Any, units: Mapping[str, str]) -> None:
     with h5py.File(path, "w") as file:
         for name in table.colnames:
             values = np.ma.getdata(table[name])
-            data = file.create_dataset(f"t/{name}", data=values.astype("S") if values.dtype.kind == "U" else values)
+            data = file.create_dataset(
+                f"t/{name}", data=np.char.encode(values, "utf-8") if values.dtype.kind == "U" else values
+            )
             if name in units:
                 data.attrs["unit"] = units[name]
 

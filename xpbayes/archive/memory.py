@@ -80,7 +80,7 @@ def _raw_table(rows: Any) -> RawTable:
         )
     units = {n: str(u) for n in names if (u := getattr(rows[n], "unit", None)) is not None}
     columns = {str(n): _cells(rows[n]) for n in names}
-    return RawTable(("0",), tuple(columns), sliced(len(rows), lambda name, part: columns[name][part]), units)
+    return RawTable(("0",), tuple(columns), sliced(len(rows), lambda part, name: columns[name][part]), units)
 
 
 def _cells(column: Any) -> Any:

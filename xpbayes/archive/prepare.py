@@ -23,7 +23,7 @@ from xpbayes.data.rejected import Rejected, write_quarantine
 from xpbayes.data.spectra import Cut, add_up_cuts
 from xpbayes.data.spectra_file import write_star_table
 from xpbayes.errors import InputError
-from xpbayes.files import file_checksum, whole_file
+from xpbayes.files import file_checksum, remove_abandoned, whole_file
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,8 @@ def prepare(config_path: Path, out: Path) -> list[Path]:
             _require_unchanged(path, done[stem]["input"], out)
     if done:
         log.info(f"{len(done)} of {len(inputs)} XP files were done before")
+    for place in (out, work, work / DONE):
+        remove_abandoned(place)
     scratch = work / "companions"
     shutil.rmtree(scratch, ignore_errors=True)
     companions = None

@@ -5,8 +5,6 @@ and its `PartRecord` under ``records/``. Every file is written under a temporary
 record comes last, so that a part without one is a part that was not finished. Nothing here depends on time or host.
 """
 
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -21,7 +19,7 @@ from xpbayes.data.json_file import read_json, write_json
 from xpbayes.data.parquet import encode_parquet
 from xpbayes.data.rejected import Rejected
 from xpbayes.errors import InputError
-from xpbayes.files import MACHINE, file_checksum, has_gone, whole_file
+from xpbayes.files import file_checksum, has_gone, remove_abandoned, whole_file
 
 RECORDS = "records"
 MAKE_ROOM = "make room and go on with --resume"
@@ -271,18 +269,5 @@ def clean(folder: Path, *, everything: bool) -> None:
         everything: the catalogue is complete, so that nobody can be writing; else only what is known to be abandoned,
             because a shard on another machine may be at work.
     """
-    for path in [*folder.glob("*.tmp"), *(folder / RECORDS).glob("*.tmp")]:
-        machine, _, process = path.name.removesuffix(".tmp").removesuffix(".tmp").rpartition("-")
-        abandoned = machine.endswith(MACHINE) and process.isdigit() and not _is_running(int(process))
-        if everything or abandoned:
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    for place in (folder, folder / RECORDS):
+        remove_abandoned(place, everything=everything)

@@ -31,7 +31,7 @@ def catalogue_rows(longitude, latitude, e, plx, sigma_e, sigma_plx, rho=0.0, **r
         "dof": np.full(n, 61, np.int16),
         "status": ["ok"] * n,
     }
-    about = json.dumps({"kind": "catalogue", "labels": ["teff", "feh", "logg"]})
+    about = json.dumps({"kind": "catalogue", "version": 1, "labels": ["teff", "feh", "logg"]})
     return pa.table({**columns, **replaced}).replace_schema_metadata({"xpbayes": about})
 
 

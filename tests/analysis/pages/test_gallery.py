@@ -121,7 +121,9 @@ class TestBadInput:
     @pytest.mark.parametrize("verb", ["analyse", "report", "dustmap"])
     def test_an_unfinished_catalogue(self, verb, analysed, tmp_path):
         (tmp_path / "c").mkdir()
-        (tmp_path / "c" / "manifest.json").write_text(json.dumps({"version": 1, "identity": {}, "complete": False}))
+        (tmp_path / "c" / "manifest.json").write_text(
+            json.dumps({"version": 1, "identity": {"about": {"labels": ["teff"]}}, "complete": False})
+        )
         words = {
             "analyse": ("--catalogue", tmp_path / "c"),
             "report": (analysed / "model", tmp_path / "c", analysed / "stars.parquet"),
