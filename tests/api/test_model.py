@@ -1,5 +1,7 @@
 """The verbs of a model in memory, each against the run or the density that it stands for."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +27,12 @@ def test_what_is_saved_is_loaded(model, tmp_path):
     again = xpbayes.load(model.save(tmp_path / "model"))
     assert isinstance(again, Model) and again.labels == model.labels
     assert repr(again).startswith("<xpbayes model of teff, feh, logg: 64 channels (61 XP samples, J, H, Ks)")
+
+
+def test_a_model_says_how_good_it_is(model):
+    row = {"group": "all", "label": "logg", "scatter": 0.2164}
+    told = replace(model, card={**model.card, "held_out": {"accuracy": [row, {**row, "group": "dwarfs"}]}})
+    assert repr(told).endswith("; held-out scatter logg 0.216>")
 
 
 def test_log_posterior_is_numpyros_up_to_a_constant(model, sample):

@@ -222,11 +222,8 @@ class Model(TrainedModel):
 
     def __repr__(self) -> str:
         card = self.card
-        quality = ", ".join(
-            f"{name} {entry['scatter']:.3g}"
-            for name, entry in (card.get("held_out") or {}).items()
-            if isinstance(entry, dict) and "scatter" in entry
-        )
+        rows = (card.get("held_out") or {}).get("accuracy", [])
+        quality = ", ".join(f"{row['label']} {row['scatter']:.3g}" for row in rows if row["group"] == "all")
         return (
             f"<xpbayes model of {', '.join(self.labels)}: {len(self.channels)} channels "
             f"({self.channels.n_xp} XP samples{''.join(', ' + b for b in self.channels.band_names)}), trained on "
