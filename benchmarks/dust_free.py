@@ -1,10 +1,10 @@
-"""E of simulated stars without dust, and of stars with much: how far mode, mean, median and `extinction_signed` are off.
+"""E of simulated stars without dust, and of stars with much: how far mode, mean, median and `e_unbounded` are off.
 
     python benchmarks/dust_free.py MODEL STARS.parquet [--stars 3000] [--seed 0]
 
 Labels come from the prior, noise from stars that the model was not trained on, every second star has a parallax of
 0.02 mas. Biases are in units of each star's own error, with the standard error of their average.
-Acceptance: within 0.05 sigma without dust, where no posterior on E > 0 can have its mean or median: `extinction_signed` is
+Acceptance: within 0.05 sigma without dust, where no posterior on E > 0 can have its mean or median: `e_unbounded` is
 meant for such averages. Mean and median are held to the same where E is above five of its errors.
 """
 
@@ -38,7 +38,7 @@ def say(kind: str, truth: NDArray[np.float64], found: Posteriors, of: NDArray[np
     """Print the biases of one kind of star."""
     errors = {"mode": found.std[:, -2], "mean": found.std[:, -2], "median": found.std[:, -2]}
     values = {"mode": found.estimate[:, -2], "mean": found.mean[:, -2], "median": found.median[:, -2]}
-    errors["extinction_signed"], values["extinction_signed"] = found.unbounded[:, 1], found.unbounded[:, 0]
+    errors["e_unbounded"], values["e_unbounded"] = found.unbounded[:, 1], found.unbounded[:, 0]
     print(f"{kind}: {of.sum()} stars, median error of E {np.median(found.std[of, -2]):.4f} mag")
     for name, value in values.items():
         pulls = (np.asarray(value, float) - truth)[of] / errors[name][of]

@@ -152,10 +152,6 @@ FLAG_SENTENCES = {
 """Each flag in one plain sentence, for documents and pages."""
 
 
-FORMER_NAMES = {"e_unbounded": "extinction_signed", "e_unbounded_err": "extinction_signed_err"}
-"""Columns of catalogues of version 0.1.0 that have another name now; readers take either."""
-
-
 def columns_of(about: Mapping[str, Any]) -> tuple[Column, ...]:
     """List the columns of the catalogue that has these metadata."""
     model_uncertainty = bool(about.get("settings", {}).get("model_uncertainty", False))
@@ -283,14 +279,14 @@ def catalogue_columns(n_labels: int = 3, *, model_uncertainty: bool = False) -> 
             )
         ),
         Column(
-            "extinction_signed",
+            "e_unbounded",
             f32,
             "mag",
             "phys.absorption",
             "E at the optimum as if it could be negative: the peak of the Gaussian in E that the mode, in ln E, lies above; "
             "unbiased for stars without dust where n_modes is 1, to be averaged",
         ),
-        Column("extinction_signed_err", f32, "mag", "stat.error;phys.absorption", "1-sigma error of extinction_signed"),
+        Column("e_unbounded_err", f32, "mag", "stat.error;phys.absorption", "1-sigma error of e_unbounded"),
         Column(
             "k_hat",
             f32,

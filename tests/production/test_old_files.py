@@ -32,7 +32,7 @@ def test_a_model_predicts_and_infers(catalogue):
 def test_catalogues_are_read_under_the_old_column_names(catalogue):
     rows, about = catalogue
     assert about["labels"] == ["teff", "feh", "logg"] and len(rows) == 8
-    assert np.isfinite(rows["extinction_signed"].to_numpy()).all()
+    assert np.isfinite(rows["e_unbounded"].to_numpy()).all()
 
 
 def test_a_catalogue_in_parts_is_whole(catalogue):

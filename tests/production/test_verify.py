@@ -9,16 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.production.test_export import made_up
-from xpbayes.data.parquet import renamed
 from xpbayes.data.rejected import Rejected, write_quarantine
 from xpbayes.errors import InputError
 from xpbayes.production.manifest import MANIFEST, QUARANTINE, totals
 from xpbayes.production.parts import OpenedInput, PartDraft, read_record, write_part
 from xpbayes.production.reader import open_catalogue
-from xpbayes.production.table import describe, read_catalogue, to_arrow
+from xpbayes.production.table import describe, to_arrow
 from xpbayes.production.verify import is_positive_semidefinite, verify_catalogue
 from xpbayes.runs.export import export
-from xpbayes.schema import FORMER_NAMES, catalogue_columns
+from xpbayes.schema import catalogue_columns
 
 ABOUT = {"labels": ["teff", "feh", "logg"], "selection": "all"}
 N = 40
@@ -236,17 +235,6 @@ def test_rows_that_the_manifest_does_not_count_are_not_read(tmp_path):
     pq.write_table(pq.read_table(first).slice(0, 30), first)
     with pytest.raises(InputError, match="has 30 rows, not the 40 of the manifest"):
         list(opened.tables(["gdr3_source_id"]))
-
-
-def test_a_column_of_version_0_1_0_is_read_under_its_new_name(tmp_path):
-    path = tmp_path / "old.parquet"
-    table = describe(to_arrow(plausible(N, 1), 3), ABOUT)
-    former = {new: old for old, new in FORMER_NAMES.items()}
-    pq.write_table(renamed(table, former), path)
-    expected = table["extinction_signed"].to_pylist()
-    np.testing.assert_equal(read_catalogue(path)[0]["extinction_signed"].to_pylist(), expected)
-    (rows,) = open_catalogue(path).tables(["extinction_signed", "gdr3_source_id"])
-    np.testing.assert_equal(rows["extinction_signed"].to_pylist(), expected)
 
 
 @pytest.mark.parametrize(

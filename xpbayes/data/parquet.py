@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -85,15 +85,6 @@ def read_parquet(path: str | os.PathLike[str], columns: Sequence[str] | None = N
     """Read columns of a Parquet file, all if None; InputError as `open_parquet`."""
     with open_parquet(path, advice) as file:
         return file.read(columns=None if columns is None else list(columns))
-
-
-def renamed(table: pa.Table, names: Mapping[str, str]) -> pa.Table:
-    """The same table, columns of former names under their present ones."""
-    if not set(names) & set(table.column_names):
-        return table
-    return table.rename_columns([names.get(n, n) for n in table.column_names]).replace_schema_metadata(
-        table.schema.metadata
-    )
 
 
 def column_names(path: str | os.PathLike[str]) -> list[str]:

@@ -8,12 +8,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xpbayes.data.parquet import open_parquet, renamed
+from xpbayes.data.parquet import open_parquet
 from xpbayes.errors import InputError
 from xpbayes.production.manifest import catalogue_metadata, read_manifest
 from xpbayes.production.parts import PartRecord, is_intact
 from xpbayes.production.verify import part_records
-from xpbayes.schema import FORMER_NAMES, Column, columns_of
+from xpbayes.schema import Column, columns_of
 
 ROWS_AT_ONCE = 16_384
 AGAIN = "copy or infer it again"
@@ -58,12 +58,9 @@ class Catalogue:
                         f"{path}: has {file.metadata.num_rows} rows, not the {self.records[i].n_rows} of the manifest; "
                         f"{AGAIN}"
                     )
-                stored = {new: old for old, new in FORMER_NAMES.items() if old in file.schema_arrow.names}
-                names_there = [stored.get(n, n) for n in wanted]
                 for groups in _row_groups(file.metadata, rows_at_once):
-                    for batch in file.iter_batches(rows_at_once, row_groups=groups, columns=names_there):
-                        rows = pa.Table.from_batches([batch]).select(names_there)
-                        yield _plain(renamed(rows, FORMER_NAMES))
+                    for batch in file.iter_batches(rows_at_once, row_groups=groups, columns=wanted):
+                        yield _plain(pa.Table.from_batches([batch]).select(wanted))
 
     def check_intact(self) -> None:
         """Raise InputError if a file of a catalogue in parts is not the one that was written."""

@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from xpbayes.data.parquet import read_parquet, renamed, write_parquet
+from xpbayes.data.parquet import read_parquet, write_parquet
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.errors import InputError
 from xpbayes.inference.fit import Posteriors
 from xpbayes.inference.linear_algebra import upper_triangle
 from xpbayes.production.manifest import catalogue_metadata
-from xpbayes.schema import CATALOGUE_VERSION, FORMER_NAMES, QualityFlag, arrow_schema, catalogue_columns, columns_of
+from xpbayes.schema import CATALOGUE_VERSION, QualityFlag, arrow_schema, catalogue_columns, columns_of
 
 CHI2_CHANNELS = 61
 """Eq. 24 divides by 61 whatever was observed; n_obs and dof stand beside it."""
@@ -121,8 +121,8 @@ def catalogue_rows(
         "stellar_params_median": spread(inferred.median, np.nan),
         "stellar_params_p16": spread(inferred.low, np.nan),
         "stellar_params_p84": spread(inferred.high, np.nan),
-        "extinction_signed": spread(inferred.unbounded[:, 0], np.nan),
-        "extinction_signed_err": spread(inferred.unbounded[:, 1], np.nan),
+        "e_unbounded": spread(inferred.unbounded[:, 0], np.nan),
+        "e_unbounded_err": spread(inferred.unbounded[:, 1], np.nan),
         "k_hat": spread(inferred.k_hat, np.nan),
         "n_effective": spread(inferred.n_effective, np.nan),
         "n_modes": spread(inferred.n_modes, 0).astype(np.int16),
@@ -195,7 +195,7 @@ def read_catalogue(path: str | Path) -> tuple[pa.Table, dict[str, Any]]:
     if Path(path).is_dir():
         return _read_parts(Path(path))
     metadata = catalogue_metadata(path)
-    table = renamed(read_parquet(path, advice="infer it again"), FORMER_NAMES)
+    table = read_parquet(path, advice="infer it again")
     missing = [c.name for c in columns_of(metadata) if c.name not in table.column_names]
     if missing:
         raise InputError(f"{path}: {len(missing)} columns are missing (first: {missing[0]}); infer it again")

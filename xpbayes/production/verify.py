@@ -18,14 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from xpbayes.data.parquet import METADATA_KEY, read_parquet, renamed
+from xpbayes.data.parquet import METADATA_KEY, read_parquet
 from xpbayes.data.rejected import read_quarantine
 from xpbayes.data.spectra import OK
 from xpbayes.errors import InputError
 from xpbayes.production.duplicates import Identifiers, find_repeated
 from xpbayes.production.manifest import MANIFEST, QUARANTINE, read_manifest, totals
 from xpbayes.production.parts import PART_PATTERN, PartRecord, is_intact
-from xpbayes.schema import FORMER_NAMES, columns_of
+from xpbayes.schema import columns_of
 
 ESSENTIAL = ("stellar_params_est", "stellar_params_err", "stellar_params_cov_triu", "chi2_opt", "ln_prior")
 """Columns of ZGR23 Table 2 that every solved star has."""
@@ -119,7 +119,6 @@ def check_part(folder: Path, record: PartRecord, about: Mapping[str, Any]) -> li
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         return [f"{record.name}: cannot be read ({str(error).splitlines()[0]})"]
-    table = renamed(table, FORMER_NAMES)
     columns = columns_of(about)
     expected = pa.schema([c.field() for c in columns])
     if not table.schema.equals(expected, check_metadata=False):
@@ -128,8 +127,7 @@ def check_part(folder: Path, record: PartRecord, about: Mapping[str, Any]) -> li
         ]
         return [f"{record.name}: its columns are not the schema's (first: {(different or table.schema.names)[0]})"]
     problems = []
-    new = FORMER_NAMES.values()  # described otherwise in catalogues that have the former name
-    unit = [c.name for c in columns if c.name not in new and table.schema.field(c.name).metadata != c.field().metadata]
+    unit = [c.name for c in columns if table.schema.field(c.name).metadata != c.field().metadata]
     if unit:
         problems.append(f"{len(unit)} columns have another unit, UCD or description (first: {unit[0]})")
     if not _is_about((table.schema.metadata or {}).get(METADATA_KEY, b"{}"), about):

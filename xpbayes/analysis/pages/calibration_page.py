@@ -249,7 +249,7 @@ def write_check(check: CalibrationCheck, model: TrainedModel, folder: Path) -> l
             [
                 f"{free['n']:.0f} stars have a true E below {DUST_FREE:.0f} of their own errors. Their mode, in ln E, is "
                 f"{free['mode']:+.2f} sigma from the truth on average; the posterior mean {free['mean']:+.2f} sigma; E as "
-                f"if it could be negative, extinction_signed in a catalogue, {free['unbounded']:+.2f} sigma."
+                f"if it could be negative, e_unbounded in a catalogue, {free['unbounded']:+.2f} sigma."
             ],
         ),
         Section(
