@@ -7,7 +7,8 @@ import pytest
 from numpy.testing import assert_allclose
 
 from xpbayes.channels import XP_GRID_NM
-from xpbayes.instrument.bases import design_matrix, figures_left_alone, implied_correlation
+from xpbayes.instrument.bases import design_matrix, implied_correlation
+from xpbayes.instrument.gaiaxpy import figures_left_alone
 
 
 def _numbers(text: str) -> np.ndarray:

@@ -11,15 +11,15 @@ from numpy.testing import assert_allclose
 
 from xpbayes.archive.xp_continuous import read_xp_continuous
 from xpbayes.channels import XP_GRID_NM
-from xpbayes.instrument.bases import figures_left_alone
+from xpbayes.instrument.bases import instrument_of
 from xpbayes.instrument.error_model import inflate
+from xpbayes.instrument.gaiaxpy import figures_left_alone
 from xpbayes.instrument.whitening import pack, whiten, whiten_packed
 from xpbayes.instrument.xp_covariance import (
     FLUX_UNIT_SI,
     XpSide,
     calibrate,
     coefficient_covariance,
-    merge_weights,
     sample_spectra,
 )
 
@@ -150,7 +150,7 @@ def test_a_missing_side_leaves_the_other_sides_samples_only():
     assert_allclose(flux[0], full[0])
     w = np.flatnonzero(XP_GRID_NM == 642)[0]
     both_rp, _, _ = sample_spectra(made_up_zero(rp), rp)  # 642 nm keeps no merge weight without BP
-    assert_allclose(flux[1, w], both_rp[1, w] / merge_weights()[1][w])
+    assert_allclose(flux[1, w], both_rp[1, w] / instrument_of().sides(XP_GRID_NM)[1][1][w])
     assert_allclose(full_covariance[0], full_covariance[0].T, rtol=1e-9, atol=1e-9 * full_covariance.max())
 
 
@@ -159,13 +159,10 @@ def made_up_zero(like: XpSide) -> XpSide:
     return XpSide(np.zeros((n, 55)), np.ones((n, 55)), None, np.ones(n), np.ones(n, bool))
 
 
-def test_merge_weights_are_those_inside_the_design_matrix():
-    import importlib
-
-    create = getattr(importlib.import_module("gaiaxpy.calibrator.calibrator"), "__create_merge")
-    bp, rp = merge_weights()
-    assert_allclose(bp, create("bp", XP_GRID_NM), atol=1e-15)
-    assert_allclose(rp, create("rp", XP_GRID_NM), atol=1e-15)
+def test_merge_weights_share_the_samples_between_635_and_643_nm():
+    (_, bp), (_, rp) = instrument_of().sides(XP_GRID_NM)
+    assert_allclose(rp, np.clip((XP_GRID_NM - 635.0) / 8.0, 0.0, 1.0), atol=1e-15)
+    assert_allclose(bp + rp, 1.0, atol=1e-15)
 
 
 def test_divided_errors_scale_the_covariance_by_the_standard_deviation():

@@ -230,6 +230,10 @@ def _hdf5_batches(
 # ----------------------------------------------------------------------------------------------------------- Avro
 
 
+MOST_FIELDS = 10_000
+"""Fields looked at: records that hold one another by name have no end."""
+
+
 def open_avro(path: Path) -> RawFile:
     """Open an Avro file; fields of nested records are columns ``outer/inner``."""
     import fastavro
@@ -238,7 +242,7 @@ def open_avro(path: Path) -> RawFile:
     try:
         records = fastavro.reader(stream)
         schema: Any = records.writer_schema
-        names = list(dict.fromkeys(_leaves(schema, "")))
+        names = list(dict.fromkeys(islice(_leaves(schema, "", {}), MOST_FIELDS)))
         units = {f["name"]: str(f["unit"]) for f in schema["fields"] if is_declared(f.get("unit"))}
     except Exception as error:  # fastavro raises ValueError, EOFError, struct.error, ... for a foreign file
         stream.close()
@@ -266,15 +270,25 @@ def open_avro(path: Path) -> RawFile:
     return RawFile((RawTable(("1", str(schema.get("name", ""))), tuple(names), read, units),), stream.close)
 
 
-def _leaves(schema: Any, place: str, depth: int = 0) -> Iterator[str]:
-    """Names of the fields that are no records, outermost name first; records known by name only are not followed."""
-    options = schema if isinstance(schema, list) else [schema]
+def _leaves(schema: Any, place: str, named: dict[str, Any], depth: int = 0) -> Iterator[str]:
+    """Names of the fields that are no records, outermost name first.
+
+    Args:
+        schema: of the field.
+        place: its name.
+        named: records met so far; the schema has each in full once, and by its name from then on.
+        depth: how deep it is nested.
+    """
+    options = [named.get(s, s) if isinstance(s, str) else s for s in (schema if isinstance(schema, list) else [schema])]
     records = [s for s in options if isinstance(s, dict) and s.get("type") == "record"]
     if not records or depth > 8:
         yield place
+        return
     for record in records:
+        name = str(record.get("name", ""))
+        named |= {name: record, f"{record.get('namespace', '')}.{name}": record}
         for f in record["fields"]:
-            yield from _leaves(f["type"], f"{place}/{f['name']}".lstrip("/"), depth + 1)
+            yield from _leaves(f["type"], f"{place}/{f['name']}".lstrip("/"), named, depth + 1)
 
 
 def _leaf(record: Any, name: str) -> Any:

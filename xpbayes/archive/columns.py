@@ -98,12 +98,14 @@ class ReadOptions:
         hdu: number or name of the one table to read.
         allow_truncated: read a table that its server says it has cut.
         section: the survey.toml section that these settings belong to, for messages.
+        release: which data release the files are of; None: they say it themselves, or are of the default.
     """
 
     source_id: str | None = None
     hdu: int | str | None = None
     allow_truncated: bool = False
     section: str = ""
+    release: str | None = None
 
     def setting(self, name: str) -> str:
         """The setting's name as the user may write it."""

@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 
 from xpbayes.archive.columns import DEFAULT, ReadOptions
 from xpbayes.archive.rows import column_names
-from xpbayes.archive.xp_continuous import XpBatch, read_xp_continuous
+from xpbayes.archive.xp_continuous import UNKNOWN_BASIS, XpBatch, read_xp_continuous
 from xpbayes.archive.xp_sampled import calibrate_sampled, read_xp_sampled
 from xpbayes.data.rejected import Rejected
 from xpbayes.errors import InputError
-from xpbayes.instrument.xp_covariance import CalibratedXp, ErrorScaling, XpSide, calibrate, coefficient_counts
+from xpbayes.instrument.bases import instrument_for, instrument_of, missing_instrument
+from xpbayes.instrument.instrument import DEFAULT_ID, SIDES, Instrument, InstrumentId, release_with
+from xpbayes.instrument.release import DEFAULT_RELEASE
+from xpbayes.instrument.xp_covariance import CalibratedXp, ErrorScaling, XpSide, calibrate
 
 Product = Literal["continuous", "sampled"]
 
@@ -32,6 +35,7 @@ class XpRows:
         xp: flux, whitening and which samples were measured.
         rejected: rows met on the way that could not be used.
         product: which of Gaia's two they come from.
+        instrument: which one they were calibrated with.
     """
 
     source_id: NDArray[np.int64]
@@ -39,6 +43,7 @@ class XpRows:
     xp: CalibratedXp
     rejected: tuple[Rejected, ...]
     product: Product = "continuous"
+    instrument: InstrumentId = DEFAULT_ID
 
     def __len__(self) -> int:
         return len(self.source_id)
@@ -67,42 +72,94 @@ def read_xp(path: str | Path, scaling: ErrorScaling = "published", options: Read
 
     Yields:
         `XpRows`; over all of them, rows + rejected rows = rows of the file.
+
+    Raises:
+        InputError: the file cannot be read, or its spectra are of a release for which there is no instrument.
     """
     path = Path(path)
     if xp_product(path) == "continuous":
-        batches = read_xp_continuous(path, options=options)
-        return (_calibrate(batch, scaling, path.name) for batch in batches)
+        return _calibrated(path, read_xp_continuous(path, options=options), scaling, options.release)
+    instrument = instrument_of(options.release or DEFAULT_RELEASE.name)
     spectra = read_xp_sampled(path, options=options)
     return (
-        XpRows(s.source_id, s.row, calibrate_sampled(s.flux, s.error, s.present), s.rejected, "sampled")
+        XpRows(
+            s.source_id,
+            s.row,
+            calibrate_sampled(s.flux, s.error, s.present, instrument),
+            s.rejected,
+            "sampled",
+            instrument.about,
+        )
         for s in spectra
     )
 
 
-def _calibrate(batch: XpBatch, scaling: ErrorScaling, name: str) -> XpRows:
+def _calibrated(path: Path, batches: Iterator[XpBatch], scaling: ErrorScaling, release: str | None) -> Iterator[XpRows]:
+    """Calibrate batches with one instrument: the named release's, or the one that the file's first spectra are of."""
+    instrument = None if release is None else instrument_of(release)
+    for batch in batches:
+        instrument = instrument or _instrument_of(path, batch)
+        yield _calibrate(batch, scaling, path.name, instrument or instrument_of())
+
+
+def _instrument_of(path: Path, batch: XpBatch) -> Instrument | None:
+    """The instrument that a batch's coefficients are of; None where they tell nothing.
+
+    Raises:
+        InputError: they are of a release without an instrument.
+    """
+    ids = tuple(_common_basis(side) for side in (batch.bp, batch.rp))
+    instrument = instrument_for(batch.counts, (ids[0], ids[1]))
+    if instrument is not None or not any(batch.counts):
+        return instrument
+    release = release_with(batch.counts)
+    if release is not None or batch.later:
+        raise missing_instrument(str(path), batch.counts, release)
+    return None
+
+
+def _common_basis(side: XpSide) -> int | None:
+    """The set of basis functions that most sources of a side have; None where it is unknown."""
+    if side.basis_id is None or not (known := side.basis_id[side.present & (side.basis_id != UNKNOWN_BASIS)]).size:
+        return None
+    return int(np.median(known))
+
+
+def _calibrate(batch: XpBatch, scaling: ErrorScaling, name: str, instrument: Instrument) -> XpRows:
     """Calibrate one batch; rows that the instrument model cannot take are rejected."""
-    reason = np.full(len(batch), "", dtype="U80")
+    reason = np.full(len(batch), "", dtype="U120")
     sides: list[XpSide] = []
-    for side_name, side, count in zip(("BP", "RP"), (batch.bp, batch.rp), coefficient_counts(), strict=True):
+    about = instrument.about
+    expected = zip(SIDES, (batch.bp, batch.rp), about.counts, about.basis_ids, strict=True)
+    for side_name, side, count, basis_id in expected:
         if side.n_coefficients != count:
             text = f"{side.n_coefficients} {side_name} coefficients where the instrument model has {count}"
             reason[side.present & (reason == "")] = text
             side = _absent(len(batch), count)
+        elif basis_id is not None and side.basis_id is not None:
+            others = side.present & (side.basis_id != basis_id) & (side.basis_id != UNKNOWN_BASIS)
+            for i in np.flatnonzero(others & (reason == "")):
+                reason[i] = (
+                    f"{side_name} basis functions {side.basis_id[i]} where the instrument model of {about.title} has "
+                    f"{basis_id}"
+                )
         if scaling == "divided":
             unknown = side.present & ~(side.standard_deviation > 0)
             reason[unknown & (reason == "")] = f"no {side_name} standard deviation to divide the errors by"
         sides.append(side)
     keep = reason == ""
-    if keep.all():
-        return XpRows(batch.source_id, batch.row, calibrate(sides[0], sides[1], scaling), batch.rejected)
     bad = tuple(
         Rejected(name, int(batch.row[i]), int(batch.source_id[i]), str(reason[i])) for i in np.flatnonzero(~keep)
     )
+    if bad:
+        sides = [side.take(keep) for side in sides]
     return XpRows(
         batch.source_id[keep],
         batch.row[keep],
-        calibrate(sides[0].take(keep), sides[1].take(keep), scaling),
+        calibrate(sides[0], sides[1], scaling, instrument=instrument),
         (*batch.rejected, *bad),
+        "continuous",
+        about,
     )
 
 

@@ -23,6 +23,7 @@ from xpbayes.instrument.xp_covariance import XpSide
 BATCH_SIZE = 128
 """Rows per batch: 3,190 doubles a row, 3 MB, which the processor's cache can hold."""
 
+UNKNOWN_BASIS = -1
 CORRELATION_TOLERANCE = 1e-5
 """Published correlations are float32: this far beyond 1 is rounding."""
 
@@ -45,6 +46,7 @@ def _side_columns(side: str) -> tuple[Column, ...]:
         Column(f"{side}_coefficient_correlations", "array", (f"{side}_correlations",)),
         Column(f"{side}_coefficient_covariances", "array", (f"{solution}/covariance",)),
         Column(f"{side}_standard_deviation", aliases=(f"{solution}/standardDeviation",)),
+        Column(f"{side}_basis_function_id", "integer", (f"{side}Spec/basisFunctionSetDefId",)),
     )
 
 
@@ -53,8 +55,8 @@ COEFFICIENTS = (
     ("bp_coefficients", "rp_coefficients"),
     "has neither bp_coefficients nor rp_coefficients; name a file of continuous XP spectra",
 )
-OTHER_RELEASE = "spec/solution/sqrtcov"
-"""A field of Gaia's internal records of later releases, whose bases are other ones."""
+LATER_RELEASE = "spec/solution/sqrtcov"
+"""A field of Gaia's internal records of releases after DR3, whose bases are other ones."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class XpBatch:
         bp: BP of every source.
         rp: RP of every source.
         rejected: rows met on the way that could not be used.
+        later: the file holds records of a release after DR3.
     """
 
     source_id: NDArray[np.int64]
@@ -74,9 +77,15 @@ class XpBatch:
     bp: XpSide
     rp: XpSide
     rejected: tuple[Rejected, ...]
+    later: bool = False
 
     def __len__(self) -> int:
         return len(self.source_id)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Coefficients of BP and RP; 0 where no source has that side."""
+        return self.bp.n_coefficients, self.rp.n_coefficients
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,7 @@ class _Solution:
     error: NDArray[np.float64]
     correlation: NDArray[np.float64] | None
     standard_deviation: float
+    basis_id: int = UNKNOWN_BASIS
 
 
 def read_xp_continuous(
@@ -107,11 +117,6 @@ def read_xp_continuous(
     """
     path = Path(path)
     rows = open_rows(path, COLUMNS, options, COEFFICIENTS)
-    if any(n.lower().endswith(OTHER_RELEASE) for n in rows.names):
-        raise InputError(
-            f"{path}: holds records of a later Gaia release than DR3 (with sqrtCov), whose bases xpbayes does not have; "
-            f"name spectra of Gaia DR3"
-        )
     for side in ("bp", "rp"):
         if f"{side}_coefficients" in rows.found and not (
             {f"{side}_coefficient_errors", f"{side}_coefficient_covariances"} & rows.found
@@ -124,7 +129,8 @@ def read_xp_continuous(
 
 def _batches(path: Path, rows: Rows, batch_size: int) -> Iterator[XpBatch]:
     parse = ArrayParser()
-    batch = _Batch(path.name, batch_size)
+    later = any(n.lower().endswith(LATER_RELEASE) for n in rows.names)
+    batch = _Batch(path.name, batch_size, later)
     for places, table in rows.tables:
         for item in table:
             if isinstance(item, Rejected):
@@ -134,7 +140,7 @@ def _batches(path: Path, rows: Rows, batch_size: int) -> Iterator[XpBatch]:
             source = UNKNOWN_SOURCE
             try:
                 source = row_source_id(cells[0], places[0], path)
-                sides = (_solution("bp", cells[1:7], parse), _solution("rp", cells[7:13], parse))
+                sides = (_solution("bp", cells[1:8], parse), _solution("rp", cells[8:15], parse))
                 if sides[0] is None and sides[1] is None:
                     raise ValueError("neither BP nor RP coefficients")
             except InputError:
@@ -144,7 +150,7 @@ def _batches(path: Path, rows: Rows, batch_size: int) -> Iterator[XpBatch]:
                 continue
             if not batch.fits(sides):
                 yield batch.finish()
-                batch = _Batch(path.name, batch_size)
+                batch = _Batch(path.name, batch_size, later)
             batch.add(row, source, sides)
     if batch.n or batch.rejected:
         yield batch.finish()
@@ -152,15 +158,17 @@ def _batches(path: Path, rows: Rows, batch_size: int) -> Iterator[XpBatch]:
 
 def _solution(side: str, cells: list[Cell], parse: ArrayParser) -> _Solution | None:
     """Read one side of one row; None where it is missing; ValueError with the reason where it is unusable."""
-    n_cell, coefficient_cell, error_cell, correlation_cell, covariance_cell, deviation_cell = cells
+    n_cell, coefficient_cell, error_cell, correlation_cell, covariance_cell, deviation_cell, basis_cell = cells
     coefficient = _array(side, "coefficients", coefficient_cell, parse)
     if coefficient is None:
         return None
     try:
         announced = integer(n_cell)
         deviation = number(deviation_cell)
+        basis_id = integer(basis_cell)
     except ValueError as error:
-        raise ValueError(f"{side}_n_parameters or {side}_standard_deviation is {error}") from error
+        names = ", ".join(f"{side}_{n}" for n in ("n_parameters", "standard_deviation", "basis_function_id"))
+        raise ValueError(f"one of {names} is {error}") from error
     k = len(coefficient) if announced is None else announced
     _expect(side, "coefficients", coefficient, k)
     sigma = _array(side, "coefficient_errors", error_cell, parse)
@@ -175,7 +183,7 @@ def _solution(side: str, cells: list[Cell], parse: ArrayParser) -> _Solution | N
         if len(correlation) == k * k:
             correlation = correlation.reshape(k, k)[np.tril_indices(k, -1)]
         _expect(side, "coefficient_correlations", correlation, k * (k - 1) // 2)
-    return _Solution(coefficient, sigma, correlation, deviation)
+    return _Solution(coefficient, sigma, correlation, deviation, UNKNOWN_BASIS if basis_id is None else basis_id)
 
 
 def _array(side: str, what: str, cell: Cell, parse: ArrayParser) -> NDArray[np.float64] | None:
@@ -217,8 +225,8 @@ class _Batch:
     than all the copying.
     """
 
-    def __init__(self, file: str, size: int) -> None:
-        self.file, self.size = file, size
+    def __init__(self, file: str, size: int, later: bool = False) -> None:
+        self.file, self.size, self.later = file, size, later
         self.rejected: list[Rejected] = []
         self._source_id: list[int] = []
         self._row: list[int] = []
@@ -264,7 +272,8 @@ class _Batch:
                 Rejected(self.file, int(row[i]), int(source_id[i]), str(reason[i])) for i in np.flatnonzero(~keep)
             ]
             source_id, row, sides = source_id[keep], row[keep], [s.take(keep) for s in sides]
-        return XpBatch(source_id, row, sides[0], sides[1], tuple(sorted(self.rejected, key=lambda r: r.row)))
+        rejected = tuple(sorted(self.rejected, key=lambda r: r.row))
+        return XpBatch(source_id, row, sides[0], sides[1], rejected, self.later)
 
 
 def _side(solutions: Sequence[_Solution | None], like: _Solution | None) -> XpSide:
@@ -279,6 +288,7 @@ def _side(solutions: Sequence[_Solution | None], like: _Solution | None) -> XpSi
         correlation=np.array([r.correlation for r in rows]) if correlated else None,
         standard_deviation=np.array([r.standard_deviation for r in rows], np.float64),
         present=np.array([solution is not None for solution in solutions], bool),
+        basis_id=np.array([r.basis_id for r in rows], np.int64),
     )
 
 

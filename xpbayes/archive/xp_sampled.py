@@ -22,6 +22,7 @@ from xpbayes.data.rejected import UNKNOWN_SOURCE, Rejected
 from xpbayes.errors import InputError
 from xpbayes.instrument.bases import implied_correlation
 from xpbayes.instrument.error_model import gaia_covariance, inflate
+from xpbayes.instrument.instrument import Instrument
 from xpbayes.instrument.whitening import whiten_packed
 from xpbayes.instrument.xp_covariance import BLOCK, FLUX_UNIT_SI, CalibratedXp
 
@@ -252,7 +253,10 @@ def _assemble(good: list[_Spectrum], rejected: list[Rejected]) -> SampledBatch:
 
 
 def calibrate_sampled(
-    flux: NDArray[np.float64], error: NDArray[np.float64], present: NDArray[np.bool_]
+    flux: NDArray[np.float64],
+    error: NDArray[np.float64],
+    present: NDArray[np.bool_],
+    instrument: Instrument | None = None,
 ) -> CalibratedXp:
     """Calibrate spectra that have errors but no correlations: implied correlation, error model, whitening.
 
@@ -260,8 +264,9 @@ def calibrate_sampled(
         flux: (star, 61) [1e-18 W m^-2 nm^-1].
         error: (star, 61) 1-sigma errors, same unit; any positive value where missing.
         present: (star, 61) which samples were measured.
+        instrument: whose bases imply the correlation; DR3's if None.
     """
-    correlation = implied_correlation()
+    correlation = implied_correlation(instrument=instrument)
     packed, floored = [], []
     for start in range(0, len(flux), BLOCK):
         block = slice(start, start + BLOCK)

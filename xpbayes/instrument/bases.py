@@ -1,84 +1,111 @@
 """The XP bases: how a sampled spectrum depends on Gaia's coefficients, and what that implies for its correlations.
 
-Out: D (sample, coefficient), so that flux = D c and covariance = D C_c D^T (METHOD 2); the correlation that the bases
-imply for a spectrum that was published without one.
-GaiaXPy owns the bases. It takes seconds to import, so it is imported inside.
+Out: the instrument of a release or of a file's coefficients; D (sample, coefficient), so that flux = D c and
+covariance = D C_c D^T (METHOD 2); the correlation that the bases imply for a spectrum that was published without one.
 """
 
-import contextlib
-import io
 from collections.abc import Iterator
-from functools import lru_cache
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.channels import XP_GRID_NM
+from xpbayes.errors import InputError
+from xpbayes.instrument.gaiaxpy import MODELS_VARIABLE, gaiaxpy_version, of_gaiaxpy
+from xpbayes.instrument.instrument import Instrument, fits
+from xpbayes.instrument.release import DEFAULT_RELEASE, RELEASES, Release, release_named
 
-BP_MODEL, RP_MODEL = "v375wi", "v142r"
-"""Gaia DR3's instrument models, GaiaXPy's defaults."""
-
-LN_ERROR_SHAPE = {"bp": (-1.01793, -0.57880, 0.17097), "rp": (-0.83328, -0.83403, 0.31980)}
-"""ln of a coefficient's typical error against its order k, as c1 x + c2 x^2 + c0 with x running from -1 to 1 over the
-coefficients: a least-squares fit to the median profile of 2,000 Gaia DR3 sources (published coefficient errors).
-The sampled correlation that it implies differs from that of three real sources with full covariances by 0.07-0.09 rms
-(equal errors: 0.14-0.19; a diagonal: 0.17-0.19)."""
+_REGISTERED: list[Instrument] = []
 
 
-@contextlib.contextmanager
-def figures_left_alone() -> Iterator[None]:
-    """Import GaiaXPy inside this: on import it turns on LaTeX for every matplotlib figure of the process."""
-    import matplotlib
-
-    with matplotlib.rc_context():
-        yield
-
-
-@lru_cache(maxsize=4)
-def _design(grid: tuple[float, ...]) -> NDArray[np.float64]:
-    with figures_left_alone():
-        from gaiaxpy.calibrator import calibrator
-
-    # A private function: there is no public door to the design matrices. tests/calibration guards it with
-    # GaiaXPy's own calibrate().
-    build = getattr(calibrator, "__generate_xp_matrices_and_merge")
-    with contextlib.redirect_stdout(io.StringIO()):
-        bases, merge = build("calibrator", np.asarray(grid), BP_MODEL, RP_MODEL)
-    return np.hstack([bases[band].design_matrix.T * np.asarray(merge[band])[:, None] for band in bases])
+@contextmanager
+def registered(instrument: Instrument) -> Iterator[Instrument]:
+    """Let spectra of an instrument that xpbayes does not know be calibrated, as long as a with-statement lasts."""
+    _REGISTERED.append(instrument)
+    try:
+        yield instrument
+    finally:
+        _REGISTERED.remove(instrument)
 
 
-def design_matrix(grid_nm: NDArray[np.float64] = XP_GRID_NM) -> NDArray[np.float64]:
-    """Compute D with the BP/RP merge weights applied: flux = D c.
+def available() -> list[Instrument]:
+    """All instruments that spectra can be calibrated with: registered ones first, then those of GaiaXPy."""
+    own = (of_gaiaxpy(release) for release in RELEASES.values())
+    return [*_REGISTERED[::-1], *(instrument for instrument in own if instrument is not None)]
+
+
+def instrument_of(release: str = DEFAULT_RELEASE.name) -> Instrument:
+    """The instrument of a release; InputError with what to install if there is none."""
+    profile = release_named(release)
+    for instrument in available():
+        if instrument.about.release == release:
+            return instrument
+    raise missing_instrument("", profile.counts, profile)
+
+
+def instrument_for(counts: tuple[int, int], basis_ids: tuple[int | None, int | None]) -> Instrument | None:
+    """The instrument with these numbers of coefficients, and if possible these basis functions; None if there is none."""
+    candidates = [i for i in available() if fits(i.about.counts, counts)]
+    for instrument in candidates:
+        pairs = zip(instrument.about.basis_ids, basis_ids, strict=True)
+        if all(own is None or found is None or own == found for own, found in pairs):
+            return instrument
+    return candidates[0] if candidates else None
+
+
+def missing_instrument(where: str, counts: tuple[int, int], release: Release | None) -> InputError:
+    """What to say of spectra without an instrument: one sentence with what to install."""
+    found = f"has {counts[0]} BP and {counts[1]} RP coefficients"
+    whose = f"as {release.title}" if release is not None else "as no release that xpbayes knows"
+    say = f"{where}: {found}, {whose}" if where else f"spectra of {release.title if release else 'that release'}"
+    name = release.name if release is not None else "dr4"
+    return InputError(
+        f"{say}, for which GaiaXPy {gaiaxpy_version()} has no instrument model; install one that has it (pip install "
+        f"--upgrade gaiaxpy xpbayes), or name its models in {MODELS_VARIABLE.format(name.upper())}=BP,RP"
+    )
+
+
+def design_matrices(
+    grid_nm: NDArray[np.float64] = XP_GRID_NM, instrument: Instrument | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """BP's and RP's (sample, coefficient) D with the merge weights applied: flux = D_bp c_bp + D_rp c_rp.
 
     Args:
         grid_nm: (sample,) wavelengths [nm].
+        instrument: whose; DR3's if None.
 
     Returns:
-        (sample, 110) float64 [W m^-2 nm^-1 per coefficient unit]; BP coefficients first, then RP.
+        float64 [W m^-2 nm^-1 per coefficient unit].
     """
-    return _design(tuple(float(w) for w in grid_nm))
+    instrument = instrument or instrument_of()
+    bp, rp = (matrix * weight[:, None] for matrix, weight in instrument.sides(grid_nm))
+    return bp, rp
 
 
-def implied_correlation(grid_nm: NDArray[np.float64] = XP_GRID_NM) -> NDArray[np.float64]:
+def design_matrix(
+    grid_nm: NDArray[np.float64] = XP_GRID_NM, instrument: Instrument | None = None
+) -> NDArray[np.float64]:
+    """(sample, BP and RP coefficients) D; see `design_matrices`, which also says where BP ends."""
+    return np.hstack(design_matrices(grid_nm, instrument))
+
+
+def implied_correlation(
+    grid_nm: NDArray[np.float64] = XP_GRID_NM, instrument: Instrument | None = None
+) -> NDArray[np.float64]:
     """Compute the correlation of sampled fluxes for independent coefficients with typical errors.
 
     For XP spectra published with errors only (METHOD 2): neighbouring samples are anti-correlated, -0.35 on average.
 
     Args:
         grid_nm: (sample,) wavelengths [nm].
+        instrument: whose bases; DR3's if None.
 
     Returns:
         (sample, sample) float64 correlation matrix, unit diagonal, positive semi-definite.
     """
-    design = design_matrix(grid_nm)
-    order = np.linspace(-1.0, 1.0, design.shape[1] // 2)
-    ln_error = np.concatenate(
-        [
-            linear * order + quadratic * order**2 + constant
-            for linear, quadratic, constant in (LN_ERROR_SHAPE["bp"], LN_ERROR_SHAPE["rp"])
-        ]
-    )
-    scaled = design * np.exp(ln_error)
+    instrument = instrument or instrument_of()
+    scaled = design_matrix(grid_nm, instrument) * np.exp(np.concatenate(instrument.ln_errors()))
     covariance = scaled @ scaled.T
     sigma = np.sqrt(np.diag(covariance))
     correlation = covariance / np.outer(sigma, sigma)

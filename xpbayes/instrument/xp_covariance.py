@@ -3,7 +3,7 @@
 In: one `XpSide` for BP and one for RP (coefficients, errors, correlations). Out: flux, covariance and which samples
 were measured (`sample_spectra`); or, through ZGR23's error model, the packed whitening factor (`calibrate`).
 NumPy, float64: Gaia's covariance alone has a condition number of about 1e10.
-Not here: file formats (`archive/xp_continuous.py`), the bases (`design_matrix.py`), the error model (`error_model.py`).
+Not here: file formats (`archive/xp_continuous.py`), the bases (`bases.py`), the error model (`error_model.py`).
 """
 
 import math
@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.channels import BP_RP_BOUNDARY_NM, XP_GRID_NM
-from xpbayes.instrument.bases import design_matrix, figures_left_alone
+from xpbayes.instrument.bases import design_matrices, instrument_of
 from xpbayes.instrument.error_model import inflate
+from xpbayes.instrument.instrument import Instrument
 from xpbayes.instrument.whitening import whiten_packed
 
 ErrorScaling = Literal["published", "divided"]
@@ -62,6 +63,7 @@ class XpSide:
         correlation: (star, k(k-1)/2) strict lower triangle, row by row; None where the file has no correlations at all.
         standard_deviation: (star,) of the least-squares solution; NaN where unknown.
         present: (star,) False where the source has no such side.
+        basis_id: (star,) number of the set of basis functions, -1 where unknown; None where the file does not say.
     """
 
     coefficient: NDArray[np.float64]
@@ -69,6 +71,7 @@ class XpSide:
     correlation: NDArray[np.float64] | None
     standard_deviation: NDArray[np.float64]
     present: NDArray[np.bool_]
+    basis_id: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.present)
@@ -86,6 +89,7 @@ class XpSide:
             None if self.correlation is None else self.correlation[index],
             self.standard_deviation[index],
             self.present[index],
+            None if self.basis_id is None else self.basis_id[index],
         )
 
 
@@ -110,44 +114,20 @@ class _SideDesign:
         return slice(self.first, self.last)
 
 
-def merge_weights(grid_nm: NDArray[np.float64] = XP_GRID_NM) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Compute the weights with which GaiaXPy merges BP and RP (linear between 635 and 643 nm).
-
-    Args:
-        grid_nm: (sample,) wavelengths [nm].
-
-    Returns:
-        (sample,) weight of BP and (sample,) weight of RP, adding up to one.
-    """
-    with figures_left_alone():
-        from gaiaxpy.core.satellite import BP_WL, RP_WL
-
-    rp = np.clip((np.asarray(grid_nm, np.float64) - RP_WL.low) / (BP_WL.high - RP_WL.low), 0.0, 1.0)
-    return 1.0 - rp, rp
-
-
-@lru_cache(maxsize=4)
-def _side_designs(grid: tuple[float, ...]) -> tuple[_SideDesign, _SideDesign]:
+@lru_cache(maxsize=8)
+def _side_designs(grid: tuple[float, ...], instrument: Instrument) -> tuple[_SideDesign, _SideDesign]:
     grid_nm = np.asarray(grid)
-    design = design_matrix(grid_nm) / FLUX_UNIT_SI
-    k = design.shape[1] // 2
     is_bp = grid_nm < BP_RP_BOUNDARY_NM
+    weights = [weight for _, weight in instrument.sides(grid_nm)]
     sides = []
-    for matrix, weight, own in zip(
-        (design[:, :k], design[:, k:]), merge_weights(grid_nm), (is_bp, ~is_bp), strict=True
-    ):
+    for matrix, weight, own in zip(design_matrices(grid_nm, instrument), weights, (is_bp, ~is_bp), strict=True):
         reached = np.flatnonzero(weight > 0)
         first, last = (int(reached[0]), int(reached[-1]) + 1) if reached.size else (0, 0)
         counts = own[first:last]
         alone = np.where(counts, 1.0 / np.where(counts, weight[first:last], 1.0), 0.0)
-        sides.append(_SideDesign(first, last, np.ascontiguousarray(matrix[first:last]), alone[:, None]))
+        matrix = np.ascontiguousarray(matrix[first:last] / FLUX_UNIT_SI)
+        sides.append(_SideDesign(first, last, matrix, alone[:, None]))
     return sides[0], sides[1]
-
-
-def coefficient_counts(grid_nm: NDArray[np.float64] = XP_GRID_NM) -> tuple[int, int]:
-    """Return how many BP and RP coefficients GaiaXPy's bases have (55 and 55 in DR3)."""
-    bp, rp = _side_designs(tuple(grid_nm.tolist()))
-    return bp.matrix.shape[1], rp.matrix.shape[1]
 
 
 @lru_cache(maxsize=8)
@@ -191,7 +171,11 @@ def _coefficient_covariance(side: XpSide, scaling: ErrorScaling, scratch: _Scrat
 
 
 def sample_spectra(
-    bp: XpSide, rp: XpSide, scaling: ErrorScaling = "published", grid_nm: NDArray[np.float64] = XP_GRID_NM
+    bp: XpSide,
+    rp: XpSide,
+    scaling: ErrorScaling = "published",
+    grid_nm: NDArray[np.float64] = XP_GRID_NM,
+    instrument: Instrument | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
     """Sample spectra and their full covariance: f = D c, C = D C_c D^T (METHOD 2).
 
@@ -203,16 +187,22 @@ def sample_spectra(
         rp: RP of the batch, same sources.
         scaling: how errors enter, see `ErrorScaling`.
         grid_nm: (sample,) wavelengths [nm].
+        instrument: whose coefficients; DR3's if None.
 
     Returns:
         (star, sample) flux [1e-18 W m^-2 nm^-1], (star, sample, sample) covariance [same, squared], both 0 where
         missing, and (star, sample) whether the sample was measured.
     """
-    return _sample_spectra(bp, rp, scaling, grid_nm, _Scratch())
+    return _sample_spectra(bp, rp, scaling, grid_nm, _Scratch(), instrument or instrument_of())
 
 
 def _sample_spectra(
-    bp: XpSide, rp: XpSide, scaling: ErrorScaling, grid_nm: NDArray[np.float64], scratch: _Scratch
+    bp: XpSide,
+    rp: XpSide,
+    scaling: ErrorScaling,
+    grid_nm: NDArray[np.float64],
+    scratch: _Scratch,
+    instrument: Instrument,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
     """The same; the covariance is in the scratch memory."""
     n, m = len(bp), len(grid_nm)
@@ -220,7 +210,8 @@ def _sample_spectra(
     covariance.fill(0.0)
     present = np.zeros((n, m), bool)
     sides = (bp, rp)
-    for side, other, design in zip(sides, sides[::-1], _side_designs(tuple(grid_nm.tolist())), strict=True):
+    designs = _side_designs(tuple(grid_nm.tolist()), instrument)
+    for side, other, design in zip(sides, sides[::-1], designs, strict=True):
         if not side.present.any() or design.first == design.last:
             continue
         rows, (reach, k) = design.rows, design.matrix.shape
@@ -265,7 +256,11 @@ class CalibratedXp:
 
 
 def calibrate(
-    bp: XpSide, rp: XpSide, scaling: ErrorScaling = "published", grid_nm: NDArray[np.float64] = XP_GRID_NM
+    bp: XpSide,
+    rp: XpSide,
+    scaling: ErrorScaling = "published",
+    grid_nm: NDArray[np.float64] = XP_GRID_NM,
+    instrument: Instrument | None = None,
 ) -> CalibratedXp:
     """Calibrate coefficients all the way: sample, inflate (ZGR23 Eq. 2), whiten (Eq. 3), pack.
 
@@ -274,7 +269,9 @@ def calibrate(
         rp: RP of the batch, same sources.
         scaling: how errors enter, see `ErrorScaling`.
         grid_nm: (sample,) wavelengths [nm].
+        instrument: whose coefficients; DR3's if None.
     """
+    instrument = instrument or instrument_of()
     n, m = len(bp), len(grid_nm)
     out = CalibratedXp(
         flux=np.empty((n, m), np.float32),
@@ -284,7 +281,7 @@ def calibrate(
     )
     for start in range(0, n, BLOCK):
         block = slice(start, start + BLOCK)
-        flux, covariance, present = _sample_spectra(bp.take(block), rp.take(block), scaling, grid_nm, _KEPT)
+        flux, covariance, present = _sample_spectra(bp.take(block), rp.take(block), scaling, grid_nm, _KEPT, instrument)
         inflated = inflate(covariance, flux, grid_nm, out=_KEPT.array("inflated", *covariance.shape))
         out.floored[block] = whiten_packed(inflated, present, out=out.whitening[block])[1]
         out.flux[block], out.present[block] = flux, present

@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from xpbayes.archive.xp_continuous import read_xp_continuous
 from xpbayes.channels import BP_RP_BOUNDARY_NM, XP_GRID_NM
 from xpbayes.errors import InputError
-from xpbayes.instrument.bases import LN_ERROR_SHAPE, design_matrix
+from xpbayes.instrument.bases import design_matrices, instrument_of
 from xpbayes.instrument.error_model import inflate
-from xpbayes.instrument.xp_covariance import FLUX_UNIT_SI, XpSide, calibrate, coefficient_covariance, merge_weights
+from xpbayes.instrument.xp_covariance import FLUX_UNIT_SI, XpSide, calibrate, coefficient_covariance
 from xpbayes.simulation.noise import BandErrors, Noise, NoiseSource
 from xpbayes.simulation.stars import N_XP, SimulatedStars
 
 SIDES = ("bp", "rp")
 LN_ERROR_LEVEL = {"bp": (0.0664, 0.0491, -1.1673), "rp": (0.0549, 0.1206, -1.1685)}
 """Mean ln error of a side's coefficients as a quadratic in ln of its mean flux [1e-18 W m^-2 nm^-1]: a least-squares
-fit to 2,000 Gaia DR3 sources, scatter 0.2."""
+fit to 2,000 DR3 sources, scatter 0.2."""
 LN_ERROR_SCATTER = 0.2
 OUTLIER_SAMPLES, OUTLIER_FRACTION = 10, 0.3
 """An outlier has so many neighbouring samples that are wrong by this fraction."""
@@ -37,8 +37,8 @@ class ErrorProfiles:
 
     Attributes:
         level: mean ln error as a quadratic in ln of the side's mean flux [1e-18 W m^-2 nm^-1].
-        profile: (template, 55) ln error minus its mean.
-        correlation: (template, 1485) packed correlations; None: made up.
+        profile: (template, k) ln error minus its mean.
+        correlation: (template, k(k-1)/2) packed correlations; None: made up.
     """
 
     level: tuple[float, float, float]
@@ -57,11 +57,7 @@ class ObservedXp:
 
 def typical_errors() -> list[ErrorProfiles]:
     """Return the profiles of the median DR3 source, BP and RP; correlations will be made up."""
-    order, found = np.linspace(-1.0, 1.0, 55), []
-    for side in SIDES:
-        linear, quadratic, constant = LN_ERROR_SHAPE[side]
-        found.append(_profiles(side, (linear * order + quadratic * order**2 + constant)[None], None))
-    return found
+    return [_profiles(side, ln[None], None) for side, ln in zip(SIDES, instrument_of().ln_errors(), strict=True)]
 
 
 def errors_like(path: Path) -> list[ErrorProfiles]:
@@ -148,13 +144,13 @@ class _Sampling:
 
 
 def _sampling() -> _Sampling:
-    design = design_matrix() / FLUX_UNIT_SI
-    k = design.shape[1] // 2
-    w_bp, w_rp = merge_weights()
+    (_, w_bp), (_, w_rp) = instrument_of().sides(XP_GRID_NM)
+    bp, rp = (matrix / FLUX_UNIT_SI for matrix in design_matrices())
+    design, k = np.hstack([bp, rp]), bp.shape[1]
     merged = np.flatnonzero((w_bp > 0) & (w_rp > 0))
-    bp_alone, rp_alone = np.zeros((2, len(merged), 2 * k))
-    bp_alone[:, :k] = design[merged, :k] / w_bp[merged, None]
-    rp_alone[:, k:] = design[merged, k:] / w_rp[merged, None]
+    bp_alone, rp_alone = np.zeros((2, len(merged), design.shape[1]))
+    bp_alone[:, :k] = bp[merged] / w_bp[merged, None]
+    rp_alone[:, k:] = rp[merged] / w_rp[merged, None]
     apart = np.vstack([np.delete(design, merged, axis=0), bp_alone, rp_alone])
     return _Sampling(design, merged, bp_alone, rp_alone, apart)
 
@@ -182,16 +178,17 @@ def observe(
         noise drawn, which the bands share.
     """
     sampling = _sampling()
+    counts = instrument_of().about.counts
+    of_side = (slice(0, counts[0]), slice(counts[0], sum(counts)))
     is_bp = XP_GRID_NM < BP_RP_BOUNDARY_NM
     for start in range(0, len(at), BLOCK):
         block = at[start : start + BLOCK]
         flux = stars.flux[block, :N_XP]
         perfect = _coefficients(flux, sampling, errors)
-        k = perfect.shape[1] // 2
         sides = [
             replace(
                 draw_errors(flux[:, own].mean(axis=1), errors[i], rng),
-                coefficient=perfect[:, i * k : (i + 1) * k],
+                coefficient=perfect[:, of_side[i]],
                 present=present[block],
             )
             for i, (own, present) in enumerate(((is_bp, stars.has_bp), (~is_bp, stars.has_rp)))
@@ -201,9 +198,9 @@ def observe(
         coefficient = _coefficients(target, sampling, errors)
         noisy = []
         for i, side in enumerate(sides):
-            xi = rng.standard_normal((len(block), k, 1))
+            xi = rng.standard_normal((len(block), counts[i], 1))
             noise = drawn.amplitude[:, None] * (np.linalg.cholesky(coefficient_covariance(side)) @ xi)[:, :, 0]
-            noisy.append(replace(side, coefficient=coefficient[:, i * k : (i + 1) * k] + noise))
+            noisy.append(replace(side, coefficient=coefficient[:, of_side[i]] + noise))
         both = np.concatenate([side.coefficient for side in noisy], axis=1)
         observed = both @ sampling.design.T
         for alone, has_other in ((sampling.rp_alone, noisy[0].present), (sampling.bp_alone, noisy[1].present)):

@@ -1,0 +1,145 @@
+"""The instrument that a spectrum's coefficients belong to: which release and basis functions, and the matrices of these.
+
+An `InstrumentId` is what files say: star tables, models and catalogues hold one, and whatever meets must have the same.
+An `Instrument` has the design matrices, too. Not here: where it comes from (`gaiaxpy.py`, `bases.py`).
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xpbayes.errors import InputError
+from xpbayes.instrument.release import DEFAULT_RELEASE, RELEASES, Release, titles
+
+ErrorShape = tuple[float, float, float]
+Matrices = tuple[tuple[NDArray[np.float64], NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.float64]]]
+"""Of BP and of RP: (sample, coefficient) basis functions without merge weights, and (sample,) these weights."""
+SIDES = ("BP", "RP")
+
+
+@dataclass(frozen=True)
+class InstrumentId:
+    """What tells one instrument from another.
+
+    Attributes:
+        release: short name of the data release.
+        models: names of BP's and RP's instrument models.
+        counts: coefficients of BP and of RP.
+        basis_ids: Gaia's numbers of both sets of basis functions; None where unknown.
+    """
+
+    release: str
+    models: tuple[str, str]
+    counts: tuple[int, int]
+    basis_ids: tuple[int | None, int | None]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a file's metadata."""
+        return asdict(self)
+
+    @property
+    def title(self) -> str:
+        """The release in words."""
+        return titles([self.release])
+
+    def require_same(self, other: "InstrumentId", mine: str, theirs: str) -> None:
+        """Raise InputError unless both are the same instrument.
+
+        Args:
+            other: the instrument to compare with.
+            mine: what this one belongs to, for the message.
+            theirs: what the other belongs to, for the message.
+        """
+        if self == other:
+            return
+        if self.release != other.release:
+            raise InputError(
+                f"{theirs} is of {other.title} and {mine} of {self.title}; use what is of one release, or learn a "
+                f"transfer between them with 'xpbayes transfer'"
+            )
+        name = next(n for n in ("models", "counts", "basis_ids") if getattr(self, n) != getattr(other, n))
+        words = {"models": "instrument models", "counts": "numbers of coefficients", "basis_ids": "basis functions"}
+        raise InputError(
+            f"{theirs} and {mine} are of {self.title} with different {words[name]} ({getattr(other, name)} and "
+            f"{getattr(self, name)}); prepare the stars again with one instrument"
+        )
+
+
+def default_id(release: Release = DEFAULT_RELEASE) -> InstrumentId:
+    """The instrument of a release as its profile has it; models that are not known yet have no name."""
+    sides = (release.bp, release.rp)
+    return InstrumentId(
+        release.name,
+        (sides[0].model or "", sides[1].model or ""),
+        release.counts,
+        (sides[0].basis_id, sides[1].basis_id),
+    )
+
+
+DEFAULT_ID = default_id()
+
+
+def same_release(one: str, other: str, mine: str, theirs: str) -> None:
+    """Raise InputError unless both are the same release: the same source_id may be another star in another one."""
+    if one != other:
+        raise InputError(
+            f"{theirs} is of {titles([other])} and {mine} of {titles([one])}, whose source_ids are not the same; use what "
+            f"is of one release"
+        )
+
+
+@dataclass(frozen=True)
+class Instrument:
+    """An instrument that spectra can be calibrated with.
+
+    Attributes:
+        about: which it is.
+        ln_error_shape: of BP and RP, ln of a coefficient's typical error against its order, as c1 x + c2 x^2 + c0 with x
+            running from -1 to 1 over the coefficients.
+        matrices: from (sample,) wavelengths [nm] to basis functions [W m^-2 nm^-1 per coefficient unit] and weights.
+    """
+
+    about: InstrumentId
+    ln_error_shape: tuple[ErrorShape, ErrorShape]
+    matrices: Callable[[NDArray[np.float64]], Matrices]
+
+    def sides(self, grid_nm: NDArray[np.float64]) -> Matrices:
+        """The matrices on a grid, made once; InputError where they are not what the instrument says of itself."""
+        return _sides(self, tuple(np.asarray(grid_nm, np.float64).tolist()))
+
+    def ln_errors(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(coefficient,) ln of typical errors of BP and of RP, up to a constant."""
+        shapes = zip(self.about.counts, self.ln_error_shape, strict=True)
+        bp, rp = (_curve(np.linspace(-1.0, 1.0, k), shape) for k, shape in shapes)
+        return bp, rp
+
+
+def _curve(x: NDArray[np.float64], shape: ErrorShape) -> NDArray[np.float64]:
+    linear, quadratic, constant = shape
+    return np.asarray(linear * x + quadratic * x**2 + constant)
+
+
+@lru_cache(maxsize=8)
+def _sides(instrument: Instrument, grid: tuple[float, ...]) -> Matrices:
+    made = instrument.matrices(np.asarray(grid))
+    for name, count, (matrix, weight) in zip(SIDES, instrument.about.counts, made, strict=True):
+        if matrix.shape != (len(grid), count) or weight.shape != (len(grid),):
+            raise InputError(
+                f"the {name} instrument model of {instrument.about.title} has {matrix.shape[1]} basis functions where "
+                f"{count} were expected; run 'xpbayes doctor'"
+            )
+    return made
+
+
+def fits(known: tuple[int, int], counts: tuple[int, int]) -> bool:
+    """Whether spectra with these numbers of coefficients can be of an instrument; 0 stands for a missing side."""
+    return any(counts) and all(n in (0, k) for k, n in zip(known, counts, strict=True))
+
+
+def release_with(counts: tuple[int, int]) -> Release | None:
+    """The first release whose spectra have these numbers of coefficients, whether or not there is an instrument."""
+    return next((r for r in RELEASES.values() if fits(r.counts, counts)), None)
