@@ -42,6 +42,13 @@ def whole_file(path: Path, advice: str = "choose another output") -> Iterator[Pa
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str, advice: str = "choose another output") -> Path:
+    """Write text as UTF-8, whatever the locale; arguments and errors as for `whole_file`."""
+    with whole_file(path, advice) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as stream:
+        stream.write(text)
+    return path
+
+
 def save_arrays(
     path: Path,
     arrays: "Mapping[str, NDArray[Any]]",

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from tests.hostile.doors import (
+    FILES,
+    JSON_KINDS,
     SETTINGS,
     SUFFIX,
     SURVEY,
@@ -143,16 +145,45 @@ def test_manifests(tmp_path):
     read = TARGETS["manifest"](tmp_path)
     read(next(seeds("manifest", tmp_path)))
     assert not faults(read, bad_json(small_manifest()))
-    for key, value in (("totals", small_manifest()["totals"]), ("identity", small_manifest()["identity"])):
-        assert not faults(read, _inside(key, value))
+    for key in ("totals", "identity"):
+        assert not faults(read, _inside(key, small_manifest()[key], small_manifest()))
     assert not faults(read, iter(ODD_FILES.items()))
 
 
-def _inside(key: str, value: dict) -> Iterator[tuple[str, bytes]]:
-    """Manifests with other JSON under one key."""
-    marked = json.dumps({**small_manifest(), key: "@here@"}).encode()
+def _inside(key: str, value: dict | list, whole: dict) -> Iterator[tuple[str, bytes]]:
+    """Files with other JSON under one key."""
+    marked = json.dumps({**whole, key: "@here@"}).encode()
     for name, raw in bad_json(value):
         yield f"{key}-{name}", marked.replace(b'"@here@"', raw)
+
+
+@pytest.mark.parametrize("kind", list(JSON_KINDS))
+def test_json(tmp_path, kind):
+    read = TARGETS[kind](tmp_path)
+    good = JSON_KINDS[kind][1]
+    if kind != "kept_tables":  # its tables are not there
+        read(json.dumps(good).encode())
+    assert not faults(read, bad_json(good))
+    assert not faults(read, iter(ODD_FILES.items()))
+    for key, value in good.items():
+        if isinstance(value, dict | list):
+            assert not faults(read, _inside(key, value, good)), key
+
+
+@pytest.mark.parametrize("kind", [k for k, (_, good) in JSON_KINDS.items() if "version" in good])
+def test_a_newer_version_of_a_json_file_says_so(tmp_path, kind):
+    read, good = TARGETS[kind](tmp_path), JSON_KINDS[kind][1]
+    with pytest.raises(InputError, match=r"version 9 is newer than this xpbayes reads|of version 9, not"):
+        read(json.dumps({**good, "version": 9}).encode())
+    with pytest.raises(InputError, match="damaged|not a usable"):
+        read(json.dumps({**good, "version": "9"}).encode())
+
+
+@pytest.mark.parametrize("kind", list(FILES))
+def test_other_files_of_ours(tmp_path, kind):
+    read = TARGETS[kind](tmp_path)
+    assert not faults(read, harmed(FILES[kind](tmp_path)))
+    assert not faults(read, iter(ODD_FILES.items()))
 
 
 TOML = {

@@ -26,8 +26,9 @@ def test_any_tree_of_ours_comes_back():
 def test_foreign_classes_are_neither_written_nor_built(tmp_path):
     with pytest.raises(TypeError, match="cannot hold a Path"):
         pack({"a": type("Path", (), {})()}, {})
-    with pytest.raises(ValueError, match="not a class of this package"):
-        unpack({"class": "subprocess:Popen", "fields": {"args": {"value": "true"}}}, {})
+    for other in ("subprocess:Popen", "xpbayes.files:remove_abandoned", "xpbayes.files:Path", "xpbayes.__main__:main"):
+        with pytest.raises(ValueError, match="not a class of this package"):
+            unpack({"class": other, "fields": {"folder": {"value": str(tmp_path)}}}, {})
 
 
 def test_a_change_of_one_bit_changes_the_checksum():

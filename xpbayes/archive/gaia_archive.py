@@ -8,16 +8,18 @@ The protocol is pyvo's and is imported where used.
 
 import hashlib
 import io
-import json
 import logging
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
 
 from xpbayes.archive.adql import Query
+from xpbayes.data.json_file import read_json, write_json
 from xpbayes.data.parquet import write_parquet
 from xpbayes.errors import InputError
 from xpbayes.files import whole_file
@@ -34,6 +36,8 @@ MAX_ROWS = 3_000_000
 SPECTRA_PER_REQUEST = 2000
 """The archive's limit on identifiers per DataLink request is 5,000; smaller requests lose less when they fail."""
 RECORD = "fetch.json"
+VERSION = 1
+"""Of that file."""
 PRODUCTS = ("XP_CONTINUOUS", "XP_SAMPLED")
 
 
@@ -183,34 +187,35 @@ def _folder(out: Path) -> None:
         raise InputError(f"{out}: cannot be made ({error.strerror}); choose another folder") from error
 
 
-@dataclass
-class _Record:
+Rows = Annotated[int, Field(ge=0)] | Literal["split"]
+
+
+class _Chunk(BaseModel):
+    query: str
+    rows: Rows
+
+
+class _Record(BaseModel):
     """What a folder holds: per chunk the checksum of its query and its number of rows, or 'split'."""
 
-    chunks: dict[str, dict[str, Any]]
+    version: int = VERSION
+    chunks: dict[str, _Chunk]
 
     @classmethod
     def read(cls, out: Path) -> "_Record":
         path = out / RECORD
-        if not path.is_file():
-            return cls({})
-        try:
-            return cls(dict(json.loads(path.read_text())["chunks"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: is damaged ({error!r}); delete it and fetch again") from error
+        return read_json(path, cls, "delete it and fetch again", VERSION) if path.is_file() else cls(chunks={})
 
-    def find(self, name: str, digest: str, out: Path) -> int | str | None:
+    def find(self, name: str, digest: str, out: Path) -> Rows | None:
         if name not in self.chunks:
             return None
-        if self.chunks[name]["query"] != digest:
+        if self.chunks[name].query != digest:
             raise InputError(f"{out}: chunk {name} was fetched with another query; choose another folder")
-        rows: int | str = self.chunks[name]["rows"]
-        return rows
+        return self.chunks[name].rows
 
-    def add(self, name: str, digest: str, rows: int | str, out: Path) -> None:
-        self.chunks[name] = {"query": digest, "rows": rows}
-        with whole_file(out / RECORD) as temporary:
-            temporary.write_text(json.dumps({"chunks": self.chunks}, indent=1) + "\n")
+    def add(self, name: str, digest: str, rows: Rows, out: Path) -> None:
+        self.chunks[name] = _Chunk(query=digest, rows=rows)
+        write_json(self.model_dump(), out / RECORD, "make room there and run the same command again to go on")
 
 
 def _patiently(request: Callable[[], Any], name: str, patience: Patience) -> Any:

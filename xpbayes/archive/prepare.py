@@ -5,25 +5,26 @@ that it is done. A re-run skips recorded files and does the others anew: it ends
 Records and settings are in ``.prepare`` beside the tables. A re-run with other inputs or settings is refused.
 """
 
-import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from xpbayes.archive.companion_table import SeenIds
 from xpbayes.archive.companions import Companions, read_companions
 from xpbayes.archive.stream import idle_companions, stream_file
 from xpbayes.archive.survey_config import SurveySettings, expand, read_survey
+from xpbayes.data.json_file import read_json, write_json
 from xpbayes.data.rejected import Rejected, write_quarantine
 from xpbayes.data.spectra import Cut, add_up_cuts
 from xpbayes.data.spectra_file import write_star_table
 from xpbayes.errors import InputError
-from xpbayes.files import file_checksum, remove_abandoned, whole_file
+from xpbayes.files import file_checksum, reason_of, remove_abandoned, whole_file
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,57 @@ MANIFEST, QUARANTINE = "prepare.json", "quarantine.csv"
 WORK, DONE = ".prepare", "files"
 """Folder of records beside the tables, and in it the records of finished XP files."""
 TOTALS = ("rows_read", "stars_written", "stars_cut", "rows_quarantined", "eigenvalue_floor")
+VERSION = 1
+"""Of the records."""
+MAKE_ROOM = "make room there"
+
+
+class _File(BaseModel):
+    name: str
+    checksum: str
+
+
+class _Input(_File):
+    size: int
+    modified: int
+
+
+class _Totals(BaseModel):
+    rows_read: int
+    stars_written: int
+    stars_cut: int
+    rows_quarantined: int
+    eigenvalue_floor: int
+
+
+class _Record(BaseModel):
+    """What is kept of a finished XP file."""
+
+    version: int = VERSION
+    input: _Input
+    tables: list[_File]
+    totals: _Totals
+    cuts: list[Cut]
+    rejected: list[Rejected]
+
+
+class _Begun(BaseModel):
+    """Settings and companion tables of the first run."""
+
+    version: int = VERSION
+    settings: dict[str, Any]
+    inputs: list[str]
+    companions: list[_File]
+
+
+class _CompanionRecord(BaseModel):
+    """What the manifest needs to know of the companion tables, should they not be read again."""
+
+    version: int = VERSION
+    rejected: list[Rejected]
+    label_cuts: list[Cut]
+    notes: dict[str, str]
+    summary: list[str]
 
 
 def prepare(config_path: Path, out: Path) -> list[Path]:
@@ -53,17 +105,17 @@ def prepare(config_path: Path, out: Path) -> list[Path]:
     base = config_path.parent
     inputs = expand(survey.xp.files, base)
     work = _open_folder(out)
-    about = {
-        "settings": survey.model_dump(mode="json"),
-        "inputs": [path.name for path in inputs],
-        "companions": _companion_identities(survey, base),
-    }
+    about = _Begun(
+        settings=survey.model_dump(mode="json"),
+        inputs=[path.name for path in inputs],
+        companions=_companion_identities(survey, base),
+    )
     _require_same(work / "survey.json", about, out)
     stems = [_stem(path, inputs) for path in inputs]
-    done = {stem: record for stem in stems if (record := _read_record(work, stem)) is not None}
+    done = {stem: record for stem in stems if (record := _read_record(work, stem, out)) is not None}
     for path, stem in zip(inputs, stems, strict=True):
         if stem in done:
-            _require_unchanged(path, done[stem]["input"], out)
+            _require_unchanged(path, done[stem].input, out)
     if done:
         log.info(f"{len(done)} of {len(inputs)} XP files were done before")
     for place in (out, work, work / DONE):
@@ -74,11 +126,11 @@ def prepare(config_path: Path, out: Path) -> list[Path]:
     seen = SeenIds()
     for path, stem in zip(inputs, stems, strict=True):
         if stem in done:
-            seen.add(np.load(work / DONE / f"{stem}.npy"))
+            seen.add(_read_ids(work / DONE / f"{stem}.npy", out))
             continue
         if companions is None:
             companions = read_companions(survey, base, scratch)
-            _write_json(work / "companions.json", _summary(companions))
+            _write_json(work / "companions.json", _summary(companions).model_dump(mode="json"))
         done[stem] = _prepare_file(survey, path, stem, out, companions, seen)
     shutil.rmtree(scratch, ignore_errors=True)
     return _finish(config_path, out, survey, inputs, [done[stem] for stem in stems])
@@ -86,14 +138,14 @@ def prepare(config_path: Path, out: Path) -> list[Path]:
 
 def _prepare_file(
     survey: SurveySettings, path: Path, stem: str, out: Path, companions: Companions, seen: SeenIds
-) -> dict[str, Any]:
+) -> _Record:
     """Write the star tables of one XP file, then its record."""
     identity = _identity(path)
     before = seen.all()
     totals = dict.fromkeys(TOTALS, 0)
     cuts: list[Cut] = []
     rejected: list[Rejected] = []
-    tables: list[dict[str, str]] = []
+    tables: list[_File] = []
     for part in stream_file(survey, path, companions, seen):
         totals["rows_read"] += part.n_read
         totals["stars_written"] += len(part.table)
@@ -104,19 +156,24 @@ def _prepare_file(
         cuts += part.table.cuts
         if len(part.table):
             table = write_star_table(part.table, out / f"{stem}-{len(tables):04d}.parquet")
-            tables.append({"name": table.name, "checksum": file_checksum(table)})
+            tables.append(_File(name=table.name, checksum=file_checksum(table)))
             log.info(f"{table.name}: {len(part.table)} stars")
     if totals["rows_read"] != totals["stars_written"] + totals["stars_cut"] + totals["rows_quarantined"]:
         raise RuntimeError(f"{path}: rows were lost: {totals}")  # a bug of ours, never the user's
-    record = {
-        "input": {**identity, "checksum": file_checksum(path)},
-        "tables": tables,
-        "totals": totals,
-        "cuts": [vars(c) for c in add_up_cuts(cuts)],
-        "rejected": [asdict(r) for r in rejected],
-    }
-    _write(out / WORK / DONE / f"{stem}.npy", lambda temporary: _save_ids(temporary, np.setdiff1d(seen.all(), before)))
-    _write_json(out / WORK / DONE / f"{stem}.json", record)  # the last: from here on the file is done
+    record = _Record(
+        input=_Input(**identity, checksum=file_checksum(path)),
+        tables=tables,
+        totals=_Totals(**totals),
+        cuts=list(add_up_cuts(cuts)),
+        rejected=rejected,
+    )
+    with (
+        whole_file(out / WORK / DONE / f"{stem}.npy", MAKE_ROOM) as temporary,
+        open(temporary, "wb") as stream,
+    ):
+        np.save(stream, np.setdiff1d(seen.all(), before))
+    # The last: from here on the file is done.
+    _write_json(out / WORK / DONE / f"{stem}.json", record.model_dump(mode="json"))
     return record
 
 
@@ -125,24 +182,24 @@ def _finish(
     out: Path,
     survey: SurveySettings,
     inputs: list[Path],
-    records: list[dict[str, Any]],
+    records: list[_Record],
 ) -> list[Path]:
     """Write the quarantine and the manifest of all files together."""
-    companions = json.loads((out / WORK / "companions.json").read_text())
-    totals = {name: sum(r["totals"][name] for r in records) for name in TOTALS}
-    cuts = add_up_cuts(Cut(**c) for record in records for c in record["cuts"])
-    rejected = [*companions["rejected"], *(r for record in records for r in record["rejected"])]
-    write_quarantine((Rejected(**r) for r in rejected), out / QUARANTINE)
-    tables = [t for record in records for t in record["tables"]]
+    companions = read_json(out / WORK / "companions.json", _CompanionRecord, _again(out), VERSION)
+    totals = {name: sum(getattr(r.totals, name) for r in records) for name in TOTALS}
+    cuts = add_up_cuts(c for record in records for c in record.cuts)
+    write_quarantine([*companions.rejected, *(r for record in records for r in record.rejected)], out / QUARANTINE)
+    tables = [t for record in records for t in record.tables]
     manifest = {
         "kind": "prepared survey",
+        "version": VERSION,
         "settings": survey.model_dump(mode="json"),
-        "inputs": [{"name": r["input"]["name"], "checksum": r["input"]["checksum"]} for r in records],
-        "tables": tables,
+        "inputs": [{"name": r.input.name, "checksum": r.input.checksum} for r in records],
+        "tables": [t.model_dump() for t in tables],
         "totals": totals,
-        "label_cuts": companions["label_cuts"],
+        "label_cuts": [vars(c) for c in companions.label_cuts],
         "cuts": [vars(c) for c in cuts],
-        "notes": companions["notes"],
+        "notes": companions.notes,
     }
     _write_json(out / MANIFEST, manifest)
     for cut in cuts:
@@ -151,19 +208,19 @@ def _finish(
         f"{totals['rows_read']} rows read: {totals['stars_written']} stars written, {totals['stars_cut']} cut, "
         f"{totals['rows_quarantined']} quarantined ({QUARANTINE})"
     )
-    log.info("; ".join([last, *companions["summary"], *idle_companions(cuts)]))
+    log.info("; ".join([last, *companions.summary, *idle_companions(cuts)]))
     if not tables:
         raise InputError(
             f"{config_path}: no star is left of {totals['rows_read']} rows ({totals['rows_quarantined']} quarantined, "
             f"{totals['stars_cut']} cut); see {out / QUARANTINE} and {out / MANIFEST}"
         )
-    lost = [t["name"] for t in tables if not (out / t["name"]).is_file()]
+    lost = [t.name for t in tables if not (out / t.name).is_file()]
     if lost:
         raise InputError(
             f"{out}: {len(lost)} star tables have gone since they were written (first: {lost[0]}); put them back, or "
-            f"delete {out} to start again"
+            f"{_again(out)}"
         )
-    return [out / t["name"] for t in tables]
+    return [out / t.name for t in tables]
 
 
 # ------------------------------------------------------------------------------------------------ what was done before
@@ -183,45 +240,44 @@ def _open_folder(out: Path) -> Path:
     return work
 
 
-def _require_same(path: Path, about: dict[str, Any], out: Path) -> None:
+def _again(out: Path) -> str:
+    return f"delete {out} to start again"
+
+
+def _require_same(path: Path, about: _Begun, out: Path) -> None:
     """Keep the settings and companion tables of the first run, and refuse any others."""
     if not path.is_file():
-        _write_json(path, about)
+        _write_json(path, about.model_dump(mode="json"))
         return
-    before = json.loads(path.read_text())
-    for key, now in about["settings"].items():
-        if before["settings"].get(key) != now:
+    before = read_json(path, _Begun, _again(out), VERSION)
+    for key, now in about.settings.items():
+        if before.settings.get(key) != now:
             raise InputError(
-                f"{out}: was begun with other settings of '{key}'; put them back, choose another folder, or delete {out} "
-                f"to start again"
+                f"{out}: was begun with other settings of '{key}'; put them back, choose another folder, or {_again(out)}"
             )
-    if before["inputs"] != about["inputs"]:
+    if before.inputs != about.inputs:
         raise InputError(
-            f"{out}: was begun with {len(before['inputs'])} XP files, now there are {len(about['inputs'])} or they have "
-            f"other names; put them back, choose another folder, or delete {out} to start again"
+            f"{out}: was begun with {len(before.inputs)} XP files, now there are {len(about.inputs)} or they have "
+            f"other names; put them back, choose another folder, or {_again(out)}"
         )
-    then = {f["name"]: f for f in before["companions"]}
-    for file in about["companions"]:
-        if then.get(file["name"], {}).get("checksum") != file["checksum"]:
+    for file in about.companions:
+        if file not in before.companions:
             raise InputError(
-                f"{out}: was begun with another {file['name']}; put that back, choose another folder, or delete {out} to "
-                f"start again"
+                f"{out}: was begun with another {file.name}; put that back, choose another folder, or {_again(out)}"
             )
-    if len(then) != len(about["companions"]):
+    if len(before.companions) != len(about.companions):
         raise InputError(
-            f"{out}: was begun with {len(then)} companion tables, now there are {len(about['companions'])}; put them back "
-            f"or delete {out} to start again"
+            f"{out}: was begun with {len(before.companions)} companion tables, now there are {len(about.companions)}; "
+            f"put them back or {_again(out)}"
         )
 
 
-def _require_unchanged(path: Path, recorded: dict[str, Any], out: Path) -> None:
+def _require_unchanged(path: Path, recorded: _Input, out: Path) -> None:
     """Refuse an XP file that is not the one whose tables are there; size and time spare reading it again."""
     now = _identity(path)
-    if all(now[k] == recorded[k] for k in now) or file_checksum(path) == recorded["checksum"]:
+    if all(now[k] == getattr(recorded, k) for k in now) or file_checksum(path) == recorded.checksum:
         return
-    raise InputError(
-        f"{path}: has changed since its star tables were written; choose another folder, or delete {out} to start again"
-    )
+    raise InputError(f"{path}: has changed since its star tables were written; choose another folder, or {_again(out)}")
 
 
 def _identity(path: Path) -> dict[str, Any]:
@@ -229,42 +285,41 @@ def _identity(path: Path) -> dict[str, Any]:
     return {"name": path.name, "size": status.st_size, "modified": status.st_mtime_ns}
 
 
-def _companion_identities(survey: SurveySettings, base: Path) -> list[dict[str, str]]:
+def _companion_identities(survey: SurveySettings, base: Path) -> list[_File]:
     patterns: list[tuple[str, ...]] = [survey.gaia.files, survey.two_mass.files, survey.unwise.files]
     patterns += [one.files for one in survey.labels]
     patterns += [survey.reddening.files]
     files: Iterable[Path] = (path for names in patterns if names for path in expand(names, base))
-    return [{"name": path.name, "checksum": file_checksum(path)} for path in files]
+    return [_File(name=path.name, checksum=file_checksum(path)) for path in files]
 
 
-def _summary(companions: Companions) -> dict[str, Any]:
-    """What the manifest needs to know of the companion tables, should they not be read again."""
-    label_cuts = companions.star_labels.cuts if companions.star_labels else ()
-    return {
-        "rejected": [asdict(r) for r in companions.rejected],
-        "label_cuts": [asdict(c) for c in label_cuts],
-        "notes": companions.notes,
-        "summary": companions.summary,
-    }
+def _summary(companions: Companions) -> _CompanionRecord:
+    return _CompanionRecord(
+        rejected=list(companions.rejected),
+        label_cuts=list(companions.star_labels.cuts if companions.star_labels else ()),
+        notes=companions.notes,
+        summary=list(companions.summary),
+    )
 
 
-def _read_record(work: Path, stem: str) -> dict[str, Any] | None:
+def _read_record(work: Path, stem: str, out: Path) -> _Record | None:
     path = work / DONE / f"{stem}.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    return read_json(path, _Record, _again(out), VERSION) if path.is_file() else None
 
 
-def _save_ids(path: Path, ids: Any) -> None:
-    with open(path, "wb") as stream:
-        np.save(stream, ids)
+def _read_ids(path: Path, out: Path) -> NDArray[np.int64]:
+    """The source_ids of a finished XP file."""
+    try:
+        ids: NDArray[np.int64] = np.load(path, allow_pickle=False)
+        if ids.dtype != np.int64 or ids.ndim != 1:
+            raise ValueError(f"{ids.ndim}-dimensional {ids.dtype}")
+    except (OSError, EOFError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: is damaged ({reason_of(error)}); {_again(out)}") from error
+    return ids
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    _write(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    with whole_file(path, "make room there") as temporary:
-        write(temporary)
+    write_json(content, path, MAKE_ROOM)
 
 
 def _stem(path: Path, inputs: list[Path]) -> str:

@@ -153,9 +153,11 @@ def hats_files(folder: Path) -> list[Path]:
     """
     collection = folder / "collection.properties"
     if collection.is_file():
-        lines = (line.partition("=") for line in collection.read_text().splitlines())
+        text = collection.read_text(encoding="utf-8", errors="replace")
+        lines = (line.partition("=") for line in text.splitlines())
         primary = next((v.strip() for k, _, v in lines if k.strip() == "hats_primary_table_url"), "")
-        return hats_files(folder / primary) if primary and (folder / primary) != folder else []
+        inner = folder / primary
+        return hats_files(inner) if primary and not (inner / collection.name).is_file() else []
     if not any((folder / name).is_file() for name in ("hats.properties", "properties")):
         return []
 

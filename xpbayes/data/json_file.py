@@ -12,29 +12,30 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, StrictInt, TypeAdapter, ValidationError
 
 from xpbayes.errors import InputError
-from xpbayes.files import reason_of, whole_file
+from xpbayes.files import reason_of, write_text
 
 T = TypeVar("T")
 MOST_BYTES = 1 << 30
 """Of a JSON file: a manifest of Gaia's 220 million spectra has some 10 MB."""
 
 
-class Versioned(BaseModel):
+class _Versioned(BaseModel):
     """What every JSON file of ours has: a newer one is told from a damaged one."""
 
-    version: StrictInt
+    version: StrictInt = 1
 
 
-def read_json(path: str | os.PathLike[str], kind: type[T], advice: str) -> T:
+def read_json(path: str | os.PathLike[str], kind: type[T], advice: str, newest: int | None = None) -> T:
     """Read a JSON file.
 
     Args:
         path: the file.
         kind: what it must hold; a dataclass, a pydantic model, or a container type.
         advice: what to do if it is damaged.
+        newest: the newest version of such a file that this xpbayes knows; None where it has none of its own.
 
     Raises:
-        InputError: it cannot be read, is no JSON, or holds something else.
+        InputError: it cannot be read, is no JSON, holds something else, or was written by a newer xpbayes.
     """
     path = Path(path)
     try:
@@ -43,6 +44,8 @@ def read_json(path: str | os.PathLike[str], kind: type[T], advice: str) -> T:
         raw = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({reason_of(error)}); {advice}") from error
+    if newest is not None and (version := from_json(raw, _Versioned, str(path), advice).version) > newest:
+        raise InputError(f"{path}: version {version} is newer than this xpbayes reads ({newest}); upgrade xpbayes")
     return from_json(raw, kind, str(path), advice)
 
 
@@ -69,8 +72,7 @@ def write_json(value: Any, path: Path, advice: str = "choose another output") ->
     Raises:
         InputError: it cannot be written.
     """
-    with whole_file(path, advice) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
+    write_text(path, json.dumps(value, indent=1) + "\n", advice)
 
 
 @cache

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from xpbayes.errors import InputError
 from xpbayes.files import whole_file
 
 UNKNOWN_SOURCE = -1
@@ -41,7 +42,7 @@ def write_quarantine(rows: Iterable[Rejected], path: Path) -> Path:
         rows: what to write; the file has only its header if there are none.
         path: the file.
     """
-    with whole_file(path) as temporary, open(temporary, "w", newline="") as stream:
+    with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(QUARANTINE_COLUMNS)
         writer.writerows((r.file, r.row, r.source_id, r.reason) for r in rows)
@@ -49,6 +50,10 @@ def write_quarantine(rows: Iterable[Rejected], path: Path) -> Path:
 
 
 def read_quarantine(path: Path) -> list[Rejected]:
-    """Read what `write_quarantine` wrote."""
-    with open(path, newline="") as stream:
-        return [Rejected(r["file"], int(r["row"]), int(r["source_id"]), r["reason"]) for r in csv.DictReader(stream)]
+    """Read what `write_quarantine` wrote; InputError if it is something else."""
+    try:
+        with open(path, encoding="utf-8", newline="") as stream:
+            rows = csv.DictReader(stream)
+            return [Rejected(r["file"], int(r["row"]), int(r["source_id"]), r["reason"]) for r in rows]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read ({type(error).__name__}); copy it again") from error

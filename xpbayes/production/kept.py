@@ -6,7 +6,7 @@ Everything is under ``records/`` and goes with it when the catalogue is complete
 import hashlib
 import os
 import shutil
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from xpbayes.archive.companion_table import Run, SortedRuns
 from xpbayes.archive.companions import Companions, read_companions
 from xpbayes.archive.tables import Table
 from xpbayes.data.json_file import read_json, write_json
-from xpbayes.data.parquet import read_parquet
+from xpbayes.data.parquet import open_parquet, read_parquet
 from xpbayes.data.rejected import Rejected
 from xpbayes.errors import InputError
 from xpbayes.files import reason_of, temporary_name, whole_file
@@ -51,21 +51,42 @@ def kept_layout(path: str) -> Layout:
 
 
 @dataclass(frozen=True)
+class _KeptTable:
+    """A table on disk.
+
+    Attributes:
+        n_read, n_rows: rows in its files, and usable ones.
+        columns: their names.
+        missing: reason -> how many numbers were taken for missing.
+        rows: file of all rows, or
+        runs: files of sorted rows.
+    """
+
+    n_read: int
+    n_rows: int
+    columns: tuple[str, ...]
+    missing: dict[str, int]
+    rows: str = ""
+    runs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class _Kept:
     """The companion tables of one survey on disk.
 
     Attributes:
         checksums, modified: SHA-256 and times of change [ns] of the survey's companion files, in the layout's order.
         rejected: rows of the tables that could not be used.
-        about: what else `Companions` says.
-        tables: kind -> what `Table` or `SortedRuns` says but the rows; the rows are in files named by `rows` or `runs`.
+        notes, summary: as `Companions` has them.
+        tables: kind of table -> where it is.
     """
 
     checksums: list[str]
     modified: list[int]
     rejected: list[Rejected]
-    about: dict[str, Any]
-    tables: dict[str, dict[str, Any]]
+    notes: dict[str, str]
+    summary: tuple[str, ...]
+    tables: dict[str, _KeptTable]
 
 
 def keep_tables(folder: Path, layout: Layout) -> list[Rejected]:
@@ -113,7 +134,7 @@ def kept_tables(folder: Path, layout: Layout) -> list[Companions]:
             kind: _load(kept.tables[kind], place) if kind in kept.tables else None for kind in COMPANIONS
         }
         nothing: dict[str, Any] = {"star_labels": None, "reddening": None, "dust": None}
-        out.append(Companions(**tables, **nothing, rejected=tuple(kept.rejected), **_tuples(kept.about)))
+        out.append(Companions(**tables, **nothing, rejected=tuple(kept.rejected), notes=kept.notes, summary=kept.summary))
     return out
 
 
@@ -141,12 +162,12 @@ def _read_and_keep(layout: Layout, survey: int, scratch: Path) -> None:
     companions = read_companions(one.settings, one.path.parent, scratch=scratch)
     for file in opened:
         file.check()
-    simple = {f.name for f in fields(Companions)} - {*COMPANIONS, "star_labels", "reddening", "dust", "rejected"}
     kept = _Kept(
         checksums=[file.checksum for file in opened],
         modified=[file.modified for file in opened],
         rejected=list(companions.rejected),
-        about={name: getattr(companions, name) for name in simple},
+        notes=companions.notes,
+        summary=companions.summary,
         tables={
             kind: _save(getattr(companions, kind), kind, scratch)
             for kind in COMPANIONS
@@ -156,45 +177,37 @@ def _read_and_keep(layout: Layout, survey: int, scratch: Path) -> None:
     write_json(TypeAdapter(_Kept).dump_python(kept, mode="json"), scratch / TABLES, MAKE_ROOM)
 
 
-def _save(table: Table | SortedRuns, kind: str, folder: Path) -> dict[str, Any]:
-    """Write a table's rows, unless they are on disk already, and return what else it says."""
-    about = {
-        f.name: getattr(table, f.name)
-        for f in fields(table)
-        if f.name not in ("rejected", "runs", "empty", *(("columns",) if isinstance(table, Table) else ()))
-    }
+def _save(table: Table | SortedRuns, kind: str, folder: Path) -> _KeptTable:
+    """Write a table's rows, unless they are on disk already, and return what is known of them."""
+    about = _KeptTable(table.n_read, len(table), tuple(table.columns), dict(table.missing))
     if isinstance(table, SortedRuns):
-        return {**about, "runs": [str(run.path.relative_to(folder)) for run in table.runs]}
+        return replace(about, runs=tuple(str(run.path.relative_to(folder)) for run in table.runs))
     name = f"{kind}.parquet"
     with whole_file(folder / name, MAKE_ROOM) as temporary:
         pq.write_table(pa.table({k: pa.array(v) for k, v in table.columns.items()}), temporary, compression="lz4")
-    return {**about, "rows": name}
+    return replace(about, rows=name)
 
 
-def _load(about: dict[str, Any], folder: Path) -> Table | SortedRuns:
-    simple = _tuples({k: v for k, v in about.items() if k not in ("rows", "runs")})
-    if "rows" in about:
-        return Table(columns=_columns(read_parquet(folder / about["rows"], advice=AGAIN)), rejected=(), **simple)
-    runs = tuple(_run(folder / name) for name in about["runs"])
-    with pq.ParquetFile(runs[0].path) as file:
-        rows = file.read_row_group(0, columns=list(simple["columns"])).slice(0, 1)
-    empty = Table(columns={k: v[:0] for k, v in _columns(rows).items()}, rejected=(), n_read=0)
-    return SortedRuns(**simple, runs=runs, rejected=(), empty=empty)
+def _load(about: _KeptTable, folder: Path) -> Table | SortedRuns:
+    if about.rows:
+        rows = read_parquet(folder / about.rows, about.columns, AGAIN)
+        return Table(_columns(rows), (), about.n_read, about.missing)
+    runs = tuple(_run(folder / name) for name in about.runs)
+    with open_parquet(runs[0].path, AGAIN) as file:
+        first = file.read_row_group(0, columns=list(about.columns)).slice(0, 1)
+    empty = Table({k: v[:0] for k, v in _columns(first).items()}, (), 0)
+    return SortedRuns(about.columns, runs, about.n_rows, (), empty, about.n_read, about.missing)
 
 
 def _run(path: Path) -> Run:
     """A sorted run, the ranges of its row groups from its own statistics."""
-    about = pq.read_metadata(path)
-    at = about.schema.names.index("source_id")
-    ranges = [about.row_group(i).column(at).statistics for i in range(about.num_row_groups)]
-    return Run(path, np.array([r.min for r in ranges], np.int64), np.array([r.max for r in ranges], np.int64))
+    with open_parquet(path, AGAIN) as file:
+        about = file.metadata
+        at = about.schema.names.index("source_id")
+        ranges = [about.row_group(i).column(at).statistics for i in range(about.num_row_groups)]
+        return Run(path, np.array([r.min for r in ranges], np.int64), np.array([r.max for r in ranges], np.int64))
 
 
 def _columns(rows: pa.Table) -> dict[str, Any]:
     columns = {name: rows[name].to_numpy() for name in rows.column_names}
     return {k: v.astype(str) if v.dtype == object else v for k, v in columns.items()}
-
-
-def _tuples(about: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no tuples; our types hold no lists."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in about.items()}

@@ -16,9 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, Field, StrictBool
+from pydantic import BaseModel, Field, StrictBool, StrictInt
 
-from xpbayes.data.json_file import Versioned, checked, read_json, write_json
+from xpbayes.data.json_file import checked, read_json, write_json
 from xpbayes.data.parquet import file_metadata, require_kind
 from xpbayes.data.rejected import Rejected, write_quarantine
 from xpbayes.errors import InputError
@@ -56,6 +56,7 @@ class _Identity(BaseModel):
 class _Begun(BaseModel):
     """A manifest from its beginning."""
 
+    version: StrictInt
     complete: StrictBool
     identity: _Identity
 
@@ -163,10 +164,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{folder}: is not a catalogue in parts (no {MANIFEST}); name one that 'xpbayes infer' wrote")
     again = "infer the catalogue again"
-    version = read_json(path, Versioned, again).version
-    if version > MANIFEST_VERSION:
-        raise InputError(f"{path}: version {version} is newer than this xpbayes reads; upgrade xpbayes")
-    if read_json(path, _Begun, again).complete:
+    if read_json(path, _Begun, again, MANIFEST_VERSION).complete:
         read_json(path, _Complete, again)
     return read_json(path, dict[str, Any], again)
 

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.channels import Channels
-from xpbayes.data.json_file import checked, read_json
+from xpbayes.data.json_file import checked, read_json, write_json
 from xpbayes.device import prepare_device
 from xpbayes.errors import InputError
-from xpbayes.files import file_checksum, load_arrays, save_arrays, whole_file
+from xpbayes.files import file_checksum, load_arrays, save_arrays
 from xpbayes.inference.recalibration import LabelCalibration
 from xpbayes.inference.support import LabelSupport
 from xpbayes.models.forward import ForwardModel
@@ -154,8 +154,7 @@ def save_model(model: TrainedModel, folder: str | os.PathLike[str]) -> Path:
         card.pop("confidence", None)
     else:
         card["confidence"] = {**card["confidence"], "arrays_checksum": _save_confidence(model.confidence, folder)}
-    with whole_file(folder / CARD) as temporary:
-        temporary.write_text(json.dumps(card, indent=1) + "\n")
+    write_json(card, folder / CARD)
     if model.confidence is None:
         (folder / CONFIDENCE).unlink(missing_ok=True)  # of a model that this one replaces
     return folder

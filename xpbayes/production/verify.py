@@ -5,7 +5,6 @@ rows, schema and metadata of every part, source_ids that repeat, finite paramete
 that are positive semi-definite, and the balance of rows read, written, not selected and quarantined.
 """
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from xpbayes.data.json_file import from_json
 from xpbayes.data.parquet import METADATA_KEY, read_parquet
 from xpbayes.data.rejected import read_quarantine
 from xpbayes.data.spectra import OK
@@ -193,8 +193,8 @@ def _first(table: pa.Table, bad: NDArray[np.bool_]) -> str:
 
 def _is_about(raw: bytes, about: Mapping[str, Any]) -> bool:
     try:
-        found = json.loads(raw)
-    except ValueError:
+        found = from_json(raw, dict[str, Any], "", "")
+    except InputError:
         return False
     return all(found.get(k) == v for k, v in about.items())
 
@@ -216,8 +216,8 @@ def _check_balance(folder: Path, manifest: Mapping[str, Any], records: list[Part
     n_quarantined = total["rows_quarantined"] + total["companion_rows_quarantined"]
     try:
         found = len(read_quarantine(folder / QUARANTINE))
-    except (OSError, ValueError, KeyError) as error:
-        return [*problems, f"{QUARANTINE}: cannot be read ({type(error).__name__})"]
+    except InputError as error:
+        return [*problems, str(error)]
     if found != n_quarantined:
         problems.append(f"{QUARANTINE}: has {found} rows, {MANIFEST} counts {n_quarantined}")
     return problems

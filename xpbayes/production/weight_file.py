@@ -45,7 +45,9 @@ def load_weight_factor(folder: str | os.PathLike[str], model_checksum: str) -> N
         arrays, about = load_arrays(path)
         columns = arrays["columns"]
         belongs_to, captured, n_stars = about["model"], float(about["captured"]), int(about["n_stars"])
-    except (KeyError, TypeError, ValueError) as error:
+        if columns.ndim != 2 or columns.dtype != np.float32 or not np.isfinite(columns).all():
+            raise ValueError("its columns are not finite float32 numbers")
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: is damaged ({error}); {again}") from error
     if belongs_to != model_checksum:
         raise InputError(f"{path}: belongs to another model; {again}")

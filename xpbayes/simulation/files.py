@@ -4,12 +4,14 @@ In: plain arrays as a survey would have measured them. Out: the files that the a
 """
 
 import gzip
+import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xpbayes.files import whole_file
 from xpbayes.simulation.spectra import ObservedXp
 
 BULK_SIDE = (
@@ -35,7 +37,12 @@ DOUBLE, SINGLE = "%.17g", "%.9g"
 
 def write_bulk(path: Path, blocks: Iterable[ObservedXp]) -> Path:
     """Write the archive's bulk layout: an ECSV header in comments, arrays as "[...]", missing as null; gzip."""
-    with gzip.open(path, "wt", compresslevel=4) as stream:
+    with (
+        whole_file(path) as temporary,
+        open(temporary, "wb") as packed,
+        gzip.GzipFile(path.name.removesuffix(".gz"), "wb", compresslevel=4, fileobj=packed) as plain,
+        io.TextIOWrapper(plain, encoding="ascii", newline="\n") as stream,
+    ):
         stream.write("# %ECSV 1.0\n# ---\n# delimiter: ','\n# datatype:\n")
         for name in BULK_COLUMNS:
             stream.write(f"# -\n#   name: {name}\n#   datatype: {_ecsv_type(name)}\n")
@@ -81,5 +88,6 @@ def write_csv(path: Path, columns: Mapping[str, tuple[str, NDArray[np.generic]]]
     lines = [",".join(columns)]
     lines += [form % row for row in zip(*(values.tolist() for _, values in columns.values()), strict=True)]
     text = ("\n".join(lines) + "\n").encode()
-    path.write_bytes(gzip.compress(text, compresslevel=4) if path.suffix == ".gz" else text)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(gzip.compress(text, compresslevel=4) if path.suffix == ".gz" else text)
     return path

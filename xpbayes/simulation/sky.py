@@ -5,21 +5,24 @@ line of sight, and a `Sky` for the simulator: what a dust map made from the simu
 Positions are Galactic and Cartesian, Sun at the origin, x towards the Galactic centre, kpc.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from xpbayes.config import Recipe
+from xpbayes.data.json_file import read_json, write_json
 from xpbayes.errors import InputError
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.simulation.placement import BRIGHT_G, FAINT_G, MIN_EXTINCTION, Magnitude, Placement, Sky
 from xpbayes.simulation.survey import simulate
 
 SKY_FILE = "sky.json"
+VERSION = 1
+"""Of that file."""
 SUN_RADIUS_KPC = 8.2
 """Distance of the Sun from the Galactic centre (GRAVITY Collaboration 2019: 8.178 +- 0.026 kpc)."""
 DISC_NODES, DISC_WEIGHTS = np.polynomial.legendre.leggauss(24)
@@ -97,21 +100,35 @@ class Dust:
 
     def write(self, path: Path) -> Path:
         """Write the parameters as JSON: with them the truth is known everywhere, not only at the stars."""
-        about = {"kind": "dust", **{k: np.asarray(v).tolist() for k, v in asdict(self).items()}}
-        path.write_text(json.dumps(about) + "\n")
+        about = {"kind": "dust", "version": VERSION, **{k: np.asarray(v).tolist() for k, v in asdict(self).items()}}
+        write_json(about, path)
         return path
 
     @classmethod
     def read(cls, path: Path) -> "Dust":
         """Read what `write` wrote; InputError if it is something else."""
-        try:
-            about: dict[str, Any] = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read as a dust distribution ({error}); check the path") from error
-        if about.pop("kind", None) != "dust" or set(about) != set(cls.__dataclass_fields__):
-            raise InputError(f"{path}: is not a dust distribution; name the sky.json of a simulated survey")
-        arrays: dict[str, Any] = {k: np.asarray(v, np.float64) if isinstance(v, list) else v for k, v in about.items()}
-        return cls(**arrays)
+        advice = "name the sky.json of a simulated survey"
+        kept = read_json(path, _KeptDust, advice, VERSION)
+        clouds = {n: np.asarray(getattr(kept, n), np.float64) for n in ("cloud_radius", "cloud_depth")}
+        position = np.asarray(kept.cloud_position, np.float64).reshape(-1, 3)
+        if not len(position) == len(clouds["cloud_radius"]) == len(clouds["cloud_depth"]):
+            raise InputError(f"{path}: is damaged (its clouds have no radius or depth each); {advice}")
+        return cls(kept.disc_density, kept.disc_height, kept.disc_length, position, **clouds)
+
+
+class _KeptDust(BaseModel):
+    """A dust distribution as a file holds it."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    kind: Literal["dust"]
+    version: int = VERSION
+    disc_density: float
+    disc_height: float
+    disc_length: float
+    cloud_position: list[tuple[float, float, float]]
+    cloud_radius: list[float]
+    cloud_depth: list[float]
 
 
 def radius_and_height(

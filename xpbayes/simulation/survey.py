@@ -18,6 +18,7 @@ from xpbayes.channels import XP_GRID_NM
 from xpbayes.config import Recipe
 from xpbayes.data.parquet import fixed_list, write_parquet
 from xpbayes.errors import InputError
+from xpbayes.files import write_text
 from xpbayes.production.model_file import TrainedModel, load_model
 from xpbayes.simulation.companions import (
     GAIA_FILE,
@@ -95,8 +96,7 @@ def simulate(
     files += [*bands, write_gaia(stars, rng, out), *write_labels(stars, trained.labels, recipe, rng, out)]
     files.append(write_reddening(stars, rng, out))
     truth = _write_truth(stars, trained, observed, noise, out / "truth.parquet")
-    survey = out / "survey.toml"
-    survey.write_text(_survey_toml(trained, {f.name for f in files}))
+    survey = write_text(out / "survey.toml", _survey_toml(trained, {f.name for f in files}))
     log.info(f"wrote {survey}: xpbayes prepare {survey} --out stars/")
     return [survey, truth, *files]
 

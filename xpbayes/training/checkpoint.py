@@ -2,14 +2,15 @@
 
 In and out: a tree of arrays (None, arrays, tuples, dicts, and named tuples or dataclasses of this package) and a
 JSON-ready record. The file also carries checksums of the stars and the settings that it belongs to; another run's is
-refused. Rebuilding a tree makes instances of this package's own classes only: a checkpoint cannot run foreign code.
+refused. Rebuilding a tree makes named tuples and dataclasses of modules that are imported already, and calls nothing
+else: a checkpoint cannot run code.
 """
 
 import dataclasses
 import hashlib
-import importlib
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pydantic import BaseModel, StrictInt
 
+from xpbayes.data.json_file import from_json
 from xpbayes.errors import InputError
 from xpbayes.files import first_difference, load_arrays, save_arrays
 
 PACKAGE = "xpbayes."
-VERSION = 2
+VERSION = 3
+
+
+class _Header(BaseModel):
+    """What a checkpoint says of itself."""
+
+    version: StrictInt
+    checksum: str = ""
+    tree: dict[str, Any]
+    about: dict[str, Any]
 
 
 def tree_checksum(tree: Any) -> str:
@@ -85,11 +97,18 @@ def unpack(description: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     if kind in ("tuple", "list"):
         items = [unpack(v, arrays) for v in content]
         return tuple(items) if kind == "tuple" else items
-    module, _, name = content.partition(":")
-    if not module.startswith(PACKAGE):
-        raise ValueError(f"{content} is not a class of this package")
     fields = {k: unpack(v, arrays) for k, v in dict(rest)["fields"].items()}
-    return getattr(importlib.import_module(module), name)(**fields)
+    return _own_class(content)(**fields)
+
+
+def _own_class(name: str) -> type:
+    """The named tuple or dataclass of that name; ValueError for anything else, a function above all."""
+    module, _, short = name.partition(":")
+    found = getattr(sys.modules.get(module), short, None) if module.startswith(PACKAGE) else None
+    if isinstance(found, type) and found.__module__ == module:
+        if dataclasses.is_dataclass(found) or hasattr(found, "_asdict"):
+            return found
+    raise ValueError(f"{name} is not a class of this package that holds data")
 
 
 def write_checkpoint(path: str | os.PathLike[str], tree: Any, about: Mapping[str, Any]) -> None:
@@ -105,7 +124,13 @@ def write_checkpoint(path: str | os.PathLike[str], tree: Any, about: Mapping[str
     """
     arrays: dict[str, np.ndarray] = {}
     described = pack(tree, arrays)
-    header = {"kind": "training checkpoint", "version": VERSION, "tree": described, "about": dict(about)}
+    header = {
+        "kind": "training checkpoint",
+        "version": VERSION,
+        "checksum": tree_checksum(arrays),
+        "tree": described,
+        "about": dict(about),
+    }
     save_arrays(Path(path), arrays, {"xpbayes": json.dumps(header)})
 
 
@@ -126,18 +151,20 @@ def read_checkpoint(path: str | os.PathLike[str], belongs_to: Mapping[str, Any])
     again = "train again without resuming"
     try:
         arrays, words = load_arrays(path)
-        header = json.loads(words["xpbayes"])
-        if header["version"] != VERSION:
-            raise InputError(f"{path}: is a checkpoint of version {header['version']}, not {VERSION}; {again}")
-        about = header["about"]
+        header = from_json(words["xpbayes"], _Header, str(path), f"delete it and {again}")
+        if header.version != VERSION:
+            raise InputError(f"{path}: is a checkpoint of version {header.version}, not {VERSION}; {again}")
+        if header.checksum != tree_checksum(arrays):
+            raise ValueError("its arrays are not those that were written")
+        about = header.about
         if about["stars"] != belongs_to["stars"]:
             raise InputError(f"{path}: belongs to other training stars than are given now; give those, or {again}")
         changed = first_difference(about["settings"], json.loads(json.dumps(belongs_to["settings"])))
         if changed is not None:
             name, old, new = changed
             raise InputError(f"{path}: was written with {name} = {old}, now it is {new}; set it back, or {again}")
-        state = unpack(header["tree"], arrays)
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        state = unpack(header.tree, arrays)
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: is not a usable checkpoint ({error}); delete it and {again}") from error

@@ -4,7 +4,6 @@ In: a catalogue on disk and settings. Out: a folder with sky.fits (four wide bin
 birds_eye.fits, figures and dust_map.json.
 """
 
-import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,11 +17,14 @@ from xpbayes.analysis.dust_map.healpix_map import DustMap, join, map_of_piece
 from xpbayes.analysis.dust_map.joint import voxel_means_joint
 from xpbayes.analysis.dust_map.selection import SkyPieces, Tally, open_for_map, select
 from xpbayes.config import DustMapConfig
+from xpbayes.data.json_file import write_json
 from xpbayes.errors import InputError
 
 log = logging.getLogger(__name__)
 
 SKY, PROFILE, BIRDS_EYE, ABOUT = "sky.fits", "profile.fits", "birds_eye.fits", "dust_map.json"
+VERSION = 1
+"""Of dust_map.json."""
 MEANS = {"bins": voxel_means, "joint": voxel_means_joint}
 
 
@@ -102,16 +104,16 @@ def write_dust_map(maps: DustMaps, out: Path) -> list[Path]:
         the files written.
     """
     from xpbayes.analysis.dust_map.draw import draw_birds_eye, draw_sky
+    from xpbayes.analysis.figures.drawing import save_figure
 
     figures = {"sky": draw_sky(maps.sky), "birds_eye": draw_birds_eye(maps.above)}
-    about = {"kind": "dust map", **maps.sky.about, "coverage": coverage(maps)}
+    about = {"kind": "dust map", "version": VERSION, **maps.sky.about, "coverage": coverage(maps)}
     files = [maps.sky.write(out / SKY), maps.profile.write(out / PROFILE), maps.above.write(out / BIRDS_EYE)]
     for name, figure in figures.items():
         for suffix in ("png", "pdf"):
-            files.append(out / f"{name}.{suffix}")
-            figure.savefig(files[-1], dpi=160)
+            files.append(save_figure(figure, out / f"{name}.{suffix}", dpi=160))
     files.append(out / ABOUT)
-    files[-1].write_text(json.dumps(about, indent=1) + "\n")
+    write_json(about, files[-1])
     return files
 
 

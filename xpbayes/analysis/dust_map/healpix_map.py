@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from xpbayes.analysis.dust_map.bins import Voxels
 from xpbayes.analysis.dust_map.selection import Measured
 from xpbayes.errors import InputError
-from xpbayes.files import whole_file
+from xpbayes.files import reason_of, whole_file
 
 if TYPE_CHECKING:
     from astropy.coordinates import SkyCoord
@@ -151,12 +151,13 @@ class DustMap:
                     arrays[attribute] = np.stack(columns, axis=1).astype(np.float32 if kind == "E" else np.int16)
                 pixel = np.asarray(units["EXTINCTION"].data["PIXEL"], np.int64)
                 lines = [str(line).split(" = ", 1) for line in units[0].header.get("HISTORY", [])]
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{path}: cannot be read as a dust map ({error}); make it again") from error
+                finest = int(header["NSIDE"])
+        except InputError:
+            raise
+        except Exception as error:  # astropy raises what the bytes happen to break
+            raise InputError(f"{path}: cannot be read as a dust map ({reason_of(error)}); make it again") from error
         about = {line[0]: line[1] for line in lines if len(line) == 2}
-        return cls(edges=edges.astype(np.float64), finest=int(header["NSIDE"]), pixel=pixel, about=about, **arrays)
+        return cls(edges=edges.astype(np.float64), finest=finest, pixel=pixel, about=about, **arrays)
 
 
 def write_fits(units: Any, path: Path) -> Path:

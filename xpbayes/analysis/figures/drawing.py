@@ -3,6 +3,7 @@
 House style: one sans-serif face, no chart junk, colours that survive colour-blindness and grey-scale print.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 
 from xpbayes.analysis.figures.binned import ColumnDensity
 from xpbayes.analysis.validation import Comparison, running_percentiles
+from xpbayes.errors import InputError
+from xpbayes.files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,8 +32,22 @@ LABEL_UNIT = {"teff": "K", "feh": "dex", "logg": "dex", "alpha_m": "dex", "extin
 FLUX_LABEL = "flux [10$^{-18}$ W m$^{-2}$ nm$^{-1}$]"
 DENSITY_COLOURS, SIGNED_COLOURS = "Blues", "RdBu_r"
 DENSITY_LABEL = "density / greatest of its column"
+FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
 MAX_POINTS = 20_000
 """Points drawn in a scatter plot at most."""
+
+
+def save_figure(figure: "Figure", path: Path, dpi: float) -> Path:
+    """Write a figure whole or not at all, its folder made if need be.
+
+    Raises:
+        InputError: the file cannot be written, or its ending names no figure format.
+    """
+    if path.suffix.lower() not in FIGURE_SUFFIXES:
+        raise InputError(f"{path}: a figure's name ends in .png, .pdf or .svg")
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=dpi)
+    return path
 
 
 def display_scale(label: str) -> float:

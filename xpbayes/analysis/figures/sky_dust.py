@@ -1,18 +1,20 @@
 """A finished dust map on the sky and from above (ZGR23 Figs. 20, 21): `dust_map.draw` draws, here it is read and told."""
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
+from pydantic import BaseModel
 
 from xpbayes.analysis.dust_map.birds_eye import BirdsEye
-from xpbayes.analysis.dust_map.build import ABOUT, BIRDS_EYE, SKY
+from xpbayes.analysis.dust_map.build import ABOUT, BIRDS_EYE, SKY, VERSION
 from xpbayes.analysis.dust_map.draw import draw_birds_eye, draw_sky
 from xpbayes.analysis.dust_map.healpix_map import DustMap
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Series, drawn_now
+from xpbayes.data.json_file import read_json
 from xpbayes.errors import InputError
+from xpbayes.files import reason_of
 
 
 def read_birds_eye(path: Path) -> BirdsEye:
@@ -29,27 +31,44 @@ def read_birds_eye(path: Path) -> BirdsEye:
             header = units["DENSITY"].header
             axis = header["CRVAL1"] + header["CDELT1"] * np.arange(density.shape[1])
             return BirdsEye(axis, density, covered, float(header["ZMAX"]))
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as a view from above ({error}); make the map again") from error
+    except Exception as error:  # astropy raises what the bytes happen to break
+        raise InputError(
+            f"{path}: cannot be read as a view from above ({reason_of(error)}); make the map again"
+        ) from error
 
 
-def _about(folder: Path) -> dict[str, Any]:
-    path = folder / ABOUT
-    try:
-        about = json.loads(path.read_text())
-        if about["kind"] != "dust map":
-            raise KeyError("kind")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise NotDrawnError(f"{path}: is not there or is no dust map; make one with 'xpbayes dustmap'") from error
-    return about
+class _About(BaseModel):
+    """What a dust map says of itself, as far as captions need it."""
+
+    kind: Literal["dust map"]
+    method: Literal["bins", "joint"]
+    remove_prior: bool
+    rows: int
+    kept: int
+    nsides: list[int]
+    min_stars: int
+    profile_bins: int
+    profile_reach: float
+    max_reduced_chi2: float
+    max_extinction: float
+    max_extinction_error: float
+    sky_max_parallax_error: float
+    profile_max_parallax_error: float
 
 
-def _cuts(about: dict[str, Any], parallax: str) -> str:
-    kind = "inverse-variance means" if about["method"] == "bins" else "means shared by full (E, parallax) covariances"
-    prior = "the prior's pull removed" if about["remove_prior"] else "posterior modes as they are"
+def _about(folder: Path) -> _About:
+    path, advice = folder / ABOUT, "make one with 'xpbayes dustmap'"
+    if not path.is_file():
+        raise NotDrawnError(f"{path}: is not there; {advice}")
+    return read_json(path, _About, advice, VERSION)
+
+
+def _cuts(about: _About, max_parallax_error: float) -> str:
+    kind = "inverse-variance means" if about.method == "bins" else "means shared by full (E, parallax) covariances"
+    prior = "the prior's pull removed" if about.remove_prior else "posterior modes as they are"
     return (
-        f"{about['rows']:,} stars read, {about['kept']:,} kept: χ²/dof < {about['max_reduced_chi2']:g}, "
-        f"E < {about['max_extinction']:g}, σ_E < {about['max_extinction_error']:g}, σ_ϖ/ϖ < {about[parallax]:g}; {kind}, "
+        f"{about.rows:,} stars read, {about.kept:,} kept: χ²/dof < {about.max_reduced_chi2:g}, "
+        f"E < {about.max_extinction:g}, σ_E < {about.max_extinction_error:g}, σ_ϖ/ϖ < {max_parallax_error:g}; {kind}, "
         f"{prior}"
     )
 
@@ -65,8 +84,8 @@ def _sky(run: Run) -> Product:
     return Product(
         draw_sky(dust),
         f"Differential extinction over the sky in {len(dust.edges) - 1} distance bins",
-        f"Mean extinction minus that of the bin before, on the finest of nside {', '.join(map(str, about['nsides']))} with "
-        f"at least {about['min_stars']} stars; grey where there is none. {_cuts(about, 'sky_max_parallax_error')}. "
+        f"Mean extinction minus that of the bin before, on the finest of nside {', '.join(map(str, about.nsides))} with "
+        f"at least {about.min_stars} stars; grey where there is none. {_cuts(about, about.sky_max_parallax_error)}. "
         f"{shown.any(axis=1).sum():,} pixels of nside {dust.finest} have a value.",
         {
             "": {
@@ -92,10 +111,10 @@ def _above(run: Run) -> Product:
     return Product(
         draw_birds_eye(above),
         "Extinction density of the Galactic plane seen from above",
-        f"Mean of dE/dr over |z| < {1e3 * above.max_height:.0f} pc (Eq. 30, per kpc), from {about['profile_bins']} "
-        f"sinh-spaced bins to {about['profile_reach']:g} kpc; the Sun is the cross. Grey where less than half of the "
+        f"Mean of dE/dr over |z| < {1e3 * above.max_height:.0f} pc (Eq. 30, per kpc), from {about.profile_bins} "
+        f"sinh-spaced bins to {about.profile_reach:g} kpc; the Sun is the cross. Grey where less than half of the "
         f"column is on the map: {len(y):,} of {above.density.size:,} cells have a value. "
-        f"{_cuts(about, 'profile_max_parallax_error')}.",
+        f"{_cuts(about, about.profile_max_parallax_error)}.",
         {
             "": {
                 "x": Series(above.axis[x], "kpc", "towards the Galactic centre"),

@@ -199,7 +199,6 @@ def write_check(check: CalibrationCheck, model: TrainedModel, folder: Path) -> l
         model: what was checked.
         folder: is made if need be.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     verdicts = verdict_table(check)
     columns = [f"{m} {n}" for m in check.shares for n in check.names]
     values = np.concatenate([*check.shares.values()], axis=1)

@@ -34,7 +34,7 @@ from xpbayes.analysis.pages.page import DPI, Aside, Page, Picture, Points, Secti
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, Gatherer, NotDrawnError, NumberTable, Product, Task
 from xpbayes.errors import InputError, nearest
-from xpbayes.files import whole_file
+from xpbayes.files import whole_file, write_text
 
 log = logging.getLogger(__name__)
 
@@ -174,9 +174,8 @@ def write_figures(run: Run, outcomes: Sequence[Outcome], out: Path) -> Path:
         raise InputError(f"none of {len(outcomes)} figures can be drawn; the first, {outcomes[0].line}")
     files = {o.analysis.name: write_product(o, out) for o in drawn}
     record = [o.entry(files.get(o.analysis.name, ())) for o in outcomes]
-    with whole_file(out / RECORD) as temporary:
-        text = json.dumps({"kind": "analyses", "figures": record}, indent=1, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+    text = json.dumps({"kind": "analyses", "figures": record}, indent=1, ensure_ascii=False)
+    write_text(out / RECORD, text + "\n")
     return _page(run, outcomes, files, out)
 
 

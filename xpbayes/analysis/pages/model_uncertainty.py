@@ -121,6 +121,4 @@ def uncertainty_figure(found: ModelUncertainty) -> "Figure":
 
 def write_figure(found: ModelUncertainty, path: Path) -> Path:
     """Write the figure; the folder is made if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    uncertainty_figure(found).savefig(path, dpi=120)
-    return path
+    return drawing.save_figure(uncertainty_figure(found), path, dpi=120)

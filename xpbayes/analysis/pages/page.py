@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xpbayes.errors import InputError
-from xpbayes.files import whole_file
+from xpbayes.analysis.figures.drawing import save_figure
+from xpbayes.files import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,9 +96,9 @@ class Table:
 
     def write_csv(self, path: Path) -> Path:
         """Write headings and rows."""
-        with path.open("w", newline="") as file:
-            csv.writer(file).writerows([self.headings, *self.rows])
-        return path
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([self.headings, *self.rows])
+        return write_text(path, text.getvalue())
 
 
 @dataclass(frozen=True)
@@ -196,9 +196,7 @@ class Page:
         )
         sections = [s if s.id else replace(s, id=f"s{i}") for i, s in enumerate(self.sections, 1)]
         text = environment.get_template("page.html").render(page=self, sections=sections, kind=_kind)
-        with whole_file(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-        return path
+        return write_text(path, text)
 
 
 def _kind(part: Any) -> str:
@@ -234,14 +232,5 @@ def save_figures(folder: Path, texts: Mapping[str, str], drawn: "Iterable[tuple[
     Raises:
         InputError: the folder cannot be written.
     """
-    written = [folder / name for name in texts]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path, text in zip(written, texts.values(), strict=True):
-            path.write_text(text)
-        for name, figure in drawn:
-            figure.savefig(folder / name, dpi=DPI)
-            written.append(folder / name)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror or error}); choose another output") from error
-    return written
+    written = [write_text(folder / name, text) for name, text in texts.items()]
+    return [*written, *(save_figure(figure, folder / name, DPI) for name, figure in drawn)]

@@ -259,7 +259,6 @@ def write_comparison(comparison: PosteriorComparison, model: TrainedModel, folde
         model: the model.
         folder: is made if need be.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     methods = list(comparison.methods)
     fails = {m: comparison.fails(m)[comparison.settled].mean() if comparison.settled.any() else np.nan for m in methods}
     sections = [

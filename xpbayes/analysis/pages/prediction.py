@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from xpbayes.analysis.figures import drawing
 from xpbayes.analysis.pages.page import Table
 from xpbayes.channels import FLUX_UNIT
-from xpbayes.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,9 +78,4 @@ def draw_prediction(prediction: Prediction, path: Path) -> None:
     Raises:
         InputError: the file cannot be written, or its ending names no figure format.
     """
-    if path.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise InputError(f"{path}: a figure's name ends in .png, .pdf or .svg")
-    try:
-        prediction_figure(prediction).savefig(path, dpi=150)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another output") from error
+    drawing.save_figure(prediction_figure(prediction), path, dpi=150)
