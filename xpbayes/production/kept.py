@@ -134,7 +134,9 @@ def kept_tables(folder: Path, layout: Layout) -> list[Companions]:
             kind: _load(kept.tables[kind], place) if kind in kept.tables else None for kind in COMPANIONS
         }
         nothing: dict[str, Any] = {"star_labels": None, "reddening": None, "dust": None}
-        out.append(Companions(**tables, **nothing, rejected=tuple(kept.rejected), notes=kept.notes, summary=kept.summary))
+        out.append(
+            Companions(**tables, **nothing, rejected=tuple(kept.rejected), notes=kept.notes, summary=kept.summary)
+        )
     return out
 
 

@@ -105,10 +105,11 @@ def _own_class(name: str) -> type:
     """The named tuple or dataclass of that name; ValueError for anything else, a function above all."""
     module, _, short = name.partition(":")
     found = getattr(sys.modules.get(module), short, None) if module.startswith(PACKAGE) else None
-    if isinstance(found, type) and found.__module__ == module:
-        if dataclasses.is_dataclass(found) or hasattr(found, "_asdict"):
-            return found
-    raise ValueError(f"{name} is not a class of this package that holds data")
+    if not isinstance(found, type) or found.__module__ != module:
+        raise ValueError(f"{name} is not a class of this package")
+    if not dataclasses.is_dataclass(found) and not hasattr(found, "_asdict"):
+        raise ValueError(f"{name} is not a class of this package that holds data")
+    return found
 
 
 def write_checkpoint(path: str | os.PathLike[str], tree: Any, about: Mapping[str, Any]) -> None:
