@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from xpbayes.errors import InputError
-from xpbayes.files import first_difference, load_arrays, locked, refuse_overwriting, save_arrays, whole_file
+from xpbayes.files import (
+    first_difference,
+    load_arrays,
+    locked,
+    refuse_overwriting,
+    refuse_repeated,
+    save_arrays,
+    whole_file,
+)
 
 
 def test_it_appears_at_the_end_and_in_a_folder_of_its_own(tmp_path):
@@ -35,6 +43,32 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path):
     message = r"a.txt: cannot be written \(.*\); make room"
     with pytest.raises(InputError, match=message), whole_file(tmp_path / "file" / "a.txt", "make room"):
         pass
+
+
+@pytest.mark.parametrize("how", ["symlink", "hard link", "copy", "folder link"])
+def test_one_file_under_two_names_is_refused(tmp_path, how):
+    first, other = tmp_path / "d" / "a.csv", tmp_path / "b.csv"
+    first.parent.mkdir()
+    first.write_text("source_id,x\n1,2\n")
+    if how == "symlink":
+        other.symlink_to(first)
+    elif how == "hard link":
+        other.hardlink_to(first)
+    elif how == "copy":
+        other.write_bytes(first.read_bytes())
+    else:
+        (tmp_path / "e").symlink_to(first.parent)
+        other = tmp_path / "e" / "a.csv"
+    with pytest.raises(InputError, match=f"{other.name}: is the same file as .*a.csv, or a copy of it; name every"):
+        refuse_repeated([first, tmp_path / "d" / "a.csv", other])
+    (tmp_path / "c.csv").write_text("source_id,x\n2,2\n")
+    refuse_repeated([first, tmp_path / "c.csv"])
+
+
+def test_headers_without_rows_may_be_alike(tmp_path):
+    for name in "ab":
+        (tmp_path / name).write_text("# nothing here\nsource_id,x\n")
+    refuse_repeated([tmp_path / "a", tmp_path / "b"])
 
 
 def test_arrays_come_back_with_their_words(tmp_path):

@@ -9,7 +9,15 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used. The message is complete in itself."""
+    """Something the user gave cannot be used. The message is complete in itself, and on one line.
+
+    Names that come from files may hold anything: what does not print - line ends, a terminal's commands - is escaped.
+    """
+
+    def __init__(self, sentence: object = "") -> None:
+        text = str(sentence)
+        printed = text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+        super().__init__(printed)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

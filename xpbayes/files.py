@@ -4,7 +4,7 @@ import hashlib
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,9 +150,43 @@ def refuse_overwriting(out: str | os.PathLike[str], inputs: Iterable[str | os.Pa
     if not out.exists():
         return
     for given in map(Path, inputs):
-        for path in [given, *(given.iterdir() if given.is_dir() else ())]:
+        for path in [given, *(filter(Path.is_file, given.iterdir()) if given.is_dir() else ())]:
             if path.exists() and path.samefile(out):
                 raise InputError(f"{out}: is an input of this run ({given}); choose another output")
+
+
+def refuse_repeated(paths: Sequence[Path]) -> None:
+    """Refuse files of which one is named twice: through links, or as a copy.
+
+    Raises:
+        InputError: there is such a file, or one cannot be read.
+    """
+    known: dict[tuple[object, ...], Path] = {}
+    alike: dict[tuple[object, ...], list[Path]] = {}
+    try:
+        for path in paths:
+            status = path.stat()
+            _require_new(known, (status.st_dev, status.st_ino), path)
+            with open(path, "rb") as stream:
+                head = stream.read(ENDS)
+                stream.seek(max(0, status.st_size - ENDS))
+                tail = stream.read(ENDS)
+            if status.st_size > ENDS or len([line for line in head.splitlines() if line[:1] not in b"#"]) > 1:
+                alike.setdefault((status.st_size, head, tail), []).append(path)  # else a header has no rows to repeat
+        for path in (p for group in alike.values() if len(group) > 1 for p in group):
+            _require_new(known, (file_checksum(path),), path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({reason_of(error)}); check its permissions") from error
+
+
+def _require_new(known: dict[tuple[object, ...], Path], key: tuple[object, ...], path: Path) -> None:
+    first = known.setdefault(key, path)
+    if first != path:
+        raise InputError(f"{path}: is the same file as {first}, or a copy of it; name every file once")
+
+
+ENDS = 1 << 10
+"""Bytes from both ends of a file that tell it from most others."""
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def tables(draw, door: str, kind: str):
                 out[name] = np.nan_to_num(values, posinf=999, neginf=-999).clip(-3e4, 3e4).astype(type_) if (
                     type_[1] == "i"
                 ) else np.array(values).astype(type_)  # fmt: skip
-        if draw(st.booleans()) and draw(st.booleans()) and not (type_ == "text" and kind.startswith("binary")):
+        if draw(st.booleans()) and draw(st.booleans()) and not (type_ == "text" and kind.endswith("vot")):
             out[name] = np.repeat(out[name][:, None], draw(st.integers(1, 2)), axis=1)
         if kind in WITH_MASKS and out[name].ndim == 1 and draw(st.booleans()):
             out[name] = np.ma.array(out[name], mask=draw(st.lists(st.booleans(), min_size=n, max_size=n)))

@@ -405,7 +405,8 @@ class TestSurvey:
     def test_stars_in_two_files_are_found(self, survey, model_folder, tmp_path):
         folder = tmp_path / "survey"
         shutil.copytree(survey.parent, folder)
-        shutil.copy(folder / "xp" / "Xp_1.csv.gz", folder / "xp" / "Xp_2.csv.gz")
+        packed = (folder / "xp" / "Xp_1.csv.gz").read_bytes()
+        (folder / "xp" / "Xp_2.csv.gz").write_bytes(packed + gzip.compress(b"\n"))  # a copy would be refused at once
         with pytest.raises(InputError, match=r"30 source_ids have more than one row \(first: \d+, in part-00001"):
             infer_parts(model_folder, folder / "survey.toml", tmp_path / "c", QUICK, processes=1)
 

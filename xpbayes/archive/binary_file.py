@@ -15,6 +15,7 @@ import numpy as np
 
 from xpbayes.archive.raw_table import Batch, Columns, DamagedError, RawFile, RawTable, in_batches, refusal, sliced
 from xpbayes.archive.units import is_declared
+from xpbayes.data.fits_header import check_headers
 from xpbayes.errors import InputError
 
 
@@ -23,6 +24,7 @@ def open_fits(path: Path) -> RawFile:
     from astropy.io import fits
 
     try:
+        check_headers(path)
         hdus = fits.open(path, memmap=True)
         tables = [
             _hdu_table(i, hdu, hdus[0].header)

@@ -7,7 +7,6 @@ Records and settings are in ``.prepare`` beside the tables. A re-run with other 
 
 import logging
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from pydantic import BaseModel
 from xpbayes.archive.companion_table import SeenIds
 from xpbayes.archive.companions import Companions, read_companions
 from xpbayes.archive.stream import idle_companions, stream_file
-from xpbayes.archive.survey_config import SurveySettings, expand, read_survey
+from xpbayes.archive.survey_config import SurveySettings, companion_files, expand, files_of, read_survey
 from xpbayes.data.json_file import read_json, write_json
 from xpbayes.data.rejected import Rejected, write_quarantine
 from xpbayes.data.spectra import Cut, add_up_cuts
@@ -104,6 +103,8 @@ def prepare(config_path: Path, out: Path) -> list[Path]:
     survey = read_survey(config_path)
     base = config_path.parent
     inputs = expand(survey.xp.files, base)
+    stems = [_stem(path, inputs) for path in inputs]
+    _spare_inputs(files_of(survey, base), stems, out)
     work = _open_folder(out)
     about = _Begun(
         settings=survey.model_dump(mode="json"),
@@ -111,7 +112,6 @@ def prepare(config_path: Path, out: Path) -> list[Path]:
         companions=_companion_identities(survey, base),
     )
     _require_same(work / "survey.json", about, out)
-    stems = [_stem(path, inputs) for path in inputs]
     done = {stem: record for stem in stems if (record := _read_record(work, stem, out)) is not None}
     for path, stem in zip(inputs, stems, strict=True):
         if stem in done:
@@ -240,6 +240,17 @@ def _open_folder(out: Path) -> Path:
     return work
 
 
+def _spare_inputs(inputs: list[Path], stems: list[str], out: Path) -> None:
+    """Refuse a folder where a file of this run would replace an input."""
+    for path in (p.resolve() for p in inputs):
+        stem, _, number = path.name.removesuffix(".parquet").rpartition("-")
+        is_table = path.suffix == ".parquet" and stem in stems and number.isdecimal()
+        if path.parent == out.resolve() and (is_table or path.name in (MANIFEST, QUARANTINE)):
+            raise InputError(
+                f"{path}: is an input that a file of this run would replace; choose another folder than {out}"
+            )
+
+
 def _again(out: Path) -> str:
     return f"delete {out} to start again"
 
@@ -286,11 +297,7 @@ def _identity(path: Path) -> dict[str, Any]:
 
 
 def _companion_identities(survey: SurveySettings, base: Path) -> list[_File]:
-    patterns: list[tuple[str, ...]] = [survey.gaia.files, survey.two_mass.files, survey.unwise.files]
-    patterns += [one.files for one in survey.labels]
-    patterns += [survey.reddening.files]
-    files: Iterable[Path] = (path for names in patterns if names for path in expand(names, base))
-    return [_File(name=path.name, checksum=file_checksum(path)) for path in files]
+    return [_File(name=path.name, checksum=file_checksum(path)) for path in companion_files(survey, base)]
 
 
 def _summary(companions: Companions) -> _CompanionRecord:

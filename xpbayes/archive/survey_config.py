@@ -15,6 +15,7 @@ from xpbayes.archive.reddening import N_DRAWS
 from xpbayes.channels import BANDS, Channels, xp_channels
 from xpbayes.config import FrozenSettings, parse_settings, read_toml
 from xpbayes.errors import InputError
+from xpbayes.files import reason_of, refuse_repeated
 
 FILES = "files, * allowed; relative to survey.toml"
 
@@ -130,19 +131,40 @@ def expand(patterns: tuple[str, ...], base: Path) -> list[Path]:
         base: folder that relative names start from.
 
     Raises:
-        InputError: a name or pattern has no file.
+        InputError: a name or pattern has no file; a file has several names, or copies.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
         whole = base / pattern
-        names = sorted(glob.glob(str(whole), recursive=True)) if glob.has_magic(str(whole)) else [str(whole)]
-        files = [file for n in names for file in ([Path(n)] if Path(n).is_file() else hats_files(Path(n)))]
-        if not files and whole.is_dir():
+        try:
+            names = sorted(glob.glob(str(whole), recursive=True)) if glob.has_magic(str(whole)) else [str(whole)]
+            files = [file for n in names for file in ([Path(n)] if Path(n).is_file() else hats_files(Path(n)))]
+            is_folder = whole.is_dir()
+        except OSError as error:  # a name that no file can have, a folder that may not be read
+            raise InputError(f"{str(whole)[:200]}: cannot be read ({reason_of(error)}); check the path") from error
+        if not files and is_folder:
             raise InputError(f"{whole}: is a folder, but no HATS catalogue; name the files in it")
         if not files:
             raise InputError(f"{whole}: no such file; check the path")
         found.update(dict.fromkeys(files))
+    refuse_repeated(list(found))
     return list(found)
+
+
+def files_of(survey: SurveySettings, base: Path) -> list[Path]:
+    """All files that a survey names: of spectra, then of companion tables.
+
+    Raises:
+        InputError: as `expand`.
+    """
+    return [*expand(survey.xp.files, base), *companion_files(survey, base)]
+
+
+def companion_files(survey: SurveySettings, base: Path) -> list[Path]:
+    """The files of all tables that are joined to the spectra."""
+    doors: tuple[DoorSettings | LabelSurvey, ...]
+    doors = (survey.gaia, survey.two_mass, survey.unwise, *survey.labels, survey.reddening)
+    return [path for door in doors if door.files for path in expand(door.files, base)]
 
 
 def hats_files(folder: Path) -> list[Path]:

@@ -65,6 +65,9 @@ def sample(  # noqa: PLR0913 - an argument for each option of the command line
     given = {"draws": draws, "warmup": warmup, "chains": chains}
     run = Settings.read(settings, inference={"use_parallax": parallax}, sampling=given)
     from xpbayes.analysis.pages.posterior_tables import print_draws
+    from xpbayes.files import refuse_overwriting
+
+    refuse_overwriting(out, [settings] if settings is not None else ())
     from xpbayes.runs.sample import sample as run_sample
 
     print_draws(

@@ -26,7 +26,7 @@ from xpbayes.data.rejected import Rejected
 from xpbayes.data.spectra import Spectra
 from xpbayes.data.spectra_file import read_header, read_star_table_rows
 from xpbayes.errors import InputError
-from xpbayes.files import file_checksum, has_gone
+from xpbayes.files import file_checksum, has_gone, refuse_repeated
 from xpbayes.production.duplicates import Identifiers, find_repeated
 
 STARS_AT_ONCE = 2048
@@ -190,11 +190,12 @@ def lay_out(inputs: Sequence[str | Path], channels: Channels, stars_per_part: in
             files.append(_star_table(given, channels))
     if not files:
         raise InputError("no input was named; name star tables, folders of them, or a survey.toml")
-    seen: set[Path] = set()
+    once: set[Path] = set()
     for file in files:
-        if file.path.resolve() in seen:
+        if file.path in once:
             raise InputError(f"{file.path}: is named twice among the inputs; name every file once")
-        seen.add(file.path.resolve())
+        once.add(file.path)
+    refuse_repeated([file.path for file in files])
     repeated = find_repeated([_identifiers(f) for f in files if f.n_rows])
     if repeated is not None:
         raise InputError(

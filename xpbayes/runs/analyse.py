@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from xpbayes.analysis.pages.gallery import choose, make_figures, write_figures
+from xpbayes.analysis.pages.gallery import INDEX, RECORD, choose, make_figures, write_figures
 from xpbayes.analysis.run_inputs import find_inputs, open_run
+from xpbayes.runs.inputs import check_writable
 
 
 def analyse(
@@ -32,5 +33,7 @@ def analyse(
         InputError: nothing could be drawn, or an input is damaged or belongs to something else.
     """
     analyses = choose(only)
-    run = open_run(find_inputs(folder, named or {}), survey, sfd_maps)
-    return write_figures(run, make_figures(run, analyses), out)
+    inputs = find_inputs(folder, named or {})
+    check_writable(out, *inputs.values(), files=(INDEX, RECORD))
+    run = open_run(inputs, survey, sfd_maps)
+    return write_figures(run, make_figures(run, analyses), out, list(inputs.values()))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xpbayes.analysis.pages.calibration_page import CalibrationCheck, write_check
+from xpbayes.analysis.pages.calibration_page import FILES, CalibrationCheck, write_check
 from xpbayes.checks.prior_predictive import Window, simulate, with_realistic_noise
 from xpbayes.checks.sbc import chi2_shares, draw_shares, gaussian_shares, importance_shares
 from xpbayes.config import InferenceConfig, SamplingConfig
@@ -68,7 +68,7 @@ def check(
     """
     inference, sampling = inference or InferenceConfig(), sampling or SamplingConfig()
     trained = load_if_path(model)
-    check_writable(None if out is None else Path(out) / "report.html")
+    check_writable(out, model, stars, files=FILES)
     table = bundled_stars() if stars is None else read_stars(stars)[0]
     trained.channels.require_same(table.channels, "the model", "the stars" if stars is None else str(stars))
     table = table.take(np.flatnonzero(table.problems() == OK))

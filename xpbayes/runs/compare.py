@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from xpbayes.analysis.pages.posterior_comparison import Estimate, PosteriorComparison, write_comparison
+from xpbayes.analysis.pages.posterior_comparison import FILES, Estimate, PosteriorComparison, write_comparison
 from xpbayes.config import InferenceConfig, SamplingConfig
 from xpbayes.data.spectra import Spectra
 from xpbayes.data.stars import signal_to_noise
@@ -57,7 +57,7 @@ def compare(  # noqa: PLR0913 - what the verb of the command line can say
     if not inference.n_draws:
         raise InputError("a comparison needs importance draws; set n_draws of [inference] to 256 or so")
     trained = load_if_path(model)
-    check_writable(None if out is None else Path(out) / "report.html")
+    check_writable(out, model, stars, files=FILES)
     table = pick_stars(trained, stars, source_ids, n_random, only, seed)
     found = draw_posteriors(trained, table, inference, sampling)
     if not found.diagnostics.settled.any():

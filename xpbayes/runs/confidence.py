@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from xpbayes.analysis.figures.confidence import ConfidenceCheck, judge
-from xpbayes.analysis.pages.confidence import held_out_fits, write_check
+from xpbayes.analysis.pages.confidence import NUMBERS, held_out_fits, write_check
 from xpbayes.config import ConfidenceConfig
 from xpbayes.data.spectra import Spectra
 from xpbayes.identity import Side, Split
 from xpbayes.models.reliability import feature_names
-from xpbayes.production.model_file import CARD, TrainedModel, load_model, save_model
+from xpbayes.production.model_file import ARRAYS, CARD, TrainedModel, load_model, save_model
 from xpbayes.production.table import read_catalogue
 from xpbayes.runs.inputs import (
     PathLike,
@@ -56,8 +56,8 @@ def confidence(
     config = config or ConfidenceConfig()
     begun = time.perf_counter()
     trained = load_if_path(model)
-    check_writable(out if out is None else Path(out) / CARD)
-    check_writable(figures if figures is None else Path(figures) / CARD)
+    check_writable(out, catalogue, stars, files=(CARD, ARRAYS))
+    check_writable(figures, model, catalogue, stars, files=(NUMBERS,))
     rows, about = read_catalogue(catalogue)
     table, source = read_stars(stars)
     trained.channels.require_same(table.channels, "the model", str(source["path"]))

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from xpbayes.analysis.dust_map.build import ABOUT, DustMaps, build_dust_map, write_dust_map
+from xpbayes.analysis.dust_map.build import ABOUT, BIRDS_EYE, PROFILE, SKY, DustMaps, build_dust_map, write_dust_map
 from xpbayes.config import DustMapConfig
 from xpbayes.runs.inputs import PathLike, check_writable
 
@@ -26,7 +26,7 @@ def dust_map(catalogue: PathLike, out: PathLike | None = None, config: DustMapCo
     """
     if out is None:
         return build_dust_map(Path(catalogue), config)
-    check_writable(Path(out) / ABOUT)
+    check_writable(out, catalogue, files=(SKY, PROFILE, BIRDS_EYE, ABOUT))
     maps = build_dust_map(Path(catalogue), config, scratch=Path(out))
     for path in write_dust_map(maps, Path(out)):
         log.info(f"wrote {path}")

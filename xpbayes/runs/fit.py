@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from xpbayes.analysis.pages.star_page import StarFit, star_fits, write_fits
+from xpbayes.analysis.pages.star_page import NUMBERS, StarFit, star_fits, write_fits
 from xpbayes.config import InferenceConfig
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.inference.search.modes import find_modes
-from xpbayes.production.model_file import CARD, TrainedModel
+from xpbayes.production.model_file import TrainedModel
 from xpbayes.runs.infer import model_factor, solve_stars
 from xpbayes.runs.inputs import (
     PathLike,
@@ -46,7 +46,7 @@ def fit(
     """
     config = config or InferenceConfig()
     trained = load_if_path(model)
-    check_writable(out if out is None else Path(out) / CARD)
+    check_writable(out, model, stars, files=(NUMBERS,))
     table, where = find_stars(stars, list(dict.fromkeys(source_ids)))
     trained.channels.require_same(table.channels, "the model", where)
     factor = model_factor(model, trained) if config.model_uncertainty else None

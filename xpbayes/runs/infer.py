@@ -73,9 +73,9 @@ def infer(
     """
     config = config or InferenceConfig()
     begun = time.perf_counter()
+    check_writable(out, model, stars)
     trained = load_if_path(model)
     factor = model_factor(model, trained, factor) if config.model_uncertainty else None
-    check_writable(out, model, stars)
     stream, source = stream_tables(stars, out)
     parts: list[pa.Table] = []
     n_seen = n_with_parallax = n_unusable = 0

@@ -100,7 +100,7 @@ def infer_parts(  # noqa: PLR0913 - what the verb of the command line can say
     settings = config.model_dump(mode="json")
     about = {**about_model(trained, factor), "settings": settings, "selection": only}
     identity = manifests.make_identity(layout, model, about, settings, versions())
-    check_writable(folder / manifests.MANIFEST)
+    check_writable(folder, model, inputs, files=(manifests.MANIFEST,))
     with manifests.alone(folder, shard):
         manifest = manifests.open_run(folder, identity, resume=resume or shard is not None)
         clean(folder, everything=manifest["complete"])

@@ -157,17 +157,25 @@ def require_labels(columns: Collection[str], labels: tuple[str, ...], where: str
                 )
 
 
-def check_writable(out: PathLike | None, *inputs: Any) -> None:
+def check_writable(out: PathLike | None, *inputs: Any, files: Sequence[str] = ()) -> None:
     """Refuse an unwritable output, or one that is an input, before hours of work, not after.
 
     Args:
         out: the output; None if nothing is written.
-        inputs: paths, or sequences of paths, that must not be written to; anything else is in memory.
+        inputs: paths, or sequences of paths, that must not be written to, the files of a survey.toml among them; anything
+            else is in memory.
+        files: where the output is a folder, what will be written into it.
     """
     if out is None:
         return
     given = [p for i in inputs for p in (i if isinstance(i, list | tuple) else [i]) if isinstance(p, str | Path)]
+    for path in [Path(p) for p in given if Path(p).suffix == ".toml"]:
+        from xpbayes.archive.survey_config import files_of, read_survey
+
+        given += files_of(read_survey(path), path.parent)
     refuse_overwriting(out, given)
+    for name in files:
+        check_writable(Path(out) / name, *given)
     target = Path(out)
     parent = target.parent
     while not parent.exists():

@@ -44,9 +44,9 @@ def report(
     Raises:
         InputError: the inputs do not belong together, or a requested star is not there.
     """
+    check_writable(out, model, catalogue, stars, draws)
     trained = load_if_path(model)
     table, _ = read_stars(stars)
-    check_writable(out, model, catalogue, stars)
     with tempfile.TemporaryDirectory() as scratch:  # the figures stream their stars from disk
         on_disk = write_star_table(stars, Path(scratch) / "stars.parquet") if isinstance(stars, Spectra) else stars
         files = open_stars(on_disk)

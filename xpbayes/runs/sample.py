@@ -77,8 +77,8 @@ def sample(  # noqa: PLR0913 - what the verb of the command line can say
         >>> groups = xpbayes.sample("model", "stars.parquet", "posterior.nc", n_random=20)  # doctest: +SKIP
     """
     inference, sampling = inference or InferenceConfig(), sampling or SamplingConfig()
-    trained = load_if_path(model)
     check_writable(out, model, stars)
+    trained = load_if_path(model)
     table = pick_stars(trained, stars, source_ids, n_random, only, seed)
     found = draw_posteriors(trained, table, inference, sampling)
     about = {

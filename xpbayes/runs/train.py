@@ -24,7 +24,7 @@ from xpbayes.inference.fit import fit_stars
 from xpbayes.inference.recalibration import LabelCalibration, fit_calibration, ln_snr_of
 from xpbayes.inference.support import make_support
 from xpbayes.models.extinction import NearInfraredLaw
-from xpbayes.production.model_file import TrainedModel, load_model, save_model
+from xpbayes.production.model_file import ARRAYS, CARD, TrainedModel, load_model, save_model
 from xpbayes.runs.infer import infer
 from xpbayes.runs.inputs import (
     PathLike,
@@ -71,7 +71,7 @@ def train(
     """
     config = config or TrainingConfig()
     begun = time.perf_counter()
-    check_writable(out)
+    check_writable(out, stars, files=(CARD, ARRAYS, CHECKPOINT))
     with _training_set(stars, config, out) as (chosen, source):
         training = chosen.table
         for cut in training.cuts:

@@ -17,10 +17,11 @@ from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.search.solver import solve
 from xpbayes.models.star_model import StarModel
 from xpbayes.models.theta import to_log
-from xpbayes.production.model_file import TrainedModel
+from xpbayes.production.model_file import WEIGHT_FACTOR, TrainedModel
 from xpbayes.production.weight_file import save_weight_factor
 from xpbayes.runs.inputs import (
     PathLike,
+    check_writable,
     choose_random,
     choose_stars,
     load_if_path,
@@ -61,6 +62,7 @@ def uncertainty(
     Example:
         >>> found = xpbayes.uncertainty("model", "stars.parquet", out="model")  # doctest: +SKIP
     """
+    check_writable(out, stars, files=(WEIGHT_FACTOR,))
     trained = load_if_path(model)
     table, source = read_stars(stars)
     where = str(source["path"])

@@ -18,7 +18,7 @@ from xpbayes.channels import XP_GRID_NM
 from xpbayes.config import Recipe
 from xpbayes.data.parquet import fixed_list, write_parquet
 from xpbayes.errors import InputError
-from xpbayes.files import write_text
+from xpbayes.files import refuse_overwriting, write_text
 from xpbayes.production.model_file import TrainedModel, load_model
 from xpbayes.simulation.companions import (
     GAIA_FILE,
@@ -90,7 +90,9 @@ def simulate(
     files: list[Path] = []
     for number, start in enumerate(range(0, n_stars, recipe.stars_per_file)):
         at = np.arange(start, min(start + recipe.stars_per_file, n_stars))
-        files.append(write_bulk(out / "xp" / f"XpContinuousMeanSpectrum_{number:04d}.csv.gz", spectra(at)))
+        bulk = out / "xp" / f"XpContinuousMeanSpectrum_{number:04d}.csv.gz"
+        refuse_overwriting(bulk, [recipe.like] if recipe.like is not None else ())
+        files.append(write_bulk(bulk, spectra(at)))
         log.info(f"{files[-1].name}: {len(at)} spectra")
     bands, observed[:, N_XP:] = write_bands(stars, trained.channels, band_errors, noise, rng, out)
     files += [*bands, write_gaia(stars, rng, out), *write_labels(stars, trained.labels, recipe, rng, out)]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from xpbayes.analysis.dust_map.bins import Voxels
 from xpbayes.analysis.dust_map.selection import Measured
+from xpbayes.data.fits_header import check_headers
 from xpbayes.errors import InputError
 from xpbayes.files import reason_of, whole_file
 
@@ -133,6 +134,7 @@ class DustMap:
 
         path = Path(path)
         try:
+            check_headers(path)
             with fits.open(path, memmap=False) as units:
                 names = {u.name for u in units}
                 missing = [n for n in ("BINS", *(q[0] for q in QUANTITIES.values())) if n not in names]

@@ -12,6 +12,7 @@ from xpbayes.analysis.dust_map.draw import draw_birds_eye, draw_sky
 from xpbayes.analysis.dust_map.healpix_map import DustMap
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Series, drawn_now
+from xpbayes.data.fits_header import check_headers
 from xpbayes.data.json_file import read_json
 from xpbayes.errors import InputError
 from xpbayes.files import reason_of
@@ -26,6 +27,7 @@ def read_birds_eye(path: Path) -> BirdsEye:
     from astropy.io import fits
 
     try:
+        check_headers(path)
         with fits.open(path, memmap=False) as units:
             density, covered = (np.asarray(units[n].data, np.float64) for n in ("DENSITY", "COVERED"))
             header = units["DENSITY"].header

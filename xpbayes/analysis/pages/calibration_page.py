@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DWARF_LOGG, HOT_TEFF = 4.0, 6.5
+FILES = ("report.html", "verdicts.csv", "shares.csv")
+"""What a check writes."""
 DUST_FREE = 3.0
 """Stars with a true E below this many of their own errors are called dust-free."""
 
@@ -270,5 +272,5 @@ def write_check(check: CalibrationCheck, model: TrainedModel, folder: Path) -> l
         else "Every parameter of the importance and NUTS posteriors is inside the band."
     )
     subtitle = f"{len(check.truth):,} simulated stars, {check.seconds:.0f} s; model {model.card.get('arrays_checksum')}"
-    page = Page("Are the error bars right?", subtitle, sections, [notice]).write(folder / "report.html")
-    return [page, verdicts.write_csv(folder / "verdicts.csv"), shares.write_csv(folder / "shares.csv")]
+    page = Page("Are the error bars right?", subtitle, sections, [notice]).write(folder / FILES[0])
+    return [page, verdicts.write_csv(folder / FILES[1]), shares.write_csv(folder / FILES[2])]

@@ -26,6 +26,8 @@ from xpbayes.production.reliability import table_features
 from xpbayes.production.table import list_column
 from xpbayes.training.reliability import Estimates
 
+NUMBERS = "confidence.json"
+
 
 @dataclass(frozen=True)
 class HeldOutFits:
@@ -141,4 +143,4 @@ def write_check(check: ConfidenceCheck, folder: Path) -> list[Path]:
         ("confidence_residuals_normalised.png", residual_figure(check, normalised=True)),
         ("confidence_reliability.png", reliability_figure(check)),
     )
-    return save_figures(folder, {"confidence.json": json.dumps(check.numbers(), indent=1) + "\n"}, drawn)
+    return save_figures(folder, {NUMBERS: json.dumps(check.numbers(), indent=1) + "\n"}, drawn)

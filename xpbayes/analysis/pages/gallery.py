@@ -34,7 +34,7 @@ from xpbayes.analysis.pages.page import DPI, Aside, Page, Picture, Points, Secti
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, Gatherer, NotDrawnError, NumberTable, Product, Task
 from xpbayes.errors import InputError, nearest
-from xpbayes.files import whole_file, write_text
+from xpbayes.files import refuse_overwriting, whole_file, write_text
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +92,13 @@ class Outcome:
         if self.product is not None:
             return f"{self.analysis.name}: drawn"
         return f"{self.analysis.name}: not drawn because {self.reason}"
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the files that it is written into: two pictures, then one for each table of numbers."""
+        name = self.analysis.name
+        tables = self.product.tables if self.product is not None else ()
+        return [f"{name}.png", f"{name}.pdf", *(f"{name}_{key}.ecsv" if key else f"{name}.ecsv" for key in tables)]
 
     def entry(self, files: Sequence[str]) -> dict[str, Any]:
         """What the record says of it."""
@@ -155,23 +162,26 @@ def gather(run: Run, gatherers: Sequence[Gatherer]) -> None:
             gatherer.add(rows)
 
 
-def write_figures(run: Run, outcomes: Sequence[Outcome], out: Path) -> Path:
+def write_figures(run: Run, outcomes: Sequence[Outcome], out: Path, inputs: Sequence[Path] = ()) -> Path:
     """Write figures, their numbers, a record of all, and the page that shows them.
 
     Args:
         run: what they were drawn from.
         outcomes: from `make_figures`.
         out: folder for everything.
+        inputs: files and folders that must stay as they are.
 
     Returns:
         path of the page.
 
     Raises:
-        InputError: nothing could be drawn, or a file cannot be written.
+        InputError: nothing could be drawn, or a file cannot be written, or is an input.
     """
     drawn = [o for o in outcomes if o.product is not None]
     if not drawn:
         raise InputError(f"none of {len(outcomes)} figures can be drawn; the first, {outcomes[0].line}")
+    for name in (INDEX, RECORD, *(file for o in drawn for file in o.files)):
+        refuse_overwriting(out / name, inputs)
     files = {o.analysis.name: write_product(o, out) for o in drawn}
     record = [o.entry(files.get(o.analysis.name, ())) for o in outcomes]
     text = json.dumps({"kind": "analyses", "figures": record}, indent=1, ensure_ascii=False)
@@ -190,16 +200,15 @@ def write_product(outcome: Outcome, out: Path) -> list[str]:
     """
     analysis, product = outcome.analysis, outcome.product
     assert product is not None
-    names = [f"{analysis.name}.png", f"{analysis.name}.pdf"]
+    names = outcome.files
     png = as_png(product.figure)
     product.figure.set_layout_engine("none")  # the layout is found: to find it again takes as long as to draw
     with whole_file(out / names[0]) as temporary:
         temporary.write_bytes(png)
     with whole_file(out / names[1]) as temporary:
         product.figure.savefig(temporary, dpi=DPI, format="pdf")
-    for key, table in product.tables.items():
-        names.append(f"{analysis.name}_{key}.ecsv" if key else f"{analysis.name}.ecsv")
-        _write_numbers(table, out / names[-1], analysis, product.caption)
+    for name, table in zip(names[2:], product.tables.values(), strict=True):
+        _write_numbers(table, out / name, analysis, product.caption)
     return names
 
 

@@ -17,6 +17,8 @@ from xpbayes.production.model_file import TrainedModel
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+FILES = ("report.html", "stars.csv")
+"""What a comparison writes."""
 MAX_RATIO = 1.5
 """A cheap error bar fails a star where, for any parameter, it is longer or shorter than NUTS' by more than this factor."""
 MAX_SHIFT = 0.5
@@ -312,8 +314,8 @@ def write_comparison(comparison: PosteriorComparison, model: TrainedModel, folde
         f"{methods[-1].capitalize()} gives another answer than NUTS for {fails[methods[-1]]:.0%} of the stars, "
         f"mode + Fisher for {fails[methods[0]]:.0%}."
     )
-    page = Page("Cheap error bars beside NUTS", subtitle, sections, [notice]).write(folder / "report.html")
-    return [page, star_table(comparison).write_csv(folder / "stars.csv")]
+    page = Page("Cheap error bars beside NUTS", subtitle, sections, [notice]).write(folder / FILES[0])
+    return [page, star_table(comparison).write_csv(folder / FILES[1])]
 
 
 def star_table(comparison: PosteriorComparison) -> Table:

@@ -23,6 +23,7 @@ from xpbayes.schema import FLAG_SENTENCES
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+NUMBERS = "fit.json"
 NOTABLE = 9.0
 """Optima within this Delta L of the best are drawn too."""
 SAME_SOLUTION = 0.3
@@ -288,4 +289,4 @@ def write_fits(stars: list[StarFit], folder: Path) -> list[Path]:
     """
     numbers = json.dumps([star.as_json() for star in stars], indent=1) + "\n"
     drawn = ((f"{star.source_id}.png", star_figure(star)) for star in stars if star.spectrum is not None)
-    return save_figures(folder, {"fit.json": numbers}, drawn)
+    return save_figures(folder, {NUMBERS: numbers}, drawn)
