@@ -1,17 +1,23 @@
-"""Calibrate posterior summaries of labels on stars with labels that training never saw.
+"""Calibrate posteriors of all parameters, and the covariances at modes, on stars that training never saw.
 
-The model error is learned from residuals of stars at their own labels. How well labels come out when they are sought it
-cannot show: training stars are fitted better than others, a kind's mean covariance is not each star's, and flat priors
+The model error is learned from residuals of stars at their own labels. How well parameters come out when they are sought
+it cannot show: training stars are fitted better than others, a kind's mean covariance is not each star's, and flat priors
 in E and parallax push the labels of most stars the same way. So stars kept aside are inferred as any star is, and for
-every kind of star two numbers per label are read off: the median of (posterior median - label), and the factor by which
-posteriors must be stretched about their median for 68 % of labels to lie within 68 % intervals, the labels' own errors
-included; cross-validation widens all of them by what such a fit promises too much. A star's posterior of a label is then
+every kind of star two numbers per parameter are read off: the median of (posterior median - reference), and the factor
+by which posteriors must be stretched about their median for 68 % of references to lie within 68 % intervals, the
+references' own errors taken off (`references`); cross-validation widens all of them by what such a fit promises too much.
+A star's posterior is then, in labels, E and ln parallax,
 
-    label = median - offset + stretch * t * (draw - median),
+    value = median - offset + stretch * t * (draw - median),
 
 with t the amplitude of a Student t of `DOF` degrees of freedom: pulls of real labels have such tails. Kinds are regions
 in (labels, ln S/N), as inferred. After Kuleshov, Fenner & Ermon (2018), who recalibrate regressions on held-out data.
-Modes, E and parallax, Fisher's and Laplace's covariances stay as the posterior has them.
+Fisher's and Laplace's covariances C become diag(s) C diag(s) with factors s found around the mode in the same way; the
+modes themselves stay.
+
+Stars whose parallax was used and stars whose was not are calibrated apart. A measured parallax cannot judge the posterior
+that it went into; but where fluxes alone have a share w of what is known of ln parallax, and their errors are to be
+stretched by s, the error of both together is sqrt(w s^2 + 1 - w) times what it was.
 """
 
 from dataclasses import dataclass, replace
@@ -43,30 +49,78 @@ WIDTH = 0.7
 PRIOR_STARS = 30.0
 """A kind's numbers are drawn towards those of all stars with the weight of so many."""
 N_ROUNDS, DAMPING = 25, 0.7
+SETTLED = 0.005
+"""Rounds end once no stretch changes by more."""
 N_FOLDS = 5
 """Stars that a calibration was fitted to lie within its intervals by construction, others 1 to 2 % less often; what it
 says of stars left out shows by how much."""
 MIN_RATIO = 0.2
-"""A label within its own error needs no width at all; one round narrows a kind by this factor at most."""
+"""A parameter within its reference's error needs no width at all; one round narrows a kind by this factor at most."""
+MIN_PARALLAX_SNR = 5.0
+"""A measured parallax below this does not judge ln parallax: its logarithm is no Gaussian."""
 
 
 @dataclass(frozen=True)
-class LabelCalibration:
-    """What is wrong with posteriors of labels, by kind of star.
+class KindCalibration:
+    """What is wrong with posteriors, by kind of star; parameters are labels, E [mag] and ln parallax.
 
     Attributes:
         scale: (label + 1,) units of the features, (labels, ln S/N).
         kinds: (kind, label + 1) centres, in those units.
         width: () over which kinds pass into each other.
-        offset: (kind, label) of posterior medians [kK, dex, dex, ...].
-        stretch: (kind, label) of posteriors about their medians.
+        offset: (kind, parameter) of posterior medians [kK, dex, dex, ..., mag, -].
+        stretch: (kind, parameter) of posteriors about their medians; 0 where no reference judged it, and it stays.
+        fisher: (kind, parameter) factor of the Fisher matrix's standard errors, about the mode.
+        laplace: (kind, parameter) factor of the Laplace approximation's, likewise.
     """
 
     scale: Float[np.ndarray, " label+1"]
     kinds: Float[np.ndarray, "kind label+1"]
     width: Float[np.ndarray, ""]
-    offset: Float[np.ndarray, "kind label"]
-    stretch: Float[np.ndarray, "kind label"]
+    offset: Float[np.ndarray, "kind label+2"]
+    stretch: Float[np.ndarray, "kind label+2"]
+    fisher: Float[np.ndarray, "kind label+2"]
+    laplace: Float[np.ndarray, "kind label+2"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Calibration of stars inferred from their fluxes and parallax, and of stars inferred from their fluxes alone.
+
+    What `with_parallax` holds of ln parallax itself is not used: `flux_only` says it, see the module.
+    """
+
+    with_parallax: KindCalibration
+    flux_only: KindCalibration
+
+
+def of_labels_only(scale: NDArray, kinds: NDArray, width: NDArray, offset: NDArray, stretch: NDArray) -> Calibration:
+    """A calibration of labels, E and parallax left as they are; arrays as in `KindCalibration`, without those two."""
+    nothing = np.zeros((len(kinds), 2), np.float32)
+    ones = np.ones((len(kinds), offset.shape[1] + 2), np.float32)
+    offset, stretch = (np.concatenate([values, nothing], axis=1) for values in (offset, stretch))
+    of = KindCalibration(scale, kinds, width, offset, stretch, ones, ones)
+    return Calibration(of, of)
+
+
+CASES = ("with_parallax", "flux_only")
+
+
+class References(NamedTuple):
+    """What is known of stars beside their fluxes.
+
+    Attributes:
+        value: (star, parameter) labels, E [mag], ln parallax.
+        variance: (star, parameter) by how much value differs from the truth beyond the posterior's own error; infinite
+            where nothing is known. May be negative: see `references`.
+    """
+
+    value: NDArray[np.float64]
+    variance: NDArray[np.float64]
+
+    def take(self, rows: NDArray[np.integer]) -> "References":
+        """Select stars."""
+        return References(self.value[rows], self.variance[rows])
 
 
 _mean_ln_snr = jax.jit(jax.vmap(mean_ln_snr))
@@ -84,121 +138,346 @@ def _weights(features: NDArray, kinds: NDArray, width: float) -> NDArray[np.floa
     return weight / weight.sum(axis=1, keepdims=True)
 
 
-def _weighted_quantile(values: NDArray, weight: NDArray, level: float) -> float:
+def _weighted_quantiles(values: NDArray, weight: NDArray, level: float) -> NDArray[np.float64]:
+    """(kind,) quantiles of values (star,) under the weights (star, kind) of every kind."""
     order = np.argsort(values)
-    cumulative = np.cumsum(weight[order])
-    return float(np.interp(level * cumulative[-1], cumulative - 0.5 * weight[order], values[order]))
+    weight = weight[order]
+    cumulative = np.cumsum(weight, axis=0)
+    middle = cumulative - 0.5 * weight
+    return np.array([np.interp(level * c[-1], m, values[order]) for c, m in zip(cumulative.T, middle.T, strict=True)])
+
+
+class _Known(NamedTuple):
+    """Stars as inference has them, and what is known of them.
+
+    Attributes:
+        residual: (star, parameter) of what is to be calibrated minus the reference.
+        half: (star, parameter) half the width of its interval, in units of which it is stretched.
+        variance: (star, parameter) of the residual that is not its own; infinite where nothing is known.
+    """
+
+    residual: NDArray[np.float64]
+    half: NDArray[np.float64]
+    variance: NDArray[np.float64]
+
+    @property
+    def enough(self) -> NDArray[np.bool_]:
+        """(parameter,) whether enough stars have a reference."""
+        return np.isfinite(self.variance).sum(axis=0) >= MIN_STARS_PER_KIND
+
+    def needed(self, offset: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(star, parameter) by how much an interval must be stretched to end at the reference."""
+        return np.sqrt(np.maximum((self.residual - offset) ** 2 - self.variance, 0.0)) / self.half
+
+    def told(self, stretch: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(star, parameter) how much a star tells of a stretch: all, or little where the reference's error hides it."""
+        own = (stretch * self.half) ** 2
+        return np.where(np.isfinite(self.variance), own / (own + np.maximum(self.variance, 0.0)), 0.0)
+
+
+class _Factors(NamedTuple):
+    """What some stars need, by kind: see `KindCalibration`."""
+
+    offset: NDArray[np.float64]
+    stretch: NDArray[np.float64]
+
+
+def _find_kinds(features: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    """Centres of kinds and the width over which they pass into each other, of features in their units."""
+    from sklearn.cluster import KMeans
+
+    n_kinds = int(np.clip(len(features) // MIN_STARS_PER_KIND, 1, MAX_KINDS))
+    kinds = KMeans(n_kinds, n_init=4, random_state=0).fit(features).cluster_centers_
+    distance = np.sort(np.linalg.norm(features[:, None] - kinds, axis=2), axis=1)
+    return kinds, max(WIDTH * float(np.median(distance[:, min(1, n_kinds - 1)])), 1e-6)
+
+
+def _fit(known: _Known, weight: NDArray[np.float64], *, shifted: bool) -> _Factors:
+    """Offsets and stretches by kind.
+
+    Args:
+        known: the stars.
+        weight: (star, kind) how much a star belongs to every kind.
+        shifted: seek offsets too.
+    """
+    pooled = weight + PRIOR_STARS / len(weight)
+    n_kinds, n_parameters = weight.shape[1], known.residual.shape[1]
+    offset, stretch = np.zeros((n_kinds, n_parameters)), np.ones((n_kinds, n_parameters))
+    enough = known.enough
+    for _ in range(N_ROUNDS):
+        changed, told = 0.0, known.told(weight @ stretch)
+        if shifted:
+            left = known.residual - weight @ offset
+            for i in np.flatnonzero(enough):
+                offset[:, i] += DAMPING * _weighted_quantiles(left[:, i], pooled * told[:, i : i + 1], 0.5)
+        needed = known.needed(weight @ offset) / (weight @ stretch)
+        for i in np.flatnonzero(enough):
+            ratio = _weighted_quantiles(needed[:, i], pooled * told[:, i : i + 1], WITHIN_ONE_SIGMA)
+            stretch[:, i] *= np.maximum(ratio, MIN_RATIO) ** DAMPING
+            changed = max(changed, float(np.abs(ratio - 1.0).max()))
+        if changed < SETTLED:
+            break
+    return _Factors(offset, stretch)
+
+
+def _fit_and_widen(known: _Known, weight: NDArray[np.float64], *, shifted: bool) -> _Factors:
+    """The same, widened by what such a fit is seen to promise too much of stars that were left out of it."""
+    found = _fit(known, weight, shifted=shifted)
+    fold = np.arange(len(weight)) % N_FOLDS
+    if np.sum(fold != 0) < MIN_STARS_PER_KIND:
+        return found
+    needed, told = np.empty_like(known.residual), np.empty_like(known.residual)
+    for left_out in range(N_FOLDS):
+        seen = fold == left_out
+        others = _fit(_Known(*(v[~seen] for v in known)), weight[~seen], shifted=shifted)
+        stretch, some = weight[seen] @ others.stretch, _Known(*(v[seen] for v in known))
+        needed[seen], told[seen] = some.needed(weight[seen] @ others.offset) / stretch, some.told(stretch)
+    wider = [
+        _weighted_quantiles(n, t[:, None], WITHIN_ONE_SIGMA)[0] if enough else 1.0
+        for n, t, enough in zip(needed.T, told.T, known.enough, strict=True)
+    ]
+    return found._replace(stretch=found.stretch * wider)
+
+
+def _in_sampled(found: "Posteriors") -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """(star, parameter) modes and (star, parameter, parameter) inverses of Fisher's and Laplace's matrix, in ln parallax."""
+    mode = np.asarray(found.estimate, np.float64).copy()
+    unit = np.ones_like(mode)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        unit[:, -1] = 1.0 / mode[:, -1]
+        mode[:, -1] = np.log(mode[:, -1])
+    unit = unit[:, :, None] * unit[:, None, :]
+    return mode, found.covariance * unit, found.laplace * unit
+
+
+def references(found: "Posteriors", stars: Stars) -> References:
+    """What is known of stars beside their fluxes: labels, and E and parallax from labels and from measurements.
+
+    Once a star's labels are known, its fluxes leave E and the parallax little freedom: with A the slope of either on the
+    labels in the Laplace approximation, value = mode + A (labels - mode of the labels), to within A's share of the
+    labels' errors and a width r that the approximation gives along. It errs as the mode itself does in what labels do not
+    decide, by r; so as a reference its variance counts r^2 with a negative sign. Where E or the parallax has been
+    measured too, both are averaged with the weight w that each deserves.
+
+    Args:
+        found: results of inference, without parallaxes.
+        stars: the same stars, with labels and what else was measured.
+    """
+    n = np.shape(stars.labels)[1]
+    mode, _, laplace = _in_sampled(found)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        label_variance = 1.0 / np.asarray(stars.label_inv_error, np.float64) ** 2
+        parallax, inverse_error = (np.asarray(v, np.float64) for v in (stars.parallax, stars.parallax_inv_error))
+        useful = parallax * inverse_error > MIN_PARALLAX_SNR
+        measured = np.column_stack([stars.reddening, np.where(useful, np.log(np.where(useful, parallax, 1.0)), 0.0)])
+        error = np.column_stack(
+            [1.0 / np.asarray(stars.reddening_inv_error), np.where(useful, 1.0 / (parallax * inverse_error), np.inf)]
+        )
+    labels = np.asarray(stars.labels, np.float64)
+    sound = np.isfinite(laplace).all(axis=(1, 2)) & np.isfinite(label_variance).all(axis=1)
+    sound &= np.asarray(found.converged, bool) & np.isfinite(mode).all(axis=1)
+    laplace = np.where(sound[:, None, None], laplace, np.eye(n + 2))
+    slope = laplace[:, n:, :n] @ np.linalg.inv(laplace[:, :n, :n])
+    left = np.diagonal(laplace[:, n:, n:] - slope @ laplace[:, :n, n:], axis1=1, axis2=2)
+    known = np.where(sound[:, None], label_variance, 1.0)
+    implied = np.where(sound[:, None], mode[:, n:] + (slope @ (labels - mode[:, :n])[:, :, None])[:, :, 0], 0.0)
+    implied_variance = (slope**2 @ known[:, :, None])[:, :, 0]
+    share = (implied_variance + left) / (implied_variance + left + error**2)
+    variance = (1.0 - share) ** 2 * implied_variance - (1.0 - share**2) * left
+    variance += np.where(share > 0, share * np.where(share > 0, error, 0.0), 0.0) ** 2
+    return References(
+        np.concatenate([labels, share * measured + (1.0 - share) * implied], axis=1),
+        np.where(sound[:, None], np.concatenate([label_variance, variance], axis=1), np.inf),
+    )
 
 
 def fit_calibration(
-    median: Float[NDArray, "star label"],
-    half: Float[NDArray, "star label"],
+    found: "Posteriors",
+    known: References,
     ln_snr: Float[NDArray, " star"],
-    labels: Float[NDArray, "star label"],
-    label_error: Float[NDArray, "star label"],
     label_scale: Float[NDArray, " label"],
-) -> LabelCalibration | None:
-    """Measure offsets and stretches.
+    *,
+    own_parallax: bool = False,
+) -> KindCalibration | None:
+    """Measure offsets, stretches and factors.
 
     Args:
-        median, half: of the posteriors; half the way from their 16 to their 84 % quantile; stars with 0 anywhere are
-            not used.
+        found: results of inference.
+        known: what is known of the same stars; a parameter that fewer than `MIN_STARS_PER_KIND` stars have a reference of
+            is left as it is.
         ln_snr: mean ln S/N of the stars' channels.
-        labels, label_error: what is known of the same stars; stars with an infinite error anywhere are not used.
         label_scale: units in which labels tell kinds apart.
+        own_parallax: the stars' parallaxes were used: ln parallax is not judged.
 
     Returns:
         the calibration; None if fewer than `MIN_STARS_PER_KIND` stars can be used.
     """
-    sound = np.asarray(np.all(np.isfinite(np.concatenate([median, half, label_error], axis=1)), axis=1))
-    sound &= np.all(half > 0, axis=1)  # one draw may have all the weight
+    n = len(label_scale)
+    draws = _summary_in_sampled(found)
+    half = 0.5 * (draws.high - draws.low)
+    sound = np.isfinite(half).all(axis=1) & (half > 0).all(axis=1)  # one draw may have all the weight
+    sound &= np.isfinite(known.variance[:, :n]).all(axis=1) & np.asarray(found.converged, bool)
     if sound.sum() < MIN_STARS_PER_KIND:
         return None
-    known = _Known(*(np.asarray(v[sound], np.float64) for v in (median, half, ln_snr, labels, label_error)))
-    found = _fit(known, label_scale)
-    fold = np.arange(len(known.median)) % N_FOLDS
-    if np.sum(fold != 0) < MIN_STARS_PER_KIND:
-        return found
-    needed = np.empty_like(known.median)
-    for left_out in range(N_FOLDS):
-        others = _fit(_Known(*(v[fold != left_out] for v in known)), label_scale)
-        seen = _Known(*(v[fold == left_out] for v in known))
-        offset, stretch = _at(others, seen.median, seen.ln_snr)
-        needed[fold == left_out] = _needed_stretch(seen, offset) / stretch
-    return replace(found, stretch=found.stretch * np.quantile(needed, WITHIN_ONE_SIGMA, axis=0).astype(np.float32))
+    scale = np.append(label_scale, LN_SNR_UNIT)
+    features = (np.column_stack([draws.median[:, :n], ln_snr]) / scale)[sound]
+    kinds, width = _find_kinds(features)
+    weight = _weights(features, kinds, width)
+    value, variance = known.value[sound], known.variance[sound].copy()
+    if own_parallax:
+        variance[:, -1] = np.inf
+    told = np.isfinite(variance)
+
+    def factors(center: NDArray[np.float64], sigma: NDArray[np.float64], *, shifted: bool) -> _Factors:
+        usable = told & np.isfinite(sigma[sound]) & (sigma[sound] > 0)
+        residual = np.where(usable, center[sound] - value, 0.0)
+        some = _Known(residual, np.where(usable, sigma[sound], 1.0), np.where(usable, variance, np.inf))
+        return _fit_and_widen(some, weight, shifted=shifted)
+
+    mode, fisher, laplace = _in_sampled(found)
+    of_draws = factors(draws.median, INNER * half, shifted=True)
+    judged = told.sum(axis=0) >= MIN_STARS_PER_KIND
+    of_draws = of_draws._replace(stretch=np.where(judged, of_draws.stretch, 0.0))
+    of_fisher, of_laplace = (factors(mode, _sigma(covariance), shifted=False) for covariance in (fisher, laplace))
+    return KindCalibration(
+        *(np.asarray(v, np.float32) for v in (scale, kinds, width, *of_draws, of_fisher.stretch, of_laplace.stretch))
+    )
 
 
-class _Known(NamedTuple):
-    """Stars with labels as inference has them, and their labels."""
+def _sigma(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(star, parameter) standard errors."""
+    with np.errstate(invalid="ignore"):
+        return np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+
+
+class _Summary(NamedTuple):
+    """Median and 68 % interval of draws, (star, parameter) each, in labels, E and ln parallax."""
 
     median: NDArray[np.float64]
-    half: NDArray[np.float64]
-    ln_snr: NDArray[np.float64]
-    labels: NDArray[np.float64]
-    label_error: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
 
 
-def _needed_stretch(known: _Known, offset: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(star, label) by how much a posterior must be stretched for its 68 % interval to end at the label."""
-    distance2 = (known.median - known.labels - offset) ** 2 - known.label_error**2
-    return np.sqrt(np.maximum(distance2, 0.0)) / (INNER * known.half)
+def _summary_in_sampled(found: "Posteriors") -> _Summary:
+    median, low, high = (np.array(values, np.float64) for values in (found.median, found.low, found.high))
+    for values in (median, low, high):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            values[:, -1] = np.log(values[:, -1])
+    return _Summary(median, low, high)
 
 
-def _at(
-    calibration: LabelCalibration, median: NDArray[np.float64], ln_snr: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(star, label) offset and stretch."""
-    features = np.column_stack([median, ln_snr]) / calibration.scale
-    weight = _weights(features, calibration.kinds, float(calibration.width))
-    return weight @ calibration.offset, weight @ calibration.stretch
+class _AtStars(NamedTuple):
+    """What a calibration says of single stars, (star, parameter) each.
+
+    Attributes:
+        offset: of medians.
+        inner: factor of the distances of 16 and 84 % quantiles from the median.
+        mean: factor of the distance of the mean from it.
+        spread: factor of standard deviations.
+        fisher, laplace: factors of standard errors.
+    """
+
+    offset: NDArray[np.float64]
+    inner: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    fisher: NDArray[np.float64]
+    laplace: NDArray[np.float64]
 
 
-def _fit(known: _Known, label_scale: NDArray[np.floating]) -> LabelCalibration:
-    from sklearn.cluster import KMeans
-
-    residual = known.median - known.labels
-    scale = np.append(label_scale, LN_SNR_UNIT)
-    features = np.column_stack([known.median, known.ln_snr]) / scale
-    n_kinds = int(np.clip(len(features) // MIN_STARS_PER_KIND, 1, MAX_KINDS))
-    kinds = KMeans(n_kinds, n_init=4, random_state=0).fit(features).cluster_centers_
-    distance = np.sort(np.linalg.norm(features[:, None] - kinds, axis=2), axis=1)
-    width = max(WIDTH * float(np.median(distance[:, min(1, n_kinds - 1)])), 1e-6)
-    weight = _weights(features, kinds, width)
-    pooled = weight + PRIOR_STARS / len(features)
-    offset, stretch = np.zeros((n_kinds, residual.shape[1])), np.ones((n_kinds, residual.shape[1]))
-    places = [(k, i) for k in range(n_kinds) for i in range(residual.shape[1])]
-    for _ in range(N_ROUNDS):
-        left = residual - weight @ offset
-        offset += DAMPING * np.array([_weighted_quantile(left[:, i], pooled[:, k], 0.5) for k, i in places]).reshape(
-            offset.shape
-        )
-        needed = _needed_stretch(known, weight @ offset) / (weight @ stretch)
-        ratio = [_weighted_quantile(needed[:, i], pooled[:, k], WITHIN_ONE_SIGMA) for k, i in places]
-        stretch *= np.maximum(np.reshape(ratio, stretch.shape), MIN_RATIO) ** DAMPING
-    return LabelCalibration(*(np.asarray(v, np.float32) for v in (scale, kinds, width, offset, stretch)))
+def _at(calibration: KindCalibration, labels: NDArray[np.float64], ln_snr: NDArray[np.float64]) -> _AtStars:
+    weight = _weights(
+        np.column_stack([labels, ln_snr]) / calibration.scale, calibration.kinds, float(calibration.width)
+    )
+    offset, stretch, fisher, laplace = (
+        weight @ getattr(calibration, name) for name in ("offset", "stretch", "fisher", "laplace")
+    )
+    known = stretch > 0
+    inner, mean, spread = (np.where(known, factor * stretch, 1.0) for factor in (INNER, 1.0, SPREAD))
+    return _AtStars(offset, inner, mean, spread, fisher, laplace)
 
 
-def recalibrated(found: "Posteriors", calibration: LabelCalibration, ln_snr: Float[NDArray, " star"]) -> "Posteriors":
-    """Posterior summaries of labels as the calibration has them; everything else as it was.
+def _with_own_parallax(
+    found: "Posteriors", flux_only: _AtStars, inverse_error: NDArray[np.float64]
+) -> list[NDArray[np.float64]]:
+    """Of ln parallax, (star,) each, what `flux_only` says of fluxes where the measured parallax was used as well."""
+
+    def share(sigma: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Of the fluxes in what is known of the parallax, from the error of both [mas]."""
+        with np.errstate(invalid="ignore"):
+            return np.clip(1.0 - (sigma * inverse_error) ** 2, 0.0, 1.0)
+
+    of_draws = share(0.5 * (found.high[:, -1] - found.low[:, -1]).astype(np.float64))
+    of_fisher, of_laplace = (share(_sigma(c)[:, -1]) for c in (found.covariance, found.laplace))
+    offset, inner, mean, spread, fisher, laplace = (values[:, -1] for values in flux_only)
+
+    def both(w: NDArray[np.float64], factor: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.sqrt(1.0 + w * (factor**2 - 1.0))
+
+    return [
+        of_draws * offset,
+        both(of_draws, inner),
+        both(of_draws, mean),
+        both(of_draws, spread),
+        both(of_fisher, fisher),
+        both(of_laplace, laplace),
+    ]
+
+
+def recalibrated(found: "Posteriors", calibration: Calibration, stars: Stars, *, use_parallax: bool) -> "Posteriors":
+    """Posteriors as the calibration has them; modes stay.
 
     Args:
         found: results of inference.
-        calibration: offsets and stretches.
-        ln_snr: (star,) mean ln S/N of the stars' channels.
+        calibration: offsets, stretches and factors.
+        stars: the stars, as measured.
+        use_parallax: whether measured parallaxes were used.
     """
-    n = calibration.offset.shape[1]
-    median = np.asarray(found.median[:, :n], np.float64)
-    known = np.isfinite(median[:, :1])
-    offset, stretch = _at(calibration, np.where(known, median, 0.0), np.where(known[:, 0], ln_snr, 0.0))
+    n = calibration.flux_only.offset.shape[1] - 2
+    ln_snr = ln_snr_of(stars)
+    labels = np.where(np.isfinite(found.median[:, :n]), found.median[:, :n], found.estimate[:, :n]).astype(np.float64)
+    labels = np.where(np.isfinite(labels), labels, 0.0)
+    at = _at(calibration.flux_only, labels, ln_snr)
+    inverse_error = np.asarray(stars.parallax_inv_error, np.float64) * use_parallax
+    used = inverse_error > 0
+    if used.any():
+        measured = _at(calibration.with_parallax, labels, ln_snr)
+        parallax = _with_own_parallax(found, at, inverse_error)
+        both = (np.concatenate([m[:, :-1], p[:, None]], axis=1) for m, p in zip(measured, parallax, strict=True))
+        at = _AtStars(*(np.where(used[:, None], b, alone) for b, alone in zip(both, at, strict=True)))
+    return _applied(found, at)
 
-    def with_labels(values: NDArray[np.float32], labels: NDArray[np.float64]) -> NDArray[np.float32]:
-        return np.concatenate([labels.astype(np.float32), values[:, n:]], axis=1)
+
+def _applied(found: "Posteriors", at: _AtStars) -> "Posteriors":
+    """Posteriors shifted and stretched: labels and E as they are, the parallax in its logarithm, E never below 0."""
+    median, low, high = (values.copy() for values in _summary_in_sampled(found))
+    middle = median - at.offset
+    low, high = (middle + at.inner * (end - median) for end in (low, high))
+    unit = np.ones_like(median)
+    unit[:, -1] = np.exp(-at.offset[:, -1])  # of the parallax itself
+    plain = np.array(found.median, np.float64)
+    mean = plain * unit + at.mean * unit * (found.mean - plain)
+    mean[:, :-1] -= at.offset[:, :-1]
+    for values in (middle, low, high):
+        values[:, -1] = np.exp(values[:, -1])
+    for values in (middle, low, high, mean):
+        values[:, -2] = np.maximum(values[:, -2], 0.0)
+
+    def single(values: NDArray[np.floating]) -> NDArray[np.float32]:
+        return values.astype(np.float32)
+
+    def scaled(matrix: NDArray, factor: NDArray[np.float64]) -> NDArray:
+        return (matrix * factor[:, :, None] * factor[:, None, :]).astype(matrix.dtype)
 
     return replace(
         found,
-        median=with_labels(found.median, median - offset),
-        mean=with_labels(found.mean, median - offset + stretch * (found.mean[:, :n] - median)),
-        std=with_labels(found.std, SPREAD * stretch * found.std[:, :n]),
-        low=with_labels(found.low, median - offset - INNER * stretch * (median - found.low[:, :n])),
-        high=with_labels(found.high, median - offset + INNER * stretch * (found.high[:, :n] - median)),
+        median=single(middle),
+        mean=single(mean),
+        std=single(at.spread * unit * found.std),
+        low=single(low),
+        high=single(high),
+        fisher=scaled(found.fisher, 1.0 / at.fisher),
+        covariance=scaled(found.covariance, at.fisher),
+        laplace=scaled(found.laplace, at.laplace),
+        unbounded=single(found.unbounded * np.column_stack([np.ones(len(middle)), at.laplace[:, -2]])),
     )

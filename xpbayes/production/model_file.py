@@ -14,6 +14,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
 
 from xpbayes.channels import Channels
@@ -21,7 +22,7 @@ from xpbayes.data.json_file import checked, read_json, write_json
 from xpbayes.device import prepare_device
 from xpbayes.errors import InputError
 from xpbayes.files import file_checksum, load_arrays, save_arrays
-from xpbayes.inference.recalibration import LabelCalibration
+from xpbayes.inference.recalibration import CASES, Calibration, KindCalibration, of_labels_only
 from xpbayes.inference.support import LabelSupport
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.model_error import ModelError
@@ -34,6 +35,8 @@ ARRAYS, CARD = "model.safetensors", "card.json"
 CONFIDENCE = "confidence.safetensors"
 WEIGHT_FACTOR = "weight_factor.safetensors"
 CONFIDENCE_ARRAYS = ("center", "inverse_scale", "indicator")
+OLD_CALIBRATION, OLD_CALIBRATION_ARRAYS = "calibration.kinds", ("scale", "kinds", "width", "offset", "stretch")
+"""In files of version 0.1.0, which calibrated labels alone."""
 AGAIN = "train or copy the model again"
 
 
@@ -95,7 +98,7 @@ class TrainedModel:
         card: the model card; see `runs.train` for its keys.
         confidence: classifiers of the estimates' reliability; None until `runs.confidence` has trained them.
         support: where in label space the model was trained; None in models of version 0.1.
-        calibration: of posterior summaries, on stars kept aside; None if none were.
+        calibration: of posteriors, on stars kept aside; None if none were.
     """
 
     star_model: StarModel
@@ -104,7 +107,7 @@ class TrainedModel:
     card: dict[str, Any]
     confidence: ConfidenceNets | None = None
     support: LabelSupport | None = None
-    calibration: LabelCalibration | None = None
+    calibration: Calibration | None = None
 
     @property
     def forward(self) -> ForwardModel:
@@ -141,7 +144,8 @@ def save_model(model: TrainedModel, folder: str | os.PathLike[str]) -> Path:
     if model.support is not None:
         arrays |= {f"support.{f.name}": getattr(model.support, f.name) for f in fields(model.support)}
     if model.calibration is not None:
-        arrays |= {f"calibration.{f.name}": getattr(model.calibration, f.name) for f in fields(model.calibration)}
+        for case in CASES:
+            arrays |= {f"calibration.{case}.{f}": v for f, v in vars(getattr(model.calibration, case)).items()}
     save_arrays(folder / ARRAYS, _plain(arrays))
     card = {
         **model.card,  # first: what a loaded card says of its own arrays is not true of these
@@ -229,8 +233,24 @@ def _check_arrays(arrays: Mapping[str, NDArray[Any]], n_labels: int, n_channels:
         _check_fields(arrays, {_model_error_key(f.name): f.type for f in fields(ModelError)}, sizes)
     if "support.labels" in arrays:
         _check_fields(arrays, {f"support.{f.name}": f.type for f in fields(LabelSupport)}, sizes)
-    if "calibration.kinds" in arrays:
-        _check_fields(arrays, {f"calibration.{f.name}": f.type for f in fields(LabelCalibration)}, sizes)
+    of_kinds = {f.name: f.type for f in fields(KindCalibration)}
+    if OLD_CALIBRATION in arrays:
+        of_labels = of_kinds | dict.fromkeys(("offset", "stretch"), Float[np.ndarray, "kind label"])
+        _check_fields(arrays, {f"calibration.{name}": of_labels[name] for name in OLD_CALIBRATION_ARRAYS}, sizes)
+    elif f"calibration.{CASES[0]}.kinds" in arrays:
+        for case in CASES:
+            _check_fields(arrays, {f"calibration.{case}.{name}": kind for name, kind in of_kinds.items()}, sizes)
+
+
+def _load_calibration(arrays: Mapping[str, Any]) -> Calibration | None:
+    """The calibration; version 0.1's as it was applied, to labels, whether a parallax was used or not."""
+    if OLD_CALIBRATION in arrays:
+        return of_labels_only(*(np.asarray(arrays[f"calibration.{name}"]) for name in OLD_CALIBRATION_ARRAYS))
+    if f"calibration.{CASES[0]}.kinds" not in arrays:
+        return None
+    names = [f.name for f in fields(KindCalibration)]
+    of = (KindCalibration(*(np.asarray(arrays[f"calibration.{case}.{name}"]) for name in names)) for case in CASES)
+    return Calibration(*of)
 
 
 def _check_layers(arrays: Mapping[str, NDArray[Any]], first: tuple[int, ...], last: tuple[int, ...]) -> None:
@@ -321,11 +341,7 @@ def load_model(folder: str | os.PathLike[str]) -> TrainedModel:
         support=LabelSupport(**{f.name: arrays[f"support.{f.name}"] for f in fields(LabelSupport)})
         if "support.labels" in arrays
         else None,
-        calibration=LabelCalibration(
-            **{f.name: np.asarray(arrays[f"calibration.{f.name}"]) for f in fields(LabelCalibration)}
-        )
-        if "calibration.kinds" in arrays
-        else None,
+        calibration=_load_calibration(arrays),
         confidence=_load_confidence(folder, about.confidence, feature_names(labels, channels.names))
         if about.confidence is not None
         else None,

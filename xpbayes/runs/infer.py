@@ -158,10 +158,10 @@ def solve_stars(
 
         inferred, by_chains = refine_with_nuts(trained.star_model, batch, inferred, config, seeds, threads=_threads())
         log.log(level, f"{int(by_chains.sum())} of {len(usable)} stars are summarised by Markov chains")
-    if config.calibrate and trained.calibration is not None and config.n_draws:
-        from xpbayes.inference.recalibration import ln_snr_of, recalibrated
+    if config.calibrate and trained.calibration is not None:
+        from xpbayes.inference.recalibration import recalibrated
 
-        inferred = recalibrated(inferred, trained.calibration, ln_snr_of(batch))
+        inferred = recalibrated(inferred, trained.calibration, batch, use_parallax=config.use_parallax)
     as_rows = partial(
         catalogue_rows,
         table,

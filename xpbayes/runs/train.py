@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from xpbayes.analysis.pages.model_card import held_out_entry
@@ -21,7 +22,15 @@ from xpbayes.data.spectra import Spectra
 from xpbayes.data.spectra_file import star_table_files
 from xpbayes.files import file_checksum
 from xpbayes.inference.fit import fit_stars
-from xpbayes.inference.recalibration import LabelCalibration, fit_calibration, ln_snr_of
+from xpbayes.inference.recalibration import (
+    CASES,
+    INNER,
+    Calibration,
+    KindCalibration,
+    fit_calibration,
+    ln_snr_of,
+    references,
+)
 from xpbayes.inference.support import make_support
 from xpbayes.models.extinction import NearInfraredLaw
 from xpbayes.production.model_file import ARRAYS, CARD, TrainedModel, load_model, save_model
@@ -115,7 +124,7 @@ def train(
     )
     calibration = _calibrate(model, chosen.aside, config)
     model = replace(model, calibration=calibration)
-    model.card["calibration"] = _calibration_entry(calibration, chosen.aside)
+    model.card["calibration"] = _calibration_entry(calibration, chosen.aside, config.labels)
     model.card["held_out"] = _assess(model, chosen.held_out, config) if len(chosen.held_out) else {}
     checks = check_training(model.forward, model.channels, model.labels, labels, model.card["held_out"])
     model.card["checks"] = [vars(check) for check in checks]
@@ -155,46 +164,56 @@ def _training_set(
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _calibrate(model: TrainedModel, kept_aside: Spectra, config: TrainingConfig) -> LabelCalibration | None:
-    """Calibrate posterior summaries on stars that training did not see, as inference by default sees them."""
+def _calibrate(model: TrainedModel, kept_aside: Spectra, config: TrainingConfig) -> Calibration | None:
+    """Calibrate posteriors on stars that training did not see, as inference sees them: with parallax, and without."""
     if not len(kept_aside):
         return None
     stars = kept_aside.stars(model.labels, label_error_floor=config.floor_for(len(model.labels)))
-    found = fit_stars(model.star_model, stars, InferenceConfig())
-    with np.errstate(divide="ignore"):
-        label_error = 1.0 / np.asarray(stars.label_inv_error, np.float64)
-    n_labels = len(model.labels)
-    calibration = fit_calibration(
-        found.median[:, :n_labels],
-        np.where(found.converged[:, None], 0.5 * (found.high - found.low)[:, :n_labels], np.nan),
-        ln_snr_of(stars),
-        np.asarray(stars.labels, np.float64),
-        label_error,
-        np.asarray(model.forward.label_scale, np.float64),
-    )
-    if calibration is None:
+    ln_snr, scale = ln_snr_of(stars), np.asarray(model.forward.label_scale, np.float64)
+    found = fit_stars(model.star_model, stars, InferenceConfig(use_parallax=False))
+    known = references(found, stars)
+    flux_only = fit_calibration(found, known, ln_snr, scale)
+    if flux_only is None:
         log.info(f"not calibrated: {len(stars)} stars kept aside are too few; raise calibration_fraction")
-    else:
-        stretch = ", ".join(
-            f"{name} {value:.2f}"
-            for name, value in zip(model.labels, np.median(calibration.stretch, axis=0), strict=True)
-        )
-        log.info(
-            f"calibrated on {len(stars)} stars kept aside, {len(calibration.kinds)} kinds; posteriors stretched by {stretch}"
-        )
+        return None
+    with_parallax = None
+    measured = np.flatnonzero(stars.parallax_inv_error > 0)
+    if len(measured):
+        found = fit_stars(model.star_model, stars.take(jnp.asarray(measured)), InferenceConfig())
+        with_parallax = fit_calibration(found, known.take(measured), ln_snr[measured], scale, own_parallax=True)
+    calibration = Calibration(with_parallax or flux_only, flux_only)
+    for name, of in (("flux and parallax", with_parallax), ("flux alone", flux_only)):
+        if of is not None:
+            log.info(f"calibrated on {len(stars)} stars kept aside, {name}: {_in_words(of, model.labels)}")
     return calibration
 
 
-def _calibration_entry(calibration: LabelCalibration | None, kept_aside: Spectra) -> dict[str, Any]:
+def _in_words(calibration: KindCalibration, labels: tuple[str, ...]) -> str:
+    """By how much a calibration stretches typical stars."""
+    stretch = np.median(calibration.stretch, axis=0)
+    parts = [
+        f"{name} {INNER * value:.2f}" for name, value in zip((*labels, "E", "parallax"), stretch, strict=True) if value
+    ]
+    return f"{len(calibration.kinds)} kinds, 68 % intervals stretched by {', '.join(parts)}"
+
+
+def _calibration_entry(calibration: Calibration | None, kept_aside: Spectra, labels: tuple[str, ...]) -> dict[str, Any]:
     """What the card says of the calibration."""
     if calibration is None:
         return {}
-    return {
+    parameters = (*labels, "E", "ln_parallax")
+    judged = np.max(calibration.flux_only.stretch, axis=0) > 0
+    entry: dict[str, Any] = {
         "n_stars": len(kept_aside),
-        "kinds": (calibration.kinds * calibration.scale).round(3).tolist(),
-        "offset": calibration.offset.round(4).tolist(),
-        "stretch": calibration.stretch.round(3).tolist(),
+        "parameters": list(parameters),
+        "not_calibrated": [name for name, known in zip(parameters, judged, strict=True) if not known],
     }
+    for case in CASES:
+        of = getattr(calibration, case)
+        entry[case] = {"kinds": (of.kinds * of.scale).round(3).tolist()} | {
+            name: getattr(of, name).round(4).tolist() for name in ("offset", "stretch", "fisher", "laplace")
+        }
+    return entry
 
 
 def _assess(model: TrainedModel, held_out: Spectra, config: TrainingConfig) -> dict[str, Any]:
