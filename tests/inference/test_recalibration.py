@@ -19,7 +19,7 @@ from xpbayes.inference.recalibration import (
     references,
 )
 
-N = 3000
+N = 4000
 SCALE = np.array([0.5, 0.3, 0.8])
 OFFSET = {"cool": np.array([0.05, -0.04, 0.1, 0.02, 0.1]), "hot": np.array([-0.02, 0.0, -0.2, -0.01, -0.2])}
 STRETCH = {"cool": np.array([1.0, 2.0, 0.7, 1.5, 2.0]), "hot": np.array([3.0, 1.0, 1.5, 0.8, 1.2])}
@@ -115,7 +115,7 @@ def _ln(values):
 
 
 def test_planted_offsets_and_stretches_come_back(calibration):
-    """1,500 stars a group: medians to 0.06 sigma (3 standard errors of a median), factors to 10 %."""
+    """2,000 stars a group: medians to 0.06 sigma (3 standard errors of a median), factors to 10 %."""
     stars = _stars(0, tails=4.0)
     after = _apply(_found(stars), calibration, stars)
     shift = stars.median - _ln(after.median)
@@ -127,7 +127,7 @@ def test_planted_offsets_and_stretches_come_back(calibration):
 
 
 def test_planted_factors_of_covariances_come_back(calibration):
-    """Around the mode, without an offset: 3,000 stars, 5 % (3 standard errors of such a factor)."""
+    """Around the mode, without an offset: 4,000 stars, 5 % (3 standard errors of such a factor)."""
     assert_allclose(calibration.fisher.mean(axis=0), MODE_STRETCH["fisher"], rtol=0.05)
     assert_allclose(calibration.laplace.mean(axis=0), MODE_STRETCH["laplace"], rtol=0.05)
 
