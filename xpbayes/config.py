@@ -184,7 +184,7 @@ class TrainingConfig(FrozenSettings):
         0.15,
         ge=0,
         le=0.5,
-        description="share of training source_ids kept aside, on which posteriors of labels are calibrated; 0: none",
+        description="share of training source_ids kept aside, on which posteriors are calibrated; 0: none",
     )
     calibration_stars: int = Field(6000, ge=0, description="of these, so many are inferred at most; 0: no calibration")
     stars_in_memory: int = Field(
@@ -232,7 +232,7 @@ class InferenceConfig(FrozenSettings):
     refine: bool = Field(
         False, description="sample stars with NUTS whose importance draws cannot be trusted or whose optima compete"
     )
-    calibrate: bool = Field(True, description="summarise labels as calibrated on stars kept aside, if the model was")
+    calibrate: bool = Field(True, description="summaries and covariances as calibrated on stars kept aside, if the model was")
     model_uncertainty: bool = Field(
         False,
         description="add what training leaves unknown of the model to a catalogue's errors; 'xpbayes uncertainty' first",

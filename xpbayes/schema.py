@@ -177,6 +177,7 @@ def catalogue_columns(n_labels: int = 3, *, model_uncertainty: bool = False) -> 
     stretched = ", stretched by stellar_params_model_err" if model_uncertainty else ""
     information = "the inverse of stellar_params_cov_triu, for" if model_uncertainty else "the Fisher matrix of"
     covariance = "the inverse of the Fisher matrix" if model_uncertainty else "its inverse"
+    factors = ", each parameter by the factor found on stars kept aside, if the model was calibrated"
     added = (
         Column(
             "stellar_params_model_err",
@@ -243,14 +244,14 @@ def catalogue_columns(n_labels: int = 3, *, model_uncertainty: bool = False) -> 
             pa.list_(f32, n_triu),
             "",
             "stat.covariance",
-            f"upper triangle, row by row, of {information} {order}",
+            f"upper triangle, row by row, of {information} {order}{factors}",
         ),
         Column(
             "stellar_params_cov_triu",
             pa.list_(f32, n_triu),
             "",
             "stat.covariance",
-            f"upper triangle, row by row, of {covariance}, the covariance of {order}{wider}",
+            f"upper triangle, row by row, of {covariance}, the covariance of {order}{factors}{wider}",
         ),
         Column(
             "laplace_cov_triu",
@@ -258,6 +259,7 @@ def catalogue_columns(n_labels: int = 3, *, model_uncertainty: bool = False) -> 
             "",
             "stat.covariance",
             f"upper triangle, row by row, of the covariance of {order} from the full posterior's Hessian, prior included"
+            + factors
             + wider,
         ),
         *(
@@ -267,7 +269,7 @@ def catalogue_columns(n_labels: int = 3, *, model_uncertainty: bool = False) -> 
                 mixed,
                 ucd,
                 f"{what} of {order} over the posterior, from importance-reweighted draws or, where method says nuts, from "
-                f"Markov chains; labels as calibrated on stars kept aside, if the model was{more}; null if no draws were "
+                f"Markov chains; as calibrated on stars kept aside, if the model was{more}; null if no draws were "
                 "asked for",
             )
             for name, ucd, what, more in (

@@ -26,7 +26,7 @@ def infer(  # noqa: PLR0913 - an argument for each option of the command line
         bool | None, typer.Option("--refine", help="Sample stars with NUTS where cheaper summaries cannot be trusted.")
     ] = None,
     calibrate: Annotated[
-        bool | None, typer.Option(help="Summarise labels as the model was calibrated (default) or not.")
+        bool | None, typer.Option(help="Summaries and covariances as the model was calibrated (default) or not.")
     ] = None,
     model_uncertainty: Annotated[
         bool | None,

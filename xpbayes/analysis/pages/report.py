@@ -231,7 +231,7 @@ def _accuracy(run: Reported) -> tuple[list[Part], list[tuple[str, str]]]:
     else:
         parts.append("There are no posterior medians because the catalogue was inferred without draws.")
     what = (
-        "Modes with errors from the Fisher matrix, as ZGR23 publish them: no prior in the errors, nothing calibrated."
+        "Modes, as ZGR23 publish them, with errors from the Fisher matrix: no prior in the errors; calibrated likewise."
     )
     parts.append(accuracy_table(accuracy(modes), what))
     inferred, width = ("Posterior medians", "half of p16 to p84") if drawn else ("Modes", "Fisher's error")

@@ -91,7 +91,7 @@ def parameter_table(star: RequestedStar) -> Table:
         cells.append(f"{number(name, value)} ± {number(name, error)}" if np.isfinite(value) else MISSING)
         rows.append(cells)
     note = (
-        "Mode with standard deviation for Fisher and Laplace; median with 16 and 84 % for draws, labels as calibrated on "
+        "Mode with standard deviation for Fisher and Laplace; median with 16 and 84 % for draws; all as calibrated on "
         "stars kept aside if the model was. Measured: the spectroscopic label, or Gaia's parallax"
     )
     used = "." if star.fit.parallax_used else ", which took no part."
