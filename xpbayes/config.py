@@ -232,7 +232,7 @@ class InferenceConfig(FrozenSettings):
     refine: bool = Field(
         False, description="sample stars with NUTS whose importance draws cannot be trusted or whose optima compete"
     )
-    calibrate: bool = Field(True, description="summaries and covariances as calibrated on stars kept aside, if the model was")
+    calibrate: bool = Field(True, description="use the calibration on stars kept aside, if the model has one")
     model_uncertainty: bool = Field(
         False,
         description="add what training leaves unknown of the model to a catalogue's errors; 'xpbayes uncertainty' first",
