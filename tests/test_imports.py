@@ -28,7 +28,7 @@ LEVELS = (
     {"models"},
     {"data"},
     {"instrument"},
-    {"schema", "channels", "config", "device", "errors", "files", "identity", "progress"},
+    {"schema", "channels", "config", "device", "errors", "files", "identity", "progress", "release"},
 )
 """From the top: a room imports from itself and from lower levels; rooms of one level know nothing of each other."""
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

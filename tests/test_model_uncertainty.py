@@ -15,6 +15,7 @@ from xpbayes.data.spectra import OK
 from xpbayes.data.spectra_file import write_star_table
 from xpbayes.errors import InputError
 from xpbayes.inference.linear_algebra import from_upper_triangle
+from xpbayes.instrument.instrument import DEFAULT_ID
 from xpbayes.models.reliability import feature_names, initial_nets
 from xpbayes.production.manifest import model_checksums
 from xpbayes.production.model_file import save_model
@@ -71,7 +72,7 @@ def test_two_columns_more_and_no_other_schema_without(catalogues):
     assert set(wide.column_names) - set(plain.column_names) == {"stellar_params_model_err", "model_cov_triu"}
     described = {c.name: c.field() for c in catalogue_columns(model_uncertainty=True)}
     assert all(field.metadata == described[field.name].metadata for field in wide.schema)
-    about = {"labels": ["teff", "feh", "logg"]}
+    about = {"labels": ["teff", "feh", "logg"], "instrument": DEFAULT_ID.to_json()}
     assert columns_of(about) == catalogue_columns()
     assert columns_of(about | {"settings": {"model_uncertainty": True}}) == catalogue_columns(model_uncertainty=True)
 

@@ -3,7 +3,7 @@
 Writers, readers, documentation and exports all take their columns from here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import IntFlag
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from xpbayes.channels import FLUX_UNIT, Channels
+from xpbayes.release import DEFAULT_RELEASE, DR3
 
 STAR_TABLE_VERSION = 1
 CATALOGUE_VERSION = 1
@@ -63,7 +64,7 @@ def star_table_columns(channels: Channels, labels: tuple[str, ...] = DEFAULT_LAB
     """
     f32 = pa.float32()
     columns = [
-        Column("source_id", pa.int64(), "", "meta.id;meta.main", "Gaia DR3 source identifier"),
+        Column("source_id", pa.int64(), "", "meta.id;meta.main", "Gaia source identifier, of the table's data release"),
         Column("ra", pa.float64(), "deg", "pos.eq.ra;meta.main", "right ascension (ICRS)", required=False),
         Column("dec", pa.float64(), "deg", "pos.eq.dec;meta.main", "declination (ICRS)", required=False),
         Column("flux", pa.list_(f32, len(channels)), FLUX_UNIT, "phot.flux.density", "observed flux in every channel"),
@@ -155,16 +156,48 @@ FLAG_SENTENCES = {
 def columns_of(about: Mapping[str, Any]) -> tuple[Column, ...]:
     """List the columns of the catalogue that has these metadata."""
     model_uncertainty = bool(about.get("settings", {}).get("model_uncertainty", False))
-    return catalogue_columns(len(about["labels"]), model_uncertainty=model_uncertainty)
+    release = about.get("instrument", {}).get("release")
+    return catalogue_columns(len(about["labels"]), model_uncertainty=model_uncertainty, release=release)
 
 
-def catalogue_columns(n_labels: int = 3, *, model_uncertainty: bool = False) -> tuple[Column, ...]:
+FORMER_ID = f"g{DR3.name}_source_id"
+"""The identifier's name in ZGR23 Table 2 and in catalogues of version 0.1.0; DR3's catalogues keep it as an alias."""
+
+
+def release_of(about: Mapping[str, Any]) -> str:
+    """Data release of the stars of a catalogue that has these metadata; before catalogues said so there was one."""
+    return str(about.get("instrument", {}).get("release", DR3.name))
+
+
+def id_column(names: Collection[str]) -> str:
+    """Which of a catalogue's columns holds the identifiers."""
+    return "source_id" if "source_id" in names else FORMER_ID
+
+
+def _id_columns(release: str | None) -> tuple[Column, ...]:
+    alias = Column(FORMER_ID, pa.int64(), "", "meta.id;meta.main", f"{DR3.title} source identifier")
+    if release is None:
+        return (alias,)
+    ucd = "meta.id" if release == DR3.name else "meta.id;meta.main"
+    own = (
+        Column("source_id", pa.int64(), "", ucd, "Gaia source identifier, unique within its data release"),
+        Column(
+            "release", pa.dictionary(pa.int8(), pa.string()), "", "meta.version", "data release that source_id is of"
+        ),
+    )
+    return (alias, *own) if release == DR3.name else own
+
+
+def catalogue_columns(
+    n_labels: int = 3, *, model_uncertainty: bool = False, release: str | None = DEFAULT_RELEASE.name
+) -> tuple[Column, ...]:
     """List the columns of a catalogue: ZGR23 Table 2, then what the solver has to say.
 
     Args:
         n_labels: number of stellar labels; Table 2 has three, hence five parameters and fifteen covariances.
         model_uncertainty: errors are widened by what training leaves unknown of the model, and two columns say by how
             much.
+        release: short name of the stars' data release; None for a catalogue of version 0.1.0, which does not say.
     """
     f32, boolean = pa.float32(), pa.bool_()
     n_parameters = n_labels + 2
@@ -196,7 +229,7 @@ def catalogue_columns(n_labels: int = 3, *, model_uncertainty: bool = False) -> 
         ),
     )
     return (
-        Column("gdr3_source_id", pa.int64(), "", "meta.id;meta.main", "Gaia DR3 source identifier"),
+        *_id_columns(release),
         Column("ra", pa.float64(), "deg", "pos.eq.ra;meta.main", "right ascension (ICRS)"),
         Column("dec", pa.float64(), "deg", "pos.eq.dec;meta.main", "declination (ICRS)"),
         Column(

@@ -8,7 +8,7 @@ from xpbayes.analysis.topic import Rows
 def make_rows(n, joined=None, solved=None, **columns):
     """Rows with plain defaults for what is not named."""
     defaults = {
-        "gdr3_source_id": np.arange(n) + 2**60,
+        "source_id": np.arange(n) + 2**60,
         "ra": np.linspace(0, 359, n),
         "dec": np.linspace(-89, 89, n),
         "stellar_params_est": np.tile([5.0, 0.0, 3.0, 0.2, 1.0], (n, 1)),

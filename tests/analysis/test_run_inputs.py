@@ -33,8 +33,8 @@ def test_rows_are_joined_with_the_star_table_across_blocks(folder, monkeypatch):
     table = pq.read_table(folder / "stars.parquet", columns=["source_id", "teff", "phot_g_mean_mag"]).to_pydict()
     teff = dict(zip(table["source_id"], table["teff"], strict=True))
     seen = 0
-    for rows in run.rows(("gdr3_source_id", "chi2_opt"), ("teff", "no_such_column")):
-        expected = [np.nan if teff[s] is None else teff[s] for s in rows["gdr3_source_id"].tolist()]
+    for rows in run.rows(("source_id", "chi2_opt"), ("teff", "no_such_column")):
+        expected = [np.nan if teff[s] is None else teff[s] for s in rows["source_id"].tolist()]
         assert_array_equal(rows.joined["teff"], np.asarray(expected))
         assert np.isnan(rows.joined["no_such_column"]).all() and len(rows) <= 37
         seen += len(rows)
@@ -45,11 +45,9 @@ def test_every_row_of_a_catalogue_is_read_once_however_small_its_row_groups(fold
     table = pq.read_table(folder / "catalogue.parquet")
     pq.write_table(table, tmp_path / "c.parquet", row_group_size=30)
     catalogue = open_catalogue(tmp_path / "c.parquet")
-    read = list(catalogue.tables(["gdr3_source_id"], 70))
+    read = list(catalogue.tables(["source_id"], 70))
     assert [len(t) for t in read[:4]] == [70, 20, 70, 20]  # three groups of 30 are read together
-    assert_array_equal(
-        np.concatenate([t["gdr3_source_id"].to_numpy() for t in read]), table["gdr3_source_id"].to_numpy()
-    )
+    assert_array_equal(np.concatenate([t["source_id"].to_numpy() for t in read]), table["source_id"].to_numpy())
 
 
 def test_a_folder_of_star_tables_is_one(sample, tmp_path):

@@ -100,7 +100,7 @@ class TestCompare:
     def test_posterior_and_mode_are_the_catalogue_s_columns(self, catalogue, sample):
         names = ("teff", "feh", "logg")
         posterior, mode = (compare(catalogue, sample, names, (), answer) for answer in ("posterior", "mode"))
-        row = np.flatnonzero(catalogue["gdr3_source_id"].to_numpy() == posterior.source_id[3])[0]
+        row = np.flatnonzero(catalogue["source_id"].to_numpy() == posterior.source_id[3])[0]
         star = catalogue.slice(row, 1).to_pylist()[0]
         assert_allclose(posterior.estimate[3], star["stellar_params_median"][:3])
         assert_allclose(posterior.error[3], star["stellar_params_std"][:3])

@@ -7,7 +7,7 @@ import numpy as np
 from xpbayes.instrument.bases import instrument_of
 from xpbayes.instrument.gaiaxpy import LN_ERROR_SHAPE
 from xpbayes.instrument.instrument import Instrument, default_id
-from xpbayes.instrument.release import DR4
+from xpbayes.release import DR4
 
 
 def stub(counts: tuple[int, int] = DR4.counts, basis_ids: tuple[int | None, int | None] = (0, 0)) -> Instrument:

@@ -12,12 +12,14 @@ from astropy.table import Table
 from numpy.testing import assert_array_equal
 
 from xpbayes.errors import InputError
+from xpbayes.instrument.instrument import DEFAULT_ID
 from xpbayes.production.export import write_fits, write_hats, write_votable
 from xpbayes.production.reader import open_catalogue
 from xpbayes.production.table import describe, list_column, text_column, to_arrow, write_catalogue
 from xpbayes.schema import catalogue_columns
 
 N = 3000
+ABOUT = {"labels": ["teff", "feh", "logg"], "instrument": DEFAULT_ID.to_json()}
 PLAIN_UNITS = {c.name: c.unit for c in catalogue_columns(3) if "," not in c.unit}
 
 
@@ -43,7 +45,7 @@ def made_up(n: int, seed: int = 0) -> dict:
     from astropy_healpix import HEALPix
 
     pixel = HEALPix(2**12, order="nested").lonlat_to_healpix(*(np.deg2rad(rows[k]) * _radian() for k in ("ra", "dec")))
-    rows["gdr3_source_id"] = (pixel << 35) + np.arange(1, n + 1)
+    rows["source_id"] = (pixel << 35) + np.arange(1, n + 1)
     return rows
 
 
@@ -60,8 +62,7 @@ def table():
 
 @pytest.fixture(scope="module")
 def catalogue(table, tmp_path_factory):
-    about = {"labels": ["teff", "feh", "logg"]}
-    return open_catalogue(write_catalogue(describe(table, about), tmp_path_factory.mktemp("c") / "c.parquet"))
+    return open_catalogue(write_catalogue(describe(table, ABOUT), tmp_path_factory.mktemp("c") / "c.parquet"))
 
 
 def same(found, expected) -> None:
@@ -95,8 +96,7 @@ def test_a_null_integer_stays_one_in_votable(table, tmp_path):
     at = table.schema.get_field_index("n_obs")
     kind = table.schema.field(at).type
     nulls = pa.array([None if i % 5 == 0 else i % 60 for i in range(N)], type=kind)
-    about = {"labels": ["teff", "feh", "logg"]}
-    path = write_catalogue(describe(table.set_column(at, table.schema.field(at), nulls), about), tmp_path / "c.parquet")
+    path = write_catalogue(describe(table.set_column(at, table.schema.field(at), nulls), ABOUT), tmp_path / "c.parquet")
     write_votable(open_catalogue(path), tmp_path / "c.vot")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Invalid UCD")
@@ -213,7 +213,10 @@ class TestHats:
         ra[:100] = np.nan
         field = table.schema.field(at)
         path = write_catalogue(
-            describe(table.set_column(at, field, pa.array(ra, from_pandas=True)), {"labels": ["teff", "feh", "logg"]}),
+            describe(
+                table.set_column(at, field, pa.array(ra, from_pandas=True)),
+                ABOUT,
+            ),
             tmp_path / "c.parquet",
         )
         with pytest.raises(InputError, match=r"100 of 3000 rows have no ra and dec"):

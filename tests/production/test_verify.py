@@ -11,6 +11,7 @@ import pytest
 from tests.production.test_export import made_up
 from xpbayes.data.rejected import Rejected, write_quarantine
 from xpbayes.errors import InputError
+from xpbayes.instrument.instrument import DEFAULT_ID
 from xpbayes.production.manifest import MANIFEST, QUARANTINE, totals
 from xpbayes.production.parts import OpenedInput, PartDraft, read_record, write_part
 from xpbayes.production.reader import open_catalogue
@@ -19,7 +20,7 @@ from xpbayes.production.verify import is_positive_semidefinite, verify_catalogue
 from xpbayes.runs.export import export
 from xpbayes.schema import catalogue_columns
 
-ABOUT = {"labels": ["teff", "feh", "logg"], "selection": "all"}
+ABOUT = {"labels": ["teff", "feh", "logg"], "instrument": DEFAULT_ID.to_json(), "selection": "all"}
 N = 40
 
 
@@ -34,7 +35,7 @@ def plausible(n: int, seed: int) -> dict:
             matrix = factor @ factor.transpose(0, 2, 1)
             packed = matrix[:, *np.triu_indices(size)]
             rows[column.name] = np.where(np.isfinite(rows[column.name][:, :1]), packed, np.nan)
-    rows["gdr3_source_id"] = rows["gdr3_source_id"] + 1000 * seed
+    rows["source_id"] = rows["source_id"] + 1000 * seed
     return rows
 
 
@@ -112,11 +113,11 @@ def test_a_covariance_with_a_negative_eigenvalue(tmp_path):
 
 
 def test_a_star_with_two_rows(tmp_path):
-    shared = plausible(N, 1)["gdr3_source_id"][:3]
+    shared = plausible(N, 1)["source_id"][:3]
 
     def spoil(rows, block):
         if block == 1:
-            rows["gdr3_source_id"][:3] = shared
+            rows["source_id"][:3] = shared
 
     found = problems(make(tmp_path, spoil))
     assert "3 source_ids have more than one row" in found

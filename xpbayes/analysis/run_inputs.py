@@ -21,6 +21,8 @@ from xpbayes.data.parquet import column_names, open_parquet, read_parquet
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.data.spectra_file import MATRICES, read_header, star_table_files
 from xpbayes.errors import InputError, nearest
+from xpbayes.instrument.instrument import DEFAULT_ID, InstrumentId
+from xpbayes.production.meeting import require_fitting, require_same_stars
 from xpbayes.production.model_file import CARD, TrainedModel, load_model
 from xpbayes.production.reader import Catalogue, open_catalogue
 
@@ -40,6 +42,7 @@ class StarFiles:
         label_names: its labels.
         names: columns that all files have.
         n_rows: stars.
+        instrument: what the XP samples were calibrated with.
     """
 
     files: tuple[Path, ...]
@@ -47,6 +50,7 @@ class StarFiles:
     label_names: tuple[str, ...]
     names: frozenset[str]
     n_rows: int
+    instrument: InstrumentId = DEFAULT_ID
 
     def columns(self, names: Sequence[str]) -> dict[str, NDArray[Any]]:
         """(star,) each of scalar columns, all stars; a number that is missing, or a column that is, is NaN."""
@@ -88,7 +92,10 @@ class StarFiles:
             return flat.reshape(len(rows), -1).astype(np.float32)
 
         flux, whitening, bands = (matrix(n) for n in MATRICES)
-        return Spectra(self.channels, self.label_names, rows["source_id"].to_numpy(), flux, whitening, bands, {})
+        source_id = rows["source_id"].to_numpy()
+        return Spectra(
+            self.channels, self.label_names, source_id, flux, whitening, bands, {}, instrument=self.instrument
+        )
 
 
 def open_stars(path: str | Path) -> StarFiles:
@@ -102,8 +109,9 @@ def open_stars(path: str | Path) -> StarFiles:
     first = headers[0][0]
     for file, (header, _) in zip(files, headers, strict=True):
         first.channels.require_same(header.channels, files[0].name, file.name)
+        first.instrument.require_same(header.instrument, files[0].name, file.name)
     names = frozenset.intersection(*(frozenset(column_names(file)) for file in files))
-    return StarFiles(files, first.channels, first.labels, names, sum(n for _, n in headers))
+    return StarFiles(files, first.channels, first.labels, names, sum(n for _, n in headers), first.instrument)
 
 
 @dataclass(frozen=True)
@@ -188,7 +196,7 @@ class Run:
             InputError: a file is damaged or lacks a column.
         """
         assert self.catalogue is not None
-        wanted = list(dict.fromkeys(("status", *(("gdr3_source_id",) if joins else ()), *reads)))
+        wanted = list(dict.fromkeys(("status", *(("source_id",) if joins else ()), *reads)))
         _require(self.catalogue, wanted)
         lookup, columns = None, {}
         if joins and self.stars is not None:
@@ -198,7 +206,7 @@ class Run:
             values = {name: _numbers(table[name]) for name in reads}
             joined: dict[str, NDArray[Any]] = {}
             if lookup is not None:
-                row = lookup.rows(table["gdr3_source_id"].to_numpy())
+                row = lookup.rows(table["source_id"].to_numpy())
                 for name in joins:
                     joined[name] = np.where(row >= 0, columns[name][row].astype(np.float64), np.nan)
             yield Rows(values, joined, np.asarray(pc.fill_null(pc.equal(table["status"], OK), False)))
@@ -292,6 +300,8 @@ def open_run(paths: dict[str, Path], survey: str = "custom", sfd: Path | None = 
     if model is not None and catalogue is not None:
         require_model(catalogue.about, model, str(paths["catalogue"]))
     if model is not None and stars is not None:
-        model.channels.require_same(stars.channels, "the model", str(paths["stars"]))
+        require_fitting(model, stars.channels, stars.instrument, str(paths["stars"]))
+    if catalogue is not None and stars is not None:
+        require_same_stars(catalogue.about, stars.instrument, str(paths["catalogue"]), str(paths["stars"]))
     rest: dict[str, Any] = {name: paths.get(name) for name in ("external", "clusters", "dust_map", "curve")}
     return Run(model=model, catalogue=catalogue, stars=stars, survey=survey, sfd=sfd, **rest)

@@ -119,7 +119,7 @@ def compare(
             catalogue has none.
     """
     names, n = tuple(label_names), len(label_names)
-    source_id = catalogue["gdr3_source_id"].to_numpy()
+    source_id = catalogue["source_id"].to_numpy()
     row = rows_of(source_id, stars.source_id)
     label, label_error = (np.stack([stars.column(f"{m}{e}")[row] for m in names], axis=1) for e in ("", "_error"))
     if len(label_error_floor):

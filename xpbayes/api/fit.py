@@ -94,7 +94,7 @@ class Fit:
     @property
     def source_id(self) -> NDArray[np.int64]:
         """(star,) Gaia's identifiers."""
-        return self.catalogue["gdr3_source_id"].to_numpy()
+        return self.catalogue["source_id"].to_numpy()
 
     @property
     def status(self) -> NDArray[np.str_]:

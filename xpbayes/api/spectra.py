@@ -13,9 +13,12 @@ from xpbayes.data import spectra as table
 from xpbayes.data.join import repeated_ids
 from xpbayes.data.parquet import METADATA_KEY
 from xpbayes.errors import InputError, nearest
+from xpbayes.instrument.bases import instrument_of
 from xpbayes.instrument.error_model import gaia_covariance, inflate
+from xpbayes.instrument.instrument import Instrument
 from xpbayes.instrument.photometry import LN10_OVER_2P5, flux_from_magnitude, magnitude_from_flux
 from xpbayes.instrument.whitening import whiten_packed
+from xpbayes.release import DEFAULT_RELEASE
 from xpbayes.schema import DEFAULT_LABELS, LABEL_UNITS
 
 FLUX, FLUX_SQUARED, NANOMETRE = "1e-18 W m-2 nm-1", "1e-36 W2 m-4 nm-2", "nm"
@@ -48,6 +51,7 @@ class Spectra(table.Spectra):
         labels: values and errors by the label's name, ``{"teff": (5800, 50)}``, teff in K; to train on.
         columns: any other column, such as ra and dec [deg].
         calibrated: the covariance contains the errors of the calibration (ZGR23 Eq. 2) already.
+        release: data release that the spectra and source_ids are of: dr3 or dr4.
 
     Raises:
         InputError: shapes do not fit, a unit cannot be converted, or a name is unknown.
@@ -67,13 +71,15 @@ class Spectra(table.Spectra):
         labels: Mapping[str, Measured] | None = None,
         columns: Mapping[str, ArrayLike] | None = None,
         calibrated: bool = False,
+        release: str = DEFAULT_RELEASE.name,
     ) -> None:
         values = np.atleast_2d(_numbers(flux, FLUX, "flux"))
         n = len(values)
         grid = XP_GRID_NM if wavelength is None else _numbers(wavelength, NANOMETRE, "wavelength")
         _require_shape(values, (n, len(grid)), "flux")
         picked = _where(grid)
-        xp, present, spread = _samples(values, covariance, error, picked, calibrated)
+        instrument = instrument_of(release)
+        xp, present, spread = _samples(values, covariance, error, picked, calibrated, instrument)
         whitening, _ = whiten_packed(spread, present)
         names = [b for b in BANDS if b in (bands or {})] if bands is not None else list(BANDS)
         for name in bands or {}:
@@ -110,6 +116,7 @@ class Spectra(table.Spectra):
             cuts=(),
             provenance={"source": "arrays in memory"},
             extra_units={},
+            instrument=instrument.about,
         )
 
     @classmethod
@@ -251,6 +258,7 @@ def _samples(
     error: ArrayLike | None,
     picked: NDArray[np.intp],
     calibrated: bool,
+    instrument: Instrument,
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]]:
     """Flux, which samples were measured, and the covariance that the likelihood uses, all on the XP grid."""
     from xpbayes.instrument.bases import implied_correlation
@@ -271,7 +279,9 @@ def _samples(
         sigma = np.atleast_2d(_numbers(error, FLUX, "error"))
         _require_shape(sigma, (n, size), "error")
         sigma2 = np.where(sigma[:, picked] > 0, sigma[:, picked], np.nan) ** 2
-        spread = gaia_covariance(np.sqrt(np.where(np.isfinite(sigma2), sigma2, 1.0)), implied_correlation())
+        spread = gaia_covariance(
+            np.sqrt(np.where(np.isfinite(sigma2), sigma2, 1.0)), implied_correlation(instrument=instrument)
+        )
     present = np.isfinite(xp) & np.isfinite(sigma2) & (sigma2 > 0)
     xp = np.where(present, xp, 0.0)
     spread = np.where(present[:, :, None] & present[:, None, :], spread, np.eye(len(picked)))

@@ -22,6 +22,7 @@ from xpbayes.archive.xp import Product, read_xp
 from xpbayes.data.rejected import Rejected
 from xpbayes.data.spectra import Cut, Spectra
 from xpbayes.errors import InputError
+from xpbayes.instrument.instrument import DEFAULT_ID, InstrumentId
 from xpbayes.instrument.xp_covariance import CalibratedXp
 
 CalibratedRows = tuple[NDArray[np.int64], CalibratedXp]
@@ -78,9 +79,10 @@ def stream_file(survey: SurveySettings, path: Path, companions: Companions, seen
     rejected: list[Rejected] = []
     n_held = 0
     product: Product = "continuous"
-    for rows in read_xp(path, survey.xp.error_scaling, survey.xp.options("[xp]")):
+    instrument = DEFAULT_ID
+    for rows in read_xp(path, survey.xp.error_scaling, survey.xp_options()):
         rejected += rows.rejected
-        product = rows.product
+        product, instrument = rows.product, rows.instrument
         spectra = rows.source_id, rows.xp
         repeated = seen.add(rows.source_id)
         if repeated.any():
@@ -95,11 +97,11 @@ def stream_file(survey: SurveySettings, path: Path, companions: Companions, seen
             n_held += len(held[-1][0])
             spectra = _take(spectra, slice(room, None))
             if n_held == survey.stars_per_file:
-                yield _join(survey, path, product, held, rejected, companions)
+                yield _join(survey, path, product, instrument, held, rejected, companions)
                 held, rejected, n_held = [], [], 0
         held = held or [spectra]  # without a star, when all that came was rejected
     if n_held or rejected:
-        yield _join(survey, path, product, held, rejected, companions)
+        yield _join(survey, path, product, instrument, held, rejected, companions)
 
 
 COMPANIONS = ("Gaia's source table", "2MASS", "unWISE", "the label catalogues", "the reddening estimates")
@@ -133,6 +135,7 @@ def _join(
     survey: SurveySettings,
     path: Path,
     product: Product,
+    instrument: InstrumentId,
     held: list[CalibratedRows],
     rejected: list[Rejected],
     companions: Companions,
@@ -193,6 +196,7 @@ def _join(
             **notes,
         },
         extra_units=units,
+        instrument=instrument,
     )
     table = _select(survey, table, path)
     return Part(path, table, tuple(rejected), n + len(rejected), n - len(table), n_floored)

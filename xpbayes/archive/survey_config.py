@@ -16,6 +16,7 @@ from xpbayes.channels import BANDS, Channels, xp_channels
 from xpbayes.config import FrozenSettings, parse_settings, read_toml
 from xpbayes.errors import InputError
 from xpbayes.files import reason_of, refuse_repeated
+from xpbayes.release import RELEASES, release_named
 
 FILES = "files, * allowed; relative to survey.toml"
 
@@ -24,13 +25,13 @@ class DoorSettings(FrozenSettings):
     """What every table of a survey has: its files, and how they are to be read."""
 
     files: tuple[str, ...] = Field((), description=FILES)
-    source_id: str | None = Field(None, description="column of Gaia DR3 identifiers, where several could be it")
+    source_id: str | None = Field(None, description="column of Gaia's identifiers, where several could be it")
     hdu: int | str | None = Field(None, description="number or name of the one table to read, where files hold several")
     allow_truncated: bool = Field(False, description="read tables that their server says it has cut short")
 
-    def options(self, section: str) -> ReadOptions:
-        """How the files are to be read; the section is named in messages."""
-        return ReadOptions(self.source_id, self.hdu, self.allow_truncated, section)
+    def options(self, section: str, release: str | None = None) -> ReadOptions:
+        """How the files are to be read; the section is named in messages, the data release is the survey's."""
+        return ReadOptions(self.source_id, self.hdu, self.allow_truncated, section, release)
 
 
 class XpSettings(DoorSettings):
@@ -74,6 +75,9 @@ class ReddeningSettings(DoorSettings):
 class SurveySettings(FrozenSettings):
     """A whole survey.toml."""
 
+    release: str | None = Field(
+        None, description=f"data release of the spectra: {', '.join(RELEASES)}; as their coefficients say if absent"
+    )
     bands: tuple[str, ...] = Field(("J", "H", "Ks", "W1", "W2"), description="broad bands beside the 61 XP samples")
     label_names: tuple[str, ...] = Field(("teff", "feh", "logg"), min_length=1, description="labels, Teff first")
     select: Literal["auto", "all", "labelled", "training"] = Field(
@@ -87,6 +91,10 @@ class SurveySettings(FrozenSettings):
     labels: tuple[LabelSurvey, ...] = ()
     training_cuts: TrainingCuts = TrainingCuts()
     reddening: ReddeningSettings = ReddeningSettings()
+
+    def xp_options(self) -> ReadOptions:
+        """How the files of spectra are to be read."""
+        return self.xp.options("[xp]", self.release)
 
     def channels(self) -> Channels:
         """Return the channel set: 66 by default; InputError for an unknown band."""
@@ -105,6 +113,8 @@ def read_survey(path: Path) -> SurveySettings:
     """
     survey = parse_settings(SurveySettings, read_toml(path), str(path))
     survey.channels()
+    if survey.release is not None:
+        release_named(survey.release)
     for label in survey.labels:
         label.preset()
     if survey.select in ("labelled", "training") and not survey.labels:

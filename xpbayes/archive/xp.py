@@ -19,8 +19,8 @@ from xpbayes.data.rejected import Rejected
 from xpbayes.errors import InputError
 from xpbayes.instrument.bases import instrument_for, instrument_of, missing_instrument
 from xpbayes.instrument.instrument import DEFAULT_ID, SIDES, Instrument, InstrumentId, release_with
-from xpbayes.instrument.release import DEFAULT_RELEASE
 from xpbayes.instrument.xp_covariance import CalibratedXp, ErrorScaling, XpSide, calibrate
+from xpbayes.release import DEFAULT_RELEASE
 
 Product = Literal["continuous", "sampled"]
 
@@ -116,6 +116,15 @@ def _instrument_of(path: Path, batch: XpBatch) -> Instrument | None:
     if release is not None or batch.later:
         raise missing_instrument(str(path), batch.counts, release)
     return None
+
+
+def instrument_of_file(path: str | Path, options: ReadOptions = DEFAULT) -> InstrumentId:
+    """Which instrument a file's spectra will be calibrated with, from its beginning; InputError as `read_xp`."""
+    path = Path(path)
+    if options.release is not None or xp_product(path) == "sampled":
+        return instrument_of(options.release or DEFAULT_RELEASE.name).about
+    found = (_instrument_of(path, batch) for batch in read_xp_continuous(path, options=options))
+    return next((instrument for instrument in found if instrument is not None), instrument_of()).about
 
 
 def _common_basis(side: XpSide) -> int | None:

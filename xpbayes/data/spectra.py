@@ -16,6 +16,7 @@ from xpbayes.data.join import repeated_ids
 from xpbayes.data.stars import Stars
 from xpbayes.device import prepare_device
 from xpbayes.errors import InputError
+from xpbayes.instrument.instrument import DEFAULT_ID, InstrumentId
 from xpbayes.instrument.whitening import unpack
 
 OK = "ok"
@@ -53,6 +54,7 @@ class Spectra:
         cuts: the selections that led to this table.
         provenance: where it came from and what was assumed, in words.
         extra_units: units of columns that the schema does not know.
+        instrument: what the XP samples were calibrated with; `source_id` is of its data release.
     """
 
     channels: Channels
@@ -65,6 +67,7 @@ class Spectra:
     cuts: tuple[Cut, ...] = ()
     provenance: dict[str, str] = field(default_factory=dict)
     extra_units: dict[str, str] = field(default_factory=dict)
+    instrument: InstrumentId = DEFAULT_ID
 
     def __len__(self) -> int:
         return len(self.source_id)
@@ -288,12 +291,13 @@ def join_star_tables(tables: Sequence[Spectra], names: Sequence[str]) -> Spectra
     """Put star tables one after the other.
 
     Args:
-        tables: at least one; all with the same channels and labels.
+        tables: at least one; all with the same channels, labels and instrument.
         names: what to call each in a message.
     """
     first = tables[0]
     for table, name in zip(tables[1:], names[1:], strict=True):
         first.channels.require_same(table.channels, names[0], name)
+        first.instrument.require_same(table.instrument, names[0], name)
         if table.label_names != first.label_names:
             raise InputError(f"{name} has labels {table.label_names} and {names[0]} has {first.label_names}")
     source_id = np.concatenate([t.source_id for t in tables])

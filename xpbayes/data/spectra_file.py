@@ -22,6 +22,7 @@ from xpbayes.data.json_file import checked
 from xpbayes.data.parquet import AGAIN, fixed_list, metadata_of, open_parquet, require_kind, write_parquet
 from xpbayes.data.spectra import Cut, Spectra, join_star_tables
 from xpbayes.errors import InputError, nearest
+from xpbayes.instrument.instrument import DEFAULT_ID, InstrumentId
 from xpbayes.schema import STAR_TABLE_VERSION, star_table_columns
 
 KIND = "star table"
@@ -33,12 +34,13 @@ ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Header:
-    """What the metadata of a star table say; attributes as in `Spectra`."""
+    """What the metadata of a star table say; attributes as in `Spectra`. Without an instrument it is of version 0.1.0."""
 
     channels: Channels
     labels: tuple[str, ...]
     cuts: tuple[Cut, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
+    instrument: InstrumentId = DEFAULT_ID
 
     def __post_init__(self) -> None:
         if not self.labels or len(set(self.labels)) != len(self.labels):
@@ -60,6 +62,7 @@ def write_star_table(table: Spectra, path: str | os.PathLike[str]) -> Path:
         "labels": table.label_names,
         "cuts": [vars(c) for c in table.cuts],
         "provenance": table.provenance,
+        "instrument": table.instrument.to_json(),
     }
     fields, arrays = [], []
     columns = {"source_id": table.source_id, **{n: getattr(table, n) for n in MATRICES}, **table.columns}
@@ -189,6 +192,7 @@ class _Rows:
             cuts=header.cuts,
             provenance=header.provenance,
             extra_units={n: _unit(schema.field(n)) for n in schema.names if n not in known},
+            instrument=header.instrument,
         )
 
 

@@ -14,7 +14,7 @@ from xpbayes.channels import XP_GRID_NM
 from xpbayes.errors import InputError
 from xpbayes.instrument.gaiaxpy import MODELS_VARIABLE, gaiaxpy_version, of_gaiaxpy
 from xpbayes.instrument.instrument import Instrument, fits
-from xpbayes.instrument.release import DEFAULT_RELEASE, RELEASES, Release, release_named
+from xpbayes.release import DEFAULT_RELEASE, RELEASES, Release, release_named
 
 _REGISTERED: list[Instrument] = []
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from xpbayes.errors import InputError
 from xpbayes.instrument.instrument import Instrument, Matrices, default_id
-from xpbayes.instrument.release import DR3, Release
+from xpbayes.release import DR3, Release
 
 LN_ERROR_SHAPE = ((-1.01793, -0.57880, 0.17097), (-0.83328, -0.83403, 0.31980))
 """Shapes of BP and RP (`Instrument.ln_error_shape`): a least-squares fit to the median profile of 2,000 DR3 sources

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.errors import InputError
-from xpbayes.instrument.release import DEFAULT_RELEASE, RELEASES, Release, titles
+from xpbayes.release import DEFAULT_RELEASE, RELEASES, Release, titles
 
 ErrorShape = tuple[float, float, float]
 Matrices = tuple[tuple[NDArray[np.float64], NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.float64]]]
@@ -40,6 +40,11 @@ class InstrumentId:
     def to_json(self) -> dict[str, Any]:
         """Plain data for a file's metadata."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, about: dict[str, Any]) -> "InstrumentId":
+        """Read what `to_json` wrote."""
+        return cls(str(about["release"]), *(tuple(about[n]) for n in ("models", "counts", "basis_ids")))
 
     @property
     def title(self) -> str:

@@ -309,7 +309,7 @@ def _import(catalogue: Catalogue, scratch: Path, name: str, schema: Path, proces
         file_reader=CatalogueReader(catalogue.about),
         ra_column="ra",
         dec_column="dec",
-        sort_columns="gdr3_source_id",
+        sort_columns=catalogue.columns[0].name,
         use_schema_file=schema,
         pixel_threshold=ROWS_PER_PIXEL,
         expected_total_rows=catalogue.n_rows,

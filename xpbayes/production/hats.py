@@ -15,6 +15,7 @@ from hats_import.catalog.file_readers import InputReader
 from numpy.typing import NDArray
 
 from xpbayes.production.reader import Catalogue
+from xpbayes.schema import id_column
 
 HEALPIX_ORDER = 12
 """Of the pixel that the leading bits of a Gaia source_id name, in the nested scheme."""
@@ -44,7 +45,7 @@ def with_positions(table: pa.Table) -> pa.Table:
     missing = ~(np.isfinite(ra) & np.isfinite(dec))
     if not missing.any():
         return table
-    ra[missing], dec[missing] = positions_from_source_id(table["gdr3_source_id"].to_numpy()[missing])
+    ra[missing], dec[missing] = positions_from_source_id(table[id_column(table.column_names)].to_numpy()[missing])
     for name, values in (("ra", ra), ("dec", dec)):
         at = table.column_names.index(name)
         table = table.set_column(at, table.schema.field(at), pa.array(values))
@@ -65,6 +66,6 @@ class CatalogueReader(InputReader):
             read_columns: which columns; all if None.
         """
         one = Catalogue((Path(str(input_file)),), 0, self._about)
-        names = None if read_columns is None else list(dict.fromkeys([*read_columns, "gdr3_source_id"]))
+        names = None if read_columns is None else list(dict.fromkeys([*read_columns, "source_id"]))
         for table in one.tables(names, rows_at_once=262_144):
             yield with_positions(table).select(read_columns or table.column_names).replace_schema_metadata()

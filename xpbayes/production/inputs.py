@@ -20,6 +20,7 @@ from xpbayes.archive.companion_table import SeenIds
 from xpbayes.archive.companions import Companions
 from xpbayes.archive.stream import stream_file
 from xpbayes.archive.survey_config import SurveySettings, expand, read_survey
+from xpbayes.archive.xp import instrument_of_file
 from xpbayes.channels import Channels
 from xpbayes.data.parquet import read_parquet
 from xpbayes.data.rejected import Rejected
@@ -27,6 +28,7 @@ from xpbayes.data.spectra import Spectra
 from xpbayes.data.spectra_file import read_header, read_star_table_rows
 from xpbayes.errors import InputError
 from xpbayes.files import file_checksum, has_gone, refuse_repeated
+from xpbayes.instrument.instrument import DEFAULT_ID, InstrumentId
 from xpbayes.production.duplicates import Identifiers, find_repeated
 
 STARS_AT_ONCE = 2048
@@ -119,12 +121,14 @@ class Layout:
         companions: tables to be joined to the spectra.
         surveys: the survey.toml files.
         stars_per_part: most rows of a part.
+        instrument: of all stars.
     """
 
     files: tuple[InputFile, ...]
     companions: tuple[InputFile, ...]
     surveys: tuple[Survey, ...]
     stars_per_part: int
+    instrument: InstrumentId = DEFAULT_ID
 
     @cached_property
     def tasks(self) -> tuple[Task, ...]:
@@ -164,8 +168,9 @@ def lay_out(inputs: Sequence[str | Path], channels: Channels, stars_per_part: in
 
     Raises:
         InputError: an input is missing, of another kind, empty or named twice; its channels are not the model's; star
-            tables share a source_id.
+            tables share a source_id; inputs are of different instruments.
     """
+    instruments: dict[str, InstrumentId] = {}
     files: list[InputFile] = []
     companions: list[InputFile] = []
     surveys: list[Survey] = []
@@ -177,7 +182,9 @@ def lay_out(inputs: Sequence[str | Path], channels: Channels, stars_per_part: in
             channels.require_same(survey.settings.channels(), "the model", str(given))
             number, base = len(surveys), given.parent
             surveys.append(survey)
-            files += [_file(p, "spectra", number) for p in expand(survey.settings.xp.files, base)]
+            spectra = expand(survey.settings.xp.files, base)
+            files += [_file(p, "spectra", number) for p in spectra]
+            instruments[str(given)] = instrument_of_file(spectra[0], survey.settings.xp_options())
             for kind in COMPANIONS:
                 patterns = getattr(survey.settings, kind).files
                 companions += [_file(p, kind, number) for p in (expand(patterns, base) if patterns else [])]
@@ -185,11 +192,14 @@ def lay_out(inputs: Sequence[str | Path], channels: Channels, stars_per_part: in
             tables = sorted(given.glob("*.parquet"))
             if not tables:
                 raise InputError(f"{given}: holds no star table (*.parquet); name a star table or a folder of them")
-            files += [_star_table(p, channels) for p in tables]
+            files += [_star_table(p, channels, instruments) for p in tables]
         else:
-            files.append(_star_table(given, channels))
+            files.append(_star_table(given, channels, instruments))
     if not files:
         raise InputError("no input was named; name star tables, folders of them, or a survey.toml")
+    first, instrument = next(iter(instruments.items()))
+    for name, other in instruments.items():
+        instrument.require_same(other, first, name)
     once: set[Path] = set()
     for file in files:
         if file.path in once:
@@ -202,16 +212,17 @@ def lay_out(inputs: Sequence[str | Path], channels: Channels, stars_per_part: in
             f"{repeated.count} source_ids occur more than once in the star tables (first: {repeated.first}, in "
             f"{' and '.join(dict.fromkeys(repeated.files))}); keep one row a star"
         )
-    return Layout(tuple(files), tuple(companions), tuple(surveys), stars_per_part)
+    return Layout(tuple(files), tuple(companions), tuple(surveys), stars_per_part, instrument)
 
 
 def _file(path: Path, kind: str, survey: int = -1, n_rows: int | None = None) -> InputFile:
     return InputFile(path.absolute(), path.name, kind, path.stat().st_size, survey, n_rows)
 
 
-def _star_table(path: Path, channels: Channels) -> InputFile:
+def _star_table(path: Path, channels: Channels, instruments: dict[str, InstrumentId]) -> InputFile:
     header, n_rows = read_header(path)
     channels.require_same(header.channels, "the model", str(path))
+    instruments[str(path)] = header.instrument
     return _file(path, "star table", n_rows=n_rows)
 
 
@@ -264,6 +275,7 @@ def _read_spectra(layout: Layout, task: Task, companions: Sequence[Companions]) 
     block, n_stars = 0, 0
     part = next(parts, None)
     while part is not None:
+        layout.instrument.require_same(part.table.instrument, layout.files[0].name, file.name)
         n_stars += len(part.table)
         after = next(parts, None)  # only what follows tells whether this was the last
         full = n_stars + settings.stars_per_file > layout.stars_per_part

@@ -24,6 +24,7 @@ from xpbayes.errors import InputError
 from xpbayes.files import file_checksum, load_arrays, save_arrays
 from xpbayes.inference.recalibration import CASES, Calibration, KindCalibration, of_labels_only
 from xpbayes.inference.support import LabelSupport
+from xpbayes.instrument.instrument import DEFAULT_ID, InstrumentId
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.model_error import ModelError
 from xpbayes.models.prior import LabelPrior
@@ -66,6 +67,7 @@ class _Header:
     channels: Channels
     labels: tuple[str, ...]
     arrays_checksum: str
+    instrument: InstrumentId = DEFAULT_ID
     confidence: _Confidence | None = None
     split: _Split | None = None
     settings: dict[str, Any] | None = None
@@ -108,6 +110,12 @@ class TrainedModel:
     confidence: ConfidenceNets | None = None
     support: LabelSupport | None = None
     calibration: Calibration | None = None
+
+    @property
+    def instrument(self) -> InstrumentId:
+        """What the stars that it was trained on were calibrated with; version 0.1.0 knew one only and does not say."""
+        about = self.card.get("instrument")
+        return DEFAULT_ID if about is None else InstrumentId.from_json(about)
 
     @property
     def forward(self) -> ForwardModel:

@@ -111,7 +111,7 @@ class PartDraft:
         self._quarantined += rejected
         if rows.num_rows:
             self._status.update(rows["status"].cast(pa.string()).to_pylist())
-            ids = rows["gdr3_source_id"].to_numpy()
+            ids = rows["source_id"].to_numpy()
             low, high = int(ids.min()), int(ids.max())
             self._first, self._last = (min(self._first, low), max(self._last, high)) if self._n_rows else (low, high)
             self._n_rows += rows.num_rows

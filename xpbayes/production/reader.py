@@ -13,7 +13,7 @@ from xpbayes.errors import InputError
 from xpbayes.production.manifest import catalogue_metadata, read_manifest
 from xpbayes.production.parts import PartRecord, is_intact
 from xpbayes.production.verify import part_records
-from xpbayes.schema import Column, columns_of
+from xpbayes.schema import Column, columns_of, id_column
 
 ROWS_AT_ONCE = 16_384
 AGAIN = "copy or infer it again"
@@ -58,9 +58,13 @@ class Catalogue:
                         f"{path}: has {file.metadata.num_rows} rows, not the {self.records[i].n_rows} of the manifest; "
                         f"{AGAIN}"
                     )
+                identifier = id_column(file.schema_arrow.names)
+                stored = [identifier if name == "source_id" else name for name in wanted]
                 for groups in _row_groups(file.metadata, rows_at_once):
-                    for batch in file.iter_batches(rows_at_once, row_groups=groups, columns=wanted):
-                        yield _plain(pa.Table.from_batches([batch]).select(wanted))
+                    for batch in file.iter_batches(
+                        rows_at_once, row_groups=groups, columns=list(dict.fromkeys(stored))
+                    ):
+                        yield _plain(pa.Table.from_batches([batch]).select(stored).rename_columns(wanted))
 
     def check_intact(self) -> None:
         """Raise InputError if a file of a catalogue in parts is not the one that was written."""

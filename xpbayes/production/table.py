@@ -17,7 +17,8 @@ from xpbayes.errors import InputError
 from xpbayes.inference.fit import Posteriors
 from xpbayes.inference.linear_algebra import upper_triangle
 from xpbayes.production.manifest import catalogue_metadata
-from xpbayes.schema import CATALOGUE_VERSION, QualityFlag, arrow_schema, catalogue_columns, columns_of
+from xpbayes.release import DEFAULT_RELEASE
+from xpbayes.schema import CATALOGUE_VERSION, FORMER_ID, QualityFlag, arrow_schema, catalogue_columns, columns_of
 
 CHI2_CHANNELS = 61
 """Eq. 24 divides by 61 whatever was observed; n_obs and dof stand beside it."""
@@ -102,7 +103,7 @@ def catalogue_rows(
     if added is not None:
         method[np.isfinite(added).all(axis=(1, 2))] += WIDENED
     rows = {
-        "gdr3_source_id": table.source_id,
+        "source_id": table.source_id,
         "ra": table.column("ra"),
         "dec": table.column("dec"),
         "stellar_params_est": estimate,
@@ -145,14 +146,17 @@ def catalogue_rows(
     return rows
 
 
-def to_arrow(rows: dict[str, Any], n_labels: int) -> pa.Table:
+def to_arrow(rows: dict[str, Any], n_labels: int, release: str = DEFAULT_RELEASE.name) -> pa.Table:
     """Give the rows their types, units and descriptions.
 
     Args:
         rows: from `catalogue_rows`.
         n_labels: number of stellar labels.
+        release: short name of the data release that the stars are of.
     """
-    columns = catalogue_columns(n_labels, model_uncertainty="model_cov_triu" in rows)
+    columns = catalogue_columns(n_labels, model_uncertainty="model_cov_triu" in rows, release=release)
+    ids = rows["source_id"]
+    rows = {**rows, FORMER_ID: ids, "release": np.full(len(ids), release)}
     arrays = []
     for column in columns:
         values = rows[column.name]
@@ -199,6 +203,8 @@ def read_catalogue(path: str | Path) -> tuple[pa.Table, dict[str, Any]]:
     missing = [c.name for c in columns_of(metadata) if c.name not in table.column_names]
     if missing:
         raise InputError(f"{path}: {len(missing)} columns are missing (first: {missing[0]}); infer it again")
+    if "source_id" not in table.column_names:
+        table = table.append_column("source_id", table[FORMER_ID])
     return table, metadata
 
 

@@ -18,14 +18,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xpbayes.data.json_file import from_json
-from xpbayes.data.parquet import METADATA_KEY, read_parquet
+from xpbayes.data.parquet import METADATA_KEY, column_names, read_parquet
 from xpbayes.data.rejected import read_quarantine
 from xpbayes.data.spectra import OK
 from xpbayes.errors import InputError
 from xpbayes.production.duplicates import Identifiers, find_repeated
 from xpbayes.production.manifest import MANIFEST, QUARANTINE, read_manifest, totals
 from xpbayes.production.parts import PART_PATTERN, PartRecord, is_intact
-from xpbayes.schema import columns_of
+from xpbayes.schema import columns_of, id_column
 
 ESSENTIAL = ("stellar_params_est", "stellar_params_err", "stellar_params_cov_triu", "chi2_opt", "ln_prior")
 """Columns of ZGR23 Table 2 that every solved star has."""
@@ -90,7 +90,8 @@ def check_repeated(folder: Path, manifest: Mapping[str, Any]) -> None:
     """
 
     def read(name: str) -> NDArray[np.int64]:
-        return read_parquet(folder / name, ["gdr3_source_id"], "infer it again")["gdr3_source_id"].to_numpy()
+        identifier = id_column(column_names(folder / name))
+        return read_parquet(folder / name, [identifier], "infer it again")[identifier].to_numpy()
 
     parts = [
         Identifiers(r.name, r.first_source_id, r.last_source_id, r.n_rows, partial(read, r.name))
@@ -137,7 +138,7 @@ def check_part(folder: Path, record: PartRecord, about: Mapping[str, Any]) -> li
     status = np.array(table["status"].cast(pa.string()).to_pylist(), dtype=str)
     if dict(Counter(status.tolist())) != record.status:
         problems.append("its rows do not have the states that the manifest counts")
-    ids = table["gdr3_source_id"].to_numpy()
+    ids = table[id_column(table.column_names)].to_numpy()
     if len(ids) and (int(ids.min()), int(ids.max())) != (record.first_source_id, record.last_source_id):
         problems.append("its source_ids are not in the range that the manifest names")
     solved = table.filter(pa.array(status == OK))
@@ -188,7 +189,7 @@ def _values(column: pa.ChunkedArray) -> NDArray[np.float64]:
 
 
 def _first(table: pa.Table, bad: NDArray[np.bool_]) -> str:
-    return f"first: source_id {table['gdr3_source_id'][int(np.flatnonzero(bad)[0])].as_py()}"
+    return f"first: source_id {table[id_column(table.column_names)][int(np.flatnonzero(bad)[0])].as_py()}"
 
 
 def _is_about(raw: bytes, about: Mapping[str, Any]) -> bool:

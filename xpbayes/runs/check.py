@@ -20,6 +20,7 @@ from xpbayes.inference.fit import fit_stars
 from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.sampling.nuts import Schedule, sample_inferred
 from xpbayes.models.theta import to_log
+from xpbayes.production.meeting import stars_for
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.runs.fetch import bundled_stars
 from xpbayes.runs.inputs import (
@@ -70,7 +71,7 @@ def check(
     trained = load_if_path(model)
     check_writable(out, model, stars, files=FILES)
     table = bundled_stars() if stars is None else read_stars(stars)[0]
-    trained.channels.require_same(table.channels, "the model", "the stars" if stars is None else str(stars))
+    table = stars_for(trained, table, "the stars" if stars is None else str(stars))
     table = table.take(np.flatnonzero(table.problems() == OK))
     table = choose_random(table, min(n_stars, len(table)), seed)
 

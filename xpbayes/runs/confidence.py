@@ -12,6 +12,7 @@ from xpbayes.config import ConfidenceConfig
 from xpbayes.data.spectra import Spectra
 from xpbayes.identity import Side, Split
 from xpbayes.models.reliability import feature_names
+from xpbayes.production.meeting import require_same_stars, stars_for
 from xpbayes.production.model_file import ARRAYS, CARD, TrainedModel, load_model, save_model
 from xpbayes.production.table import read_catalogue
 from xpbayes.runs.inputs import (
@@ -60,7 +61,8 @@ def confidence(
     check_writable(figures, model, catalogue, stars, files=(NUMBERS,))
     rows, about = read_catalogue(catalogue)
     table, source = read_stars(stars)
-    trained.channels.require_same(table.channels, "the model", str(source["path"]))
+    require_same_stars(about, table.instrument, str(catalogue), str(source["path"]))
+    table = stars_for(trained, table, str(source["path"]))
     fits = held_out_fits(trained, rows, about, table, str(catalogue))
     split = {"by": "source_id hash", "fraction": config.validation_fraction, "seed": trained.card["split"]["seed"] + 1}
     validation = Split(split["fraction"], seed=split["seed"]).on(Side.HELD_OUT, fits.comparison.source_id)

@@ -10,6 +10,7 @@ from xpbayes.analysis.pages.star_page import NUMBERS, StarFit, star_fits, write_
 from xpbayes.config import InferenceConfig
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.inference.search.modes import find_modes
+from xpbayes.production.meeting import stars_for
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.runs.infer import model_factor, solve_stars
 from xpbayes.runs.inputs import (
@@ -48,7 +49,7 @@ def fit(
     trained = load_if_path(model)
     check_writable(out, model, stars, files=(NUMBERS,))
     table, where = find_stars(stars, list(dict.fromkeys(source_ids)))
-    trained.channels.require_same(table.channels, "the model", where)
+    table = stars_for(trained, table, where)
     factor = model_factor(model, trained) if config.model_uncertainty else None
     rows, _ = solve_stars(trained, factor, table, config)
     usable = table.take(np.flatnonzero(table.problems() == OK))

@@ -21,6 +21,8 @@ from xpbayes.data.spectra import OK, Spectra
 from xpbayes.errors import InputError
 from xpbayes.identity import Stream, seeds_from_id
 from xpbayes.inference.fit import fit_stars
+from xpbayes.instrument.instrument import InstrumentId
+from xpbayes.production.meeting import stars_for
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.production.table import catalogue_rows, describe, to_arrow, write_catalogue
 from xpbayes.runs.inputs import (
@@ -79,13 +81,15 @@ def infer(
     stream, source = stream_tables(stars, out)
     parts: list[pa.Table] = []
     n_seen = n_with_parallax = n_unusable = 0
+    instrument: InstrumentId | None = None
     for table in stream:
         n_seen += len(table)
         chosen = choose_stars(trained, table, only)
         if not len(chosen):
             continue
-        trained.channels.require_same(chosen.channels, "the model", str(source["path"]))
-        part, unusable = solve_stars(trained, factor, chosen, config)
+        instrument = instrument or chosen.instrument
+        instrument.require_same(chosen.instrument, "what came before", str(source["path"]))
+        part, unusable = solve_stars(trained, factor, chosen, config, where=str(source["path"]))
         n_unusable += unusable
         n_with_parallax += int(chosen.is_measured("parallax").sum()) if config.use_parallax else 0
         parts.append(part)
@@ -96,7 +100,7 @@ def infer(
     if n_unusable == n_rows:
         raise InputError(f"{source['path']}: none of its {n_rows} stars can be used")
     about = {
-        **about_model(trained, factor),
+        **about_model(trained, factor, instrument),
         "input": {**source, "n_stars": n_seen},
         "settings": config.model_dump(mode="json"),
         "selection": only,
@@ -126,6 +130,7 @@ def solve_stars(
     config: InferenceConfig,
     level: int = logging.INFO,
     status: NDArray[np.str_] | None = None,
+    where: str = "the stars",
 ) -> tuple[pa.Table, int]:
     """Catalogue rows of one star table, and how many of its stars could not be used.
 
@@ -136,7 +141,13 @@ def solve_stars(
         config: settings.
         level: of what is said on the way.
         status: (star,) `table.problems()`, if that is known already.
+        where: what the stars are called in messages.
+
+    Raises:
+        InputError: the model cannot take them.
     """
+    release = table.instrument.release
+    table = stars_for(trained, table, where)
     status = table.problems() if status is None else status
     usable = table.take(np.flatnonzero(status == OK))
     for reason, count in sorted(Counter(status.tolist()).items()):
@@ -193,7 +204,7 @@ def solve_stars(
         wide = as_rows(add_model_covariance(inferred, added), added=added)
         # Flags and confidences know the stars' own errors, from which the classifiers were learned.
         rows = wide | {name: rows[name] for name in KNOW_OWN_ERRORS}
-    return to_arrow(rows, len(trained.labels)), len(table) - len(usable)
+    return to_arrow(rows, len(trained.labels), release), len(table) - len(usable)
 
 
 def _threads() -> int | None:
@@ -224,8 +235,16 @@ def model_factor(
     return load_weight_factor(model, str(trained.card.get("arrays_checksum")))
 
 
-def about_model(trained: TrainedModel, factor: "NetworkCovariance | None" = None) -> dict[str, Any]:
-    """What every catalogue says about the model that it was made with."""
+def about_model(
+    trained: TrainedModel, factor: "NetworkCovariance | None" = None, instrument: InstrumentId | None = None
+) -> dict[str, Any]:
+    """What every catalogue says about the model that it was made with, and about the instrument of its stars.
+
+    Args:
+        trained: the model.
+        factor: of what training leaves unknown of it, if that was added to the errors.
+        instrument: of the stars; the model's if None.
+    """
     model = {k: trained.card.get(k) for k in ("created", "arrays_checksum", "n_training", "split")}
     if trained.confidence is not None:
         model["confidence_checksum"] = trained.card["confidence"].get("arrays_checksum")
@@ -237,4 +256,9 @@ def about_model(trained: TrainedModel, factor: "NetworkCovariance | None" = None
             "directions": columns.shape[1],
             "captured": factor.captured,
         }
-    return {"labels": trained.labels, "channels": json.loads(trained.channels.to_json()), "model": model}
+    return {
+        "labels": trained.labels,
+        "channels": json.loads(trained.channels.to_json()),
+        "instrument": (instrument or trained.instrument).to_json(),
+        "model": model,
+    }

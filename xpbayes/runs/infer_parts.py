@@ -20,6 +20,7 @@ from xpbayes.production import engine as engines
 from xpbayes.production import kept, parts
 from xpbayes.production import manifest as manifests
 from xpbayes.production.inputs import Layout, Task, lay_out, read_task
+from xpbayes.production.meeting import require_fitting
 from xpbayes.production.model_file import TrainedModel, load_model
 from xpbayes.production.parts import PartDraft, PartRecord, clean, read_record, read_records
 from xpbayes.production.prefetch import prefetched
@@ -97,8 +98,9 @@ def infer_parts(  # noqa: PLR0913 - what the verb of the command line can say
     trained = load_model(model)
     factor = model_factor(model, trained) if config.model_uncertainty else None
     layout = lay_out([inputs] if isinstance(inputs, str | Path) else inputs, trained.channels, stars_per_part)
+    require_fitting(trained, trained.channels, layout.instrument, str(layout.files[0].name))
     settings = config.model_dump(mode="json")
-    about = {**about_model(trained, factor), "settings": settings, "selection": only}
+    about = {**about_model(trained, factor, layout.instrument), "settings": settings, "selection": only}
     identity = manifests.make_identity(layout, model, about, settings, versions())
     check_writable(folder, model, inputs, files=(manifests.MANIFEST,))
     with manifests.alone(folder, shard):
@@ -207,7 +209,9 @@ def infer_task(job: _Job, task: Task) -> list[PartRecord]:
                 engines.give_memory_back()  # what one batch leaves scattered would come on top of the next one's needs
             if batch.ends_part:
                 if known is None:
-                    table = describe(pa.concat_tables(rows).unify_dictionaries(), _about_part(trained, factor, job))
+                    table = describe(
+                        pa.concat_tables(rows).unify_dictionaries(), _about_part(trained, factor, layout, job)
+                    )
                     known = parts.write_part(folder, table, draft.record(source, last=batch.ends_task))
                 records.append(known)
                 rows, draft = [], None
@@ -231,6 +235,10 @@ def solve_batch(
     return solve_stars(trained, factor, table.take(index), config, logging.DEBUG, status[index])[0].slice(0, len(table))
 
 
-def _about_part(trained: TrainedModel, factor: "NetworkCovariance | None", job: _Job) -> dict[str, Any]:
+def _about_part(trained: TrainedModel, factor: "NetworkCovariance | None", layout: Layout, job: _Job) -> dict[str, Any]:
     """Metadata of a part: the same for all parts, and no time or host in it."""
-    return {**about_model(trained, factor), "settings": job.config.model_dump(mode="json"), "selection": job.only}
+    return {
+        **about_model(trained, factor, layout.instrument),
+        "settings": job.config.model_dump(mode="json"),
+        "selection": job.only,
+    }

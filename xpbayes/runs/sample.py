@@ -24,6 +24,7 @@ from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.sampling.convergence import Diagnostics
 from xpbayes.inference.sampling.nuts import Draws, Schedule, sample_inferred
 from xpbayes.models.theta import to_log
+from xpbayes.production.meeting import stars_for
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.runs.inputs import (
     PathLike,
@@ -154,7 +155,7 @@ def pick_stars(
     else:
         table, source = read_stars(stars)
         where = str(source["path"])
-    model.channels.require_same(table.channels, "the model", where)
+    table = stars_for(model, table, where)
     status = table.problems()
     if source_ids and (status != OK).any():
         bad = np.flatnonzero(status != OK)

@@ -103,6 +103,7 @@ def train(
             "input": source,
             "settings": config.model_dump(mode="json"),
             "seed": config.seed,
+            "instrument": training.instrument.to_json(),
             "n_training": len(training),
             "n_held_out": chosen.n_held_out,
             "split": {"by": "source_id hash", "fraction": config.validation_fraction, "seed": config.split_seed},

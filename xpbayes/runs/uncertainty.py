@@ -17,6 +17,7 @@ from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.search.solver import solve
 from xpbayes.models.star_model import StarModel
 from xpbayes.models.theta import to_log
+from xpbayes.production.meeting import require_fitting
 from xpbayes.production.model_file import WEIGHT_FACTOR, TrainedModel
 from xpbayes.production.weight_file import save_weight_factor
 from xpbayes.runs.inputs import (
@@ -66,7 +67,7 @@ def uncertainty(
     trained = load_if_path(model)
     table, source = read_stars(stars)
     where = str(source["path"])
-    trained.channels.require_same(table.channels, "the model", where)
+    require_fitting(trained, table.channels, table.instrument, where)
     config = TrainingConfig.model_validate(trained.card["settings"])
     require_labels(table.columns, trained.labels, where)
     chosen = choose_stars(

@@ -54,10 +54,10 @@ def _gathered(rows, *arguments):
 def test_stars_are_those_that_a_mask_in_plain_numpy_picks(rows):
     gatherer, stars = _gathered(rows, Split(0.3, seed=5), (0.02, 0.02, 0.02), 7.0)
     any_label = np.isfinite(np.stack([rows.joined[n] for n in LABELS])).any(axis=0)
-    held = Split(0.3, seed=5).on(Side.HELD_OUT, rows["gdr3_source_id"])
+    held = Split(0.3, seed=5).on(Side.HELD_OUT, rows["source_id"])
     cool = ~(rows.joined["teff"] >= 7.0)
     use = rows.solved & any_label & cool & held
-    assert_array_equal(stars.source_id, rows["gdr3_source_id"][use])
+    assert_array_equal(stars.source_id, rows["source_id"][use])
     assert gatherer.n_seen == (rows.solved & any_label & cool & ~held).sum()
     assert gatherer.n_hot == (rows.solved & any_label & ~cool).sum()
     assert_allclose(stars.label[:, 1], rows.joined["feh"][use])
@@ -141,7 +141,7 @@ class TestExternal:
         from xpbayes.production.reader import open_catalogue
 
         catalogue = open_catalogue(analysed / "catalogue.parquet")
-        first = next(catalogue.tables(("gdr3_source_id", "ra", "dec")))
+        first = next(catalogue.tables(("source_id", "ra", "dec")))
         ra, dec = first["ra"][5].as_py(), first["dec"][5].as_py()
         path = tmp_path / "survey.csv"
         path.write_text(
@@ -149,7 +149,7 @@ class TestExternal:
             f"{ra},{dec + 0.1},5000,50,0,0.1,4,0.1\n"
         )
         other = read_external(path, "custom", LABELS, catalogue)
-        assert_array_equal(other.source_id, [first["gdr3_source_id"][5].as_py()])
+        assert_array_equal(other.source_id, [first["source_id"][5].as_py()])
 
     def test_an_unknown_survey_is_one_sentence(self, analysed, tmp_path):
         from xpbayes.production.reader import open_catalogue

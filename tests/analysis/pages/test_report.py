@@ -191,7 +191,7 @@ class TestRequestedStars:
     @pytest.fixture(scope="class")
     def chains(self, trained, table):
         """Made-up draws of the first star."""
-        first = int(table[0]["gdr3_source_id"][0].as_py())
+        first = int(table[0]["source_id"][0].as_py())
         return {first: np.random.default_rng(0).normal(1.0, 0.1, (400, 5))}
 
     @pytest.fixture(scope="class")
@@ -213,7 +213,7 @@ class TestRequestedStars:
 
     def test_neighbours_are_the_nearest(self, star, table, trained):
         estimate = np.array(table[0]["stellar_params_est"].to_pylist())[:, :3]
-        ids = table[0]["gdr3_source_id"].to_numpy()
+        ids = table[0]["source_id"].to_numpy()
         scale = np.asarray(trained.forward.label_scale)
         distance = np.linalg.norm((estimate - estimate[0]) / scale, axis=1)
         order = np.argsort(distance)[1:9]
@@ -268,7 +268,7 @@ class TestRequestedStars:
             assert f'id="star-{source_id}-posterior"' in page
 
     def test_typical_stars_are_what_they_are_called(self, table, trained):
-        by_id = {row["gdr3_source_id"]: row for row in table[0].to_pylist()}
+        by_id = {row["source_id"]: row for row in table[0].to_pylist()}
         giant, dwarf, *flagged = (by_id[s] for s in typical_stars(table[0], trained))
         assert giant["quality_flags"] == dwarf["quality_flags"] == 0
         assert giant["stellar_params_est"][2] < 3.3 and dwarf["stellar_params_est"][2] > 3.8

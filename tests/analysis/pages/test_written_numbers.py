@@ -20,7 +20,7 @@ def run(analysed):
     """Catalogue and star table side by side, as dictionaries of arrays; the catalogue has the table's order."""
     catalogue = pq.read_table(analysed / "catalogue.parquet").to_pydict()
     stars = pq.read_table(analysed / "stars.parquet").to_pydict()
-    assert catalogue["gdr3_source_id"] == stars["source_id"] and set(catalogue["status"]) == {"ok"}
+    assert catalogue["source_id"] == stars["source_id"] and set(catalogue["status"]) == {"ok"}
     names = ("source_id", "teff", "feh", "logg", "teff_error", "feh_error", "logg_error", "reddening",
              "reddening_error", "phot_g_mean_mag", "phot_bp_mean_mag", "phot_rp_mean_mag")  # fmt: skip
     table = {n: np.array([np.nan if v is None else v for v in stars[n]]) for n in names if n != "source_id"}

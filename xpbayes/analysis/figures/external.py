@@ -30,10 +30,10 @@ MATCH_RADIUS_ARCSEC = 1.0
 
 def catalogue_positions(catalogue: Catalogue) -> Iterator[Positions]:
     """Positions of a catalogue's stars, some at a time."""
-    for table in catalogue.tables(("gdr3_source_id", "ra", "dec"), 1 << 20):
+    for table in catalogue.tables(("source_id", "ra", "dec"), 1 << 20):
         ra, dec = (table[n].to_numpy(zero_copy_only=False).astype(np.float64) for n in ("ra", "dec"))
         still = np.full(len(ra), np.nan)
-        yield Positions(table["gdr3_source_id"].to_numpy(), ra, dec, still, still, np.full(len(ra), GAIA_EPOCH))
+        yield Positions(table["source_id"].to_numpy(), ra, dec, still, still, np.full(len(ra), GAIA_EPOCH))
 
 
 def read_external(path: Path, survey: str, labels: tuple[str, ...], catalogue: Catalogue) -> StarLabels:
@@ -66,7 +66,7 @@ class ExternalStars(Matches):
 
     def add(self, rows: Rows) -> None:
         """Take the next rows."""
-        at = self.lookup.rows(rows["gdr3_source_id"])
+        at = self.lookup.rows(rows["source_id"])
         hit = at >= 0
         value, error = np.full((2, len(rows), len(self.names)), np.nan)
         value[hit, : self.n_labels] = self.other.value[at[hit]]

@@ -78,7 +78,7 @@ class FluxGatherer:
     """
 
     reads: Sequence[str] = (
-        "gdr3_source_id", "ra", "dec", "stellar_params_est", "stellar_params_err", "chi2_opt", "dof", "quality_flags",
+        "source_id", "ra", "dec", "stellar_params_est", "stellar_params_err", "chi2_opt", "dof", "quality_flags",
     )  # fmt: skip
 
     def __init__(self, run: Run, names: Sequence[str]) -> None:
@@ -91,7 +91,7 @@ class FluxGatherer:
 
     def add(self, rows: Rows) -> None:
         """Take the next rows."""
-        use = rows.solved & (self.wanted.rows(rows["gdr3_source_id"]) >= 0)
+        use = rows.solved & (self.wanted.rows(rows["source_id"]) >= 0)
         self.parts.append((*(rows[name][use] for name in self.reads), *(rows.joined[name][use] for name in self.joins)))
 
     def result(self) -> FluxSample:

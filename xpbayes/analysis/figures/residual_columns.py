@@ -38,7 +38,7 @@ class Matches:
     """
 
     reads: Sequence[str] = (
-        "gdr3_source_id", "stellar_params_est", "stellar_params_err", "quality_flags", "converged", *CONFIDENCES,
+        "source_id", "stellar_params_est", "stellar_params_err", "quality_flags", "converged", *CONFIDENCES,
     )  # fmt: skip
     joins: Sequence[str] = ()
 
@@ -54,7 +54,7 @@ class Matches:
         estimate, sigma = (rows[f"stellar_params_{n}"].astype(np.float64) for n in ("est", "err"))
         self.parts.append(
             Comparison(
-                rows["gdr3_source_id"], self.names, estimate, sigma, value, error, flags=rows["quality_flags"],
+                rows["source_id"], self.names, estimate, sigma, value, error, flags=rows["quality_flags"],
                 confidence=confidence, converged=rows["converged"].astype(bool),
             ).take(use)
         )  # fmt: skip
@@ -110,7 +110,7 @@ class ValidationStars(Matches):
             self.n_hot += int(hot.sum())
             use &= ~hot
         if self.split is not None:
-            held = self.split.on(Side.HELD_OUT, rows["gdr3_source_id"])
+            held = self.split.on(Side.HELD_OUT, rows["source_id"])
             self.n_seen += int((use & ~held).sum())
             use &= held
         self.keep(rows, use, value, error)

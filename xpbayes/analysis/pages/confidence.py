@@ -78,7 +78,7 @@ def held_out_fits(
             f"{where}: {seen.sum()} of {len(seen)} stars with labels were not held out from training the model "
             f"(first: source_id {comparison.source_id[seen][0]}); infer held-out stars alone, with --only held-out"
         )
-    row = np.flatnonzero(np.isin(catalogue["gdr3_source_id"].to_numpy(), comparison.source_id))
+    row = np.flatnonzero(np.isin(catalogue["source_id"].to_numpy(), comparison.source_id))
     basic = catalogue["quality_flags"].to_numpy()[row] < BASIC
     basic &= catalogue["converged"].to_numpy(zero_copy_only=False)[row]
     if not basic.any():

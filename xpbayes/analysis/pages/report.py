@@ -32,6 +32,7 @@ from xpbayes.data.join import rows_of
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.errors import InputError
 from xpbayes.identity import Side, Split
+from xpbayes.production.meeting import require_fitting, require_same_stars
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.production.reader import open_catalogue
 from xpbayes.production.table import list_column, read_catalogue, text_column
@@ -108,7 +109,8 @@ def write_report(
     """
     on_disk = open_catalogue(catalogue_path)
     require_model(on_disk.about, model, str(catalogue_path))
-    model.channels.require_same(star_files.channels, "the model", "the star table")
+    require_fitting(model, star_files.channels, star_files.instrument, "the star table")
+    require_same_stars(on_disk.about, star_files.instrument, str(catalogue_path), "the star table")
     catalogue, about = read_catalogue(catalogue_path)
     run = Reported(model, catalogue, about, stars)
     chains = read_draws(draws, model) if draws is not None else {}
@@ -259,7 +261,7 @@ def _spectra(run: Reported) -> list[Part]:
     solved = text_column(run.catalogue, "status") == OK
     estimate = list_column(run.catalogue, "stellar_params_est")[solved]
     error = list_column(run.catalogue, "stellar_params_err")[solved]
-    at = rows_of(run.catalogue["gdr3_source_id"].to_numpy()[solved], stars.source_id)
+    at = rows_of(run.catalogue["source_id"].to_numpy()[solved], stars.source_id)
     known = np.flatnonzero(at >= 0)
     examples = []
     for kind, i in choose_examples(estimate[known], np.asarray(model.forward.label_scale), EXAMPLE_KINDS):

@@ -118,7 +118,7 @@ def typical_stars(catalogue: pa.Table, model: TrainedModel) -> list[int]:
     for labels, allowed in ((TYPICAL[0], clean), (TYPICAL[1], clean), (TYPICAL[0], solved & (flags > 0))):
         distance = np.sum(((estimate - np.asarray(labels)[: estimate.shape[1]]) / scale) ** 2, axis=1)
         if allowed.any():
-            chosen.append(int(catalogue["gdr3_source_id"][int(np.argmin(np.where(allowed, distance, np.inf)))].as_py()))
+            chosen.append(int(catalogue["source_id"][int(np.argmin(np.where(allowed, distance, np.inf)))].as_py()))
     return list(dict.fromkeys(chosen))
 
 
@@ -196,7 +196,7 @@ def requested_stars(
     wanted = list(dict.fromkeys(int(s) for s in source_ids))
     if not wanted:
         return []
-    ids = catalogue["gdr3_source_id"].to_numpy()
+    ids = catalogue["source_id"].to_numpy()
     picked = catalogue.take(pa.array(_rows_of(Lookup.of(ids), wanted, "the catalogue")))
     in_table = Lookup.of(stars.source_id)
     part = stars.take(_rows_of(in_table, wanted, "the star table"))
