@@ -3,6 +3,7 @@
 DR3 is as published. Of DR4 most is announced only; `docs/dr4.md` says which of it has been verified.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -35,15 +36,13 @@ class Release:
         epoch: reference epoch of its positions [Julian year].
         bp, rp: its basis functions.
         source_columns: of gaia_source, in the order in which they are asked for.
-        renamed: columns of gaia_source that have another name there: our name to its.
-        summary_columns: of xp_summary; empty where no such table is known.
+        substitutes: of columns of gaia_source that may have another name there, all names in the order to try them.
+        summary_columns: of xp_summary.
+        summary_is_known: whether there is an xp_summary; where that is unknown, the archive is asked.
         spurious_table: of fidelities and crowding, its source_ids being this release's; "" where there is none.
-        has_spectra: the condition that a star of gaia_source has continuous spectra.
-        two_mass_joins: tables that lead from gaia_source to 2MASS, in this release's schema; () where none are known.
         parallax_bias: column of gaia_source with the bias to be subtracted [mas]; "" where there is none.
         products: DataLink's retrieval type of each product that is known.
-        id_aliases: names under which tables keep this release's identifiers, beside source_id.
-        designations: beginnings of its sources' names, in capitals.
+        designations: what comes after "Gaia" in the names of its sources, in capitals.
         crosswalk: table of the archive that leads from the release before to this one; "" where none is needed.
     """
 
@@ -54,14 +53,12 @@ class Release:
     bp: SideBases
     rp: SideBases
     source_columns: tuple[str, ...]
-    id_aliases: tuple[str, ...]
     designations: tuple[str, ...]
     products: Mapping[str, str] = field(hash=False)
-    renamed: Mapping[str, str] = field(default_factory=dict, hash=False)
-    summary_columns: tuple[str, ...] = ()
+    substitutes: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    summary_columns: tuple[str, ...] = ("bp_n_measurements", "bp_chi_squared", "rp_n_measurements", "rp_chi_squared")
+    summary_is_known: bool = True
     spurious_table: str = ""
-    has_spectra: str = "g.has_xp_continuous = 'true'"
-    two_mass_joins: tuple[str, str] | tuple[()] = ()
     parallax_bias: str = ""
     crosswalk: str = ""
 
@@ -69,6 +66,11 @@ class Release:
     def counts(self) -> tuple[int, int]:
         """Coefficients of BP and of RP."""
         return self.bp.count, self.rp.count
+
+    def has_id(self, column: str) -> bool:
+        """Whether a column of identifiers can be this release's: its name does not say that it is another's."""
+        named = re.search(r"(?<![a-z])(?:gaia)?[ _]?g?e?dr(\d+)", column.lower())
+        return named is None or named[1] == self.name.removeprefix("dr")
 
 
 _SOURCE_COLUMNS = (
@@ -107,7 +109,6 @@ _SOURCE_COLUMNS = (
     "astrometric_params_solved",
 )
 _BIAS = "tentative_parallax_bias"
-_BEFORE_DR4 = ("gdr3_", "gaia_", "gaiadr3_", "gaia_dr3_", "gaiaedr3_", "gaia_edr3_", "dr3_", "edr3_")
 
 DR3 = Release(
     name="dr3",
@@ -117,11 +118,8 @@ DR3 = Release(
     bp=SideBases(55, "v375wi", 56),
     rp=SideBases(55, "v142r", 57),
     source_columns=_SOURCE_COLUMNS,
-    summary_columns=("bp_n_measurements", "bp_chi_squared", "rp_n_measurements", "rp_chi_squared"),
     spurious_table="external.gaiaedr3_spurious",
-    two_mass_joins=("tmass_psc_xsc_best_neighbour", "tmass_psc_xsc_join"),
     products={"continuous": "XP_CONTINUOUS", "sampled": "XP_SAMPLED"},
-    id_aliases=("sourceid", *(f"{p}source_id" for p in _BEFORE_DR4)),
     designations=("DR3", "EDR3"),
 )
 DR4 = Release(
@@ -132,14 +130,29 @@ DR4 = Release(
     bp=SideBases(51),
     rp=SideBases(55),
     source_columns=(*(n for n in _SOURCE_COLUMNS if n != "phot_bp_rp_excess_factor"), _BIAS),
-    renamed={"astrometric_params_solved": "astrometric_params"},
+    substitutes={
+        "astrometric_params_solved": ("astrometric_params", "astrometric_params_solved"),
+        "has_xp_continuous": ("has_xp_continuous", "has_mean_spectrum_xp", "has_xp_mean_spectrum"),
+    },
+    summary_is_known=False,
     parallax_bias=_BIAS,
     products={"continuous": "MEAN_SPECTRUM_XP"},
-    id_aliases=("sourceid", *(f"{p}source_id" for p in ("gdr4_", "gaia_", "gaiadr4_", "gaia_dr4_", "dr4_"))),
     designations=("DR4",),
     crosswalk="dr3_neighbourhood",
 )
 RELEASES = {release.name: release for release in (DR3, DR4)}
+ID_ALIASES = (
+    "sourceid",
+    "gaia_source_id",
+    *(
+        f"{prefix}{named}_source_id"
+        for release in RELEASES.values()
+        for named in [d.lower() for d in release.designations]
+        for prefix in ("g", "gaia", "gaia_", "")
+        if (prefix, named) != ("g", "edr3")
+    ),
+)
+"""Names under which tables keep identifiers, beside source_id; which release's, the name may say. DR2's are never taken."""
 DEFAULT_RELEASE = DR3
 """What is meant where neither the user nor a file says which; all files of version 0.1.0 are of it."""
 ZERO_POINT_PACKAGE = "gaiadr3-zeropoint"

@@ -5,10 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xpbayes.archive.adql import LAST_SOURCE_ID, SOURCE_COLUMNS, TABLES, chunked_queries, make_query
+from xpbayes.archive.adql import LAST_SOURCE_ID, TABLES, chunked_queries, make_query
 from xpbayes.archive.gaia_source import FIELDS
 from xpbayes.archive.photometric import TWO_MASS_FIELDS
 from xpbayes.errors import InputError
+from xpbayes.release import DR3
+
+SOURCE_COLUMNS = DR3.source_columns
 
 
 def parsed(adql: str):

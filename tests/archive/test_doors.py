@@ -203,7 +203,7 @@ def test_identifiers_as_spreadsheets_and_python_write_them(tmp_path, form):
 
 def test_an_identifier_of_dr2_is_no_identifier(tmp_path):
     (tmp_path / "x.csv").write_text("source_id,j_m,j_msigcom,ph_qual\nGaia DR2 7,9,0.1,AAA\n8,9,0.1,AAA\n")
-    assert read_two_mass([tmp_path / "x.csv"]).rejected[0].reason == "source_id is of Gaia DR2, not DR3"
+    assert read_two_mass([tmp_path / "x.csv"]).rejected[0].reason == "source_id is of Gaia DR2, not DR3 or DR4"
 
 
 @pytest.mark.parametrize("other", ["gaia_source_id", "SOURCE_ID", "gaiadr3_source_id"])

@@ -118,6 +118,7 @@ def test_labelled_and_training_stars_are_counted(tmp_path):
         "stars_cut": 5,
         "rows_quarantined": 0,
         "eigenvalue_floor": 0,
+        "parallax_uncorrected": 0,
     }
 
 

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from xpbayes.archive.adql import chunked_queries, make_query
+from xpbayes.archive.adql import as_announced, chunked_queries, make_query
 from xpbayes.archive.gaia_archive import Patience, fetch_spectra, fetch_tables
 from xpbayes.archive.gaia_source import read_gaia_source
+from xpbayes.archive.tap_schema import probe
 from xpbayes.archive.xp_continuous import read_xp_continuous
 from xpbayes.errors import InputError
+from xpbayes.release import DR4, RELEASES, Release
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 QUICK = Patience(retries=3, pause_s=0.01, timeout_s=5.0, poll_s=0.01)
@@ -68,6 +70,11 @@ class Archive(ThreadingHTTPServer):
         self.queries: list[str] = []
         self.spectra: list[list[int]] = []
         self.deleted = 0
+        self.dialects = {"DATAMODEL_GAIA", "RAW"}  # data structures that the server knows
+        self.products = {"XP_CONTINUOUS", "XP_SAMPLED", "RVS"}
+        self.refusal = (400, "no")  # what it says of another data structure
+        self.asked: list[dict[str, str]] = []
+        self.schema: dict[str, list[str]] = {}
 
     @property
     def url(self) -> str:
@@ -103,6 +110,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         path, form = urlsplit(self.path).path, self.form()
+        if path == "/tap/sync":
+            return self.tap_schema(form["QUERY"])
         if path == "/data":
             return self.datalink(form)
         if self.trouble("busy"):
@@ -150,8 +159,31 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(200, phase.encode(), "text/plain")
         return self.reply(200, UWS.format(job=parts[3], phase=phase, results=results, error=error).encode())
 
+    def tap_schema(self, adql: str) -> None:
+        """Answer a query of TAP_SCHEMA: columns of the tables that it names, or all tables."""
+        from astropy.io.votable import from_table
+        from astropy.table import Table
+
+        if self.trouble("busy"):
+            return self.reply(503, b"busy", "text/plain")
+        wanted = re.findall(r"'([a-z0-9_.]+)'", adql) if "TAP_SCHEMA.columns" in adql else None
+        rows = [(t, c) for t, columns in self.server.schema.items() for c in columns if wanted is None or t in wanted]
+        rows = rows if wanted is not None else [(t, "") for t in self.server.schema]
+        names = {"table_name": [t for t, _ in rows] or np.zeros(0, "U1")}
+        if wanted is not None:
+            names["column_name"] = [c for _, c in rows] or np.zeros(0, "U1")
+        stream = io.BytesIO()
+        from_table(Table(names)).to_xml(stream)
+        return self.reply(200, stream.getvalue(), "application/x-votable+xml")
+
     def datalink(self, form: dict[str, str]) -> None:
         ids = [int(i) for i in form["ID"].split(",")]
+        self.server.asked.append(form)
+        if form["DATA_STRUCTURE"] not in self.server.dialects:
+            status, said = self.server.refusal
+            return self.reply(status, said.encode(), "text/plain")
+        if form["RETRIEVAL_TYPE"] not in self.server.products:
+            return self.reply(500, b"Unknown RETRIEVAL_TYPE: " + form["RETRIEVAL_TYPE"].encode(), "text/plain")
         self.server.spectra.append(ids)
         if self.trouble("busy"):
             return self.reply(500, b"no", "text/plain")
@@ -287,6 +319,93 @@ def test_stars_without_spectra_have_no_file_and_wrong_requests_are_refused(archi
         fetch_spectra([1], tmp_path / "b", product="RVS", **options)
     with pytest.raises(InputError, match="no source_ids"):
         fetch_spectra([], tmp_path / "b", **options)
-    archive.troubles = ["refuse"]
+    archive.troubles = ["refuse", "refuse"]
     with pytest.raises(InputError, match="status 400"):
         fetch_spectra([2], tmp_path / "b", **options)
+
+
+# ------------------------------------------------------------------------------------------------- dialects, releases
+
+UNKNOWN_STRUCTURE = [(400, "no"), (500, "DATA_STRUCTURE DATAMODEL_GAIA is not known"), (500, "internal error")]
+
+
+@pytest.mark.parametrize("refusal", UNKNOWN_STRUCTURE)
+def test_a_server_that_speaks_the_former_dialect_is_understood(archive, tmp_path, refusal):
+    archive.dialects, archive.refusal = {"RAW"}, refusal
+    options = {"url": f"{archive.url}/data", "per_request": 2, "patience": QUICK}
+    assert len(fetch_spectra([2, 4, 6, 8], tmp_path, **options)) == 2
+    assert [f["DATA_STRUCTURE"] for f in archive.asked] == ["DATAMODEL_GAIA", "RAW", "RAW"]  # asked for once
+    assert {f["RELEASE"] for f in archive.asked} == {"Gaia DR3"}
+
+
+def test_a_server_that_speaks_the_present_dialect_is_asked_in_it_alone(archive, tmp_path):
+    archive.dialects = {"DATAMODEL_GAIA", "DATAMODEL_STANDARD"}
+    options = {"url": f"{archive.url}/data", "per_request": 2, "patience": QUICK}
+    assert len(fetch_spectra([2, 4, 6, 8], tmp_path, **options)) == 2
+    assert [f["DATA_STRUCTURE"] for f in archive.asked] == ["DATAMODEL_GAIA"] * 2
+
+
+def test_an_unknown_retrieval_type_is_final_and_other_troubles_are_not(archive, tmp_path):
+    options = {"url": f"{archive.url}/data", "patience": QUICK, "release": "dr4"}
+    with pytest.raises(InputError, match="^[^\n]*MEAN_SPECTRUM_XP: the archive does not know this product of Gaia DR4"):
+        fetch_spectra([2], tmp_path / "a", **options)
+    assert len(archive.asked) == 1
+    archive.products = {"MEAN_SPECTRUM_XP"}
+    archive.troubles = ["busy", "busy"]
+    (file,) = fetch_spectra([2], tmp_path / "b", **options)
+    assert file.name == "MEAN_SPECTRUM_XP-000000.csv" and archive.asked[-1]["RELEASE"] == "Gaia DR4"
+    with pytest.raises(InputError, match="unknown product 'sampled' of Gaia DR4"):
+        fetch_spectra([2], tmp_path / "c", product="sampled", **options)
+
+
+def schema_of(release: Release, **changes) -> dict[str, list[str]]:
+    columns = [changes.get(n, release.substitutes.get(n, (n,))[0]) for n in release.source_columns]
+    tables = {f"{release.schema}.gaia_source": [c for c in columns if c]}
+    if release.spurious_table:
+        tables[release.spurious_table] = ["source_id", "fidelity_v2", "norm_dg"]
+    if release.summary_is_known:
+        tables[f"{release.schema}.xp_summary"] = ["source_id", *release.summary_columns]
+    return tables
+
+
+@pytest.mark.parametrize("release", RELEASES.values(), ids=RELEASES)
+def test_an_archive_as_announced_needs_no_words(archive, release, said):
+    archive.schema, archive.troubles = schema_of(release), ["busy"]
+    assert probe(release, url=f"{archive.url}/tap", patience=QUICK) == as_announced(release)
+    assert [line for line in said if "trying again" not in line] == (
+        [] if release.summary_is_known else [line for line in said if "xp_summary" in line or "not what" in line]
+    )
+
+
+def test_a_changed_archive_is_one_page_and_a_query_that_works(archive, said):
+    archive.schema = schema_of(DR4, ruwe="", pseudocolour="pseudo_colour", has_xp_continuous="has_mean_spectrum_xp")
+    there = probe(DR4, url=f"{archive.url}/tap", patience=QUICK)
+    page = "\n".join(said)
+    assert "gaiadr4.gaia_source: has no column ruwe" in page
+    assert "has no column pseudocolour (did you mean 'pseudo_colour'?)" in page
+    assert "has_xp_continuous is has_mean_spectrum_xp there" in page and "gaiadr4.xp_summary: not there" in page
+    adql = make_query("gaia", 0, 9, there).adql
+    assert "g.astrometric_params AS astrometric_params_solved" in adql and "g.tentative_parallax_bias" in adql
+    assert "WHERE g.has_mean_spectrum_xp = 'true'" in adql and "FROM gaiadr4.gaia_source AS g" in adql
+    assert not any(word in adql for word in ("ruwe", "pseudocolour", "xp_summary", "spur", "excess_factor"))
+    left, right = make_query("gaia", 0, 9, there).halves()
+    assert left.there == right.there == there
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"gaia_dr4.gaia_source": ["source_id"]}, r"gaiadr4.gaia_source \(did you mean 'gaia_dr4.gaia_source'\?\)"),
+        (schema_of(DR4, parallax="plx"), r"no column parallax .*which the query needs; the archive has changed"),
+    ],
+)
+def test_an_archive_without_what_a_query_needs_is_one_sentence(archive, schema, words):
+    archive.schema = schema
+    with pytest.raises(InputError, match=f"^[^\n]*{words}[^\n]*$"):
+        probe(DR4, url=f"{archive.url}/tap", patience=QUICK)
+
+
+def test_two_mass_needs_the_tables_that_lead_there(archive):
+    archive.schema = schema_of(DR4)
+    with pytest.raises(InputError, match="2 of the tables.*tmass_psc_xsc_best_neighbour"):
+        probe(DR4, "two_mass", url=f"{archive.url}/tap", patience=QUICK)

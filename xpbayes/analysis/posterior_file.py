@@ -78,7 +78,7 @@ def posterior_groups(
 
     Args:
         model: the trained model.
-        source_id: (star,) Gaia DR3.
+        source_id: (star,) of Gaia.
         stars: (star,) what was sampled, model error folded in.
         draws, diagnostics: from `nuts.sample_stars`.
         seeds: (star,) each star's own.

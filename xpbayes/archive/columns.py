@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from xpbayes.archive.raw_table import RawFile, RawTable
 from xpbayes.archive.units import is_declared, unit_change
 from xpbayes.errors import InputError, nearest
+from xpbayes.release import ID_ALIASES, RELEASES
 
 log = logging.getLogger(__name__)
 
@@ -77,16 +78,8 @@ def magnitude_error(name: str, aliases: tuple[str, ...] = ()) -> Column:
     return error_column(name, 5.0, aliases, unit="mag")
 
 
-SOURCE_ID = Column(
-    "source_id",
-    "id",
-    (
-        "sourceid",
-        *(f"{p}source_id" for p in ("gdr3_", "gaia_", "gaiadr3_", "gaia_dr3_", "gaiaedr3_", "gaia_edr3_", "dr3_", "edr3_")),
-    ),
-    required=True,
-)  # fmt: skip
-"""Names under which tables keep Gaia DR3's identifiers. DR2's are never taken."""
+SOURCE_ID = Column("source_id", "id", ID_ALIASES, required=True)
+"""Gaia's identifiers, under any name that tables have for them."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +117,7 @@ class Place:
         constant: the value of every row, where `names` is empty.
         factor, shift: number in our unit = factor x number in the file + shift.
         wavelength_nm: of a flattened array whose columns are named so.
+        release: of identifiers, the data release that they must be of; None where any will do.
     """
 
     names: tuple[str, ...]
@@ -131,6 +125,7 @@ class Place:
     factor: float = 1.0
     shift: float = 0.0
     wavelength_nm: NDArray[np.float64] | None = None
+    release: str | None = None
 
 
 Places = list[Place | None]
@@ -227,13 +222,15 @@ def _find_id(
                 f"{options.setting('source_id')}"
             )
     else:
-        asked = [name for alias in column.all_names for name in lower.get(alias, [])]
+        of_release = [r for name, r in RELEASES.items() if options.release in (None, name)]
+        names = [n for n in column.all_names if any(r.has_id(n) for r in of_release)]
+        asked = [name for alias in names for name in lower.get(alias, [])]
     if len(asked) > 1:
         raise InputError(
             f"{path}: {len(asked)} columns could be Gaia's source_id ({', '.join(asked)}); say which with "
             f"{options.setting('source_id')}"
         )
-    return Place(tuple(asked)) if asked else None
+    return Place(tuple(asked), release=options.release) if asked else None
 
 
 def _find(column: Column, path: Path, lower: dict[str, list[str]]) -> Place | None:
@@ -261,8 +258,8 @@ def _find(column: Column, path: Path, lower: dict[str, list[str]]) -> Place | No
     return None
 
 
-GAIA_IN_NAME = re.compile(r"gaia[ _-]*(?:e?dr3)?[ _-]*(\d+)|(?<!\d)(\d{16,19})(?!\d)", re.IGNORECASE)
-"""Where a file's name holds its star: ``XP_SAMPLED-Gaia DR3 1908095850396090880.csv``."""
+GAIA_IN_NAME = re.compile(r"gaia[ _-]*(?:e?dr[34])?[ _-]*(\d+)|(?<!\d)(\d{16,19})(?!\d)", re.IGNORECASE)
+"""Where a file's name holds its star: ``XP_SAMPLED-Gaia_DR3_1908095850396090880.csv``."""
 
 
 def _constant(table: RawTable, path: Path, column: Column) -> Place | None:

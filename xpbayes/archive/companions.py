@@ -14,8 +14,10 @@ from xpbayes.archive.companion_table import SortedRuns
 from xpbayes.archive.positions import positions_of
 from xpbayes.archive.survey_config import DoorSettings, SurveySettings, expand
 from xpbayes.archive.tables import Table
+from xpbayes.archive.xp import instrument_of_file
 from xpbayes.data.rejected import Rejected
 from xpbayes.errors import InputError
+from xpbayes.release import DEFAULT_RELEASE, RELEASES
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,13 @@ class Companions:
     summary: tuple[str, ...] = ()
 
 
+def release_of_survey(survey: SurveySettings, base: Path) -> str:
+    """Data release of a survey's spectra: as it says, or as the first file's coefficients do."""
+    if survey.release is not None:
+        return survey.release
+    return instrument_of_file(expand(survey.xp.files, base)[0], survey.xp_options()).release
+
+
 def read_companions(survey: SurveySettings, base: Path, scratch: Path | None = None) -> Companions:  # noqa: PLR0915 - one table after the other, each as its survey needs
     """Read everything but the spectra.
 
@@ -59,6 +68,7 @@ def read_companions(survey: SurveySettings, base: Path, scratch: Path | None = N
     """
     notes: dict[str, str] = {}
     rejected: list[Rejected] = []
+    release = release_of_survey(survey, base)
 
     summary: list[str] = []
 
@@ -67,7 +77,7 @@ def read_companions(survey: SurveySettings, base: Path, scratch: Path | None = N
             return None
         files = expand(door.files, base)
         place = None if scratch is None else scratch / name.replace(" ", "_")
-        out = read(files, place, options=door.options(f"[{section}]"))
+        out = read(files, place, options=door.options(f"[{section}]", release))
         rejected.extend(out.rejected)
         if not len(out):
             first = f"; the first, row {out.rejected[0].row}: {out.rejected[0].reason}" if out.rejected else ""
@@ -91,7 +101,12 @@ def read_companions(survey: SurveySettings, base: Path, scratch: Path | None = N
     gaia = table("Gaia source table", survey.gaia, "gaia", read_gaia)
     if gaia is not None:
         corrected = survey.gaia.parallax_zero_point
-        notes["parallax_zero_point"] = gaia_source.ZERO_POINT_NAME if corrected else "not corrected"
+        notes["parallax_zero_point"] = gaia_source.zero_point_name(gaia) if corrected else "not corrected"
+        if gaia_source.EXCESS in gaia and gaia_source.EXCESS not in RELEASES[release].source_columns:
+            notes[gaia_source.EXCESS] = "from the mean fluxes: the release has no such column"
+        lacking = [n for n in ("fidelity_v2", "norm_dg", "ruwe") if n not in gaia]
+        if lacking and release != DEFAULT_RELEASE.name:
+            log.warning(f"Gaia source table: has no {', '.join(lacking)}; cuts and confidences do without")
     settings = survey.two_mass
     read_two_mass = partial(
         photometric.read_two_mass, quality_columns=settings.quality_columns, quality=settings.cuts.quality
@@ -104,7 +119,11 @@ def read_companions(survey: SurveySettings, base: Path, scratch: Path | None = N
     if survey.labels:
         parts = [
             labels.read_labels(
-                one, expand(one.files, base), survey.label_names, None if gaia is None else positions_of(gaia)
+                one,
+                expand(one.files, base),
+                survey.label_names,
+                None if gaia is None else positions_of(gaia, release),
+                release,
             )
             for one in survey.labels
         ]

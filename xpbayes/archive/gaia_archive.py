@@ -9,12 +9,13 @@ The protocol is pyvo's and is imported where used.
 import hashlib
 import io
 import logging
+import re
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import BaseModel, Field
 
@@ -23,6 +24,7 @@ from xpbayes.data.json_file import read_json, write_json
 from xpbayes.data.parquet import write_parquet
 from xpbayes.errors import InputError
 from xpbayes.files import whole_file
+from xpbayes.release import DEFAULT_RELEASE, release_named
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +40,11 @@ SPECTRA_PER_REQUEST = 2000
 RECORD = "fetch.json"
 VERSION = 1
 """Of that file."""
-PRODUCTS = ("XP_CONTINUOUS", "XP_SAMPLED")
+STRUCTURES = ("DATAMODEL_GAIA", "RAW")
+"""DataLink's names for one table with a row a source and arrays as arrays: the present one, and the one before."""
+UNKNOWN = "(unknown|invalid|unsupported|not (?:valid|supported|allowed|found|exist))"
+UNKNOWN_TYPE = re.compile(f"{UNKNOWN}.{{0,40}}retrieval.?type|retrieval.?type.{{0,80}}{UNKNOWN}")
+"""What a refusal says that no repetition will change, in small letters."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +136,8 @@ def fetch_spectra(
     source_ids: Sequence[int],
     out: Path,
     *,
-    product: str = "XP_CONTINUOUS",
+    product: str = "continuous",
+    release: str = DEFAULT_RELEASE.name,
     url: str = DATALINK_URL,
     per_request: int = SPECTRA_PER_REQUEST,
     patience: Patience = Patience(),
@@ -140,7 +147,8 @@ def fetch_spectra(
     Args:
         source_ids: which stars; repeated ones are asked for once.
         out: folder of the files; requests that were answered before are kept.
-        product: 'XP_CONTINUOUS' or 'XP_SAMPLED'.
+        product: 'continuous' or 'sampled'.
+        release: short name of the data release that the source_ids are of.
         url: of the data server.
         per_request: stars per request.
         patience: how often to retry.
@@ -151,25 +159,32 @@ def fetch_spectra(
     Raises:
         InputError: an unknown product, no source_ids, or the archive does not answer after all retries.
     """
-    if product not in PRODUCTS:
-        raise InputError(f"unknown product '{product}'; use {' or '.join(PRODUCTS)}")
+    profile = release_named(release)
+    if product not in profile.products:
+        raise InputError(
+            f"unknown product '{product}' of {profile.title}; known of it is {' and '.join(profile.products)}"
+        )
+    kind = profile.products[product]
     ids = sorted({int(i) for i in source_ids})
     if not ids or ids[0] <= 0:
-        raise InputError("no source_ids to fetch spectra for, or one that is not positive; give Gaia DR3 source_ids")
+        raise InputError(
+            f"no source_ids to fetch spectra for, or one that is not positive; give source_ids of {profile.title}"
+        )
     _folder(out)
     record = _Record.read(out)
     files: list[Path] = []
+    service = _DataLink(url, kind, profile.title)
     for start in range(0, len(ids), per_request):
         chunk = ids[start : start + per_request]
-        digest = hashlib.sha256((product + ",".join(map(str, chunk))).encode()).hexdigest()
-        name = f"{product}-{start // per_request:06d}"
+        digest = hashlib.sha256((kind + ",".join(map(str, chunk))).encode()).hexdigest()
+        name = f"{kind}-{start // per_request:06d}"
         path = out / f"{name}.csv"
         done = record.find(name, digest, out)
         if done is not None and (done == 0 or path.is_file()):
             log.info(f"{name}: already there")
             files += [path] if done else []
             continue
-        text = _patiently(lambda c=chunk: _download(c, product, url, patience), name, patience)  # type: ignore[misc]
+        text = _patiently(lambda c=chunk: service.download(c, patience), name, patience)  # type: ignore[misc]
         n = sum(1 for line in text.splitlines() if line and not line.startswith(b"#")) - 1
         if n > 0:
             with whole_file(path) as temporary:
@@ -269,6 +284,29 @@ def _run(query: Query, url: str, max_rows: int, patience: Patience) -> Any:
             _forget(job)
 
 
+def ask_now(adql: str, url: str, patience: Patience) -> Any:
+    """Run a query whose answer is small and comes at once; astropy Table.
+
+    Raises:
+        InputError: the archive refuses it, or does not answer after all retries.
+    """
+    import requests
+    from pyvo.dal import DALFormatError, DALQueryError, DALServiceError, TAPService
+    from urllib3.exceptions import HTTPError
+
+    def ask() -> Any:
+        try:
+            return TAPService(url, session=_session(patience)).run_sync(adql).to_table()
+        except DALQueryError as error:
+            raise InputError(f"{url}: refuses a query of its own TAP_SCHEMA ({_first_line(error)})") from error
+        except (DALServiceError, DALFormatError, requests.RequestException, HTTPError, OSError) as error:
+            raise _RetryError(_first_line(error)) from error
+        except (ValueError, IndexError, KeyError) as error:
+            raise _RetryError(f"the answer is not a complete VOTable: {_first_line(error)}") from error
+
+    return _patiently(ask, "TAP_SCHEMA", patience)
+
+
 def _wait(job: Any, patience: Patience) -> None:
     """Look at a job until it is done; raise what it has to say if it failed."""
     deadline = time.monotonic() + 10 * patience.timeout_s
@@ -301,40 +339,88 @@ def _session(patience: Patience) -> Any:
     return Limited()
 
 
-def _download(ids: Sequence[int], product: str, url: str, patience: Patience) -> bytes:
-    """Ask for spectra; the CSV inside the archive's answer, b'' if it has none."""
-    import requests
+class _UnknownStructureError(Exception):
+    """The server does not speak this dialect."""
 
-    data = {
-        "RETRIEVAL_TYPE": product,
-        "DATA_STRUCTURE": "RAW",
-        "FORMAT": "csv",
-        "RELEASE": "Gaia DR3",
-        "VALID_DATA": "false",
-        "USE_ZIP_ALWAYS": "true",
-        "ID": ",".join(map(str, ids)),
-    }
-    try:
-        with _session(patience) as session:
-            answer = session.post(url, data=data)
-            content = answer.content
-    except (requests.RequestException, OSError) as error:
-        raise _RetryError(_first_line(error)) from error
-    if answer.status_code in (429,) or answer.status_code >= 500:
-        raise _RetryError(f"the archive answers with status {answer.status_code}")
-    if answer.status_code >= 400:
+
+@dataclass
+class _DataLink:
+    """One product of one release at the data server, asked for in the dialect that the server speaks.
+
+    Attributes:
+        url: of the data server.
+        kind: the retrieval type.
+        title: the release as the archive calls it.
+        structures: names of the data structure that may still be the server's; one is left once it has answered.
+    """
+
+    url: str
+    kind: str
+    title: str
+    structures: tuple[str, ...] = STRUCTURES
+
+    def download(self, ids: Sequence[int], patience: Patience) -> bytes:
+        """Ask for spectra; the CSV inside the archive's answer, b'' if it has none."""
+        for i, structure in enumerate(self.structures):
+            last = i == len(self.structures) - 1
+            try:
+                found = self._ask(ids, structure, patience, last=last)
+            except _UnknownStructureError:
+                continue
+            if found:
+                self.structures = (structure,)
+            if found or last:
+                return found
+        raise AssertionError("unreachable: the last dialect's answer is final")
+
+    def _ask(self, ids: Sequence[int], structure: str, patience: Patience, *, last: bool) -> bytes:
+        """One request in one dialect; its refusal is that of the dialect, unless it is the last one's."""
+        import requests
+
+        data = {
+            "RETRIEVAL_TYPE": self.kind,
+            "DATA_STRUCTURE": structure,
+            "FORMAT": "csv",
+            "RELEASE": self.title,
+            "VALID_DATA": "false",
+            "USE_ZIP_ALWAYS": "true",
+            "ID": ",".join(map(str, ids)),
+        }
+        try:
+            with _session(patience) as session:
+                answer = session.post(self.url, data=data)
+                content = answer.content
+        except (requests.RequestException, OSError) as error:
+            raise _RetryError(_first_line(error)) from error
+        if answer.status_code >= 400:
+            self._refused(answer.status_code, content, last=last)
+        length = answer.headers.get("Content-Length")
+        if length is not None and int(length) != len(content):
+            raise _RetryError(f"{len(content)} of {length} bytes arrived")
+        try:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                members = [n for n in archive.namelist() if n.lower().endswith(".csv")]
+                return archive.read(members[0]) if members else b""
+        except (zipfile.BadZipFile, EOFError, OSError) as error:
+            raise _RetryError(f"the answer is not a complete zip file ({_first_line(error)})") from error
+
+    def _refused(self, status: int, content: bytes, *, last: bool) -> NoReturn:
+        """Tell a refusal that is final from one of the dialect, and both from a server in trouble."""
+        said = content[:2000].decode("utf-8", "replace").lower()
+        if UNKNOWN_TYPE.search(said):
+            raise InputError(
+                f"{self.kind}: the archive does not know this product of {self.title} (status {status}); see which it has "
+                f"at {self.url.rpartition('/')[0]}, or upgrade xpbayes"
+            )
+        of_dialect = re.search(r"data.?structure", said) is not None or (400 <= status < 500 and status != 429)
+        if of_dialect and not last:
+            raise _UnknownStructureError
+        if status == 429 or (status >= 500 and not of_dialect):
+            self.structures = self.structures[1:] + self.structures[:1]  # should it be the dialect and not say so
+            raise _RetryError(f"the archive answers with status {status}")
         raise InputError(
-            f"{product}: the archive refuses the request with status {answer.status_code}; check the source_ids"
+            f"{self.kind}: the archive refuses the request with status {status}; check the source_ids and the release"
         )
-    length = answer.headers.get("Content-Length")
-    if length is not None and int(length) != len(content):
-        raise _RetryError(f"{len(content)} of {length} bytes arrived")
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            members = [n for n in archive.namelist() if n.lower().endswith(".csv")]
-            return archive.read(members[0]) if members else b""
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise _RetryError(f"the answer is not a complete zip file ({_first_line(error)})") from error
 
 
 def _to_arrow(table: Any) -> Any:

@@ -12,12 +12,13 @@ from pydantic import field_validator, model_validator
 
 from xpbayes.config import FrozenSettings
 from xpbayes.errors import InputError, nearest
+from xpbayes.release import DR3, GALAH_ID_COLUMNS
 
 
 class LabelColumns(FrozenSettings):
     """Which columns of a label catalogue mean what; of several names, the first that the file has."""
 
-    source_id: tuple[str, ...] = Setting((), description="Gaia DR3 source_id")
+    source_id: tuple[str, ...] = Setting((), description="Gaia's source_id, of the spectra's release")
     ra: tuple[str, ...] = Setting(("ra",), description="right ascension [deg]")
     dec: tuple[str, ...] = Setting(("dec",), description="declination [deg]")
     snr: tuple[str, ...] = Setting((), description="signal-to-noise ratios; every one is a column of its own")
@@ -158,7 +159,7 @@ SURVEYS: dict[str, SurveyPreset] = {
     ),
     "galah": SurveyPreset(
         _columns(
-            ("gaiadr3_source_id", "dr3_source_id"),  # DR4, DR3
+            GALAH_ID_COLUMNS,
             ("snr_px_ccd2", "snr_c2_iraf"),  # DR4, DR3
             {
                 "teff": (("teff",), ("e_teff",)),
@@ -167,9 +168,9 @@ SURVEYS: dict[str, SurveyPreset] = {
                 "alpha_m": (("alpha_fe",), ("e_alpha_fe",)),  # DR3 only: DR4 gives single elements
             },
         ),
-        source="GALAH DR4, galah-survey.org/dr4/table_schema, tables allstar and allspec; positions are Gaia DR3's. Flags: "
-        "galah-survey.org/dr4/using_the_data recommends flag_sp = 0 and, for an abundance, its own flag = 0",
-        epoch=2016.0,
+        source="GALAH DR4, galah-survey.org/dr4/table_schema, tables allstar and allspec; positions are those of Gaia's "
+        "DR3. Flags: galah-survey.org/dr4/using_the_data recommends flag_sp = 0 and, for an abundance, its own flag = 0",
+        epoch=DR3.epoch,
         flags=(
             _flag("flag_sp", allowed=(0,)),
             _flag("flag_fe_h", allowed=(0,), label="feh"),

@@ -26,6 +26,7 @@ from xpbayes.config import FrozenSettings
 from xpbayes.data.rejected import Rejected
 from xpbayes.data.spectra import Cut
 from xpbayes.errors import InputError
+from xpbayes.release import DEFAULT_RELEASE
 
 PLAUSIBLE: dict[str, tuple[str, float, float, float]] = {
     "teff": ("kK", 1.0, 300.0, 100.0),
@@ -86,7 +87,11 @@ class StarLabels:
 
 
 def read_labels(
-    survey: LabelSurvey, paths: Sequence[Path], names: LabelNames, stars: Iterable[Positions] | None
+    survey: LabelSurvey,
+    paths: Sequence[Path],
+    names: LabelNames,
+    stars: Iterable[Positions] | None,
+    release: str = DEFAULT_RELEASE.name,
 ) -> StarLabels:
     """Read one label catalogue and match it to Gaia; repeated visits are still there.
 
@@ -95,13 +100,14 @@ def read_labels(
         paths: its files.
         names: the wanted labels, Teff first; a label that the survey lacks is NaN.
         stars: Gaia's stars in blocks, for a match by position.
+        release: that the spectra are of; a column whose name says that its identifiers are another's is not used.
 
     Raises:
         InputError: a file or a needed column is missing; no way to match.
     """
     columns = survey.columns or survey.preset().columns
     wanted, where = _wanted(survey, columns, names)
-    options = ReadOptions(None, survey.hdu, survey.allow_truncated, "[[labels]] (source_id: its columns)")
+    options = ReadOptions(None, survey.hdu, survey.allow_truncated, "[[labels]] (source_id: its columns)", release)
     teff = where.get(("value", names[0]), names[0])
     parts: list[_Labels] = []
     rejected: list[Rejected] = []

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from xpbayes.archive.companion_table import SortedRuns
 from xpbayes.archive.tables import NO_ID, Table
+from xpbayes.release import DEFAULT_RELEASE, RELEASES
 
-GAIA_EPOCH = 2016.0
-"""Reference epoch of Gaia DR3 positions [Julian year]."""
 COLUMNS = ("source_id", "ra", "dec", "pmra", "pmdec", "ref_epoch")
 COARSE_NSIDE = 64
 """HEALPix pixels of a degree: rows that are in none of a block's, nor beside one, need no look at the block."""
@@ -38,8 +37,8 @@ class Positions:
     epoch: NDArray[np.float64]
 
     @classmethod
-    def of(cls, table: Table) -> "Positions":
-        """Take them from Gaia's source table; DR3's epoch where it has none."""
+    def of(cls, table: Table, release: str = DEFAULT_RELEASE.name) -> "Positions":
+        """Take them from Gaia's source table; the release's epoch where it has none."""
         epoch = table.floats("ref_epoch")
         return cls(
             table.columns["source_id"],
@@ -47,7 +46,7 @@ class Positions:
             table.floats("dec"),
             table.floats("pmra"),
             table.floats("pmdec"),
-            np.where(np.isfinite(epoch), epoch, GAIA_EPOCH),
+            np.where(np.isfinite(epoch), epoch, RELEASES[release].epoch),
         )
 
     def at(self, epoch: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -58,9 +57,9 @@ class Positions:
         return self.ra + pmra * degrees / cosine, np.clip(self.dec + pmdec * degrees, -90.0, 90.0)
 
 
-def positions_of(table: Table | SortedRuns) -> Iterable[Positions]:
+def positions_of(table: Table | SortedRuns, release: str = DEFAULT_RELEASE.name) -> Iterable[Positions]:
     """Positions of Gaia's source table, block by block."""
-    return (Positions.of(block) for block in table.blocks(COLUMNS))
+    return (Positions.of(block, release) for block in table.blocks(COLUMNS))
 
 
 def match_positions(

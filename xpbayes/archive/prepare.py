@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from xpbayes.archive.companion_table import SeenIds
 from xpbayes.archive.companions import Companions, read_companions
-from xpbayes.archive.stream import idle_companions, stream_file
+from xpbayes.archive.stream import idle_companions, stream_file, uncorrected_parallaxes
 from xpbayes.archive.survey_config import SurveySettings, companion_files, expand, files_of, read_survey
 from xpbayes.data.json_file import read_json, write_json
 from xpbayes.data.rejected import Rejected, write_quarantine
@@ -24,6 +24,7 @@ from xpbayes.data.spectra import Cut, add_up_cuts
 from xpbayes.data.spectra_file import write_star_table
 from xpbayes.errors import InputError
 from xpbayes.files import file_checksum, reason_of, remove_abandoned, whole_file
+from xpbayes.release import release_named
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 MANIFEST, QUARANTINE = "prepare.json", "quarantine.csv"
 WORK, DONE = ".prepare", "files"
 """Folder of records beside the tables, and in it the records of finished XP files."""
-TOTALS = ("rows_read", "stars_written", "stars_cut", "rows_quarantined", "eigenvalue_floor")
+TOTALS = ("rows_read", "stars_written", "stars_cut", "rows_quarantined", "eigenvalue_floor", "parallax_uncorrected")
 VERSION = 1
 """Of the records."""
 MAKE_ROOM = "make room there"
@@ -53,6 +54,7 @@ class _Totals(BaseModel):
     stars_cut: int
     rows_quarantined: int
     eigenvalue_floor: int
+    parallax_uncorrected: int = 0
 
 
 class _Record(BaseModel):
@@ -85,12 +87,13 @@ class _CompanionRecord(BaseModel):
     summary: list[str]
 
 
-def prepare(config_path: Path, out: Path) -> list[Path]:
+def prepare(config_path: Path, out: Path, release: str | None = None) -> list[Path]:
     """Turn the files of a survey.toml into star tables; go on where an earlier run of the same survey ended.
 
     Args:
         config_path: the survey.toml.
         out: folder for the tables, ``quarantine.csv`` and ``prepare.json``; made if absent.
+        release: data release of the spectra, dr3 or dr4; as the survey.toml or the files say if None.
 
     Returns:
         the star tables, in the order of the XP files.
@@ -101,6 +104,8 @@ def prepare(config_path: Path, out: Path) -> list[Path]:
     """
     config_path, out = Path(config_path), Path(out)
     survey = read_survey(config_path)
+    if release is not None:
+        survey = survey.model_copy(update={"release": release_named(release).name})
     base = config_path.parent
     inputs = expand(survey.xp.files, base)
     stems = [_stem(path, inputs) for path in inputs]
@@ -152,6 +157,7 @@ def _prepare_file(
         totals["stars_cut"] += part.n_cut
         totals["rows_quarantined"] += len(part.rejected)
         totals["eigenvalue_floor"] += part.n_floored
+        totals["parallax_uncorrected"] += part.n_uncorrected
         rejected += part.rejected
         cuts += part.table.cuts
         if len(part.table):
@@ -208,7 +214,8 @@ def _finish(
         f"{totals['rows_read']} rows read: {totals['stars_written']} stars written, {totals['stars_cut']} cut, "
         f"{totals['rows_quarantined']} quarantined ({QUARANTINE})"
     )
-    log.info("; ".join([last, *companions.summary, *idle_companions(cuts)]))
+    uncorrected = uncorrected_parallaxes(totals["parallax_uncorrected"])
+    log.info("; ".join([last, *companions.summary, *idle_companions(cuts), *uncorrected]))
     if not tables:
         raise InputError(
             f"{config_path}: no star is left of {totals['rows_read']} rows ({totals['rows_quarantined']} quarantined, "

@@ -120,13 +120,13 @@ def row_source_id(cell: Cell, place: Place | None, path: Path) -> int:
     """Read the identifier of a row.
 
     Raises:
-        ValueError: it is missing, or none that Gaia DR3 could have given.
+        ValueError: it is missing, or none that Gaia could have given in the wanted release.
         InputError: it has been through floating point.
     """
     if type(cell) is int and 0 < cell < 2**63:
         return cell
     try:
-        value = source_id(cell)
+        value = source_id(cell, None if place is None else place.release)
     except LostDigitsError as error:
         name = place.names[0] if place is not None and place.names else "source_id"
         raise lost_digits(str(path), name, f" (first: {error.args[0].split(' ')[0]})") from None

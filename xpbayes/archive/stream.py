@@ -40,6 +40,7 @@ class Part:
         n_read: rows of the XP file that this part accounts for.
         n_cut: of these, stars that were read but not selected.
         n_floored: of these, stars whose covariance needed ZGR23's eigenvalue floor.
+        n_uncorrected: stars of the table with a parallax whose zero point was asked for and is not known.
     """
 
     file: Path
@@ -48,6 +49,7 @@ class Part:
     n_read: int
     n_cut: int
     n_floored: int
+    n_uncorrected: int = 0
 
 
 def stream_stars(survey: SurveySettings, base: Path, companions: Companions) -> Iterator[Part]:
@@ -199,7 +201,19 @@ def _join(
         instrument=instrument,
     )
     table = _select(survey, table, path)
-    return Part(path, table, tuple(rejected), n + len(rejected), n - len(table), n_floored)
+    return Part(path, table, tuple(rejected), n + len(rejected), n - len(table), n_floored, _n_uncorrected(table))
+
+
+def _n_uncorrected(table: Spectra) -> int:
+    """Stars with a parallax that keep it, though the zero point was asked for."""
+    if "parallax_zero_point" not in table.columns:
+        return 0
+    return int((table.is_measured("parallax") & ~np.isfinite(table.column("parallax_zero_point"))).sum())
+
+
+def uncorrected_parallaxes(n: int) -> list[str]:
+    """Say how many parallaxes were left as they are; nothing if none was."""
+    return [f"{n} parallaxes without a known zero point left as they are"] if n else []
 
 
 def _bands(

@@ -7,6 +7,7 @@ what Python or a spreadsheet put around it.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ def decode(column: Column, place: Place, cells: Any, n: int, where: str) -> Deco
     if column.kind == "text":
         out = _text(raw, null)
     elif _is_text(raw):
-        out = _numbers_in_text(column, raw, where, name)
+        out = _numbers_in_text(column, raw, where, name, place.release)
     elif column.kind == "float":
         out = Decoded(np.where(null, np.nan, raw.astype(np.float64)))
     else:
@@ -144,7 +145,7 @@ def _text(raw: Any, null: NDArray[np.bool_]) -> Decoded:
     return Decoded(np.array(values, dtype=str) if values else np.zeros(0, "U1"))
 
 
-def _numbers_in_text(column: Column, raw: Any, where: str, name: str) -> Decoded:
+def _numbers_in_text(column: Column, raw: Any, where: str, name: str, release: str | None) -> Decoded:
     """Numbers in text: all at once, and what is left one by one."""
     import polars as pl
 
@@ -152,7 +153,8 @@ def _numbers_in_text(column: Column, raw: Any, where: str, name: str) -> Decoded
     values = text.cast(pl.Float64 if column.kind == "float" else pl.Int64, strict=False)
     left = np.flatnonzero((values.is_null() & text.is_not_null()).to_numpy())
     out = Decoded(values.fill_null(BLANK[column.kind]).to_numpy().copy())
-    read: dict[str, Callable[[Any], Any]] = {"float": number, "integer": _integer_or_truth, "id": source_id}
+    identifier = partial(source_id, release=release)
+    read: dict[str, Callable[[Any], Any]] = {"float": number, "integer": _integer_or_truth, "id": identifier}
     for i in left.tolist():
         try:
             value = read[column.kind](text[i].encode())

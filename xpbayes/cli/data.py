@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from xpbayes.cli.app import app, fetch
-from xpbayes.cli.options import Quiet, TableOut
+from xpbayes.cli.options import Quiet, ReleaseName, TableOut
 from xpbayes.errors import InputError
 
 
@@ -61,17 +61,24 @@ def fetch_gaia(
     first: Annotated[int, typer.Option(help="First source_id of the range.")] = 0,
     last: Annotated[int | None, typer.Option(help="Last source_id of the range; the whole sky by default.")] = None,
     print_adql: Annotated[bool, typer.Option("--print-adql", help="Print what would be sent and stop.")] = False,
+    release: ReleaseName = None,
     quiet: Quiet = False,
 ) -> None:
     """Query the Gaia archive for stars with XP spectra, chunk by chunk; what is there already is kept."""
-    from xpbayes.archive.adql import LAST_SOURCE_ID, chunked_queries
+    from xpbayes.archive.adql import LAST_SOURCE_ID, as_announced, chunked_queries
+    from xpbayes.release import DEFAULT_RELEASE, release_named
 
-    queries = list(chunked_queries(table.value, chunks, first, LAST_SOURCE_ID if last is None else last))
-    if print_adql:
+    if out is None and not print_adql:
+        raise InputError("fetch gaia needs --out DIR for its chunks, or --print-adql")
+    there = as_announced(release_named(release or DEFAULT_RELEASE.name))
+    if not print_adql:
+        from xpbayes.archive.tap_schema import probe
+
+        there = probe(there.release, table.value)
+    queries = list(chunked_queries(table.value, chunks, first, LAST_SOURCE_ID if last is None else last, there))
+    if out is None or print_adql:
         print("\n\n".join(f"-- {query.name}\n{query.adql}" for query in queries))
         return
-    if out is None:
-        raise InputError("fetch gaia needs --out DIR for its chunks, or --print-adql")
     from xpbayes.archive.gaia_archive import fetch_tables
 
     for path in fetch_tables(queries, out):
@@ -80,9 +87,10 @@ def fetch_gaia(
 
 @fetch.command("spectra")
 def fetch_spectra(
-    ids: Annotated[Path, typer.Argument(help="Text file with one Gaia DR3 source_id per line.")],
+    ids: Annotated[Path, typer.Argument(help="Text file with one Gaia source_id per line.")],
     out: Annotated[Path, typer.Option(help="Folder for the spectra (.csv).")],
     sampled: Annotated[bool, typer.Option("--sampled", help="Sampled spectra instead of continuous ones.")] = False,
+    release: ReleaseName = None,
     quiet: Quiet = False,
 ) -> None:
     """Download the XP spectra of given stars from the Gaia archive; what is there already is kept."""
@@ -93,8 +101,10 @@ def fetch_spectra(
     except ValueError as error:
         raise InputError(f"{ids}: is not a list of whole numbers ({error}); give one source_id per line") from error
     from xpbayes.archive.gaia_archive import fetch_spectra as run
+    from xpbayes.release import DEFAULT_RELEASE
 
-    for path in run(source_ids, out, product="XP_SAMPLED" if sampled else "XP_CONTINUOUS"):
+    product = "sampled" if sampled else "continuous"
+    for path in run(source_ids, out, product=product, release=release or DEFAULT_RELEASE.name):
         print(path)
 
 
@@ -102,12 +112,13 @@ def fetch_spectra(
 def prepare(
     survey: Annotated[Path, typer.Argument(help="survey.toml: which files make the survey.")],
     out: Annotated[Path, typer.Option(help="Folder for the star tables.")],
+    release: ReleaseName = None,
     quiet: Quiet = False,
 ) -> None:
     """Turn survey files (Gaia XP, 2MASS, unWISE, labels, reddening) into star tables."""
     from xpbayes.archive.prepare import prepare as run
 
-    for path in run(survey, out):
+    for path in run(survey, out, release):
         print(path)
 
 

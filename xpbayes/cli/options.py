@@ -16,9 +16,10 @@ ModelFolder = Annotated[Path, typer.Argument(help="Folder of the model.")]
 Parallax = Annotated[bool | None, typer.Option(help="Use measured parallaxes (default) or not.")]
 CatalogueFiles = Annotated[Path, typer.Argument(help="Catalogue: a file or a folder of parts.")]
 StarFiles = Annotated[Path, typer.Argument(help="Star table, folder of them, or survey.toml.")]
-SourceIds = Annotated[list[int] | None, typer.Option(help="Gaia DR3 source_id; give it once per star.")]
+SourceIds = Annotated[list[int] | None, typer.Option(help="Gaia source_id; give it once per star.")]
 Random = Annotated[int | None, typer.Option(min=1, help="So many stars at random instead.")]
 ChoiceSeed = Annotated[int, typer.Option(min=0, help="Of the random choice of stars.")]
+ReleaseName = Annotated[str | None, typer.Option("--release", help="Data release: dr3 (default) or dr4.")]
 TableOut = Annotated[Path, typer.Option(help="Star table to write (.parquet).")]
 
 

@@ -23,7 +23,7 @@ from xpbayes.cli.options import (
 def fit(
     model: ModelFolder,
     stars: StarFiles,
-    source_id: Annotated[list[int], typer.Option(help="Gaia DR3 source_id; give it once per star.")],
+    source_id: Annotated[list[int], typer.Option(help="Gaia source_id; give it once per star.")],
     out: Annotated[Path, typer.Option(help="Folder for fit.json and one figure per star.")],
     settings: SettingsFile = None,
     parallax: Parallax = None,

@@ -102,6 +102,7 @@ class Batch:
         n_read: rows of the file that this batch accounts for.
         ends_part: no further batch belongs to this part.
         ends_task: nor to this task.
+        n_uncorrected: stars with a parallax whose zero point was asked for and is not known.
     """
 
     block: int
@@ -110,6 +111,7 @@ class Batch:
     n_read: int
     ends_part: bool
     ends_task: bool
+    n_uncorrected: int = 0
 
 
 @dataclass(frozen=True)
@@ -280,7 +282,7 @@ def _read_spectra(layout: Layout, task: Task, companions: Sequence[Companions]) 
         after = next(parts, None)  # only what follows tells whether this was the last
         full = n_stars + settings.stars_per_file > layout.stars_per_part
         last = after is None
-        yield Batch(block, part.table, part.rejected, part.n_read, full or last, last)
+        yield Batch(block, part.table, part.rejected, part.n_read, full or last, last, part.n_uncorrected)
         if full:
             block, n_stars = block + 1, 0
         part = after

@@ -401,6 +401,7 @@ def totals(records: Iterable[PartRecord], companion_rows: int = 0) -> dict[str, 
         "rows_quarantined": sum(len(r.quarantined) for r in records),
         "companion_rows_quarantined": companion_rows,
         "n_with_parallax": sum(r.n_with_parallax for r in records),
+        "n_uncorrected": sum(r.n_uncorrected for r in records),
         "bytes": sum(r.size for r in records),
         "status": dict(sorted(status.items())),
     }

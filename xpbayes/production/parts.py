@@ -49,6 +49,7 @@ class PartRecord:
         input_checksum: SHA-256 of the input file.
         input_modified: time of the input file's last change [ns]: while it is the same, nothing needs to be read again.
         quarantined: rows of the input that could not be used.
+        n_uncorrected: stars with a parallax whose zero point was asked for and is not known.
     """
 
     file: int
@@ -66,6 +67,7 @@ class PartRecord:
     input_checksum: str
     input_modified: int
     quarantined: tuple[Rejected, ...] = field(default=())
+    n_uncorrected: int = 0
 
     @property
     def name(self) -> str:
@@ -88,13 +90,19 @@ class PartDraft:
 
     def __init__(self, file: int, block: int) -> None:
         self._file, self._block = file, block
-        self._n_read = self._n_rows = self._n_not_selected = self._n_with_parallax = 0
+        self._n_read = self._n_rows = self._n_not_selected = self._n_with_parallax = self._n_uncorrected = 0
         self._status: Counter[str] = Counter()
         self._first, self._last = 0, -1
         self._quarantined: list[Rejected] = []
 
     def add(
-        self, n_read: int, n_not_selected: int, n_with_parallax: int, rows: pa.Table, rejected: Iterable[Rejected]
+        self,
+        n_read: int,
+        n_not_selected: int,
+        n_with_parallax: int,
+        rows: pa.Table,
+        rejected: Iterable[Rejected],
+        n_uncorrected: int = 0,
     ) -> None:
         """Count one piece.
 
@@ -104,10 +112,12 @@ class PartDraft:
             n_with_parallax: stars with a parallax that entered the fit.
             rows: the catalogue rows.
             rejected: rows that could not be used.
+            n_uncorrected: stars whose parallax was to be corrected and was not.
         """
         self._n_read += n_read
         self._n_not_selected += n_not_selected
         self._n_with_parallax += n_with_parallax
+        self._n_uncorrected += n_uncorrected
         self._quarantined += rejected
         if rows.num_rows:
             self._status.update(rows["status"].cast(pa.string()).to_pylist())
@@ -143,6 +153,7 @@ class PartDraft:
             input_checksum=source.checksum,
             input_modified=source.modified,
             quarantined=tuple(self._quarantined),
+            n_uncorrected=self._n_uncorrected,
         )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from xpbayes.archive.companions import Companions
+from xpbayes.archive.stream import uncorrected_parallaxes
 from xpbayes.config import InferenceConfig
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.data.stars import STAR_BLOCK
@@ -140,6 +141,7 @@ def infer_parts(  # noqa: PLR0913 - what the verb of the command line can say
     log.info(
         f"{total['rows_read']:,} rows read: {total['rows_written']:,} written, {total['rows_not_selected']:,} not "
         f"selected, {total['rows_quarantined']:,} quarantined; {total['bytes'] / 1e6:,.1f} MB in {folder}"
+        + "".join(f"; {line}" for line in uncorrected_parallaxes(total["n_uncorrected"]))
     )
     check_repeated(folder, finished)
     if not total["status"].get(OK):
@@ -204,7 +206,9 @@ def infer_task(job: _Job, task: Task) -> list[PartRecord]:
                 chosen = choose_stars(trained, batch.table, job.only)
                 part = solve_batch(trained, factor, chosen, job.config)
                 measured = int(chosen.is_measured("parallax").sum()) if job.config.use_parallax else 0
-                draft.add(batch.n_read, len(batch.table) - len(chosen), measured, part, batch.rejected)
+                draft.add(
+                    batch.n_read, len(batch.table) - len(chosen), measured, part, batch.rejected, batch.n_uncorrected
+                )
                 rows.append(part)
                 engines.give_memory_back()  # what one batch leaves scattered would come on top of the next one's needs
             if batch.ends_part:

@@ -69,7 +69,7 @@ def stream_tables(
         return iter([table]), source
     from xpbayes.archive.companions import read_companions
     from xpbayes.archive.prepare import QUARANTINE
-    from xpbayes.archive.stream import idle_companions, stream_stars
+    from xpbayes.archive.stream import idle_companions, stream_stars, uncorrected_parallaxes
     from xpbayes.archive.survey_config import read_survey
     from xpbayes.data.rejected import write_quarantine
 
@@ -82,14 +82,16 @@ def stream_tables(
         companions = read_companions(survey, path.parent)
         rejected, n_read = list(companions.rejected), 0
         cuts: list[Cut] = []
+        uncorrected = 0
         for part in stream_stars(survey, path.parent, companions):
             rejected += part.rejected
             n_read += part.n_read
             cuts += part.table.cuts
+            uncorrected += part.n_uncorrected
             yield part.table
         quarantined = len(rejected) - len(companions.rejected)
         notes.append(f"{n_read} rows of spectra read, {quarantined} quarantined")
-        notes.extend([*companions.summary, *idle_companions(add_up_cuts(cuts))])
+        notes.extend([*companions.summary, *idle_companions(add_up_cuts(cuts)), *uncorrected_parallaxes(uncorrected)])
         if rejected:
             log.info(f"{len(rejected)} rows could not be used (first: {rejected[0].file}, row {rejected[0].row})")
             if out is not None:

@@ -10,6 +10,7 @@ from xpbayes.archive.photometric import TWO_MASS_BANDS, UNWISE_BANDS, UNWISE_ZER
 from xpbayes.channels import BANDS, Channels
 from xpbayes.config import Recipe
 from xpbayes.instrument.photometry import LN10_OVER_2P5, zero_point_flux
+from xpbayes.release import DEFAULT_RELEASE
 from xpbayes.simulation.files import write_csv
 from xpbayes.simulation.noise import BandErrors, Noise
 from xpbayes.simulation.stars import SimulatedStars
@@ -84,7 +85,7 @@ def write_gaia(stars: SimulatedStars, rng: np.random.Generator, out: Path) -> Pa
     z = np.maximum(10.0 ** (0.4 * (13.1 - 15.0)), 10.0 ** (0.4 * (stars.g - 15.0)))
     error = 1e-3 * np.sqrt(40.0 + 800.0 * z + 30.0 * z**2)  # Gaia's published performance, DR3 [mas]
     norm_dg = np.where(stars.crowded, rng.uniform(-4.9, 0.0, n), rng.uniform(-30.0, -10.1, n))
-    constants = {"ref_epoch": 2016.0, "pmra": 0.0, "pmdec": 0.0, "ruwe": 1.0}
+    constants = {"ref_epoch": DEFAULT_RELEASE.epoch, "pmra": 0.0, "pmdec": 0.0, "ruwe": 1.0}
     constants |= {"phot_bp_rp_excess_factor": 1.2, "fidelity_v2": 1.0}
     return write_csv(
         out / GAIA_FILE,

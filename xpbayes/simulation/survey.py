@@ -20,6 +20,7 @@ from xpbayes.data.parquet import fixed_list, write_parquet
 from xpbayes.errors import InputError
 from xpbayes.files import refuse_overwriting, write_text
 from xpbayes.production.model_file import TrainedModel, load_model
+from xpbayes.release import DEFAULT_RELEASE
 from xpbayes.simulation.companions import (
     GAIA_FILE,
     LABEL_FILES,
@@ -145,7 +146,7 @@ def _survey_toml(model: TrainedModel, files: set[str]) -> str:
                 "\n[[labels]]",
                 f'survey = "{survey}"',
                 f'files = ["{file}"]',
-                "epoch = 2016.0",
+                f"epoch = {DEFAULT_RELEASE.epoch}",
                 "[labels.columns]",
                 'snr = ["snrg", "snrr", "snri"]',
                 f"labels = {{ {labels} }}",

@@ -20,9 +20,11 @@ from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Task
 from xpbayes.archive.label_surveys import LabelSurvey
 from xpbayes.archive.labels import StarLabels, read_labels
-from xpbayes.archive.positions import GAIA_EPOCH, Positions
+from xpbayes.archive.positions import Positions
 from xpbayes.data.join import Lookup
 from xpbayes.production.reader import Catalogue
+from xpbayes.release import RELEASES
+from xpbayes.schema import release_of
 
 MATCH_RADIUS_ARCSEC = 1.0
 """A catalogue has no proper motions to bring its positions to a survey's epoch with: wider than in `prepare`."""
@@ -30,10 +32,11 @@ MATCH_RADIUS_ARCSEC = 1.0
 
 def catalogue_positions(catalogue: Catalogue) -> Iterator[Positions]:
     """Positions of a catalogue's stars, some at a time."""
+    epoch = RELEASES[release_of(catalogue.about)].epoch
     for table in catalogue.tables(("source_id", "ra", "dec"), 1 << 20):
         ra, dec = (table[n].to_numpy(zero_copy_only=False).astype(np.float64) for n in ("ra", "dec"))
         still = np.full(len(ra), np.nan)
-        yield Positions(table["source_id"].to_numpy(), ra, dec, still, still, np.full(len(ra), GAIA_EPOCH))
+        yield Positions(table["source_id"].to_numpy(), ra, dec, still, still, np.full(len(ra), epoch))
 
 
 def read_external(path: Path, survey: str, labels: tuple[str, ...], catalogue: Catalogue) -> StarLabels:

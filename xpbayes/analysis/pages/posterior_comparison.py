@@ -305,7 +305,7 @@ def write_comparison(comparison: PosteriorComparison, model: TrainedModel, folde
             f"{comparison.k_hat[row]:.2f}, {comparison.n_modes[row]} optima found."
         )
         picture = Picture.of(corner_figure(comparison, row), f"Corner plot of {name}", dpi=110)
-        sections.append(Section(f"Gaia DR3 {comparison.source_id[row]}: {name}", [said, picture]))
+        sections.append(Section(f"source_id {comparison.source_id[row]}: {name}", [said, picture]))
     subtitle = (
         f"{len(comparison.source_id):,} real stars; cheap answers {comparison.seconds[0]:.1f} s, NUTS "
         f"{comparison.seconds[1]:.1f} s, compilation included; model {model.card.get('arrays_checksum')}"

@@ -54,7 +54,7 @@ class Neighbours:
     """Stars of the catalogue whose inferred labels are nearest.
 
     Attributes:
-        source_id: (neighbour,) Gaia DR3, nearest first.
+        source_id: (neighbour,) nearest first.
         distance: (neighbour,) in units of the model's label scales.
         estimate: (neighbour, label) inferred.
         label: (neighbour, label) spectroscopic; NaN where unknown.

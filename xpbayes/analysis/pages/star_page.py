@@ -18,6 +18,7 @@ from xpbayes.errors import InputError
 from xpbayes.inference.search.modes import Modes
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.production.table import list_column, text_column
+from xpbayes.release import DEFAULT_RELEASE, titles
 from xpbayes.schema import FLAG_SENTENCES
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class StarFit:
     """One star, fitted.
 
     Attributes:
-        source_id: Gaia DR3 source_id.
+        source_id: of Gaia.
         status: 'ok', or why there is no solution; the rest is then empty or NaN.
         label_names: the model's labels.
         estimate, error: (parameter,) labels [kK, dex, ...], E [mag], parallax [mas], and 1-sigma errors.
@@ -47,6 +48,7 @@ class StarFit:
         wavelength_nm: (channel,) [nm].
         spectrum: data and model at the estimate.
         others: model flux at the further optima within Delta L of 9, with that Delta L.
+        release: that source_id is of.
     """
 
     source_id: int
@@ -67,6 +69,12 @@ class StarFit:
     wavelength_nm: NDArray[np.float64]
     spectrum: SpectrumFit | None = None
     others: tuple[tuple[float, NDArray[np.float64]], ...] = ()
+    release: str = DEFAULT_RELEASE.name
+
+    @property
+    def title(self) -> str:
+        """The star's name: its data release and source_id."""
+        return f"{titles([self.release])} {self.source_id}"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -141,6 +149,8 @@ def star_fits(
     trusted = model.confidence.targets if model.confidence else ()
     names = ("chi2_opt", "ln_prior", "n_obs", "dof", "quality_flags", *(f"{n}_confidence" for n in trusted))
     columns = {name: catalogue[name].to_numpy(zero_copy_only=False).astype(float) for name in names}  # null: NaN
+    known = "release" in catalogue.column_names
+    releases = text_column(catalogue, "release") if known else [DEFAULT_RELEASE.name] * len(stars)
     fits = []
     for i, source_id in enumerate(stars.source_id.tolist()):
         row = {name: float(values[i]) for name, values in columns.items()}
@@ -166,6 +176,7 @@ def star_fits(
                 wavelength_nm=model.channels.wavelengths,
                 spectrum=spectrum_fit(model, stars, i, estimate[i]) if status[i] == OK else None,
                 others=tuple((d, spectrum_fit(model, stars, i, at).predicted) for d, at in above if d < NOTABLE),
+                release=str(releases[i]),
             )
         )
     return fits
@@ -183,7 +194,7 @@ def flag_sentences(flags: int) -> list[str]:
 def print_star(star: StarFit) -> None:
     """Print a star's parameters, quality and optima."""
     console = wide_console()
-    console.print(f"\n[bold]Gaia DR3 {star.source_id}[/bold]")
+    console.print(f"\n[bold]{star.title}[/bold]")
     if star.status != OK:
         console.print(f"no solution: {star.status}")
         return
@@ -249,7 +260,7 @@ def star_figure(star: StarFit) -> "Figure":
         f"{text(n)} = {pair(n, v, e)} {figures.LABEL_UNIT.get(n, '')}".replace("-", "−")
         for n, v, e in zip(star.names, star.estimate, star.error, strict=True)
     ]
-    lines = [f"Gaia DR3 {star.source_id}", *("    ".join(values[i : i + 4]) for i in range(0, len(values), 4))]
+    lines = [star.title, *("    ".join(values[i : i + 4]) for i in range(0, len(values), 4))]
     top.set_title("\n".join(lines), loc="left", fontsize=9, linespacing=1.5)
     top.set(xscale="log", ylabel="flux [10$^{-18}$ W m$^{-2}$ nm$^{-1}$]", ylim=_flux_limits(fit))
     top.tick_params(labelbottom=False)

@@ -25,7 +25,7 @@ def star_section(star: RequestedStar, training: NDArray[np.float64]) -> Section:
         star: the star.
         training: (star, label) labels of the training stars that the table holds.
     """
-    fit, name, key = star.fit, f"Gaia DR3 {star.fit.source_id}", f"star-{star.fit.source_id}"
+    fit, name, key = star.fit, star.fit.title, f"star-{star.fit.source_id}"
     first: list[Part] = [headline(star), Points([("", remark) for remark in star.remarks])]
     if not star.solved:
         return Section(name, first, key)
