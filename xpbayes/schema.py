@@ -156,7 +156,7 @@ FLAG_SENTENCES = {
 def columns_of(about: Mapping[str, Any]) -> tuple[Column, ...]:
     """List the columns of the catalogue that has these metadata."""
     model_uncertainty = bool(about.get("settings", {}).get("model_uncertainty", False))
-    release = about.get("instrument", {}).get("release")
+    release = (about.get("instrument") or {}).get("release")
     return catalogue_columns(len(about["labels"]), model_uncertainty=model_uncertainty, release=release)
 
 
@@ -166,7 +166,7 @@ FORMER_ID = f"g{DR3.name}_source_id"
 
 def release_of(about: Mapping[str, Any]) -> str:
     """Data release of the stars of a catalogue that has these metadata; before catalogues said so there was one."""
-    return str(about.get("instrument", {}).get("release", DR3.name))
+    return str((about.get("instrument") or {}).get("release", DR3.name))
 
 
 def id_column(names: Collection[str]) -> str:

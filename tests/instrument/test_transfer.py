@@ -42,9 +42,9 @@ def releases(n: int, sigma: float, seed: int = 0, noise: float = NOISE):
 
 
 def test_a_pair_of_releases_without_noise_is_found_exactly():
-    source, target, flux, truth = releases(200, 1e-6, noise=1.0)
+    source, target, flux, truth = releases(120, 1e-6, noise=1.0)
     found = learn_transfer(OTHER, DEFAULT_ID, source, target)
-    assert found.n_pairs == 200 and found.n_outliers == 0
+    assert found.n_pairs == 120 and found.n_outliers == 0
     given = np.ones(flux.shape, bool)
     moved, _, outside = found.apply(flux, source[1], given)
     # The ratio is quadratic in colour and linear in magnitude: all of it lies in what the transfer can be.
@@ -54,7 +54,7 @@ def test_a_pair_of_releases_without_noise_is_found_exactly():
 
 @pytest.fixture(scope="module")
 def noisy():
-    return learn_transfer(OTHER, DEFAULT_ID, *releases(300, 0.02)[:2])
+    return learn_transfer(OTHER, DEFAULT_ID, *releases(200, 0.02)[:2])
 
 
 def test_noise_factor_and_own_error_are_those_of_the_releases(noisy):
@@ -77,14 +77,14 @@ def test_chi2_of_other_stars_is_what_their_errors_say(noisy):
 
 
 def test_noise_in_the_source_does_not_lower_the_ratio():
-    source, target, flux, truth = releases(500, 0.15, noise=1.0)
+    source, target, flux, truth = releases(250, 0.15, noise=1.0)
     found = learn_transfer(OTHER, DEFAULT_ID, source, target)
     moved, _, _ = found.apply(flux, source[1], np.ones(flux.shape, bool))
     assert abs(np.mean(moved / truth) - 1.0) < 0.005  # a plain regression on the noisy flux: -0.02
 
 
 def test_pairs_that_are_not_the_same_star_are_left_out():
-    source, target, flux, truth = releases(200, 0.02, noise=1.0)
+    source, target, flux, truth = releases(150, 0.02, noise=1.0)
     target[0][:20] *= 1.5
     found = learn_transfer(OTHER, DEFAULT_ID, source, target)
     assert found.n_outliers == 20

@@ -203,7 +203,7 @@ def _residuals(pairs: _Pairs, ratio: Matrix, noise2: float) -> tuple[Matrix, Mat
     """(star, sample) whitened twice V^-1 e, (star, sample, sample) V^-1, (star,) e V^-1 e and its derivative in noise^2."""
     r = pairs.terms @ ratio
     scaled = pairs.source_covariance * r[:, :, None] * r[:, None, :]
-    inverse = np.linalg.inv(pairs.target_covariance + noise2 * scaled)
+    inverse = np.asarray(np.linalg.inv(pairs.target_covariance + noise2 * scaled), np.float64)
     residual = pairs.target - r * pairs.source
     pull = (inverse @ residual[:, :, None])[:, :, 0]
     slope = -np.einsum("nc,ncd,nd->n", pull, scaled, pull)
@@ -232,7 +232,7 @@ def _fit(
             prior[i * m : (i + 1) * m, i * m : (i + 1) * m] = penalty / spread[i]
         known = (inverse @ pairs.target[:, :, None])[:, :, 0] * truth
         left, right = _normal(pairs.terms, truth, inverse, pairs.source) + prior, (pairs.terms.T @ known).ravel()
-        before, ratio = ratio, np.linalg.solve(left, right).reshape(k, m)
+        before, ratio = ratio, np.asarray(np.linalg.solve(left, right).reshape(k, m), np.float64)
         information = _normal(pairs.terms, truth, inverse, truth)
         covariance = np.linalg.inv(information + prior)
         covariance = 0.5 * (covariance + covariance.T)

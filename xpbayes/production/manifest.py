@@ -23,6 +23,7 @@ from xpbayes.data.parquet import file_metadata, require_kind
 from xpbayes.data.rejected import Rejected, write_quarantine
 from xpbayes.errors import InputError
 from xpbayes.files import file_checksum, locked
+from xpbayes.instrument.instrument import InstrumentId
 from xpbayes.production.model_file import WEIGHT_FACTOR
 from xpbayes.production.parts import MAKE_ROOM, RECORDS, PartRecord, check_unchanged, clean, is_intact, read_records
 from xpbayes.schema import CATALOGUE_VERSION
@@ -43,6 +44,7 @@ class _About(BaseModel):
     labels: list[str] = Field(min_length=1)
     settings: dict[str, Any] = {}
     model: dict[str, Any] = {}
+    instrument: InstrumentId | None = None
 
 
 class _Identity(BaseModel):

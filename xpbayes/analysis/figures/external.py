@@ -23,7 +23,7 @@ from xpbayes.archive.labels import StarLabels, read_labels
 from xpbayes.archive.positions import Positions
 from xpbayes.data.join import Lookup
 from xpbayes.production.reader import Catalogue
-from xpbayes.release import RELEASES
+from xpbayes.release import DEFAULT_RELEASE, RELEASES
 from xpbayes.schema import release_of
 
 MATCH_RADIUS_ARCSEC = 1.0
@@ -32,7 +32,7 @@ MATCH_RADIUS_ARCSEC = 1.0
 
 def catalogue_positions(catalogue: Catalogue) -> Iterator[Positions]:
     """Positions of a catalogue's stars, some at a time."""
-    epoch = RELEASES[release_of(catalogue.about)].epoch
+    epoch = RELEASES.get(release_of(catalogue.about), DEFAULT_RELEASE).epoch
     for table in catalogue.tables(("source_id", "ra", "dec"), 1 << 20):
         ra, dec = (table[n].to_numpy(zero_copy_only=False).astype(np.float64) for n in ("ra", "dec"))
         still = np.full(len(ra), np.nan)
