@@ -12,12 +12,11 @@ from xpbayes.inference.recalibration import (
     INNER,
     SPREAD,
     Calibration,
-    References,
     fit_calibration,
     of_labels_only,
     recalibrated,
-    references,
 )
+from xpbayes.inference.references import References, references
 
 N = 4000
 SCALE = np.array([0.5, 0.3, 0.8])

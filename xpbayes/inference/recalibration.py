@@ -5,7 +5,8 @@ it cannot show: training stars are fitted better than others, a kind's mean cova
 in E and parallax push the labels of most stars the same way. So stars kept aside are inferred as any star is, and for
 every kind of star two numbers per parameter are read off: the median of (posterior median - reference), and the factor
 by which posteriors must be stretched about their median for 68 % of references to lie within 68 % intervals, the
-references' own errors taken off (`references`); cross-validation widens all of them by what such a fit promises too much.
+references' own errors taken off (`inference.references`); cross-validation widens all of them by what such a fit promises
+too much.
 A star's posterior is then, in labels, E and ln parallax,
 
     value = median - offset + stretch * t * (draw - median),
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
+from xpbayes.inference.references import WITHIN_ONE_SIGMA, References, in_sampled, weighted_quantiles
 from xpbayes.models.model_error import mean_ln_snr
 
 if TYPE_CHECKING:
@@ -40,7 +42,6 @@ INNER = float(stats.t.ppf(stats.norm.cdf(1.0), DOF))
 """Half the 68 % interval of a Student t in units of its scale."""
 SPREAD = float(np.sqrt(DOF / (DOF - 2.0)))
 """Its standard deviation likewise."""
-WITHIN_ONE_SIGMA = 0.6827
 LN_SNR_UNIT = 0.3
 """Kinds are told apart by this much in ln S/N as by half the 16-84 % range of a training label."""
 MAX_KINDS, MIN_STARS_PER_KIND = 16, 100
@@ -56,8 +57,6 @@ N_FOLDS = 5
 says of stars left out shows by how much."""
 MIN_RATIO = 0.2
 """A parameter within its reference's error needs no width at all; one round narrows a kind by this factor at most."""
-MIN_PARALLAX_SNR = 5.0
-"""A measured parallax below this does not judge ln parallax: its logarithm is no Gaussian."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +87,15 @@ class Calibration:
     """Calibration of stars inferred from their fluxes and parallax, and of stars inferred from their fluxes alone.
 
     What `with_parallax` holds of ln parallax itself is not used: `flux_only` says it, see the module.
+
+    Attributes:
+        with_parallax, flux_only: the two cases.
+        scatter: (error kind, 2) of E [mag] and ln parallax at given labels, see `inference.scatter`; None if not known.
     """
 
     with_parallax: KindCalibration
     flux_only: KindCalibration
+    scatter: Float[np.ndarray, "error_kind two"] | None = None
 
 
 def of_labels_only(scale: NDArray, kinds: NDArray, width: NDArray, offset: NDArray, stretch: NDArray) -> Calibration:
@@ -104,23 +108,6 @@ def of_labels_only(scale: NDArray, kinds: NDArray, width: NDArray, offset: NDArr
 
 
 CASES = ("with_parallax", "flux_only")
-
-
-class References(NamedTuple):
-    """What is known of stars beside their fluxes.
-
-    Attributes:
-        value: (star, parameter) labels, E [mag], ln parallax.
-        variance: (star, parameter) by how much value differs from the truth beyond the posterior's own error; infinite
-            where nothing is known. May be negative: see `references`.
-    """
-
-    value: NDArray[np.float64]
-    variance: NDArray[np.float64]
-
-    def take(self, rows: NDArray[np.integer]) -> "References":
-        """Select stars."""
-        return References(self.value[rows], self.variance[rows])
 
 
 _mean_ln_snr = jax.jit(jax.vmap(mean_ln_snr))
@@ -136,15 +123,6 @@ def _weights(features: NDArray, kinds: NDArray, width: float) -> NDArray[np.floa
     distance2 = np.sum((features[:, None] - kinds) ** 2, axis=2)
     weight = np.exp(-0.5 * (distance2 - distance2.min(axis=1, keepdims=True)) / width**2)
     return weight / weight.sum(axis=1, keepdims=True)
-
-
-def _weighted_quantiles(values: NDArray, weight: NDArray, level: float) -> NDArray[np.float64]:
-    """(kind,) quantiles of values (star,) under the weights (star, kind) of every kind."""
-    order = np.argsort(values)
-    weight = weight[order]
-    cumulative = np.cumsum(weight, axis=0)
-    middle = cumulative - 0.5 * weight
-    return np.array([np.interp(level * c[-1], m, values[order]) for c, m in zip(cumulative.T, middle.T, strict=True)])
 
 
 class _Known(NamedTuple):
@@ -209,10 +187,10 @@ def _fit(known: _Known, weight: NDArray[np.float64], *, shifted: bool) -> _Facto
         if shifted:
             left = known.residual - weight @ offset
             for i in np.flatnonzero(enough):
-                offset[:, i] += DAMPING * _weighted_quantiles(left[:, i], pooled * told[:, i : i + 1], 0.5)
+                offset[:, i] += DAMPING * weighted_quantiles(left[:, i], pooled * told[:, i : i + 1], 0.5)
         needed = known.needed(weight @ offset) / (weight @ stretch)
         for i in np.flatnonzero(enough):
-            ratio = _weighted_quantiles(needed[:, i], pooled * told[:, i : i + 1], WITHIN_ONE_SIGMA)
+            ratio = weighted_quantiles(needed[:, i], pooled * told[:, i : i + 1], WITHIN_ONE_SIGMA)
             stretch[:, i] *= np.maximum(ratio, MIN_RATIO) ** DAMPING
             changed = max(changed, float(np.abs(ratio - 1.0).max()))
         if changed < SETTLED:
@@ -233,62 +211,10 @@ def _fit_and_widen(known: _Known, weight: NDArray[np.float64], *, shifted: bool)
         stretch, some = weight[seen] @ others.stretch, _Known(*(v[seen] for v in known))
         needed[seen], told[seen] = some.needed(weight[seen] @ others.offset) / stretch, some.told(stretch)
     wider = [
-        _weighted_quantiles(n, t[:, None], WITHIN_ONE_SIGMA)[0] if enough else 1.0
+        weighted_quantiles(n, t[:, None], WITHIN_ONE_SIGMA)[0] if enough else 1.0
         for n, t, enough in zip(needed.T, told.T, known.enough, strict=True)
     ]
     return found._replace(stretch=found.stretch * wider)
-
-
-def _in_sampled(found: "Posteriors") -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """(star, parameter) modes and (star, parameter, parameter) inverses of Fisher's and Laplace's matrix, in ln parallax."""
-    mode = np.asarray(found.estimate, np.float64).copy()
-    unit = np.ones_like(mode)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        unit[:, -1] = 1.0 / mode[:, -1]
-        mode[:, -1] = np.log(mode[:, -1])
-    unit = unit[:, :, None] * unit[:, None, :]
-    return mode, found.covariance * unit, found.laplace * unit
-
-
-def references(found: "Posteriors", stars: Stars) -> References:
-    """What is known of stars beside their fluxes: labels, and E and parallax from labels and from measurements.
-
-    Once a star's labels are known, its fluxes leave E and the parallax little freedom: with A the slope of either on the
-    labels in the Laplace approximation, value = mode + A (labels - mode of the labels), to within A's share of the
-    labels' errors and a width r that the approximation gives along. It errs as the mode itself does in what labels do not
-    decide, by r; so as a reference its variance counts r^2 with a negative sign. Where E or the parallax has been
-    measured too, both are averaged with the weight w that each deserves.
-
-    Args:
-        found: results of inference, without parallaxes.
-        stars: the same stars, with labels and what else was measured.
-    """
-    n = np.shape(stars.labels)[1]
-    mode, _, laplace = _in_sampled(found)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        label_variance = 1.0 / np.asarray(stars.label_inv_error, np.float64) ** 2
-        parallax, inverse_error = (np.asarray(v, np.float64) for v in (stars.parallax, stars.parallax_inv_error))
-        useful = parallax * inverse_error > MIN_PARALLAX_SNR
-        measured = np.column_stack([stars.reddening, np.where(useful, np.log(np.where(useful, parallax, 1.0)), 0.0)])
-        error = np.column_stack(
-            [1.0 / np.asarray(stars.reddening_inv_error), np.where(useful, 1.0 / (parallax * inverse_error), np.inf)]
-        )
-    labels = np.asarray(stars.labels, np.float64)
-    sound = np.isfinite(laplace).all(axis=(1, 2)) & np.isfinite(label_variance).all(axis=1)
-    sound &= np.asarray(found.converged, bool) & np.isfinite(mode).all(axis=1)
-    laplace = np.where(sound[:, None, None], laplace, np.eye(n + 2))
-    slope = laplace[:, n:, :n] @ np.linalg.inv(laplace[:, :n, :n])
-    left = np.diagonal(laplace[:, n:, n:] - slope @ laplace[:, :n, n:], axis1=1, axis2=2)
-    known = np.where(sound[:, None], label_variance, 1.0)
-    implied = np.where(sound[:, None], mode[:, n:] + (slope @ (labels - mode[:, :n])[:, :, None])[:, :, 0], 0.0)
-    implied_variance = (slope**2 @ known[:, :, None])[:, :, 0]
-    share = (implied_variance + left) / (implied_variance + left + error**2)
-    variance = (1.0 - share) ** 2 * implied_variance - (1.0 - share**2) * left
-    variance += np.where(share > 0, share * np.where(share > 0, error, 0.0), 0.0) ** 2
-    return References(
-        np.concatenate([labels, share * measured + (1.0 - share) * implied], axis=1),
-        np.where(sound[:, None], np.concatenate([label_variance, variance], axis=1), np.inf),
-    )
 
 
 def fit_calibration(
@@ -334,7 +260,7 @@ def fit_calibration(
         some = _Known(residual, np.where(usable, sigma[sound], 1.0), np.where(usable, variance, np.inf))
         return _fit_and_widen(some, weight, shifted=shifted)
 
-    mode, fisher, laplace = _in_sampled(found)
+    mode, fisher, laplace = in_sampled(found)
     of_draws = factors(draws.median, INNER * half, shifted=True)
     judged = told.sum(axis=0) >= MIN_STARS_PER_KIND
     of_draws = of_draws._replace(stretch=np.where(judged, of_draws.stretch, 0.0))

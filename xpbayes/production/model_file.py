@@ -36,6 +36,7 @@ ARRAYS, CARD = "model.safetensors", "card.json"
 CONFIDENCE = "confidence.safetensors"
 WEIGHT_FACTOR = "weight_factor.safetensors"
 CONFIDENCE_ARRAYS = ("center", "inverse_scale", "indicator")
+SCATTER = "calibration.scatter"
 OLD_CALIBRATION, OLD_CALIBRATION_ARRAYS = "calibration.kinds", ("scale", "kinds", "width", "offset", "stretch")
 """In files of version 0.1.0, which calibrated labels alone."""
 AGAIN = "train or copy the model again"
@@ -136,7 +137,7 @@ class TrainedModel:
 def save_model(model: TrainedModel, folder: str | os.PathLike[str]) -> Path:
     """Write a model; arrays first, the card last, each under a temporary name."""
     folder = Path(folder)
-    arrays = {f"weights.{i}": w for i, w in enumerate(model.forward.weights)}
+    arrays: dict[str, Any] = {f"weights.{i}": w for i, w in enumerate(model.forward.weights)}
     arrays |= {f"biases.{i}": b for i, b in enumerate(model.forward.biases)}
     arrays |= {
         "ln_curve": model.forward.ln_curve,
@@ -154,6 +155,8 @@ def save_model(model: TrainedModel, folder: str | os.PathLike[str]) -> Path:
     if model.calibration is not None:
         for case in CASES:
             arrays |= {f"calibration.{case}.{f}": v for f, v in vars(getattr(model.calibration, case)).items()}
+        if model.calibration.scatter is not None:
+            arrays |= {SCATTER: model.calibration.scatter}
     save_arrays(folder / ARRAYS, _plain(arrays))
     card = {
         **model.card,  # first: what a loaded card says of its own arrays is not true of these
@@ -241,11 +244,15 @@ def _check_arrays(arrays: Mapping[str, NDArray[Any]], n_labels: int, n_channels:
         _check_fields(arrays, {_model_error_key(f.name): f.type for f in fields(ModelError)}, sizes)
     if "support.labels" in arrays:
         _check_fields(arrays, {f"support.{f.name}": f.type for f in fields(LabelSupport)}, sizes)
-    of_kinds = {f.name: f.type for f in fields(KindCalibration)}
+    of_kinds, kinds = {f.name: f.type for f in fields(KindCalibration)}, Float[np.ndarray, " kind"]
     if OLD_CALIBRATION in arrays:
         of_labels = of_kinds | dict.fromkeys(("offset", "stretch"), Float[np.ndarray, "kind label"])
         _check_fields(arrays, {f"calibration.{name}": of_labels[name] for name in OLD_CALIBRATION_ARRAYS}, sizes)
     elif f"calibration.{CASES[0]}.kinds" in arrays:
+        if SCATTER in arrays:
+            _check_fields(
+                arrays, {_model_error_key("share"): kinds, SCATTER: Float[np.ndarray, "kind two"]}, {"two": 2}
+            )
         for case in CASES:
             _check_fields(arrays, {f"calibration.{case}.{name}": kind for name, kind in of_kinds.items()}, sizes)
 
@@ -257,8 +264,10 @@ def _load_calibration(arrays: Mapping[str, Any]) -> Calibration | None:
     if f"calibration.{CASES[0]}.kinds" not in arrays:
         return None
     names = [f.name for f in fields(KindCalibration)]
-    of = (KindCalibration(*(np.asarray(arrays[f"calibration.{case}.{name}"]) for name in names)) for case in CASES)
-    return Calibration(*of)
+    of = {
+        case: KindCalibration(*(np.asarray(arrays[f"calibration.{case}.{name}"]) for name in names)) for case in CASES
+    }
+    return Calibration(**of, scatter=np.asarray(arrays[SCATTER]) if SCATTER in arrays else None)
 
 
 def _check_layers(arrays: Mapping[str, NDArray[Any]], first: tuple[int, ...], last: tuple[int, ...]) -> None:

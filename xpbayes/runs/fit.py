@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ import numpy as np
 from xpbayes.analysis.pages.star_page import NUMBERS, StarFit, star_fits, write_fits
 from xpbayes.config import InferenceConfig
 from xpbayes.data.spectra import OK, Spectra
-from xpbayes.inference.search.modes import find_modes
+from xpbayes.data.stars import Stars
+from xpbayes.inference.scatter import loosened, settling
+from xpbayes.inference.search.modes import Mode, Modes, find_modes
 from xpbayes.production.meeting import stars_for
 from xpbayes.production.model_file import TrainedModel
-from xpbayes.runs.infer import model_factor, solve_stars
+from xpbayes.runs.infer import model_factor, solve_stars, stars_scatter
 from xpbayes.runs.inputs import (
     PathLike,
     check_writable,
@@ -54,10 +57,28 @@ def fit(
     rows, _ = solve_stars(trained, factor, table, config)
     usable = table.take(np.flatnonzero(table.problems() == OK))
     log.info(f"looking for other optima of {len(usable)} stars")
-    modes = find_modes(trained.star_model, usable.stars(trained.labels), config) if len(usable) else []
+    modes = _modes(trained, usable.stars(trained.labels), config) if len(usable) else []
     found = dict(zip(usable.source_id.tolist(), modes, strict=True))
     fits = star_fits(trained, table, rows, found, parallax_used=config.use_parallax)
     if out is not None:
         for path in write_fits(fits, Path(out)):
             log.info(f"wrote {path}")
     return fits
+
+
+def _modes(trained: TrainedModel, stars: Stars, config: InferenceConfig) -> list[Modes]:
+    """Every star's optima, with E and the parallax as `infer` has them."""
+    scatter = stars_scatter(trained, stars) if config.calibrate else None
+    if scatter is None:
+        return find_modes(trained.star_model, stars, config)
+
+    def own(mode: Mode, row: slice) -> Mode:
+        factor, added, shift = (
+            values[0]
+            for values in settling(mode.estimate[None], stars.take(row), scatter[row], use_parallax=config.use_parallax)
+        )
+        error = np.sqrt((factor * mode.error) ** 2 + added)
+        return replace(mode, estimate=factor * mode.estimate + shift, error=error)
+
+    found = find_modes(trained.star_model, loosened(stars, scatter), config)
+    return [replace(of, modes=tuple(own(mode, slice(i, i + 1)) for mode in of.modes)) for i, of in enumerate(found)]

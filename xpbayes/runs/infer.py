@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 
 from xpbayes.config import InferenceConfig
 from xpbayes.data.spectra import OK, Spectra
+from xpbayes.data.stars import Stars
 from xpbayes.errors import InputError
 from xpbayes.identity import Stream, seeds_from_id
 from xpbayes.inference.fit import fit_stars
+from xpbayes.inference.scatter import loosened, scatter_of, settled
 from xpbayes.instrument.instrument import InstrumentId
 from xpbayes.production.meeting import stars_for
 from xpbayes.production.model_file import TrainedModel
@@ -162,13 +164,20 @@ def solve_stars(
 
     batch = usable.stars(trained.labels)
     seeds = seeds_from_id(usable.source_id, Stream.DRAWS)
-    inferred = fit_stars(trained.star_model, batch, config, progress, seeds)
+    scatter = stars_scatter(trained, batch) if config.calibrate else None
+    looked_at = batch if scatter is None else loosened(batch, scatter)
+    inferred = fit_stars(trained.star_model, looked_at, config, progress, seeds)
     by_chains = np.zeros(len(usable), bool)
     if config.refine:
         from xpbayes.inference.sampling.ladder import refine_with_nuts
 
-        inferred, by_chains = refine_with_nuts(trained.star_model, batch, inferred, config, seeds, threads=_threads())
+        inferred, by_chains = refine_with_nuts(
+            trained.star_model, looked_at, inferred, config, seeds, threads=_threads()
+        )
         log.log(level, f"{int(by_chains.sum())} of {len(usable)} stars are summarised by Markov chains")
+    optima = inferred.estimate
+    if scatter is not None:
+        inferred = settled(inferred, batch, scatter, use_parallax=config.use_parallax)
     if config.calibrate and trained.calibration is not None:
         from xpbayes.inference.recalibration import recalibrated
 
@@ -198,13 +207,18 @@ def solve_stars(
     if factor is not None:
         from xpbayes.training.network_uncertainty import add_model_covariance, added_to_inferred
 
-        added = added_to_inferred(
-            trained.star_model, factor, batch, inferred.estimate, use_parallax=config.use_parallax
-        )
+        added = added_to_inferred(trained.star_model, factor, looked_at, optima, use_parallax=config.use_parallax)
         wide = as_rows(add_model_covariance(inferred, added), added=added)
         # Flags and confidences know the stars' own errors, from which the classifiers were learned.
         rows = wide | {name: rows[name] for name in KNOW_OWN_ERRORS}
     return to_arrow(rows, len(trained.labels), release), len(table) - len(usable)
+
+
+def stars_scatter(trained: TrainedModel, stars: Stars) -> NDArray[np.float64] | None:
+    """(star, 2) by how much E [mag] and ln parallax scatter at given labels; None if the model does not know."""
+    if trained.calibration is None or trained.calibration.scatter is None or trained.model_error is None:
+        return None
+    return scatter_of(trained.calibration.scatter, trained.model_error, stars)
 
 
 def _threads() -> int | None:

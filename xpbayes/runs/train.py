@@ -29,8 +29,9 @@ from xpbayes.inference.recalibration import (
     KindCalibration,
     fit_calibration,
     ln_snr_of,
-    references,
 )
+from xpbayes.inference.references import references
+from xpbayes.inference.scatter import fit_scatter, loosened, scatter_of, settled
 from xpbayes.inference.support import make_support
 from xpbayes.models.extinction import NearInfraredLaw
 from xpbayes.production.model_file import ARRAYS, CARD, TrainedModel, load_model, save_model
@@ -172,6 +173,11 @@ def _calibrate(model: TrainedModel, kept_aside: Spectra, config: TrainingConfig)
     stars = kept_aside.stars(model.labels, label_error_floor=config.floor_for(len(model.labels)))
     ln_snr, scale = ln_snr_of(stars), np.asarray(model.forward.label_scale, np.float64)
     found = fit_stars(model.star_model, stars, InferenceConfig(use_parallax=False))
+    spread = None if model.model_error is None else fit_scatter(found, stars, model.model_error)
+    scatter = np.zeros((len(stars), 2))
+    if spread is not None and model.model_error is not None:
+        scatter = scatter_of(spread, model.model_error, stars)
+    found = settled(found, stars, scatter, use_parallax=False)
     known = references(found, stars)
     flux_only = fit_calibration(found, known, ln_snr, scale)
     if flux_only is None:
@@ -180,9 +186,14 @@ def _calibrate(model: TrainedModel, kept_aside: Spectra, config: TrainingConfig)
     with_parallax = None
     measured = np.flatnonzero(stars.parallax_inv_error > 0)
     if len(measured):
-        found = fit_stars(model.star_model, stars.take(jnp.asarray(measured)), InferenceConfig())
+        some, spread_of = stars.take(jnp.asarray(measured)), scatter[measured]
+        found = fit_stars(model.star_model, loosened(some, spread_of), InferenceConfig())
+        found = settled(found, some, spread_of, use_parallax=True)
         with_parallax = fit_calibration(found, known.take(measured), ln_snr[measured], scale, own_parallax=True)
-    calibration = Calibration(with_parallax or flux_only, flux_only)
+    calibration = Calibration(with_parallax or flux_only, flux_only, spread)
+    if spread is not None and spread.any():
+        extinction, parallax = np.median(scatter, axis=0)
+        log.info(f"stars of the same labels scatter by {extinction:.3f} mag in E and {100 * parallax:.1f}% in parallax")
     for name, of in (("flux and parallax", with_parallax), ("flux alone", flux_only)):
         if of is not None:
             log.info(f"calibrated on {len(stars)} stars kept aside, {name}: {_in_words(of, model.labels)}")
@@ -209,6 +220,8 @@ def _calibration_entry(calibration: Calibration | None, kept_aside: Spectra, lab
         "parameters": list(parameters),
         "not_calibrated": [name for name, known in zip(parameters, judged, strict=True) if not known],
     }
+    if calibration.scatter is not None:
+        entry["scatter"] = calibration.scatter.round(4).tolist()
     for case in CASES:
         of = getattr(calibration, case)
         entry[case] = {"kinds": (of.kinds * of.scale).round(3).tolist()} | {

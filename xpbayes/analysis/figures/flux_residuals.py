@@ -141,7 +141,12 @@ def flux_residuals(
     parameters[: len(stars), -2:] = np.log(np.maximum(estimate[:, -2:], TINY))
     parameters[len(stars) :] = parameters[0]  # one shape, one compilation
     predicted = _predict(model.forward, jnp.asarray(parameters))
-    flux = np.asarray(predicted, np.float64)[: len(stars), at]
+    flux = np.asarray(predicted, np.float64)[: len(stars)]
+    if model.calibration is not None and model.calibration.scatter is not None:
+        # Stars of the same labels differ in luminosity: the estimate's parallax is the star's own, not that of its fluxes.
+        ratio = np.where(stars.channel_present(), stars.flux / flux, np.nan)
+        flux = flux * np.nanmedian(ratio, axis=1, keepdims=True)
+    flux = flux[:, at]
     sigma = stars.flux_error(at)
     return ((flux - stars.flux[:, at]) / sigma).astype(np.float32)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
@@ -62,13 +63,15 @@ def spectrum_fit(model: TrainedModel, stars: Spectra, row: int, estimate: NDArra
         model: the trained model.
         stars: the star table.
         row: the star's row there.
-        estimate: (parameter,) labels, E [mag], parallax [mas].
+        estimate: (parameter,) labels, E [mag], parallax [mas]. Stars of the same labels differ in luminosity: if the model
+            knows by how much, its flux is brought to the star's own level.
     """
     present = stars.channel_present()[row]
     ln_e, ln_plx = np.log(np.maximum(estimate[-2:], TINY))
     parameters = jnp.asarray([*estimate[:-2], ln_e, ln_plx], jnp.float32)
     star = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), stars.take(np.array([row])).stars(model.labels))
-    predicted, whitening, slope = _compare(model.forward, model.model_error, star, parameters)
+    levels = model.calibration is not None and model.calibration.scatter is not None
+    predicted, whitening, slope = _compare(model.forward, model.model_error, star, parameters, levels)
     inverse = np.linalg.inv(np.asarray(whitening, np.float64)[np.ix_(present, present)])
     scale = np.exp(float(star.ln_scale))
     error = np.full(len(present), np.nan)
@@ -77,13 +80,16 @@ def spectrum_fit(model: TrainedModel, stars: Spectra, row: int, estimate: NDArra
     return SpectrumFit(observed, np.where(present, scale * np.asarray(predicted, np.float64), np.nan), error)
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="levels")
 def _compare(
-    forward: ForwardModel, error: ModelError | None, star: Stars, parameters: Array
+    forward: ForwardModel, error: ModelError | None, star: Stars, parameters: Array, levels: bool
 ) -> tuple[Array, Array, Array]:
     """(channel,) prediction on the star's scale, (channel, channel) whitening, model error included, () slope."""
     with jax.default_matmul_precision("highest"):
         predicted = predict_flux(forward, parameters, star.ln_scale)
+        if levels:
+            white = star.whitening @ predicted
+            predicted = predicted * (white @ (star.whitening @ star.flux)) / (white @ white)
         star = star if error is None else with_model_error(error, star, predicted)
         chi2 = jnp.sum(whitened_residual(predicted, star.flux, star.whitening) ** 2)
         return predicted, star.whitening, deviance(chi2, n_observed(star.whitening), star.inv_dof).slope
