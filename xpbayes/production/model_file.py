@@ -250,9 +250,8 @@ def _check_arrays(arrays: Mapping[str, NDArray[Any]], n_labels: int, n_channels:
         _check_fields(arrays, {f"calibration.{name}": of_labels[name] for name in OLD_CALIBRATION_ARRAYS}, sizes)
     elif f"calibration.{CASES[0]}.kinds" in arrays:
         if SCATTER in arrays:
-            _check_fields(
-                arrays, {_model_error_key("share"): kinds, SCATTER: Float[np.ndarray, "kind two"]}, {"two": 2}
-            )
+            share = {name: kinds for name in (_model_error_key("share"),) if name in arrays}
+            _check_fields(arrays, share | {SCATTER: Float[np.ndarray, "kind two"]}, {"two": 2})
         for case in CASES:
             _check_fields(arrays, {f"calibration.{case}.{name}": kind for name, kind in of_kinds.items()}, sizes)
 
