@@ -133,6 +133,11 @@ class TrainedModel:
         """Covariance of the model's relative error and tail, by kind of star; None if it was switched off."""
         return self.star_model.error
 
+    @property
+    def has_levels(self) -> bool:
+        """Stars of the same labels may differ in luminosity: catalogue values give fluxes up to a grey factor."""
+        return self.calibration is not None and self.calibration.scatter is not None
+
 
 def save_model(model: TrainedModel, folder: str | os.PathLike[str]) -> Path:
     """Write a model; arrays first, the card last, each under a temporary name."""

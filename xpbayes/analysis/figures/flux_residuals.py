@@ -108,7 +108,11 @@ class FluxGatherer:
             here = np.flatnonzero(row >= 0)
             if len(here):
                 found.append(row[here])
-                chi.append(flux_residuals(model, table.take(here), columns[3][row[here]], self.names))
+                chi.append(
+                    flux_residuals(
+                        model, table.take(here), columns[3][row[here]], self.names, own_level=model.has_levels
+                    )
+                )
         if not found:
             raise NotDrawnError("no solved star of the catalogue is in the star table")
         row = np.concatenate(found)
@@ -122,7 +126,12 @@ class FluxGatherer:
 
 
 def flux_residuals(
-    model: TrainedModel, stars: Spectra, estimate: NDArray[np.floating], names: Sequence[str]
+    model: TrainedModel,
+    stars: Spectra,
+    estimate: NDArray[np.floating],
+    names: Sequence[str],
+    *,
+    own_level: bool = False,
 ) -> NDArray[np.float32]:
     """(f_pred - f_obs) / sigma of some channels.
 
@@ -131,6 +140,7 @@ def flux_residuals(
         stars: at most `STARS_AT_ONCE` of them.
         estimate: (star, parameter) labels, E [mag], parallax [mas].
         names: of the channels.
+        own_level: bring the model's fluxes to the level of the star's, the median of their ratio.
 
     Returns:
         (star, channel); NaN where not observed.
@@ -142,8 +152,7 @@ def flux_residuals(
     parameters[len(stars) :] = parameters[0]  # one shape, one compilation
     predicted = _predict(model.forward, jnp.asarray(parameters))
     flux = np.asarray(predicted, np.float64)[: len(stars)]
-    if model.calibration is not None and model.calibration.scatter is not None:
-        # Stars of the same labels differ in luminosity: the estimate's parallax is the star's own, not that of its fluxes.
+    if own_level:
         ratio = np.where(stars.channel_present(), stars.flux / flux, np.nan)
         flux = flux * np.nanmedian(ratio, axis=1, keepdims=True)
     flux = flux[:, at]

@@ -56,22 +56,23 @@ class SpectrumFit:
         return (self.observed - self.predicted) / self.error
 
 
-def spectrum_fit(model: TrainedModel, stars: Spectra, row: int, estimate: NDArray[np.floating]) -> SpectrumFit:
+def spectrum_fit(
+    model: TrainedModel, stars: Spectra, row: int, estimate: NDArray[np.floating], *, own_level: bool = False
+) -> SpectrumFit:
     """Compare one star's flux with the model at given parameters.
 
     Args:
         model: the trained model.
         stars: the star table.
         row: the star's row there.
-        estimate: (parameter,) labels, E [mag], parallax [mas]. Stars of the same labels differ in luminosity: if the model
-            knows by how much, its flux is brought to the star's own level.
+        estimate: (parameter,) labels, E [mag], parallax [mas].
+        own_level: bring the model's flux to the star's own level, as best fits.
     """
     present = stars.channel_present()[row]
     ln_e, ln_plx = np.log(np.maximum(estimate[-2:], TINY))
     parameters = jnp.asarray([*estimate[:-2], ln_e, ln_plx], jnp.float32)
     star = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), stars.take(np.array([row])).stars(model.labels))
-    levels = model.calibration is not None and model.calibration.scatter is not None
-    predicted, whitening, slope = _compare(model.forward, model.model_error, star, parameters, levels)
+    predicted, whitening, slope = _compare(model.forward, model.model_error, star, parameters, own_level)
     inverse = np.linalg.inv(np.asarray(whitening, np.float64)[np.ix_(present, present)])
     scale = np.exp(float(star.ln_scale))
     error = np.full(len(present), np.nan)
@@ -80,14 +81,14 @@ def spectrum_fit(model: TrainedModel, stars: Spectra, row: int, estimate: NDArra
     return SpectrumFit(observed, np.where(present, scale * np.asarray(predicted, np.float64), np.nan), error)
 
 
-@partial(jax.jit, static_argnames="levels")
+@partial(jax.jit, static_argnames="own_level")
 def _compare(
-    forward: ForwardModel, error: ModelError | None, star: Stars, parameters: Array, levels: bool
+    forward: ForwardModel, error: ModelError | None, star: Stars, parameters: Array, own_level: bool
 ) -> tuple[Array, Array, Array]:
     """(channel,) prediction on the star's scale, (channel, channel) whitening, model error included, () slope."""
     with jax.default_matmul_precision("highest"):
         predicted = predict_flux(forward, parameters, star.ln_scale)
-        if levels:
+        if own_level:
             white = star.whitening @ predicted
             predicted = predicted * (white @ (star.whitening @ star.flux)) / (white @ white)
         star = star if error is None else with_model_error(error, star, predicted)

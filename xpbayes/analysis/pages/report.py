@@ -271,7 +271,9 @@ def _spectra(run: Reported) -> list[Part]:
             f" ± {drawing.display_scale(n) * error[star, k]:.{0 if n == 'teff' else 2}f}"
             for k, n in enumerate(model.labels)
         )
-        examples.append((f"{kind}\n{values}", spectrum_fit(model, stars, int(at[star]), estimate[star])))
+        examples.append(
+            (f"{kind}\n{values}", spectrum_fit(model, stars, int(at[star]), estimate[star], own_level=model.has_levels))
+        )
     if not examples:
         return ["No example spectra because none of the inferred stars is in the star table."]
     picture = Picture.of(

@@ -271,7 +271,15 @@ def _with_runner_up(fit: StarFit, row: dict[str, Any], model: TrainedModel, star
     second, delta = row["runner_up_est"], row["runner_up_delta"]
     if second is None or delta is None or not np.isfinite(np.array(second, float)).all() or delta > NOTABLE:
         return fit
-    return replace(fit, others=((float(delta), spectrum_fit(model, stars, i, np.array(second, float)).predicted),))
+    return replace(
+        fit,
+        others=(
+            (
+                float(delta),
+                spectrum_fit(model, stars, i, np.array(second, float), own_level=model.has_levels).predicted,
+            ),
+        ),
+    )
 
 
 def remarks(row: dict[str, Any], fit: StarFit, side: Side) -> list[str]:
