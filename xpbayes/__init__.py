@@ -25,6 +25,8 @@ _WHERE = {
     "compare": "xpbayes.runs.compare",
     "check": "xpbayes.runs.check",
     "uncertainty": "xpbayes.runs.uncertainty",
+    "transfer": "xpbayes.runs.transfer",
+    "doctor": "xpbayes.runs.doctor",
     "export": "xpbayes.runs.export",
     "confidence": "xpbayes.runs.confidence",
     "fit": "xpbayes.runs.fit",
@@ -70,6 +72,7 @@ __all__ = [
     "compare",
     "confidence",
     "demo",
+    "doctor",
     "dust_map",
     "export",
     "fetch_apogee",
@@ -89,6 +92,7 @@ __all__ = [
     "save_model",
     "simulate",
     "train",
+    "transfer",
     "uncertainty",
     "verify",
     "write_star_table",
@@ -110,6 +114,7 @@ if TYPE_CHECKING:
     from xpbayes.runs.compare import compare
     from xpbayes.runs.confidence import confidence
     from xpbayes.runs.demo import demo
+    from xpbayes.runs.doctor import doctor
     from xpbayes.runs.dust_map import dust_map
     from xpbayes.runs.export import export
     from xpbayes.runs.fetch import bundled_stars, fetch_apogee
@@ -119,6 +124,7 @@ if TYPE_CHECKING:
     from xpbayes.runs.predict import predict_flux, predict_fluxes
     from xpbayes.runs.report import report
     from xpbayes.runs.sample import sample
+    from xpbayes.runs.transfer import transfer
     from xpbayes.runs.uncertainty import uncertainty
     from xpbayes.runs.verify import verify
     from xpbayes.schema import QualityFlag

@@ -5,7 +5,7 @@ with columns of the star table by source_id. Nothing is refitted.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,8 @@ from xpbayes.data.spectra import OK, Spectra
 from xpbayes.data.spectra_file import MATRICES, read_header, star_table_files
 from xpbayes.errors import InputError, nearest
 from xpbayes.instrument.instrument import DEFAULT_ID, InstrumentId
-from xpbayes.production.meeting import require_fitting, require_same_stars
+from xpbayes.instrument.transfer import Transfer
+from xpbayes.production.meeting import moved_by, require_fitting, require_same_stars
 from xpbayes.production.model_file import CARD, TrainedModel, load_model
 from xpbayes.production.reader import Catalogue, open_catalogue
 
@@ -43,6 +44,7 @@ class StarFiles:
         names: columns that all files have.
         n_rows: stars.
         instrument: what the XP samples were calibrated with.
+        transfer: applied to the fluxes that are handed out, where they are of its source.
     """
 
     files: tuple[Path, ...]
@@ -51,6 +53,7 @@ class StarFiles:
     names: frozenset[str]
     n_rows: int
     instrument: InstrumentId = DEFAULT_ID
+    transfer: Transfer | None = None
 
     def columns(self, names: Sequence[str]) -> dict[str, NDArray[Any]]:
         """(star,) each of scalar columns, all stars; a number that is missing, or a column that is, is NaN."""
@@ -93,9 +96,10 @@ class StarFiles:
 
         flux, whitening, bands = (matrix(n) for n in MATRICES)
         source_id = rows["source_id"].to_numpy()
-        return Spectra(
+        table = Spectra(
             self.channels, self.label_names, source_id, flux, whitening, bands, {}, instrument=self.instrument
         )
+        return table if self.transfer is None else moved_by(self.transfer, table)[0]
 
 
 def open_stars(path: str | Path) -> StarFiles:
@@ -301,6 +305,7 @@ def open_run(paths: dict[str, Path], survey: str = "custom", sfd: Path | None = 
         require_model(catalogue.about, model, str(paths["catalogue"]))
     if model is not None and stars is not None:
         require_fitting(model, stars.channels, stars.instrument, str(paths["stars"]))
+        stars = replace(stars, transfer=model.transfer)
     if catalogue is not None and stars is not None:
         require_same_stars(catalogue.about, stars.instrument, str(paths["catalogue"]), str(paths["stars"]))
     rest: dict[str, Any] = {name: paths.get(name) for name in ("external", "clusters", "dust_map", "curve")}

@@ -24,6 +24,7 @@ from xpbayes.data.spectra import Cut, Spectra
 from xpbayes.errors import InputError
 from xpbayes.instrument.instrument import DEFAULT_ID, InstrumentId
 from xpbayes.instrument.xp_covariance import CalibratedXp
+from xpbayes.release import DEFAULT_RELEASE
 
 CalibratedRows = tuple[NDArray[np.int64], CalibratedXp]
 """source_ids and calibrated spectra of some stars."""
@@ -287,6 +288,10 @@ def _reddening(
     }
 
 
+RULES_OF_FIRST_RELEASE = {"fidelity_v2": "fidelity_min", "phot_bp_rp_excess_factor": "excess_factor_max"}
+"""Training cuts on columns that DR3 has and later releases may lack: there they are left out, not refused."""
+
+
 def _select(survey: SurveySettings, table: Spectra, path: Path) -> Spectra:
     select = survey.select
     if select == "auto":
@@ -306,6 +311,12 @@ def _select(survey: SurveySettings, table: Spectra, path: Path) -> Spectra:
         "fidelity_v2",
         "phot_bp_rp_excess_factor",
     ]
-    keep, counts = labels.training_cuts(survey.training_cuts, {n: table.column(n) for n in names}, path.name)
+    cuts = survey.training_cuts
+    for name, setting in RULES_OF_FIRST_RELEASE.items():
+        if table.instrument.release != DEFAULT_RELEASE.name and not np.isfinite(table.column(name)).any():
+            cuts = cuts.model_copy(update={setting: None})
+            what = f"{name}: {table.instrument.title} has none, not cut on"
+            table = table.replace(cuts=(*table.cuts, Cut(what, 0, len(table))))
+    keep, counts = labels.training_cuts(cuts, {n: table.column(n) for n in names}, path.name)
     table = table.take(keep)
     return Spectra(**{**vars(table), "cuts": (*table.cuts, *counts)})

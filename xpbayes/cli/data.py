@@ -1,4 +1,4 @@
-"""Verbs that bring stars in: demo, fetch, prepare, simulate."""
+"""Verbs that bring stars in: demo, doctor, fetch, prepare, simulate."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +20,14 @@ def demo(
     from xpbayes.runs.demo import demo as run
 
     print(run(out))
+
+
+@app.command()
+def doctor() -> None:
+    """Print versions, which data releases can be used, and what is missing for each."""
+    from xpbayes.runs.doctor import doctor as examine
+
+    print(examine())
 
 
 @fetch.command("apogee")

@@ -1,4 +1,4 @@
-"""Verbs that make or ask a model: train, card, confidence, uncertainty, predict."""
+"""Verbs that make or ask a model: train, card, confidence, uncertainty, transfer, predict."""
 
 import sys
 from pathlib import Path
@@ -106,6 +106,28 @@ def uncertainty(
     print_uncertainty(found)
     if figure is not None:
         print(write_figure(found, figure))
+
+
+@app.command()
+def transfer(
+    model: Annotated[Path, typer.Argument(help="Folder of the model.")],
+    pairs: Annotated[
+        list[Path], typer.Argument(help="Star tables of both releases, or folders of them: the same stars.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the model with its transfer; MODEL itself if none.")
+    ] = None,
+    crosswalk: Annotated[
+        Path | None, typer.Option(help="Table source_id, dr3_source_id; without one, ids are the same in both.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Learn how another data release's spectra differ, so that the model serves its stars until one is trained on them."""
+    from xpbayes.runs.transfer import transfer as learn
+
+    target = model if out is None else out
+    learn(model, pairs, target, crosswalk)
+    print(target)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

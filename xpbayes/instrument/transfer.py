@@ -27,7 +27,7 @@ ITERATIONS = 20
 SETTLED = 0.01
 """Changes of the ratio [sigma] and of the squared noise factor at which the fit ends."""
 OUTLIER = 3.0
-"""A pair whose mean squared residual exceeds the median so many times is a variable star, or not the same star."""
+"""A pair whose mean squared residual exceeds 1, and the median, so many times is a variable star, or not the same one."""
 FEWEST, MOST = 100, 4000
 """Pairs: fewer say nothing of 5 x 61 numbers, more add little and cost time."""
 BLOCK = 512
@@ -190,7 +190,7 @@ def learn_transfer(
     pairs = _Pairs(_terms(x), target_stars[0][chosen], target_stars[1][chosen], flux[chosen], source_stars[1][chosen])
     ratio, noise2, _ = _fit(pairs, ITERATIONS // 2)
     chi2 = _residuals(pairs, ratio, noise2)[2]
-    kept = chi2 < OUTLIER * np.median(chi2)
+    kept = chi2 < OUTLIER * max(float(np.median(chi2)), float(flux.shape[1]))
     ratio, noise2, covariance = _fit(pairs.take(kept), ITERATIONS, ratio, noise2)
     reach = np.stack([x[kept].min(axis=0), x[kept].max(axis=0)])
     n_kept = int(kept.sum())

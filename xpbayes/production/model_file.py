@@ -25,11 +25,13 @@ from xpbayes.files import file_checksum, load_arrays, save_arrays
 from xpbayes.inference.recalibration import CASES, Calibration, KindCalibration, of_labels_only
 from xpbayes.inference.support import LabelSupport
 from xpbayes.instrument.instrument import DEFAULT_ID, InstrumentId
+from xpbayes.instrument.transfer import Transfer
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.model_error import ModelError
 from xpbayes.models.prior import LabelPrior
 from xpbayes.models.reliability import ConfidenceNets, feature_names
 from xpbayes.models.star_model import StarModel
+from xpbayes.production.transfer_file import TRANSFER, TransferEntry, load_transfer, save_transfer
 
 CARD_VERSION = 1
 ARRAYS, CARD = "model.safetensors", "card.json"
@@ -70,6 +72,7 @@ class _Header:
     arrays_checksum: str
     instrument: InstrumentId = DEFAULT_ID
     confidence: _Confidence | None = None
+    transfer: TransferEntry | None = None
     split: _Split | None = None
     settings: dict[str, Any] | None = None
     n_training: int | None = None
@@ -102,6 +105,7 @@ class TrainedModel:
         confidence: classifiers of the estimates' reliability; None until `runs.confidence` has trained them.
         support: where in label space the model was trained; None in models of version 0.1.
         calibration: of posteriors, on stars kept aside; None if none were.
+        transfer: to the model's instrument from another release's; None until `runs.transfer` has learned one.
     """
 
     star_model: StarModel
@@ -111,6 +115,7 @@ class TrainedModel:
     confidence: ConfidenceNets | None = None
     support: LabelSupport | None = None
     calibration: Calibration | None = None
+    transfer: Transfer | None = None
 
     @property
     def instrument(self) -> InstrumentId:
@@ -174,9 +179,14 @@ def save_model(model: TrainedModel, folder: str | os.PathLike[str]) -> Path:
         card.pop("confidence", None)
     else:
         card["confidence"] = {**card["confidence"], "arrays_checksum": _save_confidence(model.confidence, folder)}
+    card.pop("transfer", None)
+    if model.transfer is not None:
+        card["transfer"] = {**(model.card.get("transfer") or {}), **save_transfer(model.transfer, folder)}
     write_json(card, folder / CARD)
     if model.confidence is None:
         (folder / CONFIDENCE).unlink(missing_ok=True)  # of a model that this one replaces
+    if model.transfer is None:
+        (folder / TRANSFER).unlink(missing_ok=True)
     return folder
 
 
@@ -366,4 +376,5 @@ def load_model(folder: str | os.PathLike[str]) -> TrainedModel:
         confidence=_load_confidence(folder, about.confidence, feature_names(labels, channels.names))
         if about.confidence is not None
         else None,
+        transfer=None if about.transfer is None else load_transfer(folder, about.transfer),
     )

@@ -62,6 +62,7 @@ def confidence(
     rows, about = read_catalogue(catalogue)
     table, source = read_stars(stars)
     require_same_stars(about, table.instrument, str(catalogue), str(source["path"]))
+    instrument = table.instrument
     table = stars_for(trained, table, str(source["path"]))
     fits = held_out_fits(trained, rows, about, table, str(catalogue))
     split = {"by": "source_id hash", "fraction": config.validation_fraction, "seed": trained.card["split"]["seed"] + 1}
@@ -75,6 +76,7 @@ def confidence(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "catalogue": {k: about.get(k) for k in ("created", "input", "selection", "settings", "n_with_parallax")},
         "stars": source,
+        "instrument": instrument.to_json(),
         "features": list(names),
         "split": split,
         "n_failed_basic_cut": fits.n_failed_basic_cut,

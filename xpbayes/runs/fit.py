@@ -52,9 +52,9 @@ def fit(
     trained = load_if_path(model)
     check_writable(out, model, stars, files=(NUMBERS,))
     table, where = find_stars(stars, list(dict.fromkeys(source_ids)))
-    table = stars_for(trained, table, where)
+    given, table = table, stars_for(trained, table, where)
     factor = model_factor(model, trained) if config.model_uncertainty else None
-    rows, _ = solve_stars(trained, factor, table, config)
+    rows, _ = solve_stars(trained, factor, given, config)
     usable = table.take(np.flatnonzero(table.problems() == OK))
     log.info(f"looking for other optima of {len(usable)} stars")
     modes = _modes(trained, usable.stars(trained.labels), config) if len(usable) else []

@@ -24,7 +24,7 @@ from xpbayes.identity import Stream, seeds_from_id
 from xpbayes.inference.fit import fit_stars
 from xpbayes.inference.scatter import loosened, scatter_of, settled
 from xpbayes.instrument.instrument import InstrumentId
-from xpbayes.production.meeting import stars_for
+from xpbayes.production.meeting import stars_for, warn_of_transfer
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.production.table import catalogue_rows, describe, to_arrow, write_catalogue
 from xpbayes.runs.inputs import (
@@ -89,7 +89,9 @@ def infer(
         chosen = choose_stars(trained, table, only)
         if not len(chosen):
             continue
-        instrument = instrument or chosen.instrument
+        if instrument is None:
+            instrument = chosen.instrument
+            warn_of_transfer(trained, instrument, str(source["path"]))
         instrument.require_same(chosen.instrument, "what came before", str(source["path"]))
         part, unusable = solve_stars(trained, factor, chosen, config, where=str(source["path"]))
         n_unusable += unusable
@@ -149,7 +151,7 @@ def solve_stars(
         InputError: the model cannot take them.
     """
     release = table.instrument.release
-    table = stars_for(trained, table, where)
+    table = stars_for(trained, table, where, quiet=True)
     status = table.problems() if status is None else status
     usable = table.take(np.flatnonzero(status == OK))
     for reason, count in sorted(Counter(status.tolist()).items()):
@@ -260,6 +262,8 @@ def about_model(
         instrument: of the stars; the model's if None.
     """
     model = {k: trained.card.get(k) for k in ("created", "arrays_checksum", "n_training", "split")}
+    if trained.transfer is not None and trained.transfer.source == instrument:
+        model["transfer_checksum"] = trained.card["transfer"].get("arrays_checksum")
     if trained.confidence is not None:
         model["confidence_checksum"] = trained.card["confidence"].get("arrays_checksum")
     if factor is not None:

@@ -21,7 +21,7 @@ from xpbayes.production import engine as engines
 from xpbayes.production import kept, parts
 from xpbayes.production import manifest as manifests
 from xpbayes.production.inputs import Layout, Task, lay_out, read_task
-from xpbayes.production.meeting import require_fitting
+from xpbayes.production.meeting import require_fitting, warn_of_transfer
 from xpbayes.production.model_file import TrainedModel, load_model
 from xpbayes.production.parts import PartDraft, PartRecord, clean, read_record, read_records
 from xpbayes.production.prefetch import prefetched
@@ -99,7 +99,8 @@ def infer_parts(  # noqa: PLR0913 - what the verb of the command line can say
     trained = load_model(model)
     factor = model_factor(model, trained) if config.model_uncertainty else None
     layout = lay_out([inputs] if isinstance(inputs, str | Path) else inputs, trained.channels, stars_per_part)
-    require_fitting(trained, trained.channels, layout.instrument, str(layout.files[0].name))
+    require_fitting(trained, trained.channels, layout.instrument, layout.files[0].name)
+    warn_of_transfer(trained, layout.instrument, layout.files[0].name)
     settings = config.model_dump(mode="json")
     about = {**about_model(trained, factor, layout.instrument), "settings": settings, "selection": only}
     identity = manifests.make_identity(layout, model, about, settings, versions())

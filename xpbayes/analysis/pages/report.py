@@ -8,7 +8,7 @@ In: model, catalogue, star table, and source_ids of stars that get a section of 
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from xpbayes.data.join import rows_of
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.errors import InputError
 from xpbayes.identity import Side, Split
-from xpbayes.production.meeting import require_fitting, require_same_stars
+from xpbayes.production.meeting import require_fitting, require_same_stars, stars_for
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.production.reader import open_catalogue
 from xpbayes.production.table import list_column, read_catalogue, text_column
@@ -111,6 +111,8 @@ def write_report(
     require_model(on_disk.about, model, str(catalogue_path))
     require_fitting(model, star_files.channels, star_files.instrument, "the star table")
     require_same_stars(on_disk.about, star_files.instrument, str(catalogue_path), "the star table")
+    star_files = replace(star_files, transfer=model.transfer)
+    stars = stars_for(model, stars, "the star table")
     catalogue, about = read_catalogue(catalogue_path)
     run = Reported(model, catalogue, about, stars)
     chains = read_draws(draws, model) if draws is not None else {}
