@@ -236,8 +236,7 @@ def choose_optima(solution: Solution, hessian: Callable[[Array], Array]) -> Opti
     winner = np.argmin(value, axis=1)
     best = Solution(*(leaf[np.arange(n), winner] for leaf in solution))
     metric = 0.5 * np.asarray(hessian(jnp.asarray(best.theta_log)), np.float64)
-    lowest = value[np.arange(n), winner][:, None]
-    delta = value - np.where(np.isfinite(lowest), lowest, 0.0)  # a star without any solution has none within reach
+    delta = value - value[np.arange(n), winner][:, None]
     usable = np.asarray(solution.converged) & (delta < COMPETES)
     n_modes = np.ones(n, np.int32)
     runner_up, runner_delta = np.array(best.theta_log), np.full(n, np.inf, np.float32)
