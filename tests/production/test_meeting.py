@@ -190,7 +190,7 @@ def test_a_transfer_is_kept_with_the_model(trained, tmp_path):
 
 
 @pytest.mark.skipif(not DR4_LIKE.is_dir(), reason="the records of the next release are not beside the project")
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # by made-up bases a third of these are no spectra
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # by made-up bases a third of these are no spectra
 def test_records_of_the_next_release_are_inferred_by_a_model_of_its_instrument(trained, tmp_path):
     with registered(stub()) as instrument:
         spectra = xpbayes.Spectra.read(DR4_LIKE / "sources.avro")
@@ -199,7 +199,9 @@ def test_records_of_the_next_release_are_inferred_by_a_model_of_its_instrument(t
     table = write_star_table(spectra.on(trained.channels), tmp_path / "stars.parquet")
     assert pq.read_schema(table).metadata
     rows = infer(model_of(trained, instrument.about), table, config=QUICK)
-    assert set(rows["release"].to_pylist()) == {"dr4"} and rows["status"].to_pylist().count("ok") >= 25
+    assert (
+        set(rows["release"].to_pylist()) == {"dr4"} and len(rows) == 30 and rows["status"].to_pylist().count("ok") >= 20
+    )
     with pytest.raises(InputError, match="is of Gaia DR4 and the model of Gaia DR3"):
         infer(trained, table, config=QUICK)
 
