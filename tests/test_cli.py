@@ -1,5 +1,8 @@
 """The command line as a user meets it: every mistake one sentence on standard error and exit status 2."""
 
+import errno
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +67,18 @@ def test_a_mistake_ends_the_process_with_status_2_and_one_sentence(tmp_path):
     result = started("card", tmp_path)
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.startswith("xpbayes: ") and len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_output_that_cannot_be_written_is_one_sentence():
+    command = [sys.executable, "-m", "xpbayes", "--version"]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 2
+    said = f"xpbayes: standard output: cannot be read or written ({os.strerror(errno.ENOSPC)})\n"
+    assert result.stderr == said
+    closed = subprocess.run(["sh", "-c", f"{shlex.join(command)} >&-"], capture_output=True, text=True, check=False)
+    assert closed.returncode == 0 and closed.stderr == ""
 
 
 def test_help_imports_nothing_heavy():

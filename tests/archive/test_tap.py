@@ -58,6 +58,9 @@ UWS = (
 )
 
 
+PAGE = b"\n<!DOCTYPE html><html><head><title>Log\n in</title></head><body>please</body></html>"
+
+
 class Archive(ThreadingHTTPServer):
     """What the client meets. `troubles` is a list of what goes wrong next: 'busy', 'cut', 'abort', 'refuse'."""
 
@@ -116,6 +119,10 @@ class Handler(BaseHTTPRequestHandler):
             return self.datalink(form)
         if self.trouble("busy"):
             return self.reply(503, b"busy", "text/plain")
+        if self.trouble("page"):
+            return self.reply(200, PAGE, "text/html; charset=utf-8")
+        if self.trouble("page without a type"):
+            return self.reply(401, PAGE)
         if path == "/tap/async":
             job = str(len(self.server.jobs))
             first, last = map(int, re.search(r"BETWEEN (\d+) AND (\d+)", form["QUERY"]).groups())
@@ -135,7 +142,13 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         parts = urlsplit(self.path).path.split("/")
         job = self.server.jobs[parts[3]]
+        if self.trouble("page for a job"):
+            return self.reply(200, PAGE)
+        if self.trouble("other xml"):
+            return self.reply(200, b"<a><b/></a>")
         if "results" in parts:
+            if self.trouble("page for a table"):
+                return self.reply(200, PAGE, "text/html")
             body = votable(*job["range"], job["limit"])
             if self.trouble("cut"):
                 self.reply(200, body[: len(body) // 2], length=len(body))
@@ -277,6 +290,20 @@ def test_a_refused_query_is_said_in_one_sentence(archive, tmp_path):
         fetch(archive, tmp_path)
 
 
+@pytest.mark.parametrize("trouble", ["page", "page without a type", "page for a job", "page for a table"])
+def test_a_web_page_in_the_place_of_an_answer_ends_at_once(archive, tmp_path, trouble, said):
+    archive.troubles = [trouble]
+    with pytest.raises(InputError, match=r"^[^\n]*answers with a web page \('Log in'\), not with data[^\n]*$"):
+        fetch(archive, tmp_path)
+    assert not any("trying again" in line for line in said)
+    assert ids_of(fetch(archive, tmp_path)) == STARS.tolist()
+
+
+def test_a_job_that_is_none_is_asked_for_again(archive, tmp_path):
+    archive.troubles = ["other xml"]
+    assert ids_of(fetch(archive, tmp_path)) == STARS.tolist()
+
+
 def test_a_folder_of_other_queries_is_left_alone(archive, tmp_path):
     fetch(archive, tmp_path)
     text = (tmp_path / "fetch.json").read_text()
@@ -302,7 +329,7 @@ def test_spectra_arrive_as_csv_that_the_xp_door_reads(archive, tmp_path):
     assert read == [2, 4, 6, 8]
 
 
-@pytest.mark.parametrize("trouble", ["busy", "cut", "garbage"])
+@pytest.mark.parametrize("trouble", ["busy", "cut"])
 def test_a_failed_download_is_repeated_and_finished_ones_are_kept(archive, tmp_path, trouble):
     options = {"url": f"{archive.url}/data", "per_request": 2, "patience": QUICK}
     archive.troubles = [trouble]
@@ -310,6 +337,13 @@ def test_a_failed_download_is_repeated_and_finished_ones_are_kept(archive, tmp_p
     assert len(files) == 2 and len(archive.spectra) == 3
     archive.spectra.clear()
     assert fetch_spectra([2, 4, 6], tmp_path, **options) == files and archive.spectra == []
+
+
+def test_a_web_page_in_the_place_of_spectra_ends_at_once(archive, tmp_path):
+    archive.troubles = ["garbage"]
+    with pytest.raises(InputError, match="answers with a web page, not with data"):
+        fetch_spectra([2], tmp_path, url=f"{archive.url}/data", patience=QUICK)
+    assert len(archive.spectra) == 1
 
 
 def test_stars_without_spectra_have_no_file_and_wrong_requests_are_refused(archive, tmp_path):

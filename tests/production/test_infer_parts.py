@@ -23,6 +23,7 @@ import xpbayes
 from tests.command_line import refused
 from tests.command_line import run as run_command
 from tests.conftest import QUICK, inference_toml, with_columns
+from tests.listening import heard
 from xpbayes.data.rejected import read_quarantine
 from xpbayes.data.spectra_file import write_star_table
 from xpbayes.errors import InputError
@@ -368,22 +369,38 @@ class TestSurvey:
         bulk.unlink()
         for number, rows in enumerate((data[:60], data[60:])):
             (folder / "xp" / f"Xp_{number}.csv.gz").write_bytes(gzip.compress(b"".join([*head, *rows])))
+        gaia = folder / "gaia_source.csv.gz"
+        last = gzip.decompress(gaia.read_bytes()).splitlines()[-1]
+        gaia.write_bytes(gaia.read_bytes() + gzip.compress(b"0," + last.partition(b",")[2] + b"\n"))
         return folder / "survey.toml"
 
     @pytest.fixture(scope="class")
-    def catalogue(self, survey, model_folder, tmp_path_factory):
+    def said(self):
+        return []
+
+    @pytest.fixture(scope="class")
+    def catalogue(self, survey, model_folder, tmp_path_factory, said):
         out = tmp_path_factory.mktemp("parts") / "c"
         config = QUICK.model_copy(update={"use_parallax": True})
-        return infer_parts(model_folder, survey, out, config, processes=1)
+        with heard(said.append):
+            return infer_parts(model_folder, survey, out, config, processes=1)
 
     def test_every_row_is_accounted_for(self, catalogue):
         manifest = json.loads((catalogue / "manifest.json").read_text())
         total = manifest["totals"]
         assert (total["rows_read"], total["rows_written"], total["rows_quarantined"]) == (90, 89, 1)
-        (bad,) = read_quarantine(catalogue / "quarantine.csv")
-        assert (bad.file, bad.row) == ("Xp_0.csv.gz", 4)
-        assert sorted(manifest["quarantined_by_reason"].values()) == [1]
+        assert total["companion_rows_quarantined"] == 1
+        of_gaia, bad = read_quarantine(catalogue / "quarantine.csv")
+        assert (bad.file, bad.row) == ("Xp_0.csv.gz", 4) and (of_gaia.file, of_gaia.row) == ("gaia_source.csv.gz", 91)
+        assert sorted(manifest["quarantined_by_reason"].values()) == [1, 1]
         verify(catalogue)
+
+    def test_the_last_line_tells_of_every_companion(self, catalogue, said):
+        notes = json.loads((catalogue / "manifest.json").read_text())["notes"]
+        assert said[-1] == "; ".join(notes)
+        gaia, two_mass = notes
+        assert gaia == "Gaia source table 90 of 91 rows used, 1 quarantined"
+        assert two_mass.startswith("2MASS ") and two_mass.endswith(" rows used, 0 quarantined")
 
     def test_companions_are_joined(self, catalogue, survey):
         """Parallax, bands and positions come from files that are read in pieces: as `infer` does at once."""

@@ -9,7 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.production.test_export import made_up
+from xpbayes.archive.stream import idle_companions
 from xpbayes.data.rejected import Rejected, write_quarantine
+from xpbayes.data.spectra import Cut
 from xpbayes.errors import InputError
 from xpbayes.instrument.instrument import DEFAULT_ID
 from xpbayes.production.manifest import MANIFEST, QUARANTINE, totals
@@ -160,6 +162,17 @@ def test_a_damaged_manifest_is_one_sentence(tmp_path):
     (tmp_path / MANIFEST).write_text('{"version": 1')
     with pytest.raises(InputError, match="is damaged"):
         verify_catalogue(tmp_path)
+
+
+def test_a_record_adds_up_what_companions_gave(tmp_path):
+    table = to_arrow(plausible(N, 1), 3)
+    draft = PartDraft(0, 0)
+    for _ in range(2):
+        draft.add(N, 0, 0, table, (), [Cut("rows read", 0, N), Cut("in 2MASS", 0, 0)])
+    source = tmp_path / "input.txt"
+    source.write_text("input")
+    record = draft.record(OpenedInput.at(source), last=True)
+    assert idle_companions(record.cuts) == [f"none of the {2 * N} stars is in 2MASS"]
 
 
 def test_rows_that_were_lost_are_never_written(tmp_path):

@@ -37,6 +37,8 @@ MAX_ROWS = 3_000_000
 """Most rows that an anonymous asynchronous job returns."""
 SPECTRA_PER_REQUEST = 2000
 """The archive's limit on identifiers per DataLink request is 5,000; smaller requests lose less when they fail."""
+HEAD = 4096
+"""Bytes of an answer that tell a web page."""
 RECORD = "fetch.json"
 VERSION = 1
 """Of that file."""
@@ -277,7 +279,9 @@ def _run(query: Query, url: str, max_rows: int, patience: Patience) -> Any:
         ) from error
     except (DALServiceError, DALFormatError, requests.RequestException, HTTPError, OSError) as error:
         raise _RetryError(_first_line(error)) from error
-    except (ValueError, IndexError, KeyError) as error:  # what a cut VOTable makes of astropy's parser
+    except (InputError, _RetryError, _TooManyRowsError):
+        raise
+    except Exception as error:  # what a cut answer makes of pyvo's and astropy's parsers
         raise _RetryError(f"the answer is not a complete VOTable: {_first_line(error)}") from error
     finally:
         if job is not None:
@@ -328,15 +332,40 @@ def _forget(job: Any) -> None:
 
 
 def _session(patience: Patience) -> Any:
-    """A session whose every request has a time limit, which pyvo does not set."""
+    """A session whose every request has a time limit, which pyvo does not set, and which a web page ends at once."""
     import requests
 
     class Limited(requests.Session):
         def request(self, *args: Any, **kwargs: Any) -> Any:
             kwargs.setdefault("timeout", patience.timeout_s)
-            return super().request(*args, **kwargs)
+            answer = super().request(*args, **kwargs)
+            _refuse_web_page(answer, bool(kwargs.get("stream")))
+            return answer
 
     return Limited()
+
+
+def _refuse_web_page(answer: Any, is_stream: bool) -> None:
+    """Raise InputError for a login or error page in the place of an answer; a busy server's may be tried again."""
+    if answer.status_code == 429 or answer.status_code >= 500:
+        return
+    head = _head(answer.raw) if is_stream else answer.content[:HEAD]
+    begins = head.lstrip().lower().startswith((b"<!doctype html", b"<html"))
+    if begins or "text/html" in answer.headers.get("Content-Type", "").lower():
+        title = re.search(r"<title[^>]*>(.*?)</title", head.decode("utf-8", "replace"), re.DOTALL | re.IGNORECASE)
+        name = f" ('{' '.join(title[1].split())[:80]}')" if title else ""
+        raise InputError(
+            f"{answer.url}: answers with a web page{name}, not with data; check the address, a login that the network asks "
+            f"for, or the archive's status"
+        )
+
+
+def _head(raw: Any) -> bytes:
+    """The first bytes of an answer that is still to be read."""
+    head: bytes = raw.read(HEAD, decode_content=True)
+    first, rest = [head], raw.read
+    raw.read = lambda *size, **how: first.pop() if first else rest(*size, **how)
+    return head
 
 
 class _UnknownStructureError(Exception):

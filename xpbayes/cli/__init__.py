@@ -1,5 +1,6 @@
 """The command line: parse, call one function of `runs`, print. No mathematics here, no heavy import at the top."""
 
+import errno
 import os
 import signal
 import sys
@@ -42,9 +43,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     try:
-        app(arguments)
+        try:
+            app(arguments)
+        finally:
+            if sys.stdout is not None:  # it is closed
+                sys.stdout.flush()  # here a full disk can still be said in words
     except InputError as error:
         print(f"xpbayes: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # files are read and written in words of their own; what is left is the output itself
+        if sys.stdout is sys.__stdout__:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python tries once more on its way out
+        if error.errno == errno.EPIPE:
+            sys.exit(1)  # nobody reads on: not worth a word
+        where = error.filename or "standard output"
+        print(f"xpbayes: {where}: cannot be read or written ({error.strerror or error})", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("xpbayes: interrupted; nothing half-written is left under a final name", file=sys.stderr)

@@ -24,7 +24,7 @@ from xpbayes.archive.xp import instrument_of_file
 from xpbayes.channels import Channels
 from xpbayes.data.parquet import read_parquet
 from xpbayes.data.rejected import Rejected
-from xpbayes.data.spectra import Spectra
+from xpbayes.data.spectra import Cut, Spectra
 from xpbayes.data.spectra_file import read_header, read_star_table_rows
 from xpbayes.errors import InputError
 from xpbayes.files import file_checksum, has_gone, refuse_repeated
@@ -103,6 +103,7 @@ class Batch:
         ends_part: no further batch belongs to this part.
         ends_task: nor to this task.
         n_uncorrected: stars with a parallax whose zero point was asked for and is not known.
+        cuts: of spectra, what companion tables gave to the stars.
     """
 
     block: int
@@ -112,6 +113,7 @@ class Batch:
     ends_part: bool
     ends_task: bool
     n_uncorrected: int = 0
+    cuts: tuple[Cut, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -282,7 +284,7 @@ def _read_spectra(layout: Layout, task: Task, companions: Sequence[Companions]) 
         after = next(parts, None)  # only what follows tells whether this was the last
         full = n_stars + settings.stars_per_file > layout.stars_per_part
         last = after is None
-        yield Batch(block, part.table, part.rejected, part.n_read, full or last, last, part.n_uncorrected)
+        yield Batch(block, part.table, part.rejected, part.n_read, full or last, last, part.n_uncorrected, part.table.cuts)
         if full:
             block, n_stars = block + 1, 0
         part = after

@@ -140,10 +140,10 @@ def kept_tables(folder: Path, layout: Layout) -> list[Companions]:
     return out
 
 
-def kept_checksums(folder: Path, layout: Layout) -> list[str]:
-    """SHA-256 of every companion file, in the layout's order."""
-    surveys = range(len(layout.surveys))
-    return [c for i in surveys for c in _kept(folder, i, layout.companions_of(i)).checksums]
+def kept_about(folder: Path, layout: Layout) -> tuple[list[str], list[str]]:
+    """SHA-256 of every companion file, in the layout's order, and what became of the rows of each table, in words."""
+    kept = [_kept(folder, i, layout.companions_of(i)) for i in range(len(layout.surveys))]
+    return [c for one in kept for c in one.checksums], [line for one in kept for line in one.summary]
 
 
 def _tables_folder(folder: Path, survey: int) -> Path:
@@ -191,7 +191,7 @@ def _save(table: Table | SortedRuns, kind: str, folder: Path) -> _KeptTable:
 
 
 def _load(about: _KeptTable, folder: Path) -> Table | SortedRuns:
-    if about.rows:
+    if not about.runs:
         rows = read_parquet(folder / about.rows, about.columns, AGAIN)
         return Table(_columns(rows), (), about.n_read, about.missing)
     runs = tuple(_run(folder / name) for name in about.runs)

@@ -21,6 +21,7 @@ from pydantic import BaseModel, Field, StrictBool, StrictInt
 from xpbayes.data.json_file import checked, read_json, write_json
 from xpbayes.data.parquet import file_metadata, require_kind
 from xpbayes.data.rejected import Rejected, write_quarantine
+from xpbayes.data.spectra import add_up_cuts
 from xpbayes.errors import InputError
 from xpbayes.files import file_checksum, locked
 from xpbayes.instrument.instrument import InstrumentId
@@ -104,6 +105,7 @@ class _Complete(_Begun):
     parts: list[_Published]
     inputs: list[_Input] = []
     companions: list[_Input] = []
+    notes: list[str] = []
 
 
 def catalogue_metadata(path: str | Path) -> dict[str, Any]:
@@ -335,7 +337,7 @@ def complete(
     model: Path,
     manifest: dict[str, Any],
     rejected: Sequence[Rejected],
-    tables: Callable[[], list[str]],
+    tables: Callable[[], tuple[list[str], list[str]]],
 ) -> dict[str, Any] | None:
     """Gather the records into the manifest, if all are there.
 
@@ -345,7 +347,7 @@ def complete(
         model: folder of the model.
         manifest: as it was begun.
         rejected: rows of companion tables that could not be used.
-        tables: returns SHA-256 of every companion file, in the layout's order.
+        tables: returns SHA-256 of every companion file, in the layout's order, and what became of their rows.
 
     Returns:
         the complete manifest; None if parts are missing.
@@ -354,6 +356,8 @@ def complete(
         InputError: the disk is full; an input or the model is not what the parts were made with.
         RuntimeError: rows were lost.
     """
+    from xpbayes.archive.stream import idle_companions
+
     records = read_records(folder)
     if unfinished_files(layout, records):
         now = read_manifest(folder)  # another shard may have gathered them a moment ago
@@ -366,15 +370,19 @@ def complete(
         n_read = sum(r.n_read for r in records if r.file == i)
         if file.n_rows is not None and n_read != file.n_rows:
             raise RuntimeError(f"{file.name}: {file.n_rows} rows, of which {n_read} were read")
+    companion_checksums, summary = tables()
     quarantined = [*rejected, *(q for r in records for q in r.quarantined)]
     checksums = {r.file: r.input_checksum for r in records}
     done = {
         **manifest,
         "complete": True,
         "inputs": [{**f.identity(), "checksum": checksums[i]} for i, f in enumerate(layout.files)],
-        "companions": [{**f.identity(), "checksum": c} for f, c in zip(layout.companions, tables(), strict=True)],
+        "companions": [
+            {**f.identity(), "checksum": c} for f, c in zip(layout.companions, companion_checksums, strict=True)
+        ],
         "totals": totals(records, len(rejected)),
         "quarantined_by_reason": dict(sorted(Counter(r.reason for r in quarantined).items())),
+        "notes": [*summary, *idle_companions(add_up_cuts(c for r in records for c in r.cuts))],
         "parts": [_published(r) for r in records],
     }
     write_quarantine(quarantined, folder / QUARANTINE)
@@ -387,7 +395,7 @@ def complete(
 def _published(record: PartRecord) -> dict[str, Any]:
     """A part as the complete manifest lists it: without what only a resumed run needs."""
     raw = {"name": record.name if record.n_rows else None, **asdict(record), "n_quarantined": len(record.quarantined)}
-    return {k: v for k, v in raw.items() if k not in ("quarantined", "input_modified", "last")}
+    return {k: v for k, v in raw.items() if k not in ("quarantined", "cuts", "input_modified", "last")}
 
 
 def totals(records: Iterable[PartRecord], companion_rows: int = 0) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from xpbayes.data.json_file import read_json, write_json
 from xpbayes.data.parquet import encode_parquet
 from xpbayes.data.rejected import Rejected
+from xpbayes.data.spectra import Cut, add_up_cuts
 from xpbayes.errors import InputError
 from xpbayes.files import file_checksum, has_gone, remove_abandoned, whole_file
 
@@ -50,6 +51,7 @@ class PartRecord:
         input_modified: time of the input file's last change [ns]: while it is the same, nothing needs to be read again.
         quarantined: rows of the input that could not be used.
         n_uncorrected: stars with a parallax whose zero point was asked for and is not known.
+        cuts: of spectra, how many stars the companion tables gave something to.
     """
 
     file: int
@@ -68,6 +70,7 @@ class PartRecord:
     input_modified: int
     quarantined: tuple[Rejected, ...] = field(default=())
     n_uncorrected: int = 0
+    cuts: tuple[Cut, ...] = field(default=())
 
     @property
     def name(self) -> str:
@@ -94,6 +97,7 @@ class PartDraft:
         self._status: Counter[str] = Counter()
         self._first, self._last = 0, -1
         self._quarantined: list[Rejected] = []
+        self._cuts: tuple[Cut, ...] = ()
 
     def add(
         self,
@@ -103,6 +107,7 @@ class PartDraft:
         rows: pa.Table,
         rejected: Iterable[Rejected],
         n_uncorrected: int = 0,
+        cuts: Iterable[Cut] = (),
     ) -> None:
         """Count one piece.
 
@@ -113,12 +118,14 @@ class PartDraft:
             rows: the catalogue rows.
             rejected: rows that could not be used.
             n_uncorrected: stars whose parallax was to be corrected and was not.
+            cuts: what companion tables gave to the stars.
         """
         self._n_read += n_read
         self._n_not_selected += n_not_selected
         self._n_with_parallax += n_with_parallax
         self._n_uncorrected += n_uncorrected
         self._quarantined += rejected
+        self._cuts = add_up_cuts([*self._cuts, *cuts])
         if rows.num_rows:
             self._status.update(rows["status"].cast(pa.string()).to_pylist())
             ids = rows["source_id"].to_numpy()
@@ -154,6 +161,7 @@ class PartDraft:
             input_modified=source.modified,
             quarantined=tuple(self._quarantined),
             n_uncorrected=self._n_uncorrected,
+            cuts=self._cuts,
         )
 
 

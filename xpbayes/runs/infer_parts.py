@@ -133,7 +133,7 @@ def infer_parts(  # noqa: PLR0913 - what the verb of the command line can say
         for task, made in run(partial(infer_task, job), left) if left else ():
             progress.add(made, task.weight)
 
-        tables = partial(kept.kept_checksums, folder, layout)
+        tables = partial(kept.kept_about, folder, layout)
         finished = manifests.complete(folder, layout, model, manifest, rejected, tables)
     if finished is None:
         log.info(f"this job's {len(mine)} tasks are done; other jobs' are not, and the last of them completes {folder}")
@@ -145,6 +145,8 @@ def infer_parts(  # noqa: PLR0913 - what the verb of the command line can say
         + "".join(f"; {line}" for line in uncorrected_parallaxes(total["n_uncorrected"]))
     )
     check_repeated(folder, finished)
+    if finished.get("notes"):
+        log.info("; ".join(finished["notes"]))
     if not total["status"].get(OK):
         raise InputError(
             f"{folder}: none of its {total['rows_read']} rows has a solution; see {manifests.MANIFEST} for the reasons"
@@ -208,7 +210,7 @@ def infer_task(job: _Job, task: Task) -> list[PartRecord]:
                 part = solve_batch(trained, factor, chosen, job.config)
                 measured = int(chosen.is_measured("parallax").sum()) if job.config.use_parallax else 0
                 draft.add(
-                    batch.n_read, len(batch.table) - len(chosen), measured, part, batch.rejected, batch.n_uncorrected
+                    batch.n_read, len(batch.table) - len(chosen), measured, part, batch.rejected, batch.n_uncorrected, batch.cuts
                 )
                 rows.append(part)
                 engines.give_memory_back()  # what one batch leaves scattered would come on top of the next one's needs

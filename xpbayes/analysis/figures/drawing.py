@@ -3,6 +3,7 @@
 House style: one sans-serif face, no chart junk, colours that survive colour-blindness and grey-scale print.
 """
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +46,10 @@ def save_figure(figure: "Figure", path: Path, dpi: float) -> Path:
     """
     if path.suffix.lower() not in FIGURE_SUFFIXES:
         raise InputError(f"{path}: a figure's name ends in .png, .pdf or .svg")
+    drawn = io.BytesIO()  # matplotlib's own writers fail in their own ways on a full disk
+    figure.savefig(drawn, format=path.suffix[1:].lower(), dpi=dpi)
     with whole_file(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=dpi)
+        temporary.write_bytes(drawn.getvalue())
     return path
 
 

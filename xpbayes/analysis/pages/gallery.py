@@ -30,6 +30,7 @@ from xpbayes.analysis.figures import (
     sky_dust,
     sky_residuals,
 )
+from xpbayes.analysis.figures.drawing import save_figure
 from xpbayes.analysis.pages.page import DPI, Aside, Page, Picture, Points, Section, as_png, parallax_sentence
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, Gatherer, NotDrawnError, NumberTable, Product, Task
@@ -205,8 +206,7 @@ def write_product(outcome: Outcome, out: Path) -> list[str]:
     product.figure.set_layout_engine("none")  # the layout is found: to find it again takes as long as to draw
     with whole_file(out / names[0]) as temporary:
         temporary.write_bytes(png)
-    with whole_file(out / names[1]) as temporary:
-        product.figure.savefig(temporary, dpi=DPI, format="pdf")
+    save_figure(product.figure, out / names[1], DPI)
     for name, table in zip(names[2:], product.tables.values(), strict=True):
         _write_numbers(table, out / name, analysis, product.caption)
     return names
