@@ -91,6 +91,11 @@ def test_the_scale_cancels(sample):
             "no channel was measured",
         ),
         (lambda t: t.columns["teff_error"].__setitem__(3, -0.1), "teff_error is not positive"),
+        (lambda t: t.flux.__setitem__((3, slice(0, 61)), 2.5), "flux is the same at all wavelengths"),
+        (
+            lambda t: t.flux.__setitem__((3, slice(0, 61)), np.linspace(2.5, 2.502, 61)),
+            "flux is the same at all wavelengths",
+        ),
     ],
 )
 def test_a_bad_star_has_a_reason(sample, spoil, reason):

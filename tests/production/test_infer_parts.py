@@ -217,6 +217,45 @@ class TestFaults:
             with pytest.raises(InputError, match=r"a.parquet: has gone since the run began; .* --resume"):
                 run(model_folder, copy, tmp_path / "c")
 
+    def test_a_model_that_is_replaced_during_the_run_is_noticed(self, model_folder, inputs, tmp_path):
+        model = tmp_path / "model"
+        shutil.copytree(model_folder, model)
+        solve = parts_run.solve_batch
+
+        def solve_and_replace(*arguments):
+            card = (model / "card.json").read_text()
+            (model / "card.json").write_text(card + "\n")
+            return solve(*arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(parts_run, "solve_batch", solve_and_replace)
+            with pytest.raises(InputError, match=r"card.json has changed since the run began"):
+                run(model, inputs, tmp_path / "c")
+        with pytest.raises(InputError, match="is not finished"):
+            verify(tmp_path / "c")
+        with pytest.raises(InputError, match="begun with another model"):
+            run(model, inputs, tmp_path / "c", resume=True)
+
+    def test_the_second_of_two_runs_at_once_is_refused(self, model_folder, inputs, undisturbed, tmp_path):
+        solve, refusals = parts_run.solve_batch, []
+
+        def solve_and_resume(*arguments):
+            with pytest.raises(InputError, match="another run is at work there; wait until it ends") as refused:
+                run(model_folder, inputs, tmp_path / "c", resume=True)
+            refusals.append(refused)
+            return solve(*arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(parts_run, "solve_batch", solve_and_resume)
+            run(model_folder, inputs, tmp_path / "c")
+        assert refusals and contents(tmp_path / "c") == contents(undisturbed)
+
+    @pytest.mark.parametrize("wrong", [{"processes": 0}, {"processes": -1}, {"stars_per_part": 0}, {"engine": "ray"}])
+    def test_an_impossible_number_leaves_nothing_behind(self, model_folder, inputs, tmp_path, wrong):
+        with pytest.raises(InputError, match="is not possible|is no engine"):
+            infer_parts(model_folder, inputs, tmp_path / "c", QUICK, **wrong)
+        assert not (tmp_path / "c").exists()
+
     def test_a_full_disk_is_one_sentence_and_can_be_gone_on_from(
         self, model_folder, inputs, undisturbed, tmp_path, monkeypatch
     ):

@@ -1,5 +1,7 @@
 """Catalogue rows: Table 2's columns, every flag bit, one row a star whatever happened to it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -10,6 +12,7 @@ from xpbayes.data.spectra import OK
 from xpbayes.errors import InputError
 from xpbayes.inference.linear_algebra import from_upper_triangle
 from xpbayes.production.table import list_column, quality_flags, read_catalogue, write_catalogue
+from xpbayes.runs import infer as infer_run
 from xpbayes.runs.infer import infer
 from xpbayes.schema import QualityFlag, catalogue_columns
 
@@ -27,8 +30,6 @@ def table(sample):
     weights, bands = part.xp_whitening.copy(), part.band_inverse_error.copy()
     weights[8], bands[8] = 0, 0
     bands[9, 0] = -1
-    from dataclasses import replace
-
     return replace(part, flux=flux, xp_whitening=weights, band_inverse_error=bands)
 
 
@@ -55,6 +56,38 @@ def test_a_bad_star_has_a_row_with_a_reason(catalogue):
     assert np.isnan(list_column(catalogue, "stellar_params_est")[7:10]).all()
     assert all(f & QualityFlag.POOR_FIT for f in catalogue["quality_flags"].to_pylist()[7:10])
     assert catalogue["chi2_opt"].to_pylist()[7] is None
+
+
+def test_a_star_without_a_solution_has_null_parameters(trained, table, monkeypatch):
+    fit = infer_run.fit_stars
+
+    def fail_for_two(*arguments, **options):
+        found = fit(*arguments, **options)
+        covariance, estimate = np.array(found.covariance), np.array(found.estimate)
+        covariance[2], estimate[4, 0] = np.nan, np.inf
+        return replace(found, covariance=covariance, estimate=estimate)
+
+    monkeypatch.setattr(infer_run, "fit_stars", fail_for_two)
+    few = table.take(np.arange(7))
+    catalogue = infer(trained, few, config=SIMPLE)
+    lost = [2, 4]
+    assert [catalogue["status"][i].as_py() for i in lost] == ["solver met a non-finite value"] * 2
+    for field in catalogue.schema:
+        if pa.types.is_fixed_size_list(field.type) and pa.types.is_floating(field.type.value_type):
+            assert np.isnan(list_column(catalogue, field.name)[lost]).all(), field.name
+    for name in (
+        "chi2_opt",
+        "ln_prior",
+        "k_hat",
+        "runner_up_delta",
+        "extrapolation",
+        "n_effective",
+    ):
+        assert all(np.isnan(np.asarray(catalogue[name].to_numpy(zero_copy_only=False), float)[lost])), name
+    assert all(catalogue["quality_flags"][i].as_py() & QualityFlag.POOR_FIT for i in lost)
+    assert [catalogue["method"][i].as_py() for i in lost] == ["none"] * 2
+    assert_array_equal(catalogue["gdr3_source_id"].to_numpy(), few.source_id)
+    assert np.isfinite(list_column(catalogue, "stellar_params_est")[[0, 1, 3, 5, 6]]).all()
 
 
 def test_errors_belong_to_covariances_and_covariances_to_fisher_matrices(catalogue):

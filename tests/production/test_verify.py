@@ -168,7 +168,7 @@ def test_a_record_adds_up_what_companions_gave(tmp_path):
     table = to_arrow(plausible(N, 1), 3)
     draft = PartDraft(0, 0)
     for _ in range(2):
-        draft.add(N, 0, 0, table, (), [Cut("rows read", 0, N), Cut("in 2MASS", 0, 0)])
+        draft.add(N, 0, 0, table, (), 0, [Cut("rows read", 0, N), Cut("in 2MASS", 0, 0)])
     source = tmp_path / "input.txt"
     source.write_text("input")
     record = draft.record(OpenedInput.at(source), last=True)

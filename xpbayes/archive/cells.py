@@ -5,12 +5,13 @@ where missing; ValueError with the reason where it is none of these.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xpbayes.errors import InputError
 from xpbayes.release import RELEASES
 
 Cell = Any
@@ -234,6 +235,26 @@ def source_id(cell: Cell, release: str | None = None) -> int | None:
     if value is not None and not 0 < value < 2**63:
         raise ValueError(f"source_id {value} is outside 1 ... 2^63 - 1")
     return value
+
+
+def source_ids(cells: Iterable[Cell], where: str) -> list[int]:
+    """Read a list of identifiers, each once, in order.
+
+    Raises:
+        InputError: one is none, or has been through floating point.
+    """
+    found: dict[int, None] = {}
+    for i, cell in enumerate(cells, 1):
+        try:
+            value = source_id(cell)
+        except LostDigitsError as error:
+            raise InputError(f"{where}: {error} (number {i}); give whole numbers") from None
+        except ValueError as error:
+            raise InputError(f"{where}: {error} (number {i}); give one Gaia DR3 source_id each") from None
+        if value is None:
+            raise InputError(f"{where}: number {i} is missing; give one Gaia DR3 source_id each")
+        found[value] = None
+    return list(found)
 
 
 def integer(cell: Cell) -> int | None:  # noqa: PLR0911, PLR0912 - one decision for each kind of cell

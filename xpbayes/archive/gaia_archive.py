@@ -20,10 +20,12 @@ from typing import Annotated, Any, Literal, NoReturn
 from pydantic import BaseModel, Field
 
 from xpbayes.archive.adql import Query
+from xpbayes.archive.cells import source_ids as exact_ids
+from xpbayes.archive.columns import SOURCE_ID
 from xpbayes.data.json_file import read_json, write_json
 from xpbayes.data.parquet import write_parquet
 from xpbayes.errors import InputError
-from xpbayes.files import whole_file
+from xpbayes.files import reason_of, whole_file
 from xpbayes.release import DEFAULT_RELEASE, release_named
 
 log = logging.getLogger(__name__)
@@ -167,11 +169,9 @@ def fetch_spectra(
             f"unknown product '{product}' of {profile.title}; known of it is {' and '.join(profile.products)}"
         )
     kind = profile.products[product]
-    ids = sorted({int(i) for i in source_ids})
-    if not ids or ids[0] <= 0:
-        raise InputError(
-            f"no source_ids to fetch spectra for, or one that is not positive; give source_ids of {profile.title}"
-        )
+    ids = sorted(exact_ids(source_ids, "the stars to fetch"))
+    if not ids:
+        raise InputError(f"no source_ids to fetch spectra for; give source_ids of {profile.title}")
     _folder(out)
     record = _Record.read(out)
     files: list[Path] = []
@@ -195,6 +195,20 @@ def fetch_spectra(
         record.add(name, digest, max(n, 0), out)
         log.info(f"{name}: {max(n, 0)} spectra for {len(chunk)} stars")
     return files
+
+
+def read_ids(path: Path) -> list[int]:
+    """Read a text file with one Gaia DR3 source_id per line, a heading perhaps, and # for comments.
+
+    Raises:
+        InputError: it cannot be read, or a line is none.
+    """
+    try:
+        lines = [line.strip().rstrip(",") for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({reason_of(error)}); give a text file of source_ids") from error
+    lines = [line for line in lines if line and not line.startswith("#")]
+    return exact_ids(lines[1:] if lines and lines[0].strip('"').lower() in SOURCE_ID.all_names else lines, str(path))
 
 
 def _folder(out: Path) -> None:
@@ -363,8 +377,15 @@ def _refuse_web_page(answer: Any, is_stream: bool) -> None:
 def _head(raw: Any) -> bytes:
     """The first bytes of an answer that is still to be read."""
     head: bytes = raw.read(HEAD, decode_content=True)
-    first, rest = [head], raw.read
-    raw.read = lambda *size, **how: first.pop() if first else rest(*size, **how)
+    first, rest = io.BytesIO(head), raw.read
+
+    def read(size: int | None = None, **how: Any) -> bytes:
+        begin = first.read(size)
+        if size is None:
+            return begin + rest(**how)
+        return begin + rest(size - len(begin), **how) if len(begin) < size else begin  # a short one would end the file
+
+    raw.read = read
     return head
 
 

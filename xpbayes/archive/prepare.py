@@ -23,7 +23,7 @@ from xpbayes.data.rejected import Rejected, write_quarantine
 from xpbayes.data.spectra import Cut, add_up_cuts
 from xpbayes.data.spectra_file import write_star_table
 from xpbayes.errors import InputError
-from xpbayes.files import file_checksum, reason_of, remove_abandoned, whole_file
+from xpbayes.files import file_checksum, locked, reason_of, remove_abandoned, whole_file
 from xpbayes.release import release_named
 
 log = logging.getLogger(__name__)
@@ -111,6 +111,13 @@ def prepare(config_path: Path, out: Path, release: str | None = None) -> list[Pa
     stems = [_stem(path, inputs) for path in inputs]
     _spare_inputs(files_of(survey, base), stems, out)
     work = _open_folder(out)
+    with locked(work / "lock", f"{out}: another run is at work there; wait until it ends, or choose another folder"):
+        return _go_on(config_path, out, survey, inputs, stems)
+
+
+def _go_on(config_path: Path, out: Path, survey: SurveySettings, inputs: list[Path], stems: list[str]) -> list[Path]:
+    """Do what is left to do, alone in the folder."""
+    base, work = config_path.parent, out / WORK
     about = _Begun(
         settings=survey.model_dump(mode="json"),
         inputs=[path.name for path in inputs],

@@ -102,17 +102,12 @@ def fetch_spectra(
     quiet: Quiet = False,
 ) -> None:
     """Download the XP spectra of given stars from the Gaia archive; what is there already is kept."""
-    try:
-        source_ids = [int(line) for line in ids.read_text().split()]
-    except OSError as error:
-        raise InputError(f"{ids}: cannot be read ({error.strerror}); check the path") from error
-    except ValueError as error:
-        raise InputError(f"{ids}: is not a list of whole numbers ({error}); give one source_id per line") from error
     from xpbayes.archive.gaia_archive import fetch_spectra as run
+    from xpbayes.archive.gaia_archive import read_ids
     from xpbayes.release import DEFAULT_RELEASE
 
     product = "sampled" if sampled else "continuous"
-    for path in run(source_ids, out, product=product, release=release or DEFAULT_RELEASE.name):
+    for path in run(read_ids(ids), out, product=product, release=release or DEFAULT_RELEASE.name):
         print(path)
 
 

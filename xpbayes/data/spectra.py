@@ -20,6 +20,8 @@ from xpbayes.instrument.instrument import DEFAULT_ID, InstrumentId
 from xpbayes.instrument.whitening import unpack
 
 OK = "ok"
+FLAT = 1e-3
+"""Relative range of the XP samples below which a spectrum is a constant; the least of the 10,000 bundled stars is 0.22."""
 STARS_AT_ONCE = 4096
 """Stars whose errors are worked out together: 120 MB."""
 
@@ -218,10 +220,19 @@ class Spectra:
         mark((~np.isfinite(self.flux) & present).any(axis=1), "flux is not finite")
         mark(present.sum(axis=1) == 0, "no channel was measured")
         mark((present & (self.flux > 0)).sum(axis=1) < 3, "fewer than three channels have a positive flux")
+        mark(self._is_flat(present), "flux is the same at all wavelengths")
         only_labelled = ("reddening", "spectroscopic_parallax", *self.label_names) if labelled else ()
         for name in ("parallax", *only_labelled):
             mark(self.column(f"{name}_error") <= 0, f"{name}_error is not positive")
         return reason
+
+    def _is_flat(self, present: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """(star,) whose measured XP samples, three at least, are one number: no star's are, and some fit would follow."""
+        flux, there = self.flux[:, : self.channels.n_xp], present[:, : self.channels.n_xp]
+        top = np.where(there, flux, -np.inf).max(axis=1, initial=-np.inf)
+        low = np.where(there, flux, np.inf).min(axis=1, initial=np.inf)
+        with np.errstate(invalid="ignore"):
+            return (there.sum(axis=1) >= 3) & (top - low <= FLAT * np.abs(top))
 
     def stars(
         self,

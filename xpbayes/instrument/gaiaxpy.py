@@ -90,7 +90,7 @@ def gaiaxpy_models() -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {"bp": {}, "rp": {}}
     for path in sorted(_config_folder().glob("*_bases.csv")):
         if name := re.fullmatch(r"(bp|rp)[^_]*_(.+)_bases\.csv", path.name):
-            with open(path) as stream:
+            with open(path, encoding="utf-8") as stream:
                 header, first = next(stream), next(stream)
             at = header.strip().split(",").index("nBases")
             found[name[1]][name[2]] = int(first.split(",")[at])
@@ -107,7 +107,7 @@ def _config_folder() -> Path:
 def gaiaxpy_basis_ids() -> tuple[int, int]:
     """Numbers of the sets of basis functions of DR3 in GaiaXPy's own configuration."""
     (path,) = _config_folder().glob("OptimisedCalibratedBases_*.xml")
-    bp, rp = re.findall(r"<uniqueId>(\d+)</uniqueId>", path.read_text())[:2]
+    bp, rp = re.findall(r"<uniqueId>(\d+)</uniqueId>", path.read_text(encoding="utf-8"))[:2]
     return int(bp), int(rp)
 
 

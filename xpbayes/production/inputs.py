@@ -284,7 +284,9 @@ def _read_spectra(layout: Layout, task: Task, companions: Sequence[Companions]) 
         after = next(parts, None)  # only what follows tells whether this was the last
         full = n_stars + settings.stars_per_file > layout.stars_per_part
         last = after is None
-        yield Batch(block, part.table, part.rejected, part.n_read, full or last, last, part.n_uncorrected, part.table.cuts)
+        yield Batch(
+            block, part.table, part.rejected, part.n_read, full or last, last, part.n_uncorrected, part.table.cuts
+        )
         if full:
             block, n_stars = block + 1, 0
         part = after

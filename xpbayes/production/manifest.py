@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, Field, StrictBool, StrictInt
 
 from xpbayes.data.json_file import checked, read_json, write_json
-from xpbayes.data.parquet import file_metadata, require_kind
+from xpbayes.data.parquet import file_metadata, open_parquet, require_kind
 from xpbayes.data.rejected import Rejected, write_quarantine
 from xpbayes.data.spectra import add_up_cuts
 from xpbayes.errors import InputError
@@ -113,6 +113,13 @@ def catalogue_metadata(path: str | Path) -> dict[str, Any]:
     about = file_metadata(path)
     require_kind(about, "catalogue", CATALOGUE_VERSION, path)
     checked(about, _About, f"{path}: metadata", "infer it again")
+    with open_parquet(path) as file:
+        kinds = {f.name: str(f.type) for f in file.schema_arrow if f.name.endswith("source_id")}
+    for name, kind in kinds.items():
+        if kind != "int64":
+            raise InputError(
+                f"{path}: column {name} is of type {kind}, in which identifiers lose digits; infer it again"
+            )
     return about
 
 

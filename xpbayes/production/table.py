@@ -78,12 +78,15 @@ def catalogue_rows(
         added: (star, parameter, parameter) of the 'ok' stars, what the results contain because the model is uncertain,
             NaN where nothing; None leaves out the columns that tell.
     """
-    n, solved = len(table), status == OK
-    n_parameters = inferred.estimate.shape[1]
+    n, n_parameters = len(table), inferred.estimate.shape[1]
+    finite = np.isfinite(inferred.estimate).all(axis=1) & np.isfinite(inferred.covariance).all(axis=(1, 2))
+    tried = np.flatnonzero(status == OK)
+    solved = tried[finite]
 
     def spread(values: NDArray[Any], fill: Any) -> NDArray[Any]:
+        """(star, ...) of all stars; whoever has no solution has no numbers either."""
         out = np.full((n, *values.shape[1:]), fill, dtype=values.dtype)
-        out[solved] = values
+        out[solved] = values[finite]
         return out
 
     estimate = spread(inferred.estimate, np.nan)
@@ -92,9 +95,8 @@ def catalogue_rows(
     parallax, parallax_error = table.column("parallax"), table.column("parallax_error")
     measured = table.is_measured("parallax") & use_parallax
     n_obs = table.channel_present().sum(axis=1)
-    finite = np.isfinite(inferred.estimate).all(axis=1) & np.isfinite(inferred.covariance).all(axis=(1, 2))
     reason = status.astype("U64").copy()
-    reason[np.flatnonzero(solved)[~finite]] = "solver met a non-finite value"
+    reason[tried[~finite]] = "solver met a non-finite value"
     nothing = np.full(n, np.nan, np.float32)
     # Of any length: NumPy would cut longer names.
     method = np.where(np.isnan(inferred.k_hat), MODE, DRAWS).astype(object)

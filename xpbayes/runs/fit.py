@@ -51,7 +51,7 @@ def fit(
     config = config or InferenceConfig()
     trained = load_if_path(model)
     check_writable(out, model, stars, files=(NUMBERS,))
-    table, where = find_stars(stars, list(dict.fromkeys(source_ids)))
+    table, where = find_stars(stars, source_ids)
     given, table = table, stars_for(trained, table, where)
     factor = model_factor(model, trained) if config.model_uncertainty else None
     rows, _ = solve_stars(trained, factor, given, config)

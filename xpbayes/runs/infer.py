@@ -196,9 +196,10 @@ def solve_stars(
     if trained.support is not None:
         from xpbayes.inference.support import extrapolation
 
-        labels = jnp.asarray(inferred.estimate[:, : len(trained.labels)])
+        solved = rows["status"] == OK
+        labels = jnp.asarray(inferred.estimate[solved[status == OK], : len(trained.labels)])
         rows["extrapolation"] = np.full(len(table), np.nan, np.float32)
-        rows["extrapolation"][status == OK] = extrapolation(trained.support, trained.prior, labels)
+        rows["extrapolation"][solved] = extrapolation(trained.support, trained.prior, labels)
     if trained.confidence is not None:
         from xpbayes.production.reliability import confidence_columns
 
@@ -213,7 +214,7 @@ def solve_stars(
         wide = as_rows(add_model_covariance(inferred, added), added=added)
         # Flags and confidences know the stars' own errors, from which the classifiers were learned.
         rows = wide | {name: rows[name] for name in KNOW_OWN_ERRORS}
-    return to_arrow(rows, len(trained.labels), release), len(table) - len(usable)
+    return to_arrow(rows, len(trained.labels), release), int((rows["status"] != OK).sum())
 
 
 def stars_scatter(trained: TrainedModel, stars: Stars) -> NDArray[np.float64] | None:

@@ -210,7 +210,13 @@ def infer_task(job: _Job, task: Task) -> list[PartRecord]:
                 part = solve_batch(trained, factor, chosen, job.config)
                 measured = int(chosen.is_measured("parallax").sum()) if job.config.use_parallax else 0
                 draft.add(
-                    batch.n_read, len(batch.table) - len(chosen), measured, part, batch.rejected, batch.n_uncorrected, batch.cuts
+                    batch.n_read,
+                    len(batch.table) - len(chosen),
+                    measured,
+                    part,
+                    batch.rejected,
+                    batch.n_uncorrected,
+                    batch.cuts,
                 )
                 rows.append(part)
                 engines.give_memory_back()  # what one batch leaves scattered would come on top of the next one's needs

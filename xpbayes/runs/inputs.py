@@ -3,7 +3,7 @@
 import logging
 import platform
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -100,8 +100,11 @@ def stream_tables(
     return parts(), {"path": path.name, "checksum": file_checksum(path), "notes": notes}
 
 
-def find_stars(stars: Spectra | PathLike, wanted: list[int]) -> tuple[Spectra, str]:
+def find_stars(stars: Spectra | PathLike, source_ids: Iterable[Any]) -> tuple[Spectra, str]:
     """The stars of given source_ids, in that order, and what they came from; reading stops when all are found."""
+    from xpbayes.archive.cells import source_ids as exact_ids
+
+    wanted = exact_ids(source_ids, "the stars asked for")
     stream, source = stream_tables(stars, None)
     found: list[Spectra] = []
     missing = set(wanted)

@@ -148,10 +148,11 @@ def pick_stars(
     Raises:
         InputError: neither or both were asked for, a star is not there or cannot be used, or the channels differ.
     """
+    source_ids = list(source_ids)  # an array has no truth
     if bool(source_ids) == (n_random is not None):
         raise InputError("name stars with --source-id, or ask for some with --random N; one of the two")
     if source_ids:
-        table, where = find_stars(stars, list(dict.fromkeys(source_ids)))
+        table, where = find_stars(stars, source_ids)
     else:
         table, source = read_stars(stars)
         where = str(source["path"])

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.data.parquet import column_names
 from xpbayes.data.spectra import Spectra
 from xpbayes.data.spectra_file import star_table_files
-from xpbayes.files import file_checksum
+from xpbayes.files import file_checksum, locked
 from xpbayes.inference.fit import fit_stars
 from xpbayes.inference.recalibration import (
     CASES,
@@ -82,7 +82,7 @@ def train(
     config = config or TrainingConfig()
     begun = time.perf_counter()
     check_writable(out, stars, files=(CARD, ARRAYS, CHECKPOINT))
-    with _training_set(stars, config, out) as (chosen, source):
+    with _alone(out), _training_set(stars, config, out) as (chosen, source):
         training = chosen.table
         for cut in training.cuts:
             log.info(f"cut: {cut.what}: {cut.removed} removed, {cut.left} left")
@@ -137,6 +137,15 @@ def train(
         Path(out, CHECKPOINT).unlink(missing_ok=True)
         model = load_model(out)  # what the next user gets, checksum included
     return model
+
+
+def _alone(out: PathLike | None) -> AbstractContextManager[None]:
+    """Keep other runs out of the model's folder, whose checkpoints they would replace."""
+    if out is None:
+        return nullcontext()
+    return locked(
+        Path(out) / ".lock", f"{out}: another run is at work there; wait until it ends, or choose another folder"
+    )
 
 
 @contextmanager

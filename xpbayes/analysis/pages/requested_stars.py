@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from xpbayes.analysis.figures.spectra import spectrum_fit
 from xpbayes.analysis.pages.numbers import text
 from xpbayes.analysis.pages.star_page import NOTABLE, StarFit, flag_sentences, star_fits
+from xpbayes.archive.cells import source_ids as exact_ids
 from xpbayes.data.join import Lookup
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.errors import InputError
@@ -193,7 +194,7 @@ def requested_stars(
     Raises:
         InputError: a star is not in the catalogue, or not in the star table.
     """
-    wanted = list(dict.fromkeys(int(s) for s in source_ids))
+    wanted = exact_ids(source_ids, "the stars asked for")
     if not wanted:
         return []
     ids = catalogue["source_id"].to_numpy()
