@@ -149,11 +149,12 @@ SURVEYS: dict[str, SurveyPreset] = {
             },
         ),
         source="SDSS DR17 allStar, data.sdss.org/datamodel/files/APOGEE_ASPCAP/APRED_VERS/ASPCAP_VERS/allStar.html "
-        "(catalogue III/286 at the CDS); positions J2000. Flags: sdss.org/dr17/irspec/apogee-bitmasks, STAR_BAD, NO_ASPCAP_"
-        "RESULT and the labels' own BAD bits of ASPCAPFLAG, BAD_PIXELS and VERY_BRIGHT_NEIGHBOR of STARFLAG",
+        "(catalogue III/286 at the CDS); positions J2000. Flags: sdss4.org/dr17/irspec/apogee-bitmasks, of ASPCAPFLAG "
+        "TEFF_BAD (16), LOGG_BAD (17), M_H_BAD (19), STAR_BAD (23), NO_ASPCAP_RESULT (31), of STARFLAG what APOGEE calls bad: "
+        "BAD_PIXELS (0), VERY_BRIGHT_NEIGHBOR (3), BAD_RV_COMBINATION (18)",
         flags=(
             _flag("aspcapflag", bits=(16, 17, 19, 23, 31)),
-            _flag("starflag", bits=(0, 3)),
+            _flag("starflag", bits=(0, 3, 18)),
             _flag("fe_h_flag", allowed=(0,), label="feh"),
         ),
     ),
@@ -169,7 +170,9 @@ SURVEYS: dict[str, SurveyPreset] = {
             },
         ),
         source="GALAH DR4, galah-survey.org/dr4/table_schema, tables allstar and allspec; positions are those of Gaia's "
-        "DR3. Flags: galah-survey.org/dr4/using_the_data recommends flag_sp = 0 and, for an abundance, its own flag = 0",
+        "DR3. Flags: galah-survey.org/dr4/flags recommends flag_sp = 0 and, for an abundance, its own flag = 0, galah-survey."
+        "org/dr3/flags flag_fe_h = 0 as well; github.com/svenbuder/GALAH_DR4 would neglect flag_fe_h, which this stricter cut "
+        "does not",
         epoch=DR3.epoch,
         flags=(
             _flag("flag_sp", allowed=(0,)),
@@ -191,9 +194,14 @@ SURVEYS: dict[str, SurveyPreset] = {
             dec=("target_dec",),
         ),
         source="DESI Milky Way Survey value-added catalogue, mwsall, extension RVTAB, "
-        "github.com/desimilkyway/desi-mws-edr-datamodel docs/mwsall.rst; positions at REF_EPOCH, typically 2015.5",
+        "github.com/desimilkyway/desi-mws-edr-datamodel docs/mwsall.rst; positions at REF_EPOCH, typically 2015.5. Flags: of RVTAB "
+        "RVS_WARN, RVSpecfit's warnings, SUCCESS, and RR_SPECTYPE, which must say that it is a star",
         epoch=2015.5,
-        flags=(_flag("rvs_warn", allowed=(0,)), _flag("success", allowed=(1,))),
+        flags=(
+            _flag("rvs_warn", allowed=(0,)),
+            _flag("success", allowed=(1,)),
+            _flag("rr_spectype", allowed=("STAR",)),
+        ),
     ),
     "sdssv": SurveyPreset(
         _columns(
@@ -207,7 +215,8 @@ SURVEYS: dict[str, SurveyPreset] = {
             },
         ),
         source="SDSS DR19 astraAllStarASPCAP, sdss-astra.readthedocs.io/en/latest/user/glossary.html and "
-        "sdss.org/dr19/mwm/astra/accessing-astra-files; flag_bad is Astra's own summary of what must not be used",
+        "sdss.org/dr19/mwm/astra/accessing-astra-files; flag_bad is Astra's own summary of what must not be used, made of "
+        "each pipeline's result_flags (github.com/sdss/astra, its models)",
         flags=(_flag("flag_bad", allowed=(0,)),),
     ),
     "custom": SurveyPreset(LabelColumns(source_id=("source_id",)), source="whatever the user names"),

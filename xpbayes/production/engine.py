@@ -123,10 +123,10 @@ def _available_memory() -> float:
     """Memory that can be had without swapping [bytes]; that of the control group if it has less."""
     found = [float("inf")]
     with contextlib.suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         found.append(1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")))
     with contextlib.suppress(OSError, ValueError):
-        found.append(float(Path("/sys/fs/cgroup/memory.max").read_text()))
+        found.append(float(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
     return min(found)
 
 
