@@ -150,7 +150,7 @@ SURVEYS: dict[str, SurveyPreset] = {
         ),
         source="SDSS DR17 allStar, data.sdss.org/datamodel/files/APOGEE_ASPCAP/APRED_VERS/ASPCAP_VERS/allStar.html "
         "(catalogue III/286 at the CDS); positions J2000. Flags: sdss4.org/dr17/irspec/apogee-bitmasks, of ASPCAPFLAG "
-        "TEFF_BAD (16), LOGG_BAD (17), M_H_BAD (19), STAR_BAD (23), NO_ASPCAP_RESULT (31), of STARFLAG what APOGEE calls bad: "
+        "TEFF_BAD (16), LOGG_BAD (17), M_H_BAD (19), STAR_BAD (23), NO_ASPCAP_RESULT (31), of STARFLAG the bad bits "
         "BAD_PIXELS (0), VERY_BRIGHT_NEIGHBOR (3), BAD_RV_COMBINATION (18)",
         flags=(
             _flag("aspcapflag", bits=(16, 17, 19, 23, 31)),
@@ -170,9 +170,8 @@ SURVEYS: dict[str, SurveyPreset] = {
             },
         ),
         source="GALAH DR4, galah-survey.org/dr4/table_schema, tables allstar and allspec; positions are those of Gaia's "
-        "DR3. Flags: galah-survey.org/dr4/flags recommends flag_sp = 0 and, for an abundance, its own flag = 0, galah-survey."
-        "org/dr3/flags flag_fe_h = 0 as well; github.com/svenbuder/GALAH_DR4 would neglect flag_fe_h, which this stricter cut "
-        "does not",
+        "DR3. Flags: galah-survey.org/dr4/flags recommends flag_sp = 0 and, for an abundance, its own flag = 0, "
+        "galah-survey.org/dr3/flags flag_fe_h = 0 as well, which github.com/svenbuder/GALAH_DR4 would neglect and this does not",
         epoch=DR3.epoch,
         flags=(
             _flag("flag_sp", allowed=(0,)),
@@ -194,8 +193,8 @@ SURVEYS: dict[str, SurveyPreset] = {
             dec=("target_dec",),
         ),
         source="DESI Milky Way Survey value-added catalogue, mwsall, extension RVTAB, "
-        "github.com/desimilkyway/desi-mws-edr-datamodel docs/mwsall.rst; positions at REF_EPOCH, typically 2015.5. Flags: of RVTAB "
-        "RVS_WARN, RVSpecfit's warnings, SUCCESS, and RR_SPECTYPE, which must say that it is a star",
+        "github.com/desimilkyway/desi-mws-edr-datamodel docs/mwsall.rst; positions at REF_EPOCH, typically 2015.5. "
+        "Flags: of RVTAB RVS_WARN, RVSpecfit's warnings, SUCCESS, and RR_SPECTYPE, which must say that it is a star",
         epoch=2015.5,
         flags=(
             _flag("rvs_warn", allowed=(0,)),
