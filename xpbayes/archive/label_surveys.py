@@ -171,7 +171,7 @@ SURVEYS: dict[str, SurveyPreset] = {
         ),
         source="GALAH DR4, galah-survey.org/dr4/table_schema, tables allstar and allspec; positions are those of Gaia's "
         "DR3. Flags: galah-survey.org/dr4/flags recommends flag_sp = 0 and, for an abundance, its own flag = 0, "
-        "galah-survey.org/dr3/flags flag_fe_h = 0 as well, which github.com/svenbuder/GALAH_DR4 would neglect and this does not",
+        "galah-survey.org/dr3/flags flag_fe_h = 0 as well, which github.com/svenbuder/GALAH_DR4 would neglect",
         epoch=DR3.epoch,
         flags=(
             _flag("flag_sp", allowed=(0,)),
