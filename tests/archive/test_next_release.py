@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+import xpbayes
 from tests.instrument.stub import coefficients_of, stub
 from xpbayes.archive.prepare import prepare
 from xpbayes.channels import XP_GRID_NM
@@ -16,7 +17,6 @@ from xpbayes.runs.inputs import stream_tables
 N = 12
 IDS = 4295806720 + np.arange(N, dtype=np.int64) * 34359738368
 FLUX = np.linspace(50, 200, N)[:, None] * (XP_GRID_NM / 600) ** np.linspace(-2, 2, N)[:, None]
-SPECTRA = 'release = "dr4"\n'
 
 
 def survey(folder, extra: str = "", epoch: float = 2017.5):
@@ -89,6 +89,13 @@ def test_without_an_instrument_the_sentence_says_what_to_install(tmp_path):
         prepare(tmp_path / "s" / "survey.toml", tmp_path / "out2", "dr4")
     with pytest.raises(InputError, match=r"unknown release 'dr5' \(did you mean 'dr[34]'\?\)"):
         prepare(tmp_path / "s" / "survey.toml", tmp_path / "out3", "dr5")
+
+
+def test_a_release_can_be_named_in_python(instrument, tmp_path):
+    path = survey(tmp_path / "s").parent / "xp.csv"
+    assert xpbayes.Spectra.read(path, release="dr4").instrument == instrument.about
+    with pytest.raises(InputError, match="51 BP coefficients where the instrument model has 55"):
+        xpbayes.Spectra.read(path, release="dr3")
 
 
 def test_a_source_table_of_dr3_is_not_joined_to_it(instrument, tmp_path):

@@ -127,8 +127,12 @@ class Spectra(table.Spectra):
         return other
 
     @classmethod
-    def read(cls, path: str | PathLike[str]) -> Self:
+    def read(cls, path: str | PathLike[str], *, release: str | None = None) -> Self:
         """Read a star table or a folder of them, or the spectra of any file of Gaia's, with nothing joined to them.
+
+        Args:
+            path: the file or folder.
+            release: data release of Gaia's files, dr3 or dr4; as their coefficients say if None.
 
         Raises:
             InputError: it cannot be read, or none of its rows can be used.
@@ -137,22 +141,25 @@ class Spectra(table.Spectra):
         from xpbayes.data.spectra_file import read_star_tables
 
         path = Path(path)
-        return cls.of(read_star_tables(path) if path.is_dir() or _is_star_table(path) else spectra_of_file(path))
+        return cls.of(
+            read_star_tables(path) if path.is_dir() or _is_star_table(path) else spectra_of_file(path, release)
+        )
 
     @classmethod
-    def from_coefficients(cls, rows: Any) -> Self:
+    def from_coefficients(cls, rows: Any, *, release: str | None = None) -> Self:
         """Calibrate a table of spectra with Gaia's own column names; a parallax and a position are taken along.
 
         Args:
             rows: a pandas, astropy or Arrow table: ``source_id``, ``bp_coefficients``, ``bp_coefficient_errors``,
                 ``bp_coefficient_correlations``, the same of RP, and so on; or sampled ``flux`` and ``flux_error``.
+            release: as for `read`.
 
         Raises:
             InputError: a column is missing, or none of the rows can be used.
         """
         from xpbayes.archive.memory import spectra_of_table
 
-        return cls.of(spectra_of_table(rows))
+        return cls.of(spectra_of_table(rows, release))
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Write a star table; InputError if it cannot be written."""

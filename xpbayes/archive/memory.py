@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from xpbayes.archive.columns import ReadOptions
 from xpbayes.archive.companion_table import SeenIds
 from xpbayes.archive.companions import Companions
 from xpbayes.archive.gaia_source import read_gaia_source
@@ -28,15 +29,23 @@ log = logging.getLogger(__name__)
 NUMBER = count(1)
 
 
-def spectra_of_file(path: Path) -> Spectra:
+def spectra_of_file(path: Path, release: str | None = None) -> Spectra:
     """Read and calibrate all spectra of one file; parallaxes and positions of the same file are taken along.
+
+    Args:
+        path: the file.
+        release: data release that it is of; as its coefficients say if None.
 
     Raises:
         InputError: it has no spectra, or none of its rows can be used.
     """
-    gaia = read_gaia_source([path]) if "parallax" in {n.lower() for n in column_names(path)} else None
+    gaia = (
+        read_gaia_source([path], options=ReadOptions(release=release))
+        if "parallax" in {n.lower() for n in column_names(path)}
+        else None
+    )
     companions = Companions(gaia, None, None, None, None, None, (), {})
-    survey = SurveySettings(bands=(), select="all", xp=XpSettings(files=(str(path),)))
+    survey = SurveySettings(release=release, bands=(), select="all", xp=XpSettings(files=(str(path),)))
     parts = list(stream_file(survey, path, companions, SeenIds()))
     rejected = [row for part in parts for row in part.rejected]
     tables = [part.table for part in parts if len(part.table)]
@@ -50,14 +59,14 @@ def spectra_of_file(path: Path) -> Spectra:
     return join_star_tables(tables, [path.name] * len(tables))
 
 
-def spectra_of_table(rows: Any) -> Spectra:
+def spectra_of_table(rows: Any, release: str | None = None) -> Spectra:
     """Calibrate the spectra of a pandas, astropy or Arrow table with Gaia's own column names.
 
     Raises:
         InputError: it is no table, has no spectra, or none of its rows can be used.
     """
     with _mounted(_raw_table(rows)) as path:
-        return spectra_of_file(path)
+        return spectra_of_file(path, release)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ class Examined:
     Attributes:
         versions: of Python and the packages that results depend on.
         instruments: one line for each that spectra can be calibrated with.
-        models: instrument models of the installed GaiaXPy, "bp v375wi" and so on, and their numbers of coefficients.
+        models: instrument models of the installed GaiaXPy, "bp NAME" and "rp NAME", and their numbers of coefficients.
         missing: per data release, what stands in the way of using it; nothing where all is there.
         changed: what of GaiaXPy is not as xpbayes expects.
     """

@@ -52,7 +52,7 @@ def read_external(path: Path, survey: str, labels: tuple[str, ...], catalogue: C
         InputError: no such survey, or the table lacks what it needs.
     """
     description = LabelSurvey(survey=survey, files=(str(path),), radius_arcsec=MATCH_RADIUS_ARCSEC)
-    found = read_labels(description, [path], labels, catalogue_positions(catalogue))
+    found = read_labels(description, [path], labels, catalogue_positions(catalogue), release_of(catalogue.about))
     order = np.argsort(-np.nan_to_num(found.snr, nan=-np.inf), kind="stable")
     return StarLabels(
         found.names, found.source_id[order], found.value[order], found.error[order], found.snr[order],

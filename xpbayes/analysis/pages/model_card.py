@@ -97,9 +97,15 @@ def _origin(model: TrainedModel) -> Section:
         f"{card.get('input', {}).get('path', 'an unknown table')} (preset {preset}, seed {card.get('seed')}, "
         f"{card.get('training_seconds', float('nan')):.0f} s).",
         f"Labels: {', '.join(model.labels)}. Channels: {len(channels)}, of these {channels.n_xp} XP samples{bands}.",
+        f"Spectra of {model.instrument.title}, calibrated with GaiaXPy's {' and '.join(model.instrument.models)}.",
         f"Parallaxes in training: {card.get('parallax_used', 'unknown')}.",
         f"Held out by {split.get('by', 'source_id')}: {card.get('n_held_out', 0):,} stars.",
     ]
+    if model.transfer is not None:
+        sentences.append(
+            f"Takes stars of {model.transfer.source.title} by a transfer from {model.transfer.n_pairs:,} pairs, their "
+            f"errors multiplied by {model.transfer.noise:.3f}."
+        )
     sentences += [f"{k}: {v}." for k, v in card.get("provenance", {}).items()]
     rows = [(c["what"], f"{c['removed']:,}", f"{c['left']:,}") for c in card.get("cuts", [])]
     return Section("What it was trained on", [*sentences, *_table(("cut", "removed", "left"), rows)])
