@@ -21,10 +21,15 @@ class FrozenSettings(BaseModel):
 class Phase(FrozenSettings):
     """One training phase: what moves, on which stars, how, for how long. The others stay where they are."""
 
-    update: Literal["model", "stars", "both", "model_error", "self_cleaning"] = Field(
+    update: Literal["model", "stars", "both", "gauge", "weights", "model_error", "self_cleaning"] = Field(
         description="'model': network and R(lambda) by SVI with an AutoDelta guide; 'stars': every star's parameters; "
-        "'both': the model, then the batch's stars, alternating inside each step; 'model_error': covariance of the "
-        "model's own error by expectation-maximisation; 'self_cleaning': nothing moves, outliers are marked"
+        "'both': the model, then the batch's stars, alternating inside each step; 'gauge': both, along what fluxes do "
+        "not see, to where labels, parallaxes and reddening estimates want them; 'weights': nothing moves, how much "
+        "every star counts from then on; 'model_error': covariance of the model's own error by "
+        "expectation-maximisation; 'self_cleaning': nothing moves, outliers are marked"
+    )
+    move_labels: bool = Field(
+        True, description="gauge: labels too, by functions of the labels; a phase of the model must follow"
     )
     stars: Literal["all", "high_quality", "survivors"] = Field(
         "all", description="which stars take part: 'high_quality' as in Eq. 15, 'survivors' of the last self-cleaning"
@@ -83,7 +88,11 @@ class Phase(FrozenSettings):
 
     def scaled(self, factor: float) -> Self:
         """The same phase with another number of gradient epochs; solver and EM iterations are left alone."""
-        if factor == 1 or self.update in ("model_error", "self_cleaning") or self.method == "newton":
+        if (
+            factor == 1
+            or self.update in ("gauge", "weights", "model_error", "self_cleaning")
+            or self.method == "newton"
+        ):
             return self
         shorter = {name: max(1, round(factor * getattr(self, name))) for name in ("epochs", "step_epochs")}
         return self.model_copy(update=shorter)
@@ -96,18 +105,24 @@ def _model(epochs: int, rate: float, final: float = 0.1) -> Phase:
 _STARS = Phase(update="stars", epochs=8)
 _ERROR = Phase(update="model_error", epochs=10)
 
+_GAUGE = Phase(update="gauge")
+_WEIGHTS = Phase(update="weights")
+
 DEFAULT_PHASES = (
-    _model(50, 4e-3),
-    _STARS,
+    _model(50, 4e-3, final=0.3),
+    *(_STARS, _GAUGE),
+    _model(30, 3e-3, final=0.5),
+    *(_STARS, _WEIGHTS, _GAUGE, _ERROR),
+    _model(30, 3e-3, final=0.5),
+    *(_STARS, _WEIGHTS, _GAUGE),
+    _model(30, 3e-3, final=0.5),
+    *(_STARS, _WEIGHTS, _GAUGE),
     _model(40, 3e-3),
-    _STARS,
-    _ERROR,
+    *(_STARS, _WEIGHTS, _GAUGE, _ERROR),
     _model(60, 2e-3),
-    _STARS,
-    _ERROR,
-    _model(90, 2e-3, final=0.005),
-    _STARS,
-    _ERROR,
+    *(_STARS, _WEIGHTS, _GAUGE),
+    _model(120, 2e-3, final=0.005),
+    *(_STARS, Phase(update="gauge", move_labels=False), _ERROR),
 )
 
 _SGD: dict[str, Any] = {

@@ -30,9 +30,12 @@ from xpbayes.models.model_error import relative_sigma
 from xpbayes.models.prior import LabelPrior, draw_labels, ln_priors
 from xpbayes.models.star_model import StarModel
 from xpbayes.training.checkpoint import read_checkpoint, tree_checksum, write_checkpoint
+from xpbayes.training.gauge import move_gauge, moves_by_kind
+from xpbayes.training.kinds import kinds_of_star
 from xpbayes.training.model_error import MAX_STARS, learn_model_error
 from xpbayes.training.phases import run_gradient_phase, run_star_steps
 from xpbayes.training.self_cleaning import diagnostic, high_quality, pulls, survivors
+from xpbayes.training.weights import star_weights
 
 if TYPE_CHECKING:
     from xpbayes.config import Phase, TrainingConfig
@@ -79,12 +82,14 @@ class TrainingState(NamedTuple):
         model: without a label prior; its error is what `learn_model_error` returned, None before.
         theta_log: (star, label + 2).
         survivor: (star,) False where self-cleaning marked an outlier.
+        weight: (star,) how much each counts where the model or the gauge moves.
         key_data: of the JAX random key that the next phases split.
     """
 
     model: StarModel
     theta_log: Array
     survivor: Array
+    weight: Array
     key_data: Array
 
 
@@ -179,6 +184,7 @@ def train(
             StarModel(_guess_model(stars, np.asarray(theta_log, dtype=np.float64), wavelength_nm, config)),
             theta_log,
             jnp.ones(len(stars), bool),
+            jnp.ones(len(stars)),
             jax.random.key_data(jax.random.key(config.seed)),
         )
     for number, phase in enumerate(config.phases, start=1):
@@ -255,6 +261,8 @@ def _run_phase(
     """
     if phase.update == "self_cleaning":
         return _clean(phase, state, effective, config)
+    if phase.update == "weights":
+        return _weigh(state, stars)
     forward, theta_log = state.model.forward, state.theta_log
     rows = _members(phase, number, stars, np.asarray(state.survivor), config)
     entry: dict[str, Any] = {"n_stars": len(rows)}
@@ -266,12 +274,14 @@ def _run_phase(
         summary = f"median relative error {np.median(relative_sigma(error)):.2%}"
         return state._replace(model=replace(state.model, error=error)), entry, summary
 
+    if phase.update == "gauge":
+        return _move_gauge(phase, state, effective, rows, entry)
     key_data = state.key_data
     if phase.update in ("model", "both"):
         key, phase_key = jax.random.split(jax.random.wrap_key_data(key_data))
         key_data = jax.random.key_data(key)
         forward, theta_log, losses = run_gradient_phase(
-            forward, effective, theta_log, phase, config.batch_size, phase_key, rows
+            forward, effective, theta_log, phase, config.batch_size, phase_key, rows, state.weight
         )
         entry["loss_per_star"] = losses
         if near_infrared is not None:
@@ -294,6 +304,23 @@ def _run_phase(
     return state._replace(model=model, theta_log=theta_log, key_data=key_data), entry, summary
 
 
+def _move_gauge(
+    phase: "Phase", state: TrainingState, effective: Stars, rows: NDArray[np.integer], entry: dict[str, Any]
+) -> tuple[TrainingState, dict[str, Any], str]:
+    """Move model and stars along what fluxes do not see; stars outside of the phase move with the others' functions."""
+    forward, theta_log = state.model.forward, state.theta_log
+    weight = np.zeros(len(effective))
+    weight[rows] = np.asarray(state.weight, np.float64)[rows]
+    moved = move_gauge(forward, effective, theta_log, weight, labels=phase.move_labels)
+    entry |= {"scale_of_E": moved.scale, "moves": moves_by_kind(moved, np.asarray(theta_log))}
+    largest = np.abs(np.median(moved.by, axis=0))
+    summary = f"E times {moved.scale:.4f}, median move of E {largest[-2]:.4f} mag, of ln parallax {largest[-1]:.4f}"
+    new = state._replace(
+        model=replace(state.model, forward=moved.forward), theta_log=jnp.asarray(moved.theta_log, jnp.float32)
+    )
+    return new, entry, summary
+
+
 def _without_grey(
     forward: ForwardModel, theta_log: Float[Array, "star parameter"], law: NearInfraredLaw
 ) -> tuple[ForwardModel, Float[Array, "star parameter"]]:
@@ -305,6 +332,18 @@ def _without_grey(
     curve = jnp.log(jnp.exp(forward.ln_curve) - excess)
     moved = theta_log.at[:, -1].add(-0.5 * excess * jnp.exp(theta_log[:, -2]))
     return replace(forward, ln_curve=curve), moved
+
+
+def _weigh(state: TrainingState, stars: Stars) -> tuple[TrainingState, dict[str, Any], str]:
+    """Decide how much every star counts; nothing moves."""
+    weight = star_weights(state.model.forward, stars, state.theta_log)
+    kinds = kinds_of_star(np.asarray(state.theta_log, np.float64)[:, :-2])
+    entry = {
+        "n_stars": len(stars),
+        "mean_weight": {name: round(float(weight[there].mean()), 3) for name, there in kinds.items() if there.any()},
+    }
+    summary = f"{np.mean(weight < 0.5):.1%} of the stars count less than half"
+    return state._replace(weight=jnp.asarray(weight, jnp.float32)), entry, summary
 
 
 def _clean(

@@ -10,6 +10,7 @@ Learning rates are those of ZGR23's losses, chi^2 per star: gradients of the mod
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -134,10 +135,11 @@ def _posterior(setup: _Setup, forward: ForwardModel, *, robust: bool) -> Callabl
 
 
 class _Carry(NamedTuple):
-    """What one step hands to the next: the model's optimiser state and the table of all stars."""
+    """What one step hands to the next: the model's optimiser state, the table of all stars, how much each counts."""
 
     model_state: Any
     table: Array
+    weight: Array
 
 
 def _model_optimizer(setup: _Setup) -> Any:
@@ -200,7 +202,8 @@ def _steps(
     def step(number: Array, so_far: tuple[_Carry, Array]) -> tuple[_Carry, Array]:
         carry, losses = so_far
         index, rate_of_model, rate_of_stars = order[number], model_rate[number], star_rate[number]
-        batch, (state, table) = stars.take(index), carry
+        state, table, weight = carry
+        batch = _weighted(stars.take(index), weight[index])
         current = table[index]
         svi = model_svi(rate_of_model)
         svi.init(key, batch, star_sites(current))
@@ -212,10 +215,15 @@ def _steps(
             at_rest = SVIState(svi.optim.init(_locations(star_sites(current))), None, key)
             end, _ = svi.update(at_rest, batch, fixed)
             table = table.at[index].set(_parameters(_values(svi.get_params(end))))
-        return _Carry(state, table), losses + loss
+        return _Carry(state, table, weight), losses + loss
 
     with jax.default_matmul_precision("highest"):
         return jax.lax.fori_loop(begin, order.shape[0], step, (carry, jnp.zeros(())))
+
+
+def _weighted(stars: Stars, weight: Array) -> Stars:
+    """Stars whose fluxes count by a weight: the same as errors that are larger by its root."""
+    return replace(stars, whitening=stars.whitening * jnp.sqrt(weight)[:, None, None])
 
 
 def _parameters(values: dict[str, Any]) -> Array:
@@ -231,6 +239,7 @@ def run_gradient_phase(
     batch_size: int,
     key: Array,
     rows: NDArray[np.integer] | None = None,
+    weight: Float[Array, " star"] | None = None,
 ) -> tuple[ForwardModel, Float[Array, "star parameter"], list[float]]:
     """Run a phase that moves the model, or both: random batches, each star at most once an epoch.
 
@@ -242,6 +251,7 @@ def run_gradient_phase(
         batch_size: stars per step.
         key: of the batches.
         rows: the stars that take part; all if None.
+        weight: (star,) how much the fluxes of each count; 1 if None.
 
     Returns:
         the model, the stars' parameters, and per epoch the mean over batches of -ln posterior / n_stars.
@@ -264,7 +274,8 @@ def run_gradient_phase(
     model_rates = learning_rates(phase, phase.learning_rate, n_steps).reshape(phase.epochs, n_batches)
     star_rates = learning_rates(phase, phase.star_learning_rate, n_steps).reshape(phase.epochs, n_batches)
     at_once = max(1, min(n_batches, STRETCH // batch_size)) if are_in_files(stars) else n_batches
-    carry = _Carry(_start(setup, forward), theta_log)
+    counts = np.ones(len(stars), np.float32) if weight is None else np.asarray(weight, np.float32)
+    carry = _Carry(_start(setup, forward), theta_log, jnp.asarray(counts))
     table = np.array(theta_log)
     losses = []
     for epoch, epoch_key in enumerate(jax.random.split(key, phase.epochs)):
@@ -281,11 +292,11 @@ def run_gradient_phase(
                 carry, more = _steps(setup, forward, stars, carry, order, *these, done - first)
             else:
                 there = np.sort(order[steps], axis=None)  # files are read from front to back
-                near = _Carry(carry.model_state, jnp.asarray(table[there]))
+                near = _Carry(carry.model_state, jnp.asarray(table[there]), jnp.asarray(counts[there]))
                 local = np.searchsorted(there, order[steps])
                 near, more = _steps(setup, forward, in_memory(stars, there), near, local, *these, done - first)
                 table[there] = near.table
-                carry = _Carry(near.model_state, carry.table)
+                carry = carry._replace(model_state=near.model_state)
             loss = loss + more
         losses.append(loss / (n_batches * n_stars))
     locations = _model_optimizer(setup).get_params(carry.model_state.optim_state)

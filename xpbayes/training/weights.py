@@ -1,0 +1,91 @@
+"""How much every training star counts: weights instead of cuts (METHOD 9 and 12).
+
+A star with a companion, another extinction law, a spurious parallax or wrong labels is answered by a distance, an E or
+labels that are not its own, and pulls the model after it. Such stars fit worse than their like, or are far from their
+own measurements. Both are judged by the star's neighbours and its stated errors, never by classes: the fluxes' chi^2
+under the measurement's own errors against the median of the nearest stars in labels and S/N, so that a kind that the
+model does not describe yet (luminous, rare, bright) keeps its weight; the pulls likewise, as a Student t weighs them.
+"""
+
+from functools import partial
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+from numpy.typing import NDArray
+from scipy import stats
+from scipy.spatial import cKDTree
+
+from xpbayes.data.scratch import in_memory, pieces
+from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
+from xpbayes.models.forward import ForwardModel
+from xpbayes.models.model_error import mean_ln_snr
+from xpbayes.models.objective import flux_chi2, measurement_residuals
+
+N_NEIGHBOURS = 60
+LN_SNR_UNIT = 0.5
+"""Distances in ln S/N are measured in this, those in labels in the spread of the training labels."""
+POOR_FIT = 2.0
+"""Ratio of chi^2 to the neighbours' median around which a star begins to lose its weight, as 1 / ratio."""
+DOF = 4.0
+"""Of the Student t that weighs a star's pulls."""
+
+
+@jax.jit
+def _judge(forward: ForwardModel, stars: Stars, theta_log: Array) -> tuple[Array, Array, Array]:
+    """(star,) chi^2 of the fluxes, sum of squared measurement residuals, mean ln S/N."""
+
+    def one(star: Stars, u: Array) -> tuple[Array, Array, Array]:
+        pulls = measurement_residuals(star, u)
+        return flux_chi2(forward, star, u), pulls @ pulls, mean_ln_snr(star)
+
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(one)(stars, theta_log)
+
+
+def star_weights(
+    forward: ForwardModel, stars: Stars, theta_log: Float[Array, "star parameter"]
+) -> Float[NDArray, " star"]:
+    """How much each star counts, at most about 1.
+
+    Args:
+        forward: the forward model.
+        stars: training stars with the measurement's own whitening: no model error in it, in memory or in files.
+        theta_log: (star, label + 2) solutions.
+    """
+    found = [
+        by_blocks(partial(_judge, forward), STAR_BLOCK, in_memory(stars, at), theta_log[at])
+        for at in pieces(len(stars))
+    ]
+    chi2, pulls2, ln_snr = (np.concatenate([np.asarray(part[i], np.float64) for part in found]) for i in range(3))
+    labels = np.asarray(theta_log, np.float64)[:, :-2] / np.asarray(forward.label_scale, np.float64)
+    measured = np.column_stack(
+        [np.asarray(v) > 0 for v in (stars.label_inv_error, stars.parallax_inv_error, stars.reddening_inv_error)]
+    ).sum(axis=1)
+    return weights_from(np.column_stack([labels, ln_snr / LN_SNR_UNIT]), chi2, pulls2, measured)
+
+
+def weights_from(
+    place: Float[NDArray, "star place"],
+    chi2: Float[NDArray, " star"],
+    pulls2: Float[NDArray, " star"],
+    n_measured: NDArray[np.integer],
+) -> Float[NDArray, " star"]:
+    """The same from numbers.
+
+    Args:
+        place: where each star is among its like.
+        chi2: of its fluxes.
+        pulls2: sum of its squared pulls.
+        n_measured: over so many measurements.
+    """
+    n = min(N_NEIGHBOURS + 1, len(place))
+    _, near = cKDTree(place).query(place, k=n)
+    near = near.reshape(len(place), n)
+    ratio = chi2 / np.maximum(np.median(chi2[near], axis=1), 1e-30)
+    by_fluxes = np.hypot(1.0, 1.0 / POOR_FIT) / np.hypot(1.0, ratio / POOR_FIT)
+    # As long as the model describes a kind badly, all of its stars are far from their measurements.
+    expected = np.maximum(stats.chi2.median(np.maximum(n_measured, 1)), 1e-30)
+    usual = np.maximum(np.median(pulls2[near], axis=1) / expected, 1.0)
+    by_measurements = np.minimum(1.0, (DOF + n_measured) / (DOF + pulls2 / usual))
+    return np.asarray(by_fluxes * by_measurements)
