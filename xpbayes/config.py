@@ -176,9 +176,12 @@ class TrainingConfig(FrozenSettings):
     split_seed: int = Field(0, ge=0, description="which split by source_id")
     seed: int = Field(0, ge=0, description="of the initial weights and the batches")
     batch_size: int = Field(256, ge=1, description="stars per step of a model phase")
-    teff_max: float = Field(8.5, gt=0, description="training stars are cooler than this [kK]")
+    teff_max: float | None = Field(None, gt=0, description="training stars are cooler than this [kK]; any by default")
     min_channels: int | None = Field(
-        None, ge=1, description="training stars were measured in at least so many channels; all by default"
+        None,
+        ge=1,
+        description="training stars were measured in at least so many channels; by default bands may be missing, and no "
+        "sample of the spectrum",
     )
     ks_over_j: float = Field(
         0.40,

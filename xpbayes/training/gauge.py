@@ -12,8 +12,9 @@ at once. A star's joint solution has, to first order, no correlation with what i
 are the parts of the measurement that the fit used and did not), so the regression of measured - solved on the solution
 is not diluted by errors in either: it is zero at the joint optimum, and the move that makes it zero leads there.
 
-d, b and g are linear in the last hidden layer of the network: the first two moves are then exact, changes of the output
-weights alone, and cost no fluxes. After a move of labels the network must follow, in the next phase of the model.
+d, b and g are linear in the last hidden layer of the network, whitened and ordered by its spread: the first two moves are
+then exact, changes of the output weights alone, and cost no fluxes. After a move of labels the network must follow, in
+the next phase of the model.
 """
 
 from dataclasses import replace
@@ -32,6 +33,9 @@ LN_PARALLAX_PRIOR, EXTINCTION_PRIOR, LABEL_PRIOR = 0.5, 0.05, 0.3
 """Prior spread of every feature's coefficient: of d, of b [mag], and of g in units of the training labels' spread."""
 DOF = 4.0
 """Of the Student t that measurements are taken to follow: unresolved binaries and spurious parallaxes are among them."""
+N_EXTINCTION_FEATURES = 6
+"""b depends on the foremost features alone: what reddening estimates get wrong for a kind of star (distances of a dust map,
+fields that a survey picked) is not to become that kind's zero point."""
 N_REWEIGHTS, N_NEWTON = 12, 4
 MIN_EXTINCTION = 1e-3
 """Smallest E after a move [mag]."""
@@ -155,11 +159,13 @@ def move_gauge(
     extinction, scale = np.exp(u[:, -2]), 1.0
     inverse = np.asarray(stars.reddening_inv_error, np.float64)
     if np.any(inverse > 0):
-        coefficient = robust_ridge(
-            np.column_stack([features.values, extinction]),
+        coefficient = np.zeros(features.values.shape[1] + 1)
+        used = np.r_[: min(1 + N_EXTINCTION_FEATURES, len(coefficient) - 1), -1]
+        coefficient[used] = robust_ridge(
+            np.column_stack([features.values, extinction])[:, used],
             np.asarray(stars.reddening, np.float64),
             inverse,
-            np.append(_precision(features, EXTINCTION_PRIOR), 0.0),
+            np.append(_precision(features, EXTINCTION_PRIOR), 0.0)[used],
             weight,
         )
         scale = float(coefficient[-1])

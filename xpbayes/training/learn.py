@@ -269,7 +269,9 @@ def _run_phase(
     if phase.update == "model_error":
         some = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_STARS)).astype(int)]
         members = in_memory(stars, some)
-        error, history = learn_model_error(forward, members, theta_log[some], phase.epochs, state.model.error)
+        error, history = learn_model_error(
+            forward, members, theta_log[some], phase.epochs, state.model.error, np.asarray(state.weight)[some]
+        )
         entry["ln_likelihood_per_star"] = history
         summary = f"median relative error {np.median(relative_sigma(error)):.2%}"
         return state._replace(model=replace(state.model, error=error)), entry, summary

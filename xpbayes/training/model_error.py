@@ -120,13 +120,14 @@ def _collect(forward: ForwardModel, directions: Array, stars: Stars, theta_log: 
 
 
 @jax.jit
-def _expect(sums: _Sums, covariance: Array, weight: Array, dof: Array) -> tuple[Array, Array, Array]:
+def _expect(sums: _Sums, covariance: Array, weight: Array, counts: Array, dof: Array) -> tuple[Array, Array, Array]:
     """Expectation step for a batch of stars.
 
     Args:
         sums: of the batch.
         covariance: (kind, q, q) S_k.
         weight: (star, kind).
+        counts: (star,) how much each star counts.
         dof: (kind,) degrees of freedom.
 
     Returns:
@@ -147,7 +148,7 @@ def _expect(sums: _Sums, covariance: Array, weight: Array, dof: Array) -> tuple[
         return moment, chi2, 2.0 * jnp.sum(jnp.log(jnp.diagonal(lower)))
 
     moment, chi2, ln_det = jax.vmap(one)(sums, weight)
-    return jnp.einsum("sk,sij->kij", weight, moment), chi2, ln_det
+    return jnp.einsum("sk,sij->kij", weight * counts[:, None], moment), chi2, ln_det
 
 
 def _ln_likelihood(dof: NDArray[np.float64], chi2: NDArray, ln_det: NDArray, n_obs: NDArray) -> NDArray[np.float64]:
@@ -205,6 +206,7 @@ def learn_model_error(
     theta_log: Float[Array, "star parameter"],
     n_iterations: int,
     start: ModelError | None = None,
+    counts: Float[NDArray, " star"] | None = None,
 ) -> tuple[ModelError, list[float]]:
     """Estimate the covariance of the model's relative error, and its tail, for every kind of star.
 
@@ -214,6 +216,8 @@ def learn_model_error(
         theta_log: (star, label + 2) current solutions.
         n_iterations: of expectation-maximisation.
         start: the estimate to begin with, whose kinds are kept; small and isotropic if None.
+        counts: (star,) how much each star counts, from `weights.star_weights`; 1 if None. A companion or another
+            extinction law is no error of the model.
 
     Returns:
         the model error, and the mean ln likelihood per star before each iteration.
@@ -228,6 +232,7 @@ def learn_model_error(
     used = stars.take(jnp.asarray(picked))
     error = start if start is not None else _find_kinds(forward, used, theta_log[picked])
     weight = np.asarray(_weights(error, used), np.float64)
+    count = np.ones(n_used) if counts is None else np.asarray(counts, np.float64)[picked]
     # Double precision: chi^2 is what is left of sums a thousand times larger, and a star whose chi^2 rounds to nothing
     # would be given an amplitude without bounds.
     with jax.enable_x64(True):
@@ -249,20 +254,26 @@ def learn_model_error(
     for iteration in range(n_iterations):
         with jax.enable_x64(True):
             found = [
-                _expect(sums, *(jnp.asarray(v) for v in (covariance, weight[i * size : (i + 1) * size], dof)))
+                _expect(
+                    sums,
+                    *(
+                        jnp.asarray(v)
+                        for v in (covariance, *(w[i * size : (i + 1) * size] for w in (weight, count)), dof)
+                    ),
+                )
                 for i, sums in enumerate(collected)
             ]
         moment = np.sum([np.asarray(f[0], np.float64) for f in found], axis=0)
         chi2, ln_det = (np.concatenate([np.asarray(f[j], np.float64) for f in found]) for j in (1, 2))
         nu = 1.0 / (weight @ (1.0 / dof))
-        history.append(float(np.mean(_ln_likelihood(nu, chi2, ln_det, n_obs))))
-        overall = moment.sum(axis=0) / n_used
-        members = weight.sum(axis=0)
+        history.append(float(np.average(_ln_likelihood(nu, chi2, ln_det, n_obs), weights=count)))
+        members = count @ weight
+        overall = moment.sum(axis=0) / members.sum()
         covariance = (moment + PRIOR_STARS * overall) / (members + PRIOR_STARS)[:, None, None]
         covariance = 0.5 * (covariance + covariance.transpose(0, 2, 1)) + 1e-9 * np.eye(q)
         if start is not None or iteration >= ITERATIONS_BEFORE_DOF:
             by_dof = np.stack([_ln_likelihood(v, chi2, ln_det, n_obs) for v in DOF_GRID], axis=1)
-            by_kind = weight.T @ by_dof + PRIOR_STARS * by_dof.mean(axis=0)
+            by_kind = weight.T @ (count[:, None] * by_dof) + PRIOR_STARS * np.average(by_dof, axis=0, weights=count)
             dof = DOF_GRID[np.argmax(by_kind, axis=1)]
     return ModelError(
         shapes=error.shapes,

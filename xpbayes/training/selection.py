@@ -7,14 +7,17 @@ import numpy as np
 from xpbayes.data.spectra import OK, Cut, Spectra
 
 
-def training_cuts(table: Spectra, labels: Sequence[str], teff_max: float, min_channels: int | None = None) -> Spectra:
+def training_cuts(
+    table: Spectra, labels: Sequence[str], teff_max: float | None = None, min_channels: int | None = None
+) -> Spectra:
     """Apply the training cuts; each is counted in the result's `cuts`.
 
     Args:
         table: all stars.
         labels: the labels that a training star must have, with errors.
-        teff_max: training stars are cooler [kK].
-        min_channels: training stars were measured in at least so many channels; all if None.
+        teff_max: training stars are cooler [kK]; any if None.
+        min_channels: training stars were measured in at least so many channels; if None, bands may be missing and no
+            sample of the spectrum, or nothing where there are bands alone.
     """
     table = table.replace(cuts=(*table.cuts, Cut("stars in the table", 0, len(table))))
     problems = table.problems(labelled=True)
@@ -23,10 +26,13 @@ def training_cuts(table: Spectra, labels: Sequence[str], teff_max: float, min_ch
     label, error = table.labels(labels)
     complete = np.isfinite(label).all(axis=1) & np.isfinite(error).all(axis=1)
     table = table.take(complete, f"a label or its error is missing ({', '.join(labels)})")
-    if "teff" in labels:
+    if "teff" in labels and teff_max is not None:
         table = table.take(table.column("teff") < teff_max, f"Teff not below {1e3 * teff_max:.0f} K")
     distance = table.is_measured("parallax") | np.isfinite(table.column("spectroscopic_parallax"))
     table = table.take(distance, "neither a parallax nor a spectroscopic parallax")
     if min_channels is None:
-        return table.take(table.channel_present().all(axis=1), "a channel is missing (training needs all)")
+        present = table.channel_present()
+        n_samples = present.shape[1] - table.band_inverse_error.shape[1]
+        needed = present[:, :n_samples] if n_samples else present
+        return table.take(needed.all(axis=1), "a sample of the spectrum is missing")
     return table.take(table.channel_present().sum(axis=1) >= min_channels, f"fewer than {min_channels} channels")

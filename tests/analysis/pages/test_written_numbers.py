@@ -73,7 +73,7 @@ def test_residuals(run, numbers, trained, normalised):
     name = "pulls" if normalised else "residuals"
     settings = trained.card["settings"]
     use = Split.of(trained.card).on(Side.HELD_OUT, run["source_id"]) & (run["flags"] < 8)
-    use &= ~(run["teff"] >= settings["teff_max"])
+    use &= ~(run["teff"] >= (settings["teff_max"] or np.inf))
     summary = {row["parameter"]: row for row in numbers(f"{name}_summary")}
     lines = numbers(name)
     assert set(summary) == {"teff", "feh", "logg", "extinction"}

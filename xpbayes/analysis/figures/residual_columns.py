@@ -94,7 +94,9 @@ class ValidationStars(Matches):
             if run.model is None:
                 return cls(run.labels, None)
             settings = TrainingConfig.model_validate(run.model.card["settings"])
-            return cls(run.labels, Split.of(run.model.card), settings.floor_for(len(run.labels)), settings.teff_max)
+            return cls(
+                run.labels, Split.of(run.model.card), settings.floor_for(len(run.labels)), settings.teff_max or np.inf
+            )
 
         return run.once("labelled", make)
 
