@@ -13,7 +13,9 @@ from xpbayes.checks.training_checks import (
     channel_residuals,
     channel_zero_points,
     check_training,
+    gauge_at_rest,
     held_out_skill,
+    kinds_kept,
     label_directions,
     label_ranges,
     parallax_scale,
@@ -47,6 +49,8 @@ def test_a_healthy_model_passes(trained, labels):
         "channel_zero_points": True,
         "channel_residuals": None,
         "held_out_skill": None,
+        "gauge_at_rest": None,
+        "kinds_kept": None,
     }
     assert [Check(**c).name for c in trained.card["checks"]] == [c.name for c in checks]
 
@@ -139,3 +143,26 @@ def test_labels_that_no_check_knows_are_not_judged(trained, labels):
         channel_zero_points(model, channels, ("a", "b", "c"), labels),
     ):
         assert check.passed is None and "not made" in check.line
+
+
+GAUGE = {
+    "update": "gauge",
+    "scale_of_E": 1.002,
+    "moves": {"all": [0, 0, 0, 0.001, 0.001], "giants": [0, 0, 0, 0.004, -0.03]},
+}
+
+
+def test_the_gauge_must_be_at_rest():
+    assert gauge_at_rest([GAUGE]).passed
+    assert gauge_at_rest([]).passed is None
+    for spoiled in ({"scale_of_E": 0.94}, {"moves": {"all": [0, 0, 0, 0, 0], "luminous giants": [0, 0, 0, 0, -0.28]}}):
+        found = gauge_at_rest([GAUGE, GAUGE | spoiled])
+        assert found.passed is False and "FAILED" in found.line
+    assert gauge_at_rest([GAUGE, GAUGE | {"moves": {"all": [0, 0, 0, 0.05, 0]}}]).passed is False
+
+
+def test_no_kind_may_be_lost():
+    assert kinds_kept([{"kept_by_kind": {"all": 0.9, "giants": 0.8}}]).passed
+    assert kinds_kept([{"update": "model"}]).passed is None
+    found = kinds_kept([{"kept_by_kind": {"all": 0.9, "luminous giants": 0.17}}])
+    assert found.passed is False and "luminous giants count 17%" in found.measured

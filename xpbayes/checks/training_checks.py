@@ -43,6 +43,10 @@ MAX_ZERO_POINT_MAG = 0.4
 MAX_COOL_ZERO_POINT_MAG, COOL_FROM_NM = 0.7, 600.0
 """Other stars: molecular bands and H- opacity leave more, and only redwards is it a continuum."""
 MAX_CHANNEL_RESIDUAL = 0.05
+MAX_SCALE_MOVE, MAX_EXTINCTION_MOVE, MAX_LN_PARALLAX_MOVE = 0.01, 0.02, 0.1
+"""What the last move along the directions that fluxes do not see may still be: E's scale, E [mag], ln parallax."""
+MIN_KEPT = 0.5
+"""Share of a kind of star that must still count in training."""
 MIN_SKILL = 0.25
 
 
@@ -259,12 +263,56 @@ def held_out_skill(skill: Mapping[str, float]) -> Check:
     )
 
 
+def gauge_at_rest(phases: Sequence[Mapping[str, Any]]) -> Check:
+    """The last move along what fluxes do not see was small for every kind of star: training has reached its optimum.
+
+    Args:
+        phases: the card's training phases.
+    """
+    moves = [phase for phase in phases if phase.get("update") == "gauge"]
+    if not moves:
+        return Check("gauge_at_rest", None, "training had no phase that moves E's scale and luminosities as a whole")
+    scale, by_kind = moves[-1]["scale_of_E"] - 1.0, moves[-1]["moves"]
+    extinction = max(by_kind, key=lambda kind: abs(by_kind[kind][-2]))
+    parallax = max(by_kind, key=lambda kind: abs(by_kind[kind][-1]))
+    return Check(
+        "gauge_at_rest",
+        abs(scale) <= MAX_SCALE_MOVE
+        and abs(by_kind[extinction][-2]) <= MAX_EXTINCTION_MOVE
+        and abs(by_kind[parallax][-1]) <= MAX_LN_PARALLAX_MOVE,
+        f"the last move changed the scale of E by {scale:+.2%}, E of {extinction} by {by_kind[extinction][-2]:+.4f} mag "
+        f"and ln parallax of {parallax} by {by_kind[parallax][-1]:+.4f}",
+        f"at most {MAX_SCALE_MOVE:.0%}, {MAX_EXTINCTION_MOVE} mag, {MAX_LN_PARALLAX_MOVE}",
+        "are there enough phases of 'model', 'stars' and 'gauge', and do reddening estimates and parallaxes share one unit?",
+    )
+
+
+def kinds_kept(phases: Sequence[Mapping[str, Any]]) -> Check:
+    """No kind of star lost its say to weights or to self-cleaning: what is dropped are stars, not classes.
+
+    Args:
+        phases: the card's training phases.
+    """
+    kept = [phase["kept_by_kind"] for phase in phases if "kept_by_kind" in phase]
+    if not kept:
+        return Check("kinds_kept", None, "training had no phase of weights or self-cleaning")
+    worst = min(kept[-1], key=lambda kind: kept[-1][kind])
+    return Check(
+        "kinds_kept",
+        kept[-1][worst] >= MIN_KEPT,
+        f"{worst} count {kept[-1][worst]:.0%}, all stars {kept[-1]['all']:.0%}",
+        f"every kind at least {MIN_KEPT:.0%}",
+        "does the model describe these stars, and are their label errors those of the survey?",
+    )
+
+
 def check_training(
     forward: ForwardModel,
     channels: Channels,
     names: Sequence[str],
     labels: NDArray[Any],
     held_out: Mapping[str, Any],
+    phases: Sequence[Mapping[str, Any]] = (),
 ) -> list[Check]:
     """Make every check.
 
@@ -274,6 +322,7 @@ def check_training(
         names: labels in order.
         labels: (star, label) of the training stars [kK, dex, ...].
         held_out: the card's entry of that name: keys 'skill' and 'channel_residual'; empty if not assessed.
+        phases: the card's training phases.
     """
     names = tuple(names)
     return [
@@ -283,4 +332,6 @@ def check_training(
         channel_zero_points(forward, channels, names, labels),
         channel_residuals(channels, held_out.get("channel_residual", [])),
         held_out_skill(held_out.get("skill", {})),
+        gauge_at_rest(phases),
+        kinds_kept(phases),
     ]

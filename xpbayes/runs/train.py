@@ -128,7 +128,9 @@ def train(
     model = replace(model, calibration=calibration)
     model.card["calibration"] = _calibration_entry(calibration, chosen.aside, config.labels)
     model.card["held_out"] = _assess(model, chosen.held_out, config) if len(chosen.held_out) else {}
-    checks = check_training(model.forward, model.channels, model.labels, labels, model.card["held_out"])
+    checks = check_training(
+        model.forward, model.channels, model.labels, labels, model.card["held_out"], learned.record.phases
+    )
     model.card["checks"] = [vars(check) for check in checks]
     for check in checks:
         log.info(check.line)

@@ -197,12 +197,14 @@ def move_gauge(
     return Moved(moved_model, u, by, scale)
 
 
-def moves_by_kind(moved: Moved, theta_log: NDArray[np.floating]) -> dict[str, list[float]]:
+def moves_by_kind(
+    moved: Moved, theta_log: NDArray[np.floating], names: tuple[str, ...] = ("teff", "feh", "logg")
+) -> dict[str, list[float]]:
     """Median move of (labels..., E, ln parallax) of every kind of star that there is: what training had still to go."""
     u = np.asarray(theta_log, np.float64)
     return {
         name: np.median(moved.by[there], axis=0).round(5).tolist()
-        for name, there in kinds_of_star(u[:, :-2]).items()
+        for name, there in kinds_of_star(u[:, :-2], names).items()
         if there.any()
     }
 

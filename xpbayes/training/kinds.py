@@ -33,3 +33,10 @@ def kinds_of_star(
     if "feh" in names:
         kinds["metal-poor stars"] = labels[:, names.index("feh")] < POOR_FEH
     return kinds
+
+
+def kept_by_kind(
+    weight: NDArray[np.floating] | NDArray[np.bool_], kinds: dict[str, NDArray[np.bool_]]
+) -> dict[str, float]:
+    """Mean weight of every kind of star that there is."""
+    return {name: round(float(np.mean(weight[there])), 3) for name, there in kinds.items() if there.any()}

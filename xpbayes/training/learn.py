@@ -31,7 +31,7 @@ from xpbayes.models.prior import LabelPrior, draw_labels, ln_priors
 from xpbayes.models.star_model import StarModel
 from xpbayes.training.checkpoint import read_checkpoint, tree_checksum, write_checkpoint
 from xpbayes.training.gauge import move_gauge, moves_by_kind
-from xpbayes.training.kinds import kinds_of_star
+from xpbayes.training.kinds import kept_by_kind, kinds_of_star
 from xpbayes.training.model_error import MAX_STARS, learn_model_error
 from xpbayes.training.phases import run_gradient_phase, run_star_steps
 from xpbayes.training.self_cleaning import diagnostic, high_quality, pulls, survivors
@@ -262,7 +262,7 @@ def _run_phase(
     if phase.update == "self_cleaning":
         return _clean(phase, state, effective, config)
     if phase.update == "weights":
-        return _weigh(state, stars)
+        return _weigh(state, stars, config)
     forward, theta_log = state.model.forward, state.theta_log
     rows = _members(phase, number, stars, np.asarray(state.survivor), config)
     entry: dict[str, Any] = {"n_stars": len(rows)}
@@ -277,7 +277,7 @@ def _run_phase(
         return state._replace(model=replace(state.model, error=error)), entry, summary
 
     if phase.update == "gauge":
-        return _move_gauge(phase, state, effective, rows, entry)
+        return _move_gauge(phase, state, effective, rows, config)
     key_data = state.key_data
     if phase.update in ("model", "both"):
         key, phase_key = jax.random.split(jax.random.wrap_key_data(key_data))
@@ -307,14 +307,18 @@ def _run_phase(
 
 
 def _move_gauge(
-    phase: "Phase", state: TrainingState, effective: Stars, rows: NDArray[np.integer], entry: dict[str, Any]
+    phase: "Phase", state: TrainingState, effective: Stars, rows: NDArray[np.integer], config: "TrainingConfig"
 ) -> tuple[TrainingState, dict[str, Any], str]:
     """Move model and stars along what fluxes do not see; stars outside of the phase move with the others' functions."""
     forward, theta_log = state.model.forward, state.theta_log
     weight = np.zeros(len(effective))
     weight[rows] = np.asarray(state.weight, np.float64)[rows]
     moved = move_gauge(forward, effective, theta_log, weight, labels=phase.move_labels)
-    entry |= {"scale_of_E": moved.scale, "moves": moves_by_kind(moved, np.asarray(theta_log))}
+    entry = {
+        "n_stars": len(rows),
+        "scale_of_E": moved.scale,
+        "moves": moves_by_kind(moved, np.asarray(theta_log), config.labels),
+    }
     largest = np.abs(np.median(moved.by, axis=0))
     summary = f"E times {moved.scale:.4f}, median move of E {largest[-2]:.4f} mag, of ln parallax {largest[-1]:.4f}"
     new = state._replace(
@@ -336,13 +340,13 @@ def _without_grey(
     return replace(forward, ln_curve=curve), moved
 
 
-def _weigh(state: TrainingState, stars: Stars) -> tuple[TrainingState, dict[str, Any], str]:
+def _weigh(state: TrainingState, stars: Stars, config: "TrainingConfig") -> tuple[TrainingState, dict[str, Any], str]:
     """Decide how much every star counts; nothing moves."""
     weight = star_weights(state.model.forward, stars, state.theta_log)
-    kinds = kinds_of_star(np.asarray(state.theta_log, np.float64)[:, :-2])
+    kinds = kinds_of_star(np.asarray(state.theta_log, np.float64)[:, :-2], config.labels)
     entry = {
         "n_stars": len(stars),
-        "mean_weight": {name: round(float(weight[there].mean()), 3) for name, there in kinds.items() if there.any()},
+        "kept_by_kind": kept_by_kind(weight, kinds),
     }
     summary = f"{np.mean(weight < 0.5):.1%} of the stars count less than half"
     return state._replace(weight=jnp.asarray(weight, jnp.float32)), entry, summary
@@ -358,6 +362,7 @@ def _clean(
     entry = {
         "n_stars": len(effective),
         "dropped_by": dropped,
+        "kept_by_kind": kept_by_kind(stays["both"], kinds_of_star(np.asarray(effective.labels), config.labels)),
         "diagnostic": diagnostic(effective, state.theta_log, found, config.labels),
     }
     summary = (

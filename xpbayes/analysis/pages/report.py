@@ -312,6 +312,10 @@ def _phase_table(model: TrainedModel) -> Table:
             result = f"{what} per star {values[0]:.1f} → {values[-1]:.1f}"
         elif update == "stars":
             result = f"L per star {phase['objective_per_star']:.1f}, {share(phase['converged'])} converged"
+        elif update == "gauge":
+            result = f"E times {phase['scale_of_E']:.4f}, ln parallax {phase['moves']['all'][-1]:+.4f} in the median"
+        elif update == "weights":
+            result = f"stars count {share(phase['kept_by_kind']['all'])}"
         elif update == "self_cleaning":
             result = f"{share(phase['dropped_by']['both'])} of the stars dropped"
         passes, seconds = str(phase.get("epochs", "–")), f"{phase.get('seconds', float('nan')):.1f}"
