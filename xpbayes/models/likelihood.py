@@ -17,6 +17,17 @@ def whitened_residual(
     return whitening @ (predicted - flux)
 
 
+def at_own_level(
+    predicted: Float[Array, " channel"], flux: Float[Array, " channel"], whitening: Float[Array, "channel channel"]
+) -> Float[Array, " channel"]:
+    """The predicted flux times the grey factor that fits the observed flux best.
+
+    A catalogue's own values give a star's flux up to such a factor where stars of the same labels differ in luminosity.
+    """
+    white = whitening @ predicted
+    return predicted * (white @ (whitening @ flux)) / (white @ white)
+
+
 def n_observed(whitening: Float[Array, "channel channel"]) -> Float[Array, ""]:
     """Number of channels that carry weight."""
     return jnp.sum(jnp.diagonal(whitening, axis1=-2, axis2=-1) > 0, axis=-1)

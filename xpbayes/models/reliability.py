@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from xpbayes.data.stars import Stars
 from xpbayes.models.forward import layer_sizes, predict_flux
-from xpbayes.models.likelihood import marginal_sigma
+from xpbayes.models.likelihood import at_own_level, marginal_sigma
 from xpbayes.models.model_error import with_model_error
 from xpbayes.models.star_model import StarModel
 
@@ -155,6 +155,7 @@ def flux_pulls(
     model: StarModel,
     star: Stars,
     theta_log: Float[Array, " parameter"],
+    own_level: bool = False,
 ) -> Float[Array, " channel"]:
     """(f_pred - f_obs) / sigma of one star, sigma marginal over the other channels, NaN where nothing was observed.
 
@@ -165,9 +166,12 @@ def flux_pulls(
         model: the trained model.
         star: one star with the whitening factor of its measurement.
         theta_log: (label + 2,) labels, ln E, ln parallax.
+        own_level: bring the model's flux to the star's own level, as best fits.
     """
     observed = jnp.diagonal(star.whitening) > 0
     predicted = predict_flux(model.forward, theta_log, star.ln_scale)
+    if own_level:
+        predicted = at_own_level(predicted, star.flux, star.whitening)
     star = star if model.error is None else with_model_error(model.error, star, predicted)
     pull = (predicted - star.flux) / marginal_sigma(star.whitening)
     return jnp.where(observed, pull, jnp.nan)

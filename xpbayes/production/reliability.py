@@ -37,7 +37,8 @@ def table_features(model: TrainedModel, stars: Spectra, fit: Estimates) -> NDArr
         part = stars.take(rows)
         survey = {name: part.column(name) for name in SURVEY_COLUMNS}
         some = Estimates(*(values[rows] for values in fit))
-        parts.append(star_features(model.star_model, part.stars(model.labels), some, survey))
+        at = part.stars(model.labels)
+        parts.append(star_features(model.star_model, at, some, survey, own_level=model.has_levels))
     return np.concatenate(parts)
 
 

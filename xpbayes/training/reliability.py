@@ -94,11 +94,11 @@ def _ln(value: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.log(np.maximum(value, LN_FLOOR))  # NaN stays NaN
 
 
-@jax.jit
-def _pulls(model: StarModel, stars: Stars, theta: Array) -> Array:
+@partial(jax.jit, static_argnames="own_level")
+def _pulls(model: StarModel, stars: Stars, theta: Array, own_level: bool) -> Array:
     theta_log = to_log(jnp.concatenate([theta[:, :-2], jnp.maximum(theta[:, -2:], TINY)], axis=1))
     with jax.default_matmul_precision("highest"):
-        return jax.vmap(partial(flux_pulls, model))(stars, theta_log)
+        return jax.vmap(partial(flux_pulls, model, own_level=own_level))(stars, theta_log)
 
 
 def star_features(
@@ -106,6 +106,8 @@ def star_features(
     stars: Stars,
     fit: Estimates,
     survey: Mapping[str, NDArray[np.floating]],
+    *,
+    own_level: bool = False,
 ) -> NDArray[np.float32]:
     """Compute the features of Appendix B.
 
@@ -114,6 +116,7 @@ def star_features(
         stars: the stars with the whitening factors of their measurements; labels are not looked at.
         fit: what the fit says about them.
         survey: (star,) values of `SURVEY_COLUMNS`, NaN where missing.
+        own_level: flux residuals are those beyond a grey factor: the estimates give no more.
 
     Returns:
         (star, feature) in the order of `models.reliability.feature_names`, NaN where a feature is missing.
@@ -121,7 +124,7 @@ def star_features(
     n_labels = model.forward.n_labels
     estimate = np.asarray(fit.estimate, np.float32)
     pulls = (
-        by_blocks(partial(_pulls, model), STAR_BLOCK, stars, estimate)
+        by_blocks(partial(_pulls, model, own_level=own_level), STAR_BLOCK, stars, estimate)
         if len(stars)
         else np.zeros((0, stars.flux.shape[1]))
     )

@@ -55,9 +55,14 @@ class TestReliability:
 
 @pytest.fixture(scope="module")
 def held_out(trained, bundled):
-    """Labels of most of the hottest fifth are wrong by far: real stars alone leave too few bad ones among so few."""
-    stars = choose_stars(trained, bundled, "held-out").take(np.arange(900))
-    hot = stars.column("teff") > np.nanquantile(stars.column("teff"), 0.8)
+    """Labels of most of the hottest fifth are wrong by far: real stars alone leave too few bad ones among so few.
+
+    Of the stars with all labels, for no other is judged: most of the hottest lack one, and a catalogue whose errors
+    hold for all stars kept aside has few bad ones of its own.
+    """
+    stars = choose_stars(trained, bundled, "held-out")
+    stars = stars.take(np.isfinite(np.hstack(stars.labels(trained.labels))).all(axis=1)).take(np.arange(750))
+    hot = stars.column("teff") > np.quantile(stars.column("teff"), 0.8)
     wrong = hot & (np.random.default_rng(3).random(len(stars)) < 0.7)
     shift = {"teff": -1.5, "feh": 1.5, "logg": -3.0}
     return with_columns(stars, **{k: np.where(wrong, stars.column(k) + v, stars.column(k)) for k, v in shift.items()})

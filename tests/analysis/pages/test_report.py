@@ -138,7 +138,7 @@ def test_its_table_equals_the_validation(page, inputs, trained):
         assert cells[at + 2 : at + 6] == expected
         if answer == "posterior":
             assert f"<b>{expected[1]}</b>scatter in Teff" in page
-    assert len(tables) >= 2 and page.index("Posterior medians, ") < page.index("Modes with errors from the Fisher")
+    assert len(tables) >= 2 and page.index("Posterior medians, ") < page.index("Modes, as ZGR23 publish them")
 
 
 def test_model_card_cuts_and_provenance_are_listed(page, trained):

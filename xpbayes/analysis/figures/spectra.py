@@ -15,7 +15,7 @@ from xpbayes.analysis.figures import drawing
 from xpbayes.data.spectra import Spectra
 from xpbayes.data.stars import Stars
 from xpbayes.models.forward import ForwardModel, predict_flux
-from xpbayes.models.likelihood import deviance, n_observed, whitened_residual
+from xpbayes.models.likelihood import at_own_level, deviance, n_observed, whitened_residual
 from xpbayes.models.model_error import ModelError, with_model_error
 from xpbayes.production.model_file import TrainedModel
 
@@ -89,8 +89,7 @@ def _compare(
     with jax.default_matmul_precision("highest"):
         predicted = predict_flux(forward, parameters, star.ln_scale)
         if own_level:
-            white = star.whitening @ predicted
-            predicted = predicted * (white @ (star.whitening @ star.flux)) / (white @ white)
+            predicted = at_own_level(predicted, star.flux, star.whitening)
         star = star if error is None else with_model_error(error, star, predicted)
         chi2 = jnp.sum(whitened_residual(predicted, star.flux, star.whitening) ** 2)
         return predicted, star.whitening, deviance(chi2, n_observed(star.whitening), star.inv_dof).slope

@@ -43,8 +43,8 @@ def held_out_entry(
 
     Returns:
         'accuracy' of posterior medians (one entry per label and group), 'of' (says so), 'skill' (label -> 1 - scatter^2 /
-        spread^2), 'channel_residual' (median of observed over predicted flux minus one), 'extrapolated' (share beyond the
-        training sample).
+        spread^2), 'channel_residual' (median of observed over predicted flux minus one; at each star's own level, if the
+        model has such), 'extrapolated' (share beyond the training sample).
     """
     compared = compare(catalogue, stars, model.labels, floor)  # posterior medians, as users are told to take
     estimate = list_column(catalogue, "stellar_params_est")
@@ -53,6 +53,8 @@ def held_out_entry(
     predicted = np.asarray(jax.vmap(predict_flux, (None, 0))(model.forward, jnp.asarray(sampled, jnp.float32)))
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = np.where(stars.channel_present()[solved], stars.flux[solved] / predicted, np.nan)
+    if model.has_levels:
+        ratio /= np.nanmedian(ratio, axis=1, keepdims=True)
     skill = {
         name: 1.0 - (robust_scatter(compared.difference[:, i]) / max(robust_scatter(compared.label[:, i]), 1e-9)) ** 2
         for i, name in enumerate(model.labels)
