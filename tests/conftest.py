@@ -26,6 +26,7 @@ import jax
 import numpy as np
 import pytest
 from pydantic import BaseModel
+from threadpoolctl import threadpool_limits
 
 from tests.listening import heard
 from xpbayes.analysis.posterior_file import import_arviz
@@ -36,6 +37,8 @@ from xpbayes.device import prepare_device
 from xpbayes.production.model_file import TrainedModel, load_model, save_model
 
 prepare_device()
+# The variable alone comes too late in a process where a plugin has imported NumPy: small matrices take 15 times as long.
+threadpool_limits(1, "blas")
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
