@@ -209,6 +209,17 @@ def test_distance_is_in_the_best_optimum_s_sigmas():
         assert found.n_modes.tolist() == [expected]
 
 
+@pytest.mark.parametrize("place", [np.inf, np.nan, 1e38])
+def test_a_star_whose_every_start_failed_has_one_optimum_and_no_warning(place):
+    bad = _solution([np.inf, np.nan], [[0.0, place], [place, -place]], [False, False])
+    good = _solution([1.0, 1.5], [[0.0, 0.0], [3.0, 3.0]])
+    both = Solution(*(np.concatenate(leaves) for leaves in zip(good, bad, strict=True)))
+    found = choose_optima(
+        both, lambda u: jnp.where(jnp.isfinite(u).all(axis=1)[:, None, None], 2.0 * jnp.eye(2), jnp.inf)
+    )
+    assert found.n_modes.tolist() == [2, 1] and found.delta.tolist() == [0.5, np.inf]
+
+
 def test_stars_are_counted_apart():
     """Several stars at once equal one after the other."""
     random = np.random.default_rng(0)

@@ -51,6 +51,11 @@ def test_nan_stays_nan_and_alone():
     assert are_positive_definite(matrices).tolist() == [True, False]
 
 
+def test_a_matrix_of_nothing_has_no_covariance():
+    covariance = invert_positive(np.stack([np.eye(3), np.zeros((3, 3)), -np.eye(3)]))
+    assert np.isnan(covariance[1:]).all() and np.isfinite(covariance[0]).all()
+
+
 def test_positive_definiteness_is_judged_after_scaling():
     good = np.diag([1e-12, 1.0, 1e12])
     bad = good.copy()

@@ -86,6 +86,20 @@ def test_an_unused_parallax_settles_nothing():
     assert_allclose(after.std[0, -1], np.hypot(0.1, 0.2), rtol=1e-6)
 
 
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_a_star_without_a_solution_has_none_and_changes_no_other(bad):
+    value = np.array([[5.0, 0.0, 3.0, 0.5, 1.0]] * 2)
+    spread, batch = np.full((2, 2), 0.1), Batch(np.array([3.0, 3.0]), np.array([100.0, 0.0]))
+    alone = settled(_found(value, 0.1), batch, spread, use_parallax=True)
+    found = _found(value, 0.1)
+    for name in NAMES:
+        getattr(found, name)[1] = bad
+    after = settled(found, batch, spread, use_parallax=True)
+    for name in NAMES:
+        assert_array_equal(getattr(after, name)[0], getattr(alone, name)[0])
+        assert not np.isfinite(getattr(after, name)[1]).any()
+
+
 @pytest.fixture
 def _two_kinds(monkeypatch):
     """Every second star is of another kind."""

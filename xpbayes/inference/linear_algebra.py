@@ -117,11 +117,12 @@ def invert_positive(matrices: NDArray[np.floating]) -> NDArray[np.float64]:
         matrices: (star, parameter, parameter) symmetric.
 
     Returns:
-        (star, parameter, parameter) float64 covariances; NaN where the input is not finite.
+        (star, parameter, parameter) float64 covariances; NaN where the input is not finite or has no positive diagonal.
     """
     m = np.asarray(matrices, dtype=np.float64)
-    finite: NDArray[np.bool_] = np.asarray(np.isfinite(m).all(axis=(1, 2)))
-    safe = np.where(finite[:, None, None], m, np.eye(m.shape[1]))
+    usable: NDArray[np.bool_] = np.asarray(np.isfinite(m).all(axis=(1, 2)))
+    usable &= (np.diagonal(m, axis1=1, axis2=2) > 0).any(axis=1)  # else no eigenvalue need be positive
+    safe = np.where(usable[:, None, None], m, np.eye(m.shape[1]))
     diagonal = np.diagonal(safe, axis1=1, axis2=2)
     scale = 1.0 / np.sqrt(np.maximum(diagonal, NO_INFORMATION))
     value, vector = np.linalg.eigh(safe * scale[:, :, None] * scale[:, None, :])
@@ -129,7 +130,7 @@ def invert_positive(matrices: NDArray[np.floating]) -> NDArray[np.float64]:
     inverse = (vector / value[:, None, :]) @ vector.transpose(0, 2, 1)
     covariance = inverse * scale[:, :, None] * scale[:, None, :]
     covariance = 0.5 * (covariance + covariance.transpose(0, 2, 1))
-    covariance[~finite] = np.nan
+    covariance[~usable] = np.nan
     return covariance
 
 

@@ -124,6 +124,7 @@ def settling(
 ) -> Settling:
     """What `settled` does to single numbers; arguments as there, `estimate` the optima."""
     inverse = np.asarray(stars.parallax_inv_error, np.float64) * use_parallax
+    estimate = np.where(np.isfinite(estimate), estimate, np.nan)  # where there is no solution
     spread = scatter[:, 1] * np.asarray(estimate[:, -1], np.float64)
     kept = 1.0 / (1.0 + (inverse * spread) ** 2)
     factor, added, shift = np.ones(estimate.shape), np.zeros(estimate.shape), np.zeros(estimate.shape)
@@ -151,7 +152,7 @@ def settled(
     def wider(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
         return covariance * factor[:, :, None] * factor[:, None, :] + added[:, :, None] * np.eye(added.shape[1])
 
-    median = factor * found.median
+    median = factor * np.where(np.isfinite(found.median), found.median, np.nan)
     low, high = (np.sqrt((median - factor * end) ** 2 + added) for end in (found.low, found.high))
     covariance = wider(found.covariance)
     return replace(

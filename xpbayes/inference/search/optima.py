@@ -123,7 +123,9 @@ def _at_the_winner(
     solution = found.solution
     at = np.asarray(solution.theta_log)
     winner = at[np.arange(len(at)), np.argmin(np.asarray(solution.objective), axis=1)]
-    elsewhere = np.flatnonzero(np.max(np.abs(_place(winner - taken_at, model.forward)), axis=1) > SAME_FLUX)
+    there = np.isfinite(winner).all(axis=1) & np.isfinite(taken_at).all(axis=1)
+    moved = np.subtract(winner, taken_at, out=np.zeros_like(winner), where=there[:, None])
+    elsewhere = np.flatnonzero(np.max(np.abs(_place(moved, model.forward)), axis=1) > SAME_FLUX)
     if not len(elsewhere):
         return found
     # Whole batches, repeating some: another number of stars would be another program.
@@ -200,7 +202,8 @@ def _step_further(model: StarModel, pool: StartPool, rows: NDArray[np.integer]) 
 
 
 def _place(theta_log: NDArray[np.floating], forward: ForwardModel) -> NDArray[np.floating]:
-    """theta_log in units of the training labels' spread, ln E and ln parallax as they are."""
+    """theta_log in units of the training labels' spread, ln E and ln parallax as they are; NaN where it is infinite."""
+    theta_log = np.where(np.isfinite(theta_log), theta_log, theta_log.dtype.type(np.nan))
     return np.asarray(theta_log / np.append(np.asarray(forward.label_scale), [1.0, 1.0]).astype(theta_log.dtype))
 
 
@@ -236,7 +239,13 @@ def choose_optima(solution: Solution, hessian: Callable[[Array], Array]) -> Opti
     winner = np.argmin(value, axis=1)
     best = Solution(*(leaf[np.arange(n), winner] for leaf in solution))
     metric = 0.5 * np.asarray(hessian(jnp.asarray(best.theta_log)), np.float64)
-    delta = value - value[np.arange(n), winner][:, None]
+    # A star whose every start failed has one optimum, which is none: nothing competes with it.
+    lowest = value[np.arange(n), winner][:, None]
+    delta = np.subtract(value, lowest, out=np.full_like(value, np.inf), where=np.isfinite(lowest))
+    theta_log = np.where(
+        np.isfinite(value)[:, :, None] & np.isfinite(theta_log), theta_log, theta_log.dtype.type(np.nan)
+    )
+    metric = np.where(np.isfinite(metric), metric, np.nan)
     usable = np.asarray(solution.converged) & (delta < COMPETES)
     n_modes = np.ones(n, np.int32)
     runner_up, runner_delta = np.array(best.theta_log), np.full(n, np.inf, np.float32)
