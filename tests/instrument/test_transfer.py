@@ -54,7 +54,7 @@ def test_a_pair_of_releases_without_noise_is_found_exactly():
 
 @pytest.fixture(scope="module")
 def noisy():
-    return learn_transfer(OTHER, DEFAULT_ID, *releases(200, 0.02)[:2])
+    return learn_transfer(OTHER, DEFAULT_ID, *releases(150, 0.02)[:2])
 
 
 def test_noise_factor_and_own_error_are_those_of_the_releases(noisy):
@@ -77,7 +77,7 @@ def test_chi2_of_other_stars_is_what_their_errors_say(noisy):
 
 
 def test_noise_in_the_source_does_not_lower_the_ratio():
-    source, target, flux, truth = releases(250, 0.15, noise=1.0)
+    source, target, flux, truth = releases(160, 0.15, noise=1.0)
     found = learn_transfer(OTHER, DEFAULT_ID, source, target)
     moved, _, _ = found.apply(flux, source[1], np.ones(flux.shape, bool))
     assert abs(np.mean(moved / truth) - 1.0) < 0.005  # a plain regression on the noisy flux: -0.02
