@@ -37,7 +37,7 @@ from xpbayes.device import prepare_device
 from xpbayes.production.model_file import TrainedModel, load_model, save_model
 
 prepare_device()
-# The variable alone comes too late where a plugin has imported NumPy: inverses of many small matrices then take 15 times as long.
+# The variable alone comes too late where a plugin has imported NumPy: many small inverses then take 15 times as long.
 threadpool_limits(1, "blas")
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
