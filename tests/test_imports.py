@@ -3,6 +3,7 @@
 import ast
 import importlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -152,3 +153,8 @@ def test_importing_changes_neither_the_environment_nor_jax():
     unchanged, prepared = run.stdout.splitlines()
     assert unchanged == "[{}, {}]"
     assert prepared == "--xla_backend_optimization_level=1 --xla_cpu_multi_thread_eigen=false False"
+
+
+def test_what_is_of_one_data_release_is_in_its_profile():
+    of_dr3 = re.compile("gaiadr3|v375wi|Gaia DR3|2016.0")
+    assert {module for module, path in FILES.items() if of_dr3.search(path.read_text())} == {"xpbayes.release"}

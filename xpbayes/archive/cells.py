@@ -250,9 +250,9 @@ def source_ids(cells: Iterable[Cell], where: str) -> list[int]:
         except LostDigitsError as error:
             raise InputError(f"{where}: {error} (number {i}); give whole numbers") from None
         except ValueError as error:
-            raise InputError(f"{where}: {error} (number {i}); give one Gaia DR3 source_id each") from None
+            raise InputError(f"{where}: {error} (number {i}); give one Gaia source_id each") from None
         if value is None:
-            raise InputError(f"{where}: number {i} is missing; give one Gaia DR3 source_id each")
+            raise InputError(f"{where}: number {i} is missing; give one Gaia source_id each")
         found[value] = None
     return list(found)
 

@@ -2,8 +2,7 @@
 
 A chunk is a file; a finished chunk is never fetched again, an unfinished one leaves nothing behind. Failures of the
 network or the server are retried with growing pauses; a chunk with more rows than the archive returns at once is cut
-in two.
-The protocol is pyvo's and is imported where used.
+in two. The protocol is pyvo's and is imported where used.
 """
 
 import hashlib
@@ -30,7 +29,6 @@ from xpbayes.release import DEFAULT_RELEASE, release_named
 
 log = logging.getLogger(__name__)
 
-
 TAP_URL = "https://gea.esac.esa.int/tap-server/tap"
 DATALINK_URL = "https://gea.esac.esa.int/data-server/data"
 """Gaia's archive at ESAC: TAP, and the data server behind its DataLink."""
@@ -42,8 +40,7 @@ SPECTRA_PER_REQUEST = 2000
 HEAD = 4096
 """Bytes of an answer that tell a web page."""
 RECORD = "fetch.json"
-VERSION = 1
-"""Of that file."""
+VERSION = 1  # of that file
 STRUCTURES = ("DATAMODEL_GAIA", "RAW")
 """DataLink's names for one table with a row a source and arrays as arrays: the present one, and the one before."""
 UNKNOWN = "(unknown|invalid|unsupported|not (?:valid|supported|allowed|found|exist))"
@@ -198,7 +195,7 @@ def fetch_spectra(
 
 
 def read_ids(path: Path) -> list[int]:
-    """Read a text file with one Gaia DR3 source_id per line, a heading perhaps, and # for comments.
+    """Read a text file with one Gaia source_id per line, a heading perhaps, and # for comments.
 
     Raises:
         InputError: it cannot be read, or a line is none.
