@@ -23,7 +23,6 @@ from xpbayes.production.model_file import load_model, save_model
 from xpbayes.production.table import describe, read_catalogue, write_catalogue
 from xpbayes.runs.confidence import confidence
 from xpbayes.runs.infer import about_model, infer
-from xpbayes.runs.sample import pick_stars
 
 DR4_LIKE = Path(__file__).resolve().parents[2] / "../shared/data/dr4_like"
 DR3_ID, DR4_ID = DEFAULT_ID, stub().about
@@ -60,18 +59,22 @@ REFUSED = [
     ("a transfer from elsewhere", DR3_ID, (OTHER_DR3, DR3_ID), DR4_ID, "is of Gaia DR4 and the model of Gaia DR3"),
 ]
 VERBS = {
-    "infer": lambda model, stars, tmp: infer(model, stars, config=QUICK),
-    "infer_parts": lambda model, stars, tmp: xpbayes.infer_parts(
+    "infer": lambda model, stars, tmp, catalogue: infer(model, stars, config=QUICK),
+    "infer_parts": lambda model, stars, tmp, catalogue: xpbayes.infer_parts(
         save_model(model, tmp / "m"), write_star_table(stars, tmp / "s.parquet"), tmp / "c", QUICK
     ),
-    "fit": lambda model, stars, tmp: xpbayes.fit(model, stars, stars.source_id[:1].tolist()),
-    "sample": lambda model, stars, tmp: pick_stars(model, stars, stars.source_id[:2].tolist(), None, "all", 0),
-    "check": lambda model, stars, tmp: xpbayes.check(model, stars),
-    "uncertainty": lambda model, stars, tmp: xpbayes.uncertainty(model, stars),
-    "analyse": lambda model, stars, tmp: open_run(
-        {"model": save_model(model, tmp / "m"), "stars": write_star_table(stars, tmp / "s.parquet")}
+    "fit": lambda model, stars, tmp, catalogue: xpbayes.fit(model, stars, stars.source_id[:1].tolist()),
+    "sample": lambda model, stars, tmp, catalogue: xpbayes.sample(model, stars, n_random=2),
+    "compare": lambda model, stars, tmp, catalogue: xpbayes.compare(model, stars, n_random=2),
+    "check": lambda model, stars, tmp, catalogue: xpbayes.check(model, stars),
+    "uncertainty": lambda model, stars, tmp, catalogue: xpbayes.uncertainty(model, stars),
+    "confidence": lambda model, stars, tmp, catalogue: xpbayes.confidence(model, catalogue, stars),
+    "report": lambda model, stars, tmp, catalogue: xpbayes.report(model, catalogue, stars, tmp / "report.html"),
+    "analyse": lambda model, stars, tmp, catalogue: xpbayes.analyse(
+        None, tmp / "f", {"model": save_model(model, tmp / "m"), "stars": write_star_table(stars, tmp / "s.parquet")}
     ),
 }
+"""All that take a model and stars; a catalogue, where one is needed, is of the stars' release."""
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -79,13 +82,19 @@ VERBS = {
     ("model", "transfer", "instrument", "words"), [c[1:] for c in REFUSED], ids=[c[0] for c in REFUSED]
 )
 def test_stars_that_a_model_cannot_take_are_refused_by_every_verb(
-    trained, stars, tmp_path, verb, model, transfer, instrument, words
+    trained, stars, catalogues, tmp_path, verb, model, transfer, instrument, words
 ):
     made = model_of(trained, model, transfer and transfer_between(*transfer))
     if transfer:
         made.card["transfer"] = {}
     with pytest.raises(InputError, match=f"^[^\n]*{words}[^\n]*$"):
-        VERBS[verb](made, of(stars, instrument), tmp_path)
+        VERBS[verb](made, of(stars, instrument), tmp_path, catalogues[instrument.release])
+
+
+def test_a_model_s_training_stars_are_not_of_another_release_with_or_without_a_transfer(trained, stars):
+    both = model_of(trained, DR3_ID, transfer_between(DR4_ID, DR3_ID))
+    with pytest.raises(InputError, match="is of Gaia DR4 and the model of Gaia DR3"):
+        xpbayes.uncertainty(both, of(stars, DR4_ID))
 
 
 def test_stars_of_the_model_s_own_instrument_need_no_words(trained, stars, said):
@@ -135,6 +144,14 @@ def dr4_catalogue(trained, stars, tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def catalogues(dr4_catalogue, trained, stars):
+    """By release."""
+    path = dr4_catalogue.with_name("dr3.parquet")
+    infer(trained, stars, path, QUICK)
+    return {"dr3": path, "dr4": dr4_catalogue}
+
+
 def test_a_catalogue_says_which_release_its_identifiers_are_of(dr4_catalogue, trained, stars):
     rows, about = read_catalogue(dr4_catalogue)
     assert about["instrument"] == {
@@ -155,6 +172,8 @@ def test_a_catalogue_does_not_meet_stars_of_another_release(dr4_catalogue, train
         open_run({"catalogue": dr4_catalogue, "stars": table})
     with pytest.raises(InputError, match="is of Gaia DR4 and .*stars.parquet of Gaia DR3, whose source_ids are not"):
         confidence(trained, dr4_catalogue, table)
+    with pytest.raises(InputError, match="is of Gaia DR4 and the star table of Gaia DR3, whose source_ids are not"):
+        xpbayes.report(trained, dr4_catalogue, table, tmp_path / "report.html")
     same = open_run(
         {"catalogue": dr4_catalogue, "stars": write_star_table(of(stars, DR4_ID), tmp_path / "own.parquet")}
     )

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +68,8 @@ def uncertainty(
     trained = load_if_path(model)
     table, source = read_stars(stars)
     where = str(source["path"])
-    require_fitting(trained, table.channels, table.instrument, where)
+    # Its training stars are of its own instrument: a transfer leads to no more of them.
+    require_fitting(replace(trained, transfer=None), table.channels, table.instrument, where)
     config = TrainingConfig.model_validate(trained.card["settings"])
     require_labels(table.columns, trained.labels, where)
     chosen = choose_stars(
