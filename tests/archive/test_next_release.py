@@ -5,6 +5,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import xpbayes
+from tests.command_line import run
 from tests.instrument.stub import coefficients_of, stub
 from xpbayes.archive.prepare import prepare
 from xpbayes.channels import XP_GRID_NM
@@ -110,7 +111,8 @@ def test_the_doctor_says_what_is_missing_for_each_release():
     assert found.ready and found.changed == () and found.models["bp v375wi"] == 55
     assert any(line.startswith("instrument model: spectra of Gaia DR4") for line in found.missing["dr4"])
     assert not any(line.startswith("instrument model") for line in found.missing["dr3"])
-    page = str(found)
+    page, command = str(found), run("doctor")
+    assert command.returncode == 0 and command.stdout == f"{page}\n" == f"{xpbayes.doctor()}\n"
     assert (
         "Gaia DR3: BP v375wi (55), RP v142r (55), basis functions 56/57" in page and found.versions["gaiaxpy"] in page
     )

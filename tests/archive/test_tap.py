@@ -5,12 +5,14 @@ import re
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from tests.command_line import refused, run
 from xpbayes.archive.adql import as_announced, chunked_queries, make_query
 from xpbayes.archive.gaia_archive import Patience, fetch_spectra, fetch_tables
 from xpbayes.archive.gaia_source import read_gaia_source
@@ -443,3 +445,19 @@ def test_two_mass_needs_the_tables_that_lead_there(archive):
     archive.schema = schema_of(DR4)
     with pytest.raises(InputError, match="2 of the tables.*tmass_psc_xsc_best_neighbour"):
         probe(DR4, "two_mass", url=f"{archive.url}/tap", patience=QUICK)
+
+
+def test_the_command_asks_what_there_is_before_it_queries(archive, tmp_path, monkeypatch):
+    there = {"url": f"{archive.url}/tap", "patience": QUICK}
+    for function in (probe, fetch_tables):
+        monkeypatch.setattr(function, "__kwdefaults__", {**function.__kwdefaults__, **there})
+    command = ("fetch", "gaia", "--release", "dr4", "--chunks", 2, "--last", 119, "--out", tmp_path / "dr4")
+    archive.schema = schema_of(DR4, ruwe="", parallax="plx")
+    assert "gaiadr4.gaia_source has no column parallax" in refused(*command)
+    assert archive.queries == []
+    archive.schema = schema_of(DR4, ruwe="")
+    done = run(*command)
+    assert "gaiadr4.gaia_source: has no column ruwe" in done.stderr
+    assert len(archive.queries) == 2 and all("FROM gaiadr4.gaia_source" in query for query in archive.queries)
+    assert not any("ruwe" in query for query in archive.queries)
+    assert ids_of([Path(line) for line in done.stdout.split()]) == STARS.tolist()
