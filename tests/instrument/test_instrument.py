@@ -99,9 +99,11 @@ def test_with_an_instrument_they_are_calibrated_positive_definite(name):
     assert sum(map(len, rows)) == n and all(r.rejected == () and r.instrument == instrument.about for r in rows)
     for batch, calibrated in zip(read_xp_continuous(DR4_LIKE / name), rows, strict=True):
         flux, covariance, present = sample_spectra(batch.bp, batch.rp, instrument=instrument)
-        assert present.all() and (np.linalg.eigvalsh(covariance)[:, 0] > 0).all()
+        least, *_, most = np.linalg.eigvalsh(covariance).T
+        rounding = len(XP_GRID_NM) * np.finfo(float).eps * most  # some correlations are singular to that precision
+        assert present.all() and (least > -rounding).all()
         assert_allclose(calibrated.xp.flux, flux, rtol=1e-6)
-        assert not calibrated.xp.floored.any()
+        assert not calibrated.xp.floored.any()  # with the errors of Eq. 2 all have a Cholesky factor
         diagonal = np.cumsum(np.arange(1, len(XP_GRID_NM) + 1)) - 1
         assert (calibrated.xp.whitening[:, diagonal] > 0).all()
 
