@@ -9,7 +9,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -167,3 +167,31 @@ TEMPORARY = {
     "xpbayes/archive/open_file.py", "xpbayes/data/scratch.py",  # unpacked members and working copies: never final names
     "xpbayes/analysis/dust_map/selection.py",
 }  # fmt: skip
+
+
+NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("error", [None, NO_SPACE, RuntimeError("Some mapping failed")])
+def test_hats_on_a_full_disk(tmp_path, monkeypatch, error):
+    """Here, the system refuses; a worker's own error arrives as it is, or as hats-import's RuntimeError."""
+    pipeline = pytest.importorskip("hats_import.pipeline")
+    from tests.production.test_export import ABOUT, made_up
+    from xpbayes.production import engine
+    from xpbayes.production.export import write_hats
+    from xpbayes.production.reader import open_catalogue
+    from xpbayes.production.table import describe, to_arrow, write_catalogue
+
+    def stop(*_: object) -> None:
+        (tmp_path / "out").mkdir(exist_ok=True)
+        raise error
+
+    catalogue = open_catalogue(write_catalogue(describe(to_arrow(made_up(9), 3), ABOUT), tmp_path / "c.parquet"))
+    monkeypatch.setattr(pipeline, "pipeline_with_client", stop)
+    monkeypatch.setattr(engine, "local_cluster", nullcontext)
+    monkeypatch.setattr("distributed.Client", nullcontext)
+    room = nullcontext() if error else full_disk()
+    reason = error.args[-1] if error else os.strerror(errno.EFBIG)
+    with room, pytest.raises(InputError, match=f"^[^\n]*hats: cannot be written .*{reason}[^\n]*$"):
+        write_hats(catalogue, tmp_path / "out" / "hats", processes=1)
+    assert not any((tmp_path / "out").iterdir())

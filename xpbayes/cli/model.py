@@ -100,8 +100,10 @@ def uncertainty(
 ) -> None:
     """Work out how well training has determined the model, and what that adds to the errors of stars."""
     from xpbayes.analysis.pages.model_uncertainty import print_uncertainty, write_figure
+    from xpbayes.runs.inputs import check_writable
     from xpbayes.runs.uncertainty import uncertainty as work_out
 
+    check_writable(figure, model, stars)
     found = work_out(model, stars, model, n_stars, seed=seed)
     print_uncertainty(found)
     if figure is not None:

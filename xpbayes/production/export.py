@@ -5,7 +5,7 @@ by row block, so memory does not grow with the catalogue. A null stays one: NaN 
 """
 
 import base64
-import shutil
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xpbayes.errors import InputError
-from xpbayes.files import whole_file
+from xpbayes.files import reason_of, whole_file
 from xpbayes.production.reader import Catalogue
 from xpbayes.schema import Column
 
@@ -272,15 +272,14 @@ def write_hats(
             f"{missing} of {catalogue.n_rows} rows have no ra and dec, by which HATS is ordered; give the positions to "
             f"'xpbayes infer', or take them from the source_ids (to 0.9 arcmin) with --approximate-positions"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
-        schema = Path(scratch) / "schema.parquet"
-        pq.write_table(_hats_schema(catalogue).empty_table(), schema)
-        made = _import(catalogue, Path(scratch), path.name, schema, processes)
-        try:
-            shutil.move(made, path)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror}); choose another output") from error
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
+            schema = Path(scratch) / "schema.parquet"
+            pq.write_table(_hats_schema(catalogue).empty_table(), schema)
+            os.rename(_import(catalogue, Path(scratch), path.name, schema, processes), path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({reason_of(error)}); choose another output") from error
 
 
 def _without_position(table: pa.Table) -> int:
@@ -319,6 +318,8 @@ def _import(catalogue: Catalogue, scratch: Path, name: str, schema: Path, proces
     with local_cluster(slots(processes)) as cluster, Client(cluster) as client:
         try:
             pipeline_with_client(arguments, client)
-        except OSError as error:
-            raise InputError(f"{scratch.parent}: cannot be written ({error.strerror or error}); make room") from error
+        except RuntimeError as error:  # a worker's own error, which hats-import prints but does not hand on
+            raise InputError(
+                f"{scratch.parent / name}: cannot be written ({reason_of(error)}); the workers' messages are above"
+            ) from error
     return scratch / "made" / name

@@ -67,9 +67,9 @@ def check(
     Example:
         >>> print(xpbayes.check("model", n_stars=1000).passed)  # doctest: +SKIP
     """
+    check_writable(out, model, stars, files=FILES)
     inference, sampling = inference or InferenceConfig(), sampling or SamplingConfig()
     trained = load_if_path(model)
-    check_writable(out, model, stars, files=FILES)
     table = bundled_stars() if stars is None else read_stars(stars)[0]
     table = stars_for(trained, table, "the stars" if stars is None else str(stars))
     table = table.take(np.flatnonzero(table.problems() == OK))

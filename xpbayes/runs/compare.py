@@ -56,8 +56,8 @@ def compare(  # noqa: PLR0913 - what the verb of the command line can say
     inference, sampling = inference or InferenceConfig(), sampling or SamplingConfig()
     if not inference.n_draws:
         raise InputError("a comparison needs importance draws; set n_draws of [inference] to 256 or so")
-    trained = load_if_path(model)
     check_writable(out, model, stars, files=FILES)
+    trained = load_if_path(model)
     table = pick_stars(trained, stars, source_ids, n_random, only, seed)
     found = draw_posteriors(trained, table, inference, sampling)
     if not found.diagnostics.settled.any():

@@ -56,9 +56,9 @@ def confidence(
     """
     config = config or ConfidenceConfig()
     begun = time.perf_counter()
-    trained = load_if_path(model)
     check_writable(out, catalogue, stars, files=(CARD, ARRAYS))
     check_writable(figures, model, catalogue, stars, files=(NUMBERS,))
+    trained = load_if_path(model)
     rows, about = read_catalogue(catalogue)
     table, source = read_stars(stars)
     require_same_stars(about, table.instrument, str(catalogue), str(source["path"]))

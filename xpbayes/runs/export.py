@@ -36,8 +36,9 @@ def export(
     Raises:
         InputError: it cannot be read or written, positions are missing, or a package is.
     """
-    opened, target = open_catalogue(catalogue), Path(out)
+    target = Path(out)
     check_writable(target, catalogue)
+    opened = open_catalogue(catalogue)
     opened.check_intact()
     if format == "hats":
         exports.write_hats(opened, target, approximate_positions=approximate_positions, processes=processes)

@@ -49,8 +49,8 @@ def fit(
         >>> stars = xpbayes.fit("model", "stars.parquet", [4295806720], out="fit")  # doctest: +SKIP
     """
     config = config or InferenceConfig()
-    trained = load_if_path(model)
     check_writable(out, model, stars, files=(NUMBERS,))
+    trained = load_if_path(model)
     table, where = find_stars(stars, source_ids)
     given, table = table, stars_for(trained, table, where)
     factor = model_factor(model, trained) if config.model_uncertainty else None

@@ -96,6 +96,7 @@ def infer_parts(  # noqa: PLR0913 - what the verb of the command line can say
         raise InputError(f"--stars-per-part {stars_per_part} is not possible; use at least 1")
     config, folder, model = config or InferenceConfig(), Path(out), Path(model).absolute()
     check_selection(only)
+    check_writable(folder, model, inputs, files=(manifests.MANIFEST,))
     trained = load_model(model)
     factor = model_factor(model, trained) if config.model_uncertainty else None
     layout = lay_out([inputs] if isinstance(inputs, str | Path) else inputs, trained.channels, stars_per_part)
@@ -104,7 +105,6 @@ def infer_parts(  # noqa: PLR0913 - what the verb of the command line can say
     settings = config.model_dump(mode="json")
     about = {**about_model(trained, factor, layout.instrument), "settings": settings, "selection": only}
     identity = manifests.make_identity(layout, model, about, settings, versions())
-    check_writable(folder, model, inputs, files=(manifests.MANIFEST,))
     with manifests.alone(folder, shard):
         manifest = manifests.open_run(folder, identity, resume=resume or shard is not None)
         clean(folder, everything=manifest["complete"])

@@ -41,6 +41,8 @@ from xpbayes.simulation.stars import N_XP, SimulatedStars, draw_stars
 log = logging.getLogger(__name__)
 
 DEFAULT = Recipe()
+TRUTH = "truth.parquet"
+"""Beside the survey: what was drawn."""
 
 
 def simulate(
@@ -71,6 +73,9 @@ def simulate(
         )
     if out.exists() and (not out.is_dir() or (out / "survey.toml").exists()):
         raise InputError(f"{out}: is in use; choose another folder")
+    if recipe.like is not None:
+        for name in (TWO_MASS_FILE, UNWISE_FILE, GAIA_FILE, REDDENING_FILE, *LABEL_FILES.values(), TRUTH):
+            refuse_overwriting(out / name, [recipe.like])
     errors = typical_errors() if recipe.like is None else errors_like(recipe.like)
     try:
         (out / "xp").mkdir(parents=True, exist_ok=True)
@@ -98,7 +103,7 @@ def simulate(
     bands, observed[:, N_XP:] = write_bands(stars, trained.channels, band_errors, noise, rng, out)
     files += [*bands, write_gaia(stars, rng, out), *write_labels(stars, trained.labels, recipe, rng, out)]
     files.append(write_reddening(stars, rng, out))
-    truth = _write_truth(stars, trained, observed, noise, out / "truth.parquet")
+    truth = _write_truth(stars, trained, observed, noise, out / TRUTH)
     survey = write_text(out / "survey.toml", _survey_toml(trained, {f.name for f in files}))
     log.info(f"wrote {survey}: xpbayes prepare {survey} --out stars/")
     return [survey, truth, *files]

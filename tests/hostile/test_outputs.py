@@ -1,0 +1,109 @@
+"""Every verb refuses an output that is one of its inputs, by its own name or through a link, before it reads anything."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.test_survey import small_model
+from xpbayes.analysis.dust_map import build
+from xpbayes.analysis.pages import confidence as confidence_page
+from xpbayes.analysis.pages import gallery, star_page
+from xpbayes.analysis.pages import posterior_comparison as comparison_page
+from xpbayes.cli import model as model_verbs
+from xpbayes.cli import posterior as posterior_verbs
+from xpbayes.config import Recipe
+from xpbayes.errors import InputError
+from xpbayes.production.manifest import MANIFEST
+from xpbayes.production.model_file import ARRAYS, CARD, WEIGHT_FACTOR
+from xpbayes.runs import check as check_run
+from xpbayes.runs.analyse import analyse
+from xpbayes.runs.check import check
+from xpbayes.runs.compare import compare
+from xpbayes.runs.confidence import confidence
+from xpbayes.runs.dust_map import dust_map
+from xpbayes.runs.export import export
+from xpbayes.runs.fit import fit
+from xpbayes.runs.infer import infer
+from xpbayes.runs.infer_parts import infer_parts
+from xpbayes.runs.report import report
+from xpbayes.runs.sample import sample
+from xpbayes.runs.train import CHECKPOINT, train
+from xpbayes.runs.transfer import transfer
+from xpbayes.runs.uncertainty import uncertainty
+from xpbayes.simulation.companions import GAIA_FILE
+from xpbayes.simulation.survey import TRUTH, simulate
+
+INTO_FILES: dict[str, Callable[[str, Path], object]] = {
+    "infer": lambda given, out: infer("model", given, out),
+    "sample": lambda given, out: sample("model", given, out, n_random=1),
+    "sample --settings": lambda given, out: posterior_verbs.sample(Path("model"), Path("s"), out, settings=Path(given)),
+    "uncertainty --figure": lambda given, out: model_verbs.uncertainty(Path("model"), Path(given), out),
+    "report, catalogue": lambda given, out: report("model", given, "stars", out),
+    "report, stars": lambda given, out: report("model", "catalogue", given, out),
+    "report, draws": lambda given, out: report("model", "catalogue", "stars", out, draws=given),
+    **{f"export {f}": lambda given, out, f=f: export(given, out, f) for f in ("hats", "votable", "fits")},
+}
+"""Verbs that write a file."""
+INTO_FOLDERS: dict[str, tuple[str, Callable[[str, Path], object]]] = {
+    "infer, parts": (MANIFEST, lambda given, out: infer_parts("model", [given], out)),
+    **{f"train, {n}": (n, train) for n in (CARD, ARRAYS, CHECKPOINT)},
+    "confidence, catalogue": (ARRAYS, lambda given, out: confidence("model", given, "stars", out)),
+    "confidence, stars": (CARD, lambda given, out: confidence("model", "catalogue", given, out)),
+    "confidence --figures": (confidence_page.NUMBERS, lambda given, out: confidence("m", "c", given, figures=out)),
+    "uncertainty": (WEIGHT_FACTOR, lambda given, out: uncertainty("model", given, out)),
+    "transfer, pairs": (CARD, lambda given, out: transfer("model", ["stars", given], out)),
+    "transfer --crosswalk": (ARRAYS, lambda given, out: transfer("model", ["stars"], out, given)),
+    "fit": (star_page.NUMBERS, lambda given, out: fit("model", given, [1], out)),
+    **{f"check, {n}": (n, lambda given, out: check("model", given, out)) for n in check_run.FILES},
+    **{f"compare, {n}": (n, lambda given, out: compare("model", given, out)) for n in comparison_page.FILES},
+    **{f"dustmap, {n}": (n, dust_map) for n in (build.SKY, build.PROFILE, build.BIRDS_EYE, build.ABOUT)},
+    **{
+        f"analyse, {n}": (n, lambda given, out: analyse(None, out, {"catalogue": Path(given)}))
+        for n in (gallery.INDEX, gallery.RECORD)
+    },
+}
+"""Verbs that write files into a folder: one of these, and the verb."""
+LINKS = ("itself", "symlink", "hard link", "folder link")
+
+
+def refused(tmp_path: Path, name: str, how: str, run: Callable[[str, Path], object], *, folder: bool) -> None:
+    """Run a verb of which an output is an input."""
+    out = tmp_path / "out"
+    out.mkdir()
+    given = out / name
+    if how in ("symlink", "hard link"):
+        original = tmp_path / "input"
+        original.write_bytes(b"# precious")
+        given.symlink_to(original) if how == "symlink" else given.hardlink_to(original)
+        given = original
+    else:
+        given.write_bytes(b"# precious")
+    if how == "folder link":
+        (tmp_path / "other").symlink_to(out)
+        given = tmp_path / "other" / name
+    with pytest.raises(InputError, match=f"^[^\n]*{name}: is an input of this run [^\n]*choose another output$"):
+        run(str(given), out if folder else out / name)
+    assert given.read_bytes() == b"# precious" and [p.name for p in out.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("how", LINKS)
+@pytest.mark.parametrize("name", [TRUTH, GAIA_FILE])
+def test_simulate_does_not_replace_what_it_imitates(tmp_path, name, how):
+    def run(given: str, out: Path) -> object:
+        return simulate(small_model(), 1, out, Recipe(like=given))
+
+    refused(tmp_path, name, how, run, folder=True)
+
+
+@pytest.mark.parametrize("how", LINKS)
+@pytest.mark.parametrize("verb", INTO_FILES)
+def test_a_file_that_is_an_input(tmp_path, verb, how):
+    refused(tmp_path, "a.parquet", how, INTO_FILES[verb], folder=False)
+
+
+@pytest.mark.parametrize("how", LINKS)
+@pytest.mark.parametrize("verb", INTO_FOLDERS)
+def test_a_folder_that_holds_an_input(tmp_path, verb, how):
+    name, run = INTO_FOLDERS[verb]
+    refused(tmp_path, name, how, run, folder=True)
