@@ -10,6 +10,8 @@ from xpbayes.analysis.dust_map import build
 from xpbayes.analysis.pages import confidence as confidence_page
 from xpbayes.analysis.pages import gallery, star_page
 from xpbayes.analysis.pages import posterior_comparison as comparison_page
+from xpbayes.archive.prepare import MANIFEST as PREPARED
+from xpbayes.archive.prepare import QUARANTINE, prepare
 from xpbayes.cli import model as model_verbs
 from xpbayes.cli import posterior as posterior_verbs
 from xpbayes.config import Recipe
@@ -94,6 +96,23 @@ def test_simulate_does_not_replace_what_it_imitates(tmp_path, name, how):
         return simulate(small_model(), 1, out, Recipe(like=given))
 
     refused(tmp_path, name, how, run, folder=True)
+
+
+@pytest.mark.parametrize("name", [PREPARED, QUARANTINE, "part-0000.parquet"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_prepare_does_not_replace_what_it_reads(tmp_path, name, linked):
+    out = tmp_path / "out"
+    out.mkdir()
+    (tmp_path / "link").symlink_to(out / name)
+    (out / name).write_bytes(b"# precious")
+    xp = "link" if linked else f"out/{name}"
+    (tmp_path / "part.csv").write_text("source_id\n")
+    (tmp_path / "survey.toml").write_text(f'select = "all"\nbands = []\n[xp]\nfiles = ["part.csv", "{xp}"]\n')
+    with pytest.raises(
+        InputError, match=f"^[^\n]*{name}: is an input that [^\n]*|^[^\n]*already holds star tables[^\n]*$"
+    ):
+        prepare(tmp_path / "survey.toml", out)
+    assert (out / name).read_bytes() == b"# precious"
 
 
 @pytest.mark.parametrize("how", LINKS)
