@@ -29,7 +29,6 @@ from xpbayes.models.forward import ForwardModel, initial_model
 from xpbayes.models.model_error import relative_sigma
 from xpbayes.models.prior import LabelPrior, draw_labels, ln_priors
 from xpbayes.models.star_model import StarModel
-from xpbayes.training.checkpoint import read_checkpoint, tree_checksum, write_checkpoint
 from xpbayes.training.gauge import move_gauge, moves_by_kind
 from xpbayes.training.kinds import kept_by_kind, kinds_of_star
 from xpbayes.training.model_error import MAX_STARS, learn_model_error
@@ -166,6 +165,9 @@ def train(
     Raises:
         InputError: the checkpoint belongs to other stars or settings, a phase has no stars, or a phase diverged.
     """
+    # Here: validating a checkpoint needs packages that a machine for steps alone may lack.
+    from xpbayes.training.checkpoint import read_checkpoint, tree_checksum, write_checkpoint
+
     prepare_device()
     if not are_in_files(stars):
         stars = jax.tree.map(jnp.asarray, stars)

@@ -294,8 +294,8 @@ def _chain(model, stars, mode):
     found = chains.get_samples(group_by_chain=True)
     walk = np.concatenate([found["labels"][:, :, 0], found["ln_E"], found["ln_plx"]], axis=-1).astype(float)
     worth = [effective_sample_size(walk[..., k]) for k in range(5)]
-    assert max(split_gelman_rubin(walk[..., k]) for k in range(5)) < 1.02 and min(worth) > 1000
-    return to_linear(walk.reshape(-1, 5))
+    settled = max(split_gelman_rubin(walk[..., k]) for k in range(5)) < 1.02 and min(worth) > 1000
+    return to_linear(walk.reshape(-1, 5)) if settled else None
 
 
 @pytest.fixture(scope="module")
@@ -327,17 +327,23 @@ def test_summaries_equal_a_long_markov_chain(trained, steady):
     are two and a half of these.
     """
     stars, found, drawn, usable = steady
-    assert len(usable) >= 3
-    for i in usable[:3]:
+    compared = 0
+    for i in usable[:8]:
         walk = _chain(
             trained.star_model.without_error, stars.take(slice(int(i), int(i) + 1)), _sampled(found.estimate[i : i + 1])
         )
+        if walk is None:
+            continue  # a chain that has not settled is no reference
         scale = walk.std(axis=0)
         low, median, high = np.quantile(walk, [0.16, 0.5, 0.84], axis=0)
         assert_allclose((drawn.mean[i] - walk.mean(axis=0)) / scale, 0.0, atol=0.1)
         assert_allclose(drawn.std[i] / scale, 1.0, atol=0.1)
         for ours, theirs in ((drawn.low, low), (drawn.median, median), (drawn.high, high)):
             assert_allclose((ours[i] - theirs) / scale, 0.0, atol=0.15)
+        compared += 1
+        if compared == 3:
+            return
+    raise AssertionError(f"only {compared} stars have chains that can be compared with")
 
 
 @pytest.mark.parametrize("lowest", [-40.0, -1.0, 0.0, 3.0, 5.7, 9.0, 11.9, 12.1, 30.0])
