@@ -17,10 +17,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Literal, TypeVar, get_args
 
 from xpbayes.device import prepare_device
@@ -196,12 +197,16 @@ def _pool(
     pool = ProcessPoolExecutor(len(environments), context, _begin_pooled, (queue, stop, os.getpid()))
     waiting: dict[Future[Any], int] = {}
     try:
-        waiting.update({pool.submit(_call, shipped, item): number for number, item in items.items()})
+        # Not `wait`: it takes the locks of all futures one by one, and a signal in between leaves them taken for ever.
+        finished: SimpleQueue[Future[Any]] = SimpleQueue()
+        for number, item in items.items():
+            future = pool.submit(_call, shipped, item)
+            waiting[future] = number
+            future.add_done_callback(finished.put)
         while waiting:
-            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield waiting[future], future.result()
-                del waiting[future]
+            future = finished.get()
+            yield waiting[future], future.result()
+            del waiting[future]
     finally:
         if waiting:  # something went wrong: what the others are doing is lost, and was going to be in vain
             stop.set()
