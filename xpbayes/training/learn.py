@@ -195,7 +195,7 @@ def train(
         begun = time.perf_counter()
         phase = phase.scaled(config.epochs_scale)
         effective = stars
-        if phase.update != "model_error":
+        if phase.update in ("model", "stars", "both", "self_cleaning"):
             # Anew for every phase, from the state alone: a run that was stopped goes on with the same errors.
             effective = _with_model_error(state, stars)
         state, entry, summary = _run_phase(phase, number, state, stars, effective, config, near_infrared)
@@ -254,7 +254,7 @@ def _run_phase(
         number: its place, from 1, for messages.
         state: where training stands.
         stars: all training stars, with the measurement's own whitening.
-        effective: the same with the model's error in the whitening.
+        effective: the same with the model's error in the whitening, where the phase looks at it.
         config: the settings.
         near_infrared: what fixes the grey part of R, or None.
 
@@ -279,7 +279,7 @@ def _run_phase(
         return state._replace(model=replace(state.model, error=error)), entry, summary
 
     if phase.update == "gauge":
-        return _move_gauge(phase, state, effective, rows, config)
+        return _move_gauge(phase, state, stars, rows, config)
     key_data = state.key_data
     if phase.update in ("model", "both"):
         key, phase_key = jax.random.split(jax.random.wrap_key_data(key_data))
@@ -309,13 +309,13 @@ def _run_phase(
 
 
 def _move_gauge(
-    phase: "Phase", state: TrainingState, effective: Stars, rows: NDArray[np.integer], config: "TrainingConfig"
+    phase: "Phase", state: TrainingState, stars: Stars, rows: NDArray[np.integer], config: "TrainingConfig"
 ) -> tuple[TrainingState, dict[str, Any], str]:
     """Move model and stars along what fluxes do not see; stars outside of the phase move with the others' functions."""
     forward, theta_log = state.model.forward, state.theta_log
-    weight = np.zeros(len(effective))
+    weight = np.zeros(len(stars))
     weight[rows] = np.asarray(state.weight, np.float64)[rows]
-    moved = move_gauge(forward, effective, theta_log, weight, labels=phase.move_labels)
+    moved = move_gauge(forward, stars, theta_log, weight, labels=phase.move_labels)
     entry = {
         "n_stars": len(rows),
         "scale_of_E": moved.scale,
