@@ -90,15 +90,20 @@ def initial_model(
     )
 
 
+def last_hidden_layer(forward: ForwardModel, labels: Float[Array, " label"]) -> Float[Array, " neuron"]:
+    """What the network's output is linear in."""
+    x = (labels - forward.label_center) / forward.label_scale
+    for weight, bias in zip(forward.weights[:-1], forward.biases[:-1], strict=True):
+        x = jnp.tanh(x @ weight + bias)
+    return x
+
+
 def shape_and_level(
     forward: ForwardModel, labels: Float[Array, " label"]
 ) -> tuple[Float[Array, " channel"], Float[Array, ""]]:
     """Ln f_abs as a shape (channel,) of order one and a level () common to all channels and labels."""
-    x = (labels - forward.label_center) / forward.label_scale
-    for weight, bias in zip(forward.weights[:-1], forward.biases[:-1], strict=True):
-        x = jnp.tanh(x @ weight + bias)
     level = jnp.mean(forward.biases[-1])
-    return x @ forward.weights[-1] + (forward.biases[-1] - level), level
+    return last_hidden_layer(forward, labels) @ forward.weights[-1] + (forward.biases[-1] - level), level
 
 
 class FluxExpansion(NamedTuple):

@@ -20,13 +20,14 @@ the next phase of the model.
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
 from xpbayes.data.stars import Stars
-from xpbayes.models.forward import ForwardModel
+from xpbayes.models.forward import ForwardModel, last_hidden_layer
 from xpbayes.training.kinds import kinds_of_star
 
 LN_PARALLAX_PRIOR, EXTINCTION_PRIOR, LABEL_PRIOR = 0.5, 0.05, 0.3
@@ -64,10 +65,12 @@ class _Features(NamedTuple):
         return weight, float(coefficient[0] - self.center @ weight)
 
 
+_layer = jax.jit(jax.vmap(last_hidden_layer, (None, 0)))
+
+
 def _features(forward: ForwardModel, labels: NDArray[np.float64]) -> _Features:
-    layer = (labels - np.asarray(forward.label_center, np.float64)) / np.asarray(forward.label_scale, np.float64)
-    for weight, bias in zip(forward.weights[:-1], forward.biases[:-1], strict=True):
-        layer = np.tanh(layer @ np.asarray(weight, np.float64) + np.asarray(bias, np.float64))
+    with jax.default_matmul_precision("highest"):
+        layer = np.asarray(_layer(forward, jnp.asarray(labels, jnp.float32)), np.float64)
     center = layer.mean(axis=0)
     _, size, directions = np.linalg.svd(layer - center, full_matrices=False)
     kept = size > RELATIVE_SINGULAR_VALUE * size[0]
