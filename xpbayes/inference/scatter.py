@@ -14,9 +14,9 @@ and its variance is c^2 times what came out, plus c s^2. E keeps its value and g
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
 from xpbayes.inference.linear_algebra import invert_positive
 from xpbayes.inference.references import WITHIN_ONE_SIGMA, implied_by_labels, measured, weighted_quantiles
-from xpbayes.models.model_error import ModelError, kind_weights
+from xpbayes.models.model_error import ModelError, kind_weights_of
 
 if TYPE_CHECKING:
     from xpbayes.inference.fit import Posteriors
@@ -40,14 +40,15 @@ VARIANCE_ERROR = 1.92
 MIN_STARS = 100
 
 
-_weights = jax.jit(jax.vmap(kind_weights, (None, 0)))
+def _kind_weights(error: ModelError, stars: Stars) -> NDArray[np.float64]:
+    return np.asarray(by_blocks(partial(kind_weights_of, error), STAR_BLOCK, stars), np.float64)
 
 
 def scatter_of(scatter: Float[NDArray, "kind two"], error: ModelError, stars: Stars) -> NDArray[np.float64]:
     """(star, 2) scatter of E [mag] and ln parallax."""
     if not len(stars):
         return np.zeros((0, 2))
-    weight = np.asarray(by_blocks(lambda some: _weights(error, some), STAR_BLOCK, stars), np.float64)
+    weight = _kind_weights(error, stars)
     return np.sqrt(weight @ np.asarray(scatter, np.float64) ** 2)
 
 
@@ -64,7 +65,7 @@ def fit_scatter(found: "Posteriors", stars: Stars, error: ModelError) -> NDArray
     """
     implied = implied_by_labels(found, stars)
     value, sigma = measured(stars)
-    weight = np.asarray(by_blocks(lambda some: _weights(error, some), STAR_BLOCK, stars), np.float64)
+    weight = _kind_weights(error, stars)
     out = np.zeros((weight.shape[1], 2), np.float32)
     for i in range(2):
         use = implied.known & np.isfinite(sigma[:, i])

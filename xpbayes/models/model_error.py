@@ -87,6 +87,12 @@ def kind_weights(error: ModelError, star: Stars) -> Float[Array, " kind"]:
     return jax.nn.softmax(-0.5 * distance2 / error.width**2)
 
 
+@jax.jit
+def kind_weights_of(error: ModelError, stars: Stars) -> Float[Array, "star kind"]:
+    """The same of all stars of a batch."""
+    return jax.vmap(kind_weights, (None, 0))(error, stars)
+
+
 def with_model_error(error: ModelError, star: Stars, flux: Float[Array, " channel"] | None = None) -> Stars:
     """Return one star with the model's error in its whitening factor, and with its kind's tail.
 

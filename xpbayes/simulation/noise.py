@@ -86,16 +86,11 @@ class NoiseSource:
     """
 
     def __init__(self, model: TrainedModel) -> None:
-        import jax
-
-        from xpbayes.models.model_error import kind_weights
-
         self.channels, self.labels, self.error = model.channels, model.labels, model.model_error
         if self.error is None:
             return
         value, vector = np.linalg.eigh(np.asarray(self.error.covariance, np.float64))
         self._factor = vector * np.sqrt(np.maximum(value, 0.0))[:, None, :]  # (kind, channel, direction)
-        self._weights = jax.jit(jax.vmap(kind_weights, (None, 0)))
 
     def draw(
         self, noiseless: CalibratedXp, bands: BandErrors, block: NDArray[np.int64], rng: np.random.Generator
@@ -109,6 +104,8 @@ class NoiseSource:
             rng: random numbers.
         """
         import jax
+
+        from xpbayes.models.model_error import kind_weights_of
 
         n, n_channels = len(block), len(self.channels)
         if self.error is None:
@@ -125,7 +122,7 @@ class NoiseSource:
             columns={},
         )
         with jax.default_matmul_precision("highest"):
-            weight = np.asarray(self._weights(self.error, table.stars()), np.float64)
+            weight = np.asarray(kind_weights_of(self.error, table.stars()), np.float64)
         # A sum of independent errors of every kind has covariance S = sum_k w_k S_k.
         kinds, _, directions = self._factor.shape
         xi = rng.standard_normal((n, kinds, directions)) * np.sqrt(weight)[:, :, None]

@@ -23,7 +23,7 @@ from scipy.special import gammaln
 from xpbayes.data.stars import Stars
 from xpbayes.models.forward import ForwardModel, predict_flux, predict_ln_flux
 from xpbayes.models.likelihood import whitened_residual
-from xpbayes.models.model_error import ModelError, kind_weights, raw_features
+from xpbayes.models.model_error import ModelError, kind_weights_of, raw_features
 
 START_SIGMA = 0.02
 """Relative model error per direction before the first iteration."""
@@ -195,11 +195,6 @@ def _features(shapes: Array, stars: Stars) -> Array:
     return jax.vmap(lambda star: raw_features(shapes, star))(stars)
 
 
-@jax.jit
-def _weights(error: ModelError, stars: Stars) -> Array:
-    return jax.vmap(lambda star: kind_weights(error, star))(stars)
-
-
 def learn_model_error(
     forward: ForwardModel,
     stars: Stars,
@@ -231,7 +226,7 @@ def learn_model_error(
     picked = np.linspace(0, len(stars) - 1, n_used).astype(int)
     used = stars.take(jnp.asarray(picked))
     error = start if start is not None else _find_kinds(forward, used, theta_log[picked])
-    weight = np.asarray(_weights(error, used), np.float64)
+    weight = np.asarray(kind_weights_of(error, used), np.float64)
     count = np.ones(n_used) if counts is None else np.asarray(counts, np.float64)[picked]
     # Double precision: chi^2 is what is left of sums a thousand times larger, and a star whose chi^2 rounds to nothing
     # would be given an amplitude without bounds.
