@@ -88,11 +88,7 @@ class Phase(FrozenSettings):
 
     def scaled(self, factor: float) -> Self:
         """The same phase with another number of gradient epochs; solver and EM iterations are left alone."""
-        if (
-            factor == 1
-            or self.update in ("gauge", "weights", "model_error", "self_cleaning")
-            or self.method == "newton"
-        ):
+        if factor == 1 or self.update not in ("model", "stars", "both") or self.method == "newton":
             return self
         shorter = {name: max(1, round(factor * getattr(self, name))) for name in ("epochs", "step_epochs")}
         return self.model_copy(update=shorter)

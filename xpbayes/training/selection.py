@@ -30,9 +30,8 @@ def training_cuts(
         table = table.take(table.column("teff") < teff_max, f"Teff not below {1e3 * teff_max:.0f} K")
     distance = table.is_measured("parallax") | np.isfinite(table.column("spectroscopic_parallax"))
     table = table.take(distance, "neither a parallax nor a spectroscopic parallax")
+    present = table.channel_present()
     if min_channels is None:
-        present = table.channel_present()
-        n_samples = present.shape[1] - table.band_inverse_error.shape[1]
-        needed = present[:, :n_samples] if n_samples else present
+        needed = present[:, : table.channels.n_xp or None]
         return table.take(needed.all(axis=1), "a sample of the spectrum is missing")
-    return table.take(table.channel_present().sum(axis=1) >= min_channels, f"fewer than {min_channels} channels")
+    return table.take(present.sum(axis=1) >= min_channels, f"fewer than {min_channels} channels")
