@@ -5,15 +5,18 @@
 Inputs come from libFuzzer through Atheris (`pip install atheris`; CPython 3.11 to 3.13), which changes whole files of
 `tests/hostile/make.py` and prefers what runs new lines of xpbayes. A loader may read a file or refuse it with an InputError
 of one line; anything else is a fault. Each target runs in a process of its own for so many seconds of CPU time. Prints a
-line per target: inputs tried, faults, CPU seconds; one file a fault, with the traceback beside it, is left in DIR. To keep
+line per target: inputs tried, faults, CPU seconds; one file a fault, with the traceback beside it, is left in DIR, and
+what a process was reading that died. To keep
 a fault from coming back, put its file into tests/hostile/found.
 """
 
 import argparse
+import faulthandler
 import hashlib
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -59,7 +62,9 @@ def main() -> None:
             command = [sys.executable, __file__, target, "--seconds", str(arguments.seconds)]
             command += ["--out", str(folder.absolute()), "--scratch", scratch]
             code = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
-        about = json.loads((folder / "about.json").read_text())
+            about = json.loads((folder / "about.json").read_text())
+            if not about["ended"]:
+                shutil.copytree(scratch, folder / "died", ignore=shutil.ignore_patterns("corpus"), dirs_exist_ok=True)
         if not about["ended"]:
             print(
                 f"{target}: the process died with code {code} after {about['tried']} inputs; see {folder}", flush=True
@@ -122,6 +127,9 @@ def fuzz(name: str, seconds: float, out: Path, folder: Path) -> None:
     words = folder / "words"
     words.write_text("".join(f'"{w}"\n' for w in WORDS))
     limits = [f"-max_len={LARGEST}", f"-dict={words}", "-rss_limit_mb=6000", "-timeout=120", "-verbosity=0"]
+    # Python says where it was when a signal came; libFuzzer would only say that one came.
+    limits += [f"-handle_{signal}=0" for signal in ("segv", "bus", "abrt", "ill", "fpe")]
+    faulthandler.enable()
     atheris.Setup([sys.argv[0], str(corpus), *limits, f"-artifact_prefix={out}/"], one)
     atheris.Fuzz()
     sys.exit(0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,10 +11,14 @@ from xpbayes.analysis.dust_map import build
 from xpbayes.analysis.pages import confidence as confidence_page
 from xpbayes.analysis.pages import gallery, star_page
 from xpbayes.analysis.pages import posterior_comparison as comparison_page
+from xpbayes.archive.gaia_archive import RECORD
 from xpbayes.archive.prepare import MANIFEST as PREPARED
 from xpbayes.archive.prepare import QUARANTINE, prepare
+from xpbayes.cli import catalogue as catalogue_verbs
+from xpbayes.cli import data as data_verbs
 from xpbayes.cli import model as model_verbs
 from xpbayes.cli import posterior as posterior_verbs
+from xpbayes.cli.options import read_settings
 from xpbayes.config import Recipe
 from xpbayes.errors import InputError
 from xpbayes.production.manifest import MANIFEST
@@ -36,17 +41,27 @@ from xpbayes.runs.uncertainty import uncertainty
 from xpbayes.simulation.companions import GAIA_FILE
 from xpbayes.simulation.survey import TRUTH, simulate
 
+M, S = Path("model"), Path("stars")
 INTO_FILES: dict[str, Callable[[str, Path], object]] = {
     "infer": lambda given, out: infer("model", given, out),
     "sample": lambda given, out: sample("model", given, out, n_random=1),
-    "sample --settings": lambda given, out: posterior_verbs.sample(Path("model"), Path("s"), out, settings=Path(given)),
-    "uncertainty --figure": lambda given, out: model_verbs.uncertainty(Path("model"), Path(given), out),
+    "sample --settings": lambda given, out: posterior_verbs.sample(M, S, out, settings=Path(given)),
+    "infer --settings": lambda given, out: catalogue_verbs.infer(M, [S], out, settings=Path(given)),
+    "predict --plot": lambda given, out: model_verbs.predict(SimpleNamespace(args=[]), Path(given).parent, plot=out),
+    "uncertainty --figure": lambda given, out: model_verbs.uncertainty(M, Path(given), out),
     "report, catalogue": lambda given, out: report("model", given, "stars", out),
     "report, stars": lambda given, out: report("model", "catalogue", given, out),
     "report, draws": lambda given, out: report("model", "catalogue", "stars", out, draws=given),
     **{f"export {f}": lambda given, out, f=f: export(given, out, f) for f in ("hats", "votable", "fits")},
 }
 """Verbs that write a file."""
+
+
+def fetched(given: str, out: Path) -> object:
+    """The verb that reads identifiers and writes what the archive answers."""
+    return data_verbs.fetch_spectra(Path(given), out)
+
+
 INTO_FOLDERS: dict[str, tuple[str, Callable[[str, Path], object]]] = {
     "infer, parts": (MANIFEST, lambda given, out: infer_parts("model", [given], out)),
     **{f"train, {n}": (n, train) for n in (CARD, ARRAYS, CHECKPOINT)},
@@ -64,6 +79,15 @@ INTO_FOLDERS: dict[str, tuple[str, Callable[[str, Path], object]]] = {
         f"analyse, {n}": (n, lambda given, out: analyse(None, out, {"catalogue": Path(given)}))
         for n in (gallery.INDEX, gallery.RECORD)
     },
+    **{f"fetch spectra, {n}": (n, fetched) for n in (RECORD, "XP_CONTINUOUS-000000.csv")},
+    "infer --settings, parts": (MANIFEST, INTO_FILES["infer --settings"]),
+    "train --settings": (ARRAYS, lambda given, out: model_verbs.train(S, out, settings=Path(given))),
+    "fit --settings": ("7.png", lambda given, out: posterior_verbs.fit(M, S, [7], out, settings=Path(given))),
+    "check --settings": (check_run.FILES[0], lambda given, out: posterior_verbs.check(M, out, settings=Path(given))),
+    "compare --settings": (
+        comparison_page.FILES[0],
+        lambda given, out: posterior_verbs.compare(M, S, out, settings=Path(given)),
+    ),
 }
 """Verbs that write files into a folder: one of these, and the verb."""
 LINKS = ("itself", "symlink", "hard link", "folder link")
@@ -126,3 +150,17 @@ def test_a_file_that_is_an_input(tmp_path, verb, how):
 def test_a_folder_that_holds_an_input(tmp_path, verb, how):
     name, run = INTO_FOLDERS[verb]
     refused(tmp_path, name, how, run, folder=True)
+
+
+def test_prepare_does_not_replace_its_survey(tmp_path):
+    (tmp_path / "x.csv").write_text("source_id\n")
+    survey = tmp_path / PREPARED
+    survey.write_text('bands = []\n[xp]\nfiles = ["x.csv"]\n')
+    with pytest.raises(InputError, match=f"^[^\n]*{PREPARED}: is an input that [^\n]*$"):
+        prepare(survey, tmp_path)
+    assert survey.read_text().startswith("bands")
+
+
+def test_settings_may_lie_beside_what_is_written(tmp_path):
+    (tmp_path / "settings.toml").write_text("[inference]\nn_draws = 64\n")
+    assert read_settings(tmp_path / "settings.toml", tmp_path).inference.n_draws == 64

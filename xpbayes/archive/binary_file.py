@@ -5,8 +5,7 @@ said here, once a format. Memory does not grow with the file.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from functools import partial, reduce
+from functools import cache, partial, reduce
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from xpbayes.archive.raw_table import Batch, Columns, DamagedError, RawFile, RawTable, in_batches, refusal, sliced
-from xpbayes.archive.units import is_declared
+from xpbayes.archive.units import is_declared, yaml_header
 from xpbayes.data.fits_header import check_headers
 from xpbayes.errors import InputError
 
@@ -27,7 +26,7 @@ def open_fits(path: Path) -> RawFile:
         check_headers(path)
         hdus = fits.open(path, memmap=True)
         tables = [
-            _hdu_table(i, hdu, hdus[0].header)
+            _hdu_table(path, i, hdu, hdus[0].header)
             for i, hdu in enumerate(hdus)
             if getattr(hdu, "columns", None) is not None
         ]
@@ -39,9 +38,32 @@ def open_fits(path: Path) -> RawFile:
     return RawFile(tuple(tables), hdus.close)
 
 
-def _hdu_table(number: int, hdu: Any, primary: Any) -> RawTable:
+@cache
+def _mapped_rows() -> type:
+    """Astropy's rows of a FITS table, but that they are let go without a last look at the file.
+
+    astropy copies columns when it lets rows go, which may be long after the file was read; where the file has become
+    shorter by then, whoever looks at what was mapped of it is ended by a signal.
+    """
+    from astropy.io import fits
+
+    class Rows(fits.FITS_rec):
+        def __del__(self) -> None:
+            pass
+
+    return Rows
+
+
+def _hdu_table(path: Path, number: int, hdu: Any, primary: Any) -> RawTable:
+    hdu._data_type = _mapped_rows()
     data = hdu.data
+    size = path.stat().st_size
     columns = {c.name: c for c in hdu.columns}
+
+    def some(part: slice) -> Any:
+        if path.stat().st_size < size:
+            raise DamagedError("it has become shorter while it was read")
+        return data[part]
 
     def read(rows: Any, name: str) -> Any:
         cells, null = rows[name], columns[name].null
@@ -51,7 +73,7 @@ def _hdu_table(number: int, hdu: Any, primary: Any) -> RawTable:
         keys=(str(number), *([hdu.name] if hdu.name else [])),
         names=tuple(columns),
         # Rows first, column second: astropy converts scaled columns as soon as they are named.
-        batches=sliced(0 if data is None else len(data), read, lambda part: data[part]),
+        batches=sliced(0 if data is None else len(data), read, some),
         units={name: c.unit for name, c in columns.items() if is_declared(c.unit)},
         constants={**dict(primary), **dict(hdu.header)},
     )
@@ -86,7 +108,7 @@ def open_parquet(path: Path) -> RawFile:
             raise DamagedError(str(error).splitlines()[0]) from error
 
     read = lambda needed, size, scalar: in_batches(blocks(needed, size))  # noqa: E731
-    return RawFile((RawTable(("1",), tuple(fields), read, units=_parquet_units(schema)),), file.close)
+    return RawFile((RawTable(("1",), tuple(fields), read, units=_parquet_units(schema, path)),), file.close)
 
 
 def _inner(column: Any, name: str) -> Any:
@@ -101,31 +123,23 @@ def _inner(column: Any, name: str) -> Any:
     return type(column).from_arrays(column.offsets, inner)
 
 
-def _parquet_units(schema: Any) -> dict[str, str]:
+def _parquet_units(schema: Any, path: Path) -> dict[str, str]:
     """Units as xpbayes (field metadata), astropy (its YAML) and VOParquet (a VOTable header) write them."""
     units = {
         f.name: f.metadata[b"unit"].decode(errors="replace") for f in schema if f.metadata and f.metadata.get(b"unit")
     }
     about = schema.metadata or {}
     if b"table_meta_yaml" in about:
-        units.update(_astropy_units(about[b"table_meta_yaml"].decode("utf-8", "replace").splitlines()))
+        units.update(yaml_header(about[b"table_meta_yaml"].decode("utf-8", "replace").splitlines(), path)[1])
     if header := about.get(b"IVOA.VOTable-Parquet.content"):
         from xml.etree import ElementTree
 
-        with suppress(ElementTree.ParseError):
+        try:
             fields = [e.attrib for e in ElementTree.fromstring(header).iter() if e.tag.rpartition("}")[2] == "FIELD"]
-            units.update({f["name"]: f["unit"] for f in fields if "name" in f and "unit" in f})
+        except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
+            raise refusal(path, "a Parquet file with a whole VOTable header", error) from error
+        units.update({f["name"]: f["unit"] for f in fields if "name" in f and "unit" in f})
     return units
-
-
-def _astropy_units(lines: Sequence[str]) -> dict[str, str]:
-    import yaml
-    from astropy.table.meta import YamlParseError, get_header_from_yaml
-
-    with suppress(YamlParseError, yaml.YAMLError, ValueError, TypeError, KeyError):
-        about = get_header_from_yaml(lines)["datatype"]
-        return {c["name"]: str(c["unit"]) for c in about if is_declared(c.get("unit"))}
-    return {}
 
 
 def _arrow_cells(column: Any) -> Any:
@@ -176,13 +190,10 @@ def open_hdf5(path: Path) -> RawFile:
                     units.setdefault(table, {})[name] = text
 
     def visit(place: str, item: Any) -> None:
-        if not isinstance(item, h5py.Dataset):
-            return
         group, _, name = place.rpartition("/")
         if name.endswith(".__table_column_meta__"):
-            with suppress(TypeError, ValueError):
-                beside = f"{group}/{name.removesuffix('.__table_column_meta__')}".lstrip("/")
-                units.setdefault(beside, {}).update(_astropy_units([_text(line) for line in item[()]]))
+            beside = f"{group}/{name.removesuffix('.__table_column_meta__')}".lstrip("/")
+            units.setdefault(beside, {}).update(yaml_header([_text(line) for line in item[()]], path)[1])
         elif item.dtype.names:
             for field in item.dtype.names:
                 note(place, field, item.fields(field))
@@ -193,7 +204,8 @@ def open_hdf5(path: Path) -> RawFile:
             note(group, name, item, item)
 
     try:
-        file.visititems(visit)
+        for place, item in _datasets(file, set()):
+            visit(place, item)
     except InputError:
         file.close()
         raise
@@ -210,6 +222,30 @@ def open_hdf5(path: Path) -> RawFile:
         for i, (place, columns) in enumerate(found.items())
     ]
     return RawFile(tuple(tables), file.close)
+
+
+DEEPEST = 32
+"""Groups within groups that are looked into; HDF5 itself has no limit until the stack ends, and the process with it."""
+
+
+def _datasets(group: Any, seen: set[int], place: str = "") -> Iterator[tuple[str, Any]]:
+    """Datasets of a group and of those in it, each once; links to elsewhere are not followed."""
+    import h5py
+
+    if place.count("/") >= DEEPEST:
+        raise ValueError(f"its groups are nested more than {DEEPEST} deep")
+    for name in group:
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            continue
+        item, here = group[name], f"{place}/{name}"
+        address = h5py.h5o.get_info(item.id).addr
+        if address in seen:
+            continue
+        seen.add(address)
+        if isinstance(item, h5py.Group):
+            yield from _datasets(item, seen, here)
+        elif isinstance(item, h5py.Dataset):
+            yield here[1:], item
 
 
 def _text(value: Any) -> str:

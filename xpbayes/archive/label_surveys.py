@@ -18,7 +18,9 @@ from xpbayes.release import DR3, GALAH_ID_COLUMNS
 class LabelColumns(FrozenSettings):
     """Which columns of a label catalogue mean what; of several names, the first that the file has."""
 
-    source_id: tuple[str, ...] = Setting((), description="Gaia's source_id, of the spectra's release")
+    source_id: tuple[str, ...] = Setting(
+        (), description="Gaia's source_id, of the spectra's release; custom: the only column that can be it if absent"
+    )
     ra: tuple[str, ...] = Setting(("ra",), description="right ascension [deg]")
     dec: tuple[str, ...] = Setting(("dec",), description="declination [deg]")
     snr: tuple[str, ...] = Setting((), description="signal-to-noise ratios; every one is a column of its own")
@@ -218,7 +220,7 @@ SURVEYS: dict[str, SurveyPreset] = {
         "each pipeline's result_flags (github.com/sdss/astra, its models)",
         flags=(_flag("flag_bad", allowed=(0,)),),
     ),
-    "custom": SurveyPreset(LabelColumns(source_id=("source_id",)), source="whatever the user names"),
+    "custom": SurveyPreset(LabelColumns(), source="whatever the user names"),
 }
 
 

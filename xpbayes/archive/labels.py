@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field as Setting
 
-from xpbayes.archive.columns import Column, ReadOptions
+from xpbayes.archive.columns import SOURCE_ID, Column, ReadOptions
 from xpbayes.archive.label_surveys import FlagRule, LabelColumns, LabelSurvey
 from xpbayes.archive.positions import Positions, match_positions
 from xpbayes.archive.tables import Table, read_blocks
@@ -105,7 +105,7 @@ def read_labels(
     Raises:
         InputError: a file or a needed column is missing; no way to match.
     """
-    columns = survey.columns or survey.preset().columns
+    columns = _own_columns(survey)
     wanted, where = _wanted(survey, columns, names)
     options = ReadOptions(None, survey.hdu, survey.allow_truncated, "[[labels]] (source_id: its columns)", release)
     teff = where.get(("value", names[0]), names[0])
@@ -157,6 +157,15 @@ class _Labels:
     dec: NDArray[np.float64]
     by_id: NDArray[np.bool_]
     by_position: NDArray[np.bool_]
+
+
+def _own_columns(survey: LabelSurvey) -> LabelColumns:
+    """Its columns; whose identifiers nobody has named may be under any name that other tables have for them."""
+    columns = survey.columns or survey.preset().columns
+    if survey.match == "position":
+        return columns.model_copy(update={"source_id": ()})
+    is_named = survey.survey != "custom" or (survey.columns is not None and "source_id" in columns.model_fields_set)
+    return columns if is_named else columns.model_copy(update={"source_id": SOURCE_ID.all_names})
 
 
 def _wanted(survey: LabelSurvey, columns: LabelColumns, names: LabelNames) -> tuple[list[Column], dict[Quantity, str]]:

@@ -109,7 +109,7 @@ def prepare(config_path: Path, out: Path, release: str | None = None) -> list[Pa
     base = config_path.parent
     inputs = expand(survey.xp.files, base)
     stems = [_stem(path, inputs) for path in inputs]
-    _spare_inputs(files_of(survey, base), stems, out)
+    _spare_inputs([config_path, *files_of(survey, base)], stems, out)
     work = _open_folder(out)
     with locked(work / "lock", f"{out}: another run is at work there; wait until it ends, or choose another folder"):
         return _go_on(config_path, out, survey, inputs, stems)

@@ -19,7 +19,7 @@ import numpy as np
 
 from xpbayes.archive.cells import LineParser
 from xpbayes.archive.raw_table import BadRow, Batch, RawFile, RawTable
-from xpbayes.archive.units import is_declared
+from xpbayes.archive.units import yaml_header
 from xpbayes.errors import InputError
 
 COMPRESSED_BLOCK = 1 << 14
@@ -70,7 +70,7 @@ class TextFile:
                 break
         if not header:
             raise InputError(f"{path}: has no header line; name a CSV or ECSV table")
-        self.about = _ecsv_header(comments)
+        self.about, self.units = _ecsv_header(comments, path)
         delimiter = self.about.get("delimiter")
         if delimiter is None and self.about and b"," not in header:
             delimiter = " "  # ECSV's default
@@ -142,14 +142,12 @@ class TextFile:
 def open_text(path: Path) -> RawFile:
     """Open a CSV or ECSV file."""
     file = TextFile(path)
-    datatype = file.about.get("datatype")
-    declared = {str(c.get("name")): c for c in (datatype if isinstance(datatype, list) else []) if isinstance(c, dict)}
     meta = file.about.get("meta")
     table = RawTable(
         ("1",),
         tuple(file.header),
         partial(_batches, file),
-        units={n: str(c["unit"]) for n, c in declared.items() if is_declared(c.get("unit"))},
+        units=file.units,
         constants=meta if isinstance(meta, dict) else {},
     )
     return RawFile((table,))
@@ -275,18 +273,12 @@ def _split(text: str, delimiter: str) -> list[str]:
     return next(csv.reader([text], delimiter=delimiter, skipinitialspace=delimiter != " ", strict=True))
 
 
-def _ecsv_header(comments: list[str]) -> dict[str, Any]:
-    """What an ECSV header says: columns with their units, delimiter, meta; nothing if it is none."""
+def _ecsv_header(comments: list[str], path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """What an ECSV header says - delimiter, meta - and units; nothing if it is none."""
     if not comments or not comments[0].startswith("%ECSV"):
-        return {}
-    import yaml
-    from astropy.table.meta import YamlParseError, get_header_from_yaml
-
-    try:
-        about = get_header_from_yaml(line for line in comments[1:] if line.strip() != "---")
-    except (YamlParseError, yaml.YAMLError, ValueError, TypeError, KeyError):
-        about = {}
-    return {"delimiter": None, **about} if isinstance(about, dict) else {"delimiter": None}
+        return {}, {}
+    about, units = yaml_header((line for line in comments[1:] if line.strip() != "---"), path)
+    return {"delimiter": None, **about}, units
 
 
 def _lines(path: Path) -> Iterator[bytes]:

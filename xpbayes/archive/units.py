@@ -2,8 +2,12 @@
 
 import re
 import warnings
+from collections.abc import Iterable
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
+
+from xpbayes.errors import InputError
 
 UNDECLARED = {"", "-", "--", "none", "null", "unitless", "dimensionless", "nan", "n/a", "1", "arbitrary"}
 """What stands in unit fields where there is no unit."""
@@ -48,6 +52,25 @@ def unit_change(declared: str, wanted: str) -> tuple[float, float] | None:
 def is_declared(text: Any) -> bool:
     """Tell whether a unit field says something."""
     return str(text or "").strip().strip("'\"").lower() not in UNDECLARED
+
+
+def yaml_header(lines: Iterable[str], path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a table's header in YAML says, as ECSV has it and astropy's HDF5 and Parquet; and the units in it.
+
+    Raises:
+        InputError: it cannot be read: in which units the columns are, nobody can tell then.
+    """
+    from astropy.table.meta import get_header_from_yaml
+
+    try:
+        about = get_header_from_yaml(lines) or {}  # a first line alone says nothing
+        units = {str(c["name"]): str(c["unit"]) for c in about.get("datatype") or () if is_declared(c.get("unit"))}
+    except Exception as error:  # YAML can hold anything
+        reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{path}: its header of columns and units cannot be read ({reason}); write the table again"
+        ) from error
+    return about, units
 
 
 def _parse(text: str) -> Any:

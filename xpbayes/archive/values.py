@@ -24,6 +24,7 @@ BLANK: dict[str, Any] = {"float": np.nan, "integer": NO_ID, "id": NO_ID, "text":
 DTYPE: dict[str, Any] = {"float": np.float64, "integer": np.int64, "id": np.int64, "text": "U1"}
 NULLS = [m.decode() for m in MISSING]
 LARGEST = 2**63 - 1
+OUTSIDE = "outside 1 ... 2^63 - 1"
 
 
 @dataclass
@@ -163,7 +164,9 @@ def _numbers_in_text(column: Column, raw: Any, where: str, name: str, release: s
             if column.kind == "id":
                 raise lost_digits(where, name, f" (first: {text[i][:30]})") from None
             out.reasons[i] = f"{column.name} has lost digits in floating point"
-        except (ValueError, OverflowError) as error:
+        except OverflowError:
+            out.reasons[i] = f"{column.name} {text[i][:30]} is beyond 2^63 - 1"
+        except ValueError as error:
             plain = str(error)
             out.reasons[i] = plain if plain.startswith(column.name) else f"{column.name} is {plain}"
     if column.kind == "id":
@@ -199,7 +202,10 @@ def _whole(column: Column, raw: NDArray[Any], null: NDArray[np.bool_], where: st
         good = ~null
         if raw.dtype.kind == "u":
             good &= raw <= LARGEST
-            null = null | ~good
+            if column.required or column.kind != "id":
+                what = OUTSIDE if column.kind == "id" else "beyond 2^63 - 1"
+                too_large = np.flatnonzero(~good & ~null).tolist()
+                out.reasons.update({i: f"{column.name} {raw[i]} is {what}" for i in too_large})
     out.values[good] = raw[good].astype(np.int64)
     if column.kind == "id":
         _outside(column, out)
@@ -210,7 +216,7 @@ def _outside(column: Column, out: Decoded) -> None:
     """Identifiers that Gaia cannot have given; where a table may do without any, they say that there is none."""
     for i in np.flatnonzero((out.values <= 0) & (out.values != NO_ID)).tolist():
         if column.required:
-            out.reasons.setdefault(i, f"{column.name} {out.values[i]} is outside 1 ... 2^63 - 1")
+            out.reasons.setdefault(i, f"{column.name} {out.values[i]} is {OUTSIDE}")
         out.values[i] = NO_ID
 
 

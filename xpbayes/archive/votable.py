@@ -4,14 +4,17 @@ A first pass finds tables, FIELDs, PARAMs and the server's status, which may com
 error document is refused with the server's own sentence. FIELDs without datatype are read as text.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from xpbayes.archive.raw_table import Batch, Columns, DamagedError, RawFile, RawTable, in_batches, refusal, sliced
+from xpbayes.archive.text_file import LINE_LIMIT
 from xpbayes.archive.units import is_declared
 from xpbayes.errors import InputError
 
@@ -62,10 +65,32 @@ def open_votable(path: Path) -> RawFile:
     )
 
 
-def _events(path: Path) -> Any:
+class _Text:
+    """Bytes of a file as they are asked for, so long as the text between two tags has an end."""
+
+    def __init__(self, read: Callable[[int], bytes]) -> None:
+        self._read = read
+        self._size = 0
+        self.limit: float = LINE_LIMIT
+
+    def __call__(self, n: int) -> bytes:
+        block = self._read(n)
+        tag = block.rfind(b"<")
+        self._size = len(block) - tag if tag >= 0 else self._size + len(block)
+        if self._size > self.limit:
+            raise ValueError(f"a cell or tag is longer than {LINE_LIMIT >> 20} MB")
+        return block
+
+
+@contextmanager
+def _events(path: Path) -> Iterator[tuple[Any, _Text]]:
+    from astropy.utils.data import get_readable_fileobj
     from astropy.utils.xml.iterparser import get_xml_iterator
 
-    return get_xml_iterator(str(path))
+    with get_readable_fileobj(str(path), encoding="binary") as stream:
+        text = _Text(stream.read)
+        with get_xml_iterator(text) as events:
+            yield events, text
 
 
 def _describe(path: Path) -> list[_Described]:  # noqa: PLR0912 - one branch for each tag of a VOTable
@@ -76,8 +101,8 @@ def _describe(path: Path) -> list[_Described]:  # noqa: PLR0912 - one branch for
     shared: dict[str, str] = {}
     status, damaged = {}, None
     try:
-        with _events(path) as iterator:
-            for start, tag, data, _ in iterator:
+        with _events(path) as (events, text):
+            for start, tag, data, _ in events:
                 if start and tag == "RESOURCE":
                     first, shared = len(tables), {}
                 elif start and tag == "TABLE":
@@ -90,6 +115,7 @@ def _describe(path: Path) -> list[_Described]:  # noqa: PLR0912 - one branch for
                     (shared if table is None else table.params)[data.get("name", "")] = data.get("value", "")
                 elif start and table is not None and tag in ("TABLEDATA", "BINARY", "BINARY2", "FITS"):
                     table.serialisation = tag
+                    text.limit = LINE_LIMIT if tag == "TABLEDATA" else math.inf  # one text for all rows
                 elif tag == "TABLE" and not start and table is not None:
                     table.params = {**shared, **table.params}
                     tables.append(table)
@@ -141,7 +167,7 @@ def _text_blocks(path: Path, number: int, wanted: Mapping[int, Mapping[str, str]
     columns, n, at, tables = fresh(), 0, 0, -1
     cells: dict[str, Any] = {}
     try:
-        with _events(path) as events:
+        with _events(path) as (events, _):
             for start, tag, data, _ in events:
                 if tag == "TABLEDATA" and start:
                     tables += 1

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from xpbayes.cli.app import app
-from xpbayes.cli.options import CatalogueFiles, ModelFolder, Only, Parallax, Quiet, SettingsFile
+from xpbayes.cli.options import CatalogueFiles, ModelFolder, Only, Parallax, Quiet, SettingsFile, read_settings
 from xpbayes.errors import InputError
 
 
@@ -41,11 +41,9 @@ def infer(  # noqa: PLR0913 - an argument for each option of the command line
     quiet: Quiet = False,
 ) -> None:
     """Infer stellar parameters without labels and write a catalogue."""
-    from xpbayes.config import Settings
-
     inference = {"use_parallax": parallax, "n_starts": n_starts, "refine": refine, "calibrate": calibrate,
                  "model_uncertainty": model_uncertainty}  # fmt: skip
-    run = Settings.read(settings, inference=inference)
+    run = read_settings(settings, out, inference=inference)
     if out.suffix == ".parquet":
         for_parts = {"--resume": resume, "--shard": shard, "--scheduler": scheduler, "--processes": processes,
                      "--stars-per-part": stars_per_part, "--engine": engine != "local"}  # fmt: skip

@@ -102,10 +102,12 @@ def fetch_spectra(
     quiet: Quiet = False,
 ) -> None:
     """Download the XP spectra of given stars from the Gaia archive; what is there already is kept."""
+    from xpbayes.archive.gaia_archive import RECORD, read_ids
     from xpbayes.archive.gaia_archive import fetch_spectra as run
-    from xpbayes.archive.gaia_archive import read_ids
     from xpbayes.release import DEFAULT_RELEASE
+    from xpbayes.runs.inputs import check_writable
 
+    check_writable(out, ids, files=(RECORD, "*.csv"))
     product = "sampled" if sampled else "continuous"
     for path in run(read_ids(ids), out, product=product, release=release or DEFAULT_RELEASE.name):
         print(path)

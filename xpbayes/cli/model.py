@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from xpbayes.cli.app import app
-from xpbayes.cli.options import ModelFolder, Quiet, SettingsFile
+from xpbayes.cli.options import ModelFolder, Quiet, SettingsFile, read_settings
 from xpbayes.errors import InputError
 
 
@@ -31,10 +31,9 @@ def train(  # noqa: PLR0913 - an argument for each option of the command line
     quiet: Quiet = False,
 ) -> None:
     """Learn a model from stars with labels, and print its card."""
-    from xpbayes.config import Settings
-
-    run = Settings.read(
+    run = read_settings(
         settings,
+        out,
         training={
             "seed": seed,
             "validation_fraction": validation_fraction,
@@ -155,8 +154,10 @@ def predict(
         except ValueError as error:
             raise InputError(f"the value of {option} is not a number") from error
     from xpbayes.analysis.pages.prediction import draw_prediction, print_prediction
+    from xpbayes.runs.inputs import check_writable
     from xpbayes.runs.predict import predict_flux
 
+    check_writable(plot, model)
     prediction = predict_flux(model, extinction=extinction, parallax=parallax, **labels)
     print_prediction(prediction)
     if plot is not None:

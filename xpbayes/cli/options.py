@@ -4,9 +4,12 @@ A bracket before a small letter is escaped: rich would take it for markup and sh
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from xpbayes.config import Settings
 
 SettingsFile = Annotated[
     Path | None, typer.Option("--settings", help="TOML file with tables \\[training], \\[inference] and \\[sampling].")
@@ -21,6 +24,17 @@ Random = Annotated[int | None, typer.Option(min=1, help="So many stars at random
 ChoiceSeed = Annotated[int, typer.Option(min=0, help="Of the random choice of stars.")]
 ReleaseName = Annotated[str | None, typer.Option("--release", help="Data release: dr3 (default) or dr4.")]
 TableOut = Annotated[Path, typer.Option(help="Star table to write (.parquet).")]
+
+
+def read_settings(path: Path | None, out: Path, **options: dict[str, Any]) -> "Settings":
+    """Read a settings file and what the command line says instead; refuse it where the verb would write over it."""
+    from xpbayes.config import Settings
+    from xpbayes.files import refuse_overwriting
+
+    beside = [p for p in out.iterdir() if p.suffix != ".toml"] if out.is_dir() else []  # no verb writes .toml
+    for taken in (out, *beside):
+        refuse_overwriting(taken, [path] if path is not None else ())
+    return Settings.read(path, **options)
 
 
 def _listen(context: typer.Context, quiet: bool) -> bool:

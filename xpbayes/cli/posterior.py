@@ -16,6 +16,7 @@ from xpbayes.cli.options import (
     SettingsFile,
     SourceIds,
     StarFiles,
+    read_settings,
 )
 
 
@@ -30,9 +31,7 @@ def fit(
     quiet: Quiet = False,
 ) -> None:
     """Fit a few stars: parameters with errors, every optimum found, and a figure of data and model."""
-    from xpbayes.config import Settings
-
-    run = Settings.read(settings, inference={"use_parallax": parallax})
+    run = read_settings(settings, out, inference={"use_parallax": parallax})
     from xpbayes.analysis.pages.star_page import print_star
     from xpbayes.runs.fit import fit as solve
 
@@ -60,14 +59,9 @@ def sample(  # noqa: PLR0913 - an argument for each option of the command line
     quiet: Quiet = False,
 ) -> None:
     """Draw from single stars' posteriors with NUTS, and say whether the chains can be trusted."""
-    from xpbayes.config import Settings
-
     given = {"draws": draws, "warmup": warmup, "chains": chains}
-    run = Settings.read(settings, inference={"use_parallax": parallax}, sampling=given)
+    run = read_settings(settings, out, inference={"use_parallax": parallax}, sampling=given)
     from xpbayes.analysis.pages.posterior_tables import print_draws
-    from xpbayes.files import refuse_overwriting
-
-    refuse_overwriting(out, [settings] if settings is not None else ())
     from xpbayes.runs.sample import sample as run_sample
 
     print_draws(
@@ -88,9 +82,7 @@ def check(
     quiet: Quiet = False,
 ) -> None:
     """Check error bars by simulation-based calibration: are truths where posteriors say they are?"""
-    from xpbayes.config import Settings
-
-    run = Settings.read(settings)
+    run = read_settings(settings, out)
     from xpbayes.analysis.pages.calibration_page import print_check
     from xpbayes.runs.check import check as run_check
 
@@ -112,9 +104,7 @@ def compare(  # noqa: PLR0913 - an argument for each option of the command line
     quiet: Quiet = False,
 ) -> None:
     """Compare cheap error bars with NUTS for the same real stars, and show where they fail."""
-    from xpbayes.config import Settings
-
-    run = Settings.read(settings, inference={"use_parallax": parallax})
+    run = read_settings(settings, out, inference={"use_parallax": parallax})
     from xpbayes.analysis.pages.posterior_comparison import print_comparison
     from xpbayes.runs.compare import compare as run_compare
 

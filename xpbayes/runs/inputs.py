@@ -169,7 +169,7 @@ def check_writable(out: PathLike | None, *inputs: Any, files: Sequence[str] = ()
         out: the output; None if nothing is written.
         inputs: paths, or sequences of paths, that must not be written to, the files of a survey.toml among them; anything
             else is in memory.
-        files: where the output is a folder, what will be written into it.
+        files: where the output is a folder, what will be written into it: names, or patterns of names.
     """
     if out is None:
         return
@@ -179,8 +179,8 @@ def check_writable(out: PathLike | None, *inputs: Any, files: Sequence[str] = ()
 
         given += files_of(read_survey(path), path.parent)
     refuse_overwriting(out, given)
-    for name in files:
-        check_writable(Path(out) / name, *given)
+    for path in [p for name in files for p in (Path(out) / name, *Path(out).glob(name))]:
+        check_writable(path, *given)
     target = Path(out)
     parent = target.parent
     while not parent.exists():
