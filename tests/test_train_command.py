@@ -3,6 +3,9 @@
 import pytest
 
 from tests.command_line import run
+from xpbayes.errors import InputError
+from xpbayes.files import locked
+from xpbayes.runs.train import LOCK, train
 
 TINY = """
 [training]
@@ -57,6 +60,17 @@ def test_mistakes_are_one_sentence(star_file, tmp_path, arguments, message):
     result = run("train", star_file, "--out", tmp_path / "m", *arguments)
     assert result.returncode == 2
     assert message in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_the_second_of_two_runs_at_once_is_refused(tmp_path, resume):
+    stars, out = tmp_path / "no stars.parquet", tmp_path / "m"
+    with locked(out / LOCK, "busy"):
+        with pytest.raises(InputError, match="^[^\n]*m: another run is at work there; wait until it ends[^\n]*$"):
+            train(stars, out, resume=resume)
+        assert [p.name for p in out.iterdir()] == [LOCK]
+    with pytest.raises(InputError, match=r"no stars\.parquet: no such file"):  # the lock has gone, and it goes on
+        train(stars, out, resume=resume)
 
 
 def test_card_of_no_model_is_one_sentence(tmp_path):

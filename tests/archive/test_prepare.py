@@ -13,13 +13,14 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from tests.listening import heard
 from xpbayes.archive.companions import read_companions
-from xpbayes.archive.prepare import prepare
+from xpbayes.archive.prepare import WORK, prepare
 from xpbayes.archive.stream import stream_stars
 from xpbayes.archive.survey_config import read_survey
 from xpbayes.channels import XP_GRID_NM
 from xpbayes.data.rejected import read_quarantine
 from xpbayes.data.spectra_file import read_star_table
 from xpbayes.errors import InputError
+from xpbayes.files import locked
 from xpbayes.instrument.bases import design_matrix
 
 N = 12
@@ -209,6 +210,15 @@ def test_a_wrong_survey_is_refused_in_one_sentence(tmp_path, text, sentence):
         prepare(config, tmp_path / "out")
     assert sentence in str(error.value)
     assert not list(tmp_path.glob("out/*.parquet"))
+
+
+def test_the_second_of_two_runs_at_once_is_refused(tmp_path):
+    path, out = survey(tmp_path / "s"), tmp_path / "stars"
+    with locked(out / WORK / "lock", "busy"):
+        with pytest.raises(InputError, match="^[^\n]*stars: another run is at work there; wait until it ends[^\n]*$"):
+            prepare(path, out)
+        assert [p.name for p in out.iterdir()] == [WORK]
+    assert prepare(path, out)
 
 
 def test_a_folder_with_other_star_tables_is_left_alone(tmp_path):

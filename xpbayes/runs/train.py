@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
 """Beside the model while it is trained: what a stopped run goes on from."""
+LOCK = ".lock"
 SCRATCH = "training-stars"
 """Beside the model while it is trained on more stars than memory holds."""
 
@@ -146,7 +147,7 @@ def _alone(out: PathLike | None) -> AbstractContextManager[None]:
     if out is None:
         return nullcontext()
     return locked(
-        Path(out) / ".lock", f"{out}: another run is at work there; wait until it ends, or choose another folder"
+        Path(out) / LOCK, f"{out}: another run is at work there; wait until it ends, or choose another folder"
     )
 
 
