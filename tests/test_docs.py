@@ -1,6 +1,7 @@
 """The documentation is true: its code runs, its tables are those of the schema."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import numpy as np
@@ -30,3 +31,11 @@ def test_column_page_is_made_from_the_schema():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.TARGET.read_text() == module.page(), "run python scripts/write_columns.py"
+
+
+def test_the_tests_that_the_page_on_trust_names_are_there():
+    named = re.findall(r"`(tests/[\w/.]+?)(?:::(\w+))?`", (ROOT / "docs" / "trust.md").read_text())
+    assert len(named) > 50
+    for file, name in named:
+        assert (ROOT / file).exists(), file
+        assert not name or f"def {name}(" in (ROOT / file).read_text(), f"{file}::{name}"
