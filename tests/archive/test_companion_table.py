@@ -88,13 +88,19 @@ def test_memory_does_not_grow_with_the_table(tmp_path):
     assert peaks[1] < 1.5 * peaks[0], peaks
 
 
-def test_columns_that_only_some_files_have_are_left_out(tmp_path):
+@pytest.mark.parametrize("order", ["ba", "ab"])
+def test_a_column_that_only_some_files_have_is_missing_in_the_others_and_that_is_said(tmp_path, caplog, order):
     (tmp_path / "a.csv").write_text("source_id,x\n" + "\n".join(f"{i},1" for i in range(1, 50)) + "\n")
     (tmp_path / "b.csv").write_text("source_id,x,n\n" + "\n".join(f"{i},2,3" for i in range(30, 90)) + "\n")
-    runs = read_companion([tmp_path / "b.csv", tmp_path / "a.csv"], FIELDS, tmp_path / "scratch", rows_in_memory=20)
-    assert isinstance(runs, SortedRuns) and runs.columns == ("source_id", "x") and "n" not in runs
-    aligned, _ = runs.align(np.array([1, 40, 80]))
-    assert_array_equal(aligned.columns["x"], [1, 2, 2])  # of a repeated star, the first counts
+    paths = [tmp_path / f"{name}.csv" for name in order]
+    runs = read_companion(paths, FIELDS, tmp_path / "scratch", rows_in_memory=20)
+    assert isinstance(runs, SortedRuns) and set(runs.columns) == {"source_id", "x", "n"}
+    for table in (runs, read_companion(paths, FIELDS)):
+        aligned, _ = table.align(np.array([1, 40, 80]))
+        first = order == "ba"  # of a repeated star, the first counts
+        assert_array_equal(aligned.columns["x"], [1, 2 if first else 1, 2])
+        assert_array_equal(aligned.columns["n"], [-1, 3 if first else -1, 3])
+    assert "a.csv: lacks n, which other files of its kind have" in caplog.text
 
 
 def test_seen_ids_are_those_of_a_set():

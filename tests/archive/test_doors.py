@@ -213,6 +213,31 @@ def test_labels_of_ones_own_say_which_column_is_the_identifier(tmp_path):
     assert_array_equal(labels_of(write(tmp_path, "csv", other)).source_id, IDS)
 
 
+def test_cards_that_name_several_stars_are_refused(tmp_path):
+    from astropy.io import fits
+
+    whole = sampled(1)
+    columns = [
+        fits.Column(k, "D", array=v) for k, v in zip(("flux", "flux_error"), (whole["flux"][0],) * 2, strict=True)
+    ]
+    hdu = fits.BinTableHDU.from_columns([fits.Column("wavelength", "D", array=SAMPLED_GRID_NM), *columns])
+    hdu.header["SOURCEID"] = int(IDS[0])
+    hdu.header["HIERARCH SOURCE_ID"] = f"Gaia DR3 {IDS[0]}"
+    hdu.writeto(tmp_path / "x.fits")
+    assert_array_equal(next(read_xp_sampled(tmp_path / "x.fits")).source_id, IDS[:1])
+    hdu.header["HIERARCH SOURCE_ID"] = int(IDS[1])
+    hdu.writeto(tmp_path / "x.fits", overwrite=True)
+    with pytest.raises(InputError, match="its header names several stars"):
+        read_xp_sampled(tmp_path / "x.fits")
+
+
+def test_a_line_that_tells_a_spreadsheet_how_cells_are_apart(tmp_path):
+    (tmp_path / "x.csv").write_text("sep=;\nsource_id;j_m;j_msigcom;ph_qual\n7;9,5;0.1;AAA\n8;9.5;0.1;AAA\n")
+    table = read_two_mass([tmp_path / "x.csv"])
+    assert_array_equal(table.columns["source_id"], [8])
+    assert "j_m is not a number" in table.rejected[0].reason
+
+
 DRESSED = ("'{}", '"=""{}"""', "Gaia DR3 {}", "b'{}'", '"{}"', "gaia_edr3 {}")
 
 
@@ -304,6 +329,65 @@ def test_a_unit_that_cannot_be_converted_is_refused(tmp_path, kind):
     path = write(tmp_path, kind, sampled(), {"flux": "Jy"})
     with pytest.raises(InputError, match="column flux has the unit 'Jy'"):
         list(read_xp_sampled(path))
+
+
+@pytest.mark.parametrize("kind", ["ecsv", "parquet", "hdf5"])
+def test_percents_and_units_of_coefficients(tmp_path, kind):
+    gaia = {"source_id": IDS, "fidelity_v2": np.array([90.0, 50.0, 10.0])}
+    table = read_gaia_source([write(tmp_path, kind, gaia, {"fidelity_v2": "%"})])
+    assert_allclose(table.columns["fidelity_v2"], [0.9, 0.5, 0.1])
+    names = [f"bp_coefficient{end}" for end in ("s", "_errors")]
+    columns = {"source_id": IDS, **dict.fromkeys(names, np.ones((3, 55)))}
+    (batch,) = read_xp_continuous(write(tmp_path, kind, columns, {names[0]: "electron / s"}))
+    assert_array_equal(batch.source_id, IDS)
+    with pytest.raises(InputError, match="bp_coefficients has the unit 'mJy'"):
+        read_xp_continuous(write(tmp_path, kind, columns, {names[0]: "mJy"}))
+    with pytest.raises(InputError, match="bp_coefficient_errors is not in electrons a second"):
+        list(read_xp_continuous(write(tmp_path, kind, columns, {names[1]: "1 / ms"})))
+
+
+# ---------------------------------------------------------------------------------------------- cells that are missing
+
+
+@pytest.mark.parametrize("kind", ["hdf5", "parquet", "ecsv"])
+def test_masks_that_astropy_writes_beside_a_column_are_honoured(tmp_path, kind):
+    from astropy.table import MaskedColumn, Table
+
+    table = Table(labels())
+    for name in ("teff", "source_id"):
+        table[name] = MaskedColumn(table[name], mask=[name == "teff", False, name == "source_id"])
+    path = tmp_path / f"x.{kind}"
+    how = {"hdf5": {"path": "t", "serialize_meta": True}, "ecsv": {"serialize_method": "data_mask"}}.get(kind, {})
+    table.write(path, **how)
+    out = labels_of(path)
+    assert_array_equal(out.source_id, IDS[1:2])  # the first has no Teff, the last belongs to no star
+    spectra = Table(sampled())
+    spectra["flux"] = MaskedColumn(spectra["flux"], mask=np.zeros((3, 343), bool))
+    spectra["flux"].mask[1, 100:] = True
+    spectra.write(path, overwrite=True, **how)
+    (batch,) = read_xp_sampled(path)
+    assert_array_equal(batch.present.sum(axis=1) == 61, [True, False, True])
+
+
+def test_masks_and_strings_of_vaex(tmp_path):
+    import h5py
+
+    with h5py.File(tmp_path / "x.hdf5", "w") as file:
+        for name, values in two_mass().items():
+            at = file.create_group(f"table/columns/{name}")
+            at["data"] = np.frombuffer(b"AAABAAB", np.uint8) if name == "ph_qual" else values
+        file["table/columns/ph_qual/indices"] = np.array([0, 3, 6, 7])
+        file["table/columns/j_m/mask"] = np.array([True, False, False])
+        file["table/columns/h_m/null_bitmap"] = np.array([0b101], np.uint8)
+    table = read_two_mass([tmp_path / "x.hdf5"])
+    assert_array_equal(table.columns["source_id"], IDS)
+    assert_array_equal(table.columns["ph_qual"], ["AAA", "BAA", "B"])
+    assert_array_equal(np.isnan(table.columns["j_m"]), [True, False, False])
+    assert_array_equal(np.isnan(table.columns["h_m"]), [False, True, False])
+    with h5py.File(tmp_path / "x.hdf5", "r+") as file:
+        file["table/columns/ph_qual/indices"][...] = [0, 900, 6, 7]
+    (bad,) = read_two_mass([tmp_path / "x.hdf5"]).rejected
+    assert bad.row == 1 and "impossible places" in bad.reason
 
 
 # --------------------------------------------------------------------------------------------- sentinels and errors

@@ -6,7 +6,7 @@ said here, once a format. Memory does not grow with the file.
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial, reduce
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -197,9 +197,16 @@ def open_hdf5(path: Path) -> RawFile:
         elif item.dtype.names:
             for field in item.dtype.names:
                 note(place, field, item.fields(field))
-        elif item.shape and name == "data" and "/columns/" in f"/{group}":
-            table, _, name = group.rpartition("/")
-            note(table, name, item, item, item.parent)
+        elif item.shape and "/columns/" in f"/{group}":
+            table, _, column = group.rpartition("/")
+            beside = item.parent
+            if name == "data":
+                cells = _Strings(item, beside["indices"]) if "indices" in beside else item
+                note(table, column, cells, item, beside)
+                if "mask" in beside:
+                    note(table, f"{column}.mask", beside["mask"])
+                elif "null_bitmap" in beside:
+                    note(table, f"{column}.mask", _NullBitmap(beside["null_bitmap"], len(cells)))
         elif item.shape:
             note(group, name, item, item)
 
@@ -222,6 +229,38 @@ def open_hdf5(path: Path) -> RawFile:
         for i, (place, columns) in enumerate(found.items())
     ]
     return RawFile(tuple(tables), file.close)
+
+
+class _Strings:
+    """Strings as vaex keeps them: all their bytes, and where each begins and the last ends."""
+
+    def __init__(self, data: Any, indices: Any) -> None:
+        self._data, self._indices = data, indices
+
+    def __len__(self) -> int:
+        return max(0, len(self._indices) - 1)
+
+    def __getitem__(self, part: slice) -> list[bytes]:
+        at = self._indices[part.start : part.stop + 1].tolist()
+        if at != sorted(at) or not 0 <= at[0] <= at[-1] <= len(self._data):
+            raise DamagedError("its strings have impossible places")
+        raw = bytes(self._data[at[0] : at[-1]])
+        return [raw[a - at[0] : b - at[0]] for a, b in pairwise(at)]
+
+
+class _NullBitmap:
+    """A bit for each row, set where there is a value, as vaex has it from Arrow."""
+
+    def __init__(self, bits: Any, n: int) -> None:
+        self._bits, self._n = bits, n
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, part: slice) -> Any:
+        first = part.start // 8
+        bits = np.unpackbits(self._bits[first : -(-part.stop // 8)], bitorder="little")[part.start - 8 * first :]
+        return bits[: part.stop - part.start] == 0
 
 
 DEEPEST = 32

@@ -263,9 +263,12 @@ GAIA_IN_NAME = re.compile(r"gaia[ _-]*(?:e?dr[34])?[ _-]*(\d+)|(?<!\d)(\d{16,19}
 
 
 def _constant(table: RawTable, path: Path, column: Column) -> Place | None:
-    for name, value in table.constants.items():
-        if name.lower() in column.all_names:
-            return Place((), value)
+    here = {name: value for name, value in table.constants.items() if name.lower() in column.all_names}
+    if column.kind == "id" and len({str(value).rpartition(" ")[2] for value in here.values()}) > 1:
+        said = ", ".join(f"{name} = {value}" for name, value in here.items())
+        raise InputError(f"{path}: its header names several stars ({said}); keep one")
+    if here:
+        return Place((), next(iter(here.values())))
     if column.from_name:
         found = GAIA_IN_NAME.findall(Path(table.member).stem) or GAIA_IN_NAME.findall(path.stem)
         if len(found) == 1:
@@ -275,9 +278,10 @@ def _constant(table: RawTable, path: Path, column: Column) -> Place | None:
 
 def _with_unit(place: Place, table: RawTable, path: Path, column: Column) -> Place:
     """The place with what turns its numbers into our unit."""
-    if not column.unit:
-        return place
     declared = {table.units[n] for n in place.names if is_declared(table.units.get(n))}
+    if not column.unit:  # a number without one: percents are hundredths, whatever else is declared is a name
+        pure = unit_change(*declared, "") if len(declared) == 1 and column.kind == "float" else None
+        return place if pure is None else replace(place, factor=pure[0])
     if len(declared) > 1:
         raise InputError(f"{path}: the columns of {column.name} have several units ({', '.join(sorted(declared))})")
     unit = next(iter(declared), column.documented or column.unit)

@@ -6,6 +6,7 @@ of source_id, as bulk spectra are: a part of the spectra then touches one or two
 cost one row group a run and part; memory is the same.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,9 +18,12 @@ from numpy.typing import NDArray
 
 from xpbayes.archive.columns import DEFAULT, Column, ReadOptions
 from xpbayes.archive.tables import AnyOf, Table, concatenate, read_blocks
+from xpbayes.archive.values import BLANK, DTYPE
 from xpbayes.data.join import are_among
 from xpbayes.data.rejected import Rejected
 from xpbayes.errors import InputError
+
+log = logging.getLogger(__name__)
 
 ROWS_IN_MEMORY = 1_000_000
 """Rows of a table that are held at once: 300 MB of Gaia's source table, whose 37 columns are the most of any."""
@@ -49,7 +53,7 @@ class SortedRuns:
     """Rows of a companion table on disk.
 
     Attributes:
-        columns: names of the columns that every file had.
+        columns: names of the columns that a file had.
         runs: in the order in which the rows were read.
         n_rows: in all of them.
         rejected: rows that could not be read.
@@ -118,8 +122,8 @@ def read_companion(
     rejected: list[Rejected] = []
     missing: Counter[str] = Counter()
     n_rows = n_read = 0
-    common: set[str] | None = None
-    empty = None
+    found: dict[str, NDArray[Any]] = {}  # without rows
+    had: dict[Path, set[str]] = {}
     for path in paths:
         for block in read_blocks(path, columns, options, any_of):
             table = prepare(block)
@@ -127,20 +131,27 @@ def read_companion(
             missing.update(table.missing)
             n_rows += len(table)
             n_read += table.n_read
-            common = set(table.columns) if common is None else common & set(table.columns)
-            empty = empty or replace(table.take(np.zeros(0, np.int64)), rejected=(), missing={})
+            found = {name: values[:0] for name, values in table.columns.items()} | found
+            had[path] = had.get(path, set()) | set(table.columns)
             held.append(Table(table.columns, (), table.n_read))
             if scratch is not None and sum(map(len, held)) >= rows_in_memory:
-                runs.append(_write_run(concatenate(held), scratch / f"run-{len(runs):05d}.parquet"))
+                runs.append(_write_run(_with_all(concatenate(held), columns), scratch / f"run-{len(runs):05d}.parquet"))
                 held = []
+    for path, names in had.items():
+        if lost := [name for name in found if name not in names]:
+            log.warning("%s: lacks %s, which other files of its kind have; missing there", path, ", ".join(lost))
     if scratch is None or not runs:
         return replace(concatenate(held), rejected=tuple(rejected), missing=missing)
     if any(map(len, held)):
-        runs.append(_write_run(concatenate(held), scratch / f"run-{len(runs):05d}.parquet"))
-    assert common is not None and empty is not None  # there is a run
-    names = tuple(n for n in empty.columns if n in common)
-    nothing = Table({n: empty.columns[n] for n in names}, (), 0)
-    return SortedRuns(names, tuple(runs), n_rows, tuple(rejected), nothing, n_read, missing)
+        runs.append(_write_run(_with_all(concatenate(held), columns), scratch / f"run-{len(runs):05d}.parquet"))
+    return SortedRuns(tuple(found), tuple(runs), n_rows, tuple(rejected), Table(found, (), 0), n_read, missing)
+
+
+def _with_all(table: Table, columns: Sequence[Column]) -> Table:
+    """A table with all columns that another run may have, missing where it has not found them."""
+    n = len(table)
+    blank = {c.name: np.full(n, BLANK[c.kind], DTYPE[c.kind]) for c in columns if c.name not in table}
+    return replace(table, columns=table.columns | blank)
 
 
 def _write_run(table: Table, path: Path) -> Run:

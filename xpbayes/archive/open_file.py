@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from xpbayes.archive.binary_file import open_avro, open_fits, open_hdf5, open_parquet
-from xpbayes.archive.raw_table import RawFile, RawTable
+from xpbayes.archive.raw_table import RawFile, RawTable, with_masks
 from xpbayes.archive.text_file import open_text
 from xpbayes.archive.votable import open_votable
 from xpbayes.errors import InputError
@@ -61,7 +61,7 @@ def opened(path: Path) -> Iterator[RawFile]:
         yield RawFile((MOUNTED[path],))
         return
     with ExitStack() as stack:
-        yield RawFile(tuple(_tables(path, stack)))
+        yield RawFile(tuple(map(with_masks, _tables(path, stack))))
 
 
 def _tables(path: Path, stack: ExitStack) -> list[RawTable]:

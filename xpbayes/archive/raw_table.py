@@ -4,14 +4,16 @@ Raw values are NumPy arrays (masked where the format has nulls), lists of Python
 strings. What a value means - an identifier, a number in a unit, a missing one - `values` and `cells` decide for all.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xpbayes.archive.cells import ArrayParser
 from xpbayes.errors import InputError
 
 Columns = Mapping[str, Any]
@@ -88,6 +90,46 @@ class RawFile:
 
     tables: tuple[RawTable, ...]
     close: Callable[[], None] = lambda: None
+
+
+def with_masks(table: RawTable) -> RawTable:
+    """A table in which those cells of x are missing that its column ``x.mask`` says, as astropy and vaex write it."""
+    masks = {name: f"{name}.mask" for name in table.names if f"{name}.mask" in table.names}
+
+    def batches(needed: Sequence[str], size: int, scalar: bool) -> Iterator[Batch]:
+        every = list(dict.fromkeys([*needed, *(masks[name] for name in needed if name in masks)]))
+        read = table.batches(every, size, scalar)
+        return (replace(b, columns={n: masked(b.columns, n) for n in needed if n in b.columns}) for b in read)
+
+    def masked(columns: Columns, name: str) -> Any:
+        return _masked(columns[name], columns[masks[name]]) if name in masks else columns[name]
+
+    return replace(table, batches=batches) if masks else table
+
+
+def _masked(cells: Any, mask: Any) -> Any:
+    """Cells of which some are missing; masks of text are true, false, 1 or 0."""
+    if isinstance(mask, np.ndarray) and mask.dtype.kind in "bui" and isinstance(cells, np.ndarray):
+        missing = np.ma.filled(mask, 1).astype(bool)
+        missing = missing.reshape(missing.shape + (1,) * (cells.ndim - missing.ndim))
+        return np.ma.array(cells, mask=np.ma.getmaskarray(cells) | missing)
+    out: list[Any] = []
+    for cell, missing in zip(cells, mask, strict=True):
+        if np.ndim(missing) and np.shape(missing) == np.shape(cell):
+            out.append(np.ma.array(cell, mask=np.asarray(missing, bool)))
+        else:
+            text = missing.decode("utf-8", "replace") if isinstance(missing, bytes) else str(missing)
+            text = text.strip().lower()
+            out.append(_partly(cell, text) if text[:1] == "[" else None if text in ("true", "1", "t") else cell)
+    return out
+
+
+def _partly(cell: Any, text: str) -> Any:
+    """A cell of text that holds an array, without those of its numbers whose mask, in text as well, says so."""
+    try:
+        return np.ma.array(ArrayParser()(cell), mask=np.array(json.loads(text), bool))
+    except (ValueError, RecursionError):
+        return None
 
 
 def in_batches(blocks: Iterator[Columns]) -> Iterator[Batch]:

@@ -77,8 +77,7 @@ class Table:
         index = row[known]
         aligned: dict[str, NDArray[Any]] = {}
         for name, values in self.columns.items():
-            blank = {"f": np.nan, "i": NO_ID, "U": ""}[values.dtype.kind]
-            out = np.full(len(source_id), blank, dtype=values.dtype)
+            out = _blanks(values, len(source_id))
             out[known] = values[index]
             aligned[name] = out
         aligned["source_id"] = source_id
@@ -86,7 +85,7 @@ class Table:
 
 
 def read_tables(paths: Iterable[Path], columns: Sequence[Column]) -> Table:
-    """Read files of the same kind as one table; a column is found if every file has it.
+    """Read files of the same kind as one table.
 
     Raises:
         InputError: a file is missing, foreign, or lacks a required column; there are no files.
@@ -109,7 +108,7 @@ def read_table(path: str | Path, columns: Sequence[Column]) -> Table:
 
 
 def concatenate(parts: Sequence[Table]) -> Table:
-    """Put tables one after the other; columns that not all of them have are left out.
+    """Put tables one after the other; a column that one of them lacks is missing in its rows.
 
     Raises:
         InputError: there is none.
@@ -118,13 +117,19 @@ def concatenate(parts: Sequence[Table]) -> Table:
         raise InputError("no table files were named; name at least one")
     if len(parts) == 1:
         return parts[0]
-    common = [n for n in parts[0].columns if all(n in p for p in parts)]
+    like = {name: values for p in reversed(parts) for name, values in p.columns.items()}
+    names = dict.fromkeys(name for p in parts for name in p.columns)
     return Table(
-        {name: np.concatenate([p.columns[name] for p in parts]) for name in common},
+        {n: np.concatenate([p.columns[n] if n in p else _blanks(like[n], len(p)) for p in parts]) for n in names},
         tuple(r for p in parts for r in p.rejected),
         sum(p.n_read for p in parts),
         sum((Counter(p.missing) for p in parts), Counter()),
     )
+
+
+def _blanks(like: NDArray[Any], n: int) -> NDArray[Any]:
+    """Missing values of the type of others."""
+    return np.full(n, {"f": np.nan, "i": NO_ID, "U": ""}[like.dtype.kind], dtype=like.dtype)
 
 
 def read_blocks(

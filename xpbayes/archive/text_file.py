@@ -38,6 +38,10 @@ BEGINS_A_ROW = re.compile(rb"\"?[0-9]{10}")
 """A line that begins with an identifier goes on no cell of the row before, whose quotes were not closed."""
 
 
+SEPARATOR = re.compile(rb'"?sep=([\x20-\x7e\t])"?')
+"""A first line that tells a spreadsheet how cells are apart."""
+
+
 class LongLine(bytes):
     """The beginning of a line beyond the limit."""
 
@@ -58,12 +62,15 @@ class TextFile:
         self._waiting: deque[bytes] = deque()
         comments: list[str] = []
         header = b""
+        separator = None
         for line in self._lines:
             if isinstance(line, (Ending, LongLine)):
                 reason = line.reason if isinstance(line, Ending) else "has a line that is too long"
                 raise InputError(f"{path}: {reason} before its header; copy or download it again")
             text = line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r")
-            if text[:1] == b"#":
+            if (said := SEPARATOR.fullmatch(text.strip())) is not None:
+                separator = said[1].decode()
+            elif text[:1] == b"#":
                 comments.append(text[1:].decode("utf-8", "replace").removeprefix(" "))
             elif text.strip():
                 header = text
@@ -71,7 +78,7 @@ class TextFile:
         if not header:
             raise InputError(f"{path}: has no header line; name a CSV or ECSV table")
         self.about, self.units = _ecsv_header(comments, path)
-        delimiter = self.about.get("delimiter")
+        delimiter = self.about.get("delimiter", separator)
         if delimiter is None and self.about and b"," not in header:
             delimiter = " "  # ECSV's default
         if delimiter is None:

@@ -32,16 +32,27 @@ SPECTRA_ID = replace(SOURCE_ID, aliases=(*SOURCE_ID.aliases, "sourceId"), from_n
 """Where files of spectra keep the star: a column, a PARAM, or the file's name."""
 
 
+COEFFICIENT_UNIT = "1 / s"
+"""Electrons a second, where a file declares a unit."""
+
+
 def _side_columns(side: str) -> tuple[Column, ...]:
     solution = f"{side}Spec/solution"
     return (
         Column(f"{side}_n_parameters", "integer", (f"{solution}/numberOfParameters",)),
-        Column(f"{side}_coefficients", "array", (f"{side}_coeffs", f"{solution}/parameters"), flat=(f"{side}_coeff_",)),
+        Column(
+            f"{side}_coefficients",
+            "array",
+            (f"{side}_coeffs", f"{solution}/parameters"),
+            flat=(f"{side}_coeff_",),
+            unit=COEFFICIENT_UNIT,
+        ),
         Column(
             f"{side}_coefficient_errors",
             "array",
             (f"{side}_coeff_errors", f"{side}_errors"),
             flat=(f"e_{side}_coeff_", f"{side}_coeff_err_"),
+            unit=COEFFICIENT_UNIT,
         ),
         Column(f"{side}_coefficient_correlations", "array", (f"{side}_correlations",)),
         Column(f"{side}_coefficient_covariances", "array", (f"{solution}/covariance",)),
@@ -132,6 +143,9 @@ def _batches(path: Path, rows: Rows, batch_size: int) -> Iterator[XpBatch]:
     later = any(n.lower().endswith(LATER_RELEASE) for n in rows.names)
     batch = _Batch(path.name, batch_size, later)
     for places, table in rows.tables:
+        for place in places:
+            if place is not None and place.factor != 1.0:
+                raise InputError(f"{path}: column {place.names[0]} is not in electrons a second; convert it")
         for item in table:
             if isinstance(item, Rejected):
                 batch.rejected.append(item)
