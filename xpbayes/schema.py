@@ -126,7 +126,7 @@ def star_table_columns(channels: Channels, labels: tuple[str, ...] = DEFAULT_LAB
 
 
 class QualityFlag(IntFlag):
-    """quality_flags (ZGR23 Table 2). Bits are never reused; below 8 = basic reliability, 0 = strict."""
+    """quality_flags: ZGR23 Table 2, but for bits 5 to 7. Bits are never reused; below 8 = basic reliability, 0 = strict."""
 
     UNCERTAIN_TEFF = 1 << 0
     """The confidence in Teff is below 0.5."""
@@ -139,7 +139,11 @@ class QualityFlag(IntFlag):
     UNLIKELY_TYPE = 1 << 4
     """ln_prior lies below the model's threshold (Eq. 25)."""
     PARALLAX_TENSION = 1 << 5
-    """The fitted parallax is more than 10 sigma from the measured one (Eq. 26)."""
+    """Fitted and measured parallax differ by more than 3 of both errors together; Eq. 26 is in zgr23_flags."""
+    UNUSUAL_SPECTRUM = 1 << 6
+    """fit_quality is below 0.001."""
+    EXTRAPOLATION = 1 << 7
+    """extrapolation exceeds 1."""
 
 
 FLAG_SENTENCES = {
@@ -148,7 +152,10 @@ FLAG_SENTENCES = {
     QualityFlag.UNCERTAIN_LOGG: "the confidence in log g is below 0.5",
     QualityFlag.POOR_FIT: "chi2_opt / 61 exceeds 2 (Eq. 24), or there is no fit",
     QualityFlag.UNLIKELY_TYPE: "ln_prior is below the model's threshold (Eq. 25)",
-    QualityFlag.PARALLAX_TENSION: "fitted and measured parallax differ by more than 10 sigma (Eq. 26)",
+    QualityFlag.PARALLAX_TENSION: "fitted and measured parallax differ by more than 3 sigma of both together (in "
+    "zgr23_flags 10 sigma of the measured one alone, Eq. 26)",
+    QualityFlag.UNUSUAL_SPECTRUM: "fit_quality is below 0.001: hardly any star of this S/N fits so badly",
+    QualityFlag.EXTRAPOLATION: "extrapolation exceeds 1: beyond the training sample",
 }
 """Each flag in one plain sentence, for documents and pages."""
 
@@ -273,6 +280,23 @@ def catalogue_columns(
         ),
         Column("quality_flags", pa.uint8(), "", "meta.code.qual", "bits of QualityFlag; below 8 basic, 0 strict"),
         Column(
+            "zgr23_flags",
+            pa.uint8(),
+            "",
+            "meta.code.qual",
+            "the bits of quality_flags as ZGR23 Table 2 has them: bit 5 by Eq. 26, bits 6 and 7 not set",
+            required=False,
+        ),
+        Column(
+            "fit_quality",
+            f32,
+            "",
+            "stat.probability",
+            "share of ordinary stars of the same S/N, kept aside in training, whose fluxes the model describes worse; null "
+            "where the model has no record of it",
+            required=False,
+        ),
+        Column(
             "stellar_params_icov_triu",
             pa.list_(f32, n_triu),
             "",
@@ -350,8 +374,8 @@ def catalogue_columns(
             f32,
             "",
             "stat.value",
-            "how far outside the training sample the star lies: 0 its middle, 1 its outermost thousandth; null where the "
-            "model has no record of it",
+            "how far outside the training sample the star lies: 0 its middle, 1 its outermost thousandth, or held inside by "
+            "the prior against its fluxes by 2 sigma; null where the model has no record of it",
         ),
         Column("n_obs", pa.int16(), "", "meta.number", "channels that entered the fit"),
         Column("dof", pa.int16(), "", "stat.fit.dof", "n_obs, plus one for a parallax, minus the number of parameters"),
@@ -406,7 +430,10 @@ def flat_columns(labels: tuple[str, ...] = DEFAULT_LABELS) -> tuple[Column, ...]
             Column(f"{name}_p84", f64, unit, f"{ucd};stat.value", f"84 % quantile of {name}"),
             Column(f"{name}_mode", f64, unit, f"{ucd};stat.max", f"{name} at the posterior mode, as ZGR23 give it"),
         ]
-    kept = ("chi2_opt", "n_obs", "ln_prior", "quality_flags", "extrapolation", "k_hat", "n_modes", "method", "status")
+    kept = (
+        "chi2_opt", "n_obs", "ln_prior", "quality_flags", "fit_quality", "extrapolation", "k_hat", "n_modes", "method",
+        "status",
+    )  # fmt: skip
     known = {column.name: column for column in catalogue_columns(len(labels))}
     for name in kept:
         text = pa.types.is_dictionary(known[name].type)

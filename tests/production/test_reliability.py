@@ -117,7 +117,7 @@ def test_infer_fills_columns_and_flags(catalogue):
 def test_other_columns_stay_as_they_were(trained, catalogue, some):
     plain = infer(trained, some, config=QUICK)
     changed = [n for n in plain.column_names if not plain[n].equals(catalogue[n])]
-    assert set(changed) <= {"teff_confidence", "logg_confidence", "quality_flags"}
+    assert set(changed) <= {"teff_confidence", "logg_confidence", "quality_flags", "zgr23_flags"}
     assert np.array_equal(plain["quality_flags"].to_numpy() & 0xF8, catalogue["quality_flags"].to_numpy() & 0xF8)
 
 

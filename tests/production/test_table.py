@@ -11,7 +11,7 @@ from tests.conftest import QUICK, with_columns
 from xpbayes.data.spectra import OK
 from xpbayes.errors import InputError
 from xpbayes.inference.linear_algebra import from_upper_triangle
-from xpbayes.production.table import list_column, quality_flags, read_catalogue, write_catalogue
+from xpbayes.production.table import list_column, read_catalogue, write_catalogue
 from xpbayes.runs import infer as infer_run
 from xpbayes.runs.infer import infer
 from xpbayes.schema import QualityFlag, catalogue_columns
@@ -113,19 +113,6 @@ def test_a_parallax_sharpens_log_g(catalogue):
 
 def test_confidence_is_null_until_it_exists(catalogue):
     assert catalogue["teff_confidence"].null_count == len(catalogue)
-
-
-def test_each_flag_bit():
-    """ZGR23 Eq. 24 to 26, one star a bit, and one without any."""
-    flags = quality_flags(
-        chi2=np.array([61.0, 123.0, 61.0, 61.0, np.nan]),
-        ln_prior=np.array([-2.0, -2.0, -20.0, -2.0, -2.0]),
-        ln_threshold=-10.0,
-        parallax=np.array([1.0, 1.0, 1.0, 2.0, 1.0]),
-        measured_parallax=np.array([1.0, np.nan, 1.0, 1.0, 1.0]),
-        measured_parallax_error=np.array([0.05, np.nan, 0.05, 0.05, 0.05]),
-    )
-    assert flags.tolist() == [0, 8, 16, 32, 8]
 
 
 def test_file_round_trip(catalogue, tmp_path):

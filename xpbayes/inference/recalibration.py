@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
+from xpbayes.inference.fit_quality import FitQuality
 from xpbayes.inference.references import WITHIN_ONE_SIGMA, References, in_sampled, weighted_quantiles
 from xpbayes.models.model_error import mean_ln_snr
 
@@ -91,11 +92,13 @@ class Calibration:
     Attributes:
         with_parallax, flux_only: the two cases.
         scatter: (error kind, 2) of E [mag] and ln parallax at given labels, see `inference.scatter`; None if not known.
+        fit_quality: how well fluxes of ordinary stars are described; None if not known.
     """
 
     with_parallax: KindCalibration
     flux_only: KindCalibration
     scatter: Float[np.ndarray, "error_kind two"] | None = None
+    fit_quality: FitQuality | None = None
 
 
 def of_labels_only(scale: NDArray, kinds: NDArray, width: NDArray, offset: NDArray, stretch: NDArray) -> Calibration:
@@ -116,6 +119,11 @@ _mean_ln_snr = jax.jit(jax.vmap(mean_ln_snr))
 def ln_snr_of(stars: Stars) -> NDArray[np.float64]:
     """(star,) mean ln S/N of the channels, as measured."""
     return np.asarray(by_blocks(_mean_ln_snr, STAR_BLOCK, stars) if len(stars) else [], np.float64)
+
+
+def n_channels_of(stars: Stars) -> NDArray[np.int64]:
+    """(star,) channels that were measured."""
+    return np.sum(np.diagonal(np.asarray(stars.whitening), axis1=1, axis2=2) > 0, axis=1)
 
 
 def _weights(features: NDArray, kinds: NDArray, width: float) -> NDArray[np.float64]:

@@ -4,9 +4,16 @@ Two questions, each scaled so that 0 is the middle of the sample and 1 the place
 that is farthest out: how improbable are the labels under the mixture, and how far are the nearest training stars? The
 mixture alone would trust the bridges that its Gaussians build across empty label space, the distance alone a lonely
 star with a wrong label. The score is the larger of both: above 1 a result is an extrapolation.
+
+A star beyond the sample does not end there, though: the prior pulls it inside, where nothing tells it from others. So
+two more questions are put to its fluxes. What would they say without the prior? A Newton step from the mode, by the
+inverse of the Fisher matrix times the gradient of ln p, leads there; where that is beyond the range of the training
+labels, the score is the length of the step over `HELD` sigma. And are they bluer than any star without dust can be: E,
+were it free to be negative, over as many sigma?
 """
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
@@ -17,7 +24,10 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from xpbayes.data.stars import STAR_BLOCK, by_blocks
-from xpbayes.models.prior import LabelPrior, draw_labels, ln_priors
+from xpbayes.models.prior import LabelPrior, draw_labels, ln_prior, ln_priors
+
+if TYPE_CHECKING:
+    from xpbayes.inference.fit import Posteriors
 
 MAX_SUPPORT = 4096
 """Training stars kept with the model, evenly drawn: enough to see holes of the size of a label's error."""
@@ -25,6 +35,8 @@ NEIGHBOUR = 3
 """The distance is to the third nearest: one wrong label is then no support."""
 RARE = 1e-3
 N_DRAWS = 20_000
+HELD = 2.0
+"""Sigma: a star of the sample is that far off on one side in 2 % of all cases, and at the sample's edge only."""
 
 
 class LabelSupport(eqx.Module):
@@ -100,3 +112,51 @@ def extrapolation(
         distance = _distance(np.asarray(support.labels) / scale, inside / scale, neighbour)
         out[finite] = np.maximum(np.maximum(rarity, distance / np.asarray(support.reach)), 0.0)
     return out
+
+
+_slopes = jax.jit(jax.vmap(jax.grad(ln_prior, argnums=1), (None, 0)))
+
+
+def held_inside(
+    support: LabelSupport,
+    prior: LabelPrior,
+    labels: Float[NDArray, "star label"],
+    covariance: Float[NDArray, "star label label"],
+) -> NDArray[np.float64]:
+    """By how many sigma the prior holds stars inside that their fluxes alone would place beyond the training labels.
+
+    Args:
+        support: the model's support.
+        prior: the model's mixture.
+        labels: (star, label) at the mode [kK, dex, dex, ...].
+        covariance: (star, label, label) of fluxes and parallax, without the prior.
+
+    Returns:
+        (star,) 0 where the fluxes alone stay within the range; NaN where a label is.
+    """
+    slope = np.asarray(by_blocks(partial(_slopes, prior), STAR_BLOCK, np.asarray(labels, np.float32)), np.float64)
+    step = -np.einsum("sij,sj->si", covariance, slope)
+    low, high = np.quantile(np.asarray(support.labels), (0.5 * RARE, 1.0 - 0.5 * RARE), axis=0)
+    alone = labels + step
+    beyond = ((alone < low) | (alone > high)).any(axis=1)
+    pull = np.sqrt(np.maximum(-np.sum(step * slope, axis=1), 0.0))
+    return np.where(np.isfinite(alone).all(axis=1), np.where(beyond, pull, 0.0), np.nan)
+
+
+def extrapolation_of(support: LabelSupport, prior: LabelPrior, found: "Posteriors") -> NDArray[np.float32]:
+    """(star,) score of results of inference, see above: of the labels themselves, and of what held them.
+
+    Args:
+        support: the model's support.
+        prior: the model's mixture.
+        found: the results; NaN where there is no solution.
+    """
+    if not len(found.estimate):
+        return np.zeros(0, np.float32)
+    n = found.estimate.shape[1] - 2
+    labels = np.asarray(found.estimate[:, :n], np.float64)
+    held = held_inside(support, prior, labels, found.covariance[:, :n, :n])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        bluer = -found.unbounded[:, 0] / found.unbounded[:, 1]
+    score = np.maximum(extrapolation(support, prior, labels), np.fmax(held, bluer) / HELD)
+    return score.astype(np.float32)

@@ -22,6 +22,7 @@ from xpbayes.data.json_file import checked, read_json, write_json
 from xpbayes.device import prepare_device
 from xpbayes.errors import InputError
 from xpbayes.files import file_checksum, load_arrays, save_arrays
+from xpbayes.inference.fit_quality import FitQuality
 from xpbayes.inference.recalibration import CASES, Calibration, KindCalibration, of_labels_only
 from xpbayes.inference.support import LabelSupport
 from xpbayes.instrument.instrument import DEFAULT_ID, InstrumentId
@@ -39,6 +40,7 @@ CONFIDENCE = "confidence.safetensors"
 WEIGHT_FACTOR = "weight_factor.safetensors"
 CONFIDENCE_ARRAYS = ("center", "inverse_scale", "indicator")
 SCATTER = "calibration.scatter"
+FIT_QUALITY = "calibration.fit_quality"
 OLD_CALIBRATION, OLD_CALIBRATION_ARRAYS = "calibration.kinds", ("scale", "kinds", "width", "offset", "stretch")
 """In files of version 0.1.0, which calibrated labels alone."""
 AGAIN = "train or copy the model again"
@@ -167,6 +169,8 @@ def save_model(model: TrainedModel, folder: str | os.PathLike[str]) -> Path:
             arrays |= {f"calibration.{case}.{f}": v for f, v in vars(getattr(model.calibration, case)).items()}
         if model.calibration.scatter is not None:
             arrays |= {SCATTER: model.calibration.scatter}
+        if model.calibration.fit_quality is not None:
+            arrays |= {f"{FIT_QUALITY}.{f}": v for f, v in vars(model.calibration.fit_quality).items()}
     save_arrays(folder / ARRAYS, _plain(arrays))
     card = {
         **model.card,  # first: what a loaded card says of its own arrays is not true of these
@@ -267,6 +271,8 @@ def _check_arrays(arrays: Mapping[str, NDArray[Any]], n_labels: int, n_channels:
         if SCATTER in arrays:
             share = {name: kinds for name in (_model_error_key("share"),) if name in arrays}
             _check_fields(arrays, share | {SCATTER: Float[np.ndarray, "kind two"]}, {"two": 2})
+        if f"{FIT_QUALITY}.ln_snr" in arrays:
+            _check_fields(arrays, {f"{FIT_QUALITY}.{f.name}": f.type for f in fields(FitQuality)}, {})
         for case in CASES:
             _check_fields(arrays, {f"calibration.{case}.{name}": kind for name, kind in of_kinds.items()}, sizes)
 
@@ -281,7 +287,10 @@ def _load_calibration(arrays: Mapping[str, Any]) -> Calibration | None:
     of = {
         case: KindCalibration(*(np.asarray(arrays[f"calibration.{case}.{name}"]) for name in names)) for case in CASES
     }
-    return Calibration(**of, scatter=np.asarray(arrays[SCATTER]) if SCATTER in arrays else None)
+    quality = None
+    if f"{FIT_QUALITY}.ln_snr" in arrays:
+        quality = FitQuality(*(np.asarray(arrays[f"{FIT_QUALITY}.{f.name}"]) for f in fields(FitQuality)))
+    return Calibration(**of, scatter=np.asarray(arrays[SCATTER]) if SCATTER in arrays else None, fit_quality=quality)
 
 
 def _check_layers(arrays: Mapping[str, NDArray[Any]], first: tuple[int, ...], last: tuple[int, ...]) -> None:

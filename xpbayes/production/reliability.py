@@ -61,16 +61,16 @@ def confidence_columns(model: TrainedModel, stars: Spectra, rows: dict[str, Any]
     fit = Estimates(*(rows[n][solved] for n in ("stellar_params_est", "stellar_params_err", "chi2_opt", "ln_prior")))
     features = table_features(model, stars.take(solved), fit)
     value = confidences(nets, features)
-    flags = rows["quality_flags"].copy()
+    uncertain = np.zeros(len(stars), np.uint8)
     columns: dict[str, Any] = {}
     for i, name in enumerate(nets.targets):
         column = np.full(len(stars), np.nan, np.float32)
         column[solved] = value[:, i]
         columns[f"{name}_confidence"] = column
         with np.errstate(invalid="ignore"):
-            flags[column < MIN_CONFIDENCE] |= np.uint8(CONFIDENCE_FLAGS[name])
+            uncertain[column < MIN_CONFIDENCE] |= np.uint8(CONFIDENCE_FLAGS[name])
     notes = shifted_features(model.card["confidence"]["features_present"], nets.features, features)
-    return columns | {"quality_flags": flags}, notes
+    return columns | {name: rows[name] | uncertain for name in ("quality_flags", "zgr23_flags")}, notes
 
 
 def shifted_features(

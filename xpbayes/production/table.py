@@ -16,44 +16,15 @@ from xpbayes.data.spectra import OK, Spectra
 from xpbayes.errors import InputError
 from xpbayes.inference.fit import Posteriors
 from xpbayes.inference.linear_algebra import upper_triangle
+from xpbayes.production.flags import Parallaxes, Scores, paper_flags, quality_flags
 from xpbayes.production.manifest import catalogue_metadata
 from xpbayes.release import DEFAULT_RELEASE
-from xpbayes.schema import CATALOGUE_VERSION, FORMER_ID, QualityFlag, arrow_schema, catalogue_columns, columns_of
+from xpbayes.schema import CATALOGUE_VERSION, FORMER_ID, arrow_schema, catalogue_columns, columns_of
 
-CHI2_CHANNELS = 61
-"""Eq. 24 divides by 61 whatever was observed; n_obs and dof stand beside it."""
-MAX_REDUCED_CHI2 = 2.0
-MAX_PARALLAX_PULL = 10.0
 MODE, DRAWS, CHAINS = "mode+laplace", "mode+laplace+importance", "mode+laplace+nuts"
 """What `method` says: how far up the ladder of approximations a star was taken."""
 WIDENED = "+model"
 """What follows where errors contain what training leaves unknown of the model."""
-
-
-def quality_flags(
-    chi2: NDArray[np.floating],
-    ln_prior: NDArray[np.floating],
-    ln_threshold: float,
-    parallax: NDArray[np.floating],
-    measured_parallax: NDArray[np.floating],
-    measured_parallax_error: NDArray[np.floating],
-) -> NDArray[np.uint8]:
-    """Compute the basic reliability bits (Eq. 24 to 26).
-
-    Args:
-        chi2: (star,) of the fluxes; NaN where there is no fit.
-        ln_prior: (star,).
-        ln_threshold: the model's own threshold.
-        parallax: (star,) fitted [mas].
-        measured_parallax, measured_parallax_error: (star,) Gaia's [mas], NaN where missing.
-    """
-    flags = np.zeros(len(chi2), np.uint8)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        flags[~(chi2 / CHI2_CHANNELS <= MAX_REDUCED_CHI2)] |= np.uint8(QualityFlag.POOR_FIT)
-        flags[ln_prior < ln_threshold] |= np.uint8(QualityFlag.UNLIKELY_TYPE)
-        pull = np.abs(measured_parallax - parallax) / measured_parallax_error
-        flags[pull > MAX_PARALLAX_PULL] |= np.uint8(QualityFlag.PARALLAX_TENSION)
-    return flags
 
 
 def catalogue_rows(
@@ -65,6 +36,7 @@ def catalogue_rows(
     use_parallax: bool,
     by_chains: NDArray[np.bool_] | None = None,
     added: NDArray[np.float64] | None = None,
+    scores: Scores = Scores(),  # noqa: B008 - immutable
 ) -> dict[str, Any]:
     """Build the columns of the catalogue as NumPy arrays, one row per star of the table.
 
@@ -77,6 +49,7 @@ def catalogue_rows(
         by_chains: of the 'ok' stars, whose summaries are from Markov chains; none if None.
         added: (star, parameter, parameter) of the 'ok' stars, what the results contain because the model is uncertain,
             NaN where nothing; None leaves out the columns that tell.
+        scores: of the 'ok' stars.
     """
     n, n_parameters = len(table), inferred.estimate.shape[1]
     finite = np.isfinite(inferred.estimate).all(axis=1) & np.isfinite(inferred.covariance).all(axis=(1, 2))
@@ -92,7 +65,18 @@ def catalogue_rows(
     estimate = spread(inferred.estimate, np.nan)
     covariance = spread(inferred.covariance, np.nan)
     chi2, ln_prior = spread(inferred.chi2, np.nan), spread(inferred.ln_prior, np.nan)
-    parallax, parallax_error = table.column("parallax"), table.column("parallax_error")
+    laplace, median, low, high = (
+        spread(v, np.nan) for v in (inferred.laplace, inferred.median, inferred.low, inferred.high)
+    )
+    with np.errstate(invalid="ignore"):
+        parallax_error = np.sqrt(laplace[:, -1, -1])
+    parallaxes = Parallaxes(
+        estimate[:, -1], parallax_error, median[:, -1], low[:, -1], high[:, -1],
+        table.column("parallax"), table.column("parallax_error"),
+    )  # fmt: skip
+    of_paper = paper_flags(chi2, ln_prior, ln_threshold, parallaxes)
+    unknown = np.full(len(tried), np.nan, np.float32)
+    quality, beyond = (spread(unknown if v is None else v, np.nan) for v in scores)
     measured = table.is_measured("parallax") & use_parallax
     n_obs = table.channel_present().sum(axis=1)
     reason = status.astype("U64").copy()
@@ -115,15 +99,17 @@ def catalogue_rows(
         "teff_confidence": nothing,
         "feh_confidence": nothing,
         "logg_confidence": nothing,
-        "quality_flags": quality_flags(chi2, ln_prior, ln_threshold, estimate[:, -1], parallax, parallax_error),
+        "quality_flags": quality_flags(of_paper, parallaxes, quality, beyond),
+        "zgr23_flags": of_paper,
+        "fit_quality": quality,
         "stellar_params_icov_triu": upper_triangle(spread(inferred.fisher, np.nan)),
         "stellar_params_cov_triu": upper_triangle(covariance),
-        "laplace_cov_triu": upper_triangle(spread(inferred.laplace, np.nan)),
+        "laplace_cov_triu": upper_triangle(laplace),
         "stellar_params_mean": spread(inferred.mean, np.nan),
         "stellar_params_std": spread(inferred.std, np.nan),
-        "stellar_params_median": spread(inferred.median, np.nan),
-        "stellar_params_p16": spread(inferred.low, np.nan),
-        "stellar_params_p84": spread(inferred.high, np.nan),
+        "stellar_params_median": median,
+        "stellar_params_p16": low,
+        "stellar_params_p84": high,
         "e_unbounded": spread(inferred.unbounded[:, 0], np.nan),
         "e_unbounded_err": spread(inferred.unbounded[:, 1], np.nan),
         "k_hat": spread(inferred.k_hat, np.nan),
@@ -131,7 +117,7 @@ def catalogue_rows(
         "n_modes": spread(inferred.n_modes, 0).astype(np.int16),
         "runner_up_est": spread(inferred.runner_up, np.nan),
         "runner_up_delta": spread(inferred.runner_up_delta, np.nan),
-        "extrapolation": nothing,
+        "extrapolation": beyond,
         "n_obs": n_obs.astype(np.int16),
         "dof": (n_obs + measured - n_parameters).astype(np.int16),
         "converged": spread(inferred.converged, False),
@@ -202,7 +188,7 @@ def read_catalogue(path: str | Path) -> tuple[pa.Table, dict[str, Any]]:
         return _read_parts(Path(path))
     metadata = catalogue_metadata(path)
     table = read_parquet(path, advice="infer it again")
-    missing = [c.name for c in columns_of(metadata) if c.name not in table.column_names]
+    missing = [c.name for c in columns_of(metadata) if c.required and c.name not in table.column_names]
     if missing:
         raise InputError(f"{path}: {len(missing)} columns are missing (first: {missing[0]}); infer it again")
     if "source_id" not in table.column_names:

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -24,6 +23,7 @@ from xpbayes.identity import Stream, seeds_from_id
 from xpbayes.inference.fit import fit_stars
 from xpbayes.inference.scatter import loosened, scatter_of, settled
 from xpbayes.instrument.instrument import InstrumentId
+from xpbayes.production.flags import Scores
 from xpbayes.production.meeting import stars_for, warn_of_transfer
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.production.table import catalogue_rows, describe, to_arrow, write_catalogue
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KNOW_OWN_ERRORS = ("quality_flags", "teff_confidence", "feh_confidence", "logg_confidence", "extrapolation")
+KNOW_OWN_ERRORS = ("quality_flags", "zgr23_flags", "teff_confidence", "feh_confidence", "logg_confidence")
 """Columns that do not change where other errors are widened by what is unknown of the model."""
 
 
@@ -184,6 +184,15 @@ def solve_stars(
         from xpbayes.inference.recalibration import recalibrated
 
         inferred = recalibrated(inferred, trained.calibration, batch, use_parallax=config.use_parallax)
+    fit_quality = beyond = None
+    if trained.calibration is not None and trained.calibration.fit_quality is not None:
+        from xpbayes.inference.recalibration import ln_snr_of, n_channels_of
+
+        fit_quality = trained.calibration.fit_quality.of(inferred.chi2, n_channels_of(batch), ln_snr_of(batch))
+    if trained.support is not None:
+        from xpbayes.inference.support import extrapolation_of
+
+        beyond = extrapolation_of(trained.support, trained.prior, inferred)
     as_rows = partial(
         catalogue_rows,
         table,
@@ -191,15 +200,9 @@ def solve_stars(
         ln_threshold=float(trained.prior.ln_threshold),
         use_parallax=config.use_parallax,
         by_chains=by_chains,
+        scores=Scores(fit_quality, beyond),
     )
     rows = as_rows(inferred)
-    if trained.support is not None:
-        from xpbayes.inference.support import extrapolation
-
-        solved = rows["status"] == OK
-        labels = jnp.asarray(inferred.estimate[solved[status == OK], : len(trained.labels)])
-        rows["extrapolation"] = np.full(len(table), np.nan, np.float32)
-        rows["extrapolation"][solved] = extrapolation(trained.support, trained.prior, labels)
     if trained.confidence is not None:
         from xpbayes.production.reliability import confidence_columns
 

@@ -22,6 +22,7 @@ from xpbayes.data.spectra import Spectra
 from xpbayes.data.spectra_file import star_table_files
 from xpbayes.files import file_checksum, locked
 from xpbayes.inference.fit import fit_stars
+from xpbayes.inference.fit_quality import fit_quality_of
 from xpbayes.inference.recalibration import (
     CASES,
     INNER,
@@ -29,6 +30,7 @@ from xpbayes.inference.recalibration import (
     KindCalibration,
     fit_calibration,
     ln_snr_of,
+    n_channels_of,
 )
 from xpbayes.inference.references import references
 from xpbayes.inference.scatter import fit_scatter, loosened, scatter_of, settled
@@ -192,6 +194,7 @@ def _calibrate(model: TrainedModel, kept_aside: Spectra, config: TrainingConfig)
     found = settled(found, stars, scatter, use_parallax=False)
     known = references(found, stars)
     flux_only = fit_calibration(found, known, ln_snr, scale)
+    quality = fit_quality_of(np.asarray(found.chi2, np.float64), n_channels_of(stars), ln_snr)
     if flux_only is None:
         log.info(f"not calibrated: {len(stars)} stars kept aside are too few; raise calibration_fraction")
         return None
@@ -202,7 +205,7 @@ def _calibrate(model: TrainedModel, kept_aside: Spectra, config: TrainingConfig)
         found = fit_stars(model.star_model, loosened(some, spread_of), InferenceConfig())
         found = settled(found, some, spread_of, use_parallax=True)
         with_parallax = fit_calibration(found, known.take(measured), ln_snr[measured], scale, own_parallax=True)
-    calibration = Calibration(with_parallax or flux_only, flux_only, spread)
+    calibration = Calibration(with_parallax or flux_only, flux_only, spread, quality)
     if spread is not None and spread.any():
         extinction, parallax = np.median(scatter, axis=0)
         log.info(f"stars of the same labels scatter by {extinction:.3f} mag in E and {100 * parallax:.1f}% in parallax")

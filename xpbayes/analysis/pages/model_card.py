@@ -17,7 +17,6 @@ from xpbayes.analysis.pages.page import Section, Table
 from xpbayes.analysis.validation import Accuracy, accuracy, compare, robust_scatter
 from xpbayes.checks.training_checks import Check
 from xpbayes.data.spectra import Spectra
-from xpbayes.inference.support import extrapolation
 from xpbayes.models.forward import predict_flux
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.production.table import list_column
@@ -59,7 +58,7 @@ def held_out_entry(
         name: 1.0 - (robust_scatter(compared.difference[:, i]) / max(robust_scatter(compared.label[:, i]), 1e-9)) ** 2
         for i, name in enumerate(model.labels)
     }
-    score = extrapolation(model.support, model.prior, estimate[:, :-2]) if model.support is not None else np.zeros(1)
+    score = catalogue["extrapolation"].to_numpy(zero_copy_only=False) if model.support is not None else np.zeros(1)
     return {
         "n": len(compared.source_id),
         "with_parallax": int(stars.is_measured("parallax").sum()) if use_parallax else 0,

@@ -1,0 +1,99 @@
+"""Flags of catalogue rows: the bits of ZGR23 Table 2 as the paper defines them, and those of xpbayes."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xpbayes.inference.fit_quality import UNUSUAL
+from xpbayes.schema import QualityFlag
+
+CHI2_CHANNELS = 61
+"""Eq. 24 divides by 61 whatever was observed; n_obs and dof stand beside it."""
+MAX_REDUCED_CHI2 = 2.0
+MAX_PARALLAX_PULL = 10.0
+"""Eq. 26, in units of the measurement's error."""
+MAX_PARALLAX_TENSION = 3.0
+"""In units of both errors together."""
+MAX_EXTRAPOLATION = 1.0
+
+
+class Scores(NamedTuple):
+    """(star,) each; None where the model cannot tell.
+
+    Attributes:
+        fit_quality: see `inference.fit_quality`.
+        extrapolation: see `inference.support`.
+    """
+
+    fit_quality: NDArray[np.float32] | None = None
+    extrapolation: NDArray[np.float32] | None = None
+
+
+class Parallaxes(NamedTuple):
+    """Inferred and measured parallaxes [mas], (star,) each; NaN where missing.
+
+    Attributes:
+        mode: at the optimum.
+        mode_error: its standard error, of the full posterior's curvature.
+        median, low, high: 50, 16 and 84 % quantiles of draws.
+        measured, measured_error: Gaia's.
+    """
+
+    mode: NDArray[np.floating]
+    mode_error: NDArray[np.floating]
+    median: NDArray[np.floating]
+    low: NDArray[np.floating]
+    high: NDArray[np.floating]
+    measured: NDArray[np.floating]
+    measured_error: NDArray[np.floating]
+
+    @property
+    def tension(self) -> NDArray[np.float64]:
+        """(star,) distance of both, in units of both errors together: that of the posterior on the measurement's side."""
+        drawn = np.isfinite(self.median)
+        center = np.where(drawn, self.median, self.mode)
+        half = np.where(self.measured > center, self.high - self.median, self.median - self.low)
+        return np.abs(self.measured - center) / np.hypot(np.where(drawn, half, self.mode_error), self.measured_error)
+
+
+def paper_flags(
+    chi2: NDArray[np.floating], ln_prior: NDArray[np.floating], ln_threshold: float, parallaxes: Parallaxes
+) -> NDArray[np.uint8]:
+    """Bits 3 to 5 of ZGR23 Table 2 (Eq. 24 to 26).
+
+    Args:
+        chi2: (star,) of the fluxes; NaN where there is no fit.
+        ln_prior: (star,).
+        ln_threshold: the model's own threshold.
+        parallaxes: of the stars.
+    """
+    flags = np.zeros(len(chi2), np.uint8)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        flags[~(chi2 / CHI2_CHANNELS <= MAX_REDUCED_CHI2)] |= np.uint8(QualityFlag.POOR_FIT)
+        flags[ln_prior < ln_threshold] |= np.uint8(QualityFlag.UNLIKELY_TYPE)
+        pull = np.abs(parallaxes.measured - parallaxes.mode) / parallaxes.measured_error
+        flags[pull > MAX_PARALLAX_PULL] |= np.uint8(QualityFlag.PARALLAX_TENSION)
+    return flags
+
+
+def quality_flags(
+    of_paper: NDArray[np.uint8],
+    parallaxes: Parallaxes,
+    fit_quality: NDArray[np.floating],
+    extrapolation: NDArray[np.floating],
+) -> NDArray[np.uint8]:
+    """The paper's bits 3 and 4, and bits 5 to 7 as `schema.QualityFlag` has them.
+
+    Args:
+        of_paper: (star,) from `paper_flags`.
+        parallaxes: of the stars.
+        fit_quality: (star,) NaN where not known.
+        extrapolation: (star,) NaN where not known.
+    """
+    flags = of_paper & np.uint8(0xFF & ~QualityFlag.PARALLAX_TENSION)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        flags[parallaxes.tension > MAX_PARALLAX_TENSION] |= np.uint8(QualityFlag.PARALLAX_TENSION)
+        flags[fit_quality < UNUSUAL] |= np.uint8(QualityFlag.UNUSUAL_SPECTRUM)
+        flags[extrapolation > MAX_EXTRAPOLATION] |= np.uint8(QualityFlag.EXTRAPOLATION)
+    return flags
