@@ -52,7 +52,7 @@ def test_a_healthy_model_passes(trained, labels):
         "gauge_at_rest": None,
         "kinds_kept": None,
     }
-    assert [Check(**c).name for c in trained.card["checks"]] == [c.name for c in checks]
+    assert [Check(**c).name for c in trained.card["checks"]][: len(checks)] == [c.name for c in checks]
 
 
 def test_a_wrong_parallax_unit_is_caught(sample):

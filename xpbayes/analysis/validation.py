@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from xpbayes.checks.held_out_checks import HeldOut, Inferred
 from xpbayes.data.join import rows_of
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.errors import InputError
@@ -140,6 +141,31 @@ def compare(
     if not use.any():
         raise InputError("the catalogue has no posterior medians; infer it with n_draws above 0, or compare modes")
     return Comparison(source_id, names, estimate, column("std"), label, label_error, row, half).take(use)
+
+
+def held_out_stars(
+    flux_only: pa.Table, with_parallax: pa.Table | None, stars: Spectra, names: Sequence[str], floor: Sequence[float]
+) -> HeldOut:
+    """What the checks of held-out stars look at.
+
+    Args:
+        flux_only: catalogue of the stars without their parallaxes, row by row.
+        with_parallax: the same with parallaxes; None if none has one.
+        stars: the stars, with labels, reddening estimates and parallaxes as far as they are known.
+        names: labels of the model.
+        floor: (label,) error floor of the labels, as in training.
+    """
+
+    def answer(catalogue: pa.Table) -> Inferred:
+        unbounded = [catalogue[f"e_unbounded{e}"].to_numpy(zero_copy_only=False) for e in ("", "_err")]
+        median, low, high = (list_column(catalogue, f"stellar_params_{name}") for name in ("median", "p16", "p84"))
+        return Inferred(median, low, high, np.stack(unbounded, axis=1).astype(np.float64))
+
+    known = (*names, "reddening", "parallax")
+    reference, error = (np.stack([stars.column(f"{m}{e}") for m in known], axis=1) for e in ("", "_error"))
+    error = np.hypot(error, [*floor, 0.0, 0.0]).astype(np.float64)
+    both = None if with_parallax is None else answer(with_parallax)
+    return HeldOut(tuple(names), reference.astype(np.float64), error, both, answer(flux_only))
 
 
 def has_posteriors(catalogue: pa.Table) -> bool:

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from xpbayes.analysis.pages.model_card import held_out_entry
+from xpbayes.analysis.validation import held_out_stars
+from xpbayes.checks.held_out_checks import check_held_out, extinction_unit, measure
 from xpbayes.checks.training_checks import check_training
 from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.data.parquet import column_names
@@ -134,6 +136,10 @@ def train(
     checks = check_training(
         model.forward, model.channels, model.labels, labels, model.card["held_out"], learned.record.phases
     )
+    checks += [
+        extinction_unit(model.channels.wavelengths, np.exp(np.asarray(model.forward.ln_curve))),
+        *check_held_out(model.card["held_out"].get("checked", {})),
+    ]
     model.card["checks"] = [vars(check) for check in checks]
     for check in checks:
         log.info(check.line)
@@ -248,7 +254,14 @@ def _calibration_entry(calibration: Calibration | None, kept_aside: Spectra, lab
 def _assess(model: TrainedModel, held_out: Spectra, config: TrainingConfig) -> dict[str, Any]:
     """Accuracy on held-out stars as inference by default would see them."""
     how, floor = InferenceConfig(), config.floor_for(len(config.labels))
-    return held_out_entry(model, infer(model, held_out, config=how), held_out, floor, use_parallax=how.use_parallax)
+    found = infer(model, held_out, config=how)
+    entry = held_out_entry(model, found, held_out, floor, use_parallax=how.use_parallax)
+    if held_out.is_measured("parallax").any():
+        alone = infer(model, held_out, config=how.model_copy(update={"use_parallax": False}))
+        stars = held_out_stars(alone, found, held_out, config.labels, floor)
+    else:
+        stars = held_out_stars(found, None, held_out, config.labels, floor)
+    return entry | {"checked": measure(stars)}
 
 
 def _parallax_used(table: Spectra) -> str:
