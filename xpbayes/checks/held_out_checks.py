@@ -148,7 +148,7 @@ def _extinction(stars: HeldOut) -> dict[str, Any]:
     best = (value * error**2 + reference * own**2) / (error**2 + own**2)
     by = {"E": best} | {name: answer.median[:, i] for i, name in enumerate(stars.names) if name in EDGES}
     line = straight_line(reference[known], value[known], error[known], own[known])
-    shown = in_bins(reference, np.where(known, value - reference, np.nan), "E", np.median)
+    shown = in_bins(best, np.where(known, value - reference, np.nan), "E", np.median)
     pulls = {name: in_bins(values, pull, name, _clipped_mean) for name, values in by.items()}
     return {"extinction": {**line, "n": int(known.sum()), "difference": shown}, "extinction_pulls": pulls}
 

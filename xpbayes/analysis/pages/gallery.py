@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from xpbayes.analysis.figures import (
+    checks,
     clusters,
     confidence,
     correlations,
@@ -61,8 +62,9 @@ ANALYSES: tuple[Analysis, ...] = (
     sky_dust.DUST_SKY,
     sky_dust.BIRDS_EYE_VIEW,
     sky_residuals.SKY_RESIDUALS,
+    checks.CHECKS,
 )
-"""In the order of the paper."""
+"""In the order of the paper, then what goes beyond it."""
 ABSENT = {
     "model": "no model was named (--model)",
     "catalogue": "no catalogue was named (--catalogue)",
