@@ -88,7 +88,7 @@ class Analysis:
 
     Attributes:
         name: how the command line and the files call it.
-        paper: which figure of ZGR23 it corresponds to.
+        paper: which figure of ZGR23 it corresponds to; empty if none.
         title: in words.
         start: begins it; may raise NotDrawnError at once, or InputError for a file that it reads.
         needs: which inputs it cannot do without, by their names in `run_inputs.Run`.
@@ -99,6 +99,11 @@ class Analysis:
     title: str
     start: Callable[[Run], Task]
     needs: tuple[str, ...] = field(default=())
+
+    @property
+    def origin(self) -> str:
+        """Where the idea of the figure is from, in words."""
+        return f"{self.paper} of the paper" if self.paper else "not in the paper"
 
 
 def require_columns(run: Run, names: Sequence[str]) -> None:

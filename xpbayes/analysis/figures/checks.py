@@ -186,4 +186,4 @@ def _make(run: Run) -> Product:
     )
 
 
-CHECKS = Analysis("checks", "beyond the paper", "Checks on held-out stars", drawn_now(_make), ("model",))
+CHECKS = Analysis("checks", "", "Checks on held-out stars", drawn_now(_make), ("model",))

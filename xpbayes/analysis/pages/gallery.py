@@ -221,7 +221,14 @@ def _write_numbers(table: NumberTable, path: Path, analysis: Analysis, caption: 
         Column(series.values, name=name, unit=series.unit or None, description=series.about or None)
         for name, series in table.items()
     ]
-    numbers = Table(columns, meta={"figure": analysis.title, "paper": f"ZGR23 {analysis.paper}", "caption": caption})
+    numbers = Table(
+        columns,
+        meta={
+            "figure": analysis.title,
+            "paper": f"ZGR23 {analysis.paper}" if analysis.paper else analysis.origin,
+            "caption": caption,
+        },
+    )
     with whole_file(path) as temporary:
         numbers.write(temporary, format="ascii.ecsv", overwrite=True)
 
@@ -234,7 +241,12 @@ def not_drawn(outcomes: Sequence[Outcome], advice: str = "") -> list[Section]:
         advice: a sentence that goes before.
     """
     missing = [o for o in outcomes if o.product is None]
-    points = Points([(o.analysis.title, f"({o.analysis.paper}): not drawn because {o.reason}.") for o in missing])
+    points = Points(
+        [
+            (o.analysis.title, f"({o.analysis.paper or o.analysis.origin}): not drawn because {o.reason}.")
+            for o in missing
+        ]
+    )
     return [Section("Not drawn", [*([advice] if advice else []), points], "missing")] if missing else []
 
 
@@ -244,7 +256,7 @@ def _page(run: Run, outcomes: Sequence[Outcome], files: Mapping[str, Sequence[st
         if o.product is not None:
             png, names = (out / f"{o.analysis.name}.png").read_bytes(), files[o.analysis.name]
             picture = Picture.of(o.product.figure, o.product.alt, o.product.caption, png=png)
-            aside = Aside(f"{o.analysis.paper} of the paper. Files:", names)
+            aside = Aside(f"{o.analysis.origin[0].upper()}{o.analysis.origin[1:]}. Files:", names)
             sections.append(Section(o.analysis.title, [picture, aside], o.analysis.name))
     known = [
         f"xpbayes {version('xpbayes')}",

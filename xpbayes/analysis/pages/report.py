@@ -42,7 +42,7 @@ from xpbayes.training.selection import training_cuts
 GROUPS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "accuracy": ("Accuracy", ("residuals", "pulls", "external", "clusters", "sfd")),
     "population": ("The stars", ("kiel", "reliability", "prior")),
-    "errors": ("Error bars", ("correlations", "confidence", "confidence_pulls")),
+    "errors": ("Error bars", ("checks", "correlations", "confidence", "confidence_pulls")),
     "fits": ("Fits to spectra", ("flux_residuals", "sky_residuals", "self_cleaning")),
     "model": ("The model", ("main_sequence", "metallicity", "giant_branch", "curve")),
     "dust": ("Dust", ("dust_sky", "birds_eye")),
@@ -167,7 +167,7 @@ def _shown(outcomes: Sequence[Outcome], after: Mapping[str, list[Table]]) -> lis
         Section(
             o.analysis.title,
             [
-                Picture.of(o.product.figure, o.product.alt, f"{o.product.caption} ({o.analysis.paper} of the paper.)"),
+                Picture.of(o.product.figure, o.product.alt, f"{o.product.caption} ({o.analysis.origin}.)"),
                 *after.get(o.analysis.name, []),
             ],
             o.analysis.name,
