@@ -72,7 +72,7 @@ class Comparison:
 
     @property
     def basic(self) -> NDArray[np.bool_]:
-        """(star,) True where flags tell of basic reliability (Eqs. 24 to 26)."""
+        """(star,) True where flags tell of basic reliability."""
         return np.asarray(self.flags) < BASIC
 
     @classmethod

@@ -39,7 +39,7 @@ SUFFIXES = (".parquet", ".csv", ".ecsv", ".fits", ".vot")
 
 @dataclass(frozen=True)
 class Flags:
-    """The quality flags of some stars (ZGR23 Table 2); `flags.POOR_FIT` and so on are masks.
+    """The quality flags of some stars; `flags.POOR_FIT` and so on are masks.
 
     Attributes:
         value: (star,) bits of `QualityFlag`.

@@ -106,7 +106,7 @@ def _product(run: Run, numbers: Reliability) -> Product:
     return Product(
         draw_reliability(numbers),
         f"Share of reliable stars over colour and absolute magnitude, {numbers.n} stars",
-        f"Share of stars with quality_flags < 8 (Eqs. 24 to 26) in cells of {x[1] - x[0]:.3g} × {y[1] - y[0]:.3g} mag with "
+        f"Share of stars with quality_flags < 8 in cells of {x[1] - x[0]:.3g} × {y[1] - y[0]:.3g} mag with "
         f"at least {MIN_IN_CELL} stars, and the number of stars: {numbers.n:,} solved stars, {numbers.n_reliable:,} "
         f"reliable (ZGR23: 82 %). M_G from Gaia's G and the inferred parallax ({parallax}), extinction not removed; "
         f"{numbers.n_without:,} solved stars have no magnitudes.",

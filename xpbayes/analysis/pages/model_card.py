@@ -122,7 +122,8 @@ def _trust(model: TrainedModel) -> Section:
     if model.support is not None:
         sentences.append(
             "The extrapolation score says how far outside a star is: 0 is the middle of the training sample, 1 its "
-            "outermost thousandth, by density or by distance to the nearest training stars; above 1, do not trust."
+            "outermost thousandth, by density, by distance to the nearest training stars, or because only the prior holds a "
+            "star inside; above 1, do not trust."
         )
         share = model.card.get("held_out", {}).get("extrapolated")
         if share is not None:

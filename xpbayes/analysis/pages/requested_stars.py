@@ -309,7 +309,7 @@ def remarks(row: dict[str, Any], fit: StarFit, side: Side) -> list[str]:
         out.append(f"The importance draws {trust}: k_hat is {k_hat:.2f}, the limit {MAX_K_HAT}.")
     if row["extrapolation"] is not None and np.isfinite(row["extrapolation"]):
         where = "outside" if row["extrapolation"] > 1 else "inside"
-        out.append(f"Its labels lie {where} the training sample: extrapolation score {row['extrapolation']:.2f}.")
+        out.append(f"It lies {where} the training sample: extrapolation score {row['extrapolation']:.2f}.")
     for name, value in fit.confidence.items():
         if np.isfinite(value):
             out.append(f"Confidence in {text(name)}: {value:.2f}.")
