@@ -2,7 +2,8 @@
 
 For every seed: make the survey (../shared/mock/make_mock.py), prepare, train the default preset, infer the test stars with
 and without parallaxes, compare with the truth (evaluate.py) and the learned R with the law (rlaw.py). Prints, per group of
-stars, scatter and bias of the medians and the coverage of every interval, and beside it the seconds of each step.
+stars, scatter and bias of the medians and the coverage of every interval, how many of each kind carry each flag, and beside
+it the seconds of each step.
 About six minutes a survey on two quiet cores.
 
     python benchmarks/mock.py [--seeds 7 11] [--law g23] [--clouds 7] [--ehat 0.1 0.03] [--out DIR] [--settings TOML]
@@ -32,6 +33,41 @@ def timed(name: str, command: list[str], folder: Path) -> str:
     return done.stdout
 
 
+def flag_rates(truth: Path, catalogue: Path) -> str:
+    """Share of stars of every kind that carry each flag, per cent: clean ones, and what is wrong by construction."""
+    import numpy as np
+    import pandas as pd
+    import pyarrow.parquet as pq
+
+    from xpbayes.schema import QualityFlag
+
+    names = ("source_id", "quality_flags", "zgr23_flags")
+    ids, flags, paper = (pq.read_table(catalogue, columns=[name])[name].to_numpy() for name in names)
+    star = pd.read_parquet(truth).set_index("source_id").loc[ids]
+    plain = (star.odd == "").to_numpy()
+    single = plain & ~star.binary.to_numpy() & ~star.crowded.to_numpy()
+    clean = single & (star.rv == 3.1).to_numpy() & ~star.spurious.to_numpy()
+    kinds = {
+        "clean": clean,
+        "clean, G > 16": clean & (star.G > 16).to_numpy(),
+        "clean, [Fe/H] < -1": clean & (star.feh < -1).to_numpy(),
+        "clean, > 8,500 K": clean & (star.teff > 8500).to_numpy(),
+        **{what: (star.odd == what).to_numpy() for what in ("metal_poor", "hot", "wd", "quasar")},
+        "R_V > 4, E > 0.5": plain & (star.rv >= 4).to_numpy() & (star.e > 0.5).to_numpy(),
+        "spurious parallax": plain & star.spurious.to_numpy(),
+        "binary, share > 0.5": plain & (star.second_share > 0.5).to_numpy(),
+    }
+    bits = (QualityFlag.POOR_FIT, QualityFlag.UNUSUAL_SPECTRUM, QualityFlag.EXTRAPOLATION, QualityFlag.PARALLAX_TENSION)
+    lines = [f"{'stars':20s} {'n':>5s}" + "".join(f"{bit.name:>18s}" for bit in bits) + "    by Eq. 26   any >= 8"]
+    for name, there in kinds.items():
+        rates = [np.mean(flags[there] & int(bit) > 0) for bit in bits]
+        rates += [np.mean(paper[there] & int(QualityFlag.PARALLAX_TENSION) > 0), np.mean(flags[there] >= 8)]
+        widths = (18, 18, 18, 18, 13, 11)
+        shown = "".join(f"{100 * r:{w}.1f}" for r, w in zip(rates, widths, strict=True))
+        lines.append(f"{name:20s} {there.sum():5d}{shown}")
+    return "\n".join(lines)
+
+
 def judge(seed: int, arguments: argparse.Namespace, folder: Path) -> None:
     """Make one survey and go through the whole chain."""
     python, xpbayes = [sys.executable], [sys.executable, "-m", "xpbayes"]
@@ -53,6 +89,8 @@ def judge(seed: int, arguments: argparse.Namespace, folder: Path) -> None:
         timed(f"infer {Path(out).stem}", [*xpbayes, "infer", model, tests, "--out", out, *how, *settings], folder)
     told = [str(folder), *catalogues, str(folder / "evaluation")]
     print(timed("evaluate", [*python, str(MOCK / "evaluate.py"), *told], folder))
+    for path in catalogues:
+        print(f"flags of {Path(path).stem} parallax, per cent\n{flag_rates(folder / 'truth_test.parquet', Path(path))}")
     print(timed("R", [*python, str(MOCK / "rlaw.py"), model], folder), flush=True)
 
 
