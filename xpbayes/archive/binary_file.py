@@ -15,6 +15,7 @@ import numpy as np
 from xpbayes.archive.raw_table import Batch, Columns, DamagedError, RawFile, RawTable, in_batches, refusal, sliced
 from xpbayes.archive.units import is_declared, yaml_header
 from xpbayes.data.fits_header import check_headers
+from xpbayes.data.parquet import require_counts
 from xpbayes.errors import InputError
 
 
@@ -92,6 +93,7 @@ def open_parquet(path: Path) -> RawFile:
         schema = file.schema_arrow
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise refusal(path, "a complete Parquet file", error) from error
+    require_counts(file, path)
     fields: dict[str, tuple[str, str]] = {}
     for f in schema:
         kind = f.type.value_type if pa.types.is_list(f.type) or pa.types.is_large_list(f.type) else f.type

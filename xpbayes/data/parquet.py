@@ -76,9 +76,17 @@ def open_parquet(path: str | os.PathLike[str], advice: str = AGAIN) -> Iterator[
         raise InputError(f"{path}: is not a complete Parquet file ({reason}); {advice}") from error
     with file:
         try:
+            require_counts(file, path, advice)
             yield file
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: is damaged ({reason_of(error)}); {advice}") from error
+
+
+def require_counts(file: pq.ParquetFile, path: Path, advice: str = AGAIN) -> None:
+    """Refuse a file whose metadata do not agree on how many rows it has."""
+    groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    if min(groups, default=0) < 0 or sum(groups) != file.metadata.num_rows:
+        raise InputError(f"{path}: is damaged (its metadata do not agree on how many rows it has); {advice}")
 
 
 def read_parquet(path: str | os.PathLike[str], columns: Sequence[str] | None = None, advice: str = AGAIN) -> pa.Table:
