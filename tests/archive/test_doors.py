@@ -665,6 +665,17 @@ def test_vaex_files_and_column_vectors(tmp_path):
         read_two_mass([tmp_path / "matrix.h5"])
 
 
+@pytest.mark.parametrize("kind", ["fits", "tabledata", "binary", "binary2", "parquet", "hdf5", "avro"])
+def test_one_number_in_an_array_is_a_number_and_several_are_refused(tmp_path, kind):
+    table = read_two_mass(
+        [write(tmp_path, kind, two_mass(j_m=np.array([[9.0], [10.0], [11.0]]), source_id=IDS[:, None]))]
+    )
+    assert_array_equal(table.columns["source_id"], IDS)
+    assert_array_equal(table.columns["j_m"], [9, 10, 11])
+    with pytest.raises(InputError, match="column j_m has 2 numbers a row where one is wanted"):
+        read_two_mass([write(tmp_path, kind, two_mass(j_m=np.ones((3, 2))))])
+
+
 def test_arrays_as_numpy_prints_them(tmp_path):
     whole = sampled()
     lines = ["source_id,flux,flux_error"]

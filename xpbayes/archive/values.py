@@ -95,10 +95,7 @@ def _plain(cells: Any, name: str, where: str) -> tuple[Any, NDArray[np.bool_]]:
         return cells, cells.is_null().to_numpy()
     if isinstance(cells, np.ndarray) and cells.dtype.kind in "biuf":
         if cells.ndim > 1 and cells.size != len(cells):
-            shape = " x ".join(map(str, cells.shape[1:]))
-            raise InputError(
-                f"{where}: column {name} has {shape} numbers a row where one is wanted; split or correct it"
-            )
+            raise _several(where, name, " x ".join(map(str, cells.shape[1:])))
         null = np.ma.getmaskarray(cells).reshape(len(cells))
         return np.ma.getdata(cells).reshape(len(cells)), np.asarray(null, bool)
     mask = (
@@ -109,6 +106,12 @@ def _plain(cells: Any, name: str, where: str) -> tuple[Any, NDArray[np.bool_]]:
     )
     if isinstance(cells, np.ndarray) and cells.size != len(cells):
         raise InputError(f"{where}: column {name} has {cells.size // len(cells)} texts a row where one is wanted")
+    lengths = {np.size(v) for v in values if isinstance(v, (np.ndarray, list, tuple))}
+    if lengths - {0, 1}:
+        raise _several(where, name, str(max(lengths)))
+    if lengths:
+        values = [(v[0] if np.size(v) else None) if isinstance(v, (np.ndarray, list, tuple)) else v for v in values]
+        values = [v.item() if isinstance(v, np.generic) else v for v in values]
     null = np.array([v is None or v is np.ma.masked or v != v for v in values], bool)  # noqa: PLR0124 - NaN
     if mask is not None:
         null |= mask
@@ -125,6 +128,10 @@ def _plain(cells: Any, name: str, where: str) -> tuple[Any, NDArray[np.bool_]]:
             return np.array([int(v) for v in kept], np.int64), null
     text = [None if is_null else _as_text(v) for v, is_null in zip(values, null.tolist(), strict=True)]
     return pl.Series(values=text, dtype=pl.String), null
+
+
+def _several(where: str, name: str, what: str) -> InputError:
+    return InputError(f"{where}: column {name} has {what} numbers a row where one is wanted; split or correct it")
 
 
 def _as_text(value: Any) -> str:
