@@ -25,6 +25,7 @@ def test_flags_override_the_file(tmp_path):
         ("[training\n", "not valid TOML"),
         *((f"[inference]\nn_draws = {n}\n", "powers of two") for n in (1, 3, 513)),
         ("[inference]\nn_draws = 1e22\n", "inference.n_draws"),
+        *((f"[training]\nepochs_scale = {n}\n", "training.epochs_scale.*finite") for n in ("nan", "inf", "-inf")),
     ],
 )
 def test_a_bad_file_is_one_sentence(tmp_path, text, message):

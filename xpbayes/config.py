@@ -15,7 +15,7 @@ S = TypeVar("S", bound=BaseModel)
 class FrozenSettings(BaseModel):
     """A table of settings: immutable, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")  # a misspelt key is an error, never a default
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)  # a misspelt key is never a default
 
 
 class Phase(FrozenSettings):

@@ -872,6 +872,14 @@ def test_rows_of_all_tables_are_accounted_for(tmp_path):
     assert [r.row for r in table.rejected] == [2, 3]
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_table_that_can_give_nothing_is_refused(tmp_path, kind):
+    path = write(tmp_path, kind, {"source_id": IDS, "other": np.ones(3)})
+    for _, read in DOORS.values():
+        with pytest.raises(InputError, match="^[^\n]*has (no|neither)[^\n]*$"):
+            read(path)
+
+
 def test_options_reach_every_block(tmp_path):
     path = write(tmp_path, "parquet", {"a": IDS, "x": np.arange(3.0)})
     column = replace(SOURCE_ID, required=False)

@@ -25,7 +25,12 @@ from tests.hostile.doors import (
     star_table,
 )
 from tests.hostile.make import FORMATS, FOUND, ODD_FILES, bad_json, harmed, odd_text, text_of, whole
+from tests.production.test_export import ABOUT, made_up
+from tests.production.test_verify import make as make_parts
+from xpbayes.analysis.dust_map.selection import open_for_map
 from xpbayes.errors import InputError
+from xpbayes.production.reader import open_catalogue
+from xpbayes.production.table import describe, read_catalogue, to_arrow, write_catalogue
 
 
 def faults(read, files: Iterator[tuple[str, bytes]]) -> list[str]:
@@ -87,6 +92,24 @@ def test_star_tables(tmp_path):
     catalogue = TARGETS["catalogue"](tmp_path)
     assert not faults(catalogue, iter(ODD_FILES.items()))
     assert not faults(catalogue, metadata_of_star_tables(tmp_path, kind="catalogue"))
+
+
+@pytest.mark.parametrize("door", [read_catalogue, open_catalogue, open_for_map])
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_harmed_catalogues(tmp_path, door, in_parts):
+    folder = make_parts(tmp_path / "parts")
+    path = next(folder.glob("part-*.parquet"))
+    good = path.read_bytes()
+    if not in_parts:
+        good = write_catalogue(describe(to_arrow(made_up(9), 3), ABOUT), path).read_bytes()
+
+    def read(raw: bytes) -> object:
+        path.write_bytes(raw)
+        return door(folder if in_parts else path)
+
+    n = len(good)
+    exchanged = ((str(i), good[:i] + bytes([good[i] ^ 1]) + good[i + 1 :]) for i in range(n // 3, n, max(1, n // 100)))
+    assert not faults(read, [*harmed(good), *exchanged])
 
 
 def metadata_of_star_tables(folder: Path, kind: str = "star table") -> Iterator[tuple[str, bytes]]:

@@ -13,7 +13,7 @@ from xpbayes.data.spectra_file import read_star_table
 from xpbayes.errors import InputError
 from xpbayes.production.reader import open_catalogue
 from xpbayes.production.table import describe, read_catalogue, to_arrow, write_catalogue
-from xpbayes.runs.inputs import find_stars
+from xpbayes.runs.inputs import find_stars, stream_tables
 
 EXACT = 5853498713190525697
 LOST = {
@@ -79,3 +79,15 @@ def test_columns_of_a_star_table(tmp_path, kind):
     star_table(tmp_path)
     with pytest.raises(InputError, match="^[^\n]*source_id[^\n]*$"):
         read_star_table(cast(tmp_path / "stars.parquet", "source_id", kind))
+
+
+def test_inputs_that_hold_a_star_twice_are_refused(tmp_path):
+    whole = star_table(tmp_path)
+    (tmp_path / "copy.parquet").write_bytes(whole)
+    pq.write_table(pq.read_table(tmp_path / "stars.parquet"), tmp_path / "other.parquet", compression="gzip")
+    names = [tmp_path / f"{name}.parquet" for name in ("stars", "copy", "other")]
+    for again in (names[0], names[1]):
+        with pytest.raises(InputError, match="is the same file as [^\n]*, or a copy of it|named twice"):
+            stream_tables([names[0], again], None)
+    with pytest.raises(InputError, match=f"^1 source_ids occur more than once in the inputs .first: {EXACT}.; keep "):
+        list(stream_tables([names[0], names[2]], None)[0])

@@ -12,12 +12,11 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xpbayes.channels import Channels
 from xpbayes.data.join import Lookup
-from xpbayes.data.parquet import column_names, open_parquet, read_parquet
+from xpbayes.data.parquet import column_names, open_parquet, read_footer, read_parquet
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.data.spectra_file import MATRICES, read_header, star_table_files
 from xpbayes.errors import InputError, nearest
@@ -64,7 +63,7 @@ class StarFiles:
 
     def _groups(self, most: int | None) -> list[tuple[Path, int]]:
         """Row groups to read: all, or evenly spaced ones that hold about so many stars."""
-        groups = [(path, k) for path in self.files for k in range(pq.read_metadata(path).num_row_groups)]
+        groups = [(path, k) for path in self.files for k in range(read_footer(path)[0].num_row_groups)]
         return groups if most is None else groups[:: max(1, -(-self.n_rows // most))]
 
     def sampled_ids(self, most: int | None) -> NDArray[np.int64]:

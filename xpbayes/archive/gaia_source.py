@@ -69,6 +69,10 @@ FIELDS = (
     *(MEASURED.get(name, Column(name, aliases=ALIASES.get(name, ()))) for name in FLOATS),
     Column("astrometric_params_solved", "integer", SUBSTITUTES.get("astrometric_params_solved", ())),
 )
+ANY = (
+    [c.name for c in FIELDS if c is not SOURCE_ID],
+    "has no column of Gaia's source table but source_id; name a file of that under [gaia]",
+)
 UNITS = {
     **dict.fromkeys(("phot_g_mean_mag", "phot_bp_mean_mag", "phot_rp_mean_mag"), "mag"),
     **{f"phot_{b}_mean_flux{e}": "s-1" for b in ("g", "bp", "rp") for e in ("", "_error")},
@@ -114,7 +118,7 @@ def read_gaia_source(
             table = _with_excess_factor(table)
         return correct_parallax(table) if zero_point else table
 
-    return read_companion(paths, FIELDS, scratch, finish, options=options)
+    return read_companion(paths, FIELDS, scratch, finish, options=options, any_of=ANY)
 
 
 def _of_release(table: Table, options: ReadOptions) -> Table:

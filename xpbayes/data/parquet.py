@@ -82,6 +82,12 @@ def open_parquet(path: str | os.PathLike[str], advice: str = AGAIN) -> Iterator[
             raise InputError(f"{path}: is damaged ({reason_of(error)}); {advice}") from error
 
 
+def read_footer(path: str | os.PathLike[str], advice: str = AGAIN) -> tuple[pq.FileMetaData, pa.Schema]:
+    """What a Parquet file says of its row groups and columns; InputError as `open_parquet`."""
+    with open_parquet(path, advice) as file:
+        return file.metadata, file.schema_arrow
+
+
 def require_counts(file: pq.ParquetFile, path: Path, advice: str = AGAIN) -> None:
     """Refuse a file whose metadata do not agree on how many rows it has."""
     groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]

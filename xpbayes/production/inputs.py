@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xpbayes.archive.companion_table import SeenIds
@@ -22,7 +21,7 @@ from xpbayes.archive.stream import stream_file
 from xpbayes.archive.survey_config import SurveySettings, expand, read_survey
 from xpbayes.archive.xp import instrument_of_file
 from xpbayes.channels import Channels
-from xpbayes.data.parquet import read_parquet
+from xpbayes.data.parquet import read_footer, read_parquet
 from xpbayes.data.rejected import Rejected
 from xpbayes.data.spectra import Cut, Spectra
 from xpbayes.data.spectra_file import read_header, read_star_table_rows
@@ -236,7 +235,7 @@ def _identifiers(file: InputFile) -> Identifiers:
     def read() -> NDArray[np.int64]:
         return read_parquet(file.path, ["source_id"])["source_id"].to_numpy()
 
-    about = pq.read_metadata(file.path)
+    about, _ = read_footer(file.path)
     at = about.schema.names.index("source_id")
     statistics = [about.row_group(i).column(at).statistics for i in range(about.num_row_groups)]
     if any(s is None or not s.has_min_max for s in statistics):

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xpbayes.data.parquet import open_parquet
+from xpbayes.data.parquet import open_parquet, read_footer
 from xpbayes.errors import InputError
 from xpbayes.production.manifest import catalogue_metadata, read_manifest
 from xpbayes.production.parts import PartRecord, is_intact
@@ -128,7 +128,7 @@ def open_catalogue(path: str | Path) -> Catalogue:
     else:
         about = catalogue_metadata(path)
         records = []
-        files, n_rows = (path,), pq.read_metadata(path).num_rows
+        files, n_rows = (path,), read_footer(path)[0].num_rows
     if not n_rows:
         raise InputError(f"{path}: has no rows; nothing to do")
     return Catalogue(files, n_rows, about, tuple(records))

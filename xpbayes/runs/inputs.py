@@ -15,7 +15,7 @@ from xpbayes.data.join import rows_of
 from xpbayes.data.spectra import Cut, Spectra, add_up_cuts, join_star_tables
 from xpbayes.data.spectra_file import read_star_tables
 from xpbayes.errors import InputError, nearest
-from xpbayes.files import file_checksum, refuse_overwriting
+from xpbayes.files import file_checksum, refuse_overwriting, refuse_repeated
 from xpbayes.identity import Side, Split, Stream, uniform_from_id
 from xpbayes.production.model_file import TrainedModel, load_model
 
@@ -57,9 +57,13 @@ def stream_tables(
     if not isinstance(stars, Spectra | str | Path):
         if len(stars) == 1:
             return stream_tables(stars[0], out)
+        paths = list(map(Path, stars))
+        if twice := [path for path in paths if paths.count(path) > 1]:
+            raise InputError(f"{twice[0]}: is named twice among the inputs; name every file once")
+        refuse_repeated([path for path in paths if path.is_file()])
         streams = [stream_tables(one, out) for one in stars]
         names = " ".join(str(source["path"]) for _, source in streams)
-        return chain.from_iterable(stream for stream, _ in streams), {
+        return _each_once(chain.from_iterable(stream for stream, _ in streams)), {
             "path": names,
             "checksum": [source["checksum"] for _, source in streams],
             "notes": [source["notes"] for _, source in streams if "notes" in source],
@@ -98,6 +102,21 @@ def stream_tables(
                 log.info(f"wrote {write_quarantine(rejected, Path(out).with_suffix('.' + QUARANTINE))}")
 
     return parts(), {"path": path.name, "checksum": file_checksum(path), "notes": notes}
+
+
+def _each_once(tables: Iterable[Spectra]) -> Iterator[Spectra]:
+    """Tables of several inputs, in which no star may be twice."""
+    from xpbayes.archive.companion_table import SeenIds
+
+    seen = SeenIds()
+    for table in tables:
+        repeated = seen.add(table.source_id)
+        if repeated.any():
+            raise InputError(
+                f"{int(repeated.sum())} source_ids occur more than once in the inputs (first: "
+                f"{table.source_id[repeated][0]}); keep one row a star"
+            )
+        yield table
 
 
 def find_stars(stars: Spectra | PathLike, source_ids: Iterable[Any]) -> tuple[Spectra, str]:

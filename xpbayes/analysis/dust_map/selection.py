@@ -14,10 +14,10 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xpbayes.config import DustMapConfig
+from xpbayes.data.parquet import read_footer
 from xpbayes.data.spectra import OK
 from xpbayes.errors import InputError, nearest
 from xpbayes.production.reader import Catalogue, open_catalogue
@@ -99,7 +99,7 @@ def open_for_map(path: Path) -> Catalogue:
     """
     catalogue = open_catalogue(path)
     for file in catalogue.files:
-        schema = pq.read_schema(file)
+        _, schema = read_footer(file)
         for name in COLUMNS:
             if name not in schema.names:
                 raise InputError(
