@@ -28,7 +28,7 @@ from xpbayes.archive.photometric import (
     unwise_fluxes,
 )
 from xpbayes.archive.reddening import read_reddening
-from xpbayes.archive.survey_config import expand
+from xpbayes.archive.survey_config import expand, read_survey
 from xpbayes.archive.tables import read_blocks, read_table
 from xpbayes.archive.text_file import TextFile
 from xpbayes.archive.units import unit_change
@@ -211,6 +211,9 @@ def test_labels_of_ones_own_say_which_column_is_the_identifier(tmp_path):
     assert_array_equal(chosen.source_id, IDS + 1)
     del (other := labels(gaiadr3_source_id=IDS))["source_id"]
     assert_array_equal(labels_of(write(tmp_path, "csv", other)).source_id, IDS)
+    other["gaia_source_id"] = other.pop("gaiadr3_source_id")  # DR2's, most often
+    with pytest.raises(InputError, match="neither a source_id nor ra and dec"):
+        labels_of(write(tmp_path, "csv", other))
 
 
 def test_cards_that_name_several_stars_are_refused(tmp_path):
@@ -736,6 +739,37 @@ def test_surveys_are_cut_on_the_flags_that_they_recommend(tmp_path):
         assert_array_equal(out.source_id, IDS[kept])
         assert np.isnan(out.value[0, 1]) == (survey == "galah")
         assert len(labels_of(tmp_path / "x.fits", survey=survey, flags=())) == 3
+
+
+def test_a_missing_flag_is_no_minus_one(tmp_path):
+    path = write(tmp_path, "fits", labels(good=np.array([-1.0, np.nan, 0.0])))
+    assert_array_equal(labels_of(path, flags=(FlagRule(column="good", allowed=(-1,)),)).source_id, IDS[:1])
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ('flags = [{column = "x", allowed = [0], label = "fehh"}]', r"no label 'fehh'.*did you mean 'feh'"),
+        ("error_floor = {tef = 0.1}", r"no label 'tef'.*did you mean 'teff'"),
+        ("error_floor = {teff = -1}", "greater than or equal to 0"),
+    ],
+)
+def test_settings_of_labels_that_there_are_not(tmp_path, setting, sentence):
+    (tmp_path / "s.toml").write_text(f'[xp]\nfiles = ["x"]\n[[labels]]\nfiles = ["l"]\n{setting}\n')
+    with pytest.raises(InputError, match=f"^[^\n]*{sentence}[^\n]*$"):
+        read_survey(tmp_path / "s.toml")
+
+
+def test_measurements_without_errors_or_flags_are_said(tmp_path, caplog):
+    del (columns := two_mass())["h_msigcom"]
+    read_two_mass([write(tmp_path, "fits", columns)])
+    assert "has h_m but no h_msigcom, without which it does not count" in caplog.text
+    read_unwise([write(tmp_path, "fits", {"source_id": IDS, "flux_w1": np.ones(3)})])
+    assert "has flux_w1 but no dflux_w1" in caplog.text
+    whole = write(tmp_path, "csv", two_mass(), name="whole")
+    del (columns := two_mass(source_id=IDS + 10))["ph_qual"]
+    with pytest.raises(InputError, match="other.csv: has no ph_qual"):
+        read_two_mass([whole, write(tmp_path, "csv", columns, name="other")])
 
 
 def test_a_flag_rule_says_either_what_is_good_or_what_is_bad():

@@ -6,6 +6,7 @@ with columns of the star table by source_id. Nothing is refitted.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from xpbayes.channels import Channels
 from xpbayes.data.join import Lookup
-from xpbayes.data.parquet import column_names, open_parquet, read_footer, read_parquet
+from xpbayes.data.parquet import column_names, open_parquet, read_footer, read_parquet, read_together
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.data.spectra_file import MATRICES, read_header, star_table_files
 from xpbayes.errors import InputError, nearest
@@ -58,7 +59,7 @@ class StarFiles:
         """(star,) each of scalar columns, all stars; a number that is missing, or a column that is, is NaN."""
         out = {n: np.full(self.n_rows, np.nan) for n in names if n not in self.names}
         for name in dict.fromkeys(n for n in names if n in self.names):  # one by one: half the memory at the peak
-            out[name] = pa.concat_tables([read_parquet(path, [name]) for path in self.files])[name].to_numpy()
+            out[name] = read_together(self.files, partial(read_parquet, columns=[name]))[name].to_numpy()
         return out
 
     def _groups(self, most: int | None) -> list[tuple[Path, int]]:

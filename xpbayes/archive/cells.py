@@ -17,7 +17,23 @@ from xpbayes.release import RELEASES
 Cell = Any
 """bytes from text files, NumPy arrays and scalars or Python values from others, None where absent."""
 
-MISSING = (b"", b"null", b"NULL", b"None", b"nan", b"NaN", b"NAN", b"--", b"[]", b"()", b"masked", b"<NA>")
+MISSING = (
+    b"",
+    b"null",
+    b"NULL",
+    b"None",
+    b"nan",
+    b"NaN",
+    b"NAN",
+    b"--",
+    b"[]",
+    b"()",
+    b"masked",
+    b"<NA>",
+    b"NA",
+    b"N/A",
+    b"n/a",
+)
 """Text of a missing cell."""
 
 EXACT = {np.dtype(np.float32): 2**24, np.dtype(np.float16): 2**11}

@@ -41,6 +41,7 @@ class Column:
         low, high: a number must lie between them, in `unit`; any other means that nothing was measured.
         zero_is_missing: 0 exactly stands for "not measured".
         is_error: an error: a shift of the zero point does not concern it.
+        rivals: of identifiers, names that may hold another release's: never taken, but beside another they are in doubt.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Column:
     high: float = np.inf
     zero_is_missing: bool = False
     is_error: bool = False
+    rivals: tuple[str, ...] = ()
 
     @property
     def all_names(self) -> tuple[str, ...]:
@@ -225,6 +227,7 @@ def _find_id(
         of_release = [r for name, r in RELEASES.items() if options.release in (None, name)]
         names = [n for n in column.all_names if any(r.has_id(n) for r in of_release)]
         asked = [name for alias in names for name in lower.get(alias, [])]
+        asked += [name for rival in column.rivals if asked for name in lower.get(rival, [])]
     if len(asked) > 1:
         raise InputError(
             f"{path}: {len(asked)} columns could be Gaia's source_id ({', '.join(asked)}); say which with "

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.archive.columns import DEFAULT, Column, ReadOptions
+from xpbayes.archive.columns import DEFAULT, Column, MissingColumnError, ReadOptions
 from xpbayes.archive.tables import AnyOf, Table, concatenate, read_blocks
 from xpbayes.archive.values import BLANK, DTYPE
 from xpbayes.data.join import are_among
@@ -126,7 +126,10 @@ def read_companion(
     had: dict[Path, set[str]] = {}
     for path in paths:
         for block in read_blocks(path, columns, options, any_of):
-            table = prepare(block)
+            try:
+                table = prepare(block)
+            except MissingColumnError as error:
+                raise InputError(f"{path}: {error}") from error
             rejected += table.rejected
             missing.update(table.missing)
             n_rows += len(table)

@@ -5,7 +5,7 @@ taken from a column that holds DR3's (EDR3's are the same): DR2 gave some stars 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field as Setting
 from pydantic import field_validator, model_validator
@@ -246,7 +246,7 @@ class LabelSurvey(FrozenSettings):
     teff_min: float | None = Setting(None, description="labels below are not used [K]")
     teff_max: float | None = Setting(None, description="labels from here on are not used [K]")
     snr_min: float = Setting(0.0, ge=0, description="every S/N must exceed this")
-    error_floor: dict[str, float] = Setting(
+    error_floor: dict[str, Annotated[float, Setting(ge=0)]] = Setting(
         {}, description="per label, added to the error in quadrature [kK, dex]; train adds its own label_error_floor"
     )
 

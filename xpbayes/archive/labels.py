@@ -159,13 +159,18 @@ class _Labels:
     by_position: NDArray[np.bool_]
 
 
+UNDATED_ID = "gaia_source_id"
+"""Label surveys have DR2's identifiers under this name as often as DR3's."""
+ANY_ID = tuple(name for name in SOURCE_ID.all_names if name != UNDATED_ID)
+
+
 def _own_columns(survey: LabelSurvey) -> LabelColumns:
-    """Its columns; whose identifiers nobody has named may be under any name that other tables have for them."""
+    """Its columns; whose identifiers nobody has named may be under the names that other tables have for them."""
     columns = survey.columns or survey.preset().columns
     if survey.match == "position":
         return columns.model_copy(update={"source_id": ()})
     is_named = survey.survey != "custom" or (survey.columns is not None and "source_id" in columns.model_fields_set)
-    return columns if is_named else columns.model_copy(update={"source_id": SOURCE_ID.all_names})
+    return columns if is_named else columns.model_copy(update={"source_id": ANY_ID})
 
 
 def _wanted(survey: LabelSurvey, columns: LabelColumns, names: LabelNames) -> tuple[list[Column], dict[Quantity, str]]:
@@ -188,10 +193,12 @@ def _wanted(survey: LabelSurvey, columns: LabelColumns, names: LabelNames) -> tu
         want(("snr", name), (name,), low=-900.0)
     want(("at", "ra"), columns.ra, unit="deg", low=-361.0, high=721.0)
     want(("at", "dec"), columns.dec, unit="deg", low=-90.001, high=90.001)
-    want(("at", "source_id"), columns.source_id, kind="id")
+    rivals = (UNDATED_ID,) if columns.source_id == ANY_ID else ()
+    want(("at", "source_id"), columns.source_id, kind="id", rivals=rivals)
     for rule in survey.rules():
         text = any(isinstance(v, str) for v in rule.allowed)
-        want(("flag", rule.column[0]), rule.column, kind="text" if text else "integer")
+        number = "float" if NO_ID in rule.allowed else "integer"  # a missing one is no -1
+        want(("flag", rule.column[0]), rule.column, kind="text" if text else number)
     return list(wanted.values()), where
 
 

@@ -4,6 +4,7 @@ In: a table with the surveys' own columns, one row a source_id, and Gaia's norm_
 missing or cut has inverse error 0: infinite variance (METHOD 2).
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,14 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field as Setting
 
-from xpbayes.archive.columns import DEFAULT, SOURCE_ID, Column, ReadOptions, error_column, magnitude, magnitude_error
+from xpbayes.archive.columns import (
+    DEFAULT,
+    SOURCE_ID,
+    Column,
+    MissingColumnError,
+    ReadOptions,
+    error_column,
+    magnitude,
+    magnitude_error,
+)
 from xpbayes.archive.companion_table import SortedRuns, read_companion
 from xpbayes.archive.tables import AnyOf, Table
 from xpbayes.channels import BANDS
 from xpbayes.config import FrozenSettings
 from xpbayes.data.spectra import Cut
-from xpbayes.errors import InputError
 from xpbayes.instrument.photometry import LN10_OVER_2P5, flux_from_magnitude
+
+log = logging.getLogger(__name__)
 
 UNWISE_ZERO_POINT = 22.5
 """Vega magnitude of one unWISE nanomaggy (Schlafly et al. 2019)."""
@@ -68,6 +79,12 @@ class BandFluxes:
 
 TWO_MASS_MAGNITUDES = ("j_m", "h_m", "ks_m")
 UNWISE_MEASURED = ("flux_w1", "flux_w2", "mag_w1_vg", "mag_w2_vg")
+
+
+QUALITY = (
+    "has no ph_qual, 2MASS's quality flags; name three columns of flags with quality_columns under [two_mass], or set "
+    'quality = "" under [two_mass.cuts] to go without'
+)
 
 
 def _two_mass_columns() -> tuple[Column, ...]:
@@ -124,18 +141,20 @@ def read_two_mass(
     if quality_columns:
         columns = (*(c for c in TWO_MASS_FIELDS if c.name != "ph_qual"), *(Column(n, "text") for n in quality_columns))
         prepare = partial(_joined_quality, names=tuple(quality_columns))
-    table = read_companion(
-        paths, columns, scratch, prepare, options=options, any_of=_any_of(TWO_MASS_MAGNITUDES, "2MASS magnitudes")
-    )
-    if quality and "ph_qual" not in table:
-        raise InputError(
-            f"{paths[0]}: has no ph_qual, 2MASS's quality flags; name three columns of flags with quality_columns under "
-            f'[two_mass], or set quality = "" under [two_mass.cuts] to go without'
-        )
-    return table
+    elif quality:
+        prepare = _with_quality
+    any_of = _any_of(TWO_MASS_MAGNITUDES, "2MASS magnitudes")
+    table = read_companion(paths, columns, scratch, prepare, options=options, any_of=any_of)
+    return _with_errors(table, [(m, f"{m}sigcom") for m in TWO_MASS_MAGNITUDES], paths[0])
 
 
 def _as_it_is(table: Table) -> Table:
+    return table
+
+
+def _with_quality(table: Table) -> Table:
+    if "ph_qual" not in table:
+        raise MissingColumnError(QUALITY)
     return table
 
 
@@ -143,7 +162,7 @@ def _joined_quality(table: Table, names: tuple[str, ...]) -> Table:
     """Put the three bands' own flags together as ph_qual has them."""
     lacking = [n for n in names if n not in table]
     if lacking:
-        raise InputError(f"no column {lacking[0]} in a 2MASS table; correct quality_columns under [two_mass]")
+        raise MissingColumnError(f"has no column {lacking[0]}; correct quality_columns under [two_mass]")
     flags = [np.char.ljust(table.columns[n].astype("U1"), 1) for n in names]
     joined = np.char.add(np.char.add(flags[0], flags[1]), flags[2])
     kept = {k: v for k, v in table.columns.items() if k not in names}
@@ -159,7 +178,16 @@ def read_unwise(paths: list[Path], scratch: Path | None = None, options: ReadOpt
         options: what the user says about the files.
     """
     any_of = _any_of(UNWISE_MEASURED, "unWISE fluxes or magnitudes")
-    return read_companion(paths, UNWISE_FIELDS, scratch, options=options, any_of=any_of)
+    table = read_companion(paths, UNWISE_FIELDS, scratch, options=options, any_of=any_of)
+    return _with_errors(table, [(f"flux_w{n}", f"dflux_w{n}") for n in "12"], paths[0])
+
+
+def _with_errors(table: Table | SortedRuns, pairs: list[tuple[str, str]], path: Path) -> Table | SortedRuns:
+    """The table; measurements without their errors, which count for nothing, are said."""
+    for measured, error in pairs:
+        if measured in table and error not in table:
+            log.warning("%s: has %s but no %s, without which it does not count", path, measured, error)
+    return table
 
 
 def _any_of(names: tuple[str, ...], what: str) -> AnyOf:

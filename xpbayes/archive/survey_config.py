@@ -14,7 +14,7 @@ from xpbayes.archive.photometric import TwoMassCuts, UnwiseCuts
 from xpbayes.archive.reddening import N_DRAWS
 from xpbayes.channels import BANDS, Channels, xp_channels
 from xpbayes.config import FrozenSettings, parse_settings, read_toml
-from xpbayes.errors import InputError
+from xpbayes.errors import InputError, nearest
 from xpbayes.files import reason_of, refuse_repeated
 from xpbayes.release import RELEASES, release_named
 
@@ -116,7 +116,12 @@ def read_survey(path: Path) -> SurveySettings:
     if survey.release is not None:
         release_named(survey.release)
     for label in survey.labels:
-        label.preset()
+        known = {*survey.label_names, *(label.columns or label.preset().columns).labels}
+        for name in (*(rule.label for rule in label.flags or ()), *label.error_floor):
+            if name is not None and name not in known:
+                raise InputError(
+                    f"{path}: there is no label '{name}' to flag or to floor{nearest(name, known)}; correct it"
+                )
     if survey.select in ("labelled", "training") and not survey.labels:
         raise InputError(f"{path}: select = '{survey.select}' needs labels; add a [[labels]] table")
     if survey.reddening.source == "columns" and not survey.reddening.files:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,15 @@ def read_footer(path: str | os.PathLike[str], advice: str = AGAIN) -> tuple[pq.F
     """What a Parquet file says of its row groups and columns; InputError as `open_parquet`."""
     with open_parquet(path, advice) as file:
         return file.metadata, file.schema_arrow
+
+
+def read_together(paths: Sequence[Path], read: Callable[[Path], pa.Table], advice: str = AGAIN) -> pa.Table:
+    """The tables of several files as one; InputError where one has other columns than the first."""
+    tables = [read(path) for path in paths]
+    for path, table in zip(paths, tables, strict=True):
+        if not table.schema.equals(tables[0].schema):
+            raise InputError(f"{path}: has other columns, or of other types, than {paths[0].name}; {advice}")
+    return pa.concat_tables(tables)
 
 
 def require_counts(file: pq.ParquetFile, path: Path, advice: str = AGAIN) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from xpbayes.data.parquet import read_parquet, write_parquet
+from xpbayes.data.parquet import read_parquet, read_together, write_parquet
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.errors import InputError
 from xpbayes.inference.fit import Posteriors
@@ -201,8 +201,8 @@ def _read_parts(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
     from xpbayes.production.reader import open_catalogue
 
     catalogue = open_catalogue(folder)
-    tables = [read_catalogue(path)[0] for path in catalogue.files]
-    return pa.concat_tables(tables).unify_dictionaries(), catalogue.about
+    together = read_together(catalogue.files, lambda path: read_catalogue(path)[0], "infer it again")
+    return together.unify_dictionaries(), catalogue.about
 
 
 def text_column(table: pa.Table, name: str) -> NDArray[np.str_]:
