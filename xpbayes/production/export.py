@@ -27,6 +27,9 @@ from xpbayes.schema import Column
 FORMATS = ("hats", "votable", "fits")
 ROWS_PER_PIXEL = 1_000_000
 """Most rows of one HATS partition: some 400 MB in memory."""
+FINEST_ORDER, ORDER_OF_SMALL = 10, 6
+"""HEALPix orders down to which HATS counts stars; hats-import takes half a minute for the finest, whatever the number
+of stars, and a catalogue that fits into one partition needs no fine counts to be cut."""
 FITS_BLOCK = 2880
 """FITS files are made of blocks of so many bytes."""
 BINARY_TYPES: dict[pa.DataType, str] = {
@@ -311,11 +314,13 @@ def _import(catalogue: Catalogue, scratch: Path, name: str, schema: Path, proces
         sort_columns=catalogue.columns[0].name,
         use_schema_file=schema,
         pixel_threshold=ROWS_PER_PIXEL,
+        highest_healpix_order=FINEST_ORDER if catalogue.n_rows > ROWS_PER_PIXEL else ORDER_OF_SMALL,
         expected_total_rows=catalogue.n_rows,
         tmp_dir=scratch,
         progress_bar=False,
     )
-    with local_cluster(slots(processes)) as cluster, Client(cluster) as client:
+    workers = slots(processes)[: -(-catalogue.n_rows // ROWS_PER_PIXEL) or 1]  # more have nothing to do but to start
+    with local_cluster(workers) as cluster, Client(cluster) as client:
         try:
             pipeline_with_client(arguments, client)
         except RuntimeError as error:  # a worker's own error, which hats-import prints but does not hand on
