@@ -52,9 +52,12 @@ SHORT_PHASES = (
 )
 SHORT_TRAINING = TrainingConfig(phases=SHORT_PHASES, batch_size=128, prior_components=8, held_out_stars=0)
 QUICK = InferenceConfig(
-    use_parallax=False, n_nodes=256, n_starts=2, n_draws=64, n_more_draws=0, chunk_size=64, max_iterations=40
+    use_parallax=False, n_nodes=256, n_starts=2, n_draws=64, n_more_draws=0, chunk_size=256, max_iterations=40
 )  # fmt: skip
-"""Inference in short; whoever shares it shares its compiled programs, whatever the number of stars."""
+"""Inference in short; whoever shares it shares its compiled programs, whatever the number of stars.
+
+Chunks are whole blocks of stars: smaller ones are filled up to a block each.
+"""
 
 
 def _set_defaults(kind: type[BaseModel], values: Mapping[str, object]) -> dict[str, object]:

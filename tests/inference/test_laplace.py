@@ -41,6 +41,17 @@ def _newton_step(model, star, u):
     return -jnp.linalg.solve(jax.hessian(at)(u), jax.grad(at)(u))
 
 
+@jax.jit
+def _bend_in_extinction(model, star, x):
+    """Hessian of -2 ln density in (labels, E, ln parallax)."""
+
+    def value(x):
+        u = x.at[-2].set(jnp.log(x[-2]))
+        return objective(model, star, u) + 2 * u[-2]
+
+    return jax.hessian(value)(x)
+
+
 def test_covariance_is_the_inverse_hessian_s_block(trained, optima, x64):
     """-2 ln density in (labels, E, ln parallax) differentiated twice; the parallax's row and column integrated out."""
     model, stars, modes = as_double((trained.star_model.without_error, *optima))
@@ -51,12 +62,7 @@ def test_covariance_is_the_inverse_hessian_s_block(trained, optima, x64):
     tested = 0
     for i in range(8):
         star, mode = stars.take(i), modes[i]
-
-        def in_extinction(x, star=star):
-            u = x.at[-2].set(jnp.log(x[-2]))
-            return objective(model, star, u) + 2 * u[-2]
-
-        hessian = np.asarray(jax.jit(jax.hessian(in_extinction))(mode.at[-2].set(jnp.exp(mode[-2]))))
+        hessian = np.asarray(_bend_in_extinction(model, star, mode.at[-2].set(jnp.exp(mode[-2]))))
         if np.linalg.eigvalsh(hessian)[0] <= 0:
             continue
         tested += 1
@@ -82,11 +88,12 @@ def test_each_component_s_gaussian_is_that_of_a_posterior_with_it_alone(trained,
     """
     model, stars, modes = as_double((trained.star_model.without_error, *optima))
     parts = jax.jit(jax.vmap(around_components, (None, 0, 0)))(model, stars, modes)
+    laplace = jax.jit(jax.vmap(laplace_at, (None, 0, 0)))  # one program for all components
     agree = []
     for number in range(len(model.prior.ln_weight)):
         alone = replace(model, prior=_single(model.prior, number))
         best = solve(alone, stars, modes, 200)
-        whole = jax.jit(jax.vmap(laplace_at, (None, 0, 0)))(alone, stars, best.theta_log)
+        whole = laplace(alone, stars, best.theta_log)
         part = jax.tree.map(lambda leaf, k=number: np.asarray(leaf[:, k]), parts)
         ours, sigma = (np.linalg.norm(np.asarray(g.factor), axis=2) for g in (part, whole))
         there = np.all(np.abs(part.mean - np.asarray(whole.mean)) < 0.1 * sigma, axis=1) & np.asarray(best.converged)

@@ -284,8 +284,9 @@ class TestFaults:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-        command = [sys.executable, "-m", "xpbayes", "infer", model_folder, inputs, "--out", tmp_path / "c",
-                   "--stars-per-part", PER_PART, "--processes", 1]  # fmt: skip
+        (tmp_path / "run.toml").write_text(inference_toml(QUICK.model_copy(update={"n_starts": 1, "n_draws": 0})))
+        command = [sys.executable, "-m", "xpbayes", "infer", model_folder, inputs, "--out", tmp_path / "c", "--settings",
+                   tmp_path / "run.toml", "--stars-per-part", PER_PART, "--processes", 1]  # fmt: skip
         # Python writes bytecode short without noticing: an import here would leave every later process a broken library.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_COMPILATION")}
         environment["PYTHONDONTWRITEBYTECODE"] = "1"

@@ -119,10 +119,11 @@ def test_added_covariance_is_that_of_optima_under_other_models(problem, precisio
     columns = jnp.asarray(factor.columns, at.dtype)
     found = np.asarray(weight_covariance(model, columns, blind, at))
     expected = np.zeros_like(found)
-    begin, step = _optima(model, blind, at), 1e-4
-    solved = jax.jit(lambda w: _optima(replace(model, forward=with_vector(model.forward, w)), blind, begin))
+    solved = jax.jit(lambda w, begin: _optima(replace(model, forward=with_vector(model.forward, w)), blind, begin))
+    vector, step = trained_vector(model.forward), 1e-4
+    begin = solved(vector, at)
     for column in columns.T:
-        moved = [solved(trained_vector(model.forward) + s * column) for s in (step, -step)]
+        moved = [solved(vector + s * column, begin) for s in (step, -step)]
         linear = [np.concatenate([m[:, :3], np.exp(m[:, 3:])], axis=1) for m in moved]
         shift = (linear[0] - linear[1]) / (2 * step)
         expected += shift[:, :, None] * shift[:, None, :]

@@ -33,6 +33,21 @@ def real(trained, sample):
     return fold_in_model_error(trained.star_model, blind), mode
 
 
+_coordinates_at = jax.jit(coordinates_at)
+_potential = jax.jit(potential)
+
+
+@jax.jit
+def _densities(model, one, coordinates, z):
+    """U, -ln p by NumPyro, ln |du / dz|, and how far the density of (labels, E, parallax) is from NumPyro's."""
+    star = one.take(0)
+    _, u, ln_linear = evaluate(model, star, coordinates, z)
+    jacobian = jax.jacfwd(lambda at: evaluate(model, star, coordinates, at)[1])(z)
+    ln_p, _ = log_density(star_posterior, (one, model), {}, star_sites(u[None]))
+    ln_det = jnp.linalg.slogdet(jacobian)[1]
+    return potential(model, star, coordinates, z), -ln_p, ln_det, ln_linear - (ln_p - u[-2] - u[-1])
+
+
 @pytest.mark.parametrize(("row", "with_parallax"), [(0, False), (3, True), (9, False)])
 def test_potential_is_numpyros_density_and_the_jacobian(trained, real, row, with_parallax, x64):
     """U(z) = -ln p(labels, ln E, ln parallax) - ln |du / dz| + constant, the determinant by automatic differentiation."""
@@ -41,18 +56,9 @@ def test_potential_is_numpyros_density_and_the_jacobian(trained, real, row, with
         plx = jnp.exp(modes[:, -1])
         stars = replace(stars, parallax=0.95 * plx, parallax_inv_error=20 / plx)
     one = stars.take(slice(row, row + 1))
-    star = one.take(0)
-    coordinates = coordinates_at(model, star, modes[row])
-
-    @jax.jit
-    def both(z):
-        _, u, ln_linear = evaluate(model, star, coordinates, z)
-        jacobian = jax.jacfwd(lambda at: evaluate(model, star, coordinates, at)[1])(z)
-        ln_p, _ = log_density(star_posterior, (one, model), {}, star_sites(u[None]))
-        ln_det = jnp.linalg.slogdet(jacobian)[1]
-        return potential(model, star, coordinates, z), -ln_p, ln_det, ln_linear - (ln_p - u[-2] - u[-1])
-
-    u, minus_ln_p, ln_det, off = (np.array(v) for v in zip(*(both(jnp.asarray(z)) for z in POINTS), strict=True))
+    coordinates = _coordinates_at(model, one.take(0), modes[row])
+    found = [_densities(model, one, coordinates, jnp.asarray(z)) for z in POINTS]
+    u, minus_ln_p, ln_det, off = (np.array(v) for v in zip(*found, strict=True))
     assert_allclose(np.ptp(u - (minus_ln_p - ln_det)), 0.0, atol=1e-6)
     assert_allclose(np.ptp(off), 0.0, atol=1e-6, err_msg="density of (labels, E, parallax)")
     assert np.ptp(u - minus_ln_p) > 0.3, "without the Jacobian it would be another density"
@@ -61,7 +67,7 @@ def test_potential_is_numpyros_density_and_the_jacobian(trained, real, row, with
 def test_place_is_the_inverse_of_intrinsic(trained, real, x64):
     model, stars, modes = as_double((trained.star_model.without_error, *real))
     for row in (0, 5):
-        coordinates = coordinates_at(model, stars.take(row), modes[row])
+        coordinates = _coordinates_at(model, stars.take(row), modes[row])
         for z in POINTS:
             labels, ln_extinction, stretch = intrinsic(coordinates, jnp.asarray(z))
             back, same_stretch = place(coordinates, labels, ln_extinction, jnp.asarray(z[-1]))
@@ -76,8 +82,8 @@ def test_the_optimum_is_near_the_origin_and_units_are_sigmas(trained, real):
     drops = []
     for row in range(8):
         star = stars.take(row)
-        coordinates = coordinates_at(trained.star_model.without_error, star, modes[row])
-        at = partial(jax.jit(potential), trained.star_model.without_error, star, coordinates)
+        coordinates = _coordinates_at(trained.star_model.without_error, star, modes[row])
+        at = partial(_potential, trained.star_model.without_error, star, coordinates)
         steps = [at(jnp.asarray(sign * axis, jnp.float32)) - at(jnp.zeros(5)) for axis in np.eye(5) for sign in (1, -1)]
         drops.append(np.mean(np.array(steps).reshape(5, 2), axis=1))
     assert_allclose(np.median(drops, axis=0), 0.5, atol=0.25)

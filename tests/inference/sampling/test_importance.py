@@ -243,6 +243,16 @@ def test_ratio_is_posterior_over_proposal(trained, real, with_parallax, x64):
     assert np.abs(np.concatenate(found)).max() > 5, "the posterior itself would pass for q: nothing was tested"
 
 
+@jax.jit
+def _in_extinction(x, labels, extinction, ln_parallax, forward, star, sigma):
+    """-2 ln density in (labels, E, ln parallax): E's Jacobian leaves L again."""
+    u = jnp.concatenate([labels, jnp.log(jnp.maximum(extinction + sigma * x[:1], 1e-9)), ln_parallax + 0.01 * x[1:]])
+    return objective(StarModel(forward), star, u) + 2 * u[-2]
+
+
+_given_labels = jax.jit(given_labels)
+
+
 def test_extinction_given_labels_is_the_best_of_its_labels(trained, real, x64):
     """SciPy's minimiser over (E, ln parallax) with the labels held, flux not linearised: within 0.3 of its error.
 
@@ -257,41 +267,42 @@ def test_extinction_given_labels_is_the_best_of_its_labels(trained, real, x64):
         weight = np.asarray(jax.nn.softmax(ln_ratio[0]))
         some = np.asarray(draws[0])[random.choice(len(weight), 10, p=weight / weight.sum())]
         labels, star, mode = some[:, :3], stars.take(i), modes[i]
-        follow = given_labels(model.forward, star, mode)
+        follow = _given_labels(model.forward, star, mode)
         shapes = np.stack([np.asarray(shape_and_level(model.forward, jnp.asarray(at))[0]) for at in labels])
         best = float(follow.extinction) + (shapes - np.asarray(follow.shape)) @ np.asarray(follow.slope)
-
-        @jax.jit
-        def target(x, at, ours, ln_parallax, star=star, sigma=follow.sigma):
-            """-2 ln density in (labels, E, ln parallax): E's Jacobian leaves L again."""
-            u = jnp.concatenate([at, jnp.log(jnp.maximum(ours + sigma * x[:1], 1e-9)), ln_parallax + 0.01 * x[1:]])
-            return objective(StarModel(model.forward), star, u) + 2 * u[-2]
 
         for at, ours, ln_parallax in zip(labels, best, some[:, -1], strict=True):
             if ours < 3 * follow.sigma:
                 continue  # the cut is near: the minimum may be at it
             options = {"xatol": 0.01, "initial_simplex": [[0, 0], [1, 0], [0, 1]]}
-            found = minimize(target, np.zeros(2), (at, ours, ln_parallax), method="Nelder-Mead", options=options)
+            given = (at, ours, ln_parallax, model.forward, star, follow.sigma)
+            found = minimize(_in_extinction, np.zeros(2), given, method="Nelder-Mead", options=options)
             assert abs(found.x[0]) < 0.3
             moved.append((ours - float(follow.extinction)) / float(follow.sigma))
     assert len(moved) > 15 and np.std(moved) > 2
 
 
+@partial(jax.jit, compiler_options={"xla_backend_optimization_level": 2})
+def _walk(model, stars, mode):
+    """NumPyro's own NUTS on its own model; one program for every star, optimised because it takes a million steps."""
+    kernel = NUTS(
+        star_posterior, init_strategy=init_to_value(values=star_sites(mode)), dense_mass=True, target_accept_prob=0.9
+    )
+    chains = MCMC(
+        kernel, num_warmup=800, num_samples=3000, num_chains=4, chain_method="vectorized", progress_bar=False
+    )  # fmt: skip
+    chains.run(jax.random.key(5), stars, model)
+    return chains.get_samples(group_by_chain=True)
+
+
 def _chain(model, stars, mode):
-    """Rows of (labels, E, parallax) by NumPyro's own NUTS on its own model; nothing shared with the draws.
+    """Rows of (labels, E, parallax); nothing shared with the draws.
 
     Args:
         model, stars: a batch of one star.
         mode: (1, parameter) where chains begin.
     """
-    kernel = NUTS(
-        star_posterior, init_strategy=init_to_value(values=star_sites(mode)), dense_mass=True, target_accept_prob=0.9
-    )
-    chains = MCMC(
-        kernel, num_warmup=800, num_samples=6000, num_chains=4, chain_method="vectorized", progress_bar=False
-    )  # fmt: skip
-    chains.run(jax.random.key(5), stars, model)
-    found = chains.get_samples(group_by_chain=True)
+    found = _walk(model, stars, mode)
     walk = np.concatenate([found["labels"][:, :, 0], found["ln_E"], found["ln_plx"]], axis=-1).astype(float)
     worth = [effective_sample_size(walk[..., k]) for k in range(5)]
     settled = max(split_gelman_rubin(walk[..., k]) for k in range(5)) < 1.02 and min(worth) > 1000
