@@ -1,11 +1,15 @@
 """`xpbayes train` and `xpbayes card` as a user meets them."""
 
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from tests.command_line import run
 from xpbayes.errors import InputError
 from xpbayes.files import locked
-from xpbayes.runs.train import LOCK, train
+from xpbayes.runs.train import LOCK, _take_dropped, train
 
 TINY = """
 [training]
@@ -22,6 +26,8 @@ epochs = 1
 learning_rate = 1e-6
 star_learning_rate = 1e-6
 gradient_clip = 1000.0
+[[training.phases]]
+update = "self_cleaning"
 [training.high_quality]
 min_parallax_over_error = 3
 max_reddening_error = 0.2
@@ -41,8 +47,29 @@ def test_train_prints_the_card_beside_the_path(star_file, settings, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == str(out)
     assert "Model card" in result.stderr and "check parallax_scale" in result.stderr
-    assert sorted(p.name for p in out.iterdir()) == ["card.json", "model.safetensors"]
+    assert sorted(p.name for p in out.iterdir()) == ["card.json", "model.safetensors", "self_cleaning.csv"]
+    _tells_who_was_dropped(out, star_file)
     assert "Where it can be trusted" in run("card", out).stdout
+
+
+def _tells_who_was_dropped(model, stars):
+    """Training stars, once each, as many as the card's shares say."""
+    card = json.loads((model / "card.json").read_text())
+    (phase,) = (p for p in card["phases"] if p["update"] == "self_cleaning")
+    head, *lines = (model / "self_cleaning.csv").read_text().splitlines()
+    assert head == "source_id,reason" and "dropped" not in phase
+    who = [int(line.split(",")[0]) for line in lines]
+    assert len(set(who)) == len(who) and set(who) <= set(pq.read_table(stars)["source_id"].to_pylist())
+    for reason, share in phase["dropped_by"].items():
+        n = sum(reason == "both" or reason in line.split(",")[1] for line in lines)
+        assert n == round(share * phase["n_stars"])
+    assert who
+
+
+def test_the_last_self_cleaning_is_told_by_star_and_reason():
+    phases = [{"dropped": {"parameters": [0], "fluxes": []}}, {}, {"dropped": {"parameters": [1, 3], "fluxes": [1, 2]}}]
+    lines = _take_dropped(phases, np.array([10, 11, 12, 13]))
+    assert lines == ["11,parameters and fluxes", "12,fluxes", "13,parameters"] and phases == [{}, {}, {}]
 
 
 @pytest.mark.parametrize(
@@ -85,4 +112,5 @@ def test_a_table_larger_than_memory_is_worked_on_in_files(star_file, settings, t
     result = run("train", star_file, "--out", out, "--settings", many)
     assert result.returncode == 0, result.stderr
     assert "more than 100: worked on in files" in result.stderr
-    assert sorted(p.name for p in out.iterdir()) == ["card.json", "model.safetensors"]
+    assert sorted(p.name for p in out.iterdir()) == ["card.json", "model.safetensors", "self_cleaning.csv"]
+    _tells_who_was_dropped(out, star_file)

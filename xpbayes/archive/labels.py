@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field as Setting
+from pydantic import field_validator
 
 from xpbayes.archive.columns import SOURCE_ID, Column, ReadOptions
 from xpbayes.archive.label_surveys import FlagRule, LabelColumns, LabelSurvey
@@ -44,7 +45,7 @@ Quantity = tuple[str, str]
 
 
 class TrainingCuts(FrozenSettings):
-    """Which labelled stars are good enough to train on; null switches a cut off. Defaults: ZGR23 Section 2.5."""
+    """Which labelled stars are good enough to train on; false switches a cut off. Defaults: ZGR23 Section 2.5."""
 
     snr_min: float | None = Setting(20.0, description="every S/N of the label survey exceeds this")
     teff_error_max: float | None = Setting(0.5, description="sigma(Teff) below this [kK]")
@@ -54,8 +55,10 @@ class TrainingCuts(FrozenSettings):
     fidelity_min: float | None = Setting(0.5, description="fidelity_v2 exceeds this")
     excess_factor_max: float | None = Setting(1.3, description="phot_bp_rp_excess_factor below this")
 
-
-TRAINING_PRESETS: dict[str, TrainingCuts | None] = {"zgr23": TrainingCuts(), "none": None}
+    @field_validator("*", mode="before")
+    @classmethod
+    def _switched_off(cls, value: Any) -> Any:
+        return None if value is False else value  # TOML has no null
 
 
 @dataclass(frozen=True)
@@ -376,7 +379,7 @@ def training_cuts(
             continue
         if name not in columns or (n and not np.isfinite(columns[name]).any()):
             raise InputError(
-                f"{where}: the training cut {setting} needs {name}, which no star has; give it or set null"
+                f"{where}: the training cut {setting} needs {name}, which no star has; give it or set it false"
             )
         value = compute(columns) if compute else columns[name]
         with np.errstate(invalid="ignore", divide="ignore"):

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from xpbayes.analysis.pages.model_card import held_out_entry
 from xpbayes.analysis.validation import held_out_stars
@@ -22,7 +23,7 @@ from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.data.parquet import column_names
 from xpbayes.data.spectra import Spectra
 from xpbayes.data.spectra_file import star_table_files
-from xpbayes.files import file_checksum, locked
+from xpbayes.files import file_checksum, locked, write_text
 from xpbayes.inference.fit import fit_stars
 from xpbayes.inference.fit_quality import fit_quality_of
 from xpbayes.inference.recalibration import (
@@ -55,6 +56,8 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
 """Beside the model while it is trained: what a stopped run goes on from."""
+DROPPED = "self_cleaning.csv"
+"""Beside the model: who the last self-cleaning dropped, and why."""
 LOCK = ".lock"
 SCRATCH = "training-stars"
 """Beside the model while it is trained on more stars than memory holds."""
@@ -86,7 +89,7 @@ def train(
     """
     config = config or TrainingConfig()
     begun = time.perf_counter()
-    check_writable(out, stars, files=(CARD, ARRAYS, CHECKPOINT))
+    check_writable(out, stars, files=(CARD, ARRAYS, CHECKPOINT, DROPPED))
     with _alone(out), _training_set(stars, config, out) as (chosen, source):
         training = chosen.table
         for cut in training.cuts:
@@ -97,6 +100,7 @@ def train(
             chosen.stars, training.channels.wavelengths, config, checkpoint, resume=resume, near_infrared=law
         )
     labels = training.labels(config.labels)[0]
+    dropped = _take_dropped(learned.record.phases, training.source_id)
     for phase in learned.record.phases:
         if "diagnostic" in phase:
             phase["diagnostic"] = with_absolute_magnitudes(phase["diagnostic"], training.column("phot_g_mean_mag"))
@@ -146,6 +150,9 @@ def train(
     if out is not None:
         log.info(f"wrote {save_model(model, out)}")
         Path(out, CHECKPOINT).unlink(missing_ok=True)
+        Path(out, DROPPED).unlink(missing_ok=True)
+        if dropped:
+            write_text(Path(out, DROPPED), "\n".join(["source_id,reason", *dropped, ""]))
         model = load_model(out)  # what the next user gets, checksum included
     return model
 
@@ -184,6 +191,18 @@ def _training_set(
             yield training_set_in_files(paths, config, scratch), source
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _take_dropped(phases: list[dict[str, Any]], source_id: NDArray[np.int64]) -> list[str]:
+    """Lines of source_id and reason of whom the last self-cleaning dropped; their rows are taken out of the record."""
+    last: dict[str, list[int]] = {}
+    for phase in phases:
+        last = phase.pop("dropped", last)
+    reasons: dict[int, list[str]] = {}
+    for name, rows in last.items():
+        for row in rows:
+            reasons.setdefault(row, []).append(name)
+    return [f"{source_id[row]},{' and '.join(names)}" for row, names in sorted(reasons.items())]
 
 
 def _calibrate(model: TrainedModel, kept_aside: Spectra, config: TrainingConfig) -> Calibration | None:

@@ -364,6 +364,7 @@ def _clean(
     entry = {
         "n_stars": len(effective),
         "dropped_by": dropped,
+        "dropped": {name: np.flatnonzero(~stays[name]).tolist() for name in ("parameters", "fluxes")},
         "kept_by_kind": kept_by_kind(stays["both"], kinds_of_star(np.asarray(effective.labels), config.labels)),
         "diagnostic": diagnostic(effective, state.theta_log, found, config.labels),
     }
