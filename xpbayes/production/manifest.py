@@ -23,7 +23,7 @@ from xpbayes.data.parquet import file_metadata, open_parquet, require_kind
 from xpbayes.data.rejected import Rejected, write_quarantine
 from xpbayes.data.spectra import add_up_cuts
 from xpbayes.errors import InputError
-from xpbayes.files import file_checksum, locked
+from xpbayes.files import file_checksum, first_difference, locked
 from xpbayes.instrument.instrument import InstrumentId
 from xpbayes.production.model_file import WEIGHT_FACTOR
 from xpbayes.production.parts import MAKE_ROOM, RECORDS, PartRecord, check_unchanged, clean, is_intact, read_records
@@ -243,26 +243,13 @@ NAMES = {"inputs": "other inputs", "model": "another model", "settings": "other 
 
 def _difference(old: Any, new: Any) -> str:
     """Name what differs first, in words; empty if nothing does."""
-    for key in ("inputs", "model", "settings", "versions", "about"):
-        if old.get(key) != new.get(key):
-            return f"{NAMES[key]} ({_first_difference(old.get(key), new.get(key))})"
+    for key, other in NAMES.items():
+        found = first_difference(old.get(key), new.get(key))
+        if found is not None:
+            then, now = (len(v) if isinstance(v, list) else v for v in found[1:])
+            then, now = (str(v) if len(str(v)) < 40 else f"{str(v)[:16]}..." for v in (then, now))
+            return f"{other} ({found[0]}: {then} then, {now} now)"
     return ""
-
-
-def _first_difference(old: Any, new: Any, where: str = "") -> str:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in dict.fromkeys([*old, *new]):
-            if old.get(key) != new.get(key):
-                name = old.get("name", "") if isinstance(old.get("name"), str) else ""
-                return _first_difference(old.get(key), new.get(key), " ".join(p for p in (name or where, key) if p))
-    if isinstance(old, list) and isinstance(new, list):
-        if len(old) != len(new):
-            return f"{where}: {len(old)} then, {len(new)} now".lstrip(": ")
-        for a, b in zip(old, new, strict=True):
-            if a != b:
-                return _first_difference(a, b, where)
-    then, now = (str(v) if len(str(v)) < 40 else f"{str(v)[:16]}..." for v in (old, new))
-    return f"{where}: {then} then, {now} now"
 
 
 def check_inputs_unchanged(layout: "Layout", records: Iterable[PartRecord]) -> None:
