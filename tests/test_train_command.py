@@ -41,7 +41,7 @@ def settings(tmp_path_factory):
     return path
 
 
-def test_train_prints_the_card_beside_the_path(star_file, settings, tmp_path):
+def test_train_prints_the_card_beside_the_path(star_file, settings, short_runs, tmp_path):
     out = tmp_path / "m"
     result = run("train", star_file, "--out", out, "--settings", settings, "--resume")
     assert result.returncode == 0, result.stderr
@@ -105,7 +105,7 @@ def test_card_of_no_model_is_one_sentence(tmp_path):
     assert result.returncode == 2 and "is not a model" in result.stderr
 
 
-def test_a_table_larger_than_memory_is_worked_on_in_files(star_file, settings, tmp_path):
+def test_a_table_larger_than_memory_is_worked_on_in_files(star_file, settings, short_runs, tmp_path):
     out = tmp_path / "m"
     many = tmp_path / "many.toml"
     many.write_text(settings.read_text().replace("[training]", "[training]\nstars_in_memory = 100", 1))

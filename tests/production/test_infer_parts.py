@@ -100,10 +100,16 @@ def test_shards_give_the_same_bytes(undisturbed, model_folder, inputs, tmp_path,
     assert sum("the last of them completes" in line for line in said) == 2
 
 
-@pytest.fixture
-def half_done(undisturbed, model_folder, inputs, tmp_path):
+@pytest.fixture(scope="module")
+def begun(undisturbed, model_folder, inputs, tmp_path_factory):
     """What is there after one of three shards."""
-    return run(model_folder, inputs, tmp_path / "c", shard=(0, 3))
+    return run(model_folder, inputs, tmp_path_factory.mktemp("begun") / "c", shard=(0, 3))
+
+
+@pytest.fixture
+def half_done(begun, tmp_path):
+    """A copy of the same that a test may change."""
+    return Path(shutil.copytree(begun, tmp_path / "c"))
 
 
 class TestResume:

@@ -39,7 +39,7 @@ def test_the_best_optimum_is_no_worse_than_the_catalogue_s(trained, stars, found
     """L of both under the same errors: the catalogue's optimum may have been found with slightly other ones."""
     result = fit_stars(trained.star_model, stars, QUICK)
     u = to_log(jnp.asarray(result.estimate))
-    values = jax.vmap(lambda star, v: objective(trained.star_model.without_error, star, v))(as_solved, u)
+    values = jax.jit(jax.vmap(lambda star, v: objective(trained.star_model.without_error, star, v)))(as_solved, u)
     for modes, value in zip(found, np.asarray(values), strict=True):
         assert modes.modes[0].objective < value + 0.01
 

@@ -52,7 +52,7 @@ def test_gradient_vanishes_at_the_mode(problem, solution, trained, x64):
 def test_never_worse_than_optimistix(problem, solution, trained, x64):
     """BFGS of optimistix in float64 from the same starts: ours is nowhere more than 0.01 above in L."""
     stars, model = as_double((problem[0], trained.star_model.without_error))
-    ours = jax.vmap(lambda s, u: objective(model, s, u))(stars, jnp.asarray(solution.theta_log, jnp.float64))
+    ours = jax.jit(jax.vmap(lambda s, u: objective(model, s, u)))(stars, jnp.asarray(solution.theta_log, jnp.float64))
     scale = jnp.asarray([0.1, 0.1, 0.2, 0.3, 0.2])  # so that one step of one unit is sensible in every parameter
 
     def one(star, start):
@@ -94,10 +94,16 @@ def test_a_star_of_nan_is_not_called_converged(problem, trained):
     assert np.mean(np.delete(np.asarray(result.converged), 5)) > 0.9
 
 
-def _scan(model, star, u, sigma):
-    """Ln parallax of least L on a line of 20,001 points, and L there; the objective alone is the judge."""
+@jax.jit
+def _along(model, star, u, sigma):
+    """Ln parallaxes on a line of 20,001 points, and L there."""
     reach = u[-1] + jnp.linspace(-1.0, 1.0, 20_001) * sigma
-    value = jax.vmap(lambda x: objective(model, star, u.at[-1].set(x)))(reach)
+    return reach, jax.vmap(lambda x: objective(model, star, u.at[-1].set(x)))(reach)
+
+
+def _scan(model, star, u, sigma):
+    """Ln parallax of least L on the line, and L there; the objective alone is the judge."""
+    reach, value = _along(model, star, u, sigma)
     best = jnp.argmin(value)
     assert 0 < int(best) < 20_000, "the least value is at the end of the line"
     return float(reach[best]), float(value[best])

@@ -58,9 +58,9 @@ def test_closed_form_equals_brute_force(trained, grid, stars, with_parallax):
 
 def test_first_start_is_the_best_of_all(trained, grid, stars):
     starts = find_starts(trained.star_model.without_error, grid, stars, 3)
-    value = jax.vmap(
-        lambda star, u: jax.vmap(lambda v: objective(trained.star_model.without_error, star, v))(u)
-    )(stars, starts)  # fmt: skip
+    value = jax.jit(
+        jax.vmap(lambda star, u: jax.vmap(lambda v: objective(trained.star_model.without_error, star, v))(u))
+    )(stars, starts)
     assert np.all(np.argmin(np.asarray(value), axis=1) == 0)
 
 
