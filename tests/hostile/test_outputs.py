@@ -22,7 +22,8 @@ from xpbayes.cli.options import read_settings
 from xpbayes.config import Recipe
 from xpbayes.errors import InputError
 from xpbayes.production.manifest import MANIFEST
-from xpbayes.production.model_file import ARRAYS, CARD, WEIGHT_FACTOR
+from xpbayes.production.model_file import ARRAYS, CARD, CONFIDENCE, WEIGHT_FACTOR
+from xpbayes.production.transfer_file import TRANSFER
 from xpbayes.runs import check as check_run
 from xpbayes.runs.analyse import analyse
 from xpbayes.runs.check import check
@@ -65,6 +66,10 @@ def fetched(given: str, out: Path) -> object:
 INTO_FOLDERS: dict[str, tuple[str, Callable[[str, Path], object]]] = {
     "infer, parts": (MANIFEST, lambda given, out: infer_parts("model", [given], out)),
     **{f"train, {n}": (n, train) for n in (CARD, ARRAYS, CHECKPOINT)},
+    "infer, quarantine": ("c.quarantine.csv", lambda given, out: infer("model", given, out / "c.parquet")),
+    "confidence, classifiers": (CONFIDENCE, lambda given, out: confidence("model", given, "stars", out)),
+    "transfer, its own": (TRANSFER, lambda given, out: transfer("model", ["stars", given], out)),
+    "fit, figure": ("7.png", lambda given, out: fit("model", given, [7], out)),
     "confidence, catalogue": (ARRAYS, lambda given, out: confidence("model", given, "stars", out)),
     "confidence, stars": (CARD, lambda given, out: confidence("model", "catalogue", given, out)),
     "confidence --figures": (confidence_page.NUMBERS, lambda given, out: confidence("m", "c", given, figures=out)),

@@ -13,7 +13,7 @@ from xpbayes.data.spectra import Spectra
 from xpbayes.identity import Side, Split
 from xpbayes.models.reliability import feature_names
 from xpbayes.production.meeting import require_same_stars, stars_for
-from xpbayes.production.model_file import ARRAYS, CARD, TrainedModel, load_model, save_model
+from xpbayes.production.model_file import CARD, TrainedModel, load_model, save_model
 from xpbayes.production.table import read_catalogue
 from xpbayes.runs.inputs import (
     PathLike,
@@ -56,8 +56,8 @@ def confidence(
     """
     config = config or ConfidenceConfig()
     begun = time.perf_counter()
-    check_writable(out, catalogue, stars, files=(CARD, ARRAYS))
-    check_writable(figures, model, catalogue, stars, files=(NUMBERS,))
+    check_writable(out, catalogue, stars, files=(CARD, "*.safetensors"))
+    check_writable(figures, model, catalogue, stars, files=(NUMBERS, "*.png"))
     trained = load_if_path(model)
     rows, about = read_catalogue(catalogue)
     table, source = read_stars(stars)

@@ -26,7 +26,7 @@ def dust_map(catalogue: PathLike, out: PathLike | None = None, config: DustMapCo
     """
     if out is None:
         return build_dust_map(Path(catalogue), config)
-    check_writable(out, catalogue, files=(SKY, PROFILE, BIRDS_EYE, ABOUT))
+    check_writable(out, catalogue, files=(SKY, PROFILE, BIRDS_EYE, ABOUT, "*.png"))
     maps = build_dust_map(Path(catalogue), config, scratch=Path(out))
     for path in write_dust_map(maps, Path(out)):
         log.info(f"wrote {path}")

@@ -49,7 +49,7 @@ def fit(
         >>> stars = xpbayes.fit("model", "stars.parquet", [4295806720], out="fit")  # doctest: +SKIP
     """
     config = config or InferenceConfig()
-    check_writable(out, model, stars, files=(NUMBERS,))
+    check_writable(out, model, stars, files=(NUMBERS, "*.png"))
     trained = load_if_path(model)
     table, where = find_stars(stars, source_ids)
     given, table = table, stars_for(trained, table, where)

@@ -32,6 +32,7 @@ from xpbayes.runs.inputs import (
     check_writable,
     choose_stars,
     load_if_path,
+    quarantine_of,
     stream_tables,
     versions,
 )
@@ -78,6 +79,7 @@ def infer(
     config = config or InferenceConfig()
     begun = time.perf_counter()
     check_writable(out, model, stars)
+    check_writable(quarantine_of(out), model, stars)
     trained = load_if_path(model)
     factor = model_factor(model, trained, factor) if config.model_uncertainty else None
     stream, source = stream_tables(stars, out)

@@ -72,7 +72,6 @@ def stream_tables(
         table, source = read_stars(stars)
         return iter([table]), source
     from xpbayes.archive.companions import read_companions
-    from xpbayes.archive.prepare import QUARANTINE
     from xpbayes.archive.stream import idle_companions, stream_stars, uncorrected_parallaxes
     from xpbayes.archive.survey_config import read_survey
     from xpbayes.data.rejected import write_quarantine
@@ -98,8 +97,8 @@ def stream_tables(
         notes.extend([*companions.summary, *idle_companions(add_up_cuts(cuts)), *uncorrected_parallaxes(uncorrected)])
         if rejected:
             log.info(f"{len(rejected)} rows could not be used (first: {rejected[0].file}, row {rejected[0].row})")
-            if out is not None:
-                log.info(f"wrote {write_quarantine(rejected, Path(out).with_suffix('.' + QUARANTINE))}")
+            if (path_of_rejected := quarantine_of(out)) is not None:
+                log.info(f"wrote {write_quarantine(rejected, path_of_rejected)}")
 
     return parts(), {"path": path.name, "checksum": file_checksum(path), "notes": notes}
 
@@ -117,6 +116,11 @@ def _each_once(tables: Iterable[Spectra]) -> Iterator[Spectra]:
                 f"{table.source_id[repeated][0]}); keep one row a star"
             )
         yield table
+
+
+def quarantine_of(out: PathLike | None) -> Path | None:
+    """The file beside a catalogue that lists the rows of a survey which could not be used."""
+    return None if out is None else Path(out).with_suffix(".quarantine.csv")
 
 
 def find_stars(stars: Spectra | PathLike, source_ids: Iterable[Any]) -> tuple[Spectra, str]:

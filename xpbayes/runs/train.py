@@ -39,7 +39,7 @@ from xpbayes.inference.references import references
 from xpbayes.inference.scatter import fit_scatter, loosened, scatter_of, settled
 from xpbayes.inference.support import make_support
 from xpbayes.models.extinction import NearInfraredLaw
-from xpbayes.production.model_file import ARRAYS, CARD, TrainedModel, load_model, save_model
+from xpbayes.production.model_file import CARD, TrainedModel, load_model, save_model
 from xpbayes.runs.infer import infer
 from xpbayes.runs.inputs import (
     PathLike,
@@ -89,7 +89,7 @@ def train(
     """
     config = config or TrainingConfig()
     begun = time.perf_counter()
-    check_writable(out, stars, files=(CARD, ARRAYS, CHECKPOINT, DROPPED))
+    check_writable(out, stars, files=(CARD, DROPPED, "*.safetensors"))
     with _alone(out), _training_set(stars, config, out) as (chosen, source):
         training = chosen.table
         for cut in training.cuts:

@@ -17,7 +17,7 @@ from xpbayes.data.spectra_file import read_star_table, star_table_files
 from xpbayes.errors import InputError
 from xpbayes.instrument.instrument import InstrumentId
 from xpbayes.instrument.transfer import MOST, covariances, learn_transfer
-from xpbayes.production.model_file import ARRAYS, CARD, TrainedModel, load_model, save_model
+from xpbayes.production.model_file import CARD, TrainedModel, load_model, save_model
 from xpbayes.release import titles
 from xpbayes.runs.inputs import PathLike, check_writable, load_if_path, versions
 
@@ -49,7 +49,7 @@ def transfer(
         >>> model = xpbayes.transfer("model", ["dr3.parquet", "dr4.parquet"], out="model")  # doctest: +SKIP
     """
     listed = [pairs] if isinstance(pairs, Spectra | str | Path) else list(pairs)
-    check_writable(out, listed, crosswalk, files=(CARD, ARRAYS))
+    check_writable(out, listed, crosswalk, files=(CARD, "*.safetensors"))
     trained = load_if_path(model)
     source, target = _both(trained, listed)
     own = target.source_id if crosswalk is None else _translated(target, source, Path(crosswalk))
