@@ -120,7 +120,7 @@ def infer(
         write_catalogue(catalogue, out)
         log.info(f"wrote {out}")
     if notes:
-        log.info(notes)
+        log.info(f"{notes}; {n_rows} rows written, {n_seen - n_rows} not selected")
     return catalogue
 
 
