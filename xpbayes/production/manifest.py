@@ -274,13 +274,12 @@ def check_inputs_unchanged(layout: "Layout", records: Iterable[PartRecord]) -> N
 
 
 def finished_tasks(
-    folder: Path, layout: "Layout", tasks: Sequence["Task"], records: Sequence[PartRecord]
+    folder: Path, tasks: Sequence["Task"], records: Sequence[PartRecord]
 ) -> dict["Task", list[PartRecord]]:
     """Find tasks of which every part is there and intact.
 
     Args:
         folder: of the catalogue.
-        layout: inputs and how they are cut.
         tasks: those that matter to this job.
         records: of all finished parts.
     """

@@ -124,7 +124,7 @@ def infer_parts(  # noqa: PLR0913 - what the verb of the command line can say
             return engines.run_local(work, items, processes)
 
         rejected = kept.keep_tables(folder, layout)
-        done = manifests.finished_tasks(folder, layout, mine, records)
+        done = manifests.finished_tasks(folder, mine, records)
         progress = Progress(sum(t.weight for t in mine))
         progress.already([r for t in done for r in done[t]], sum(t.weight for t in done))
         left = [t for t in mine if t not in done]
