@@ -24,6 +24,7 @@ LEVELS = (
     {"simulation"},
     {"production"},
     {"checks"},
+    {"refinement"},
     {"training"},
     {"inference", "archive"},
     {"models"},

@@ -144,6 +144,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "zgr23": {
         "phases": ZGR23_PHASES,
         "model_error": False,
+        "second_stage": False,
         "batch_size": 512,
         "calibration_fraction": 0.0,
         "ks_over_j": 0.0,
@@ -160,6 +161,21 @@ class HighQuality(FrozenSettings):
     )
     min_parallax_over_error: float = Field(10.0, description="parallax over its error exceeds this")
     max_reddening_error: float = Field(0.1, gt=0, description="the error of E stays below this [mag]")
+
+
+class RefinementConfig(FrozenSettings):
+    """How the second stage is trained, which refines labels by what the forward model's residuals still tell."""
+
+    members: int = Field(4, ge=1, description="networks, each from its own start, whose answers are mixed")
+    hidden: tuple[int, ...] = Field((192, 192, 192), min_length=1, description="neurons per hidden layer of each")
+    epochs: int = Field(24, ge=1, description="passes over the training stars and their copies")
+    batch_size: int = Field(512, ge=1, description="stars per step")
+    learning_rate: float = Field(2e-3, gt=0, description="of AdamW at the start; it falls to 0 as a cosine")
+    weight_decay: float = Field(0.01, ge=0, description="of AdamW")
+    dropout: float = Field(0.05, ge=0, lt=1, description="share of every hidden layer's outputs dropped while training")
+    min_stars: int = Field(3000, ge=200, description="fewer training stars get no second stage")
+    max_stars: int = Field(200_000, ge=200, description="it learns from so many training stars at most")
+    seed: int = Field(0, ge=0, description="of networks, copies and batches")
 
 
 class TrainingConfig(FrozenSettings):
@@ -201,6 +217,10 @@ class TrainingConfig(FrozenSettings):
         description="share of training source_ids kept aside, on which posteriors are calibrated; 0: none",
     )
     calibration_stars: int = Field(6000, ge=0, description="of these, so many are inferred at most; 0: no calibration")
+    second_stage: bool = Field(
+        True, description="learn a second stage, which refines labels by what residuals tell; false is the paper"
+    )
+    refinement: RefinementConfig = RefinementConfig()
     stars_in_memory: int = Field(
         60_000,
         ge=0,
@@ -247,6 +267,7 @@ class InferenceConfig(FrozenSettings):
         False, description="sample stars with NUTS whose importance draws cannot be trusted or whose optima compete"
     )
     calibrate: bool = Field(True, description="use the calibration on stars kept aside, if the model has one")
+    second_stage: bool = Field(True, description="refine the labels, if the model has a second stage")
     model_uncertainty: bool = Field(
         False,
         description="add what training leaves unknown of the model to a catalogue's errors; 'xpbayes uncertainty' first",

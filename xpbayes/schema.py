@@ -164,7 +164,11 @@ def columns_of(about: Mapping[str, Any]) -> tuple[Column, ...]:
     """List the columns of the catalogue that has these metadata."""
     model_uncertainty = bool(about.get("settings", {}).get("model_uncertainty", False))
     release = (about.get("instrument") or {}).get("release")
-    return catalogue_columns(len(about["labels"]), model_uncertainty=model_uncertainty, release=release)
+    refined = bool(about.get("settings", {}).get("second_stage", False))
+    refined = refined and "second_stage_checksum" in (about.get("model") or {})
+    return catalogue_columns(
+        len(about["labels"]), model_uncertainty=model_uncertainty, refined=refined, release=release
+    )
 
 
 FORMER_ID = f"g{DR3.name}_source_id"
@@ -196,7 +200,11 @@ def _id_columns(release: str | None) -> tuple[Column, ...]:
 
 
 def catalogue_columns(
-    n_labels: int = 3, *, model_uncertainty: bool = False, release: str | None = DEFAULT_RELEASE.name
+    n_labels: int = 3,
+    *,
+    model_uncertainty: bool = False,
+    refined: bool = False,
+    release: str | None = DEFAULT_RELEASE.name,
 ) -> tuple[Column, ...]:
     """List the columns of a catalogue: ZGR23 Table 2, then what the solver has to say.
 
@@ -204,6 +212,7 @@ def catalogue_columns(
         n_labels: number of stellar labels; Table 2 has three, hence five parameters and fifteen covariances.
         model_uncertainty: errors are widened by what training leaves unknown of the model, and two columns say by how
             much.
+        refined: the model has a second stage, which refined the labels.
         release: short name of the stars' data release; None for a catalogue of version 0.1.0, which does not say.
     """
     f32, boolean = pa.float32(), pa.bool_()
@@ -400,6 +409,44 @@ def catalogue_columns(
             "'ok', or why the star has no solution",
         ),
         *(added if model_uncertainty else ()),
+        *(_refined_columns(n_labels) if refined else ()),
+    )
+
+
+def _refined_columns(n_labels: int) -> tuple[Column, ...]:
+    """Of the second stage, in the labels alone."""
+    f32, n_triu = pa.float32(), n_labels * (n_labels + 1) // 2
+    mixed = "kK, dex, dex" if n_labels == 3 else "kK, dex..."
+    order = "(Teff, [Fe/H], log g)" if n_labels == 3 else "the labels, in the model's order,"
+    each = (
+        ("median", "phys;stat.median", f"median of {order} as refined by what the residual spectrum tells"),
+        ("p16", "phys;stat.value", f"16 % quantile of refined {order}"),
+        ("p84", "phys;stat.value", f"84 % quantile of refined {order}"),
+        ("std", "phys;stat.stdev", f"standard deviation of refined {order}"),
+    )
+    return (
+        *(Column(f"refined_{name}", pa.list_(f32, n_labels), mixed, ucd, what) for name, ucd, what in each),
+        Column(
+            "refined_cov_triu",
+            pa.list_(f32, n_triu),
+            "",
+            "stat.covariance",
+            f"upper triangle, row by row, of the covariance of refined {order}",
+        ),
+        Column(
+            "refined_move",
+            pa.list_(f32, n_labels),
+            "",
+            "stat.value",
+            f"refined median minus stellar_params_median, of {order} in units of the latter's 68 % interval's half",
+        ),
+        Column(
+            "refined_share",
+            f32,
+            "",
+            "stat.value",
+            "share of the second stage in refined labels: 1 where it has learned, 0 where they are the forward posterior",
+        ),
     )
 
 

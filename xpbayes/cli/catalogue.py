@@ -28,6 +28,9 @@ def infer(  # noqa: PLR0913 - an argument for each option of the command line
     calibrate: Annotated[
         bool | None, typer.Option(help="Summaries and covariances as the model was calibrated (default) or not.")
     ] = None,
+    second_stage: Annotated[
+        bool | None, typer.Option(help="Refined labels too, if the model has a second stage (default), or not.")
+    ] = None,
     model_uncertainty: Annotated[
         bool | None,
         typer.Option("--model-uncertainty", help="Add what training leaves unknown of the model to all errors."),
@@ -42,7 +45,7 @@ def infer(  # noqa: PLR0913 - an argument for each option of the command line
 ) -> None:
     """Infer stellar parameters without labels and write a catalogue."""
     inference = {"use_parallax": parallax, "n_starts": n_starts, "refine": refine, "calibrate": calibrate,
-                 "model_uncertainty": model_uncertainty}  # fmt: skip
+                 "second_stage": second_stage, "model_uncertainty": model_uncertainty}  # fmt: skip
     run = read_settings(settings, out, inference=inference)
     if out.suffix == ".parquet":
         for_parts = {"--resume": resume, "--shard": shard, "--scheduler": scheduler, "--processes": processes,

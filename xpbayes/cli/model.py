@@ -23,6 +23,9 @@ def train(  # noqa: PLR0913 - an argument for each option of the command line
     model_error: Annotated[
         bool | None, typer.Option(help="Learn a covariance of the model's own error (default) or not (the paper).")
     ] = None,
+    second_stage: Annotated[
+        bool | None, typer.Option(help="Learn to refine labels by what residuals tell (default) or not (the paper).")
+    ] = None,
     epochs_scale: Annotated[float | None, typer.Option(help="Multiply the epochs of gradient phases.")] = None,
     held_out_stars: Annotated[
         int | None, typer.Option(help="Held-out stars inferred for the model card; 0 skips it.")
@@ -40,6 +43,7 @@ def train(  # noqa: PLR0913 - an argument for each option of the command line
             "split_seed": split_seed,
             "preset": preset,
             "model_error": model_error,
+            "second_stage": second_stage,
             "epochs_scale": epochs_scale,
             "held_out_stars": held_out_stars,
         },

@@ -126,14 +126,14 @@ def n_channels_of(stars: Stars) -> NDArray[np.int64]:
     return np.sum(np.diagonal(np.asarray(stars.whitening), axis1=1, axis2=2) > 0, axis=1)
 
 
-def _weights(features: NDArray, kinds: NDArray, width: float) -> NDArray[np.float64]:
+def kind_weights(features: NDArray, kinds: NDArray, width: float) -> NDArray[np.float64]:
     """(star, kind) how much a star belongs to every kind."""
     distance2 = np.sum((features[:, None] - kinds) ** 2, axis=2)
     weight = np.exp(-0.5 * (distance2 - distance2.min(axis=1, keepdims=True)) / width**2)
     return weight / weight.sum(axis=1, keepdims=True)
 
 
-class _Known(NamedTuple):
+class Known(NamedTuple):
     """Stars as inference has them, and what is known of them.
 
     Attributes:
@@ -168,7 +168,7 @@ class _Factors(NamedTuple):
     stretch: NDArray[np.float64]
 
 
-def _find_kinds(features: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+def find_kinds(features: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
     """Centres of kinds and the width over which they pass into each other, of features in their units."""
     from sklearn.cluster import KMeans
 
@@ -178,7 +178,7 @@ def _find_kinds(features: NDArray[np.float64]) -> tuple[NDArray[np.float64], flo
     return kinds, max(WIDTH * float(np.median(distance[:, min(1, n_kinds - 1)])), 1e-6)
 
 
-def _fit(known: _Known, weight: NDArray[np.float64], *, shifted: bool) -> _Factors:
+def _fit(known: Known, weight: NDArray[np.float64], *, shifted: bool) -> _Factors:
     """Offsets and stretches by kind.
 
     Args:
@@ -206,7 +206,7 @@ def _fit(known: _Known, weight: NDArray[np.float64], *, shifted: bool) -> _Facto
     return _Factors(offset, stretch)
 
 
-def _fit_and_widen(known: _Known, weight: NDArray[np.float64], *, shifted: bool) -> _Factors:
+def fit_and_widen(known: Known, weight: NDArray[np.float64], *, shifted: bool) -> _Factors:
     """The same, widened by what such a fit is seen to promise too much of stars that were left out of it."""
     found = _fit(known, weight, shifted=shifted)
     fold = np.arange(len(weight)) % N_FOLDS
@@ -215,8 +215,8 @@ def _fit_and_widen(known: _Known, weight: NDArray[np.float64], *, shifted: bool)
     needed, told = np.empty_like(known.residual), np.empty_like(known.residual)
     for left_out in range(N_FOLDS):
         seen = fold == left_out
-        others = _fit(_Known(*(v[~seen] for v in known)), weight[~seen], shifted=shifted)
-        stretch, some = weight[seen] @ others.stretch, _Known(*(v[seen] for v in known))
+        others = _fit(Known(*(v[~seen] for v in known)), weight[~seen], shifted=shifted)
+        stretch, some = weight[seen] @ others.stretch, Known(*(v[seen] for v in known))
         needed[seen], told[seen] = some.needed(weight[seen] @ others.offset) / stretch, some.told(stretch)
     wider = [
         weighted_quantiles(n, t[:, None], WITHIN_ONE_SIGMA)[0] if enough else 1.0
@@ -255,8 +255,8 @@ def fit_calibration(
         return None
     scale = np.append(label_scale, LN_SNR_UNIT)
     features = (np.column_stack([draws.median[:, :n], ln_snr]) / scale)[sound]
-    kinds, width = _find_kinds(features)
-    weight = _weights(features, kinds, width)
+    kinds, width = find_kinds(features)
+    weight = kind_weights(features, kinds, width)
     value, variance = known.value[sound], known.variance[sound].copy()
     if own_parallax:
         variance[:, -1] = np.inf
@@ -265,8 +265,8 @@ def fit_calibration(
     def factors(center: NDArray[np.float64], sigma: NDArray[np.float64], *, shifted: bool) -> _Factors:
         usable = told & np.isfinite(sigma[sound]) & (sigma[sound] > 0)
         residual = np.where(usable, center[sound] - value, 0.0)
-        some = _Known(residual, np.where(usable, sigma[sound], 1.0), np.where(usable, variance, np.inf))
-        return _fit_and_widen(some, weight, shifted=shifted)
+        some = Known(residual, np.where(usable, sigma[sound], 1.0), np.where(usable, variance, np.inf))
+        return fit_and_widen(some, weight, shifted=shifted)
 
     mode, fisher, laplace = in_sampled(found)
     of_draws = factors(draws.median, INNER * half, shifted=True)
@@ -320,7 +320,7 @@ class _AtStars(NamedTuple):
 
 
 def _at(calibration: KindCalibration, labels: NDArray[np.float64], ln_snr: NDArray[np.float64]) -> _AtStars:
-    weight = _weights(
+    weight = kind_weights(
         np.column_stack([labels, ln_snr]) / calibration.scale, calibration.kinds, float(calibration.width)
     )
     offset, stretch, fisher, laplace = (

@@ -32,7 +32,15 @@ from xpbayes.models.model_error import ModelError
 from xpbayes.models.prior import LabelPrior
 from xpbayes.models.reliability import ConfidenceNets, feature_names
 from xpbayes.models.star_model import StarModel
+from xpbayes.production.array_checks import check_fields, check_layers
+from xpbayes.production.second_stage_file import (
+    SECOND_STAGE,
+    SecondStageEntry,
+    load_second_stage,
+    save_second_stage,
+)
 from xpbayes.production.transfer_file import TRANSFER, TransferEntry, load_transfer, save_transfer
+from xpbayes.refinement.refined import SecondStage
 
 CARD_VERSION = 1
 ARRAYS, CARD = "model.safetensors", "card.json"
@@ -75,6 +83,7 @@ class _Header:
     instrument: InstrumentId = DEFAULT_ID
     confidence: _Confidence | None = None
     transfer: TransferEntry | None = None
+    second_stage: SecondStageEntry | None = None
     split: _Split | None = None
     settings: dict[str, Any] | None = None
     n_training: int | None = None
@@ -108,6 +117,7 @@ class TrainedModel:
         support: where in label space the model was trained; None in models of version 0.1.
         calibration: of posteriors, on stars kept aside; None if none were.
         transfer: to the model's instrument from another release's; None until `runs.transfer` has learned one.
+        second_stage: what refines labels; None if it was switched off or there were too few stars.
     """
 
     star_model: StarModel
@@ -118,6 +128,7 @@ class TrainedModel:
     support: LabelSupport | None = None
     calibration: Calibration | None = None
     transfer: Transfer | None = None
+    second_stage: SecondStage | None = None
 
     @property
     def instrument(self) -> InstrumentId:
@@ -186,7 +197,13 @@ def save_model(model: TrainedModel, folder: str | os.PathLike[str]) -> Path:
     card.pop("transfer", None)
     if model.transfer is not None:
         card["transfer"] = {**(model.card.get("transfer") or {}), **save_transfer(model.transfer, folder)}
+    card.pop("second_stage", None)
+    if model.second_stage is not None:
+        entry = save_second_stage(model.second_stage, folder)
+        card["second_stage"] = {**(model.card.get("second_stage") or {}), **entry}
     write_json(card, folder / CARD)
+    if model.second_stage is None:
+        (folder / SECOND_STAGE).unlink(missing_ok=True)
     if model.confidence is None:
         (folder / CONFIDENCE).unlink(missing_ok=True)  # of a model that this one replaces
     if model.transfer is None:
@@ -232,8 +249,8 @@ def _load_confidence(folder: Path, about: "_Confidence", features: tuple[str, ..
     try:
         raw = load_arrays(path)[0]
         sizes = {"feature": len(features), "target": len(about.targets)}
-        _check_layers(raw, (len(about.targets), 2 * len(features)), (len(about.targets), 1))
-        _check_fields(raw, {f.name: f.type for f in fields(ConfidenceNets) if f.name in CONFIDENCE_ARRAYS}, sizes)
+        check_layers(raw, (len(about.targets), 2 * len(features)), (len(about.targets), 1))
+        check_fields(raw, {f.name: f.type for f in fields(ConfidenceNets) if f.name in CONFIDENCE_ARRAYS}, sizes)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: is damaged ({error}); {again}") from error
     arrays = {k: jnp.asarray(v) for k, v in raw.items()}
@@ -255,26 +272,26 @@ def _check_arrays(arrays: Mapping[str, NDArray[Any]], n_labels: int, n_channels:
     What shape each must have, the classes say that hold them.
     """
     sizes = {"label": n_labels, "channel": n_channels}
-    _check_layers(arrays, (n_labels,), (n_channels,))
+    check_layers(arrays, (n_labels,), (n_channels,))
     forward = [f for f in fields(ForwardModel) if f.name not in ("weights", "biases")]
-    _check_fields(arrays, {f.name: f.type for f in forward}, sizes)
-    _check_fields(arrays, {f"prior.{f.name}": f.type for f in fields(LabelPrior)}, sizes)
+    check_fields(arrays, {f.name: f.type for f in forward}, sizes)
+    check_fields(arrays, {f"prior.{f.name}": f.type for f in fields(LabelPrior)}, sizes)
     if "model_error.covariance" in arrays:
-        _check_fields(arrays, {_model_error_key(f.name): f.type for f in fields(ModelError)}, sizes)
+        check_fields(arrays, {_model_error_key(f.name): f.type for f in fields(ModelError)}, sizes)
     if "support.labels" in arrays:
-        _check_fields(arrays, {f"support.{f.name}": f.type for f in fields(LabelSupport)}, sizes)
+        check_fields(arrays, {f"support.{f.name}": f.type for f in fields(LabelSupport)}, sizes)
     of_kinds, kinds = {f.name: f.type for f in fields(KindCalibration)}, Float[np.ndarray, " kind"]
     if OLD_CALIBRATION in arrays:
         of_labels = of_kinds | dict.fromkeys(("offset", "stretch"), Float[np.ndarray, "kind label"])
-        _check_fields(arrays, {f"calibration.{name}": of_labels[name] for name in OLD_CALIBRATION_ARRAYS}, sizes)
+        check_fields(arrays, {f"calibration.{name}": of_labels[name] for name in OLD_CALIBRATION_ARRAYS}, sizes)
     elif f"calibration.{CASES[0]}.kinds" in arrays:
         if SCATTER in arrays:
             share = {name: kinds for name in (_model_error_key("share"),) if name in arrays}
-            _check_fields(arrays, share | {SCATTER: Float[np.ndarray, "kind two"]}, {"two": 2})
+            check_fields(arrays, share | {SCATTER: Float[np.ndarray, "kind two"]}, {"two": 2})
         if f"{FIT_QUALITY}.ln_snr" in arrays:
-            _check_fields(arrays, {f"{FIT_QUALITY}.{f.name}": f.type for f in fields(FitQuality)}, {})
+            check_fields(arrays, {f"{FIT_QUALITY}.{f.name}": f.type for f in fields(FitQuality)}, {})
         for case in CASES:
-            _check_fields(arrays, {f"calibration.{case}.{name}": kind for name, kind in of_kinds.items()}, sizes)
+            check_fields(arrays, {f"calibration.{case}.{name}": kind for name, kind in of_kinds.items()}, sizes)
 
 
 def _load_calibration(arrays: Mapping[str, Any]) -> Calibration | None:
@@ -291,46 +308,6 @@ def _load_calibration(arrays: Mapping[str, Any]) -> Calibration | None:
     if f"{FIT_QUALITY}.ln_snr" in arrays:
         quality = FitQuality(*(np.asarray(arrays[f"{FIT_QUALITY}.{f.name}"]) for f in fields(FitQuality)))
     return Calibration(**of, scatter=np.asarray(arrays[SCATTER]) if SCATTER in arrays else None, fit_quality=quality)
-
-
-def _check_layers(arrays: Mapping[str, NDArray[Any]], first: tuple[int, ...], last: tuple[int, ...]) -> None:
-    """Check a network's layers; `first` and `last` are what its first layer takes and its last one gives, targets before."""
-    n_layers = sum(k.startswith("weights.") for k in arrays)
-    before: tuple[int, ...] = first
-    for i in range(max(1, n_layers)):
-        weight = _finite(arrays, f"weights.{i}")
-        if weight.ndim != len(first) + 1 or weight.shape[:-1] != before or not weight.size:
-            raise ValueError(f"weights.{i} has the shape {weight.shape}, not {(*before, 'any')}")
-        before = (*first[:-1], weight.shape[-1])
-        if (bias := _finite(arrays, f"biases.{i}")).shape != before:
-            raise ValueError(f"biases.{i} has the shape {bias.shape}, not {before}")
-    if before != last:
-        raise ValueError(f"the network ends with {before[-1]} numbers, not {last[-1]}")
-
-
-def _check_fields(arrays: Mapping[str, NDArray[Any]], types: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
-    """Check arrays against their annotations; a size that is not given is that of its first array, and at least 1."""
-    known = dict(sizes)
-    for name, kind in types.items():
-        values = _finite(arrays, name)
-        words = kind.dim_str.split()
-        if values.ndim != len(words) or not values.size:
-            raise ValueError(f"{name} has the shape {values.shape}, not ({', '.join(words)})")
-        for word, size in zip(words, values.shape, strict=True):
-            dimension, _, more = word.partition("+")
-            expected = known.setdefault(dimension, size - int(more or 0)) + int(more or 0)
-            if size != expected:
-                raise ValueError(f"{name} has the shape {values.shape}, where {word} is {expected}")
-
-
-def _finite(arrays: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
-    if name not in arrays:
-        raise ValueError(f"{name} is missing")
-    if arrays[name].dtype != np.float32:
-        raise ValueError(f"{name} holds {arrays[name].dtype}, not float32")
-    if not np.isfinite(arrays[name]).all():
-        raise ValueError(f"{name} has numbers that are not finite")
-    return arrays[name]
 
 
 def load_model(folder: str | os.PathLike[str]) -> TrainedModel:
@@ -386,4 +363,7 @@ def load_model(folder: str | os.PathLike[str]) -> TrainedModel:
         if about.confidence is not None
         else None,
         transfer=None if about.transfer is None else load_transfer(folder, about.transfer),
+        second_stage=None
+        if about.second_stage is None
+        else load_second_stage(folder, about.second_stage, labels, channels),
     )

@@ -179,7 +179,7 @@ def solve_stars(
             trained.star_model, looked_at, inferred, config, seeds, threads=_threads()
         )
         log.log(level, f"{int(by_chains.sum())} of {len(usable)} stars are summarised by Markov chains")
-    optima = inferred.estimate
+    optima, found = inferred.estimate, inferred
     if scatter is not None:
         inferred = settled(inferred, batch, scatter, use_parallax=config.use_parallax)
     if config.calibrate and trained.calibration is not None:
@@ -204,6 +204,20 @@ def solve_stars(
         by_chains=by_chains,
         scores=Scores(fit_quality, beyond),
     )
+    if config.second_stage and trained.second_stage is not None:
+        from xpbayes.refinement.refined import refine_labels
+
+        refined = refine_labels(
+            trained.second_stage,
+            trained.star_model,
+            looked_at,
+            found,
+            inferred,
+            trained.channels.n_xp,
+            None if scatter is None else scatter[:, 1],
+            use_parallax=config.use_parallax,
+        )
+        as_rows = partial(as_rows, refined=refined)
     rows = as_rows(inferred)
     if trained.confidence is not None:
         from xpbayes.production.reliability import confidence_columns
@@ -272,6 +286,8 @@ def about_model(
         model["transfer_checksum"] = trained.card["transfer"].get("arrays_checksum")
     if trained.confidence is not None:
         model["confidence_checksum"] = trained.card["confidence"].get("arrays_checksum")
+    if trained.second_stage is not None:
+        model["second_stage_checksum"] = trained.card["second_stage"].get("arrays_checksum")
     if factor is not None:
         columns = np.ascontiguousarray(factor.columns, "<f4")
         model["uncertainty"] = {

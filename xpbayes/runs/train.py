@@ -40,6 +40,7 @@ from xpbayes.inference.scatter import fit_scatter, loosened, scatter_of, settled
 from xpbayes.inference.support import make_support
 from xpbayes.models.extinction import NearInfraredLaw
 from xpbayes.production.model_file import CARD, TrainedModel, load_model, save_model
+from xpbayes.refinement.stage import calibrate_second_stage, learn_second_stage
 from xpbayes.runs.infer import infer
 from xpbayes.runs.inputs import (
     PathLike,
@@ -135,6 +136,8 @@ def train(
     )
     calibration = _calibrate(model, chosen.aside, config)
     model = replace(model, calibration=calibration)
+    if config.second_stage:
+        model = _with_second_stage(model, chosen, config)
     model.card["calibration"] = _calibration_entry(calibration, chosen.aside, config.labels)
     model.card["held_out"] = _assess(model, chosen.held_out, config) if len(chosen.held_out) else {}
     checks = check_training(
@@ -238,6 +241,22 @@ def _calibrate(model: TrainedModel, kept_aside: Spectra, config: TrainingConfig)
         if of is not None:
             log.info(f"calibrated on {len(stars)} stars kept aside, {name}: {_in_words(of, model.labels)}")
     return calibration
+
+
+def _with_second_stage(model: TrainedModel, chosen: TrainingSet, config: TrainingConfig) -> TrainedModel:
+    """The model with a second stage, learned from its training stars and calibrated on those kept aside."""
+    begun, n_xp = time.perf_counter(), model.channels.n_xp
+    second = learn_second_stage(model.star_model, chosen.stars, n_xp, config.refinement)
+    if second is None:
+        return model
+    if len(chosen.aside):
+        aside = chosen.aside.stars(model.labels, label_error_floor=config.floor_for(len(model.labels)))
+        second = calibrate_second_stage(second, model.star_model, aside, n_xp, config.refinement.seed)
+    entry: dict[str, Any] = {"n_kept_aside": len(chosen.aside), "seconds": round(time.perf_counter() - begun, 2)}
+    if second.stretches is not None:
+        entry["kinds"] = (second.stretches.kinds * second.stretches.scale).round(3).tolist()
+        entry["stretch"] = second.stretches.factor.round(4).tolist()
+    return replace(model, second_stage=second, card=model.card | {"second_stage": entry})
 
 
 def _in_words(calibration: KindCalibration, labels: tuple[str, ...]) -> str:

@@ -1,0 +1,142 @@
+"""The networks of the second stage: from one star's features to a mixture of Gaussians about its forward posterior.
+
+Every member of the ensemble gives `N_COMPONENTS` Gaussians in the labels: weights, means and Cholesky factors (Bishop 1994);
+members count the same (Lakshminarayanan, Pritzel & Blundell 2017). Means are distances from the mode in units of `unit`,
+widths are multiples of the forward posterior's own errors: a star with twice the noise begins with twice the width.
+"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from xpbayes.inference.linear_algebra import cholesky, whitened
+
+N_COMPONENTS = 2
+MAX_DEVIATION = 8.0
+"""Standardised features are clipped to this: a star must not be decided by one number that training never saw."""
+FIRST_LN_WEIGHT, FIRST_LN_WIDTH = -2.0, 0.7
+"""An untrained member's second component against its first: rarer, and wider."""
+LN_WIDTHS = (-6.0, 4.0)
+"""Bounds of the ln of a component's width over the forward error."""
+
+
+class RefinementNets(eqx.Module):
+    """The ensemble and what standardises its input.
+
+    Attributes:
+        weights: one (member, in, out) array per layer.
+        biases: one (member, out) array per layer.
+        center, inverse_scale: (feature,) mean and 1 / standard deviation of the training stars' features.
+        residual_scale: (channel,) typical relative residual, the unit of the residual spectrum.
+        unit: (label,) unit of shifts [kK, dex, dex, ...].
+    """
+
+    weights: tuple[Float[Array, "member _ _"], ...]
+    biases: tuple[Float[Array, "member _"], ...]
+    center: Float[Array, " feature"]
+    inverse_scale: Float[Array, " feature"]
+    residual_scale: Float[Array, " channel"]
+    unit: Float[Array, " label"]
+
+    @property
+    def n_members(self) -> int:
+        """Networks in the ensemble."""
+        return self.biases[0].shape[0]
+
+
+class Layers(NamedTuple):
+    """One member's layers."""
+
+    weights: tuple[Float[Array, "_ _"], ...]
+    biases: tuple[Float[Array, " _"], ...]
+
+
+class Mixture(NamedTuple):
+    """A mixture of Gaussians in the labels, as distances from the mode.
+
+    Attributes:
+        ln_weight: (component,).
+        mean: (component, label) in units of `RefinementNets.unit`.
+        factor: (component, label, label) lower-triangular Cholesky factors of the covariances, in the same units.
+    """
+
+    ln_weight: Float[Array, "*star component"]
+    mean: Float[Array, "*star component label"]
+    factor: Float[Array, "*star component label label"]
+
+
+def n_outputs(n_labels: int) -> int:
+    """Numbers that a member gives for a star."""
+    return N_COMPONENTS * (1 + n_labels + n_labels * (n_labels + 1) // 2)
+
+
+def initial_layers(key: Array, n_features: int, hidden: tuple[int, ...], n_labels: int) -> Layers:
+    """Make an untrained member: it gives the forward posterior back, nearly."""
+    sizes = [n_features, *hidden, n_outputs(n_labels)]
+    keys = jax.random.split(key, len(sizes) - 1)
+    gain = [2.0] * len(hidden) + [0.01]
+    weights = tuple(
+        jax.random.normal(k, (before, after)) * np.sqrt(g / before)
+        for k, before, after, g in zip(keys, sizes[:-1], sizes[1:], gain, strict=True)
+    )
+    return Layers(weights, tuple(jnp.zeros(after) for after in sizes[1:]))
+
+
+def standardised(nets: RefinementNets, features: Float[Array, "*star feature"]) -> Float[Array, "*star feature"]:
+    """Features as the networks take them."""
+    return jnp.clip((features - nets.center) * nets.inverse_scale, -MAX_DEVIATION, MAX_DEVIATION)
+
+
+def mixture(
+    layers: Layers,
+    inputs: Float[Array, "star feature"],
+    sigma: Float[Array, "star label"],
+    key: Array | None = None,
+    dropout: float = 0.0,
+) -> Mixture:
+    """What one member says of some stars.
+
+    Args:
+        layers: the member.
+        inputs: standardised features.
+        sigma: errors of the labels in the forward posterior, in units of shifts.
+        key: of what is dropped while training; nothing is if None.
+        dropout: share of every hidden layer's outputs that is.
+    """
+    h = inputs
+    for i, (weight, bias) in enumerate(zip(layers.weights[:-1], layers.biases[:-1], strict=True)):
+        h = jax.nn.silu(h @ weight + bias)
+        if key is not None and dropout > 0:
+            h = h * jax.random.bernoulli(jax.random.fold_in(key, i), 1.0 - dropout, h.shape) / (1.0 - dropout)
+    n, number = sigma.shape[1], jnp.arange(N_COMPONENTS)
+    out = (h @ layers.weights[-1] + layers.biases[-1]).reshape(len(inputs), N_COMPONENTS, -1)
+    ln_weight = jax.nn.log_softmax(out[:, :, 0] + FIRST_LN_WEIGHT * number, axis=1)
+    ln_width = jnp.clip(out[:, :, 1 + n : 1 + 2 * n] + FIRST_LN_WIDTH * number[:, None], *LN_WIDTHS)
+    width = jnp.exp(ln_width) * sigma[:, None, :]
+    below = np.tril_indices(n, -1)
+    slope = jnp.broadcast_to(jnp.eye(n), (*width.shape, n)).at[:, :, *below].set(out[:, :, 1 + 2 * n :])
+    return Mixture(ln_weight, out[:, :, 1 : 1 + n], slope * width[:, :, :, None])
+
+
+def ln_density(
+    of: Mixture, value: Float[Array, "star label"], error: Float[Array, "star label"]
+) -> Float[Array, " star"]:
+    """Ln density of measured labels: the mixture with the labels' own errors in every component.
+
+    Args:
+        of: the mixture of every star.
+        value: labels as distances from the mode, in units of shifts.
+        error: their errors, likewise.
+    """
+    offset = value[:, None, :] - of.mean
+    covariance = jnp.einsum("skij,sklj->skil", of.factor, of.factor) + jax.vmap(jnp.diag)(error**2)[:, None]
+    lower = jax.vmap(jax.vmap(cholesky))(covariance)
+    white = whitened(offset, lower)
+    ln_determinant = jnp.sum(jnp.log(jnp.diagonal(lower, axis1=2, axis2=3)), axis=2)
+    constant = 0.5 * value.shape[1] * np.log(2.0 * np.pi)
+    each = of.ln_weight - 0.5 * jnp.sum(white**2, axis=2) - ln_determinant - constant
+    return jax.nn.logsumexp(each, axis=1)

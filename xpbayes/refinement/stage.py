@@ -1,0 +1,141 @@
+"""Make a second stage: infer labelled stars blind, learn, and calibrate on stars that neither stage learned from."""
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xpbayes.config import InferenceConfig
+from xpbayes.data.scratch import in_memory
+from xpbayes.data.stars import Stars
+from xpbayes.inference.fit import fit_stars
+from xpbayes.inference.recalibration import (
+    MIN_STARS_PER_KIND,
+    Known,
+    find_kinds,
+    fit_and_widen,
+    kind_weights,
+)
+from xpbayes.models.star_model import StarModel
+from xpbayes.refinement.copies import copies
+from xpbayes.refinement.features import flux_only, relative_residuals
+from xpbayes.refinement.learning import Lessons, learn
+from xpbayes.refinement.refined import (
+    HIGH,
+    LOW,
+    MEDIAN,
+    SecondStage,
+    Seen,
+    Stretches,
+    ensemble,
+    quantiles,
+    residual_size,
+    see,
+)
+from xpbayes.refinement.support import make_feature_support
+
+if TYPE_CHECKING:
+    from xpbayes.config import RefinementConfig
+
+log = logging.getLogger(__name__)
+
+BLIND = InferenceConfig(use_parallax=False, n_draws=0)
+"""How labelled stars are inferred: as a catalogue's are, without draws, which the networks do not look at."""
+AT_ONCE = 8192
+"""Stars that are inferred together: what they leave behind is small."""
+TYPICAL = 68.0
+"""Percentile of a channel's relative residuals that is their unit."""
+
+
+def _lessons(
+    model: StarModel, stars: Stars, scale: NDArray[np.floating] | None, n_xp: int
+) -> tuple[Lessons, Seen, NDArray[np.floating]]:
+    """What stars teach, what the networks are shown of them, and the unit of residuals: found here if not given."""
+    found = fit_stars(model, stars, BLIND)
+    n = model.forward.n_labels
+    fit = flux_only(model, stars, found, use_parallax=False)
+    ratio = relative_residuals(model.forward, stars, fit.mode)
+    if scale is None:
+        known = np.where(np.isfinite(ratio).any(axis=0), ratio, 1.0)
+        scale = np.maximum(np.nanpercentile(np.abs(known), TYPICAL, axis=0), 1e-4).astype(np.float32)
+    seen = see(stars, fit, ratio, scale, n_xp)
+    with np.errstate(divide="ignore"):
+        error = 1.0 / np.asarray(stars.label_inv_error, np.float64)
+    offset = np.asarray(stars.labels, np.float64) - fit.mode[:, :n]
+    offset[~found.converged] = np.nan
+    return Lessons(seen.features, offset, error, fit.sigma[:, :n]), seen, scale
+
+
+def learn_second_stage(model: StarModel, stars: Stars, n_xp: int, config: "RefinementConfig") -> SecondStage | None:
+    """Train the second stage of a model.
+
+    Args:
+        model: the trained forward model.
+        stars: stars with labels, in memory or in files.
+        n_xp: how many channels are samples of the spectrum.
+        config: settings.
+
+    Returns:
+        the second stage, not calibrated yet; None if there are fewer stars than the settings want.
+    """
+    if len(stars) < config.min_stars:
+        log.info(f"no second stage: {len(stars)} training stars are fewer than {config.min_stars}")
+        return None
+    rng = np.random.default_rng(config.seed)
+    rows = np.sort(rng.permutation(len(stars))[: config.max_stars])
+    scale: NDArray[np.floating] | None = None
+    lessons, sights = [], []
+    for begin in range(0, len(rows), AT_ONCE):
+        some = in_memory(stars, rows[begin : begin + AT_ONCE])
+        for these in (some, copies(model.forward, some, n_xp, rng)):
+            lesson, seen, scale = _lessons(model, these, scale, n_xp)
+            lessons.append(lesson)
+            sights.append(seen)
+        log.info(f"second stage: inferred {min(begin + AT_ONCE, len(rows))} of {len(rows)} training stars, blind")
+    assert scale is not None
+    together, seen = Lessons(*map(np.concatenate, zip(*lessons, strict=True))), _joined(sights)
+    nets = learn(together, scale, config)
+    sound = np.flatnonzero(together.usable)
+    seen = seen.take(sound)
+    return SecondStage(nets, make_feature_support(seen.places, residual_size(nets, seen), config.seed))
+
+
+def _joined(parts: list[Seen]) -> Seen:
+    features, places, residual, sound = (np.concatenate(values) for values in zip(*parts, strict=True))
+    return Seen(features, places, residual, sound)
+
+
+def calibrate_second_stage(
+    second: SecondStage, model: StarModel, aside: Stars, n_xp: int, seed: int = 0
+) -> SecondStage:
+    """Find by how much the mixtures must be stretched for 68 % of labels to lie within their 68 % intervals.
+
+    Args:
+        second: the second stage.
+        model: the forward model.
+        aside: stars with labels that neither has learned from; they and copies of them are inferred.
+        n_xp: how many channels are samples of the spectrum.
+        seed: of the copies.
+    """
+    scale, nets = np.asarray(second.nets.residual_scale), second.nets
+    both = (aside, copies(model.forward, aside, n_xp, np.random.default_rng(seed)))
+    results = [_lessons(model, stars, scale, n_xp)[:2] for stars in both]
+    lessons = Lessons(*map(np.concatenate, zip(*(r[0] for r in results), strict=True)))
+    seen = _joined([r[1] for r in results])
+    usable = lessons.usable
+    if usable.sum() < MIN_STARS_PER_KIND:
+        return second
+    lessons, places = lessons.take(usable), seen.places[usable]
+    of = ensemble(nets, lessons.features, np.zeros_like(lessons.offset), lessons.sigma)
+    low, median, high = (quantiles(of, level) for level in (LOW, MEDIAN, HIGH))
+    spread = np.asarray(second.support.spread, np.float64)
+    kinds, width = find_kinds(places / spread)
+    weight = kind_weights(places / spread, kinds, width)
+    factors = fit_and_widen(Known(median - lessons.offset, 0.5 * (high - low), lessons.error**2), weight, shifted=False)
+    log.info(
+        "second stage: 68 % intervals stretched by "
+        + ", ".join(f"{v:.2f}" for v in np.median(weight @ factors.stretch, axis=0))
+    )
+    values = (spread, kinds, width, factors.stretch)
+    return SecondStage(nets, second.support, Stretches(*(np.asarray(v, np.float32) for v in values)))
