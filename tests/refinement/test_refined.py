@@ -1,0 +1,108 @@
+"""Mixtures against brute force: quantiles, moments, a measured parallax, fading."""
+
+import numpy as np
+import pytest
+from scipy.stats import multivariate_normal, norm
+
+from xpbayes.refinement.features import FluxOnly
+from xpbayes.refinement.refined import Gaussians, faded, quantiles, stretched, summary, with_parallax
+
+RNG = np.random.default_rng(8)
+N_DRAWS = 400_000
+
+
+def _mixtures(n=4, k=3, n_labels=2) -> Gaussians:
+    factor = np.tril(RNG.normal(size=(n, k, n_labels, n_labels)) * 0.2) + 0.3 * np.eye(n_labels)
+    mean = RNG.normal(size=(n, k, n_labels))
+    return Gaussians(RNG.dirichlet(np.ones(k), n), mean, factor @ factor.transpose(0, 1, 3, 2))
+
+
+def _draws(of: Gaussians, star: int) -> np.ndarray:
+    which = RNG.choice(of.weight.shape[1], N_DRAWS, p=of.weight[star])
+    factor = np.linalg.cholesky(of.covariance[star])[which]
+    return of.mean[star, which] + np.einsum("nij,nj->ni", factor, RNG.normal(size=(N_DRAWS, of.mean.shape[2])))
+
+
+def test_quantiles_and_moments_are_those_of_draws():
+    of = _mixtures()
+    found = summary(of, np.ones(4))
+    for star in range(4):
+        draws = _draws(of, star)
+        low, median, high = np.quantile(draws, norm.cdf([-1, 0, 1]), axis=0)
+        for mine, theirs in ((found.low, low), (found.median, median), (found.high, high)):
+            np.testing.assert_allclose(mine[star], theirs, atol=0.02)
+        np.testing.assert_allclose(found.covariance[star], np.cov(draws.T), atol=0.02)
+        np.testing.assert_allclose(found.std[star], draws.std(axis=0), rtol=0.01)
+
+
+def test_quantiles_with_a_measurements_error():
+    of, error = _mixtures(n=2), np.array([[0.3, 0.5], [0.0, 1.0]])
+    found = quantiles(of, 0.9, error**2)
+    for star in range(2):
+        draws = _draws(of, star) + error[star] * RNG.normal(size=(N_DRAWS, 2))
+        np.testing.assert_allclose(found[star], np.quantile(draws, 0.9, axis=0), atol=0.02)
+
+
+def test_stretching_keeps_means_and_widens():
+    of = _mixtures()
+    before, after = (summary(m, np.ones(4)) for m in (of, stretched(of, np.full((4, 2), 1.7))))
+    np.testing.assert_allclose(after.std, 1.7 * before.std, rtol=1e-9)
+    np.testing.assert_allclose(
+        np.sum(of.weight[:, :, None] * of.mean, axis=1),
+        np.sum(stretched(of, np.full((4, 2), 1.7)).weight[:, :, None] * stretched(of, np.full((4, 2), 1.7)).mean, axis=1),
+    )
+
+
+def test_fading_ends_at_the_forward_posterior():
+    of = _mixtures()
+    median, covariance = RNG.normal(size=(4, 2)), np.tile(np.diag([0.04, 0.09]), (4, 1, 1))
+    none, all_of_it = (summary(faded(of, np.full(4, s), median, covariance), np.full(4, s)) for s in (0.0, 1.0))
+    np.testing.assert_allclose(none.median, median, atol=1e-6)
+    np.testing.assert_allclose(none.std, np.tile([0.2, 0.3], (4, 1)), rtol=1e-9)
+    np.testing.assert_allclose(none.high - none.low, 2 * none.std, rtol=1e-5)
+    for mine, own in zip(all_of_it[:5], summary(of, np.ones(4))[:5], strict=True):
+        np.testing.assert_allclose(mine, own, atol=1e-6)
+
+
+@pytest.mark.parametrize("parallax_snr", [3.0, 10.0, 80.0])
+def test_a_parallax_is_one_more_observation_of_the_labels(parallax_snr):
+    """Against a grid: prior over labels the mixture; ln parallax a Gaussian about a plane over the labels."""
+    of = _mixtures(n=1, k=2)
+    # Labels, E and parallax of the forward posterior, in ln parallax first: covariance of all four.
+    root = np.tril(RNG.normal(size=(4, 4)) * 0.1) + 0.25 * np.eye(4)
+    covariance = root @ root.T
+    mode = np.array([0.2, -0.1, 0.5, 2.0])
+    unit = np.array([1.0, 1.0, 1.0, mode[3]])
+    fit = FluxOnly(mode[None], (covariance * unit[:, None] * unit)[None], *np.zeros((3, 1)))
+    slope = np.linalg.solve(covariance[:2, :2], covariance[:2, 3])
+    left, scatter = covariance[3, 3] - slope @ covariance[:2, 3], 0.1
+    at = mode[3] * 1.1
+    error = at / parallax_snr
+    parallax = at * 1.05
+    found = summary(
+        with_parallax(of, fit, *(np.array([v]) for v in (parallax, 1.0 / error, scatter, at))), np.ones(1)
+    )
+
+    axes = [np.linspace(*(of.mean[0, :, i].mean() + np.array([-6, 6])), 1201) for i in range(2)]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    density = sum(
+        of.weight[0, k] * multivariate_normal(of.mean[0, k], of.covariance[0, k]).pdf(grid) for k in range(2)
+    )
+    expected = np.log(mode[3]) + (grid - mode[:2]) @ slope
+    measured = np.log(at) + (parallax - at) / at  # the linear observation that the update is made of
+    density = density * norm(expected, np.sqrt(left + scatter**2 + (error / at) ** 2)).pdf(measured)
+    density /= density.sum()
+    mean = np.einsum("ij,ijl->l", density, grid)
+    apart = grid - mean
+    np.testing.assert_allclose(found.covariance[0], np.einsum("ij,ijl,ijm->lm", density, apart, apart), rtol=2e-3, atol=1e-5)
+    for i in range(2):
+        marginal = np.cumsum(density.sum(axis=1 - i))
+        np.testing.assert_allclose(found.median[0, i], np.interp(0.5, marginal, axes[i]), atol=0.01)
+
+
+def test_without_a_parallax_nothing_changes():
+    of = _mixtures(n=3)
+    fit = FluxOnly(np.ones((3, 4)), np.tile(np.eye(4) * 0.1, (3, 1, 1)), *np.zeros((3, 3)))
+    same = with_parallax(of, fit, np.ones(3), np.zeros(3), np.zeros(3), np.ones(3))
+    for mine, before in zip(same, of, strict=True):
+        np.testing.assert_array_equal(mine, before)
