@@ -4,8 +4,16 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal, norm
 
-from xpbayes.refinement.features import FluxOnly
-from xpbayes.refinement.refined import Gaussians, faded, quantiles, stretched, summary, with_parallax
+from xpbayes.refinement.refined import (
+    Gaussians,
+    Relation,
+    faded,
+    quantiles,
+    relation_to_parallax,
+    stretched,
+    summary,
+    with_parallax,
+)
 
 RNG = np.random.default_rng(8)
 N_DRAWS = 400_000
@@ -49,7 +57,9 @@ def test_stretching_keeps_means_and_widens():
     np.testing.assert_allclose(after.std, 1.7 * before.std, rtol=1e-9)
     np.testing.assert_allclose(
         np.sum(of.weight[:, :, None] * of.mean, axis=1),
-        np.sum(stretched(of, np.full((4, 2), 1.7)).weight[:, :, None] * stretched(of, np.full((4, 2), 1.7)).mean, axis=1),
+        np.sum(
+            stretched(of, np.full((4, 2), 1.7)).weight[:, :, None] * stretched(of, np.full((4, 2), 1.7)).mean, axis=1
+        ),
     )
 
 
@@ -66,43 +76,52 @@ def test_fading_ends_at_the_forward_posterior():
 
 @pytest.mark.parametrize("parallax_snr", [3.0, 10.0, 80.0])
 def test_a_parallax_is_one_more_observation_of_the_labels(parallax_snr):
-    """Against a grid: prior over labels the mixture; ln parallax a Gaussian about a plane over the labels."""
+    """Against a grid: labels as in the mixture, ln parallax a Gaussian about a plane over them, measured once."""
     of = _mixtures(n=1, k=2)
-    # Labels, E and parallax of the forward posterior, in ln parallax first: covariance of all four.
-    root = np.tril(RNG.normal(size=(4, 4)) * 0.1) + 0.25 * np.eye(4)
-    covariance = root @ root.T
-    mode = np.array([0.2, -0.1, 0.5, 2.0])
-    unit = np.array([1.0, 1.0, 1.0, mode[3]])
-    fit = FluxOnly(mode[None], (covariance * unit[:, None] * unit)[None], *np.zeros((3, 1)))
-    slope = np.linalg.solve(covariance[:2, :2], covariance[:2, 3])
-    left, scatter = covariance[3, 3] - slope @ covariance[:2, 3], 0.1
-    at = mode[3] * 1.1
-    error = at / parallax_snr
-    parallax = at * 1.05
-    found = summary(
-        with_parallax(of, fit, *(np.array([v]) for v in (parallax, 1.0 / error, scatter, at))), np.ones(1)
-    )
+    slope, at, value, left = np.array([0.8, -0.5]), np.array([0.2, -0.1]), 0.7, 0.02
+    near = 2.1
+    parallax, error = 1.05 * near, near / parallax_snr
+    relation = Relation(slope[None], at[None], np.array([value]), np.array([left]))
+    measurement = (np.array([parallax]), np.array([1.0 / error]))
+    found = summary(with_parallax(of, relation, np.array([near]), *measurement), np.ones(1))
 
     axes = [np.linspace(*(of.mean[0, :, i].mean() + np.array([-6, 6])), 1201) for i in range(2)]
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
-    density = sum(
-        of.weight[0, k] * multivariate_normal(of.mean[0, k], of.covariance[0, k]).pdf(grid) for k in range(2)
-    )
-    expected = np.log(mode[3]) + (grid - mode[:2]) @ slope
-    measured = np.log(at) + (parallax - at) / at  # the linear observation that the update is made of
-    density = density * norm(expected, np.sqrt(left + scatter**2 + (error / at) ** 2)).pdf(measured)
+    density = sum(of.weight[0, k] * multivariate_normal(of.mean[0, k], of.covariance[0, k]).pdf(grid) for k in range(2))
+    measured = np.log(near) + (parallax - near) / near
+    density = density * norm(value + (grid - at) @ slope, np.sqrt(left + (error / near) ** 2)).pdf(measured)
     density /= density.sum()
     mean = np.einsum("ij,ijl->l", density, grid)
     apart = grid - mean
-    np.testing.assert_allclose(found.covariance[0], np.einsum("ij,ijl,ijm->lm", density, apart, apart), rtol=2e-3, atol=1e-5)
+    covariance = np.einsum("ij,ijl,ijm->lm", density, apart, apart)
+    np.testing.assert_allclose(found.covariance[0], covariance, rtol=2e-3, atol=1e-5)
     for i in range(2):
         marginal = np.cumsum(density.sum(axis=1 - i))
         np.testing.assert_allclose(found.median[0, i], np.interp(0.5, marginal, axes[i]), atol=0.01)
 
 
-def test_without_a_parallax_nothing_changes():
-    of = _mixtures(n=3)
-    fit = FluxOnly(np.ones((3, 4)), np.tile(np.eye(4) * 0.1, (3, 1, 1)), *np.zeros((3, 3)))
-    same = with_parallax(of, fit, np.ones(3), np.zeros(3), np.zeros(3), np.ones(3))
-    for mine, before in zip(same, of, strict=True):
-        np.testing.assert_array_equal(mine, before)
+@pytest.mark.parametrize("parallax_snr", [2.0, 20.0])
+def test_the_relation_is_that_of_the_fluxes_alone(parallax_snr):
+    """A Gaussian posterior of labels, ln E and ln parallax given the fluxes; the measurement is added, then taken off."""
+    root = np.tril(RNG.normal(size=(4, 4)) * 0.2) + 0.3 * np.eye(4)
+    precision, middle = np.linalg.inv(root @ root.T), np.array([0.3, -0.2, np.log(0.5), np.log(2.0)])
+    parallax = 2.0 * 1.2
+    inverse = parallax_snr / parallax
+    u = middle.copy()
+    for _ in range(200):  # Newton's steps to where both are best
+        model = np.exp(u[3])
+        gradient, hessian = precision @ (u - middle), precision.copy()
+        gradient[3] -= (parallax - model) * model * inverse**2
+        hessian[3, 3] += model * (2 * model - parallax) * inverse**2
+        u = u - 0.5 * np.linalg.solve(hessian, gradient)
+    unit = np.append(np.ones(2), np.exp(u[2:]))
+    mode = np.append(u[:2], np.exp(u[2:]))
+    laplace = np.linalg.inv(hessian) * unit[:, None] * unit
+    # E itself, not its logarithm: next to the mode the same Gaussian.
+    found = relation_to_parallax(mode[None], laplace[None], np.array([parallax]), np.array([inverse]))
+    covariance = root @ root.T
+    slope = np.linalg.solve(covariance[:2, :2], covariance[:2, 3])
+    np.testing.assert_allclose(found.slope[0], slope, rtol=1e-6)
+    np.testing.assert_allclose(found.variance[0], covariance[3, 3] - slope @ covariance[:2, 3], rtol=1e-6)
+    expected = middle[3] + (u[:2] - middle[:2]) @ slope
+    np.testing.assert_allclose(found.value[0], expected, atol=1e-6)

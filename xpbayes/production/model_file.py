@@ -7,7 +7,7 @@ so that a half-copied model is noticed. Loading needs no NumPyro. A model with c
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -190,24 +190,19 @@ def save_model(model: TrainedModel, folder: str | os.PathLike[str]) -> Path:
         "labels": list(model.labels),
         "arrays_checksum": file_checksum(folder / ARRAYS),
     }
-    if model.confidence is None:
-        card.pop("confidence", None)
-    else:
-        card["confidence"] = {**card["confidence"], "arrays_checksum": _save_confidence(model.confidence, folder)}
-    card.pop("transfer", None)
-    if model.transfer is not None:
-        card["transfer"] = {**(model.card.get("transfer") or {}), **save_transfer(model.transfer, folder)}
-    card.pop("second_stage", None)
-    if model.second_stage is not None:
-        entry = save_second_stage(model.second_stage, folder)
-        card["second_stage"] = {**(model.card.get("second_stage") or {}), **entry}
+    beside: dict[str, tuple[str, Any, Callable[[Any, Path], dict[str, Any]]]] = {
+        "confidence": (CONFIDENCE, model.confidence, _save_confidence),
+        "transfer": (TRANSFER, model.transfer, save_transfer),
+        "second_stage": (SECOND_STAGE, model.second_stage, save_second_stage),
+    }
+    for name, (_, part, save) in beside.items():
+        entry = card.pop(name, None) or {}
+        if part is not None:
+            card[name] = {**entry, **save(part, folder)}
     write_json(card, folder / CARD)
-    if model.second_stage is None:
-        (folder / SECOND_STAGE).unlink(missing_ok=True)
-    if model.confidence is None:
-        (folder / CONFIDENCE).unlink(missing_ok=True)  # of a model that this one replaces
-    if model.transfer is None:
-        (folder / TRANSFER).unlink(missing_ok=True)
+    for file, part, _ in beside.values():
+        if part is None:
+            (folder / file).unlink(missing_ok=True)  # of a model that this one replaces
     return folder
 
 
@@ -220,12 +215,12 @@ def _model_error_key(name: str) -> str:
     return f"model_error.{'tail' if name == 'inv_dof' else name}"
 
 
-def _save_confidence(nets: ConfidenceNets, folder: Path) -> str:
-    """Write the classifiers' arrays and return their checksum."""
+def _save_confidence(nets: ConfidenceNets, folder: Path) -> dict[str, Any]:
+    """Write the classifiers' arrays and return what the card says of them."""
     arrays = {f"weights.{i}": w for i, w in enumerate(nets.weights)}
     arrays |= {f"biases.{i}": b for i, b in enumerate(nets.biases)}
     arrays |= {"center": nets.center, "inverse_scale": nets.inverse_scale, "indicator": nets.indicator}
-    return file_checksum(save_arrays(folder / CONFIDENCE, _plain(arrays)))
+    return {"arrays_checksum": file_checksum(save_arrays(folder / CONFIDENCE, _plain(arrays)))}
 
 
 def _load_confidence(folder: Path, about: "_Confidence", features: tuple[str, ...]) -> ConfidenceNets:

@@ -19,6 +19,7 @@ from xpbayes.refinement.support import FeatureSupport
 
 SECOND_STAGE = "second_stage.safetensors"
 AGAIN = "train or copy the model again"
+CASES = ("stretches", "with_parallax")
 NETS = ("center", "inverse_scale", "residual_scale", "unit")
 
 
@@ -36,8 +37,9 @@ def save_second_stage(second: SecondStage, folder: Path) -> dict[str, Any]:
     arrays |= {f"biases.{i}": b for i, b in enumerate(nets.biases)}
     arrays |= {name: getattr(nets, name) for name in NETS}
     arrays |= {f"support.{name}": value for name, value in second.support._asdict().items()}
-    if second.stretches is not None:
-        arrays |= {f"stretches.{name}": value for name, value in second.stretches._asdict().items()}
+    for case in CASES:
+        if (stretches := getattr(second, case)) is not None:
+            arrays |= {f"{case}.{name}": value for name, value in stretches._asdict().items()}
     plain = {name: np.array(value, np.float32, order="C") for name, value in arrays.items()}
     return asdict(SecondStageEntry(file_checksum(save_arrays(folder / SECOND_STAGE, plain))))
 
@@ -72,8 +74,10 @@ def load_second_stage(
     nets = RefinementNets(weights, biases, *(jnp.asarray(arrays[name]) for name in NETS))
     support = FeatureSupport(*(arrays[f"support.{name}"] for name in FeatureSupport._fields))
     if "stretches.factor" not in arrays:
-        return SecondStage(nets, support)
-    return SecondStage(nets, support, Stretches(*(arrays[f"stretches.{name}"] for name in Stretches._fields)))
+        return SecondStage(nets, support, channels.n_xp)
+    return SecondStage(
+        nets, support, channels.n_xp, Stretches(*(arrays[f"stretches.{name}"] for name in Stretches._fields))
+    )
 
 
 def _check(arrays: dict[str, NDArray[Any]], labels: tuple[str, ...], channels: Channels) -> None:
@@ -86,5 +90,6 @@ def _check(arrays: dict[str, NDArray[Any]], labels: tuple[str, ...], channels: C
     check_fields(arrays, {name: RefinementNets.__annotations__[name] for name in NETS}, sizes)
     of_support = {f"support.{name}": kind for name, kind in FeatureSupport.__annotations__.items()}
     check_fields(arrays, of_support, sizes)
-    if "stretches.factor" in arrays:
-        check_fields(arrays, {f"stretches.{name}": kind for name, kind in Stretches.__annotations__.items()}, sizes)
+    for case in CASES:
+        if f"{case}.factor" in arrays:
+            check_fields(arrays, {f"{case}.{name}": kind for name, kind in Stretches.__annotations__.items()}, sizes)

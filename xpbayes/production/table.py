@@ -18,7 +18,7 @@ from xpbayes.inference.fit import Posteriors
 from xpbayes.inference.linear_algebra import upper_triangle
 from xpbayes.production.flags import Parallaxes, Scores, paper_flags, quality_flags
 from xpbayes.production.manifest import catalogue_metadata
-from xpbayes.refinement.refined import Refined
+from xpbayes.refinement.refined import Refined, forward_gaussian
 from xpbayes.release import DEFAULT_RELEASE
 from xpbayes.schema import CATALOGUE_VERSION, FORMER_ID, arrow_schema, catalogue_columns, columns_of
 
@@ -38,7 +38,6 @@ def catalogue_rows(
     by_chains: NDArray[np.bool_] | None = None,
     added: NDArray[np.float64] | None = None,
     scores: Scores = Scores(),  # noqa: B008 - immutable
-    refined: Refined | None = None,
 ) -> dict[str, Any]:
     """Build the columns of the catalogue as NumPy arrays, one row per star of the table.
 
@@ -52,7 +51,6 @@ def catalogue_rows(
         added: (star, parameter, parameter) of the 'ok' stars, what the results contain because the model is uncertain,
             NaN where nothing; None leaves out the columns that tell.
         scores: of the 'ok' stars.
-        refined: labels of the 'ok' stars from the second stage; None leaves out their columns.
     """
     n, n_parameters = len(table), inferred.estimate.shape[1]
     finite = np.isfinite(inferred.estimate).all(axis=1) & np.isfinite(inferred.covariance).all(axis=(1, 2))
@@ -134,22 +132,35 @@ def catalogue_rows(
         model_covariance = spread(added, np.nan)
         rows["model_cov_triu"] = upper_triangle(model_covariance)
         rows["stellar_params_model_err"] = np.sqrt(np.diagonal(model_covariance, axis1=1, axis2=2)).astype(np.float32)
-    if refined is not None:
-        n_labels = n_parameters - 2
-        half = 0.5 * (inferred.high - inferred.low)[:, :n_labels]
-        forward, error = inferred.median[:, :n_labels], np.where(half > 0, half, np.nan)
-        drawn = np.isfinite(forward) & np.isfinite(error)
-        forward = np.where(drawn, forward, inferred.estimate[:, :n_labels])
-        error = np.where(drawn, error, np.sqrt(np.diagonal(inferred.laplace, axis1=1, axis2=2))[:, :n_labels])
-        rows |= {
-            "refined_median": spread(refined.median, np.nan),
-            "refined_p16": spread(refined.low, np.nan),
-            "refined_p84": spread(refined.high, np.nan),
-            "refined_std": spread(refined.std, np.nan),
-            "refined_cov_triu": upper_triangle(spread(refined.covariance, np.nan)),
-            "refined_move": spread((refined.median - forward) / error, np.nan),
-            "refined_share": spread(refined.share, np.nan),
-        }
+    return rows
+
+
+def refined_rows(
+    refined: Refined, published: Posteriors, status: NDArray[np.str_], solved: NDArray[np.bool_]
+) -> dict[str, Any]:
+    """Columns of the second stage, one row per star of the table; null for whoever has no solution.
+
+    Args:
+        refined: labels of the stars that were tried.
+        published: their forward posteriors, as the other columns have them.
+        status: (star,) 'ok' for the stars that were tried.
+        solved: (star,) those of them that have a solution.
+    """
+    center, covariance = forward_gaussian(published, refined.median.shape[1])
+    move = (refined.median - center) / np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+    values: dict[str, NDArray[Any]] = {
+        "median": refined.median,
+        "p16": refined.low,
+        "p84": refined.high,
+        "std": refined.std,
+        "cov_triu": upper_triangle(refined.covariance),
+        "move": move,
+        "share": refined.share,
+    }
+    kept = solved[status == OK]
+    rows = {f"refined_{name}": np.full((len(status), *of.shape[1:]), np.nan) for name, of in values.items()}
+    for name, of in values.items():
+        rows[f"refined_{name}"][solved] = of[kept]
     return rows
 
 

@@ -6,7 +6,6 @@ and of which their labels would be guessed. A measured parallax is no feature: t
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
@@ -78,8 +77,7 @@ def flux_only(model: StarModel, stars: Stars, found: "Posteriors", *, use_parall
     mode, laplace, chi2 = (np.array(v, np.float64) for v in (found.estimate, found.laplace, found.chi2))
     used = np.flatnonzero((np.asarray(stars.parallax_inv_error) > 0) & use_parallax & np.isfinite(mode).all(axis=1))
     if len(used):
-        some = jax.tree.map(lambda leaf: np.asarray(leaf)[used], stars)
-        some = replace(some, parallax_inv_error=np.zeros(len(used), np.float32))
+        some = jax.tree.map(lambda leaf: np.asarray(leaf)[used], stars.blind(parallax=False))
         begin = to_log(np.maximum(mode[used], np.append(np.full(n, -np.inf), [TINY, TINY])).astype(np.float32))
         some = fold_in_model_error(model, some, jnp.asarray(begin))
         there = np.asarray(solve(model, some, jnp.asarray(begin)).theta_log)

@@ -6,6 +6,7 @@ In: stars, their forward posteriors, a `SecondStage`. Out: `Refined`, in the lab
 2. where a parallax was used, every Gaussian is conditioned on it. Near the mode the forward model gives ln parallax as a
    linear function of the labels, up to what the fluxes leave open and the scatter of stars of the same labels; a measured
    parallax is then one more observation of the labels (Kalman's update), and weighs the Gaussians against each other;
+   the result is stretched as stars kept aside with parallaxes want it;
 3. the forward posterior is one more Gaussian, with all the weight where the second stage has not learned (`support`);
 4. medians and quantiles of that mixture.
 """
@@ -58,12 +59,16 @@ class SecondStage:
     Attributes:
         nets: the ensemble.
         support: where it has learned.
+        n_xp: how many of the model's channels are samples of the spectrum.
         stretches: what stars kept aside say of its widths; None until they are asked.
+        with_parallax: the same of stars whose parallax was used, on top.
     """
 
     nets: RefinementNets
     support: FeatureSupport
+    n_xp: int
     stretches: Stretches | None = None
+    with_parallax: Stretches | None = None
 
 
 class Refined(NamedTuple):
@@ -95,6 +100,17 @@ class Gaussians(NamedTuple):
     weight: NDArray[np.float64]
     mean: NDArray[np.float64]
     covariance: NDArray[np.float64]
+
+    def take(self, rows: NDArray[np.integer]) -> "Gaussians":
+        """Select stars."""
+        return Gaussians(*(values[rows] for values in self))
+
+    def replaced(self, rows: NDArray[np.integer], others: "Gaussians") -> "Gaussians":
+        """Those of some stars replaced by others."""
+        out = Gaussians(*(values.copy() for values in self))
+        for values, new in zip(out, others, strict=True):
+            values[rows] = new
+        return out
 
 
 class Seen(NamedTuple):
@@ -184,45 +200,72 @@ def stretch_at(stretches: Stretches | None, places: NDArray[np.float64], n_label
     return weight @ np.asarray(stretches.factor, np.float64)
 
 
-def with_parallax(
-    of: Gaussians,
-    fit: FluxOnly,
+class Relation(NamedTuple):
+    """What fluxes say of ln parallax once the labels are known, next to where the fit with the parallax ended.
+
+    Attributes:
+        slope: (star, label) of ln parallax on the labels.
+        at: (star, label) labels where it is taken.
+        value: (star,) ln parallax there.
+        variance: (star,) that the fluxes leave open.
+    """
+
+    slope: NDArray[np.float64]
+    at: NDArray[np.float64]
+    value: NDArray[np.float64]
+    variance: NDArray[np.float64]
+
+
+def relation_to_parallax(
+    mode: NDArray[np.floating],
+    laplace: NDArray[np.floating],
     parallax: NDArray[np.floating],
     inverse_error: NDArray[np.floating],
-    scatter: NDArray[np.floating],
-    at: NDArray[np.floating],
+) -> Relation:
+    """The relation, from a fit with the parallax by taking what the parallax said off its Hessian.
+
+    Args:
+        mode: (star, parameter) labels, E [mag], parallax [mas] where the fit ended.
+        laplace: (star, parameter, parameter) covariance of the same.
+        parallax, inverse_error: (star,) the measurement that was used [mas], and 1 / its error.
+    """
+    n = mode.shape[1] - 2
+    unit = np.ones(mode.shape)
+    unit[:, -1] = mode[:, -1]
+    precision = np.linalg.inv(laplace) * unit[:, :, None] * unit[:, None, :]
+    weight = mode[:, -1] * inverse_error**2
+    precision[:, -1, -1] -= weight * (2.0 * mode[:, -1] - parallax)
+    given_labels = np.linalg.inv(precision[:, n:, n:])
+    slope = -(given_labels @ precision[:, n:, :n])[:, 1]
+    variance = np.maximum(given_labels[:, 1, 1], 0.0)
+    value = np.log(mode[:, -1]) - variance * weight * (parallax - mode[:, -1])
+    return Relation(slope, mode[:, :n].astype(np.float64), value, variance)
+
+
+def with_parallax(
+    of: Gaussians, found: Relation, near: NDArray[np.floating], parallax: NDArray, inverse_error: NDArray
 ) -> Gaussians:
     """Mixtures given the measured parallax.
 
     Args:
         of: the mixtures given the fluxes.
-        fit: the forward posterior given the fluxes.
-        parallax, inverse_error: (star,) measured [mas], and 1 / its error, 0 where it was not used.
-        scatter: (star,) of ln parallax at given labels.
-        at: (star,) parallax that the fit with it found [mas]: where its logarithm is taken.
+        found: what these say of ln parallax.
+        near: (star,) parallax at which its logarithm is taken to be linear [mas].
+        parallax, inverse_error: (star,) the measurement [mas], and 1 / its error with the scatter of such stars in it.
     """
-    n = of.mean.shape[2]
-    unit = np.ones_like(fit.mode)
-    unit[:, -1] = 1.0 / np.maximum(fit.mode[:, -1], 1e-9)
-    covariance = fit.laplace * unit[:, :, None] * unit[:, None, :]
-    slope = np.linalg.solve(covariance[:, :n, :n], covariance[:, :n, -1:])[:, :, 0]
-    left = np.maximum(covariance[:, -1, -1] - np.sum(slope * covariance[:, :n, -1], axis=1), 0.0)
-    used = np.flatnonzero((inverse_error > 0) & (at > 0) & np.isfinite(slope).all(axis=1))
-    a, mean, matrix = slope[used], of.mean[used], of.covariance[used]
-    ln_at, near = np.log(at[used]), at[used]
-    measured = ln_at + (parallax[used] - near) / near
-    noise = left[used] + scatter[used] ** 2 + 1.0 / (inverse_error[used] * near) ** 2
-    expected = np.log(fit.mode[used, -1])[:, None] + np.einsum("skl,sl->sk", mean - fit.mode[used, None, :n], a)
-    along = np.einsum("sklm,sm->skl", matrix, a)
-    variance = np.einsum("skl,sl->sk", along, a) + noise[:, None]
+    noise = found.variance + 1.0 / (inverse_error * near) ** 2
+    measured = np.log(near) + (parallax - near) / near
+    expected = found.value[:, None] + np.einsum("skl,sl->sk", of.mean - found.at[:, None], found.slope)
+    along = np.einsum("sklm,sm->skl", of.covariance, found.slope)
+    variance = np.einsum("skl,sl->sk", along, found.slope) + noise[:, None]
     surprise = measured[:, None] - expected
-    ln_weight = np.log(np.maximum(of.weight[used], 1e-300)) - 0.5 * surprise**2 / variance - 0.5 * np.log(variance)
+    ln_weight = np.log(np.maximum(of.weight, 1e-300)) - 0.5 * surprise**2 / variance - 0.5 * np.log(variance)
     weight = np.exp(ln_weight - ln_weight.max(axis=1, keepdims=True))
-    out = Gaussians(*(values.copy() for values in of))
-    out.weight[used] = weight / weight.sum(axis=1, keepdims=True)
-    out.mean[used] = mean + along * (surprise / variance)[:, :, None]
-    out.covariance[used] = matrix - along[:, :, :, None] * along[:, :, None, :] / variance[:, :, None, None]
-    return out
+    return Gaussians(
+        weight / weight.sum(axis=1, keepdims=True),
+        of.mean + along * (surprise / variance)[:, :, None],
+        of.covariance - along[:, :, :, None] * along[:, :, None, :] / variance[:, :, None, None],
+    )
 
 
 def faded(of: Gaussians, share: NDArray[np.float64], median: NDArray, covariance: NDArray) -> Gaussians:
@@ -287,14 +330,56 @@ def forward_gaussian(published: "Posteriors", n_labels: int) -> tuple[NDArray[np
     return median, laplace * ratio[:, :, None] * ratio[:, None, :]
 
 
+class Mixtures(NamedTuple):
+    """What the second stage alone says of stars.
+
+    Attributes:
+        of: (sound star, ...) the mixtures.
+        rows: (sound star,) which stars these are: those with a mode and finite features.
+        places: (sound star, place) by which stars are near each other.
+        share: (sound star,) how far the second stage has learned of such stars.
+        by_parallax: (sound star,) a parallax was used.
+    """
+
+    of: Gaussians
+    rows: NDArray[np.integer]
+    places: NDArray[np.float64]
+    share: NDArray[np.float64]
+    by_parallax: NDArray[np.bool_]
+
+
+def mixtures(
+    second: SecondStage, model: StarModel, stars: Stars, found: "Posteriors", *, use_parallax: bool
+) -> Mixtures:
+    """What the second stage alone says of stars, its widths stretched; arguments as of `refine_labels`."""
+    n = found.estimate.shape[1] - 2
+    fit = flux_only(model, stars, found, use_parallax=use_parallax)
+    nets, ratio = second.nets, relative_residuals(model.forward, stars, fit.mode)
+    seen = see(stars, fit, ratio, np.asarray(nets.residual_scale), second.n_xp)
+    mode, laplace = np.asarray(found.estimate, np.float64), np.asarray(found.laplace, np.float64)
+    sound = seen.sound & np.isfinite(mode).all(axis=1) & np.isfinite(laplace).all(axis=(1, 2))
+    rows = np.flatnonzero(sound)
+    fit, seen = fit.take(rows), seen.take(rows)
+    of = ensemble(nets, seen.features, fit.mode[:, :n], fit.sigma[:, :n])
+    of = stretched(of, stretch_at(second.stretches, seen.places, n))
+    parallax, inverse_error = (np.asarray(v, np.float64)[rows] for v in (stars.parallax, stars.parallax_inv_error))
+    by_parallax = (inverse_error > 0) & (mode[rows, -1] > 0) & use_parallax
+    used = np.flatnonzero(by_parallax)
+    if len(used):
+        at, measured = rows[used], (parallax[used], inverse_error[used])
+        relation = relation_to_parallax(mode[at], laplace[at], *measured)
+        some = with_parallax(of.take(used), relation, mode[at, -1], *measured)
+        of = of.replaced(used, stretched(some, stretch_at(second.with_parallax, seen.places[used], n)))
+    share = share_of_second_stage(second.support, seen.places, residual_size(nets, seen))
+    return Mixtures(of, rows, seen.places, share, by_parallax)
+
+
 def refine_labels(
     second: SecondStage,
     model: StarModel,
     stars: Stars,
     found: "Posteriors",
     published: "Posteriors",
-    n_xp: int,
-    scatter: Float[NDArray, " star"] | None = None,
     *,
     use_parallax: bool,
 ) -> Refined:
@@ -303,34 +388,19 @@ def refine_labels(
     Args:
         second: the second stage.
         model: the forward model that it belongs to.
-        stars: the stars, as measured.
+        stars: the stars, as inference saw them: with the scatter of stars of the same labels in errors of parallaxes.
         found: their posteriors as inference found them.
         published: the same, calibrated or not, as the catalogue has them: what the result fades into.
-        n_xp: how many channels are samples of the spectrum.
-        scatter: (star,) of ln parallax at given labels; none if None.
         use_parallax: whether inference used the parallaxes.
     """
-    n = found.estimate.shape[1] - 2
-    fit = flux_only(model, stars, found, use_parallax=use_parallax)
-    nets = second.nets
-    seen = see(stars, fit, relative_residuals(model.forward, stars, fit.mode), np.asarray(nets.residual_scale), n_xp)
-    median, covariance = forward_gaussian(published, n)
-    sound = seen.sound & np.isfinite(median).all(axis=1) & np.isfinite(covariance).all(axis=(1, 2))
-    rows = np.flatnonzero(sound)
-    fit, seen = fit.take(rows), seen.take(rows)
-    of = ensemble(nets, seen.features, fit.mode[:, :n], fit.sigma[:, :n])
-    of = stretched(of, stretch_at(second.stretches, seen.places, n))
-    inverse_error = np.asarray(stars.parallax_inv_error, np.float64)[rows] * use_parallax
-    if inverse_error.any():
-        spread = np.zeros(len(rows)) if scatter is None else np.asarray(scatter, np.float64)[rows]
-        parallax, at = np.asarray(stars.parallax, np.float64)[rows], found.estimate[rows, -1].astype(np.float64)
-        of = with_parallax(of, fit, parallax, inverse_error, spread, at)
-    share = share_of_second_stage(second.support, seen.places, residual_size(nets, seen))
-    result = summary(faded(of, share, median[rows], covariance[rows]), share)
-
-    def spread_out(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        out = np.full((len(sound), *values.shape[1:]), np.nan)
-        out[rows] = values
-        return out
-
-    return Refined(*(spread_out(values) for values in result))
+    n, n_stars = found.estimate.shape[1] - 2, len(found.estimate)
+    result = [np.full((n_stars, *shape), np.nan) for shape in ((n,), (n,), (n,), (n,), (n, n), ())]
+    if n_stars:
+        known = mixtures(second, model, stars, found, use_parallax=use_parallax)
+        median, covariance = (values[known.rows] for values in forward_gaussian(published, n))
+        finite = np.isfinite(median).all(axis=1) & np.isfinite(covariance).all(axis=(1, 2))
+        of, share = known.of.take(finite), known.share[finite]
+        refined = summary(faded(of, share, median[finite], covariance[finite]), share)
+        for values, new in zip(result, refined, strict=True):
+            values[known.rows[finite]] = new
+    return Refined(*result)

@@ -1,8 +1,10 @@
 """Make a second stage: infer labelled stars blind, learn, and calibrate on stars that neither stage learned from."""
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import jax
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,7 +30,7 @@ from xpbayes.refinement.refined import (
     SecondStage,
     Seen,
     Stretches,
-    ensemble,
+    mixtures,
     quantiles,
     residual_size,
     see,
@@ -98,7 +100,7 @@ def learn_second_stage(model: StarModel, stars: Stars, n_xp: int, config: "Refin
     nets = learn(together, scale, config)
     sound = np.flatnonzero(together.usable)
     seen = seen.take(sound)
-    return SecondStage(nets, make_feature_support(seen.places, residual_size(nets, seen), config.seed))
+    return SecondStage(nets, make_feature_support(seen.places, residual_size(nets, seen), config.seed), n_xp)
 
 
 def _joined(parts: list[Seen]) -> Seen:
@@ -107,35 +109,51 @@ def _joined(parts: list[Seen]) -> Seen:
 
 
 def calibrate_second_stage(
-    second: SecondStage, model: StarModel, aside: Stars, n_xp: int, seed: int = 0
+    second: SecondStage, model: StarModel, aside: Stars, looked_at: Stars, seed: int = 0
 ) -> SecondStage:
     """Find by how much the mixtures must be stretched for 68 % of labels to lie within their 68 % intervals.
 
     Args:
         second: the second stage.
         model: the forward model.
-        aside: stars with labels that neither has learned from; they and copies of them are inferred.
-        n_xp: how many channels are samples of the spectrum.
+        aside: stars with labels that neither has learned from; they and copies of them are inferred from their fluxes.
+        looked_at: the same as inference sees them, with the scatter of such stars in the errors of their parallaxes:
+            those with a parallax are inferred with it too.
         seed: of the copies.
     """
-    scale, nets = np.asarray(second.nets.residual_scale), second.nets
-    both = (aside, copies(model.forward, aside, n_xp, np.random.default_rng(seed)))
-    results = [_lessons(model, stars, scale, n_xp)[:2] for stars in both]
-    lessons = Lessons(*map(np.concatenate, zip(*(r[0] for r in results), strict=True)))
-    seen = _joined([r[1] for r in results])
-    usable = lessons.usable
-    if usable.sum() < MIN_STARS_PER_KIND:
+    second = replace(second, stretches=None, with_parallax=None)
+    copied = copies(model.forward, aside, second.n_xp, np.random.default_rng(seed))
+    found = [_judged(second, model, stars, BLIND) for stars in (aside, copied)]
+    second = replace(second, stretches=_stretches(second, [np.concatenate(v) for v in zip(*found, strict=True)]))
+    measured = np.flatnonzero(np.asarray(aside.parallax_inv_error) > 0)
+    if len(measured) < MIN_STARS_PER_KIND:
         return second
-    lessons, places = lessons.take(usable), seen.places[usable]
-    of = ensemble(nets, lessons.features, np.zeros_like(lessons.offset), lessons.sigma)
-    low, median, high = (quantiles(of, level) for level in (LOW, MEDIAN, HIGH))
+    some = jax.tree.map(lambda leaf: np.asarray(leaf)[measured], looked_at)
+    judged = _judged(second, model, some, BLIND.model_copy(update={"use_parallax": True}))
+    return replace(second, with_parallax=_stretches(second, judged))
+
+
+def _judged(second: SecondStage, model: StarModel, stars: Stars, how: InferenceConfig) -> list[NDArray[np.float64]]:
+    """Places, residuals of medians, halves of 68 % intervals and squared errors of the labels; of the sound stars."""
+    found = fit_stars(model, stars, how)
+    known = mixtures(second, model, stars, found, use_parallax=how.use_parallax)
+    rows = known.rows
+    label, inverse = (np.asarray(v, np.float64)[rows] for v in (stars.labels, stars.label_inv_error))
+    low, median, high = (quantiles(known.of, level) for level in (LOW, MEDIAN, HIGH))
+    good = np.asarray(found.converged, bool)[rows] & (inverse > 0).all(axis=1)
+    values = (known.places, median - label, 0.5 * (high - low), 1.0 / np.where(inverse > 0, inverse, 1.0) ** 2)
+    return [v[good] for v in values]
+
+
+def _stretches(second: SecondStage, judged: list[NDArray[np.float64]]) -> Stretches | None:
+    """Stretches by kind of star; None of too few stars. `judged` is from `_judged`."""
+    places, residual, half, variance = judged
+    if len(places) < MIN_STARS_PER_KIND:
+        return None
     spread = np.asarray(second.support.spread, np.float64)
     kinds, width = find_kinds(places / spread)
     weight = kind_weights(places / spread, kinds, width)
-    factors = fit_and_widen(Known(median - lessons.offset, 0.5 * (high - low), lessons.error**2), weight, shifted=False)
-    log.info(
-        "second stage: 68 % intervals stretched by "
-        + ", ".join(f"{v:.2f}" for v in np.median(weight @ factors.stretch, axis=0))
-    )
-    values = (spread, kinds, width, factors.stretch)
-    return SecondStage(nets, second.support, Stretches(*(np.asarray(v, np.float32) for v in values)))
+    factor = fit_and_widen(Known(residual, half, variance), weight, shifted=False).stretch
+    words = ", ".join(f"{value:.2f}" for value in np.median(weight @ factor, axis=0))
+    log.info(f"second stage: 68 % intervals of {len(places)} stars kept aside stretched by {words}")
+    return Stretches(*(np.asarray(v, np.float32) for v in (spread, kinds, width, factor)))

@@ -26,7 +26,7 @@ from xpbayes.instrument.instrument import InstrumentId
 from xpbayes.production.flags import Scores
 from xpbayes.production.meeting import stars_for, warn_of_transfer
 from xpbayes.production.model_file import TrainedModel
-from xpbayes.production.table import catalogue_rows, describe, to_arrow, write_catalogue
+from xpbayes.production.table import catalogue_rows, describe, refined_rows, to_arrow, write_catalogue
 from xpbayes.runs.inputs import (
     PathLike,
     check_writable,
@@ -204,20 +204,6 @@ def solve_stars(
         by_chains=by_chains,
         scores=Scores(fit_quality, beyond),
     )
-    if config.second_stage and trained.second_stage is not None:
-        from xpbayes.refinement.refined import refine_labels
-
-        refined = refine_labels(
-            trained.second_stage,
-            trained.star_model,
-            looked_at,
-            found,
-            inferred,
-            trained.channels.n_xp,
-            None if scatter is None else scatter[:, 1],
-            use_parallax=config.use_parallax,
-        )
-        as_rows = partial(as_rows, refined=refined)
     rows = as_rows(inferred)
     if trained.confidence is not None:
         from xpbayes.production.reliability import confidence_columns
@@ -233,6 +219,12 @@ def solve_stars(
         wide = as_rows(add_model_covariance(inferred, added), added=added)
         # Flags and confidences know the stars' own errors, from which the classifiers were learned.
         rows = wide | {name: rows[name] for name in KNOW_OWN_ERRORS}
+    if config.second_stage and trained.second_stage is not None:
+        from xpbayes.refinement.refined import refine_labels
+
+        second, star_model = trained.second_stage, trained.star_model
+        refined = refine_labels(second, star_model, looked_at, found, inferred, use_parallax=config.use_parallax)
+        rows |= refined_rows(refined, inferred, status, rows["status"] == OK)
     return to_arrow(rows, len(trained.labels), release), int((rows["status"] != OK).sum())
 
 

@@ -41,7 +41,7 @@ from xpbayes.inference.support import make_support
 from xpbayes.models.extinction import NearInfraredLaw
 from xpbayes.production.model_file import CARD, TrainedModel, load_model, save_model
 from xpbayes.refinement.stage import calibrate_second_stage, learn_second_stage
-from xpbayes.runs.infer import infer
+from xpbayes.runs.infer import infer, stars_scatter
 from xpbayes.runs.inputs import (
     PathLike,
     check_writable,
@@ -251,11 +251,13 @@ def _with_second_stage(model: TrainedModel, chosen: TrainingSet, config: Trainin
         return model
     if len(chosen.aside):
         aside = chosen.aside.stars(model.labels, label_error_floor=config.floor_for(len(model.labels)))
-        second = calibrate_second_stage(second, model.star_model, aside, n_xp, config.refinement.seed)
+        scatter = stars_scatter(model, aside)
+        looked_at = aside if scatter is None else loosened(aside, scatter)
+        second = calibrate_second_stage(second, model.star_model, aside, looked_at, config.refinement.seed)
     entry: dict[str, Any] = {"n_kept_aside": len(chosen.aside), "seconds": round(time.perf_counter() - begun, 2)}
-    if second.stretches is not None:
-        entry["kinds"] = (second.stretches.kinds * second.stretches.scale).round(3).tolist()
-        entry["stretch"] = second.stretches.factor.round(4).tolist()
+    for case, of in (("flux_only", second.stretches), ("with_parallax", second.with_parallax)):
+        if of is not None:
+            entry[case] = {"kinds": (of.kinds * of.scale).round(3).tolist(), "stretch": of.factor.round(4).tolist()}
     return replace(model, second_stage=second, card=model.card | {"second_stage": entry})
 
 
