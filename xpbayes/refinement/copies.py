@@ -19,8 +19,8 @@ MAX_NOISE = 5.0
 """Errors of a noisier copy are 1 to so many times the star's, evenly in their logarithm."""
 MEAN_DUST = 0.6
 """Mean of the extinction that a redder copy gains [mag], exponentially distributed."""
-SHARE = 0.5
-"""Of copies that are noisier; redder likewise, independently."""
+NOISIER, REDDER = 0.75, 0.5
+"""Shares of copies that are noisier and redder, independently of each other."""
 MISSING_BAND = 0.15
 """Chance of each broad band of a copy to be missing."""
 
@@ -35,8 +35,8 @@ def copies(forward: ForwardModel, stars: Stars, n_xp: int, rng: np.random.Genera
         rng: random numbers.
     """
     n, n_channels = stars.flux.shape
-    noise = np.where(rng.random(n) < SHARE, np.exp(rng.random(n) * np.log(MAX_NOISE)), 1.0)
-    dust = np.where(rng.random(n) < SHARE, rng.exponential(MEAN_DUST, n), 0.0)
+    noise = np.where(rng.random(n) < NOISIER, np.exp(rng.random(n) * np.log(MAX_NOISE)), 1.0)
+    dust = np.where(rng.random(n) < REDDER, rng.exponential(MEAN_DUST, n), 0.0)
     lost = rng.random((n, n_channels)) < MISSING_BAND
     lost[:, :n_xp] = False
     given = (noise, dust, ~lost, rng.standard_normal((n, n_channels + 1)))

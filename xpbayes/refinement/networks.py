@@ -15,11 +15,11 @@ from jaxtyping import Array, Float
 
 from xpbayes.inference.linear_algebra import cholesky, whitened
 
-N_COMPONENTS = 2
+FIRST_LN_WEIGHTS, FIRST_LN_WIDTHS = np.array([0.0, -1.0, -1.0, -2.0]), np.array([0.0, -0.8, 0.4, 1.0])
+"""Of an untrained member's Gaussians: a common one as wide as the forward posterior, narrower and wider ones."""
+N_COMPONENTS = len(FIRST_LN_WEIGHTS)
 MAX_DEVIATION = 8.0
 """Standardised features are clipped to this: a star must not be decided by one number that training never saw."""
-FIRST_LN_WEIGHT, FIRST_LN_WIDTH = -2.0, 0.7
-"""An untrained member's second component against its first: rarer, and wider."""
 LN_WIDTHS = (-6.0, 4.0)
 """Bounds of the ln of a component's width over the forward error."""
 
@@ -112,10 +112,10 @@ def mixture(
         h = jax.nn.silu(h @ weight + bias)
         if key is not None and dropout > 0:
             h = h * jax.random.bernoulli(jax.random.fold_in(key, i), 1.0 - dropout, h.shape) / (1.0 - dropout)
-    n, number = sigma.shape[1], jnp.arange(N_COMPONENTS)
+    n = sigma.shape[1]
     out = (h @ layers.weights[-1] + layers.biases[-1]).reshape(len(inputs), N_COMPONENTS, -1)
-    ln_weight = jax.nn.log_softmax(out[:, :, 0] + FIRST_LN_WEIGHT * number, axis=1)
-    ln_width = jnp.clip(out[:, :, 1 + n : 1 + 2 * n] + FIRST_LN_WIDTH * number[:, None], *LN_WIDTHS)
+    ln_weight = jax.nn.log_softmax(out[:, :, 0] + FIRST_LN_WEIGHTS, axis=1)
+    ln_width = jnp.clip(out[:, :, 1 + n : 1 + 2 * n] + FIRST_LN_WIDTHS[:, None], *LN_WIDTHS)
     width = jnp.exp(ln_width) * sigma[:, None, :]
     below = np.tril_indices(n, -1)
     slope = jnp.broadcast_to(jnp.eye(n), (*width.shape, n)).at[:, :, *below].set(out[:, :, 1 + 2 * n :])

@@ -90,7 +90,8 @@ def learn_second_stage(model: StarModel, stars: Stars, n_xp: int, config: "Refin
     lessons, sights = [], []
     for begin in range(0, len(rows), AT_ONCE):
         some = in_memory(stars, rows[begin : begin + AT_ONCE])
-        for these in (some, copies(model.forward, some, n_xp, rng)):
+        n_copies = config.copies_for(len(rows))
+        for these in (some, *(copies(model.forward, some, n_xp, rng) for _ in range(n_copies))):
             lesson, seen, scale = _lessons(model, these, scale, n_xp)
             lessons.append(lesson)
             sights.append(seen)
