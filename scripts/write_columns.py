@@ -35,6 +35,10 @@ With `xpbayes infer --model-uncertainty`, errors are [wider](posterior.md) and t
 
 {table(tuple(c for c in catalogue_columns(model_uncertainty=True) if c.name not in plain))}
 
+Of a model with a [second stage](second_stage.md), unless `--no-second-stage`, columns of refined labels follow:
+
+{table(tuple(c for c in catalogue_columns(refined=True) if c.name not in plain))}
+
 ### quality_flags
 
 Below 8: basic reliability; 0: strict. Bits are never reused.

@@ -30,7 +30,7 @@ from threadpoolctl import threadpool_limits
 
 from tests.listening import heard
 from xpbayes.analysis.posterior_file import import_arviz
-from xpbayes.config import InferenceConfig, Phase, SamplingConfig, TrainingConfig
+from xpbayes.config import InferenceConfig, Phase, RefinementConfig, SamplingConfig, TrainingConfig
 from xpbayes.data.spectra import Spectra
 from xpbayes.data.spectra_file import read_star_table, write_star_table
 from xpbayes.device import prepare_device
@@ -50,7 +50,10 @@ SHORT_PHASES = (
     Phase(update="stars", epochs=8),
     Phase(update="model_error", epochs=6),
 )
-SHORT_TRAINING = TrainingConfig(phases=SHORT_PHASES, batch_size=128, prior_components=8, held_out_stars=0)
+SHORT_REFINEMENT = RefinementConfig(members=2, hidden=(16,), epochs=3, rows=1, max_stars=1000)
+SHORT_TRAINING = TrainingConfig(
+    phases=SHORT_PHASES, batch_size=128, prior_components=8, held_out_stars=0, refinement=SHORT_REFINEMENT
+)
 QUICK = InferenceConfig(
     use_parallax=False, n_nodes=256, n_starts=2, n_draws=64, n_more_draws=0, chunk_size=256, max_iterations=40
 )  # fmt: skip

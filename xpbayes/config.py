@@ -174,12 +174,13 @@ class RefinementConfig(FrozenSettings):
     weight_decay: float = Field(0.01, ge=0, description="of AdamW")
     dropout: float = Field(0.05, ge=0, lt=1, description="share of every hidden layer's outputs dropped while training")
     rows: int = Field(
-        30_000, ge=1, description="stars and copies that few stars are brought to; each has one copy at least, at most eight"
+        30_000,
+        ge=1,
+        description="stars and copies that few stars are brought to; each has one copy at least, at most eight",
     )
     min_stars: int = Field(3000, ge=200, description="fewer training stars get no second stage")
     max_stars: int = Field(200_000, ge=200, description="it learns from so many training stars at most")
     seed: int = Field(0, ge=0, description="of networks, copies and batches")
-
 
     def copies_for(self, n_stars: int) -> int:
         """Copies of each training star, noisier or redder: the fewer stars, the more."""

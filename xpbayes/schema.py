@@ -455,11 +455,12 @@ PARAMETER_UNITS = {"teff": "K", "extinction": "mag", "parallax": "mas"}
 PARAMETER_UCDS = {**LABEL_UCDS, "extinction": "phys.absorption", "parallax": "pos.parallax"}
 
 
-def flat_columns(labels: tuple[str, ...] = DEFAULT_LABELS) -> tuple[Column, ...]:
+def flat_columns(labels: tuple[str, ...] = DEFAULT_LABELS, *, refined: bool = False) -> tuple[Column, ...]:
     """List the columns of a flat table of stars: one number a column, the recommended value first.
 
     Args:
         labels: names of the model's labels, Teff first.
+        refined: the model has a second stage, which refined the labels.
     """
     f64 = pa.float64()
     columns = [

@@ -20,8 +20,9 @@ GIANT_LOGG = 3.5
 """Stars with a label below are counted as giants."""
 BASIC = 8
 """quality_flags below: basic reliability."""
-Answer = Literal["posterior", "mode"]
-"""What is compared: 'posterior' medians with p16, p84 and standard deviations, or the 'mode' with Fisher's errors."""
+Answer = Literal["posterior", "mode", "refined"]
+"""What is compared: 'posterior' medians with p16, p84 and standard deviations, the 'mode' with Fisher's errors, or labels
+'refined' by the second stage."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,10 @@ def compare(
     if not use.any():
         raise InputError("no solved star of the catalogue has labels in the star table; give the table it came from")
 
+    prefix = "refined" if answer == "refined" else "stellar_params"
+
     def column(name: str) -> NDArray[np.float64]:
-        return list_column(catalogue, f"stellar_params_{name}")[:, :n]
+        return list_column(catalogue, f"{prefix}_{name}")[:, :n]
 
     if answer == "mode":
         estimate, error = column("est"), column("err")

@@ -68,7 +68,8 @@ class Fit:
     """Stars and what is known of their parameters.
 
     Labels, `extinction` and `parallax` are attributes: (star,) arrays in K, dex, mag and mas, each with `_err`, `_p16`,
-    `_p84` and `_mode` beside it, as `fit.teff_err`. A slice, a mask or an array of rows gives a smaller `Fit`, a number a
+    `_p84` and `_mode` beside it, as `fit.teff_err`; labels of a model with a second stage are there a second time as
+    `refined_teff` and so on. A slice, a mask or an array of rows gives a smaller `Fit`, a number a
     `Star`.
 
     Attributes:
@@ -85,6 +86,11 @@ class Fit:
 
     def __len__(self) -> int:
         return len(self.catalogue)
+
+    @property
+    def _flat(self) -> tuple[Column, ...]:
+        """What the flat columns are."""
+        return flat_columns(self.model.labels, refined="refined_median" in self.catalogue.column_names)
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -133,7 +139,16 @@ class Fit:
             flat[f"{name}_p16"] = np.where(drawn, low[:, i] * scale, flat[name] - error)
             flat[f"{name}_p84"] = np.where(drawn, high[:, i] * scale, flat[name] + error)
             flat[f"{name}_mode"] = mode[:, i] * scale
-        for column in flat_columns(self.model.labels):
+        if "refined_median" in catalogue.column_names:
+            median, low, high = (list_column(catalogue, f"refined_{name}") for name in ("median", "p16", "p84"))
+            for i, name in enumerate(self.model.labels):
+                scale = _scale(name)
+                flat[f"refined_{name}"], flat[f"refined_{name}_err"] = (
+                    median[:, i] * scale,
+                    0.5 * (high - low)[:, i] * scale,
+                )
+                flat[f"refined_{name}_p16"], flat[f"refined_{name}_p84"] = low[:, i] * scale, high[:, i] * scale
+        for column in self._flat:
             if column.name not in flat:
                 flat[column.name] = (
                     text_column(catalogue, column.name).astype(str)
@@ -168,8 +183,8 @@ class Fit:
         """Flat columns as a pandas frame; units are in its `attrs`."""
         import pandas as pd
 
-        frame = pd.DataFrame(self.columns)[[c.name for c in flat_columns(self.model.labels)]]
-        frame.attrs["units"] = {c.name: c.unit for c in flat_columns(self.model.labels) if c.unit}
+        frame = pd.DataFrame(self.columns)[[c.name for c in self._flat]]
+        frame.attrs["units"] = {c.name: c.unit for c in self._flat if c.unit}
         return frame
 
     def to_table(self) -> "Table":
@@ -177,7 +192,7 @@ class Fit:
         from astropy.table import Column, Table
 
         table = Table()
-        for column in flat_columns(self.model.labels):
+        for column in self._flat:
             values = self.columns[column.name]
             table[column.name] = Column(values, unit=column.unit or None, description=column.description)
             if column.ucd:
@@ -204,7 +219,7 @@ class Fit:
             return write_catalogue(self.catalogue, path)
         if path.suffix in (".fits", ".vot"):  # as catalogues are exported: astropy's writers know no dex
             write = write_fits if path.suffix == ".fits" else write_votable
-            rows: Any = _InMemory(flat_columns(self.model.labels), self._arrow())
+            rows: Any = _InMemory(self._flat, self._arrow())
             write(rows, path)
             return path
         if path.suffix not in (".csv", ".ecsv"):
@@ -217,7 +232,7 @@ class Fit:
 
     def _arrow(self) -> pa.Table:
         """The flat columns as an Arrow table."""
-        columns = flat_columns(self.model.labels)
+        columns = self._flat
         arrays = [pa.array(self.columns[c.name], type=c.type) for c in columns]
         return pa.Table.from_arrays(arrays, schema=pa.schema([c.field() for c in columns]))
 

@@ -11,7 +11,7 @@ In: stars, their forward posteriors, a `SecondStage`. Out: `Refined`, in the lab
 4. medians and quantiles of that mixture.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -155,9 +155,8 @@ def residual_size(nets: RefinementNets, seen: Seen) -> NDArray[np.float64]:
     return size
 
 
-@partial(jax.jit, static_argnames="member")
-def _mixture(nets: RefinementNets, features: Array, sigma: Array, member: int) -> Mixture:
-    layers = Layers(*(tuple(values[member] for values in part) for part in (nets.weights, nets.biases)))
+@jax.jit
+def _mixture(nets: RefinementNets, layers: Layers, features: Array, sigma: Array) -> Mixture:
     with jax.default_matmul_precision("highest"):
         return mixture(layers, standardised(nets, features), sigma / nets.unit)
 
@@ -172,9 +171,12 @@ def ensemble(nets: RefinementNets, features: NDArray[np.float32], mode: NDArray,
         sigma: (star, label) errors in it.
     """
     n_members, unit = nets.n_members, np.asarray(nets.unit, np.float64)
+    stacked = Layers(*(tuple(map(np.asarray, values)) for values in (nets.weights, nets.biases)))
+    scaling = replace(nets, weights=(), biases=())
+    members = [jax.tree.map(lambda values, m=m: values[m], stacked) for m in range(n_members)]
     parts = [
-        by_blocks(partial(_mixture, nets, member=m), STAR_BLOCK, features, sigma.astype(np.float32))
-        for m in range(n_members)
+        by_blocks(partial(_mixture, scaling, layers), STAR_BLOCK, features, sigma.astype(np.float32))
+        for layers in members
     ]
     weight, mean, factor = (
         np.concatenate([np.asarray(getattr(part, name), np.float64) for part in parts], axis=1)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from xpbayes.analysis.pages.model_card import held_out_entry
 from xpbayes.analysis.validation import held_out_stars
 from xpbayes.checks.held_out_checks import check_held_out, extinction_unit, measure
+from xpbayes.checks.second_stage_checks import check_second_stage
 from xpbayes.checks.training_checks import check_training
 from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.data.parquet import column_names
@@ -146,6 +147,7 @@ def train(
     checks += [
         extinction_unit(model.channels.wavelengths, np.exp(np.asarray(model.forward.ln_curve))),
         *check_held_out(model.card["held_out"].get("checked", {})),
+        *check_second_stage(model.card["held_out"].get("accuracy", []), model.card["held_out"].get("refined", [])),
     ]
     model.card["checks"] = [vars(check) for check in checks]
     for check in checks:

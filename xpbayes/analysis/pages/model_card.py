@@ -43,7 +43,8 @@ def held_out_entry(
     Returns:
         'accuracy' of posterior medians (one entry per label and group), 'of' (says so), 'skill' (label -> 1 - scatter^2 /
         spread^2), 'channel_residual' (median of observed over predicted flux minus one; at each star's own level, if the
-        model has such), 'extrapolated' (share beyond the training sample).
+        model has such), 'extrapolated' (share beyond the training sample), and 'refined', the accuracy of refined labels,
+        if the model has a second stage.
     """
     compared = compare(catalogue, stars, model.labels, floor)  # posterior medians, as users are told to take
     estimate = list_column(catalogue, "stellar_params_est")
@@ -59,6 +60,10 @@ def held_out_entry(
         for i, name in enumerate(model.labels)
     }
     score = catalogue["extrapolation"].to_numpy(zero_copy_only=False) if model.support is not None else np.zeros(1)
+    refined = {}
+    if "refined_median" in catalogue.column_names:
+        rows = accuracy(compare(catalogue, stars, model.labels, floor, "refined"))
+        refined = {"refined": [vars(row) for row in rows]}
     return {
         "n": len(compared.source_id),
         "with_parallax": int(stars.is_measured("parallax").sum()) if use_parallax else 0,
@@ -67,6 +72,7 @@ def held_out_entry(
         "skill": {name: round(value, 4) for name, value in skill.items()},
         "channel_residual": (np.nanmedian(ratio, axis=0) - 1.0).round(5).tolist(),
         "extrapolated": float(np.nanmean(score > 1.0)),
+        **refined,
     }
 
 
@@ -147,6 +153,21 @@ def _accuracy(model: TrainedModel) -> Section:
     return Section("How good it is", [sentence, accuracy_table([Accuracy(**row) for row in held["accuracy"]])])
 
 
+def _second_stage(model: TrainedModel) -> list[Section]:
+    second = model.second_stage
+    if second is None:
+        return []
+    entry, held = model.card.get("second_stage") or {}, model.card.get("held_out", {})
+    nets = second.nets
+    sentences = [
+        f"{nets.n_members} networks of {' x '.join(str(b.shape[1]) for b in nets.biases[:-1])} neurons refine the labels by "
+        f"what the residual spectrum tells, calibrated on {entry.get('n_kept_aside', 0):,} stars kept aside "
+        f"({entry.get('seconds', float('nan')):.0f} s). Columns refined_*; the forward posterior stays as it is."
+    ]
+    rows = [Accuracy(**row) for row in held.get("refined", [])]
+    return [Section("Its second stage", [*sentences, *([accuracy_table(rows)] if rows else [])])]
+
+
 def _curve(model: TrainedModel) -> Section:
     from xpbayes.models.model_error import relative_sigma
 
@@ -204,7 +225,8 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], n_text: int =
 
 def model_card(model: TrainedModel) -> list[Section]:
     """Build the page."""
-    return [_origin(model), _trust(model), _accuracy(model), _curve(model), _limits(model), _checks(model)]
+    how_good = [_accuracy(model), *_second_stage(model)]
+    return [_origin(model), _trust(model), *how_good, _curve(model), _limits(model), _checks(model)]
 
 
 def print_card(model: TrainedModel, console: "Console | None" = None) -> None:

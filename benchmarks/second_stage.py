@@ -1,0 +1,161 @@
+"""What a second stage does where its training stars tell nothing: held-out real stars, inferred from flux alone.
+
+On top of one trained model, second stages are learned from its training stars
+ - as they are;
+ - with residual spectra exchanged between stars: refined labels must be the forward posterior's again;
+ - without a kind of star (metal-poor, hot, cool dwarfs): stars of that kind must stay within the forward posterior's errors.
+Then noisier and redder copies of held-out stars: scatter and coverage by how much noise was added. And information against
+prior correlation: the slope of refined on true [Fe/H] at fixed Teff and log g.
+About ten minutes on 2 quiet cores with the full table.
+
+Usage: python benchmarks/second_stage.py MODEL STARS.parquet [--members 2]
+MODEL was trained on STARS ('xpbayes fetch apogee' writes them).
+"""
+
+import argparse
+import os
+import time
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import numpy as np
+
+import xpbayes
+from xpbayes.config import RefinementConfig, TrainingConfig
+from xpbayes.data.stars import signal_to_noise
+from xpbayes.identity import Side, Split
+from xpbayes.inference.fit import fit_stars
+from xpbayes.refinement.copies import copies
+from xpbayes.refinement.learning import Lessons, learn
+from xpbayes.refinement.refined import SecondStage, refine_labels, residual_size
+from xpbayes.refinement.stage import BLIND, _lessons, calibrate_second_stage
+from xpbayes.refinement.support import make_feature_support
+from xpbayes.training.selection import training_cuts
+
+UNITS = (1e3, 1.0, 1.0)
+COOL_DWARF, HOT, METAL_POOR = 4.2, 6.5, -1.0
+
+
+def robust(values: np.ndarray) -> float:
+    return float(1.4826 * np.nanmedian(np.abs(values - np.nanmedian(values))))
+
+
+def kinds(labels: np.ndarray) -> dict[str, np.ndarray]:
+    teff, feh, logg = labels.T
+    return {
+        "[Fe/H] < -1": feh < METAL_POOR,
+        f"Teff > {HOT:g} kK": teff > HOT,
+        f"dwarfs below {COOL_DWARF:g} kK": (teff < COOL_DWARF) & (logg > 4.0),
+    }
+
+
+def line(name: str, estimate: np.ndarray, half: np.ndarray, truth: np.ndarray, error: np.ndarray) -> None:
+    residual = estimate - truth
+    inside = np.abs(residual) < np.hypot(half, error)
+    scatter = " ".join(f"{u * robust(r):8.3f}" for u, r in zip(UNITS, residual.T, strict=True))
+    bias = " ".join(f"{u * np.nanmedian(r):+8.3f}" for u, r in zip(UNITS, residual.T, strict=True))
+    print(
+        f"{name:44} {len(truth):5d}  {scatter}  {bias}  {' '.join(f'{v:.3f}' for v in inside.mean(axis=0))}", flush=True
+    )
+
+
+def slope(x: np.ndarray, y: np.ndarray, fixed: np.ndarray) -> float:
+    """Of y on x once a quadratic in what is fixed is taken off both."""
+    terms = [np.ones(len(x)), *fixed.T, *(fixed**2).T, fixed[:, 0] * fixed[:, 1]]
+    basis = np.stack(terms, axis=1)
+    rest = [v - basis @ np.linalg.lstsq(basis, v, rcond=None)[0] for v in (x, y)]
+    good = np.abs(rest[0]) < 3 * robust(rest[0])
+    return float(np.sum(rest[0][good] * rest[1][good]) / np.sum(rest[0][good] ** 2))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("stars")
+    parser.add_argument("--members", type=int, default=2)
+    arguments = parser.parse_args()
+    trained, table = xpbayes.load(arguments.model), xpbayes.read_star_table(arguments.stars)
+    model, n_xp = trained.star_model, trained.channels.n_xp
+    settings = TrainingConfig.model_validate(trained.card["settings"])
+    floor = settings.floor_for(len(trained.labels))
+    kept, split = (
+        training_cuts(table, settings.labels, settings.teff_max, settings.min_channels),
+        Split.of(trained.card),
+    )
+    training, aside, held_out = (
+        kept.take(split.on(side, kept.source_id)).stars(trained.labels, label_error_floor=floor)
+        for side in (Side.TRAINING, Side.KEPT_ASIDE, Side.HELD_OUT)
+    )
+    config = RefinementConfig(members=arguments.members)
+    lessons, seen, scale = _lessons(model, training, None, n_xp)
+    copied = [
+        _lessons(model, copies(model.forward, training, n_xp, np.random.default_rng(i)), scale, n_xp)[:2]
+        for i in range(config.copies_for(len(training)))
+    ]
+    lessons = Lessons(*map(np.concatenate, zip(lessons, *(c[0] for c in copied), strict=True)))
+    truth_of_rows = np.tile(np.asarray(training.labels), (1 + len(copied), 1))
+    n_channels = seen.residual.shape[1]
+    found = fit_stars(model, held_out, BLIND)
+    truth, error = np.asarray(held_out.labels, float), 1.0 / np.asarray(held_out.label_inv_error, float)
+
+    def second_stage(some: Lessons) -> SecondStage:
+        some = some.take(some.usable)
+        nets = learn(some, scale, config)
+        places = some.features[:, : truth.shape[1] + 2].astype(float)
+        shown = seen._replace(features=some.features, places=places, residual=some.features[:, -n_channels:])
+        second = SecondStage(nets, make_feature_support(places, residual_size(nets, shown)), n_xp)
+        return calibrate_second_stage(second, model, aside, aside)
+
+    def refined(second: SecondStage, stars=held_out, of=found):
+        return refine_labels(second, model, stars, of, of, use_parallax=False)
+
+    print(f"{'':44} {'n':>5}  scatter: Teff [K], [Fe/H], log g    bias                         68 % intervals cover")
+    sigma = np.sqrt(np.diagonal(found.laplace, axis1=1, axis2=2))[:, :3]
+    line("forward posterior: modes, Laplace's errors", found.estimate[:, :3], sigma, truth, error)
+    begun = time.process_time()
+    second = second_stage(lessons)
+    print(f"one second stage: {time.process_time() - begun:.0f} CPU s")
+    answer = refined(second)
+    line("second stage", answer.median, 0.5 * (answer.high - answer.low), truth, error)
+    for name, of in (("forward", found.estimate[:, :3]), ("refined", answer.median)):
+        giant = truth[:, 2] < 3.5
+        slopes = [slope(truth[g, 1], of[g, 1].astype(float), truth[g][:, [0, 2]]) for g in (giant, ~giant)]
+        print(f"{name} [Fe/H] on the true one at fixed Teff and log g: giants {slopes[0]:.2f}, dwarfs {slopes[1]:.2f}")
+
+    rng = np.random.default_rng(1)
+    exchanged = lessons.features.copy()
+    exchanged[:, -n_channels:] = exchanged[rng.permutation(len(exchanged)), -n_channels:]
+    answer = refined(second_stage(lessons._replace(features=exchanged)))
+    line("learned from exchanged residuals", answer.median, 0.5 * (answer.high - answer.low), truth, error)
+
+    for (name, member), (_, here) in zip(kinds(truth_of_rows).items(), kinds(truth).items(), strict=True):
+        answer = refined(second_stage(lessons.take(~member)))
+        line(f"{name}: forward", found.estimate[here, :3], sigma[here], truth[here], error[here])
+        half = 0.5 * (answer.high - answer.low)
+        line("  refined, learned without them", answer.median[here], half[here], truth[here], error[here])
+        moved = np.abs(answer.median - found.estimate[:, :3])[here] / sigma[here]
+        shares = " ".join(f"{v:.2f}" for v in np.mean(moved < 1.0, axis=0))
+        print(
+            f"  within the forward posterior's errors of it: {shares}; "
+            f"share of the second stage {answer.share[here].mean():.2f}"
+        )
+
+    noisy = copies(model.forward, held_out, n_xp, np.random.default_rng(9))
+    of = fit_stars(model, noisy, BLIND)
+    answer, ratio = refined(second, noisy, of), signal_to_noise(held_out) / signal_to_noise(noisy)
+    sigma = np.sqrt(np.diagonal(of.laplace, axis1=1, axis2=2))[:, :3]
+    for low, high in ((0.0, 1.2), (1.2, 2.5), (2.5, 6.0)):
+        some = (ratio >= low) & (ratio < high) & np.isfinite(answer.median).all(axis=1)
+        line(
+            f"copies with S/N over {low:g} to {high:g}: forward",
+            of.estimate[some, :3],
+            sigma[some],
+            truth[some],
+            error[some],
+        )
+        half = 0.5 * (answer.high - answer.low)
+        line("  refined", answer.median[some], half[some], truth[some], error[some])
+
+
+if __name__ == "__main__":
+    main()
