@@ -172,7 +172,7 @@ class RefinementConfig(FrozenSettings):
     batch_size: int = Field(512, ge=1, description="stars per step")
     learning_rate: float = Field(2e-3, gt=0, description="of AdamW at the start; it falls to 0 as a cosine")
     weight_decay: float = Field(0.01, ge=0, description="of AdamW")
-    dropout: float = Field(0.05, ge=0, lt=1, description="share of every hidden layer's outputs dropped while training")
+    dropout: float = Field(0.1, ge=0, lt=1, description="share of every hidden layer's outputs dropped while training")
     rows: int = Field(
         30_000,
         ge=1,

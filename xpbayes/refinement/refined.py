@@ -171,7 +171,7 @@ def ensemble(nets: RefinementNets, features: NDArray[np.float32], mode: NDArray,
         sigma: (star, label) errors in it.
     """
     n_members, unit = nets.n_members, np.asarray(nets.unit, np.float64)
-    stacked = Layers(*(tuple(map(np.asarray, values)) for values in (nets.weights, nets.biases)))
+    stacked = jax.tree.map(np.asarray, Layers(nets.weights, nets.biases))
     scaling = replace(nets, weights=(), biases=())
     members = [jax.tree.map(lambda values, m=m: values[m], stacked) for m in range(n_members)]
     parts = [
