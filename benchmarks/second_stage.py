@@ -26,10 +26,9 @@ from xpbayes.data.stars import signal_to_noise
 from xpbayes.identity import Side, Split
 from xpbayes.inference.fit import fit_stars
 from xpbayes.refinement.copies import copies
-from xpbayes.refinement.learning import Lessons, learn
-from xpbayes.refinement.refined import SecondStage, refine_labels, residual_size
-from xpbayes.refinement.stage import BLIND, _lessons, calibrate_second_stage
-from xpbayes.refinement.support import make_feature_support
+from xpbayes.refinement.learning import Lessons
+from xpbayes.refinement.refined import SecondStage, refine_labels
+from xpbayes.refinement.stage import BLIND, calibrate_second_stage, lessons_of, second_stage_of
 from xpbayes.training.selection import training_cuts
 
 UNITS = (1e3, 1.0, 1.0)
@@ -87,24 +86,19 @@ def main() -> None:
         for side in (Side.TRAINING, Side.KEPT_ASIDE, Side.HELD_OUT)
     )
     config = RefinementConfig(members=arguments.members)
-    lessons, seen, scale = _lessons(model, training, None, n_xp)
+    lessons, scale = lessons_of(model, training, n_xp)
     copied = [
-        _lessons(model, copies(model.forward, training, n_xp, np.random.default_rng(i)), scale, n_xp)[:2]
+        lessons_of(model, copies(model.forward, training, n_xp, np.random.default_rng(i)), n_xp, scale)[0]
         for i in range(config.copies_for(len(training)))
     ]
-    lessons = Lessons(*map(np.concatenate, zip(lessons, *(c[0] for c in copied), strict=True)))
+    lessons = Lessons(*map(np.concatenate, zip(lessons, *copied, strict=True)))
     truth_of_rows = np.tile(np.asarray(training.labels), (1 + len(copied), 1))
-    n_channels = seen.residual.shape[1]
+    n_channels = len(scale)
     found = fit_stars(model, held_out, BLIND)
     truth, error = np.asarray(held_out.labels, float), 1.0 / np.asarray(held_out.label_inv_error, float)
 
     def second_stage(some: Lessons) -> SecondStage:
-        some = some.take(some.usable)
-        nets = learn(some, scale, config)
-        places = some.features[:, : truth.shape[1] + 2].astype(float)
-        shown = seen._replace(features=some.features, places=places, residual=some.features[:, -n_channels:])
-        second = SecondStage(nets, make_feature_support(places, residual_size(nets, shown)), n_xp)
-        return calibrate_second_stage(second, model, aside, aside)
+        return calibrate_second_stage(second_stage_of(some, scale, n_xp, config), model, aside, aside)
 
     def refined(second: SecondStage, stars=held_out, of=found):
         return refine_labels(second, model, stars, of, of, use_parallax=False)

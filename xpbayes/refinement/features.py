@@ -167,3 +167,8 @@ def star_features(
             *np.arcsinh(np.where(measured, ratio, 0.0) / residual_scale).T,
         ]
     return np.stack(columns, axis=1).astype(np.float32)
+
+
+def places_of(features: Float[NDArray, "star feature"], n_labels: int) -> NDArray[np.float64]:
+    """(star, label + 2) of the features those by which stars are near each other: labels at the mode, sqrt(E), ln S/N."""
+    return features[:, : n_labels + 2].astype(np.float64)

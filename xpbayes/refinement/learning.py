@@ -58,11 +58,10 @@ def learn(lessons: Lessons, residual_scale: Float[NDArray, " channel"], config: 
     """Train every member on all rows, each from its own start and in its own order.
 
     Args:
-        lessons: the rows; those that are not finite are left out.
+        lessons: the rows, all of them finite.
         residual_scale: unit of the residual spectrum in the features.
         config: settings.
     """
-    lessons = lessons.take(lessons.usable)
     spread = lessons.features.std(axis=0)
     nets = RefinementNets(
         weights=(),

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from numpy.typing import NDArray
 
 from xpbayes.inference.linear_algebra import cholesky, whitened
 
@@ -46,6 +47,14 @@ class RefinementNets(eqx.Module):
     def n_members(self) -> int:
         """Networks in the ensemble."""
         return self.biases[0].shape[0]
+
+
+def residual_size(nets: RefinementNets, features: Float[NDArray, "star feature"]) -> NDArray[np.float64]:
+    """(star,) rms of the standardised residual spectrum, with which the features end."""
+    n = nets.residual_scale.shape[0]
+    deviation = (features[:, -n:] - np.asarray(nets.center)[-n:]) * np.asarray(nets.inverse_scale)[-n:]
+    square = np.square(deviation.clip(-MAX_DEVIATION, MAX_DEVIATION), dtype=np.float64)
+    return np.asarray(np.sqrt(np.mean(square, axis=1)))
 
 
 class Layers(NamedTuple):

@@ -24,8 +24,8 @@ from scipy.special import ndtr
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
 from xpbayes.inference.recalibration import kind_weights
 from xpbayes.models.star_model import StarModel
-from xpbayes.refinement.features import FluxOnly, flux_only, relative_residuals, star_features
-from xpbayes.refinement.networks import MAX_DEVIATION, Layers, Mixture, RefinementNets, mixture, standardised
+from xpbayes.refinement.features import flux_only, places_of, relative_residuals, star_features
+from xpbayes.refinement.networks import Layers, Mixture, RefinementNets, mixture, residual_size, standardised
 from xpbayes.refinement.support import FeatureSupport, share_of_second_stage
 
 if TYPE_CHECKING:
@@ -111,48 +111,6 @@ class Gaussians(NamedTuple):
         for values, new in zip(out, others, strict=True):
             values[rows] = new
         return out
-
-
-class Seen(NamedTuple):
-    """What the networks are shown of stars.
-
-    Attributes:
-        features: (star, feature).
-        places: (star, place) of these, by which stars are near each other: labels at the mode, sqrt(E), ln S/N.
-        residual: (star, channel) of these, the residual spectrum.
-        sound: (star,) there is a mode, and everything is finite.
-    """
-
-    features: NDArray[np.float32]
-    places: NDArray[np.float64]
-    residual: NDArray[np.float32]
-    sound: NDArray[np.bool_]
-
-    def take(self, rows: NDArray[np.integer]) -> "Seen":
-        """Select stars."""
-        return Seen(self.features[rows], self.places[rows], self.residual[rows], self.sound[rows])
-
-
-def see(stars: Stars, fit: FluxOnly, ratio: NDArray[np.floating], scale: NDArray[np.floating], n_xp: int) -> Seen:
-    """Features of stars and what else is made of them; arguments as of `star_features`."""
-    features = star_features(stars, fit, ratio, scale, n_xp)
-    n_channels, n_places = ratio.shape[1], fit.mode.shape[1]
-    return Seen(
-        features,
-        features[:, :n_places].astype(np.float64),
-        features[:, -n_channels:],
-        np.asarray(np.isfinite(features).all(axis=1)),
-    )
-
-
-def residual_size(nets: RefinementNets, seen: Seen) -> NDArray[np.float64]:
-    """(star,) rms of the standardised residual spectrum."""
-    n = seen.residual.shape[1]
-    deviation = (seen.residual - np.asarray(nets.center)[-n:]) * np.asarray(nets.inverse_scale)[-n:]
-    size: NDArray[np.float64] = np.sqrt(
-        np.mean(np.square(deviation.clip(-MAX_DEVIATION, MAX_DEVIATION), dtype=np.float64), axis=1)
-    )
-    return size
 
 
 @jax.jit
@@ -340,14 +298,12 @@ class Mixtures(NamedTuple):
         rows: (sound star,) which stars these are: those with a mode and finite features.
         places: (sound star, place) by which stars are near each other.
         share: (sound star,) how far the second stage has learned of such stars.
-        by_parallax: (sound star,) a parallax was used.
     """
 
     of: Gaussians
     rows: NDArray[np.integer]
     places: NDArray[np.float64]
     share: NDArray[np.float64]
-    by_parallax: NDArray[np.bool_]
 
 
 def mixtures(
@@ -357,23 +313,23 @@ def mixtures(
     n = found.estimate.shape[1] - 2
     fit = flux_only(model, stars, found, use_parallax=use_parallax)
     nets, ratio = second.nets, relative_residuals(model.forward, stars, fit.mode)
-    seen = see(stars, fit, ratio, np.asarray(nets.residual_scale), second.n_xp)
+    features = star_features(stars, fit, ratio, np.asarray(nets.residual_scale), second.n_xp)
     mode, laplace = np.asarray(found.estimate, np.float64), np.asarray(found.laplace, np.float64)
-    sound = seen.sound & np.isfinite(mode).all(axis=1) & np.isfinite(laplace).all(axis=(1, 2))
+    sound = np.isfinite(np.column_stack([features, mode, laplace.reshape(len(mode), -1)])).all(axis=1)
     rows = np.flatnonzero(sound)
-    fit, seen = fit.take(rows), seen.take(rows)
-    of = ensemble(nets, seen.features, fit.mode[:, :n], fit.sigma[:, :n])
-    of = stretched(of, stretch_at(second.stretches, seen.places, n))
+    fit, features = fit.take(rows), features[rows]
+    places = places_of(features, n)
+    of = ensemble(nets, features, fit.mode[:, :n], fit.sigma[:, :n])
+    of = stretched(of, stretch_at(second.stretches, places, n))
     parallax, inverse_error = (np.asarray(v, np.float64)[rows] for v in (stars.parallax, stars.parallax_inv_error))
-    by_parallax = (inverse_error > 0) & (mode[rows, -1] > 0) & use_parallax
-    used = np.flatnonzero(by_parallax)
+    used = np.flatnonzero((inverse_error > 0) & (mode[rows, -1] > 0) & use_parallax)
     if len(used):
         at, measured = rows[used], (parallax[used], inverse_error[used])
         relation = relation_to_parallax(mode[at], laplace[at], *measured)
         some = with_parallax(of.take(used), relation, mode[at, -1], *measured)
-        of = of.replaced(used, stretched(some, stretch_at(second.with_parallax, seen.places[used], n)))
-    share = share_of_second_stage(second.support, seen.places, residual_size(nets, seen))
-    return Mixtures(of, rows, seen.places, share, by_parallax)
+        of = of.replaced(used, stretched(some, stretch_at(second.with_parallax, places[used], n)))
+    share = share_of_second_stage(second.support, places, residual_size(nets, features))
+    return Mixtures(of, rows, places, share)
 
 
 def refine_labels(

@@ -21,19 +21,17 @@ from xpbayes.inference.recalibration import (
 )
 from xpbayes.models.star_model import StarModel
 from xpbayes.refinement.copies import copies
-from xpbayes.refinement.features import flux_only, relative_residuals
+from xpbayes.refinement.features import flux_only, places_of, relative_residuals, star_features
 from xpbayes.refinement.learning import Lessons, learn
+from xpbayes.refinement.networks import residual_size
 from xpbayes.refinement.refined import (
     HIGH,
     LOW,
     MEDIAN,
     SecondStage,
-    Seen,
     Stretches,
     mixtures,
     quantiles,
-    residual_size,
-    see,
 )
 from xpbayes.refinement.support import make_feature_support
 
@@ -50,10 +48,20 @@ TYPICAL = 68.0
 """Percentile of a channel's relative residuals that is their unit."""
 
 
-def _lessons(
-    model: StarModel, stars: Stars, scale: NDArray[np.floating] | None, n_xp: int
-) -> tuple[Lessons, Seen, NDArray[np.floating]]:
-    """What stars teach, what the networks are shown of them, and the unit of residuals: found here if not given."""
+def lessons_of(
+    model: StarModel, stars: Stars, n_xp: int, scale: NDArray[np.floating] | None = None
+) -> tuple[Lessons, NDArray[np.floating]]:
+    """What stars with labels teach, inferred blind.
+
+    Args:
+        model: the trained forward model.
+        stars: the stars.
+        n_xp: how many channels are samples of the spectrum.
+        scale: (channel,) unit of relative residuals; that of these stars if None.
+
+    Returns:
+        the lessons, and the unit.
+    """
     found = fit_stars(model, stars, BLIND)
     n = model.forward.n_labels
     fit = flux_only(model, stars, found, use_parallax=False)
@@ -61,12 +69,12 @@ def _lessons(
     if scale is None:
         known = np.where(np.isfinite(ratio).any(axis=0), ratio, 1.0)
         scale = np.maximum(np.nanpercentile(np.abs(known), TYPICAL, axis=0), 1e-4).astype(np.float32)
-    seen = see(stars, fit, ratio, scale, n_xp)
+    features = star_features(stars, fit, ratio, scale, n_xp)
     with np.errstate(divide="ignore"):
         error = 1.0 / np.asarray(stars.label_inv_error, np.float64)
     offset = np.asarray(stars.labels, np.float64) - fit.mode[:, :n]
     offset[~found.converged] = np.nan
-    return Lessons(seen.features, offset, error, fit.sigma[:, :n]), seen, scale
+    return Lessons(features, offset, error, fit.sigma[:, :n]), scale
 
 
 def learn_second_stage(model: StarModel, stars: Stars, n_xp: int, config: "RefinementConfig") -> SecondStage | None:
@@ -87,26 +95,25 @@ def learn_second_stage(model: StarModel, stars: Stars, n_xp: int, config: "Refin
     rng = np.random.default_rng(config.seed)
     rows = np.sort(rng.permutation(len(stars))[: config.max_stars])
     scale: NDArray[np.floating] | None = None
-    lessons, sights = [], []
+    n_copies, parts = config.copies_for(len(rows)), []
     for begin in range(0, len(rows), AT_ONCE):
         some = in_memory(stars, rows[begin : begin + AT_ONCE])
-        n_copies = config.copies_for(len(rows))
         for these in (some, *(copies(model.forward, some, n_xp, rng) for _ in range(n_copies))):
-            lesson, seen, scale = _lessons(model, these, scale, n_xp)
-            lessons.append(lesson)
-            sights.append(seen)
+            part, scale = lessons_of(model, these, n_xp, scale)
+            parts.append(part)
         log.info(f"second stage: inferred {min(begin + AT_ONCE, len(rows))} of {len(rows)} training stars, blind")
     assert scale is not None
-    together, seen = Lessons(*map(np.concatenate, zip(*lessons, strict=True))), _joined(sights)
-    nets = learn(together, scale, config)
-    sound = np.flatnonzero(together.usable)
-    seen = seen.take(sound)
-    return SecondStage(nets, make_feature_support(seen.places, residual_size(nets, seen), config.seed), n_xp)
+    return second_stage_of(Lessons(*map(np.concatenate, zip(*parts, strict=True))), scale, n_xp, config)
 
 
-def _joined(parts: list[Seen]) -> Seen:
-    features, places, residual, sound = (np.concatenate(values) for values in zip(*parts, strict=True))
-    return Seen(features, places, residual, sound)
+def second_stage_of(
+    lessons: Lessons, scale: NDArray[np.floating], n_xp: int, config: "RefinementConfig"
+) -> SecondStage:
+    """Learn from lessons; arguments as of `lessons_of` and `learn_second_stage`."""
+    lessons = lessons.take(lessons.usable)
+    nets = learn(lessons, scale, config)
+    places = places_of(lessons.features, lessons.offset.shape[1])
+    return SecondStage(nets, make_feature_support(places, residual_size(nets, lessons.features), config.seed), n_xp)
 
 
 def calibrate_second_stage(
