@@ -116,23 +116,20 @@ def second_stage_of(
     return SecondStage(nets, make_feature_support(places, residual_size(nets, lessons.features), config.seed), n_xp)
 
 
-def calibrate_second_stage(
-    second: SecondStage, model: StarModel, aside: Stars, looked_at: Stars, seed: int = 0
-) -> SecondStage:
+def calibrate_second_stage(second: SecondStage, model: StarModel, aside: Stars, looked_at: Stars) -> SecondStage:
     """Find by how much the mixtures must be stretched for 68 % of labels to lie within their 68 % intervals.
+
+    Of real stars alone: copies are as noisy as they say, and faint stars are noisier.
 
     Args:
         second: the second stage.
         model: the forward model.
-        aside: stars with labels that neither has learned from; they and copies of them are inferred from their fluxes.
+        aside: stars with labels that neither has learned from; they are inferred from their fluxes.
         looked_at: the same as inference sees them, with the scatter of such stars in the errors of their parallaxes:
             those with a parallax are inferred with it too.
-        seed: of the copies.
     """
     second = replace(second, stretches=None, with_parallax=None)
-    copied = copies(model.forward, aside, second.n_xp, np.random.default_rng(seed))
-    found = [_judged(second, model, stars, BLIND) for stars in (aside, copied)]
-    second = replace(second, stretches=_stretches(second, [np.concatenate(v) for v in zip(*found, strict=True)]))
+    second = replace(second, stretches=_stretches(second, _judged(second, model, aside, BLIND)))
     measured = np.flatnonzero(np.asarray(aside.parallax_inv_error) > 0)
     if len(measured) < MIN_STARS_PER_KIND:
         return second

@@ -255,7 +255,7 @@ def _with_second_stage(model: TrainedModel, chosen: TrainingSet, config: Trainin
         aside = chosen.aside.stars(model.labels, label_error_floor=config.floor_for(len(model.labels)))
         scatter = stars_scatter(model, aside)
         looked_at = aside if scatter is None else loosened(aside, scatter)
-        second = calibrate_second_stage(second, model.star_model, aside, looked_at, config.refinement.seed)
+        second = calibrate_second_stage(second, model.star_model, aside, looked_at)
     entry: dict[str, Any] = {"n_kept_aside": len(chosen.aside), "seconds": round(time.perf_counter() - begun, 2)}
     for case, of in (("flux_only", second.stretches), ("with_parallax", second.with_parallax)):
         if of is not None:
