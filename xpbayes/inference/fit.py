@@ -69,6 +69,10 @@ class Posteriors:
     k_hat: NDArray[np.float32]
     n_effective: NDArray[np.float32]
 
+    def take(self, rows: slice) -> "Posteriors":
+        """Select stars."""
+        return Posteriors(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
 
 def fit_stars(
     model: StarModel,

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from xpbayes.inference.fit import Posteriors
 
 LOW, MEDIAN, HIGH = (float(ndtr(z)) for z in (-1.0, 0.0, 1.0))
+AT_ONCE = 8192
+"""Stars whose mixtures are held together."""
 N_BISECTIONS, FAR = 26, 8.0
 """Quantiles are sought within so many sigma of every Gaussian's mean."""
 
@@ -353,12 +355,14 @@ def refine_labels(
     """
     n, n_stars = found.estimate.shape[1] - 2, len(found.estimate)
     result = [np.full((n_stars, *shape), np.nan) for shape in ((n,), (n,), (n,), (n,), (n, n), ())]
-    if n_stars:
-        known = mixtures(second, model, stars, found, use_parallax=use_parallax)
-        median, covariance = (values[known.rows] for values in forward_gaussian(published, n))
+    for begin in range(0, n_stars, AT_ONCE):
+        batch = slice(begin, begin + AT_ONCE)
+        some = jax.tree.map(lambda leaf, batch=batch: np.asarray(leaf)[batch], stars)
+        known = mixtures(second, model, some, found.take(batch), use_parallax=use_parallax)
+        median, covariance = (values[known.rows] for values in forward_gaussian(published.take(batch), n))
         finite = np.isfinite(median).all(axis=1) & np.isfinite(covariance).all(axis=(1, 2))
         of, share = known.of.take(finite), known.share[finite]
         refined = summary(faded(of, share, median[finite], covariance[finite]), share)
         for values, new in zip(result, refined, strict=True):
-            values[known.rows[finite]] = new
+            values[begin + known.rows[finite]] = new
     return Refined(*result)
