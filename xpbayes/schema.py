@@ -478,11 +478,20 @@ def flat_columns(labels: tuple[str, ...] = DEFAULT_LABELS, *, refined: bool = Fa
             Column(f"{name}_p84", f64, unit, f"{ucd};stat.value", f"84 % quantile of {name}"),
             Column(f"{name}_mode", f64, unit, f"{ucd};stat.max", f"{name} at the posterior mode, as ZGR23 give it"),
         ]
+    for name in labels if refined else ():
+        unit, ucd = PARAMETER_UNITS.get(name, "dex"), PARAMETER_UCDS.get(name, "")
+        columns += [
+            Column(f"refined_{name}", f64, unit, ucd, f"{name}: median, refined by what the residual spectrum tells"),
+            Column(f"refined_{name}_err", f64, unit, f"stat.error;{ucd}", f"half of refined_{name}_p84 - _p16"),
+            Column(f"refined_{name}_p16", f64, unit, f"{ucd};stat.value", f"16 % quantile of refined {name}"),
+            Column(f"refined_{name}_p84", f64, unit, f"{ucd};stat.value", f"84 % quantile of refined {name}"),
+        ]
     kept = (
+        *(("refined_share",) if refined else ()),
         "chi2_opt", "n_obs", "ln_prior", "quality_flags", "fit_quality", "extrapolation", "k_hat", "n_modes", "method",
         "status",
     )  # fmt: skip
-    known = {column.name: column for column in catalogue_columns(len(labels))}
+    known = {column.name: column for column in catalogue_columns(len(labels), refined=refined)}
     for name in kept:
         text = pa.types.is_dictionary(known[name].type)
         columns.append(replace(known[name], type=pa.string()) if text else known[name])

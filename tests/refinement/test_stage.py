@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from astropy.table import Table
 from safetensors.numpy import load_file, save_file
 
 from tests.conftest import QUICK, with_columns
+from xpbayes.api.model import Model
 from xpbayes.config import RefinementConfig
 from xpbayes.data.json_file import read_json
 from xpbayes.errors import InputError
@@ -78,6 +80,17 @@ def test_how_far_labels_moved_is_told_in_units_of_the_forward_interval(catalogue
     median, p16, p84 = (list_column(catalogue, f"stellar_params_{n}")[:, :3] for n in ("median", "p16", "p84"))
     expected = (list_column(catalogue, "refined_median") - median) / (0.5 * (p84 - p16))
     np.testing.assert_allclose(list_column(catalogue, "refined_move"), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_fit_has_refined_labels_beside_the_others(refined_model, few, tmp_path):
+    model = Model(**vars(refined_model))
+    fit = model.fit(few[:5], parallax=False, **QUICK.model_dump(exclude={"use_parallax", "n_draws"}), draws=64)
+    np.testing.assert_allclose(fit.refined_teff, 1e3 * list_column(fit.catalogue, "refined_median")[:, 0])
+    frame = fit.to_pandas()
+    assert np.all((frame.refined_logg_p16 < frame.refined_logg) & (frame.refined_logg < frame.refined_logg_p84))
+    written = Table.read(fit.save(tmp_path / "fit.ecsv"), format="ascii.ecsv")
+    assert {"refined_feh", "refined_feh_err", "refined_share"} < set(written.colnames)
+    assert str(written["refined_teff"].unit) == "K"
 
 
 def test_switched_off_it_leaves_everything_else_as_it_was(catalogue, refined_model, few):
