@@ -101,65 +101,65 @@ def train(
         learned = learn(
             chosen.stars, training.channels.wavelengths, config, checkpoint, resume=resume, near_infrared=law
         )
-    labels = training.labels(config.labels)[0]
-    dropped = _take_dropped(learned.record.phases, training.source_id)
-    for phase in learned.record.phases:
-        if "diagnostic" in phase:
-            phase["diagnostic"] = with_absolute_magnitudes(phase["diagnostic"], training.column("phot_g_mean_mag"))
-    model = TrainedModel(
-        star_model=learned.model,
-        channels=training.channels,
-        labels=config.labels,
-        card={
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "input": source,
-            "settings": config.model_dump(mode="json"),
-            "seed": config.seed,
-            "instrument": training.instrument.to_json(),
-            "n_training": len(training),
-            "n_held_out": chosen.n_held_out,
-            "split": {"by": "source_id hash", "fraction": config.validation_fraction, "seed": config.split_seed},
-            "cuts": [vars(c) for c in training.cuts],
-            "provenance": training.provenance,
-            "parallax_used": _parallax_used(training),
-            "grey_extinction": "free" if law is None else f"R(Ks) / R(J) = {law.ratio:g}, for want of parallaxes",
-            "label_range": {
-                name: np.percentile(training.column(name), [0, 1, 16, 50, 84, 99, 100]).round(4).tolist()
-                for name in config.labels
+        labels = training.labels(config.labels)[0]
+        dropped = _take_dropped(learned.record.phases, training.source_id)
+        for phase in learned.record.phases:
+            if "diagnostic" in phase:
+                phase["diagnostic"] = with_absolute_magnitudes(phase["diagnostic"], training.column("phot_g_mean_mag"))
+        model = TrainedModel(
+            star_model=learned.model,
+            channels=training.channels,
+            labels=config.labels,
+            card={
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "input": source,
+                "settings": config.model_dump(mode="json"),
+                "seed": config.seed,
+                "instrument": training.instrument.to_json(),
+                "n_training": len(training),
+                "n_held_out": chosen.n_held_out,
+                "split": {"by": "source_id hash", "fraction": config.validation_fraction, "seed": config.split_seed},
+                "cuts": [vars(c) for c in training.cuts],
+                "provenance": training.provenance,
+                "parallax_used": _parallax_used(training),
+                "grey_extinction": "free" if law is None else f"R(Ks) / R(J) = {law.ratio:g}, for want of parallaxes",
+                "label_range": {
+                    name: np.percentile(training.column(name), [0, 1, 16, 50, 84, 99, 100]).round(4).tolist()
+                    for name in config.labels
+                },
+                "phases": learned.record.phases,
+                "training_seconds": round(time.perf_counter() - begun, 2),
+                "versions": versions(),
             },
-            "phases": learned.record.phases,
-            "training_seconds": round(time.perf_counter() - begun, 2),
-            "versions": versions(),
-        },
-        support=make_support(
-            learned.model.label_prior, labels, np.asarray(learned.model.forward.label_scale), config.seed
-        ),
-    )
-    calibration = _calibrate(model, chosen.aside, config)
-    model = replace(model, calibration=calibration)
-    if config.second_stage:
-        model = _with_second_stage(model, chosen, config)
-    model.card["calibration"] = _calibration_entry(calibration, chosen.aside, config.labels)
-    model.card["held_out"] = _assess(model, chosen.held_out, config) if len(chosen.held_out) else {}
-    checks = check_training(
-        model.forward, model.channels, model.labels, labels, model.card["held_out"], learned.record.phases
-    )
-    checks += [
-        extinction_unit(model.channels.wavelengths, np.exp(np.asarray(model.forward.ln_curve))),
-        *check_held_out(model.card["held_out"].get("checked", {})),
-        *check_second_stage(model.card["held_out"].get("accuracy", []), model.card["held_out"].get("refined", [])),
-    ]
-    model.card["checks"] = [vars(check) for check in checks]
-    for check in checks:
-        log.info(check.line)
-    if out is not None:
-        log.info(f"wrote {save_model(model, out)}")
-        Path(out, CHECKPOINT).unlink(missing_ok=True)
-        Path(out, DROPPED).unlink(missing_ok=True)
-        if dropped:
-            write_text(Path(out, DROPPED), "\n".join(["source_id,reason", *dropped, ""]))
-        model = load_model(out)  # what the next user gets, checksum included
-    return model
+            support=make_support(
+                learned.model.label_prior, labels, np.asarray(learned.model.forward.label_scale), config.seed
+            ),
+        )
+        calibration = _calibrate(model, chosen.aside, config)
+        model = replace(model, calibration=calibration)
+        if config.second_stage:
+            model = _with_second_stage(model, chosen, config)
+        model.card["calibration"] = _calibration_entry(calibration, chosen.aside, config.labels)
+        model.card["held_out"] = _assess(model, chosen.held_out, config) if len(chosen.held_out) else {}
+        checks = check_training(
+            model.forward, model.channels, model.labels, labels, model.card["held_out"], learned.record.phases
+        )
+        checks += [
+            extinction_unit(model.channels.wavelengths, np.exp(np.asarray(model.forward.ln_curve))),
+            *check_held_out(model.card["held_out"].get("checked", {})),
+            *check_second_stage(model.card["held_out"].get("accuracy", []), model.card["held_out"].get("refined", [])),
+        ]
+        model.card["checks"] = [vars(check) for check in checks]
+        for check in checks:
+            log.info(check.line)
+        if out is not None:
+            log.info(f"wrote {save_model(model, out)}")
+            Path(out, CHECKPOINT).unlink(missing_ok=True)
+            Path(out, DROPPED).unlink(missing_ok=True)
+            if dropped:
+                write_text(Path(out, DROPPED), "\n".join(["source_id,reason", *dropped, ""]))
+            model = load_model(out)  # what the next user gets, checksum included
+        return model
 
 
 def _alone(out: PathLike | None) -> AbstractContextManager[None]:
