@@ -455,6 +455,17 @@ PARAMETER_UNITS = {"teff": "K", "extinction": "mag", "parallax": "mas"}
 PARAMETER_UCDS = {**LABEL_UCDS, "extinction": "phys.absorption", "parallax": "pos.parallax"}
 
 
+def _interval_columns(name: str, parameter: str, description: str) -> list[Column]:
+    """Flat columns of a value of some parameter and its 68 % interval."""
+    f64, unit, ucd = pa.float64(), PARAMETER_UNITS.get(parameter, "dex"), PARAMETER_UCDS.get(parameter, "")
+    return [
+        Column(name, f64, unit, ucd, description),
+        Column(f"{name}_err", f64, unit, f"stat.error;{ucd}", f"half of {name}_p84 - {name}_p16"),
+        Column(f"{name}_p16", f64, unit, f"{ucd};stat.value", f"16 % quantile of {name}"),
+        Column(f"{name}_p84", f64, unit, f"{ucd};stat.value", f"84 % quantile of {name}"),
+    ]
+
+
 def flat_columns(labels: tuple[str, ...] = DEFAULT_LABELS, *, refined: bool = False) -> tuple[Column, ...]:
     """List the columns of a flat table of stars: one number a column, the recommended value first.
 
@@ -471,21 +482,13 @@ def flat_columns(labels: tuple[str, ...] = DEFAULT_LABELS, *, refined: bool = Fa
     for name in (*labels, "extinction", "parallax"):
         unit, ucd = PARAMETER_UNITS.get(name, "dex"), PARAMETER_UCDS.get(name, "")
         of = "extinction scalar E" if name == "extinction" else name
-        columns += [
-            Column(name, f64, unit, ucd, f"{of}: posterior median, the mode where nothing was drawn"),
-            Column(f"{name}_err", f64, unit, f"stat.error;{ucd}", f"half of {name}_p84 - {name}_p16"),
-            Column(f"{name}_p16", f64, unit, f"{ucd};stat.value", f"16 % quantile of {name}"),
-            Column(f"{name}_p84", f64, unit, f"{ucd};stat.value", f"84 % quantile of {name}"),
-            Column(f"{name}_mode", f64, unit, f"{ucd};stat.max", f"{name} at the posterior mode, as ZGR23 give it"),
-        ]
+        columns += _interval_columns(name, name, f"{of}: posterior median, the mode where nothing was drawn")
+        columns.append(
+            Column(f"{name}_mode", f64, unit, f"{ucd};stat.max", f"{name} at the posterior mode, as ZGR23 give it")
+        )
     for name in labels if refined else ():
-        unit, ucd = PARAMETER_UNITS.get(name, "dex"), PARAMETER_UCDS.get(name, "")
-        columns += [
-            Column(f"refined_{name}", f64, unit, ucd, f"{name}: median, refined by what the residual spectrum tells"),
-            Column(f"refined_{name}_err", f64, unit, f"stat.error;{ucd}", f"half of refined_{name}_p84 - _p16"),
-            Column(f"refined_{name}_p16", f64, unit, f"{ucd};stat.value", f"16 % quantile of refined {name}"),
-            Column(f"refined_{name}_p84", f64, unit, f"{ucd};stat.value", f"84 % quantile of refined {name}"),
-        ]
+        what = f"{name}: median, refined by what the residual spectrum tells"
+        columns += _interval_columns(f"refined_{name}", name, what)
     kept = (
         *(("refined_share",) if refined else ()),
         "chi2_opt", "n_obs", "ln_prior", "quality_flags", "fit_quality", "extrapolation", "k_hat", "n_modes", "method",

@@ -142,12 +142,8 @@ class Fit:
         if "refined_median" in catalogue.column_names:
             median, low, high = (list_column(catalogue, f"refined_{name}") for name in ("median", "p16", "p84"))
             for i, name in enumerate(self.model.labels):
-                scale = _scale(name)
-                flat[f"refined_{name}"], flat[f"refined_{name}_err"] = (
-                    median[:, i] * scale,
-                    0.5 * (high - low)[:, i] * scale,
-                )
-                flat[f"refined_{name}_p16"], flat[f"refined_{name}_p84"] = low[:, i] * scale, high[:, i] * scale
+                values = {"": median, "_err": 0.5 * (high - low), "_p16": low, "_p84": high}
+                flat |= {f"refined_{name}{key}": _scale(name) * of[:, i] for key, of in values.items()}
         for column in self._flat:
             if column.name not in flat:
                 flat[column.name] = (

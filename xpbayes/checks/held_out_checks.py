@@ -264,6 +264,12 @@ def parallax_pulls(found: Mapping[str, Any]) -> Check:
     )
 
 
+def off_coverage(share: float, n: float) -> float:
+    """By how much the share of n stars within their 68 % intervals is off 68.3 %, beyond two of its standard errors."""
+    noise = np.sqrt(WITHIN_ONE_SIGMA * (1.0 - WITHIN_ONE_SIGMA) / n)
+    return float(abs(share - WITHIN_ONE_SIGMA) - 2.0 * noise)
+
+
 def coverage(found: Mapping[str, Any]) -> Check:
     """68 % intervals of all parameters hold 68 % of the references, with and without parallax, errors of both counted."""
     shares = [
@@ -274,15 +280,11 @@ def coverage(found: Mapping[str, Any]) -> Check:
     if not shares:
         return Check("coverage", None, f"needs {MIN_STARS} held-out stars with labels")
 
-    def off(entry: Mapping[str, float]) -> float:
-        noise = np.sqrt(WITHIN_ONE_SIGMA * (1.0 - WITHIN_ONE_SIGMA) / entry["n"])
-        return float(abs(entry["share"] - WITHIN_ONE_SIGMA) - 2.0 * noise)
-
-    case, parameter, entry = max(shares, key=lambda s: off(s[2]))
+    case, parameter, entry = max(shares, key=lambda s: off_coverage(s[2]["share"], s[2]["n"]))
     how = {"with_parallax": "with parallax", "flux_only": "from fluxes alone"}[case]
     return Check(
         "coverage",
-        off(entry) <= MAX_COVERAGE,
+        off_coverage(entry["share"], entry["n"]) <= MAX_COVERAGE,
         f"of {len(shares)} parameters and cases, {parameter} {how} is worst: its 68 % interval holds {entry['share']:.1%} "
         f"of {entry['n']} stars",
         f"within {MAX_COVERAGE:.0%} of {WITHIN_ONE_SIGMA:.1%}, and two standard errors",

@@ -56,7 +56,9 @@ class LabelSupport(eqx.Module):
     ln_rare: Float[Array, ""]
 
 
-def _distance(support: NDArray[np.floating], points: NDArray[np.floating], neighbour: int) -> NDArray[np.float64]:
+def neighbour_distance(
+    support: NDArray[np.floating], points: NDArray[np.floating], neighbour: int
+) -> NDArray[np.float64]:
     """(point,) distance to the n-th nearest support star, both in units of the scale."""
     distance: NDArray[np.float64] = KDTree(support).query(points, k=[neighbour])[0][:, 0]
     return distance
@@ -76,7 +78,7 @@ def make_support(prior: LabelPrior, labels: np.ndarray, scale: np.ndarray, seed:
     kept, unit = jnp.asarray(some, jnp.float32), jnp.asarray(scale, jnp.float32)
     # Each star is its own nearest neighbour, so one more counts.
     neighbour = min(NEIGHBOUR, len(kept) - 1)
-    own = _distance(np.asarray(kept / unit), np.asarray(kept / unit), neighbour + 1)
+    own = neighbour_distance(np.asarray(kept / unit), np.asarray(kept / unit), neighbour + 1)
     density = np.asarray(ln_priors(prior, draw_labels(prior, jax.random.key(seed), N_DRAWS)))
     return LabelSupport(
         labels=kept,
@@ -109,7 +111,7 @@ def extrapolation(
         density = np.asarray(by_blocks(partial(ln_priors, prior), STAR_BLOCK, inside))
         rarity = (support.ln_typical - density) / (support.ln_typical - support.ln_rare)
         scale, neighbour = np.asarray(support.scale), min(NEIGHBOUR, len(support.labels) - 1)
-        distance = _distance(np.asarray(support.labels) / scale, inside / scale, neighbour)
+        distance = neighbour_distance(np.asarray(support.labels) / scale, inside / scale, neighbour)
         out[finite] = np.maximum(np.maximum(rarity, distance / np.asarray(support.reach)), 0.0)
     return out
 

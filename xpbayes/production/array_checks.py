@@ -1,10 +1,41 @@
-"""Checks of arrays that a file is said to hold: ValueError names the first that is missing or of another type or shape."""
+"""Files of arrays beside a card that describes them, and checks of what they are said to hold.
 
-from collections.abc import Mapping
+Of arrays, ValueError names the first that is missing or of another type or shape.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from xpbayes.errors import InputError
+from xpbayes.files import file_checksum, load_arrays
+
+
+def require_described(path: Path, checksum: str, again: str) -> None:
+    """Raise InputError if a file is missing or not the one that a card describes.
+
+    Args:
+        path: the file.
+        checksum: SHA-256 in the card.
+        again: what to do.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: is missing, though the card describes it; {again}")
+    if file_checksum(path) != checksum:
+        raise InputError(f"{path}: is not the file that the card describes; {again}")
+
+
+def load_checked(path: Path, check: Callable[[dict[str, NDArray[Any]]], None], again: str) -> dict[str, NDArray[Any]]:
+    """Read arrays; InputError if the file is damaged or `check` raises ValueError. `again` says what to do."""
+    try:
+        arrays = load_arrays(path)[0]
+        check(arrays)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: is damaged ({error}); {again}") from error
+    return arrays
 
 
 def check_layers(arrays: Mapping[str, NDArray[Any]], first: tuple[int, ...], last: tuple[int, ...]) -> None:

@@ -21,7 +21,7 @@ from xpbayes.channels import Channels
 from xpbayes.data.json_file import checked, read_json, write_json
 from xpbayes.device import prepare_device
 from xpbayes.errors import InputError
-from xpbayes.files import file_checksum, load_arrays, save_arrays
+from xpbayes.files import file_checksum, save_arrays
 from xpbayes.inference.fit_quality import FitQuality
 from xpbayes.inference.recalibration import CASES, Calibration, KindCalibration, of_labels_only
 from xpbayes.inference.support import LabelSupport
@@ -32,7 +32,7 @@ from xpbayes.models.model_error import ModelError
 from xpbayes.models.prior import LabelPrior
 from xpbayes.models.reliability import ConfidenceNets, feature_names
 from xpbayes.models.star_model import StarModel
-from xpbayes.production.array_checks import check_fields, check_layers
+from xpbayes.production.array_checks import check_fields, check_layers, load_checked, require_described
 from xpbayes.production.second_stage_file import (
     SECOND_STAGE,
     SecondStageEntry,
@@ -233,22 +233,18 @@ def _load_confidence(folder: Path, about: "_Confidence", features: tuple[str, ..
     """
     path = folder / CONFIDENCE
     again = "run 'xpbayes confidence' or copy the model again"
-    if not path.is_file():
-        raise InputError(f"{path}: is missing, though the card describes it; {again}")
-    if file_checksum(path) != about.arrays_checksum:
-        raise InputError(f"{path}: is not the file that the card describes; {again}")
+    require_described(path, about.arrays_checksum, again)
     if about.features != features:
         raise InputError(
             f"{path}: was trained on {len(about.features)} features, this xpbayes computes {len(features)} others; {again}"
         )
-    try:
-        raw = load_arrays(path)[0]
+
+    def check(raw: Mapping[str, NDArray[Any]]) -> None:
         sizes = {"feature": len(features), "target": len(about.targets)}
         check_layers(raw, (len(about.targets), 2 * len(features)), (len(about.targets), 1))
         check_fields(raw, {f.name: f.type for f in fields(ConfidenceNets) if f.name in CONFIDENCE_ARRAYS}, sizes)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: is damaged ({error}); {again}") from error
-    arrays = {k: jnp.asarray(v) for k, v in raw.items()}
+
+    arrays = {k: jnp.asarray(v) for k, v in load_checked(path, check, again).items()}
     n_layers = sum(k.startswith("weights.") for k in arrays)
     return ConfidenceNets(
         weights=tuple(arrays[f"weights.{i}"] for i in range(n_layers)),
@@ -321,13 +317,8 @@ def load_model(folder: str | os.PathLike[str]) -> TrainedModel:
         raise InputError(f"{folder}: model version {version} is newer than this xpbayes reads; upgrade xpbayes")
     about = checked(card, _Header, f"{folder / CARD}", AGAIN)
     labels, channels = about.labels, about.channels
-    if file_checksum(folder / ARRAYS) != about.arrays_checksum:
-        raise InputError(f"{folder / ARRAYS}: is not the file that the card describes; {AGAIN}")
-    try:
-        raw = load_arrays(folder / ARRAYS)[0]
-        _check_arrays(raw, len(labels), len(channels))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder / ARRAYS}: is damaged ({error}); {AGAIN}") from error
+    require_described(folder / ARRAYS, about.arrays_checksum, AGAIN)
+    raw = load_checked(folder / ARRAYS, lambda raw: _check_arrays(raw, len(labels), len(channels)), AGAIN)
     arrays = {k: jnp.asarray(v) for k, v in raw.items()}
     n_layers = sum(k.startswith("weights.") for k in arrays)
     star_model = StarModel(

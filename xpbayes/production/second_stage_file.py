@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.channels import Channels
-from xpbayes.errors import InputError
-from xpbayes.files import file_checksum, load_arrays, save_arrays
-from xpbayes.production.array_checks import check_fields, check_layers
+from xpbayes.files import file_checksum, save_arrays
+from xpbayes.production.array_checks import check_fields, check_layers, load_checked, require_described
 from xpbayes.refinement.features import feature_names
 from xpbayes.refinement.networks import RefinementNets, n_outputs
 from xpbayes.refinement.refined import SecondStage, Stretches
@@ -58,15 +57,8 @@ def load_second_stage(
         InputError: the file is missing, another one, or damaged.
     """
     path = folder / SECOND_STAGE
-    if not path.is_file():
-        raise InputError(f"{path}: is missing, though the card describes it; {AGAIN}")
-    if file_checksum(path) != about.arrays_checksum:
-        raise InputError(f"{path}: is not the file that the card describes; {AGAIN}")
-    try:
-        arrays = load_arrays(path)[0]
-        _check(arrays, labels, channels)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: is damaged ({error}); {AGAIN}") from error
+    require_described(path, about.arrays_checksum, AGAIN)
+    arrays = load_checked(path, lambda arrays: _check(arrays, labels, channels), AGAIN)
     n_layers = sum(name.startswith("weights.") for name in arrays)
     weights, biases = (
         tuple(jnp.asarray(arrays[f"{kind}.{i}"]) for i in range(n_layers)) for kind in ("weights", "biases")

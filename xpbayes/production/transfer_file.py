@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.channels import XP_GRID_NM
-from xpbayes.errors import InputError
-from xpbayes.files import file_checksum, load_arrays, save_arrays
+from xpbayes.files import file_checksum, save_arrays
 from xpbayes.instrument.instrument import InstrumentId
 from xpbayes.instrument.transfer import TERMS, Transfer
+from xpbayes.production.array_checks import load_checked, require_described
 
 TRANSFER = "transfer.safetensors"
 AGAIN = "run 'xpbayes transfer' or copy the model again"
@@ -56,18 +56,15 @@ def load_transfer(folder: Path, about: TransferEntry) -> Transfer:
         InputError: the file is missing, another one, or damaged.
     """
     path = folder / TRANSFER
-    if not path.is_file():
-        raise InputError(f"{path}: is missing, though the card describes it; {AGAIN}")
-    if file_checksum(path) != about.arrays_checksum:
-        raise InputError(f"{path}: is not the file that the card describes; {AGAIN}")
-    try:
-        arrays: Mapping[str, NDArray[Any]] = load_arrays(path)[0]
-        for name, shape in SHAPES.items():
-            if name not in arrays or arrays[name].shape != shape or not np.isfinite(arrays[name]).all():
-                raise ValueError(f"{name} is missing, not of the shape {shape}, or not finite")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: is damaged ({error}); {AGAIN}") from error
+    require_described(path, about.arrays_checksum, AGAIN)
+    arrays = load_checked(path, _check, AGAIN)
     own = {name: np.asarray(arrays[name], np.float64) for name in SHAPES}
     return Transfer(
         about.source, about.target, **own, noise=about.noise, n_pairs=about.n_pairs, n_outliers=about.n_outliers
     )
+
+
+def _check(arrays: Mapping[str, NDArray[Any]]) -> None:
+    for name, shape in SHAPES.items():
+        if name not in arrays or arrays[name].shape != shape or not np.isfinite(arrays[name]).all():
+            raise ValueError(f"{name} is missing, not of the shape {shape}, or not finite")

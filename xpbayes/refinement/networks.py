@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
 from xpbayes.inference.linear_algebra import cholesky, whitened
+from xpbayes.models.forward import layer_sizes
 
 FIRST_LN_WEIGHTS, FIRST_LN_WIDTHS = np.array([0.0, -1.0, -1.0, -2.0]), np.array([0.0, -0.8, 0.4, 1.0])
 """Of an untrained member's Gaussians: a common one as wide as the forward posterior, narrower and wider ones."""
@@ -85,14 +86,13 @@ def n_outputs(n_labels: int) -> int:
 
 def initial_layers(key: Array, n_features: int, hidden: tuple[int, ...], n_labels: int) -> Layers:
     """Make an untrained member: it gives the forward posterior back, nearly."""
-    sizes = [n_features, *hidden, n_outputs(n_labels)]
-    keys = jax.random.split(key, len(sizes) - 1)
+    sizes = layer_sizes(n_features, hidden, n_outputs(n_labels))
     gain = [2.0] * len(hidden) + [0.01]
     weights = tuple(
-        jax.random.normal(k, (before, after)) * np.sqrt(g / before)
-        for k, before, after, g in zip(keys, sizes[:-1], sizes[1:], gain, strict=True)
+        jax.random.normal(k, size) * np.sqrt(g / size[0])
+        for k, size, g in zip(jax.random.split(key, len(sizes)), sizes, gain, strict=True)
     )
-    return Layers(weights, tuple(jnp.zeros(after) for after in sizes[1:]))
+    return Layers(weights, tuple(jnp.zeros(after) for _, after in sizes))
 
 
 def standardised(nets: RefinementNets, features: Float[Array, "*star feature"]) -> Float[Array, "*star feature"]:

@@ -9,13 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
-from scipy.spatial import KDTree
+
+from xpbayes.inference.support import NEIGHBOUR, RARE, neighbour_distance
 
 MAX_STARS = 8192
 """Kept with the model, evenly drawn."""
-NEIGHBOUR = 3
-"""The distance is to the third nearest: one wrong label is no support."""
-RARE = 1e-3
 FULL, NONE = 0.75, 1.25
 """Up to the first score a star has all of the second stage, from the second on nothing of it."""
 
@@ -52,14 +50,9 @@ def make_feature_support(
     points, others = (places[some] / spread for some in (order[:MAX_STARS], order[MAX_STARS:]))
     # Of stars that are no points themselves, if there are any: a point is its own nearest neighbour.
     judged, neighbour = (others, NEIGHBOUR) if len(others) * RARE > 1 else (points, NEIGHBOUR + 1)
-    reach = np.quantile(_distance(points, judged, neighbour), 1.0 - RARE)
+    reach = np.quantile(neighbour_distance(points, judged, min(neighbour, len(points))), 1.0 - RARE)
     values = (points, spread, reach, np.quantile(residual, 1.0 - RARE))
     return FeatureSupport(*(np.asarray(v, np.float32) for v in values))
-
-
-def _distance(points: NDArray[np.floating], places: NDArray[np.floating], neighbour: int) -> NDArray[np.float64]:
-    tree = KDTree(np.asarray(points, np.float64))
-    return np.asarray(tree.query(places, k=[min(neighbour, len(points))])[0][:, 0], np.float64)
 
 
 def share_of_second_stage(
@@ -70,7 +63,9 @@ def share_of_second_stage(
     finite = np.isfinite(places).all(axis=1) & np.isfinite(score)
     distance = np.full(len(places), np.inf)
     if finite.any():
-        distance[finite] = _distance(support.points, places[finite] / support.spread, NEIGHBOUR)
+        distance[finite] = neighbour_distance(
+            support.points, places[finite] / support.spread, min(NEIGHBOUR, len(support.points))
+        )
     away = np.where(finite, np.maximum(distance / float(support.reach), score), np.inf)
     left = np.clip((NONE - away) / (NONE - FULL), 0.0, 1.0)
     return left**2 * (3.0 - 2.0 * left)

@@ -179,7 +179,7 @@ def solve_stars(
             trained.star_model, looked_at, inferred, config, seeds, threads=_threads()
         )
         log.log(level, f"{int(by_chains.sum())} of {len(usable)} stars are summarised by Markov chains")
-    optima, found = inferred.estimate, inferred
+    found = inferred
     if scatter is not None:
         inferred = settled(inferred, batch, scatter, use_parallax=config.use_parallax)
     if config.calibrate and trained.calibration is not None:
@@ -215,7 +215,9 @@ def solve_stars(
     if factor is not None:
         from xpbayes.training.network_uncertainty import add_model_covariance, added_to_inferred
 
-        added = added_to_inferred(trained.star_model, factor, looked_at, optima, use_parallax=config.use_parallax)
+        added = added_to_inferred(
+            trained.star_model, factor, looked_at, found.estimate, use_parallax=config.use_parallax
+        )
         wide = as_rows(add_model_covariance(inferred, added), added=added)
         # Flags and confidences know the stars' own errors, from which the classifiers were learned.
         rows = wide | {name: rows[name] for name in KNOW_OWN_ERRORS}
