@@ -22,7 +22,7 @@ import xpbayes
 from xpbayes.analysis.figures.correlations import PAPER, correlation_of_inverse, unpacked
 from xpbayes.data.spectra import OK
 from xpbayes.data.spectra_file import read_star_tables
-from xpbayes.production.table import list_column, read_catalogue, text_column
+from xpbayes.production.table import catalogue_about, list_column, read_catalogue, text_column
 
 SHORT = {"teff": "Teff", "feh": "[Fe/H]", "logg": "log g", "extinction": "E", "parallax": "plx"}
 PAIRS = (
@@ -95,7 +95,8 @@ def main() -> None:
     parser.add_argument("--errors-like", type=Path, help="table of Green et al. 2020 (HDF5)")
     parser.add_argument("--most", type=int, default=2000)
     arguments = parser.parse_args()
-    model, (catalogue, about) = xpbayes.load_model(arguments.model), read_catalogue(arguments.catalogue)
+    model, catalogue = xpbayes.load_model(arguments.model), read_catalogue(arguments.catalogue)
+    about = catalogue_about(catalogue)
     if about["n_with_parallax"]:
         raise SystemExit("the catalogue must be inferred without parallaxes: their errors are added here")
     names = (*model.labels, "extinction", "parallax")

@@ -31,7 +31,7 @@ import xpbayes
 from xpbayes.analysis.dust_map.build import build_dust_map
 from xpbayes.analysis.dust_map.selection import galactic_pixel
 from xpbayes.config import DustMapConfig, Recipe
-from xpbayes.production.table import list_column, read_catalogue
+from xpbayes.production.table import catalogue_about, list_column, read_catalogue
 from xpbayes.simulation.sky import SKY_FILE, Dust, Region, disc_with_clouds, dusty_sky, simulate_sky, unit_vectors
 
 TEMPLATE_SCALES = np.array([0.3, 0.5, 0.2, 1.5])
@@ -59,7 +59,8 @@ def catalogue_like_stars(model, catalogue, dust, region, n, rng):
     from xpbayes.models.forward import predict_flux
     from xpbayes.simulation.stars import rough_g
 
-    table, about = read_catalogue(catalogue)
+    table = read_catalogue(catalogue)
+    about = catalogue_about(table)
     if about["n_with_parallax"]:
         raise SystemExit("the catalogue must be inferred without parallaxes: they are added here")
     estimate, fisher = list_column(table, "stellar_params_est"), list_column(table, "stellar_params_icov_triu")

@@ -19,7 +19,7 @@ from xpbayes.instrument.instrument import DEFAULT_ID
 from xpbayes.models.reliability import feature_names, initial_nets
 from xpbayes.production.manifest import model_checksums
 from xpbayes.production.model_file import save_model
-from xpbayes.production.table import DRAWS, WIDENED, list_column, read_catalogue, text_column
+from xpbayes.production.table import DRAWS, WIDENED, catalogue_about, list_column, read_catalogue, text_column
 from xpbayes.production.weight_file import save_weight_factor
 from xpbayes.runs.infer import infer
 from xpbayes.runs.infer_parts import infer_parts
@@ -144,7 +144,8 @@ def test_parts_do_not_depend_on_how_they_are_cut(folder, stars, catalogues, tmp_
     for per_part in (15, N):
         out = infer_parts(folder, path, tmp_path / str(per_part), WIDE, processes=1, stars_per_part=per_part)
         verify(out)
-        table, about = read_catalogue(out)
+        table = read_catalogue(out)
+        about = catalogue_about(table)
         found.append(table)
         assert about["settings"]["model_uncertainty"] and about["model"]["uncertainty"]["directions"] == 3
     for name in found[0].column_names:
@@ -170,7 +171,8 @@ def test_the_flag_is_the_setting(folder, stars, tmp_path):
     out = tmp_path / "c.parquet"
     result = run("infer", folder, path, "--model-uncertainty", "--settings", settings, "--out", out)
     assert result.returncode == 0, result.stderr
-    catalogue, about = read_catalogue(out)
+    catalogue = read_catalogue(out)
+    about = catalogue_about(catalogue)
     assert about["settings"]["model_uncertainty"] and "stellar_params_model_err" in catalogue.column_names
 
 

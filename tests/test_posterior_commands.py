@@ -10,7 +10,7 @@ from xpbayes.analysis.posterior_file import read_posterior
 from xpbayes.cli import main
 from xpbayes.data.spectra_file import read_star_table
 from xpbayes.inference.sampling.convergence import Diagnostics
-from xpbayes.production.table import CHAINS, read_catalogue, text_column
+from xpbayes.production.table import CHAINS, catalogue_about, read_catalogue, text_column
 from xpbayes.runs import compare
 from xpbayes.runs.sample import Sampled
 
@@ -101,8 +101,9 @@ def test_sample_compare_refine_and_check(run, model_folder, star_file, tmp_path)
     status, *_ = run("infer", model_folder, star_file, "--refine", "--out", tmp_path / "c.parquet", *settings)
     plain, *_ = run("infer", model_folder, star_file, "--out", tmp_path / "d.parquet", *settings)
     assert status == 0 and plain == 0
-    refined, about = read_catalogue(tmp_path / "c.parquet")
-    before, _ = read_catalogue(tmp_path / "d.parquet")
+    refined = read_catalogue(tmp_path / "c.parquet")
+    about = catalogue_about(refined)
+    before = read_catalogue(tmp_path / "d.parquet")
     by_chains = text_column(refined, "method") == CHAINS
     needed = (refined["k_hat"].to_numpy() > 0.7) | (refined["n_modes"].to_numpy() > 1)
     assert about["settings"]["refine"] and by_chains.any() and not by_chains[~needed].any()

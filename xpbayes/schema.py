@@ -3,8 +3,9 @@
 Writers, readers, documentation and exports all take their columns from here.
 """
 
+import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntFlag
 from typing import Any
 
@@ -192,9 +193,7 @@ def _id_columns(release: str | None) -> tuple[Column, ...]:
     ucd = "meta.id" if release == DR3.name else "meta.id;meta.main"
     own = (
         Column("source_id", pa.int64(), "", ucd, "Gaia source identifier, unique within its data release"),
-        Column(
-            "release", pa.dictionary(pa.int8(), pa.string()), "", "meta.version", "data release that source_id is of"
-        ),
+        Column("release", pa.string(), "", "meta.version", "data release that source_id is of"),
     )
     return (alias, *own) if release == DR3.name else own
 
@@ -400,14 +399,8 @@ def catalogue_columns(
         Column(
             "hessian_positive", boolean, "", "meta.code.qual", "the full Hessian at the solution is positive definite"
         ),
-        Column("method", pa.dictionary(pa.int8(), pa.string()), "", "meta.code", "how the errors were computed"),
-        Column(
-            "status",
-            pa.dictionary(pa.int8(), pa.string()),
-            "",
-            "meta.code.status",
-            "'ok', or why the star has no solution",
-        ),
+        Column("method", pa.string(), "", "meta.code", "how the errors were computed"),
+        Column("status", pa.string(), "", "meta.code.status", "'ok', or why the star has no solution"),
         *(added if model_uncertainty else ()),
         *(_refined_columns(n_labels) if refined else ()),
     )
@@ -450,57 +443,28 @@ def _refined_columns(n_labels: int) -> tuple[Column, ...]:
     )
 
 
-PARAMETER_UNITS = {"teff": "K", "extinction": "mag", "parallax": "mas"}
-"""Of flat columns; a label that is not named here is in dex."""
-PARAMETER_UCDS = {**LABEL_UCDS, "extinction": "phys.absorption", "parallax": "pos.parallax"}
-
-
-def _interval_columns(name: str, parameter: str, description: str) -> list[Column]:
-    """Flat columns of a value of some parameter and its 68 % interval."""
-    f64, unit, ucd = pa.float64(), PARAMETER_UNITS.get(parameter, "dex"), PARAMETER_UCDS.get(parameter, "")
-    return [
-        Column(name, f64, unit, ucd, description),
-        Column(f"{name}_err", f64, unit, f"stat.error;{ucd}", f"half of {name}_p84 - {name}_p16"),
-        Column(f"{name}_p16", f64, unit, f"{ucd};stat.value", f"16 % quantile of {name}"),
-        Column(f"{name}_p84", f64, unit, f"{ucd};stat.value", f"84 % quantile of {name}"),
-    ]
-
-
-def flat_columns(labels: tuple[str, ...] = DEFAULT_LABELS, *, refined: bool = False) -> tuple[Column, ...]:
-    """List the columns of a flat table of stars: one number a column, the recommended value first.
-
-    Args:
-        labels: names of the model's labels, Teff first.
-        refined: the model has a second stage, which refined the labels.
-    """
-    f64 = pa.float64()
-    columns = [
-        Column("source_id", pa.int64(), "", "meta.id;meta.main", "Gaia source identifier"),
-        Column("ra", f64, "deg", "pos.eq.ra;meta.main", "right ascension (ICRS)"),
-        Column("dec", f64, "deg", "pos.eq.dec;meta.main", "declination (ICRS)"),
-    ]
-    for name in (*labels, "extinction", "parallax"):
-        unit, ucd = PARAMETER_UNITS.get(name, "dex"), PARAMETER_UCDS.get(name, "")
-        of = "extinction scalar E" if name == "extinction" else name
-        columns += _interval_columns(name, name, f"{of}: posterior median, the mode where nothing was drawn")
-        columns.append(
-            Column(f"{name}_mode", f64, unit, f"{ucd};stat.max", f"{name} at the posterior mode, as ZGR23 give it")
-        )
-    for name in labels if refined else ():
-        what = f"{name}: median, refined by what the residual spectrum tells"
-        columns += _interval_columns(f"refined_{name}", name, what)
-    kept = (
-        *(("refined_share",) if refined else ()),
-        "chi2_opt", "n_obs", "ln_prior", "quality_flags", "fit_quality", "extrapolation", "k_hat", "n_modes", "method",
-        "status",
-    )  # fmt: skip
-    known = {column.name: column for column in catalogue_columns(len(labels), refined=refined)}
-    for name in kept:
-        text = pa.types.is_dictionary(known[name].type)
-        columns.append(replace(known[name], type=pa.string()) if text else known[name])
-    return tuple(columns)
-
-
 def arrow_schema(columns: tuple[Column, ...], metadata: dict[str, str]) -> pa.Schema:
     """Build an Arrow schema from columns and file-level metadata."""
     return pa.schema([c.field() for c in columns], metadata=metadata)
+
+
+TEXT_WIDTH = 64
+"""Characters that astropy reserves for a text column of ours."""
+
+
+def astropy_metadata(schema: pa.Schema) -> dict[str, str]:
+    """File-level metadata from which ``astropy.table.Table.read`` takes units and descriptions, as it writes them itself."""
+    columns = []
+    for field in schema:
+        kind = field.type.value_type if pa.types.is_fixed_size_list(field.type) else field.type
+        about = {key: (field.metadata or {}).get(key.encode(), b"").decode() for key in ("unit", "description", "ucd")}
+        column: dict[str, Any] = {"name": field.name, "datatype": "bool" if pa.types.is_boolean(kind) else str(kind)}
+        mixed = "," in about["unit"]  # of a vector of several quantities: said in its description
+        if about["unit"] and not mixed:
+            column["unit"] = about["unit"]
+        column["description"] = about["description"] + (f" [{about['unit']}]" if mixed else "")
+        if about["ucd"]:
+            column["meta"] = {"ucd": about["ucd"]}
+        columns.append(column)
+    text = {f"table::len::{f.name}": str(TEXT_WIDTH) for f in schema if pa.types.is_string(f.type)}
+    return {"table_meta_yaml": json.dumps({"datatype": columns}), **text}

@@ -37,7 +37,7 @@ def report_page(analysed, trained, made_once):
     """The report of that run, with a section for each of the typical stars."""
 
     def make(folder):
-        stars = typical_stars(read_catalogue(analysed / "catalogue.parquet")[0], trained)
+        stars = typical_stars(read_catalogue(analysed / "catalogue.parquet"), trained)
         inputs = (analysed / "model", analysed / "catalogue.parquet", analysed / "stars.parquet")
         report(*inputs, folder / "report.html", source_ids=stars)
 

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from tests.conftest import QUICK
 from xpbayes.api.model import Model
 from xpbayes.errors import InputError
-from xpbayes.production.table import list_column, read_catalogue
+from xpbayes.production.table import catalogue_about, list_column, read_catalogue
 
 SETTINGS = {
     name: getattr(QUICK, name) for name in ("n_nodes", "n_starts", "n_more_draws", "chunk_size", "max_iterations")
@@ -84,7 +84,8 @@ def test_flat_files_read_back(fit, suffix, tmp_path):
 
 
 def test_parquet_is_a_catalogue(fit, tmp_path):
-    catalogue, about = read_catalogue(fit.save(tmp_path / "stars.parquet"))
+    catalogue = read_catalogue(fit.save(tmp_path / "stars.parquet"))
+    about = catalogue_about(catalogue)
     assert catalogue.equals(fit.catalogue) and about["settings"]["use_parallax"] is False
 
 

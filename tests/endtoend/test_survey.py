@@ -9,7 +9,7 @@ from tests.conftest import QUICK, inference_toml
 from xpbayes.data.spectra import join_star_tables
 from xpbayes.data.spectra_file import read_star_tables
 from xpbayes.errors import InputError
-from xpbayes.production.table import list_column, read_catalogue
+from xpbayes.production.table import catalogue_about, list_column, read_catalogue
 
 N = 400
 
@@ -72,7 +72,7 @@ def test_inference_from_star_tables_and_straight_from_the_survey_agree(
     assert result.returncode == 0, result.stderr
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith(f"{N} rows of spectra read, 0 quarantined; ") and f"2MASS {N} of {N} rows used" in last
-    (tables, about), (stream, _) = catalogue, read_catalogue(out)
+    tables, about, stream = catalogue, catalogue_about(catalogue), read_catalogue(out)
     assert about["input"]["n_stars"] == N == len(stream)
     order = np.argsort(tables["gdr3_source_id"].to_numpy()), np.argsort(stream["gdr3_source_id"].to_numpy())
     first, second = (list_column(t, "stellar_params_est")[o] for t, o in zip((tables, stream), order, strict=True))
@@ -84,7 +84,7 @@ def test_truth_is_recovered(survey, catalogue):
 
     Without the calibration: it corrects the model for real stars, and these are the model's own.
     """
-    rows, _ = catalogue
+    rows = catalogue
     truth = pq.read_table(survey / "truth.parquet").to_pandas().set_index("source_id")
     truth = truth.loc[rows["gdr3_source_id"].to_numpy()]
     columns = ["teff", "feh", "logg", "extinction", "parallax"]

@@ -27,7 +27,7 @@ from tests.listening import heard
 from xpbayes.data.rejected import read_quarantine
 from xpbayes.data.spectra_file import write_star_table
 from xpbayes.errors import InputError
-from xpbayes.production.table import list_column, read_catalogue
+from xpbayes.production.table import catalogue_about, list_column, read_catalogue
 from xpbayes.runs import infer_parts as parts_run
 from xpbayes.runs.infer_parts import infer_parts
 from xpbayes.runs.verify import verify
@@ -72,7 +72,8 @@ def test_a_finished_catalogue(undisturbed, sample):
     total = manifest["totals"]
     assert (total["rows_read"], total["rows_written"], total["rows_quarantined"]) == (230, 230, 0)
     assert total["status"] == {"flux error is negative": 1, "ok": 229}
-    catalogue, about = read_catalogue(undisturbed)
+    catalogue = read_catalogue(undisturbed)
+    about = catalogue_about(catalogue)
     assert_array_equal(catalogue["gdr3_source_id"].to_numpy(), sample.source_id[:230])
     assert about["labels"] == ["teff", "feh", "logg"] and about["settings"]["use_parallax"] is False
     verify(undisturbed)
@@ -80,7 +81,7 @@ def test_a_finished_catalogue(undisturbed, sample):
 
 def test_as_the_one_file_way(undisturbed, model_folder, inputs):
     """Other batches, so not the same bits: but the same stars, to a hundredth of their errors."""
-    parts, _ = read_catalogue(undisturbed)
+    parts = read_catalogue(undisturbed)
     one = xpbayes.infer(model_folder, inputs, config=QUICK)
     error = list_column(parts, "stellar_params_err")
     shift = list_column(parts, "stellar_params_est") - list_column(one, "stellar_params_est")
@@ -345,7 +346,7 @@ def test_a_table_in_pieces_gives_the_stars_of_the_whole(
     """Tables larger than what is read at once: the same stars in the same parts."""
     monkeypatch.setattr("xpbayes.production.inputs.STARS_AT_ONCE", 32)
     run(model_folder, inputs, tmp_path / "c")
-    (pieces, _), (whole, _) = read_catalogue(tmp_path / "c"), read_catalogue(undisturbed)
+    pieces, whole = read_catalogue(tmp_path / "c"), read_catalogue(undisturbed)
     assert_array_equal(pieces["gdr3_source_id"].to_numpy(), whole["gdr3_source_id"].to_numpy())
     shift = list_column(pieces, "stellar_params_est") - list_column(whole, "stellar_params_est")
     assert np.nanmedian(np.abs(shift) / list_column(whole, "stellar_params_err")) < 1e-2
@@ -450,7 +451,8 @@ class TestSurvey:
 
     def test_companions_are_joined(self, catalogue, survey):
         """Parallax, bands and positions come from files that are read in pieces: as `infer` does at once."""
-        rows, about = read_catalogue(catalogue)
+        rows = read_catalogue(catalogue)
+        about = catalogue_about(rows)
         assert about["n_with_parallax"] > 80
         ra, dec = (rows[name].to_numpy(zero_copy_only=False) for name in ("ra", "dec"))
         source = pd.read_csv(survey.parent / "gaia_source.csv.gz", comment="#").set_index("source_id")
@@ -490,7 +492,7 @@ def test_parallaxes_are_counted(model_folder, sample, tmp_path):
     write_star_table(few, tmp_path / "few.parquet")
     config = QUICK.model_copy(update={"use_parallax": True})
     infer_parts(model_folder, tmp_path / "few.parquet", tmp_path / "c", config, processes=1)
-    assert read_catalogue(tmp_path / "c")[1]["n_with_parallax"] == 15
+    assert catalogue_about(read_catalogue(tmp_path / "c"))["n_with_parallax"] == 15
 
 
 def test_an_unfinished_catalogue_cannot_be_read(half_done):

@@ -20,7 +20,7 @@ from xpbayes.instrument.instrument import DEFAULT_ID
 from xpbayes.instrument.transfer import TERMS, Transfer
 from xpbayes.production.meeting import stars_for
 from xpbayes.production.model_file import load_model, save_model
-from xpbayes.production.table import describe, read_catalogue, write_catalogue
+from xpbayes.production.table import catalogue_about, describe, read_catalogue, write_catalogue
 from xpbayes.runs.confidence import confidence
 from xpbayes.runs.infer import about_model, infer
 
@@ -153,7 +153,8 @@ def catalogues(dr4_catalogue, trained, stars):
 
 
 def test_a_catalogue_says_which_release_its_identifiers_are_of(dr4_catalogue, trained, stars):
-    rows, about = read_catalogue(dr4_catalogue)
+    rows = read_catalogue(dr4_catalogue)
+    about = catalogue_about(rows)
     assert about["instrument"] == {
         **DR4_ID.to_json(),
         "models": list(DR4_ID.models),
@@ -189,7 +190,7 @@ def test_a_catalogue_of_transferred_stars_keeps_their_release(trained, stars, tm
     catalogue = infer(folder, half, tmp_path / "c.parquet", QUICK)
     assert sum("a transfer learned from" in line for line in said) == 1
     assert set(catalogue["release"].to_pylist()) == {"dr4"}
-    assert "transfer_checksum" in read_catalogue(tmp_path / "c.parquet")[1]["model"]
+    assert "transfer_checksum" in catalogue_about(read_catalogue(tmp_path / "c.parquet"))["model"]
     expected = infer(trained, stars, config=QUICK)
     found, wanted = (np.array(c["chi2_opt"].to_pylist(), float) for c in (catalogue, expected))
     assert np.median(np.abs(found / wanted - 1)) < 1e-3
@@ -246,7 +247,7 @@ def test_old_catalogues_and_models_are_of_dr3(trained, stars, tmp_path):
     rows = infer(trained, stars, config=QUICK)
     old = rows.drop_columns(["source_id", "release"])
     about = {k: v for k, v in about_model(trained).items() if k != "instrument"}
-    back, _ = read_catalogue(write_catalogue(describe(old, about), tmp_path / "old.parquet"))
+    back = read_catalogue(write_catalogue(describe(old, about), tmp_path / "old.parquet"))
     assert_array_equal(back["source_id"].to_numpy(), stars.source_id)
     table = write_star_table(stars, tmp_path / "stars.parquet")
     assert open_run({"catalogue": tmp_path / "old.parquet", "stars": table}).stars.instrument == DR3_ID

@@ -11,7 +11,7 @@ from tests.conftest import QUICK, with_columns
 from xpbayes.data.spectra import OK
 from xpbayes.errors import InputError
 from xpbayes.inference.linear_algebra import from_upper_triangle
-from xpbayes.production.table import list_column, read_catalogue, write_catalogue
+from xpbayes.production.table import catalogue_about, list_column, read_catalogue, write_catalogue
 from xpbayes.runs import infer as infer_run
 from xpbayes.runs.infer import infer
 from xpbayes.schema import QualityFlag, catalogue_columns
@@ -117,7 +117,8 @@ def test_confidence_is_null_until_it_exists(catalogue):
 
 def test_file_round_trip(catalogue, tmp_path):
     path = write_catalogue(catalogue, tmp_path / "c.parquet")
-    back, metadata = read_catalogue(path)
+    back = read_catalogue(path)
+    metadata = catalogue_about(back)
     assert back.equals(catalogue)
     assert metadata["labels"] == ["teff", "feh", "logg"] and metadata["n_with_parallax"] == 100
 

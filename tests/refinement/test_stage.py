@@ -16,7 +16,7 @@ from xpbayes.files import file_checksum
 from xpbayes.inference.fit import fit_stars
 from xpbayes.production.model_file import CARD, load_model, save_model
 from xpbayes.production.second_stage_file import SECOND_STAGE
-from xpbayes.production.table import list_column, read_catalogue
+from xpbayes.production.table import catalogue_about, list_column, read_catalogue
 from xpbayes.refinement import stage
 from xpbayes.refinement.features import feature_names, flux_only
 from xpbayes.refinement.refined import refine_labels
@@ -58,7 +58,8 @@ def catalogue(refined_model, few):
 
 def test_columns_are_those_that_the_schema_lists(catalogue, tmp_path, refined_model, few):
     infer(refined_model, few, tmp_path / "catalogue.parquet", FLUXES)
-    again, about = read_catalogue(tmp_path / "catalogue.parquet")
+    again = read_catalogue(tmp_path / "catalogue.parquet")
+    about = catalogue_about(again)
     names = [c.name for c in columns_of(about)]
     assert {"refined_median", "refined_cov_triu", "refined_share"} < set(names) <= {*again.column_names, "source_id"}
     for name in ("refined_median", "refined_p16", "refined_p84", "refined_std", "refined_cov_triu", "refined_move"):
@@ -82,15 +83,18 @@ def test_how_far_labels_moved_is_told_in_units_of_the_forward_interval(catalogue
     np.testing.assert_allclose(list_column(catalogue, "refined_move"), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_a_fit_has_refined_labels_beside_the_others(refined_model, few, tmp_path):
+def test_a_fit_recommends_refined_labels_and_keeps_the_others(refined_model, few, tmp_path):
     model = Model(**vars(refined_model))
     fit = model.fit(few[:5], parallax=False, **QUICK.model_dump(exclude={"use_parallax", "n_draws"}), draws=64)
-    np.testing.assert_allclose(fit.refined_teff, 1e3 * list_column(fit.catalogue, "refined_median")[:, 0])
+    np.testing.assert_allclose(fit.teff, 1e3 * list_column(fit.catalogue, "refined_median")[:, 0], rtol=1e-6)
+    forward = list_column(fit.catalogue, "stellar_params_median")
+    np.testing.assert_allclose(fit.teff_forward, 1e3 * forward[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(fit.parallax, forward[:, -1], rtol=1e-6)
     frame = fit.to_pandas()
-    assert np.all((frame.refined_logg_p16 < frame.refined_logg) & (frame.refined_logg < frame.refined_logg_p84))
+    assert np.all((frame.logg_p16 < frame.logg) & (frame.logg < frame.logg_p84))
     written = Table.read(fit.save(tmp_path / "fit.ecsv"), format="ascii.ecsv")
-    assert {"refined_feh", "refined_feh_err", "refined_share"} < set(written.colnames)
-    assert str(written["refined_teff"].unit) == "K"
+    assert {"feh_forward", "feh_forward_err", "refined_share"} < set(written.colnames)
+    assert str(written["teff_forward"].unit) == "K"
 
 
 def test_switched_off_it_leaves_everything_else_as_it_was(catalogue, refined_model, few):

@@ -1,9 +1,7 @@
 """The result of a fit in memory: a table of stars that can be sliced, converted, drawn and saved.
 
-`Fit` wraps the catalogue that `runs.infer` makes, the spectra it was made from and the model. The recommended value of a
-parameter is the median of its posterior, as calibrated on stars that training kept aside, with half the distance from
-its 16 to its 84 % quantile as error; where no draws were asked for, or a star has none, it is the mode with its Laplace
-error. Units here are K, dex, dex, mag and mas; the catalogue itself keeps ZGR23's kK.
+`Fit` wraps the catalogue that `runs.infer` makes, the spectra it was made from and the model. What the recommended value of
+a parameter is, `production.flat` says. Units here are K, dex, dex, mag and mas; the catalogue itself keeps ZGR23's kK.
 """
 
 import base64
@@ -12,16 +10,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from xpbayes.data.spectra import OK, Spectra
-from xpbayes.errors import InputError, nearest
+from xpbayes.errors import nearest
+from xpbayes.production.flat import InMemory, columns_for, flat_table
 from xpbayes.production.table import list_column, text_column
-from xpbayes.schema import Column, QualityFlag, flat_columns
+from xpbayes.schema import QualityFlag
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
 
 ROWS_SHOWN = 8
 """Of a fit in a notebook."""
-SUFFIXES = (".parquet", ".csv", ".ecsv", ".fits", ".vot")
-"""What a fit is written in."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +65,8 @@ class Fit:
     """Stars and what is known of their parameters.
 
     Labels, `extinction` and `parallax` are attributes: (star,) arrays in K, dex, mag and mas, each with `_err`, `_p16`,
-    `_p84` and `_mode` beside it, as `fit.teff_err`; labels of a model with a second stage are there a second time as
-    `refined_teff` and so on. A slice, a mask or an array of rows gives a smaller `Fit`, a number a
-    `Star`.
+    `_p84`, `_mode` and `_mode_err` beside it, as `fit.teff_err`; of a model with a second stage, whose labels are refined,
+    `teff_forward` and so on are those before. A slice, a mask or an array of rows gives a smaller `Fit`, a number a `Star`.
 
     Attributes:
         catalogue: one row a star, columns as in `schema.catalogue_columns`, metadata as a catalogue file has them.
@@ -87,10 +83,10 @@ class Fit:
     def __len__(self) -> int:
         return len(self.catalogue)
 
-    @property
-    def _flat(self) -> tuple[Column, ...]:
-        """What the flat columns are."""
-        return flat_columns(self.model.labels, refined="refined_median" in self.catalogue.column_names)
+    @cached_property
+    def _flat(self) -> pa.Table:
+        """One number a column."""
+        return flat_table(self.catalogue, self.about)
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -120,38 +116,18 @@ class Fit:
         full = np.empty((len(self), n, n))
         row, column = np.triu_indices(n)
         full[:, row, column] = full[:, column, row] = packed
-        scale = np.array([_scale(name) for name in self.parameters])
+        scale = np.array([1e3 if name == "teff" else 1.0 for name in self.parameters])
         return full * scale[:, None] * scale
 
     @cached_property
     def columns(self) -> dict[str, NDArray[Any]]:
-        """The flat columns of `schema.flat_columns`, by name."""
-        catalogue = self.catalogue
-        mode, laplace = list_column(catalogue, "stellar_params_est"), np.diagonal(self.covariance, axis1=1, axis2=2)
-        median, low, high = (list_column(catalogue, f"stellar_params_{name}") for name in ("median", "p16", "p84"))
-        flat: dict[str, NDArray[Any]] = {"source_id": self.source_id, "ra": _floats(catalogue, "ra")}
-        flat["dec"] = _floats(catalogue, "dec")
-        for i, name in enumerate(self.parameters):
-            scale, error = _scale(name), np.sqrt(laplace[:, i])
-            drawn = np.isfinite(median[:, i])
-            flat[name] = np.where(drawn, median[:, i], mode[:, i]) * scale
-            flat[f"{name}_err"] = np.where(drawn, 0.5 * (high - low)[:, i] * scale, error)
-            flat[f"{name}_p16"] = np.where(drawn, low[:, i] * scale, flat[name] - error)
-            flat[f"{name}_p84"] = np.where(drawn, high[:, i] * scale, flat[name] + error)
-            flat[f"{name}_mode"] = mode[:, i] * scale
-        if "refined_median" in catalogue.column_names:
-            median, low, high = (list_column(catalogue, f"refined_{name}") for name in ("median", "p16", "p84"))
-            for i, name in enumerate(self.model.labels):
-                values = {"": median, "_err": 0.5 * (high - low), "_p16": low, "_p84": high}
-                flat |= {f"refined_{name}{key}": _scale(name) * of[:, i] for key, of in values.items()}
-        for column in self._flat:
-            if column.name not in flat:
-                flat[column.name] = (
-                    text_column(catalogue, column.name).astype(str)
-                    if pa.types.is_string(column.type)
-                    else catalogue[column.name].to_numpy()
-                )
-        return flat
+        """The flat columns, by name."""
+        return {
+            name: text_column(self._flat, name).astype(str)
+            if pa.types.is_string(self._flat.schema.field(name).type)
+            else self._flat[name].to_numpy()
+            for name in self._flat.column_names
+        }
 
     def __getattr__(self, name: str) -> NDArray[Any]:
         if name.startswith("_") or name == "columns":  # of copying and pickling
@@ -179,8 +155,8 @@ class Fit:
         """Flat columns as a pandas frame; units are in its `attrs`."""
         import pandas as pd
 
-        frame = pd.DataFrame(self.columns)[[c.name for c in self._flat]]
-        frame.attrs["units"] = {c.name: c.unit for c in self._flat if c.unit}
+        frame = pd.DataFrame(self.columns)
+        frame.attrs["units"] = {c.name: c.unit for c in self._rows_of_file.columns if c.unit}
         return frame
 
     def to_table(self) -> "Table":
@@ -188,7 +164,7 @@ class Fit:
         from astropy.table import Column, Table
 
         table = Table()
-        for column in self._flat:
+        for column in self._rows_of_file.columns:
             values = self.columns[column.name]
             table[column.name] = Column(values, unit=column.unit or None, description=column.description)
             if column.ucd:
@@ -196,41 +172,25 @@ class Fit:
         table.meta["model"] = str(self.about.get("model", {}).get("arrays_checksum", ""))
         return table
 
-    def save(self, path: str | Path) -> Path:
+    @property
+    def _rows_of_file(self) -> InMemory:
+        """The flat columns as they are written."""
+        return InMemory(columns_for(self.about, self.catalogue.column_names), self._flat)
+
+    def save(self, path: str | Path, *, flat: bool | None = None) -> Path:
         """Write the stars to one file.
 
         Args:
             path: .parquet for a catalogue as `read_catalogue`, `report` and `verify` take it; .csv, .ecsv, .fits or .vot
                 for the flat columns.
+            flat: the flat columns, or those of the catalogue; as the suffix has it if None.
 
         Raises:
             InputError: the suffix is unknown, or the file cannot be written.
         """
-        from xpbayes.files import whole_file
-        from xpbayes.production.export import write_fits, write_votable
-        from xpbayes.production.table import write_catalogue
+        from xpbayes.production.export import save_catalogue
 
-        path = Path(path)
-        if path.suffix == ".parquet":
-            return write_catalogue(self.catalogue, path)
-        if path.suffix in (".fits", ".vot"):  # as catalogues are exported: astropy's writers know no dex
-            write = write_fits if path.suffix == ".fits" else write_votable
-            rows: Any = _InMemory(self._flat, self._arrow())
-            write(rows, path)
-            return path
-        if path.suffix not in (".csv", ".ecsv"):
-            raise InputError(
-                f"{path}: '{path.suffix}' is no format that a fit is written in; use {', '.join(SUFFIXES)}"
-            )
-        with whole_file(path) as temporary:
-            self.to_table().write(temporary, format=f"ascii{path.suffix}", overwrite=True)
-        return path
-
-    def _arrow(self) -> pa.Table:
-        """The flat columns as an Arrow table."""
-        columns = self._flat
-        arrays = [pa.array(self.columns[c.name], type=c.type) for c in columns]
-        return pa.Table.from_arrays(arrays, schema=pa.schema([c.field() for c in columns]))
+        return save_catalogue(self.catalogue, path, flat=flat)
 
     def plot(self, row: int = 0) -> "Figure":
         """Draw one star: spectrum and model, residuals, competing optima."""
@@ -273,20 +233,6 @@ class Fit:
         figure.savefig(buffer, format="png", dpi=90)
         code = base64.b64encode(buffer.getvalue()).decode()
         return f'<img alt="Teff and log g of these stars" src="data:image/png;base64,{code}">'
-
-
-class _InMemory(NamedTuple):
-    """Rows that the exports write as if they were a catalogue on disk."""
-
-    columns: tuple[Column, ...]
-    rows: pa.Table
-
-    @property
-    def n_rows(self) -> int:
-        return len(self.rows)
-
-    def tables(self, names: Sequence[str] | None = None, rows_at_once: int = 0) -> Iterator[pa.Table]:
-        yield self.rows if names is None else self.rows.select(list(names))
 
 
 class Star:
@@ -342,15 +288,6 @@ class Star:
             f"{name} {getattr(self, name):.5g} ± {getattr(self, f'{name}_err'):.2g}" for name in self.row.parameters
         )
         return f"<Star {self.source_id}: {values}>"
-
-
-def _scale(name: str) -> float:
-    """Units here per unit of the catalogue: K a kK."""
-    return 1e3 if name == "teff" else 1.0
-
-
-def _floats(catalogue: pa.Table, name: str) -> NDArray[np.float64]:
-    return catalogue[name].to_numpy().astype(np.float64)
 
 
 def _escaped(text: str) -> str:

@@ -2,8 +2,9 @@
 
 import glob
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -15,7 +16,7 @@ from xpbayes.archive.reddening import N_DRAWS
 from xpbayes.channels import BANDS, Channels, xp_channels
 from xpbayes.config import FrozenSettings, parse_settings, read_toml
 from xpbayes.errors import InputError, nearest
-from xpbayes.files import reason_of, refuse_repeated
+from xpbayes.files import file_checksum, reason_of, refuse_repeated
 from xpbayes.release import RELEASES, release_named
 
 FILES = "files, * allowed; relative to survey.toml"
@@ -105,13 +106,50 @@ class SurveySettings(FrozenSettings):
         return self.model_copy(update={"select": "all", "labels": (), "reddening": ReddeningSettings()})
 
 
+@dataclass(frozen=True)
+class Survey:
+    """A survey.toml as it was read, or as it would be written for files that were named without one.
+
+    Attributes:
+        path: of the survey.toml, whose folder relative names start from.
+        settings: what it says.
+        checksum: of its text.
+        name: what it is called: the file, or the spectra that were named.
+    """
+
+    path: Path
+    settings: SurveySettings
+    checksum: str
+    name: str = ""
+
+    @property
+    def base(self) -> Path:
+        """Folder that relative names start from."""
+        return self.path.parent
+
+    @property
+    def files(self) -> list[Path]:
+        """All files that it names; InputError as `expand`."""
+        return files_of(self.settings, self.base)
+
+
+def open_survey(path: Path) -> Survey:
+    """Read a survey.toml; InputError as `read_survey`."""
+    return Survey(path, read_survey(path), file_checksum(path), path.name)
+
+
 def read_survey(path: Path) -> SurveySettings:
     """Read and check a survey.toml.
 
     Raises:
         InputError: no such file, not TOML, an unknown key, settings that contradict each other.
     """
-    survey = parse_settings(SurveySettings, read_toml(path), str(path))
+    return check_survey(read_toml(path), str(path))
+
+
+def check_survey(data: dict[str, Any], path: str) -> SurveySettings:
+    """Check what a survey.toml says; InputError as `read_survey`."""
+    survey = parse_settings(SurveySettings, data, path)
     survey.channels()
     if survey.release is not None:
         release_named(survey.release)

@@ -3,7 +3,8 @@
 In: any file that `xp_continuous` or `xp_sampled` reads. Out: a stream of `XpRows`, flat in memory.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -49,13 +50,21 @@ class XpRows:
         return len(self.source_id)
 
 
-def xp_product(path: str | Path) -> Product:
-    """Tell continuous from sampled spectra by the file's columns; InputError if it has neither."""
-    names = {n.lower() for n in column_names(Path(path))}
-    if any(n.startswith(("bp_coef", "rp_coef", "bpspec/", "rpspec/")) for n in names):
+def product_of(names: Iterable[str]) -> Product | None:
+    """Tell continuous from sampled spectra by a file's columns; None if they are neither's."""
+    lower = {n.lower() for n in names}
+    if any(n.startswith(("bp_coef", "rp_coef", "bpspec/", "rpspec/")) for n in lower):
         return "continuous"
-    if any(n in ("flux", "xp_flux", "xp.flux") or n.startswith(("flux_", "xp_flux_")) for n in names):
+    if any(n in ("flux", "xp_flux", "xp.flux") or re.match(r"(xp_)?flux_(error|\d)", n) for n in lower):
         return "sampled"
+    return None
+
+
+def xp_product(path: str | Path) -> Product:
+    """Which spectra a file holds; InputError if it has none."""
+    product = product_of(column_names(Path(path)))
+    if product is not None:
+        return product
     raise InputError(
         f"{path}: has neither coefficients (bp_coefficients, rp_coefficients) nor sampled fluxes (flux, flux_error); "
         f"name a file of Gaia XP spectra"

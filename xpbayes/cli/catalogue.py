@@ -7,17 +7,44 @@ from typing import Annotated, Any
 import typer
 
 from xpbayes.cli.app import app
-from xpbayes.cli.options import CatalogueFiles, ModelFolder, Only, Parallax, Quiet, SettingsFile, read_settings
+from xpbayes.cli.options import (
+    Alone,
+    CatalogueFiles,
+    Flat,
+    Gaia,
+    ModelFolder,
+    Only,
+    Parallax,
+    Quiet,
+    SettingsFile,
+    TwoMass,
+    Unwise,
+    companion_files,
+    read_settings,
+)
 from xpbayes.errors import InputError
 
 
 @app.command()
 def infer(  # noqa: PLR0913 - an argument for each option of the command line
     model: ModelFolder,
-    stars: Annotated[list[Path], typer.Argument(help="Star tables, folders of them, survey.toml files.")],
-    out: Annotated[
-        Path, typer.Option(help="Catalogue: one file if it ends in .parquet, else a folder of parts for any size.")
+    stars: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files of XP spectra in any format, folders or '*' patterns of them; star tables, survey.toml files."
+        ),
     ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Catalogue: a file that ends in .parquet, .csv, .ecsv, .fits or .vot, else a folder of parts for any size."
+        ),
+    ],
+    gaia: Gaia = None,
+    two_mass: TwoMass = None,
+    unwise: Unwise = None,
+    alone: Alone = False,
+    flat: Flat = None,
     settings: SettingsFile = None,
     parallax: Parallax = None,
     only: Only = "all",
@@ -47,7 +74,10 @@ def infer(  # noqa: PLR0913 - an argument for each option of the command line
     inference = {"use_parallax": parallax, "n_starts": n_starts, "refine": refine, "calibrate": calibrate,
                  "second_stage": second_stage, "model_uncertainty": model_uncertainty}  # fmt: skip
     run = read_settings(settings, out, inference=inference)
-    if out.suffix == ".parquet":
+    companions = companion_files(gaia, two_mass, unwise, alone)
+    from xpbayes.production.export import WRITERS
+
+    if out.suffix in WRITERS:
         for_parts = {"--resume": resume, "--shard": shard, "--scheduler": scheduler, "--processes": processes,
                      "--stars-per-part": stars_per_part, "--engine": engine != "local"}  # fmt: skip
         given = [flag for flag, value in for_parts.items() if value]
@@ -55,8 +85,10 @@ def infer(  # noqa: PLR0913 - an argument for each option of the command line
             raise InputError(f"{given[0]} is for catalogues in parts; name a folder with --out, not {out.name}")
         from xpbayes.runs.infer import infer as solve
 
-        solve(model, stars, out, run.inference, only)
+        solve(model, stars, out, run.inference, only, companions=companions, flat=flat)
     else:
+        if flat:
+            raise InputError("--flat is for one file; export the folder when it is finished")
         from xpbayes.production.engine import parse_shard
         from xpbayes.runs.infer_parts import STARS_PER_PART, infer_parts
 
@@ -72,6 +104,7 @@ def infer(  # noqa: PLR0913 - an argument for each option of the command line
             scheduler=scheduler,
             shard=parse_shard(shard) if shard is not None else None,
             stars_per_part=stars_per_part or STARS_PER_PART,
+            companions=companions,
         )
     print(out)
 
@@ -94,23 +127,27 @@ class ExportFormat(StrEnum):
     HATS = "hats"
     VOTABLE = "votable"
     FITS = "fits"
+    CSV = "csv"
+    ECSV = "ecsv"
+    PARQUET = "parquet"
 
 
 @app.command()
 def export(
     catalogue: CatalogueFiles,
     out: Annotated[Path, typer.Option(help="File to write; for hats, a folder.")],
-    format: Annotated[ExportFormat, typer.Option(help="hats, votable or fits.")],
+    format: Annotated[ExportFormat | None, typer.Option(help="Format; as the suffix of --out says if none.")] = None,
+    flat: Flat = None,
     approximate_positions: Annotated[
         bool, typer.Option("--approximate-positions", help="hats: take missing positions from source_id (to 0.9').")
     ] = False,
     processes: Annotated[int | None, typer.Option(help="hats: worker processes.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write a catalogue as HATS, VOTable or FITS, with units, UCDs and descriptions."""
+    """Write a catalogue as VOTable, FITS, CSV, ECSV, Parquet or HATS, with units, UCDs and descriptions."""
     from xpbayes.runs.export import export as write
 
-    print(write(catalogue, out, format.value, approximate_positions, processes))
+    print(write(catalogue, out, format and format.value, approximate_positions, processes, flat=flat))
 
 
 class Mean(StrEnum):

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from xpbayes.cli.app import app, fetch
-from xpbayes.cli.options import Quiet, ReleaseName, TableOut
+from xpbayes.cli.options import Alone, Gaia, Quiet, ReleaseName, Spectra, TableOut, TwoMass, Unwise, companion_files
 from xpbayes.errors import InputError
 
 
@@ -28,6 +28,21 @@ def doctor() -> None:
     from xpbayes.runs.doctor import doctor as examine
 
     print(examine())
+
+
+@app.command()
+def survey(
+    spectra: Spectra,
+    gaia: Gaia = None,
+    two_mass: TwoMass = None,
+    unwise: Unwise = None,
+    alone: Alone = False,
+    quiet: Quiet = False,
+) -> None:
+    """Print the survey.toml of some files, to be changed and used in their place."""
+    from xpbayes.archive.direct import survey_toml
+
+    print(survey_toml(spectra, companion_files(gaia, two_mass, unwise, alone)), end="")
 
 
 @fetch.command("apogee")

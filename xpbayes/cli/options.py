@@ -18,12 +18,32 @@ Only = Annotated[str, typer.Option(help="all, or a side of the model's own split
 ModelFolder = Annotated[Path, typer.Argument(help="Folder of the model.")]
 Parallax = Annotated[bool | None, typer.Option(help="Use measured parallaxes (default) or not.")]
 CatalogueFiles = Annotated[Path, typer.Argument(help="Catalogue: a file or a folder of parts.")]
-StarFiles = Annotated[Path, typer.Argument(help="Star table, folder of them, or survey.toml.")]
+StarFiles = Annotated[Path, typer.Argument(help="File of XP spectra, folder of them, star table or survey.toml.")]
+Spectra = Annotated[
+    list[str],
+    typer.Argument(help="Files of XP spectra in any format, folders or '*' patterns of them, HATS catalogues."),
+]
+Gaia = Annotated[list[Path] | None, typer.Option(help="Gaia's source table of these stars; several times for several.")]
+TwoMass = Annotated[list[Path] | None, typer.Option(help="2MASS matches by source_id.")]
+Unwise = Annotated[list[Path] | None, typer.Option(help="unWISE matches by source_id.")]
+Alone = Annotated[bool, typer.Option("--alone", help="Look for no tables beside the spectra.")]
+
 SourceIds = Annotated[list[int] | None, typer.Option(help="Gaia source_id; give it once per star.")]
 Random = Annotated[int | None, typer.Option(min=1, help="So many stars at random instead.")]
 ChoiceSeed = Annotated[int, typer.Option(min=0, help="Of the random choice of stars.")]
 ReleaseName = Annotated[str | None, typer.Option("--release", help="Data release: dr3 (default) or dr4.")]
+Flat = Annotated[
+    bool | None, typer.Option(help="One number a column \\[K, dex, mag, mas]; default for all but Parquet, HATS.")
+]
 TableOut = Annotated[Path, typer.Option(help="Star table to write (.parquet).")]
+
+
+def companion_files(
+    gaia: list[Path] | None, two_mass: list[Path] | None, unwise: list[Path] | None, alone: bool
+) -> dict[str, list[Path]]:
+    """Tables that belong to spectra, as the functions of the package take them."""
+    named = {"gaia": gaia or [], "two_mass": two_mass or [], "unwise": unwise or []}
+    return {kind: files for kind, files in named.items() if files or alone}
 
 
 def read_settings(path: Path | None, out: Path, **options: dict[str, Any]) -> "Settings":

@@ -37,7 +37,7 @@ def write_parquet(table: pa.Table, path: Path) -> None:
 
 def encode_parquet(table: pa.Table, path: Path) -> None:
     """Encode Parquet as the house does: byte-stream-split floats, zstd."""
-    plain = [f.name for f in table.schema if pa.types.is_integer(f.type) or pa.types.is_dictionary(f.type)]
+    plain = [f.name for f in table.schema if pa.types.is_integer(f.type) or pa.types.is_string(f.type)]
     floats = [
         f"{f.name}.list.element" if pa.types.is_fixed_size_list(f.type) else f.name
         for f in table.schema
@@ -108,6 +108,14 @@ def read_parquet(path: str | os.PathLike[str], columns: Sequence[str] | None = N
     """Read columns of a Parquet file, all if None; InputError as `open_parquet`."""
     with open_parquet(path, advice) as file:
         return file.read(columns=None if columns is None else list(columns))
+
+
+def plain_text(table: pa.Table) -> pa.Table:
+    """Text as plain strings: dictionaries, in which earlier versions kept it, differ from file to file."""
+    for i, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            table = table.set_column(i, field.with_type(pa.string()), table.column(i).cast(pa.string()))
+    return table
 
 
 def column_names(path: str | os.PathLike[str]) -> list[str]:

@@ -1,13 +1,15 @@
-"""A catalogue in other formats: HATS for LSDB, VOTable and FITS, with units, UCDs and descriptions from the one schema.
+"""A catalogue in other formats, with units, UCDs and descriptions from the one schema.
 
-In: an opened catalogue of any size. Out: a file, or for HATS a folder. VOTable (BINARY2) and FITS are written row block
-by row block, so memory does not grow with the catalogue. A null stays one: NaN in floats and, in VOTable, the null bit.
+In: the rows of a catalogue of any size, as they are or `flat`. Out: a file, or for HATS a folder. Files are written row
+block by row block, so memory does not grow with the catalogue. A null stays one: NaN in floats, in VOTable the null bit,
+in CSV and ECSV an empty cell.
 """
 
 import base64
+import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -16,15 +18,20 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from xpbayes.data.parquet import METADATA_KEY
 from xpbayes.errors import InputError
 from xpbayes.files import reason_of, whole_file
+from xpbayes.production.flat import Flat, InMemory, Rows
 from xpbayes.production.reader import Catalogue
-from xpbayes.schema import Column
+from xpbayes.production.table import catalogue_about, write_catalogue
+from xpbayes.schema import Column, astropy_metadata, columns_of
 
-FORMATS = ("hats", "votable", "fits")
+FORMATS = {"hats": "", "votable": ".vot", "fits": ".fits", "csv": ".csv", "ecsv": ".ecsv", "parquet": ".parquet"}
+"""What `export` writes, and the suffix of each."""
 ROWS_PER_PIXEL = 1_000_000
 """Most rows of one HATS partition: some 400 MB in memory."""
 FINEST_ORDER, ORDER_OF_SMALL = 10, 6
@@ -63,7 +70,7 @@ class BinaryColumn:
     def __init__(self, column: Column, width: int) -> None:
         self.column = column
         kind = column.type
-        self.is_text = pa.types.is_dictionary(kind) or pa.types.is_string(kind)
+        self.is_text = pa.types.is_string(kind)
         is_list = pa.types.is_fixed_size_list(kind)
         self.count = kind.list_size if is_list else 1
         self.item = f"S{width}" if self.is_text else BINARY_TYPES[kind.value_type if is_list else kind]
@@ -85,9 +92,9 @@ class BinaryColumn:
         return (name, self.item, (self.count,)) if pa.types.is_fixed_size_list(self.column.type) else (name, self.item)
 
 
-def binary_columns(catalogue: Catalogue) -> list[BinaryColumn]:
+def binary_columns(catalogue: Rows) -> list[BinaryColumn]:
     """Describe every column; reads the text columns once, for their widths."""
-    texts = [c.name for c in catalogue.columns if pa.types.is_dictionary(c.type) or pa.types.is_string(c.type)]
+    texts = [c.name for c in catalogue.columns if pa.types.is_string(c.type)]
     width = dict.fromkeys(texts, 1)
     if texts:
         for table in catalogue.tables(texts):
@@ -138,7 +145,7 @@ def _new_file(path: Path) -> Iterator[BinaryIO]:
 # ------------------------------------------------------------------------------------------------------------ VOTable
 
 
-def write_votable(catalogue: Catalogue, path: Path) -> None:
+def write_votable(catalogue: Rows, path: Path) -> None:
     """Write a VOTable 1.4 with a BINARY2 stream, row block by row block.
 
     Args:
@@ -201,7 +208,7 @@ def _votable_frame(columns: list[BinaryColumn], n_rows: int) -> bytes:
 # --------------------------------------------------------------------------------------------------------------- FITS
 
 
-def write_fits(catalogue: Catalogue, path: Path) -> None:
+def write_fits(catalogue: Rows, path: Path) -> None:
     """Write a FITS binary table, row block by row block.
 
     UCDs and descriptions stand in the keywords TUCDn and TCOMMn. An integer that is null is 0: FITS marks none.
@@ -246,6 +253,122 @@ def write_fits(catalogue: Catalogue, path: Path) -> None:
         stream.write(b"\0" * (-written % FITS_BLOCK))
 
 
+# --------------------------------------------------------------------------------------------------- CSV, ECSV, Parquet
+
+
+def write_csv(catalogue: Rows, path: Path) -> None:
+    """Write CSV, row block by row block; a cell without a value is empty.
+
+    Args:
+        catalogue: what to write, flat.
+        path: file to write.
+
+    Raises:
+        InputError: the file cannot be written, or the catalogue not read.
+    """
+    with _new_file(path) as stream:
+        stream.write((",".join(c.name for c in catalogue.columns) + "\n").encode())
+        _write_cells(catalogue, stream)
+
+
+def write_ecsv(catalogue: Rows, path: Path) -> None:
+    """Write astropy's ECSV, row block by row block: CSV under a header with types, units, UCDs and descriptions.
+
+    Args:
+        catalogue: what to write, flat.
+        path: file to write.
+
+    Raises:
+        InputError: the file cannot be written, or the catalogue not read.
+    """
+    header = ["%ECSV 1.0", "---", "delimiter: ','", "datatype:"]
+    for c in catalogue.columns:
+        about = {"name": c.name, "datatype": {"float": "float32", "double": "float64"}.get(str(c.type), str(c.type))}
+        about |= {"unit": c.unit} if c.unit else {}
+        header.append(f"- {json.dumps(about | {'description': c.description, 'meta': {'ucd': c.ucd}})}")
+    header += [f"meta: {json.dumps({'title': TITLE})}", "schema: astropy-2.0"]
+    names = ",".join(c.name for c in catalogue.columns)
+    with _new_file(path) as stream:
+        stream.write("".join(f"# {line}\n" for line in header).encode() + f"{names}\n".encode())
+        _write_cells(catalogue, stream)
+
+
+def _write_cells(catalogue: Rows, stream: BinaryIO) -> None:
+    """Rows as comma-separated text; what is NaN in memory is an empty cell, which readers take for missing."""
+    options = pa_csv.WriteOptions(include_header=False, quoting_style="needed")
+    for table in catalogue.tables():
+        arrays = [_null_where_nan(column) for column in table.columns]
+        pa_csv.write_csv(pa.Table.from_arrays(arrays, names=table.column_names), stream, options)
+
+
+def _null_where_nan(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if not pa.types.is_floating(column.type):
+        return column
+    return pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+
+
+def write_flat_parquet(catalogue: Rows, path: Path) -> None:
+    """Write Parquet with units, UCDs and descriptions, as pandas, astropy and DuckDB open it.
+
+    Args:
+        catalogue: what to write, flat.
+        path: file to write.
+
+    Raises:
+        InputError: the file cannot be written, or the catalogue not read.
+    """
+    schema = pa.schema([c.field() for c in catalogue.columns])
+    schema = schema.with_metadata(
+        {METADATA_KEY.decode(): json.dumps({"kind": "flat table"}), **astropy_metadata(schema)}
+    )
+    with whole_file(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for table in catalogue.tables():
+            writer.write_table(table.cast(schema.remove_metadata()).replace_schema_metadata(schema.metadata))
+
+
+WRITERS: dict[str, Callable[[Rows, Path], None]] = {
+    ".parquet": write_flat_parquet,
+    ".csv": write_csv,
+    ".ecsv": write_ecsv,
+    ".fits": write_fits,
+    ".vot": write_votable,
+}
+"""What writes a file, by its suffix."""
+
+
+def save_catalogue(catalogue: pa.Table, path: str | Path, *, flat: bool | None = None) -> Path:
+    """Write a catalogue in memory to one file, in the format that its suffix names.
+
+    Args:
+        catalogue: what `infer` returned.
+        path: file to write: .parquet, .csv, .ecsv, .fits or .vot.
+        flat: flat columns, or those of the catalogue; flat in every format but Parquet if None.
+
+    Raises:
+        InputError: the suffix is unknown, or the file cannot be written.
+    """
+    path = Path(path)
+    is_flat, about = check_suffix(path, flat=flat), catalogue_about(catalogue)
+    if not is_flat and path.suffix == ".parquet":
+        return write_catalogue(catalogue, path)
+    rows: Rows = InMemory(columns_of(about), catalogue.select([c.name for c in columns_of(about)]))
+    WRITERS[path.suffix](Flat(rows, about) if is_flat else rows, path)
+    return path
+
+
+def check_suffix(path: Path, *, flat: bool | None = None) -> bool:
+    """Whether a file is to hold flat columns: as asked for, else in every format but Parquet.
+
+    Raises:
+        InputError: nothing is written under that suffix, or not these columns.
+    """
+    if path.suffix not in WRITERS:
+        raise InputError(f"{path}: '{path.suffix}' is no format of catalogues; use {', '.join(WRITERS)}")
+    if flat is False and path.suffix in (".csv", ".ecsv"):
+        raise InputError(f"{path}: {path.suffix[1:].upper()} has one number a column; leave out --no-flat")
+    return path.suffix != ".parquet" if flat is None else flat
+
+
 # --------------------------------------------------------------------------------------------------------------- HATS
 
 
@@ -279,7 +402,7 @@ def write_hats(
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
             schema = Path(scratch) / "schema.parquet"
-            pq.write_table(_hats_schema(catalogue).empty_table(), schema)
+            pq.write_table(pa.schema([c.field() for c in catalogue.columns]).empty_table(), schema)
             os.rename(_import(catalogue, Path(scratch), path.name, schema, processes), path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({reason_of(error)}); choose another output") from error
@@ -288,12 +411,6 @@ def write_hats(
 def _without_position(table: pa.Table) -> int:
     ra, dec = (np.asarray(table[n].to_numpy(zero_copy_only=False), np.float64) for n in ("ra", "dec"))
     return int((~(np.isfinite(ra) & np.isfinite(dec))).sum())
-
-
-def _hats_schema(catalogue: Catalogue) -> pa.Schema:
-    """The schema with text as plain strings: categories of different parts do not merge."""
-    fields = [c.field() for c in catalogue.columns]
-    return pa.schema([f.with_type(pa.string()) if pa.types.is_dictionary(f.type) else f for f in fields])
 
 
 def _import(catalogue: Catalogue, scratch: Path, name: str, schema: Path, processes: int | None) -> Path:

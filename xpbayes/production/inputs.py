@@ -7,7 +7,7 @@ read from its beginning, so it is one task with as many parts as it needs.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from xpbayes.archive.companion_table import SeenIds
 from xpbayes.archive.companions import Companions
+from xpbayes.archive.direct import open_inputs
 from xpbayes.archive.stream import stream_file
-from xpbayes.archive.survey_config import SurveySettings, expand, read_survey
+from xpbayes.archive.survey_config import Survey, expand
 from xpbayes.archive.xp import instrument_of_file
 from xpbayes.channels import Channels
 from xpbayes.data.parquet import read_footer, read_parquet
@@ -26,7 +27,7 @@ from xpbayes.data.rejected import Rejected
 from xpbayes.data.spectra import Cut, Spectra
 from xpbayes.data.spectra_file import read_header, read_star_table_rows
 from xpbayes.errors import InputError
-from xpbayes.files import file_checksum, has_gone, refuse_repeated
+from xpbayes.files import has_gone, refuse_repeated
 from xpbayes.instrument.instrument import DEFAULT_ID, InstrumentId
 from xpbayes.production.duplicates import Identifiers, find_repeated
 
@@ -59,15 +60,6 @@ class InputFile:
     def identity(self) -> dict[str, Any]:
         """What must stay the same for a run to go on, without reading the file."""
         return {"name": self.name, "kind": self.kind, "size": self.size, "n_rows": self.n_rows}
-
-
-@dataclass(frozen=True)
-class Survey:
-    """A survey.toml as inference uses it."""
-
-    path: Path
-    settings: SurveySettings
-    checksum: str
 
 
 @dataclass(frozen=True)
@@ -122,7 +114,7 @@ class Layout:
     Attributes:
         files: star tables and files of spectra, in the order they were named.
         companions: tables to be joined to the spectra.
-        surveys: the survey.toml files.
+        surveys: the survey.toml files, or what was made of files that were named without one.
         stars_per_part: most rows of a part.
         instrument: of all stars.
     """
@@ -161,12 +153,12 @@ class Layout:
         }
 
 
-def lay_out(inputs: Sequence[str | Path], channels: Channels, stars_per_part: int) -> Layout:
+def lay_out(inputs: Sequence[str | Path | Survey], channels: Channels, stars_per_part: int) -> Layout:
     """Find and check all inputs and cut them into tasks; reads no more than headers and source_ids.
 
     Args:
-        inputs: star tables, folders of them, and survey.toml files.
-        channels: the model's channel set, which every input must have.
+        inputs: star tables, folders of them, survey.toml files, or what `open_inputs` made of others.
+        channels: the model's channel set, which every star table must have; spectra are brought to it.
         stars_per_part: most rows of a part.
 
     Raises:
@@ -177,17 +169,16 @@ def lay_out(inputs: Sequence[str | Path], channels: Channels, stars_per_part: in
     files: list[InputFile] = []
     companions: list[InputFile] = []
     surveys: list[Survey] = []
-    for given in map(Path, inputs):
-        if given.suffix == ".toml":
-            settings = read_survey(given).for_inference()
+    for given in open_inputs(inputs):
+        if isinstance(given, Survey):
+            settings = given.settings.for_inference()
             settings = settings.model_copy(update={"stars_per_file": min(STARS_AT_ONCE, stars_per_part)})
-            survey = Survey(given, settings, file_checksum(given))
-            channels.require_same(survey.settings.channels(), "the model", str(given))
-            number, base = len(surveys), given.parent
+            survey = replace(given, settings=settings)
+            number, base = len(surveys), given.base
             surveys.append(survey)
             spectra = expand(survey.settings.xp.files, base)
             files += [_file(p, "spectra", number) for p in spectra]
-            instruments[str(given)] = instrument_of_file(spectra[0], survey.settings.xp_options())
+            instruments[given.name] = instrument_of_file(spectra[0], survey.settings.xp_options())
             for kind in COMPANIONS:
                 patterns = getattr(survey.settings, kind).files
                 companions += [_file(p, kind, number) for p in (expand(patterns, base) if patterns else [])]
@@ -247,13 +238,16 @@ def _identifiers(file: InputFile) -> Identifiers:
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
-def read_task(layout: Layout, task: Task, companions: Sequence[Companions]) -> Iterator[Batch]:
+def read_task(
+    layout: Layout, task: Task, companions: Sequence[Companions], channels: Channels | None = None
+) -> Iterator[Batch]:
     """Read one task, batch by batch.
 
     Args:
         layout: what the task belongs to.
         task: which one.
         companions: of every survey, the tables to be joined to its spectra.
+        channels: the model's, to whose bands spectra are brought; they keep the survey's if None.
 
     Raises:
         InputError: the file has gone or is damaged.
@@ -262,7 +256,7 @@ def read_task(layout: Layout, task: Task, companions: Sequence[Companions]) -> I
     if not file.path.is_file():
         raise has_gone(file.path)
     if task.stop is None:
-        yield from _read_spectra(layout, task, companions)
+        yield from _read_spectra(layout, task, companions, channels)
         return
     start = task.start
     for table in read_star_table_rows(file.path, task.start, task.stop, STARS_AT_ONCE):
@@ -271,7 +265,9 @@ def read_task(layout: Layout, task: Task, companions: Sequence[Companions]) -> I
         yield Batch(task.block, table, (), len(table), last, last)
 
 
-def _read_spectra(layout: Layout, task: Task, companions: Sequence[Companions]) -> Iterator[Batch]:
+def _read_spectra(
+    layout: Layout, task: Task, companions: Sequence[Companions], channels: Channels | None
+) -> Iterator[Batch]:
     file = layout.files[task.file]
     settings = layout.surveys[file.survey].settings
     parts = stream_file(settings, file.path, companions[file.survey], SeenIds())
@@ -283,9 +279,8 @@ def _read_spectra(layout: Layout, task: Task, companions: Sequence[Companions]) 
         after = next(parts, None)  # only what follows tells whether this was the last
         full = n_stars + settings.stars_per_file > layout.stars_per_part
         last = after is None
-        yield Batch(
-            block, part.table, part.rejected, part.n_read, full or last, last, part.n_uncorrected, part.table.cuts
-        )
+        table = part.table if channels is None else part.table.on(channels)
+        yield Batch(block, table, part.rejected, part.n_read, full or last, last, part.n_uncorrected, part.table.cuts)
         if full:
             block, n_stars = block + 1, 0
         part = after

@@ -161,7 +161,7 @@ def _kept(folder: Path, survey: int, files: tuple[InputFile, ...]) -> _Kept:
 def _read_and_keep(layout: Layout, survey: int, scratch: Path) -> None:
     one = layout.surveys[survey]
     opened = [OpenedInput.at(f.path) for f in layout.companions_of(survey)]
-    companions = read_companions(one.settings, one.path.parent, scratch=scratch)
+    companions = read_companions(one.settings, one.base, scratch=scratch)
     for file in opened:
         file.check()
     kept = _Kept(

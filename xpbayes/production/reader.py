@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xpbayes.data.parquet import open_parquet, read_footer
+from xpbayes.data.parquet import open_parquet, plain_text, read_footer
 from xpbayes.errors import InputError
 from xpbayes.production.manifest import catalogue_metadata, read_manifest
 from xpbayes.production.parts import PartRecord, is_intact
@@ -64,7 +64,7 @@ class Catalogue:
                     for batch in file.iter_batches(
                         rows_at_once, row_groups=groups, columns=list(dict.fromkeys(stored))
                     ):
-                        yield _plain(pa.Table.from_batches([batch]).select(stored).rename_columns(wanted))
+                        yield plain_text(pa.Table.from_batches([batch]).select(stored).rename_columns(wanted))
 
     def check_intact(self) -> None:
         """Raise InputError if a file of a catalogue in parts is not the one that was written."""
@@ -88,14 +88,6 @@ def _row_groups(metadata: pq.FileMetaData, rows_at_once: int) -> Iterator[list[i
             together, n_rows = [], 0
     if together:
         yield together
-
-
-def _plain(table: pa.Table) -> pa.Table:
-    """Dictionaries differ from file to file: decode them."""
-    for i, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type):
-            table = table.set_column(i, field.with_type(pa.string()), table.column(i).cast(pa.string()))
-    return table
 
 
 def open_catalogue(path: str | Path) -> Catalogue:

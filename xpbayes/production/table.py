@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from xpbayes.data.parquet import read_parquet, read_together, write_parquet
+from xpbayes.data.parquet import metadata_of, plain_text, read_parquet, read_together, write_parquet
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.errors import InputError
 from xpbayes.inference.fit import Posteriors
@@ -20,7 +20,14 @@ from xpbayes.production.flags import Parallaxes, Scores, paper_flags, quality_fl
 from xpbayes.production.manifest import catalogue_metadata
 from xpbayes.refinement.refined import Refined, forward_gaussian
 from xpbayes.release import DEFAULT_RELEASE
-from xpbayes.schema import CATALOGUE_VERSION, FORMER_ID, arrow_schema, catalogue_columns, columns_of
+from xpbayes.schema import (
+    CATALOGUE_VERSION,
+    FORMER_ID,
+    arrow_schema,
+    astropy_metadata,
+    catalogue_columns,
+    columns_of,
+)
 
 MODE, DRAWS, CHAINS = "mode+laplace", "mode+laplace+importance", "mode+laplace+nuts"
 """What `method` says: how far up the ladder of approximations a star was taken."""
@@ -183,8 +190,8 @@ def to_arrow(rows: dict[str, Any], n_labels: int, release: str = DEFAULT_RELEASE
         if pa.types.is_fixed_size_list(column.type):
             flat = pa.array(np.ascontiguousarray(values, np.float32).reshape(-1), from_pandas=True)
             arrays.append(pa.FixedSizeListArray.from_arrays(flat, column.type.list_size))
-        elif pa.types.is_dictionary(column.type):
-            arrays.append(pa.array(values.tolist(), type=pa.string()).dictionary_encode().cast(column.type))
+        elif pa.types.is_string(column.type):
+            arrays.append(pa.array(values.tolist(), type=column.type))
         else:
             arrays.append(pa.array(values, from_pandas=True).cast(column.type))
     return pa.Table.from_arrays(arrays, schema=arrow_schema(columns, {}))
@@ -198,7 +205,7 @@ def describe(catalogue: pa.Table, about: dict[str, Any]) -> pa.Table:
         about: JSON-ready metadata.
     """
     text = json.dumps({"kind": "catalogue", "version": CATALOGUE_VERSION, **about})
-    return catalogue.replace_schema_metadata({"xpbayes": text})
+    return catalogue.replace_schema_metadata({"xpbayes": text, **astropy_metadata(catalogue.schema)})
 
 
 def write_catalogue(catalogue: pa.Table, path: str | Path) -> Path:
@@ -207,8 +214,8 @@ def write_catalogue(catalogue: pa.Table, path: str | Path) -> Path:
     return Path(path)
 
 
-def read_catalogue(path: str | Path) -> tuple[pa.Table, dict[str, Any]]:
-    """Read a catalogue and its metadata.
+def read_catalogue(path: str | Path) -> pa.Table:
+    """Read a catalogue, as `infer` returns it; `catalogue_about` tells what it was made with.
 
     Args:
         path: a file, or the folder of a catalogue in parts.
@@ -217,28 +224,31 @@ def read_catalogue(path: str | Path) -> tuple[pa.Table, dict[str, Any]]:
         InputError: not a catalogue, not finished, damaged, or lacking a column.
     """
     if Path(path).is_dir():
-        return _read_parts(Path(path))
+        from xpbayes.production.reader import open_catalogue
+
+        catalogue = open_catalogue(path)
+        return describe(read_together(catalogue.files, _read_file, "infer it again"), catalogue.about)
+    return _read_file(Path(path))
+
+
+def _read_file(path: Path) -> pa.Table:
     metadata = catalogue_metadata(path)
-    table = read_parquet(path, advice="infer it again")
+    table = plain_text(read_parquet(path, advice="infer it again"))
     missing = [c.name for c in columns_of(metadata) if c.required and c.name not in table.column_names]
     if missing:
         raise InputError(f"{path}: {len(missing)} columns are missing (first: {missing[0]}); infer it again")
     if "source_id" not in table.column_names:
         table = table.append_column("source_id", table[FORMER_ID])
-    return table, metadata
+    return table
 
 
-def _read_parts(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
-    """A catalogue in parts as one table; the metadata gain the counts of the manifest."""
-    from xpbayes.production.reader import open_catalogue
-
-    catalogue = open_catalogue(folder)
-    together = read_together(catalogue.files, lambda path: read_catalogue(path)[0], "infer it again")
-    return together.unify_dictionaries(), catalogue.about
+def catalogue_about(catalogue: pa.Table) -> dict[str, Any]:
+    """What a catalogue in memory was made with: model, settings, input; of one in parts, counts of its manifest too."""
+    return metadata_of(catalogue.schema, "the catalogue")
 
 
 def text_column(table: pa.Table, name: str) -> NDArray[np.str_]:
-    """(row,) values of a dictionary-encoded text column."""
+    """(row,) values of a text column."""
     return table[name].combine_chunks().cast(pa.string()).to_numpy(zero_copy_only=False)
 
 

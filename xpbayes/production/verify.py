@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xpbayes.data.json_file import from_json
-from xpbayes.data.parquet import METADATA_KEY, column_names, read_parquet
+from xpbayes.data.parquet import METADATA_KEY, column_names, plain_text, read_parquet
 from xpbayes.data.rejected import read_quarantine
 from xpbayes.data.spectra import OK
 from xpbayes.errors import InputError
@@ -117,7 +117,7 @@ def check_part(folder: Path, record: PartRecord, about: Mapping[str, Any]) -> li
     if not is_intact(folder, record):
         return [f"{record.name}: is not the file that was written (size or checksum differ); copy or infer it again"]
     try:
-        table = pq.read_table(path)
+        table = plain_text(pq.read_table(path))
     except (pa.ArrowException, OSError) as error:
         return [f"{record.name}: cannot be read ({str(error).splitlines()[0]})"]
     columns = columns_of(about)

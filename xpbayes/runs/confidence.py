@@ -14,7 +14,7 @@ from xpbayes.identity import Side, Split
 from xpbayes.models.reliability import feature_names
 from xpbayes.production.meeting import require_same_stars, stars_for
 from xpbayes.production.model_file import CARD, TrainedModel, load_model, save_model
-from xpbayes.production.table import read_catalogue
+from xpbayes.production.table import catalogue_about, read_catalogue
 from xpbayes.runs.inputs import (
     PathLike,
     check_writable,
@@ -59,7 +59,8 @@ def confidence(
     check_writable(out, catalogue, stars, files=(CARD, "*.safetensors"))
     check_writable(figures, model, catalogue, stars, files=(NUMBERS, "*.png"))
     trained = load_if_path(model)
-    rows, about = read_catalogue(catalogue)
+    rows = read_catalogue(catalogue)
+    about = catalogue_about(rows)
     table, source = read_stars(stars)
     require_same_stars(about, table.instrument, str(catalogue), str(source["path"]))
     instrument = table.instrument

@@ -55,7 +55,7 @@ def demo(out: PathLike) -> Path:
             folder / "stars.parquet",
             folder / "report.html",
             dict(seconds),
-            source_ids=typical_stars(read_catalogue(folder / "catalogue.parquet")[0], model),
+            source_ids=typical_stars(read_catalogue(folder / "catalogue.parquet"), model),
         ),
     )
     for stage, value in seconds.items():

@@ -37,7 +37,7 @@ def fit(
 
     Args:
         model: a trained model or its folder.
-        stars: a star table, its path, a folder of star tables, or a survey.toml.
+        stars: a star table, or whatever else `infer` takes.
         source_ids: which stars; each fit's order is theirs.
         out: folder for ``fit.json`` and one figure a star; nothing is written if None.
         config: settings; the defaults if None.
@@ -51,7 +51,7 @@ def fit(
     config = config or InferenceConfig()
     check_writable(out, model, stars, files=(NUMBERS, "*.png"))
     trained = load_if_path(model)
-    table, where = find_stars(stars, source_ids)
+    table, where = find_stars(stars, source_ids, trained.channels)
     given, table = table, stars_for(trained, table, where)
     factor = model_factor(model, trained) if config.model_uncertainty else None
     rows, _ = solve_stars(trained, factor, given, config)

@@ -9,12 +9,15 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from xpbayes.archive.direct import CompanionFiles, open_inputs
+from xpbayes.archive.survey_config import Survey
 from xpbayes.config import InferenceConfig
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.data.stars import Stars
@@ -23,10 +26,11 @@ from xpbayes.identity import Stream, seeds_from_id
 from xpbayes.inference.fit import fit_stars
 from xpbayes.inference.scatter import loosened, scatter_of, settled
 from xpbayes.instrument.instrument import InstrumentId
+from xpbayes.production.export import check_suffix, save_catalogue
 from xpbayes.production.flags import Scores
 from xpbayes.production.meeting import stars_for, warn_of_transfer
 from xpbayes.production.model_file import TrainedModel
-from xpbayes.production.table import catalogue_rows, describe, refined_rows, to_arrow, write_catalogue
+from xpbayes.production.table import catalogue_rows, describe, refined_rows, to_arrow
 from xpbayes.runs.inputs import (
     PathLike,
     check_writable,
@@ -48,23 +52,28 @@ KNOW_OWN_ERRORS = ("quality_flags", "zgr23_flags", "teff_confidence", "feh_confi
 
 def infer(
     model: TrainedModel | PathLike,
-    stars: Spectra | PathLike | Sequence[PathLike],
+    stars: Spectra | PathLike | Survey | Sequence[PathLike | Survey],
     out: PathLike | None = None,
     config: InferenceConfig | None = None,
     only: str = "all",
     *,
     factor: "NetworkCovariance | None" = None,
+    companions: CompanionFiles = None,
+    flat: bool | None = None,
 ) -> pa.Table:
     """Infer stellar parameters without labels.
 
     Args:
         model: a trained model or its folder.
-        stars: a star table, its path, a folder of star tables, or a survey.toml, whose files are then read, calibrated
-            and solved part by part; or several of these.
-        out: Parquet file for the catalogue; nothing is written if None.
+        stars: a star table, its path, a folder of star tables; a file of XP spectra, a folder or pattern of them, a HATS
+            catalogue or a survey.toml, which are then read, calibrated and solved part by part; or several of these.
+        out: file for the catalogue, .parquet, .csv, .ecsv, .fits or .vot; nothing is written if None.
         config: settings; the defaults if None.
         only: 'all', or 'training', 'kept-aside' or 'held-out', a side of the model's own split.
         factor: of what training leaves unknown of the model, for `model_uncertainty`; read from the model's folder if None.
+        companions: tables that belong to files of XP spectra, ``{"two_mass": "2mass.vot", "gaia": ..., "unwise": ...}``;
+            what is not named is looked for beside the spectra by its columns, an empty list is none.
+        flat: write one number a column in K, dex, mag and mas; in every format but Parquet if None.
 
     Returns:
         the catalogue: one row per star, columns as in `xpbayes.schema.catalogue_columns`.
@@ -78,11 +87,17 @@ def infer(
     """
     config = config or InferenceConfig()
     begun = time.perf_counter()
-    check_writable(out, model, stars)
-    check_writable(quarantine_of(out), model, stars)
+    if out is not None:
+        check_suffix(Path(out), flat=flat)
+    for target in (out, quarantine_of(out)):
+        check_writable(target, model, stars)
+    if not isinstance(stars, Spectra):
+        stars = open_inputs(stars, companions)
+        for target in (out, quarantine_of(out)):
+            check_writable(target, stars)  # what was found beside the spectra is an input, too
     trained = load_if_path(model)
     factor = model_factor(model, trained, factor) if config.model_uncertainty else None
-    stream, source = stream_tables(stars, out)
+    stream, source = stream_tables(stars, out, trained.channels)
     parts: list[pa.Table] = []
     n_seen = n_with_parallax = n_unusable = 0
     instrument: InstrumentId | None = None
@@ -115,9 +130,9 @@ def infer(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
     }
-    catalogue = describe(pa.concat_tables(parts).unify_dictionaries(), about)
+    catalogue = describe(pa.concat_tables(parts), about)
     if out is not None:
-        write_catalogue(catalogue, out)
+        save_catalogue(catalogue, out, flat=flat)
         log.info(f"wrote {out}")
     if notes:
         log.info(f"{notes}; {n_rows} rows written, {n_seen - n_rows} not selected")

@@ -12,7 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from xpbayes.archive.companions import Companions
+from xpbayes.archive.direct import CompanionFiles, open_inputs, say_bands
 from xpbayes.archive.stream import uncorrected_parallaxes
+from xpbayes.archive.survey_config import Survey
 from xpbayes.config import InferenceConfig
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.data.stars import STAR_BLOCK
@@ -46,9 +48,9 @@ STARS_PER_PART = 32_768
 """Rows of a part of a catalogue: some 15 MB, and less than a minute of one core's work lost to a kill."""
 
 
-def infer_parts(  # noqa: PLR0913 - what the verb of the command line can say
+def infer_parts(  # noqa: PLR0913, PLR0915 - what the verb of the command line can say, one step after the other
     model: PathLike,
-    inputs: PathLike | Sequence[PathLike],
+    inputs: PathLike | Survey | Sequence[PathLike | Survey],
     out: PathLike,
     config: InferenceConfig | None = None,
     only: str = "all",
@@ -59,6 +61,7 @@ def infer_parts(  # noqa: PLR0913 - what the verb of the command line can say
     scheduler: str | None = None,
     shard: tuple[int, int] | None = None,
     stars_per_part: int = STARS_PER_PART,
+    companions: CompanionFiles = None,
 ) -> Path:
     """Infer any number of stars into a catalogue in parts, in memory that does not grow with them.
 
@@ -66,7 +69,7 @@ def infer_parts(  # noqa: PLR0913 - what the verb of the command line can say
 
     Args:
         model: folder of the model.
-        inputs: star tables, folders of them, survey.toml files; one or several.
+        inputs: star tables, folders of them, survey.toml files, files of XP spectra; one or several.
         out: folder for the catalogue: parts, ``manifest.json``, ``quarantine.csv``.
         config: settings; the defaults if None.
         only: 'all', or 'training', 'kept-aside' or 'held-out', a side of the model's own split.
@@ -77,6 +80,7 @@ def infer_parts(  # noqa: PLR0913 - what the verb of the command line can say
         shard: (i, n): do only every n-th task, from the i-th on, beside n - 1 other jobs; implies `resume`. Whoever
             is last completes the manifest.
         stars_per_part: most rows of a part.
+        companions: tables that belong to files of XP spectra, as for `infer`.
 
     Returns:
         the folder.
@@ -97,9 +101,11 @@ def infer_parts(  # noqa: PLR0913 - what the verb of the command line can say
     config, folder, model = config or InferenceConfig(), Path(out), Path(model).absolute()
     check_selection(only)
     check_writable(folder, model, inputs, files=(manifests.MANIFEST,))
+    opened = open_inputs(inputs, companions)
     trained = load_model(model)
     factor = model_factor(model, trained) if config.model_uncertainty else None
-    layout = lay_out([inputs] if isinstance(inputs, str | Path) else inputs, trained.channels, stars_per_part)
+    layout = lay_out(opened, trained.channels, stars_per_part)
+    say_bands(opened, trained.channels)
     require_fitting(trained, trained.channels, layout.instrument, layout.files[0].name)
     warn_of_transfer(trained, layout.instrument, layout.files[0].name)
     settings = config.model_dump(mode="json")
@@ -128,7 +134,7 @@ def infer_parts(  # noqa: PLR0913 - what the verb of the command line can say
         progress = Progress(sum(t.weight for t in mine))
         progress.already([r for t in done for r in done[t]], sum(t.weight for t in done))
         left = [t for t in mine if t not in done]
-        if done or len(left) != len(mine):
+        if done:
             log.info(f"{len(done)} of {len(mine)} tasks are done already")
         for task, made in run(partial(infer_task, job), left) if left else ():
             progress.add(made, task.weight)
@@ -200,7 +206,7 @@ def infer_task(job: _Job, task: Task) -> list[PartRecord]:
     draft: PartDraft | None = None
     known: PartRecord | None = None
     source = parts.OpenedInput.at(file.path)
-    with prefetched(read_task(layout, task, companions)) as batches:
+    with prefetched(read_task(layout, task, companions, trained.channels)) as batches:
         for batch in batches:
             if draft is None:
                 known = read_record(folder, task.file, batch.block)
@@ -222,9 +228,7 @@ def infer_task(job: _Job, task: Task) -> list[PartRecord]:
                 engines.give_memory_back()  # what one batch leaves scattered would come on top of the next one's needs
             if batch.ends_part:
                 if known is None:
-                    table = describe(
-                        pa.concat_tables(rows).unify_dictionaries(), _about_part(trained, factor, layout, job)
-                    )
+                    table = describe(pa.concat_tables(rows), _about_part(trained, factor, layout, job))
                     known = parts.write_part(folder, table, draft.record(source, last=batch.ends_task))
                 records.append(known)
                 rows, draft = [], None

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from xpbayes.archive.direct import open_inputs, say_bands
+from xpbayes.archive.survey_config import Survey, open_survey
+from xpbayes.channels import Channels
 from xpbayes.data.join import rows_of
 from xpbayes.data.spectra import Cut, Spectra, add_up_cuts, join_star_tables
 from xpbayes.data.spectra_file import read_star_tables
@@ -47,51 +50,66 @@ def read_stars(stars: Spectra | PathLike) -> tuple[Spectra, dict[str, Any]]:
 
 
 def stream_tables(
-    stars: Spectra | PathLike | Sequence[PathLike], out: PathLike | None
+    stars: Spectra | PathLike | Survey | Sequence[PathLike | Survey],
+    out: PathLike | None,
+    channels: Channels | None = None,
 ) -> tuple[Iterator[Spectra], dict[str, Any]]:
-    """Star tables one after the other, and what they are: a table, a file, a folder of files, or a survey.toml.
+    """Star tables one after the other, and what they are: a table, or whatever `open_inputs` takes.
 
-    Of a survey the second value holds a list `notes`, which is filled when the last table was taken: what became of the
-    rows of every table that was read, and which of them gave nothing to any star.
+    Of files of spectra the second value holds a list `notes`, which is filled when the last table was taken: what became of
+    the rows of every table that was read, and which of them gave nothing to any star.
+
+    Args:
+        stars: the inputs.
+        out: catalogue that is made of them, beside which rows that could not be used are listed.
+        channels: the model's, to whose bands spectra are brought; they keep the survey's if None.
     """
-    if not isinstance(stars, Spectra | str | Path):
-        if len(stars) == 1:
-            return stream_tables(stars[0], out)
-        paths = list(map(Path, stars))
-        if twice := [path for path in paths if paths.count(path) > 1]:
-            raise InputError(f"{twice[0]}: is named twice among the inputs; name every file once")
-        refuse_repeated([path for path in paths if path.is_file()])
-        streams = [stream_tables(one, out) for one in stars]
-        names = " ".join(str(source["path"]) for _, source in streams)
-        return _each_once(chain.from_iterable(stream for stream, _ in streams)), {
-            "path": names,
-            "checksum": [source["checksum"] for _, source in streams],
-            "notes": [source["notes"] for _, source in streams if "notes" in source],
-        }
-    if isinstance(stars, Spectra) or Path(stars).suffix != ".toml":
+    if isinstance(stars, Spectra):
         table, source = read_stars(stars)
+        return iter([table]), source
+    named = [stars] if isinstance(stars, str | Path | Survey) else list(stars)
+    paths = [Path(one) for one in named if not isinstance(one, Survey)]
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise InputError(f"{twice[0]}: is named twice among the inputs; name every file once")
+    refuse_repeated([path for path in paths if path.is_file()])
+    opened = open_inputs(named)
+    if channels is not None:
+        say_bands(opened, channels)
+    if len(opened) == 1:
+        return _stream_one(opened[0], out, channels)
+    streams = [_stream_one(one, out, channels) for one in opened]
+    names = " ".join(str(source["path"]) for _, source in streams)
+    return _each_once(chain.from_iterable(stream for stream, _ in streams)), {
+        "path": names,
+        "checksum": [source["checksum"] for _, source in streams],
+        "notes": [source["notes"] for _, source in streams if "notes" in source],
+    }
+
+
+def _stream_one(
+    one: Path | Survey, out: PathLike | None, channels: Channels | None
+) -> tuple[Iterator[Spectra], dict[str, Any]]:
+    if not isinstance(one, Survey):
+        table, source = read_stars(one)
         return iter([table]), source
     from xpbayes.archive.companions import read_companions
     from xpbayes.archive.stream import idle_companions, stream_stars, uncorrected_parallaxes
-    from xpbayes.archive.survey_config import read_survey
     from xpbayes.data.rejected import write_quarantine
 
-    path = Path(stars)
-    survey = read_survey(path).for_inference()
-
+    survey = one.settings.for_inference()
     notes: list[str] = []
 
     def parts() -> Iterator[Spectra]:
-        companions = read_companions(survey, path.parent)
+        companions = read_companions(survey, one.base)
         rejected, n_read = list(companions.rejected), 0
         cuts: list[Cut] = []
         uncorrected = 0
-        for part in stream_stars(survey, path.parent, companions):
+        for part in stream_stars(survey, one.base, companions):
             rejected += part.rejected
             n_read += part.n_read
             cuts += part.table.cuts
             uncorrected += part.n_uncorrected
-            yield part.table
+            yield part.table if channels is None else part.table.on(channels)
         quarantined = len(rejected) - len(companions.rejected)
         notes.append(f"{n_read} rows of spectra read, {quarantined} quarantined")
         notes.extend([*companions.summary, *idle_companions(add_up_cuts(cuts)), *uncorrected_parallaxes(uncorrected)])
@@ -100,7 +118,7 @@ def stream_tables(
             if (path_of_rejected := quarantine_of(out)) is not None:
                 log.info(f"wrote {write_quarantine(rejected, path_of_rejected)}")
 
-    return parts(), {"path": path.name, "checksum": file_checksum(path), "notes": notes}
+    return parts(), {"path": one.name, "checksum": one.checksum, "notes": notes}
 
 
 def _each_once(tables: Iterable[Spectra]) -> Iterator[Spectra]:
@@ -123,12 +141,17 @@ def quarantine_of(out: PathLike | None) -> Path | None:
     return None if out is None else Path(out).with_suffix(".quarantine.csv")
 
 
-def find_stars(stars: Spectra | PathLike, source_ids: Iterable[Any]) -> tuple[Spectra, str]:
-    """The stars of given source_ids, in that order, and what they came from; reading stops when all are found."""
+def find_stars(
+    stars: Spectra | PathLike | Survey, source_ids: Iterable[Any], channels: Channels | None = None
+) -> tuple[Spectra, str]:
+    """The stars of given source_ids, in that order, and what they came from; reading stops when all are found.
+
+    Spectra from files are brought to the bands of the model's channels.
+    """
     from xpbayes.archive.cells import source_ids as exact_ids
 
     wanted = exact_ids(source_ids, "the stars asked for")
-    stream, source = stream_tables(stars, None)
+    stream, source = stream_tables(stars, None, channels)
     found: list[Spectra] = []
     missing = set(wanted)
     for table in stream:
@@ -190,17 +213,17 @@ def check_writable(out: PathLike | None, *inputs: Any, files: Sequence[str] = ()
 
     Args:
         out: the output; None if nothing is written.
-        inputs: paths, or sequences of paths, that must not be written to, the files of a survey.toml among them; anything
-            else is in memory.
+        inputs: paths and surveys, or sequences of them, that must not be written to, the files of a survey among them;
+            anything else is in memory.
         files: where the output is a folder, what will be written into it: names, or patterns of names.
     """
     if out is None:
         return
-    given = [p for i in inputs for p in (i if isinstance(i, list | tuple) else [i]) if isinstance(p, str | Path)]
-    for path in [Path(p) for p in given if Path(p).suffix == ".toml"]:
-        from xpbayes.archive.survey_config import files_of, read_survey
-
-        given += files_of(read_survey(path), path.parent)
+    named = [one for i in inputs for one in (i if isinstance(i, list | tuple) else [i])]
+    given = [p for p in named if isinstance(p, str | Path)]
+    surveys = [one for one in named if isinstance(one, Survey)]
+    surveys += [open_survey(Path(p)) for p in given if Path(p).suffix == ".toml"]
+    given += [path for survey in surveys for path in (survey.path, *survey.files)]
     refuse_overwriting(out, given)
     for path in [p for name in files for p in (Path(out) / name, *Path(out).glob(name))]:
         check_writable(path, *given)

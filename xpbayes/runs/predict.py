@@ -13,9 +13,9 @@ from xpbayes.errors import InputError, nearest
 from xpbayes.models.forward import ln_absolute_flux
 from xpbayes.models.model_error import relative_sigma
 from xpbayes.models.prior import ln_priors
+from xpbayes.production.flat import PARAMETER_UNITS
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.runs.inputs import PathLike, load_if_path
-from xpbayes.schema import PARAMETER_UNITS
 
 TEFF_RANGE = (1000.0, 100_000.0)
 """[K] Whatever lies outside was not given in kelvin."""

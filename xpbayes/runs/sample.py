@@ -152,7 +152,7 @@ def pick_stars(
     if bool(source_ids) == (n_random is not None):
         raise InputError("name stars with --source-id, or ask for some with --random N; one of the two")
     if source_ids:
-        table, where = find_stars(stars, source_ids)
+        table, where = find_stars(stars, source_ids, model.channels)
     else:
         table, source = read_stars(stars)
         where = str(source["path"])

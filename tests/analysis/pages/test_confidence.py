@@ -141,10 +141,11 @@ def test_judging_by_foreign_confidences_is_rejected(run, held_out, model_folder,
     """Must fail: confidences handed to other stars are not reliable."""
     from xpbayes.analysis.pages.confidence import held_out_fits
     from xpbayes.data.spectra import Spectra
-    from xpbayes.production.table import read_catalogue
+    from xpbayes.production.table import catalogue_about, read_catalogue
 
     assert isinstance(held_out, Spectra)
-    fits = held_out_fits(load_model(model_folder), *read_catalogue(catalogue), held_out, "catalogue")
+    rows = read_catalogue(catalogue)
+    fits = held_out_fits(load_model(model_folder), rows, catalogue_about(rows), held_out, "catalogue")
     upside_down = (fits.chi2_eps > 4) * 0.9 + 0.05
     curve = judge(fits.comparison, fits.targets, upside_down).reliability[0]
     assert curve.calibration_error > 5 * curve.by_chance_95

@@ -38,7 +38,7 @@ from xpbayes.data.spectra_file import read_star_table
 from xpbayes.errors import InputError
 from xpbayes.identity import Side
 from xpbayes.production.model_file import save_model
-from xpbayes.production.table import read_catalogue, write_catalogue
+from xpbayes.production.table import catalogue_about, read_catalogue, write_catalogue
 from xpbayes.runs.infer_parts import infer_parts
 from xpbayes.runs.report import report
 
@@ -131,7 +131,7 @@ def test_its_table_equals_the_validation(page, inputs, trained):
     tables = [i for i, cell in enumerate(cells) if cell == "Teff [K]" and cells[i + 1] == "all"]
     for at, answer in zip(tables, ("posterior", "mode"), strict=False):  # medians come first
         comparison = compare(
-            read_catalogue(inputs[1])[0], read_star_table(inputs[2]), trained.labels, (0.02, 0.02, 0.02), answer
+            read_catalogue(inputs[1]), read_star_table(inputs[2]), trained.labels, (0.02, 0.02, 0.02), answer
         )
         row = next(r for r in accuracy(comparison) if (r.label, r.group) == ("teff", "all"))
         expected = [f"{row.n:,}", f"{1e3 * row.scatter:.0f}", f"{1e3 * row.bias:+.0f}", f"{row.coverage68:.1%}"]
@@ -171,13 +171,14 @@ def test_unlabelled_stars_give_a_page_that_says_so(inputs, tmp_path, one_figure)
 
 
 def test_a_catalogue_without_draws_shows_modes_and_says_so(inputs, tmp_path, one_figure):
-    catalogue, about = read_catalogue(inputs[1])
+    catalogue = read_catalogue(inputs[1])
+    about = catalogue_about(catalogue)
     for name in ("mean", "std", "median", "p16", "p84"):
         i = catalogue.column_names.index(f"stellar_params_{name}")
         nothing = pa.array([[None] * 5] * len(catalogue), catalogue.schema.field(i).type)
         catalogue = catalogue.set_column(i, catalogue.schema.field(i), nothing)
     path = write_catalogue(catalogue, tmp_path / "c.parquet")
-    assert read_catalogue(path)[1] == about
+    assert catalogue_about(read_catalogue(path)) == about
     text = report(inputs[0], path, inputs[2], tmp_path / "r.html").read_text(encoding="utf-8")
     assert "inferred without draws" in text and "Modes against labels" in text
     assert "Accuracy of posterior medians" not in text and "Posterior medians, " not in text
@@ -191,16 +192,18 @@ class TestRequestedStars:
     @pytest.fixture(scope="class")
     def chains(self, trained, table):
         """Made-up draws of the first star."""
-        first = int(table[0]["source_id"][0].as_py())
+        first = int(table["source_id"][0].as_py())
         return {first: np.random.default_rng(0).normal(1.0, 0.1, (400, 5))}
 
     @pytest.fixture(scope="class")
     def star(self, trained, table, inputs, chains):
-        (found,) = requested_stars(trained, *table, read_star_table(inputs[2]), list(chains), chains)
+        (found,) = requested_stars(
+            trained, table, catalogue_about(table), read_star_table(inputs[2]), list(chains), chains
+        )
         return found
 
     def test_answers_are_the_catalogue_s(self, star, table, chains):
-        row = table[0].slice(0, 1).to_pylist()[0]
+        row = table.slice(0, 1).to_pylist()[0]
         assert_allclose(star.answers[FISHER].centre, row["stellar_params_est"])
         assert_allclose(star.answers[FISHER].sigma, row["stellar_params_err"])
         full = np.zeros((5, 5))
@@ -212,8 +215,8 @@ class TestRequestedStars:
         assert_allclose(star.answers[NUTS].sigma, draws.std(axis=0))
 
     def test_neighbours_are_the_nearest(self, star, table, trained):
-        estimate = np.array(table[0]["stellar_params_est"].to_pylist())[:, :3]
-        ids = table[0]["source_id"].to_numpy()
+        estimate = np.array(table["stellar_params_est"].to_pylist())[:, :3]
+        ids = table["source_id"].to_numpy()
         scale = np.asarray(trained.forward.label_scale)
         distance = np.linalg.norm((estimate - estimate[0]) / scale, axis=1)
         order = np.argsort(distance)[1:9]
@@ -250,7 +253,7 @@ class TestRequestedStars:
         assert headline(star).startswith("Teff ")
 
     def test_remarks_say_flags_in_words(self, star, table):
-        row = table[0].slice(0, 1).to_pylist()[0]
+        row = table.slice(0, 1).to_pylist()[0]
         said = " ".join(remarks({**row, "k_hat": 0.9, "n_modes": 2, "runner_up_delta": 1.5}, star.fit, Side.HELD_OUT))
         assert (
             "cannot be trusted: k_hat is 0.90" in said and "the second is higher by 1.5" in said and "held out" in said
@@ -261,15 +264,15 @@ class TestRequestedStars:
         assert remarks(row, lost, Side.TRAINING) == ["There is no solution: no flux."]
 
     def test_the_page_has_a_section_of_each(self, page, table, trained):
-        wanted = typical_stars(table[0], trained)
+        wanted = typical_stars(table, trained)
         assert 2 <= len(wanted) <= 3
         for source_id in wanted:
             assert f'id="star-{source_id}"' in page and f'href="#star-{source_id}"' in page
             assert f'id="star-{source_id}-posterior"' in page
 
     def test_typical_stars_are_what_they_are_called(self, table, trained):
-        by_id = {row["source_id"]: row for row in table[0].to_pylist()}
-        giant, dwarf, *flagged = (by_id[s] for s in typical_stars(table[0], trained))
+        by_id = {row["source_id"]: row for row in table.to_pylist()}
+        giant, dwarf, *flagged = (by_id[s] for s in typical_stars(table, trained))
         assert giant["quality_flags"] == dwarf["quality_flags"] == 0
         assert giant["stellar_params_est"][2] < 3.3 and dwarf["stellar_params_est"][2] > 3.8
         assert all(row["quality_flags"] > 0 for row in flagged)

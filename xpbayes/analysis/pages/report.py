@@ -35,7 +35,7 @@ from xpbayes.identity import Side, Split
 from xpbayes.production.meeting import require_fitting, require_same_stars, stars_for
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.production.reader import open_catalogue
-from xpbayes.production.table import list_column, read_catalogue, text_column
+from xpbayes.production.table import catalogue_about, list_column, read_catalogue, text_column
 from xpbayes.schema import FLAG_SENTENCES, QualityFlag
 from xpbayes.training.selection import training_cuts
 
@@ -113,7 +113,8 @@ def write_report(
     require_same_stars(on_disk.about, star_files.instrument, str(catalogue_path), "the star table")
     star_files = replace(star_files, transfer=model.transfer)
     stars = stars_for(model, stars, "the star table")
-    catalogue, about = read_catalogue(catalogue_path)
+    catalogue = read_catalogue(catalogue_path)
+    about = catalogue_about(catalogue)
     run = Reported(model, catalogue, about, stars)
     chains = read_draws(draws, model) if draws is not None else {}
     training = run.training_labels() if source_ids else np.empty(0)

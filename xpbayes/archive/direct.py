@@ -1,0 +1,282 @@
+"""Files as they are, without a survey.toml: which of them hold spectra, and which tables beside them belong to these.
+
+In: files of XP spectra in any format, folders of them, patterns, HATS catalogues. Out: a `Survey` with the same settings
+that `as_toml` writes, so that the files and the survey.toml made of them are the same input. Files are told by their
+columns alone. Star tables and survey.toml files are passed on as they are.
+"""
+
+import glob
+import hashlib
+import json
+import logging
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from xpbayes.archive.columns import SOURCE_ID, Column
+from xpbayes.archive.gaia_source import MEASURED
+from xpbayes.archive.open_file import MAGIC, SUFFIXES, TEXT, opened
+from xpbayes.archive.photometric import TWO_MASS_FIELDS, TWO_MASS_MAGNITUDES, UNWISE_FIELDS, UNWISE_MEASURED
+from xpbayes.archive.survey_config import Survey, check_survey, expand, hats_files, open_survey
+from xpbayes.archive.xp import product_of
+from xpbayes.channels import Channels
+from xpbayes.data.parquet import METADATA_KEY
+from xpbayes.errors import InputError, nearest
+from xpbayes.files import refuse_repeated
+
+log = logging.getLogger(__name__)
+
+KINDS = {"gaia": "Gaia's source table", "two_mass": "2MASS", "unwise": "unWISE"}
+"""Tables that are joined to spectra without labels, by their sections in survey.toml."""
+BANDS_OF = {"two_mass": ("J", "H", "Ks"), "unwise": ("W1", "W2")}
+MOST_LOOKED_AT = 100
+"""Files beside the spectra whose columns are looked at; a folder of more is an archive, not a user's desk."""
+Named = str | PathLike[str]
+CompanionFiles = Mapping[str, Named | Sequence[Named]] | None
+"""Kind of table -> its files, as `open_inputs` takes them."""
+Input = Path | Survey
+"""A star table or a folder of them, and what was made of anything else."""
+
+
+def open_inputs(inputs: Named | Survey | Sequence[Named | Survey], companions: CompanionFiles = None) -> list[Input]:
+    """Find out what inputs are.
+
+    Args:
+        inputs: star tables, folders of them, survey.toml files; files of XP spectra, folders or patterns of them, and HATS
+            catalogues, which together make one survey.
+        companions: kind of table ('gaia', 'two_mass', 'unwise') -> its files, none if empty; kinds that are not named are
+            looked for in the files of spectra and beside them.
+
+    Raises:
+        InputError: there is no such file; a file has neither spectra nor stars; several tables could be a companion;
+            companions are named for what is no file of spectra.
+    """
+    named = {kind: _listed(files) for kind, files in (companions or {}).items()}
+    for kind in named.keys() - KINDS.keys():
+        raise InputError(f"there is no table '{kind}'{nearest(kind, KINDS)} to join to spectra; use {', '.join(KINDS)}")
+    found: list[Input] = []
+    spectra: list[Path] = []
+    at = 0
+    listed = [inputs] if isinstance(inputs, str | PathLike | Survey) else inputs
+    for given in listed:
+        one = given if isinstance(given, Survey) else Path(given)
+        if isinstance(one, Survey):
+            found.append(one)
+        elif one.suffix == ".toml":
+            found.append(open_survey(one))
+        else:
+            new = list(_spectra_of(one))
+            at = at if spectra or not new else len(found)
+            spectra += new
+            found += [] if new else [one]
+    if twice := [path for path in spectra if spectra.count(path) > 1]:
+        raise InputError(f"{twice[0]}: is named twice among the inputs; name every file once")
+    if spectra:
+        refuse_repeated(expand(tuple(glob.escape(str(path)) for path in spectra), Path()))
+        found.insert(at, _survey_of(spectra, named))
+    elif files := [file for listed in named.values() for file in listed]:
+        raise InputError(
+            f"{files[0]}: is for files of spectra, and none is named; a survey.toml names its own tables, star tables have "
+            f"theirs joined"
+        )
+    return found
+
+
+def _listed(files: Named | Sequence[Named]) -> tuple[str, ...]:
+    return (str(files),) if isinstance(files, str | PathLike) else tuple(map(str, files))
+
+
+def _spectra_of(given: Path) -> Iterator[Path]:
+    """Files of XP spectra, or HATS folders, that an input stands for; none where it is a star table, or a folder of them."""
+    if glob.has_magic(str(given)) and not given.exists():
+        names = sorted(glob.glob(str(given), recursive=True))
+        if not names:
+            raise InputError(f"{given}: no such file; check the path")
+        for name in names:
+            yield from _spectra_of(Path(name)) if not Path(name).is_dir() else ()
+    elif given.is_dir():
+        if hats_files(given):
+            yield given
+        elif not any(_is_ours(path) for path in given.glob("*.parquet")):
+            yield from (path for path in _tables_in(given) if product_of(_columns(path)))
+    elif given.is_file() and not _is_ours(given):
+        with opened(given) as file:
+            names = list(dict.fromkeys(name for table in file.tables for name in table.names))
+        if product_of(names) is None and given.suffix != ".parquet":
+            raise InputError(
+                f"{given}: has neither coefficients (bp_coefficients, rp_coefficients) nor sampled fluxes (flux, "
+                f"flux_error); name a file of Gaia XP spectra, a star table or a survey.toml"
+            )
+        yield from [given] if product_of(names) else []
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is Parquet of xpbayes, or is damaged: the reader of star tables says how."""
+    try:
+        with open(path, "rb") as stream:
+            if not any(stream.read(8).startswith(magic) for magic, kind in MAGIC.items() if kind == "Parquet"):
+                return path.suffix == ".parquet"
+        return METADATA_KEY in (pq.read_schema(path).metadata or {})
+    except (pa.ArrowException, OSError):
+        return True
+
+
+def _tables_in(folder: Path) -> list[Path]:
+    """Files of a folder that can be tables, by their suffixes."""
+    known = {*TEXT, *SUFFIXES, ".zip"}
+    return sorted(
+        p for p in folder.iterdir()
+        if not p.name.startswith(".") and p.is_file()
+        and (p.suffix.lower() in known or (p.suffix.lower() == ".gz" and Path(p.stem).suffix.lower() in known))
+    )  # fmt: skip
+
+
+def _columns(path: Path) -> set[str]:
+    """Lower-case names of a file's columns; none where it cannot be read, or is ours."""
+    if path.suffix == ".parquet" and _is_ours(path):
+        return set()
+    try:
+        with opened(path) as file:
+            return {name.lower() for table in file.tables for name in table.names}
+    except InputError:
+        return set()
+
+
+# --------------------------------------------------------------------------------------------------------- companions
+
+
+def kinds_of(names: Iterable[str]) -> list[str]:
+    """Which companion tables a file with these columns can be.
+
+    What is to be found by itself must be beyond doubt: 2MASS with its quality flags, parallaxes with their errors.
+    """
+    here = {name.lower() for name in names}
+
+    def has(column: Column) -> bool:
+        return any(alias in here for alias in column.all_names)
+
+    def any_of(fields: Iterable[Column], wanted: Sequence[str]) -> bool:
+        return any(has(c) for c in fields if c.name in wanted)
+
+    if not has(SOURCE_ID):
+        return []
+    found = {
+        "gaia": has(MEASURED["parallax"]) and has(MEASURED["parallax_error"]),
+        "two_mass": any_of(TWO_MASS_FIELDS, TWO_MASS_MAGNITUDES) and any_of(TWO_MASS_FIELDS, ["ph_qual"]),
+        "unwise": any_of(UNWISE_FIELDS, UNWISE_MEASURED),
+    }
+    return [kind for kind, is_there in found.items() if is_there]
+
+
+def _survey_of(spectra: list[Path], named: Mapping[str, tuple[str, ...]]) -> Survey:
+    """The survey of some files of spectra, with tables as named, or found."""
+    tables = {kind: list(files) for kind, files in named.items() if files}
+    wanted = [kind for kind in KINDS if kind not in named]
+    said = {kind: ", ".join(Path(f).name for f in files) for kind, files in tables.items()}
+    files = [path for path in spectra if not path.is_dir()]
+    if wanted and files:
+        own = {path: _columns(path) for path in files[:MOST_LOOKED_AT]}
+        beside, n_beside = _beside(files, {str(f) for listed in named.values() for f in listed})
+        for kind in wanted:
+            inside = [str(path) for path, names in own.items() if kind in kinds_of(names)]
+            near = [str(path) for path, names in beside.items() if kind in kinds_of(names)]
+            if len(near) > 1 and not inside:
+                raise InputError(
+                    f"{near[0]} and {len(near) - 1} more tables beside the spectra could be {KINDS[kind]}; say which with "
+                    f"--{kind.replace('_', '-')}, or --alone to go without"
+                )
+            if inside or near:
+                tables[kind] = inside or near
+                said[kind] = (
+                    f"{', '.join(Path(p).name for p in inside or near)} ({'the spectra' if inside else 'found beside'})"
+                )
+        if (
+            "gaia" not in tables
+            and "gaia" in wanted
+            and own
+            and all({"source_id", "ra", "dec"} <= n for n in own.values())
+        ):
+            tables["gaia"], said["gaia"] = list(map(str, own)), "the spectra (positions alone)"
+        if n_beside > MOST_LOOKED_AT:
+            said[""] = f"{n_beside} files beside the spectra were not looked at"
+    lacking = [title for kind, title in KINDS.items() if kind not in tables]
+    parts = [f"{KINDS[kind]} from {where}" if kind else where for kind, where in said.items()]
+    name = spectra[0].name if len(spectra) == 1 else f"{spectra[0].name} and {len(spectra) - 1} more"
+    log.info(f"{name}: XP spectra; " + "; ".join([*parts, *([f"no {', no '.join(lacking)}"] if lacking else [])]))
+    text = as_toml([_literal(path) for path in spectra], {kind: list(map(_literal, of)) for kind, of in tables.items()})
+    checksum = f"sha256:{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()}"
+    here = Path.cwd() / "survey.toml"  # names are relative to where the command is given
+    return Survey(here, check_survey(tomllib.loads(text), name), checksum, name)
+
+
+def _beside(files: list[Path], named: set[str]) -> tuple[dict[Path, set[str]], int]:
+    """Columns of other tables in the folders of the spectra, other spectra left out, and how many files there are."""
+    spectra = {path.resolve() for path in files} | {Path(name).resolve() for name in named}
+    folders = list(dict.fromkeys(path.parent for path in files))
+    others = [p for folder in folders for p in _tables_in(folder) if p.resolve() not in spectra]
+    if len(others) > MOST_LOOKED_AT:
+        return {}, len(others)
+    columns = {path: _columns(path) for path in others}
+    return {path: names for path, names in columns.items() if names and product_of(names) is None}, len(others)
+
+
+def survey_toml(inputs: Sequence[Named], companions: CompanionFiles = None) -> str:
+    """Write down as a survey.toml what `infer` makes of files; the catalogues of both are the same.
+
+    Args:
+        inputs: files of XP spectra, folders or patterns of them, HATS catalogues.
+        companions: as for `open_inputs`.
+
+    Raises:
+        InputError: as `open_inputs`; or an input is a star table or a survey.toml itself.
+    """
+    opened = open_inputs(inputs, companions)
+    for one in opened:
+        if isinstance(one, Path) or one.path.name == one.name:
+            raise InputError(f"{one if isinstance(one, Path) else one.path}: is no file of XP spectra; name such files")
+    (survey,) = (one for one in opened if isinstance(one, Survey))
+    tables = {kind: getattr(survey.settings, kind).files for kind in KINDS}
+    return as_toml(survey.settings.xp.files, {kind: files for kind, files in tables.items() if files})
+
+
+def as_toml(spectra: Sequence[str], tables: Mapping[str, Sequence[str]]) -> str:
+    """A survey.toml of files, relative to where it will lie.
+
+    Args:
+        spectra: files of spectra.
+        tables: kind of companion -> its files.
+    """
+    bands = [band for kind, names in BANDS_OF.items() if kind in tables for band in names]
+    lines = ["# Names start from this file's folder. What else can be set, docs/survey.md says.", ""]
+    lines += [f"bands = {json.dumps(bands)}", "", "[xp]", _files(spectra)]
+    for kind in KINDS:
+        if kind in tables:
+            lines += ["", f"[{kind}]", _files(tables[kind])]
+    return "\n".join(lines) + "\n"
+
+
+def _literal(path: Named) -> str:
+    """A name as a pattern that is this name alone."""
+    return glob.escape(str(path))
+
+
+def _files(names: Sequence[str]) -> str:
+    quoted = [json.dumps(name, ensure_ascii=False) for name in names]
+    return (
+        f"files = [{quoted[0]}]" if len(quoted) == 1 else "files = [\n" + "".join(f"    {q},\n" for q in quoted) + "]"
+    )
+
+
+def say_bands(inputs: Iterable[object], channels: Channels) -> None:
+    """Say which bands of a survey a model does not use, and which of the model's the survey does not have."""
+    for survey in (one for one in inputs if isinstance(one, Survey)):
+        mine, theirs = survey.settings.bands, channels.band_names
+        unknown, missing = [b for b in mine if b not in theirs], [b for b in theirs if b not in mine]
+        parts = [f"the model does not use {', '.join(unknown)}"] * bool(unknown)
+        parts += [f"{', '.join(missing)} count as missing"] * bool(missing)
+        if parts:
+            log.info(f"{survey.name}: {'; '.join(parts)}")
