@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from xpbayes.channels import xp_channels
+from xpbayes.production.flat import flat_columns
 from xpbayes.schema import FLAG_SENTENCES, Column, catalogue_columns, star_table_columns
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "columns.md"
@@ -12,7 +13,7 @@ def table(columns: tuple[Column, ...]) -> str:
     """One Markdown table."""
     lines = ["| column | type | unit | meaning |", "|---|---|---|---|"]
     for c in columns:
-        kind = str(c.type).replace("fixed_size_list<item: ", "list<").replace("dictionary<values=", "dictionary<")
+        kind = str(c.type).replace("fixed_size_list<item: ", "list<")
         lines.append(f"| `{c.name}` | `{kind}` | {c.unit or '–'} | {c.description} |")
     return "\n".join(lines)
 
@@ -27,7 +28,20 @@ def page() -> str:
 
 Made from `xpbayes/schema.py` by `scripts/write_columns.py`. Units and descriptions are also in each file's metadata.
 
+## Flat tables
+
+One number a column: what `infer` and `export` write as .csv, .ecsv, .fits and .vot (Parquet with `--flat`), and what fits in
+Python hold. `teff` is the recommended value, with half of its 68 % interval as error: the median of the posterior, refined
+where the model has a [second stage](second_stage.md). Posterior modes and Fisher errors, `teff_mode` and `teff_mode_err`,
+are ZGR23-compatible: what Zhang, Green & Rix (2023) publish. The columns `..._forward` and `refined_share` are there only of
+a model with a second stage, confidences only of one with [classifiers](confidence.md).
+
+{table(flat_columns(refined=True))}
+
 ## Catalogue
+
+What `infer` writes as Parquet, one file or parts: ZGR23's Table 2, lists of all parameters in a column, then what else is
+known of each star.
 
 {table(catalogue_columns())}
 

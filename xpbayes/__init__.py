@@ -30,6 +30,7 @@ _WHERE = {
     "export": "xpbayes.runs.export",
     "confidence": "xpbayes.runs.confidence",
     "fit": "xpbayes.runs.fit",
+    "star": "xpbayes.runs.star",
     "dust_map": "xpbayes.runs.dust_map",
     "predict_flux": "xpbayes.runs.predict",
     "report": "xpbayes.runs.report",
@@ -49,6 +50,8 @@ _WHERE = {
     "read_star_table": "xpbayes.data.spectra_file",
     "write_star_table": "xpbayes.data.spectra_file",
     "read_catalogue": "xpbayes.production.table",
+    "catalogue_about": "xpbayes.production.table",
+    "flat_table": "xpbayes.production.flat",
     "TrainingConfig": "xpbayes.config",
     "InferenceConfig": "xpbayes.config",
     "InputError": "xpbayes.errors",
@@ -68,6 +71,7 @@ __all__ = [
     "__version__",
     "analyse",
     "bundled_stars",
+    "catalogue_about",
     "check",
     "compare",
     "confidence",
@@ -77,6 +81,7 @@ __all__ = [
     "export",
     "fetch_apogee",
     "fit",
+    "flat_table",
     "infer",
     "infer_parts",
     "load",
@@ -91,6 +96,7 @@ __all__ = [
     "sample",
     "save_model",
     "simulate",
+    "star",
     "train",
     "transfer",
     "uncertainty",
@@ -106,8 +112,9 @@ if TYPE_CHECKING:
     from xpbayes.data.spectra import Spectra
     from xpbayes.data.spectra_file import read_star_table, write_star_table
     from xpbayes.errors import InputError
+    from xpbayes.production.flat import flat_table
     from xpbayes.production.model_file import TrainedModel, save_model
-    from xpbayes.production.table import read_catalogue
+    from xpbayes.production.table import catalogue_about, read_catalogue
     from xpbayes.progress import progress_shown
     from xpbayes.runs.analyse import analyse
     from xpbayes.runs.check import check
@@ -124,6 +131,7 @@ if TYPE_CHECKING:
     from xpbayes.runs.predict import predict_flux, predict_fluxes
     from xpbayes.runs.report import report
     from xpbayes.runs.sample import sample
+    from xpbayes.runs.star import star
     from xpbayes.runs.transfer import transfer
     from xpbayes.runs.uncertainty import uncertainty
     from xpbayes.runs.verify import verify

@@ -43,3 +43,9 @@ def progress_shown(wanted: bool = True) -> Iterator[None]:
     finally:
         LOGGER.setLevel(before)
         LOGGER.removeHandler(lines)
+
+
+def speed(stars_per_second: float) -> str:
+    """A speed in words; of a few stars, whose programs take longer to compile than to run, it is no zero."""
+    number = f"{stars_per_second:,.0f}" if stars_per_second >= 10 else f"{stars_per_second:.2g}"
+    return f"{number} stars/s"

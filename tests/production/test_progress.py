@@ -25,6 +25,13 @@ def test_speed_is_this_runs_alone(said):
     assert said == ["6,000 stars done, 60.0 % of the input, 100 stars/s, 40 s left; no failures"]
 
 
+def test_a_few_stars_have_a_speed(said):
+    progress, now = make(3.0)
+    now[0] = 25.0
+    progress.add([part(3)], 3.0)
+    assert said == ["3 stars done, 100.0 % of the input, 0.12 stars/s, 0 s left; no failures"]
+
+
 def test_failures_by_reason(said):
     progress, now = make(10.0)
     now[0] = 5400.0

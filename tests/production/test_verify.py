@@ -17,9 +17,10 @@ from xpbayes.instrument.instrument import DEFAULT_ID
 from xpbayes.production.manifest import MANIFEST, QUARANTINE, totals
 from xpbayes.production.parts import OpenedInput, PartDraft, read_record, write_part
 from xpbayes.production.reader import open_catalogue
-from xpbayes.production.table import describe, to_arrow
+from xpbayes.production.table import describe, to_arrow, write_catalogue
 from xpbayes.production.verify import is_positive_semidefinite, verify_catalogue
 from xpbayes.runs.export import export
+from xpbayes.runs.verify import verify
 from xpbayes.schema import catalogue_columns
 
 ABOUT = {"labels": ["teff", "feh", "logg"], "instrument": DEFAULT_ID.to_json(), "selection": "all"}
@@ -272,3 +273,17 @@ def test_a_manifest_that_is_none_is_one_sentence(tmp_path, spoil, message):
     with pytest.raises(InputError, match=message) as caught:
         verify_catalogue(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_one_file_is_verified_too(tmp_path, said):
+    rows = plausible(N, 1)
+    path = write_catalogue(describe(to_arrow(rows, 3), ABOUT), tmp_path / "c.parquet")
+    verify(path)
+    assert said[-1] == f"{N} rows: every check passed"
+    solved = np.flatnonzero(rows["status"] == "ok")
+    rows["source_id"][1] = rows["source_id"][0]
+    rows["chi2_opt"][solved[4]] = np.nan
+    spoiled = write_catalogue(describe(to_arrow(rows, 3), ABOUT), tmp_path / "d.parquet")
+    with pytest.raises(InputError, match=r"d\.parquet: 2 problems .*no finite chi2_opt"):
+        verify(spoiled)
+    assert any("1 source_ids have more than one row" in line for line in said)

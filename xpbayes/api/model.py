@@ -4,7 +4,6 @@ Every method works in memory and writes files only where `out` names one. Method
 line; what they cannot do, the functions of the package do with files of any size.
 """
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from xpbayes.data.spectra import Spectra
 from xpbayes.data.stars import Stars
 from xpbayes.errors import InputError
 from xpbayes.production.model_file import TrainedModel, load_model, save_model
+from xpbayes.production.table import catalogue_about
 from xpbayes.progress import progress_shown
 
 if TYPE_CHECKING:
@@ -65,9 +65,8 @@ class Model(TrainedModel):
 
         config = _settings(InferenceConfig, use_parallax=parallax, n_draws=draws, **settings)
         with progress_shown(progress):
-            catalogue = infer(self, spectra, config=config)
-        about = json.loads(catalogue.schema.metadata[b"xpbayes"])
-        return Fit(catalogue, about, self, spectra)
+            catalogue = infer(self, spectra.on(self.channels), config=config)
+        return Fit(catalogue, catalogue_about(catalogue), self, spectra.on(self.channels))
 
     def predict(self, *, extinction: Any = 0.0, parallax: Any = 1.0, **labels: Any) -> "xr.Dataset":
         """Predict fluxes.

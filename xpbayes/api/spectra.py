@@ -1,6 +1,6 @@
 """Spectra for a notebook: from arrays with or without units, and from files; what it holds is a `data.spectra.Spectra`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -144,6 +144,24 @@ class Spectra(table.Spectra):
         return cls.of(
             read_star_tables(path) if path.is_dir() or _is_star_table(path) else spectra_of_file(path, release)
         )
+
+    @classmethod
+    def fetch(
+        cls, source_ids: Sequence[int], *, folder: str | PathLike[str] | None = None, release: str = "dr3"
+    ) -> Self:
+        """Get a few stars from Gaia's archive: XP spectra, parallaxes, 2MASS magnitudes.
+
+        Args:
+            source_ids: which stars.
+            folder: for what is fetched, which is then not asked for again; nothing is kept if None.
+            release: data release that the source_ids are of.
+
+        Raises:
+            InputError: none of them has a spectrum, or the archive does not answer.
+        """
+        from xpbayes.runs.star import fetch_stars
+
+        return cls.of(fetch_stars(source_ids, None if folder is None else Path(folder), release=release))
 
     @classmethod
     def from_coefficients(cls, rows: Any, *, release: str | None = None) -> Self:

@@ -111,7 +111,7 @@ def infer(  # noqa: PLR0913 - an argument for each option of the command line
 
 @app.command()
 def verify(
-    catalogue: Annotated[Path, typer.Argument(help="Folder of a catalogue in parts.")],
+    catalogue: CatalogueFiles,
     quiet: Quiet = False,
 ) -> None:
     """Re-check a finished catalogue: checksums, rows, schema, repeated stars, covariances."""

@@ -1,4 +1,4 @@
-"""Verbs that look closely at posteriors: fit, sample, check, compare."""
+"""Verbs that look closely at posteriors: fit, star, sample, check, compare."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,15 +7,21 @@ import typer
 
 from xpbayes.cli.app import app
 from xpbayes.cli.options import (
+    Alone,
     ChoiceSeed,
+    Gaia,
     ModelFolder,
     Only,
     Parallax,
     Quiet,
     Random,
+    ReleaseName,
     SettingsFile,
     SourceIds,
     StarFiles,
+    TwoMass,
+    Unwise,
+    companion_files,
     read_settings,
 )
 
@@ -37,6 +43,48 @@ def fit(
 
     for star in solve(model, stars, source_id, out, run.inference):
         print_star(star)
+
+
+@app.command()
+def star(  # noqa: PLR0913 - an argument for each option of the command line
+    source_id: Annotated[int, typer.Argument(help="Gaia source_id.")],
+    model: Annotated[Path, typer.Option(help="Folder of the model.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for page, figure and numbers; star-SOURCE_ID if none.")
+    ] = None,
+    files: Annotated[
+        list[str] | None, typer.Option("--from", help="File of XP spectra that has the star: the archive is not asked.")
+    ] = None,
+    gaia: Gaia = None,
+    two_mass: TwoMass = None,
+    unwise: Unwise = None,
+    alone: Alone = False,
+    release: ReleaseName = None,
+    settings: SettingsFile = None,
+    parallax: Parallax = None,
+    quiet: Quiet = False,
+) -> None:
+    """Fetch one star's spectrum, parallax and 2MASS magnitudes, solve it, print a table and write a page."""
+    folder = out or Path(f"star-{source_id}")
+    run = read_settings(settings, folder, inference={"use_parallax": parallax})
+    from xpbayes.analysis.pages.star_page import print_star
+    from xpbayes.release import DEFAULT_RELEASE
+    from xpbayes.runs.star import PAGE
+    from xpbayes.runs.star import star as solve
+
+    companions = companion_files(gaia, two_mass, unwise, alone)
+    print_star(
+        solve(
+            model,
+            source_id,
+            folder,
+            run.inference,
+            files=files or (),
+            companions=companions,
+            release=release or DEFAULT_RELEASE.name,
+        )
+    )
+    print(folder / PAGE)
 
 
 @app.command()

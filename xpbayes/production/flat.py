@@ -8,7 +8,7 @@ This is the only place that decides it: fits in memory, exports and pages take t
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -106,20 +106,14 @@ def flat_table(catalogue: pa.Table, about: Mapping[str, Any] | None = None) -> p
     """
     about = catalogue_about(catalogue) if about is None else about
     names = (*about["labels"], "extinction", "parallax")
-    n_refined = len(about["labels"]) if "refined_median" in catalogue.column_names else 0
     values: dict[str, Any] = {"source_id": catalogue[id_column(catalogue.column_names)].to_numpy()}
     mode, fisher = list_column(catalogue, "stellar_params_est"), list_column(catalogue, "stellar_params_err")
-    laplace = np.sqrt(diagonal(list_column(catalogue, "laplace_cov_triu"), len(names)))
-    drawn = [list_column(catalogue, f"stellar_params_{name}") for name in ("median", "p16", "p84")]
-    refined = [list_column(catalogue, f"refined_{name}") for name in ("median", "p16", "p84")] if n_refined else []
+    best, forward = recommended(catalogue), forward_values(catalogue)
     for i, name in enumerate(names):
         scale = 1e3 if name == "teff" else 1.0
-        best = _interval([of[:, i] for of in drawn], mode[:, i], laplace[:, i])
-        values[f"{name}_mode"], values[f"{name}_mode_err"] = mode[:, i] * scale, fisher[:, i] * scale
-        if i < n_refined:
-            values |= {f"{name}_forward{suffix}": of * scale for suffix, of in best.items()}
-            best = _interval([of[:, i] for of in refined], best[""], best["_err"])
-        values |= {f"{name}{suffix}": of * scale for suffix, of in best.items()}
+        values |= {f"{name}_mode": mode[:, i] * scale, f"{name}_mode_err": fisher[:, i] * scale}
+        for suffix, ours, before in zip(("", "_err", "_p16", "_p84"), best, forward, strict=True):
+            values |= {f"{name}{suffix}": ours[:, i] * scale, f"{name}_forward{suffix}": before[:, i] * scale}
     columns = columns_for(about, catalogue.column_names)
     arrays = [
         pa.array(values[c.name], type=c.type)
@@ -134,17 +128,42 @@ def flat_table(catalogue: pa.Table, about: Mapping[str, Any] | None = None) -> p
     )
 
 
-def _interval(drawn: Sequence[NDArray[Any]], otherwise: NDArray[Any], error: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """A value with its 68 % interval, by suffix; of whom nothing was drawn, another value with its error."""
-    median, low, high = drawn
+class Values(NamedTuple):
+    """Values of parameters with their 68 % intervals, (row, parameter) in the catalogue's units; NaN where not solved."""
+
+    value: NDArray[np.float64]
+    error: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def recommended(catalogue: pa.Table) -> Values:
+    """The recommended values of a catalogue's rows [kK, dex, dex, mag, mas]."""
+    best = forward_values(catalogue)
+    if "refined_median" not in catalogue.column_names:
+        return best
+    median, low, high = (list_column(catalogue, f"refined_{name}") for name in ("median", "p16", "p84"))
+    n = median.shape[1]
     known = np.isfinite(median)
-    value = np.where(known, median, otherwise)
-    return {
-        "": value,
-        "_err": np.where(known, 0.5 * (high - low), error),
-        "_p16": np.where(known, low, value - error),
-        "_p84": np.where(known, high, value + error),
-    }
+    for of, refined in zip(best, (median, 0.5 * (high - low), low, high), strict=True):
+        of[:, :n] = np.where(known, refined, of[:, :n])
+    return best
+
+
+def forward_values(catalogue: pa.Table) -> Values:
+    """Medians of the forward posterior, calibrated if the model was; modes with Laplace errors where nothing was drawn."""
+    mode = list_column(catalogue, "stellar_params_est")
+    with np.errstate(invalid="ignore"):
+        laplace = np.sqrt(diagonal(list_column(catalogue, "laplace_cov_triu"), mode.shape[1]))
+    median, low, high = (list_column(catalogue, f"stellar_params_{name}") for name in ("median", "p16", "p84"))
+    drawn = np.isfinite(median)
+    value = np.where(drawn, median, mode)
+    return Values(
+        value,
+        np.where(drawn, 0.5 * (high - low), laplace),
+        np.where(drawn, low, value - laplace),
+        np.where(drawn, high, value + laplace),
+    )
 
 
 def diagonal(packed: NDArray[np.float64], n: int) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from xpbayes.data.spectra import OK
 from xpbayes.production.parts import PartRecord
+from xpbayes.progress import speed
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Progress:
         left = seconds * (self._total - self._weight) / fresh if fresh > 0 else float("nan")
         text = (
             f"{self._stars:,} stars done, {100 * share:.1f} % of the input, "
-            f"{(self._stars - self._stars_before) / seconds:,.0f} stars/s, {_duration(left)} left"
+            f"{speed((self._stars - self._stars_before) / seconds)}, {_duration(left)} left"
         )
         failures = ", ".join(f"{n:,} {reason}" for reason, n in self._failures.most_common())
         return text + (f"; failures: {failures}" if failures else "; no failures")

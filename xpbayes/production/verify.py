@@ -1,8 +1,8 @@
 """Is a finished catalogue what its manifest says, and can it be true?
 
-In: the folder of a catalogue in parts. Out: problems, one sentence each; none if all is well. Checked are checksums,
-rows, schema and metadata of every part, source_ids that repeat, finite parameters where the status is ok, covariances
-that are positive semi-definite, and the balance of rows read, written, not selected and quarantined.
+In: the folder of a catalogue in parts, or one file. Out: problems, one sentence each; none if all is well. Checked are
+checksums, rows, schema and metadata of every part, source_ids that repeat, finite parameters where the status is ok,
+covariances that are positive semi-definite, and the balance of rows read, written, not selected and quarantined.
 """
 
 from collections import Counter
@@ -17,13 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from xpbayes.data.join import repeated_ids
 from xpbayes.data.json_file import from_json
 from xpbayes.data.parquet import METADATA_KEY, column_names, plain_text, read_parquet
 from xpbayes.data.rejected import read_quarantine
 from xpbayes.data.spectra import OK
 from xpbayes.errors import InputError
 from xpbayes.production.duplicates import Identifiers, find_repeated
-from xpbayes.production.manifest import MANIFEST, QUARANTINE, read_manifest, totals
+from xpbayes.production.manifest import MANIFEST, QUARANTINE, catalogue_metadata, read_manifest, totals
 from xpbayes.production.parts import PART_PATTERN, PartRecord, is_intact
 from xpbayes.schema import columns_of, id_column
 
@@ -105,7 +106,24 @@ def check_repeated(folder: Path, manifest: Mapping[str, Any]) -> None:
         )
 
 
-def check_part(folder: Path, record: PartRecord, about: Mapping[str, Any]) -> list[str]:  # noqa: PLR0912 - one check after the other
+def verify_file(path: Path) -> Verified:
+    """Re-check a catalogue of one file: all that holds for a part without a manifest.
+
+    Raises:
+        InputError: it is no catalogue, or cannot be read.
+    """
+    about = catalogue_metadata(path)
+    table = plain_text(read_parquet(path, advice="copy or infer it again"))
+    if wrong := wrong_columns(table, about):
+        return Verified(1, table.num_rows, (wrong,))
+    problems = check_rows(table, about)
+    identifier = id_column(table.column_names)
+    if (repeated := repeated_ids(table[identifier].to_numpy())) is not None:
+        problems.append(f"{repeated.count} source_ids have more than one row (first: {repeated.first})")
+    return Verified(1, table.num_rows, tuple(problems))
+
+
+def check_part(folder: Path, record: PartRecord, about: Mapping[str, Any]) -> list[str]:
     """Check one part; returns its problems.
 
     Args:
@@ -120,27 +138,45 @@ def check_part(folder: Path, record: PartRecord, about: Mapping[str, Any]) -> li
         table = plain_text(pq.read_table(path))
     except (pa.ArrowException, OSError) as error:
         return [f"{record.name}: cannot be read ({str(error).splitlines()[0]})"]
-    columns = columns_of(about)
-    expected = pa.schema([c.field() for c in columns])
-    if not table.schema.equals(expected, check_metadata=False):
-        different = [
-            f.name for f in expected if f.name not in table.schema.names or table.schema.field(f.name).type != f.type
-        ]
-        return [f"{record.name}: its columns are not the schema's (first: {(different or table.schema.names)[0]})"]
-    problems = []
-    unit = [c.name for c in columns if table.schema.field(c.name).metadata != c.field().metadata]
-    if unit:
-        problems.append(f"{len(unit)} columns have another unit, UCD or description (first: {unit[0]})")
+    if wrong := wrong_columns(table, about):
+        return [f"{record.name}: {wrong}"]
+    problems = check_rows(table, about)
     if not _is_about((table.schema.metadata or {}).get(METADATA_KEY, b"{}"), about):
         problems.append("its metadata name another model, other settings or another selection")
     if table.num_rows != record.n_rows:
         problems.append(f"has {table.num_rows} rows, not {record.n_rows}")
-    status = np.array(table["status"].cast(pa.string()).to_pylist(), dtype=str)
-    if dict(Counter(status.tolist())) != record.status:
+    if dict(Counter(table["status"].to_pylist())) != record.status:
         problems.append("its rows do not have the states that the manifest counts")
     ids = table[id_column(table.column_names)].to_numpy()
     if len(ids) and (int(ids.min()), int(ids.max())) != (record.first_source_id, record.last_source_id):
         problems.append("its source_ids are not in the range that the manifest names")
+    return [f"{record.name}: {p}" for p in problems]
+
+
+def wrong_columns(table: pa.Table, about: Mapping[str, Any]) -> str:
+    """What is wrong with the names and types of columns; '' if nothing is."""
+    expected = pa.schema([c.field() for c in columns_of(about)])
+    if table.schema.equals(expected, check_metadata=False):
+        return ""
+    different = [
+        f.name for f in expected if f.name not in table.schema.names or table.schema.field(f.name).type != f.type
+    ]
+    return f"its columns are not the schema's (first: {(different or table.schema.names)[0]})"
+
+
+def check_rows(table: pa.Table, about: Mapping[str, Any]) -> list[str]:
+    """Check what must be true of every solved star; returns problems.
+
+    Args:
+        table: rows with the schema's columns.
+        about: the metadata that they were written with.
+    """
+    columns = columns_of(about)
+    problems = []
+    unit = [c.name for c in columns if table.schema.field(c.name).metadata != c.field().metadata]
+    if unit:
+        problems.append(f"{len(unit)} columns have another unit, UCD or description (first: {unit[0]})")
+    status = np.array(table["status"].to_pylist(), dtype=str)
     solved = table.filter(pa.array(status == OK))
     for name in ESSENTIAL:
         values = _values(solved[name])
@@ -155,7 +191,7 @@ def check_part(folder: Path, record: PartRecord, about: Mapping[str, Any]) -> li
         bad = ~is_positive_semidefinite(_values(solved[column.name]), n)
         if bad.any():
             problems.append(f"{int(bad.sum())} {column.name} are not positive semi-definite ({_first(solved, bad)})")
-    return [f"{record.name}: {p}" for p in problems]
+    return problems
 
 
 def is_positive_semidefinite(packed: NDArray[np.float64], n: int) -> NDArray[np.bool_]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from xpbayes.analysis.pages.star_page import NUMBERS, StarFit, star_fits, write_fits
+from xpbayes.archive.survey_config import Survey
 from xpbayes.config import InferenceConfig
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.data.stars import Stars
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 
 def fit(
     model: TrainedModel | PathLike,
-    stars: Spectra | PathLike,
+    stars: Spectra | PathLike | Survey,
     source_ids: Sequence[int],
     out: PathLike | None = None,
     config: InferenceConfig | None = None,
@@ -54,6 +55,7 @@ def fit(
     table, where = find_stars(stars, source_ids, trained.channels)
     given, table = table, stars_for(trained, table, where)
     factor = model_factor(model, trained) if config.model_uncertainty else None
+    log.info(f"solving {len(given)} stars; programs are compiled before the first")
     rows, _ = solve_stars(trained, factor, given, config)
     usable = table.take(np.flatnonzero(table.problems() == OK))
     log.info(f"looking for other optima of {len(usable)} stars")

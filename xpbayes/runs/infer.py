@@ -31,6 +31,7 @@ from xpbayes.production.flags import Scores
 from xpbayes.production.meeting import stars_for, warn_of_transfer
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.production.table import catalogue_rows, describe, refined_rows, to_arrow
+from xpbayes.progress import speed
 from xpbayes.runs.inputs import (
     PathLike,
     check_writable,
@@ -109,6 +110,7 @@ def infer(
         if instrument is None:
             instrument = chosen.instrument
             warn_of_transfer(trained, instrument, str(source["path"]))
+            log.info(f"solving {len(chosen)} stars; programs are compiled before the first")
         instrument.require_same(chosen.instrument, "what came before", str(source["path"]))
         part, unusable = solve_stars(trained, factor, chosen, config, where=str(source["path"]))
         n_unusable += unusable
@@ -179,7 +181,7 @@ def solve_stars(
             )
 
     def progress(done: int, total: int, rate: float) -> None:
-        log.log(level, f"inferred {done} of {total} stars ({rate:.0f} stars/s)")
+        log.log(level, f"inferred {done} of {total} stars ({speed(rate)})")
 
     batch = usable.stars(trained.labels)
     seeds = seeds_from_id(usable.source_id, Stream.DRAWS)

@@ -136,6 +136,8 @@ def infer_parts(  # noqa: PLR0913, PLR0915 - what the verb of the command line c
         left = [t for t in mine if t not in done]
         if done:
             log.info(f"{len(done)} of {len(mine)} tasks are done already")
+        if left:
+            log.info(f"{len(left)} tasks to do; each worker compiles its programs before its first stars")
         for task, made in run(partial(infer_task, job), left) if left else ():
             progress.add(made, task.weight)
 

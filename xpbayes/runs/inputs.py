@@ -223,7 +223,7 @@ def check_writable(out: PathLike | None, *inputs: Any, files: Sequence[str] = ()
     given = [p for p in named if isinstance(p, str | Path)]
     surveys = [one for one in named if isinstance(one, Survey)]
     surveys += [open_survey(Path(p)) for p in given if Path(p).suffix == ".toml"]
-    given += [path for survey in surveys for path in (survey.path, *survey.files)]
+    given += [path for survey in surveys for path in (survey.path, *survey.files) if path.is_file()]
     refuse_overwriting(out, given)
     for path in [p for name in files for p in (Path(out) / name, *Path(out).glob(name))]:
         check_writable(path, *given)

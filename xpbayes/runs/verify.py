@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from xpbayes.errors import InputError
-from xpbayes.production.verify import verify_catalogue
+from xpbayes.production.verify import verify_catalogue, verify_file
 from xpbayes.runs.inputs import (
     PathLike,
 )
@@ -13,17 +13,19 @@ log = logging.getLogger(__name__)
 
 
 def verify(catalogue: PathLike) -> None:
-    """Re-check a finished catalogue in parts.
+    """Re-check a finished catalogue.
 
     Args:
-        catalogue: its folder.
+        catalogue: the folder of one in parts, or one file.
 
     Raises:
         InputError: it is not finished, or something is wrong with it.
     """
-    found = verify_catalogue(Path(catalogue))
+    path = Path(catalogue)
+    found = verify_catalogue(path) if path.is_dir() else verify_file(path)
     for problem in found.problems:
         log.info(problem)
     if found.problems:
         raise InputError(f"{catalogue}: {len(found.problems)} problems (first: {found.problems[0]})")
-    log.info(f"{found.n_rows:,} rows in {found.n_parts} parts: every check passed")
+    where = "" if path.is_file() else f" in {found.n_parts} parts"
+    log.info(f"{found.n_rows:,} rows{where}: every check passed")

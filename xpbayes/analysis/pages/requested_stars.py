@@ -21,6 +21,7 @@ from xpbayes.data.join import Lookup
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.errors import InputError
 from xpbayes.identity import Side, Split
+from xpbayes.production.flat import diagonal, recommended
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.production.table import CHAINS, WIDENED, list_column, text_column
 
@@ -33,7 +34,9 @@ SIDES = {
     Side.KEPT_ASIDE: "It was kept aside by source_id: training has not seen it, but posteriors were calibrated on it.",
     Side.HELD_OUT: "It was held out by source_id: training has not seen it.",
 }
-FISHER, LAPLACE, POSTERIOR, NUTS = "mode + Fisher", "Laplace", "importance draws", "NUTS"
+FISHER, LAPLACE, POSTERIOR, NUTS = "mode + Fisher (ZGR23)", "Laplace", "importance draws", "NUTS"
+REFINED = "refined labels"
+"""With a second stage, the recommended values; else those of the draws are."""
 
 
 @dataclass(frozen=True)
@@ -249,20 +252,24 @@ def _rows_of(known: Lookup, wanted: Sequence[int], where: str) -> NDArray[np.sig
 def _answers(rows: pa.Table, n_labels: int) -> list[dict[str, Answer]]:
     """Per star, what the catalogue's columns say by method."""
     p = n_labels + 2
-    diagonal = [k * p - k * (k - 1) // 2 for k in range(p)]
     mode, fisher = list_column(rows, "stellar_params_est"), list_column(rows, "stellar_params_err")
     with np.errstate(invalid="ignore"):
-        laplace = np.sqrt(list_column(rows, "laplace_cov_triu")[:, diagonal])
+        laplace = np.sqrt(diagonal(list_column(rows, "laplace_cov_triu"), p))
     mean, std, low, median, high = (
         list_column(rows, f"stellar_params_{name}") for name in ("mean", "std", "p16", "median", "p84")
     )
     method = text_column(rows, "method")
+    best, is_refined = recommended(rows), "refined_median" in rows.column_names
     out = []
     for i in range(len(rows)):
-        own = {FISHER: Answer(mode[i], fisher[i]), LAPLACE: Answer(mode[i], laplace[i])}
+        own: dict[str, Answer] = {}
+        if is_refined:
+            quantiles = np.stack([best.low[i], best.value[i], best.high[i]])
+            own[REFINED] = Answer(best.value[i], best.error[i], quantiles)
         if np.isfinite(mean[i]).all():
             name = "catalogue's NUTS" if method[i].removesuffix(WIDENED) == CHAINS else POSTERIOR
             own[name] = Answer(mean[i], std[i], np.stack([low[i], median[i], high[i]]))
+        own |= {LAPLACE: Answer(mode[i], laplace[i]), FISHER: Answer(mode[i], fisher[i])}
         out.append(own if np.isfinite(mode[i]).all() else {})
     return out
 

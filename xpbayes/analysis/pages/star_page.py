@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from xpbayes.analysis.figures import drawing as figures
 from xpbayes.analysis.figures.spectra import SpectrumFit, spectrum_fit
 from xpbayes.analysis.pages.numbers import MISSING, heading, number, pair, text
-from xpbayes.analysis.pages.page import Table, save_figures, wide_console
+from xpbayes.analysis.pages.page import Aside, Page, Picture, Section, Table, save_figures, wide_console
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.errors import InputError
 from xpbayes.inference.search.modes import Modes
+from xpbayes.production.flat import recommended
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.production.table import list_column, text_column
 from xpbayes.release import DEFAULT_RELEASE, titles
@@ -39,9 +40,10 @@ class StarFit:
         source_id: of Gaia.
         status: 'ok', or why there is no solution; the rest is then empty or NaN.
         label_names: the model's labels.
-        estimate, error: (parameter,) labels [kK, dex, ...], E [mag], parallax [mas], and 1-sigma errors.
+        value, low, high: (parameter,) recommended labels [kK, dex, ...], E [mag], parallax [mas], and their 68 % intervals.
+        estimate, error: (parameter,) ZGR23-compatible: the posterior's mode, where the spectrum is drawn, and Fisher errors.
         measured_parallax, measured_parallax_error: Gaia's [mas], NaN where missing.
-        parallax_used: the measured parallax entered the fit.
+        parallax_used: there is a measured parallax, and it entered the fit.
         chi2, n_obs, dof, ln_prior, flags: as in the catalogue.
         confidence: probability that each label is reliable, for labels that have a classifier.
         modes: the optima.
@@ -54,6 +56,9 @@ class StarFit:
     source_id: int
     status: str
     label_names: tuple[str, ...]
+    value: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
     estimate: NDArray[np.float64]
     error: NDArray[np.float64]
     measured_parallax: float
@@ -106,6 +111,9 @@ class StarFit:
             "source_id": self.source_id,
             "status": self.status,
             "units": {n: figures.LABEL_UNIT.get(n, "") for n in names},
+            "value": displayed(self.value),
+            "p16": displayed(self.low),
+            "p84": displayed(self.high),
             "estimate": displayed(self.estimate),
             "error": displayed(self.error),
             "measured_parallax": _number(self.measured_parallax),
@@ -145,6 +153,7 @@ def star_fits(
         parallax_used: measured parallaxes entered the fits.
     """
     estimate, error = list_column(catalogue, "stellar_params_est"), list_column(catalogue, "stellar_params_err")
+    best = recommended(catalogue)
     status, measured = text_column(catalogue, "status"), (stars.column("parallax"), stars.column("parallax_error"))
     trusted = model.confidence.targets if model.confidence else ()
     names = ("chi2_opt", "ln_prior", "n_obs", "dof", "quality_flags", *(f"{n}_confidence" for n in trusted))
@@ -161,11 +170,14 @@ def star_fits(
                 source_id=source_id,
                 status=str(status[i]),
                 label_names=model.labels,
+                value=best.value[i],
+                low=best.low[i],
+                high=best.high[i],
                 estimate=estimate[i],
                 error=error[i],
                 measured_parallax=float(measured[0][i]),
                 measured_parallax_error=float(measured[1][i]),
-                parallax_used=parallax_used,
+                parallax_used=parallax_used and bool(np.isfinite(measured[0][i]) and np.isfinite(measured[1][i])),
                 chi2=row["chi2_opt"],
                 n_obs=int(row["n_obs"]),
                 dof=int(row["dof"]),
@@ -219,7 +231,7 @@ def print_star(star: StarFit) -> None:
         console, f"{n} {'optimum' if n == 1 else 'optima'} from {star.modes.n_starts} starts{failed}"
     )
     if not star.agrees:
-        console.print("note: many starts found a better optimum than the estimate above; raise n_starts to infer")
+        console.print("note: many starts found a better optimum than the mode above; raise n_starts to infer")
 
 
 def _parameter_table(star: StarFit) -> Table:
@@ -232,9 +244,13 @@ def _parameter_table(star: StarFit) -> Table:
         elif name == "parallax":
             note = "not measured"
         trust = star.confidence.get(name, float("nan"))
-        values = (number(name, star.estimate[i]), number(name, star.error[i]), figures.LABEL_UNIT.get(name, ""))
-        rows.append((text(name), *values, f"{trust:.2f}" if np.isfinite(trust) else MISSING, note))
-    return Table(("parameter", "estimate", "error", "unit", "confidence", "note"), rows, 1, wide=(3, 5))
+        values = tuple(number(name, of[i]) for of in (star.value, star.low, star.high))
+        mode = f"{number(name, star.estimate[i])} ± {number(name, star.error[i])}"
+        unit = figures.LABEL_UNIT.get(name, "")
+        rows.append((text(name), *values, unit, mode, f"{trust:.2f}" if np.isfinite(trust) else MISSING, note))
+    headings = ("parameter", "value", "16 %", "84 %", "unit", "ZGR23-compatible", "confidence", "note")
+    caption = "Value: the posterior's median with its 68 % interval. ZGR23-compatible: mode ± Fisher error."
+    return Table(headings, rows, 1, caption, wide=(4, 7))
 
 
 def _mode_table(star: StarFit) -> Table:
@@ -244,6 +260,42 @@ def _mode_table(star: StarFit) -> Table:
     ]
     headings = ("ΔL", *(heading(name) for name in star.names), "starts")
     return Table(headings, rows, 0, "ΔL: -2 ln posterior minus that of the best")
+
+
+def write_page(star: StarFit, path: Path, where: str, model: str) -> Path:
+    """Write one page about a star: parameters, quality, optima, spectrum.
+
+    Args:
+        star: the star.
+        path: HTML file.
+        where: its spectrum is from, in words.
+        model: it was solved with, in words.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    notices = [f"Flagged: {sentence}." for sentence in flag_sentences(star.flags)]
+    if star.status != OK:
+        return Page(star.title, where, [], [f"There is no solution: {star.status}."]).write(path)
+    spectrum = Picture.of(
+        star_figure(star),
+        f"Observed and model spectrum of {star.title} with residuals in units of sigma",
+        "Points are data with their marginal 1 σ errors, model error included; the solid line is the model at the mode, "
+        "dashed other optima that compete; below, the residual in σ.",
+    )
+    quality = (
+        f"χ² = {star.chi2:.1f} in {star.n_obs} channels, {star.dof} degrees of freedom; ln prior = {star.ln_prior:.1f}."
+    )
+    sections = [
+        Section("Parameters", [_parameter_table(star), Aside(quality)]),
+        Section("Spectrum, fit and residuals", [spectrum]),
+        *([Section("Optima of the posterior", [_mode_table(star)])] if star.modes.modes else []),
+    ]
+    tiles = [
+        (f"{pair(n, v, e)} {figures.LABEL_UNIT.get(n, '')}".replace("-", "−"), text(n))
+        for n, v, e in zip(star.names, star.value, 0.5 * (star.high - star.low), strict=True)
+    ]
+    return Page(star.title, f"{where}; {model}", sections, notices or ["No quality flag is set."], tiles).write(path)
 
 
 def star_figure(star: StarFit) -> "Figure":
@@ -258,13 +310,13 @@ def star_figure(star: StarFit) -> "Figure":
     bottom = figure.add_subplot(grid[1], sharex=top)
     for delta, flux in star.others:
         top.plot(wavelength, flux, "--", color=figures.BLUE, lw=1.0, label=f"other optimum, ΔL = {delta:.1f}")
-    top.plot(wavelength, fit.predicted, color=figures.ORANGE, lw=1.5, label="model")
+    top.plot(wavelength, fit.predicted, color=figures.ORANGE, lw=1.5, label="model at the mode")
     top.errorbar(
         wavelength, fit.observed, fit.error, fmt="o", ms=3, lw=0.8, color=figures.INK, label="data, 1σ with model error"
     )
     values = [
         f"{text(n)} = {pair(n, v, e)} {figures.LABEL_UNIT.get(n, '')}".replace("-", "−")
-        for n, v, e in zip(star.names, star.estimate, star.error, strict=True)
+        for n, v, e in zip(star.names, star.value, 0.5 * (star.high - star.low), strict=True)
     ]
     lines = [star.title, *("    ".join(values[i : i + 4]) for i in range(0, len(values), 4))]
     top.set_title("\n".join(lines), loc="left", fontsize=9, linespacing=1.5)

@@ -70,7 +70,7 @@ def headline(star: RequestedStar) -> str:
         return star.fit.status
     return ", ".join(
         f"{text(n)} {number(n, v)}{' K' if n == 'teff' else ''}"
-        for n, v in zip(star.fit.label_names, star.fit.estimate, strict=False)
+        for n, v in zip(star.fit.label_names, star.fit.value, strict=False)
     )
 
 
@@ -143,7 +143,7 @@ def posterior_figure(star: RequestedStar) -> "Figure":
         for j, (method, quantiles) in enumerate(drawn):
             y, (left, median, right) = -(0.09 + 0.09 * j) * top, factor * quantiles
             axis.plot([left, right], [y, y], color=figures.INK, lw=2.2)
-            axis.plot(median, y, "os"[j], color=figures.INK, ms=5, label=f"{method}, median and 16–84 %")
+            axis.plot(median, y, "os^"[j], color=figures.INK, ms=5, label=f"{method}, median and 16–84 %")
         if np.isfinite(measured[k]) and low <= factor * measured[k] <= high:
             axis.axvline(factor * measured[k], color=figures.GREY, lw=1.2, ls=":", label="measured")
         axis.set(xlabel=heading(name), yticks=[], xlim=(low, high), ylim=(-0.32 * top, 1.12 * top))
