@@ -16,7 +16,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything that the demo writes.")] = Path("demo"),
     quiet: Quiet = False,
 ) -> None:
-    """Train on 8,000 bundled real stars, infer 2,000 others from flux alone, write a catalogue and a report."""
+    """Train on bundled real stars, infer those held out from flux alone, write a catalogue and a report."""
     from xpbayes.runs.demo import demo as run
 
     print(run(out))

@@ -161,8 +161,10 @@ def _split(kept: Spectra, config: TrainingConfig, where: str) -> _Sides:
     training = training.take(~aside[~held], "kept aside for calibration, by source_id")
     if len(training) < MIN_TRAINING_STARS:
         raise InputError(
-            f"{where}: {len(training)} training stars are left after the cuts, at least {MIN_TRAINING_STARS} are "
-            f"needed (largest cut: {max(training.cuts, key=lambda c: c.removed).what}); bring more stars or relax it"
+            f"{where}: {len(training)} training stars are left after the cuts, at least {MIN_TRAINING_STARS} are needed; "
+            f"of {len(kept)} that passed, {int(held.sum())} are held out (validation_fraction = "
+            f"{config.validation_fraction:g}), {int(aside.sum())} kept aside (calibration_fraction = "
+            f"{config.calibration_fraction:g}){_most(kept.cuts)}; bring more stars, or make these fractions smaller"
         )
     return _Sides(
         training,
@@ -170,6 +172,12 @@ def _split(kept: Spectra, config: TrainingConfig, where: str) -> _Sides:
         held_out=_evenly(np.flatnonzero(held), config.held_out_stars),
         n_held_out=int(held.sum()),
     )
+
+
+def _most(cuts: Sequence[Cut]) -> str:
+    """The cut that took most stars, in words; '' if none took any."""
+    largest = max(cuts, key=lambda c: c.removed, default=None)
+    return f"; most others went with '{largest.what}', {largest.removed}" if largest and largest.removed else ""
 
 
 def _evenly(rows: NDArray[np.intp], n: int) -> NDArray[np.intp]:
