@@ -11,7 +11,7 @@ export OPENBLAS_NUM_THREADS := 1
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo   train on real stars, infer held-out ones, write demo/report.html (about 4 minutes)"
+	@echo "make demo   train on real stars, infer held-out ones, write demo/report.html (five CPU minutes)"
 	@echo "make test   run the tests (8 to 12 minutes on 2 cores)"
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   the documentation site, docs/_build/html/index.html"

@@ -44,3 +44,11 @@ def test_version_matches_the_metadata():
     from importlib.metadata import version
 
     assert version("xpbayes") == xpbayes.__version__
+
+
+def test_a_folder_called_xpbayes_does_not_hide_the_package():
+    """Setuptools installs the project by a path only if it is told where packages lie; a finder comes after folders."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["setuptools"]["package-dir"] == {"": "."}

@@ -246,7 +246,8 @@ class TestRequestedStars:
 
     def test_tables_are_in_displayed_units(self, star):
         rows = parameter_table(star).rows
-        assert rows[0][0] == "Teff [K]" and rows[0][1].startswith(f"{1e3 * star.fit.estimate[0]:.0f} ± ")
+        assert rows[0][0] == "Teff [K]" and rows[0][1].startswith(f"{1e3 * star.fit.value[0]:.0f} +")
+        assert rows[0][2].startswith(f"{1e3 * star.fit.estimate[0]:.0f} ± ")
         assert len(rows[0]) == 6 and rows[4][-1] == "–"  # no parallax was measured
         near = neighbour_table(star)
         assert len(near.rows) == 8 and near.rows[0][2] == f"{1e3 * star.neighbours.estimate[0, 0]:.0f}"

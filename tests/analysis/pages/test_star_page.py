@@ -73,7 +73,7 @@ def test_figure_shows_data_model_and_residuals_in_sigma(run):
     figure = star_figure(star)
     top, bottom = figure.axes
     drawn = {line.get_label(): line for line in top.get_lines()}
-    assert_allclose(drawn["model"].get_ydata(), star.spectrum.predicted)
+    assert_allclose(drawn["model at the mode"].get_ydata(), star.spectrum.predicted)
     residual = next(line for line in bottom.get_lines() if len(line.get_ydata()) == len(star.wavelength_nm))
     assert_allclose(residual.get_ydata(), (star.spectrum.observed - star.spectrum.predicted) / star.spectrum.error)
     assert (run[2] / f"{star.source_id}.png").stat().st_size > 20_000
