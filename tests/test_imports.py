@@ -131,10 +131,17 @@ def test_a_circle_is_found():
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c", "b"]]
 
 
-def test_importing_changes_neither_the_environment_nor_jax():
-    """XLA's flags and JAX's settings are the process's own until a computation begins."""
+def test_importing_changes_neither_the_environment_nor_jax_and_needs_nothing_of_posix():
+    """XLA's flags and JAX's settings are the process's own until a computation begins; Windows has no fcntl."""
     code = (
-        "import os, sys, importlib, numpyro, jax\n"
+        "import os, sys, builtins, importlib, numpyro, jax\n"
+        "found = builtins.__import__\n"
+        "def hide(name, names=None, *rest, **more):\n"
+        "    ours = (names or {}).get('__name__', '').startswith('xpbayes')\n"
+        "    if ours and name in ('fcntl', 'resource', 'pwd', 'grp', 'termios', 'tty', 'pty', 'syslog'):\n"
+        "        raise ModuleNotFoundError(f'{names[\"__name__\"]} imports {name}, which only POSIX has')\n"
+        "    return found(name, names, *rest, **more)\n"
+        "builtins.__import__ = hide\n"
         "before = dict(os.environ), dict(jax.config.values)\n"
         "for module in sys.argv[1:]: importlib.import_module(module)\n"
         "after = dict(os.environ), dict(jax.config.values)\n"

@@ -197,6 +197,8 @@ ENDS = 1 << 10
 def locked(path: Path, advice: str, *, shared: bool = False) -> Iterator[None]:
     """Hold a lock, which the system takes from a process that dies; its file is gone afterwards.
 
+    On Windows, which has no such locks, nothing is held.
+
     Args:
         path: file that stands for what is locked; its folder is made.
         advice: what to say if another process holds it.
@@ -205,8 +207,11 @@ def locked(path: Path, advice: str, *, shared: bool = False) -> Iterator[None]:
     Raises:
         InputError: another process holds it, or the file cannot be made.
     """
-    import fcntl  # POSIX has it; nothing that imports this module fails where it is not there
-
+    try:
+        import fcntl
+    except ModuleNotFoundError:
+        yield
+        return
     kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
     while True:
         try:

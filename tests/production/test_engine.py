@@ -111,13 +111,13 @@ def test_orphans_end_by_themselves():
 
 class TestSlots:
     def test_cores_are_shared_out(self, monkeypatch):
-        monkeypatch.setattr("xpbayes.production.engine._gpus", list)
+        monkeypatch.setattr("xpbayes.production.engine.visible_gpus", list)
         monkeypatch.setattr("xpbayes.production.engine._cores", lambda: [0, 1, 2, 3, 4])
         assert [s[CORES] for s in slots(2)] == ["0,1", "2,3,4"]
         assert [s[CORES] for s in slots(7)] == ["0", "0", "1", "2", "2", "3", "4"]
 
     def test_memory_limits_the_processes(self, monkeypatch):
-        monkeypatch.setattr("xpbayes.production.engine._gpus", list)
+        monkeypatch.setattr("xpbayes.production.engine.visible_gpus", list)
         monkeypatch.setattr("xpbayes.production.engine._cores", lambda: list(range(64)))
         monkeypatch.setattr("xpbayes.production.engine._available_memory", lambda: 4e9)
         assert len(slots()) == 2
@@ -125,7 +125,7 @@ class TestSlots:
         assert len(slots()) == 1
 
     def test_one_process_a_gpu(self, monkeypatch):
-        monkeypatch.setattr("xpbayes.production.engine._gpus", lambda: ["0", "3"])
+        monkeypatch.setattr("xpbayes.production.engine.visible_gpus", lambda: ["0", "3"])
         assert [s["CUDA_VISIBLE_DEVICES"] for s in slots()] == ["0", "3"]
         assert len(slots(5)) == 2
 

@@ -5,6 +5,7 @@ Stars are told apart by what was inferred of them, never by what is measured of 
 among stars of the same answer, and among stars of the same truth it is not.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
-from scipy.stats import norm
 
 from xpbayes.checks.training_checks import Check
 
@@ -25,7 +24,7 @@ EDGES: Mapping[str, tuple[float, ...]] = {
 }
 """Of bins [kK, dex, mag, -]; the first and the last stand for all beyond."""
 MIN_IN_BIN, MIN_STARS = 30, 100
-WITHIN_ONE_SIGMA = float(norm.cdf(1.0) - norm.cdf(-1.0))
+WITHIN_ONE_SIGMA = math.erf(math.sqrt(0.5))
 CLIP = 5.0
 """Pulls beyond count as such in means: one wrong reference is not to decide."""
 MAX_SLOPE, MAX_ZERO_POINT = 0.03, 0.01
@@ -102,6 +101,8 @@ def straight_line(
 
     def pulls(at: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray((y - at[0] - at[1] * x) / np.hypot(y_error, at[1] * x_error))
+
+    from scipy.optimize import least_squares  # takes long to import
 
     found = least_squares(pulls, (0.0, 1.0), loss="soft_l1")
     width = max(1.0, float(np.sqrt(np.mean(np.minimum(np.abs(pulls(found.x)), CLIP) ** 2))))

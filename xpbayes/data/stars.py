@@ -98,10 +98,11 @@ def by_blocks(function: Callable[..., T], size: int, *trees: Any) -> T:
         trees: arrays, or trees of them, with the star as leading axis.
 
     Returns:
-        what `function` returns, for all stars: in NumPy where there was more than one block.
+        what `function` returns, for all stars: in NumPy on CPUs, and where there was more than one block.
     """
     n = len(jax.tree.leaves(trees)[0])
-    if jax.default_backend() == "cpu":
+    on_host = jax.default_backend() == "cpu"
+    if on_host:
         trees = jax.tree.map(np.asarray, trees)  # no copy; NumPy takes rows without compiling anything
     else:
         size = chunk_size(n, n)
@@ -109,7 +110,7 @@ def by_blocks(function: Callable[..., T], size: int, *trees: Any) -> T:
     for start in range(0, n, size):
         rows = np.minimum(np.arange(start, start + size), n - 1)
         part = function(*jax.tree.map(lambda leaf, at=rows: leaf[at], trees))
-        parts.append(jax.tree.map(np.asarray, part) if n > size else part)
+        parts.append(jax.tree.map(np.asarray, part) if on_host or n > size else part)
     return jax.tree.map(lambda *leaves: (np.concatenate(leaves) if len(leaves) > 1 else leaves[0])[:n], *parts)
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
 from xpbayes.data.stars import Stars
+from xpbayes.device import program
 from xpbayes.inference.laplace import at_optimum
 from xpbayes.inference.linear_algebra import invert_positive
 from xpbayes.models.objective import curvature
@@ -39,7 +40,7 @@ class ModeDiagnostics(NamedTuple):
     unbounded: Float[Array, "star two"]
 
 
-@jax.jit
+@program
 def evaluate_mode(model: StarModel, stars: Stars, theta_log: Float[Array, "star parameter"]) -> ModeDiagnostics:
     """Evaluate all of it from one evaluation of the curvature.
 
@@ -62,7 +63,7 @@ def evaluate_mode(model: StarModel, stars: Stars, theta_log: Float[Array, "star 
         return jax.vmap(one)(stars, theta_log)
 
 
-@jax.jit
+@program
 def hessians(
     model: StarModel, stars: Stars, theta_log: Float[Array, "star parameter"]
 ) -> Float[Array, "star parameter parameter"]:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtr
 
 MIN_STARS_PER_KNOT, MAX_KNOTS = 100, 16
-LOW = float(norm.cdf(-1.0))
+LOW = float(ndtr(-1.0))
 """Share of a Gaussian below one standard deviation from its middle."""
 UNUSUAL = 1e-3
 """Spectra of a lower fit quality carry the flag UNUSUAL_SPECTRUM."""
@@ -44,7 +44,7 @@ class FitQuality:
         """
         middle, width = (np.interp(ln_snr, self.ln_snr, values) for values in (self.middle, self.width))
         with np.errstate(divide="ignore", invalid="ignore"):
-            return norm.sf((np.log(chi2 / n_channels) - middle) / width).astype(np.float32)
+            return ndtr(-(np.log(chi2 / n_channels) - middle) / width).astype(np.float32)
 
 
 def fit_quality_of(chi2: NDArray, n_channels: NDArray, ln_snr: NDArray) -> FitQuality | None:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
+from xpbayes.device import program
 from xpbayes.models.forward import ForwardModel, predict_flux
 from xpbayes.models.model_error import ModelError, with_model_error
 from xpbayes.models.star_model import StarModel
@@ -31,13 +32,13 @@ def fold_in_model_error(
     return jax.tree.map(jnp.asarray, by_blocks(partial(_fold_in, model.error), STAR_BLOCK, stars, flux))
 
 
-@jax.jit
+@program
 def _predicted(forward: ForwardModel, stars: Stars, theta_log: Array) -> Array:
     flux = jax.vmap(predict_flux, (None, 0, 0))(forward, theta_log, stars.ln_scale)
     return jnp.where(jnp.isfinite(flux), flux, stars.flux)
 
 
-@jax.jit
+@program
 def _fold_in(error: ModelError, stars: Stars, flux: Array) -> Stars:
     with jax.default_matmul_precision("highest"):
         return jax.vmap(partial(with_model_error, error))(stars, flux)

@@ -28,9 +28,10 @@ import jax
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import ndtr, stdtrit
 
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
+from xpbayes.device import program
 from xpbayes.inference.fit_quality import FitQuality
 from xpbayes.inference.references import WITHIN_ONE_SIGMA, References, in_sampled, weighted_quantiles
 from xpbayes.models.model_error import mean_ln_snr
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from xpbayes.inference.fit import Posteriors
 
 DOF = 4.0
-INNER = float(stats.t.ppf(stats.norm.cdf(1.0), DOF))
+INNER = float(stdtrit(DOF, ndtr(1.0)))
 """Half the 68 % interval of a Student t in units of its scale."""
 SPREAD = float(np.sqrt(DOF / (DOF - 2.0)))
 """Its standard deviation likewise."""
@@ -113,7 +114,7 @@ def of_labels_only(scale: NDArray, kinds: NDArray, width: NDArray, offset: NDArr
 CASES = ("with_parallax", "flux_only")
 
 
-_mean_ln_snr = jax.jit(jax.vmap(mean_ln_snr))
+_mean_ln_snr = program(jax.vmap(mean_ln_snr))
 
 
 def ln_snr_of(stars: Stars) -> NDArray[np.float64]:

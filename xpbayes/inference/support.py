@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from xpbayes.data.stars import STAR_BLOCK, by_blocks
+from xpbayes.device import program
 from xpbayes.models.prior import LabelPrior, draw_labels, ln_prior, ln_priors
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def extrapolation(
     return out
 
 
-_slopes = jax.jit(jax.vmap(jax.grad(ln_prior, argnums=1), (None, 0)))
+_slopes = program(jax.vmap(jax.grad(ln_prior, argnums=1), (None, 0)))
 
 
 def held_inside(

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
 from xpbayes.data.stars import Stars
+from xpbayes.device import program
 from xpbayes.models.likelihood import add_model_error
 
 SOFTENING = 0.03
@@ -87,7 +88,7 @@ def kind_weights(error: ModelError, star: Stars) -> Float[Array, " kind"]:
     return jax.nn.softmax(-0.5 * distance2 / error.width**2)
 
 
-@jax.jit
+@program
 def kind_weights_of(error: ModelError, stars: Stars) -> Float[Array, "star kind"]:
     """The same of all stars of a batch."""
     return jax.vmap(kind_weights, (None, 0))(error, stars)
@@ -114,4 +115,5 @@ def mean_covariance(error: ModelError) -> Float[Array, "channel channel"]:
 
 def relative_sigma(error: ModelError) -> NDArray[np.float64]:
     """(channel,) 1-sigma relative model error per channel, averaged over the kinds of star."""
-    return np.sqrt(np.diagonal(np.asarray(mean_covariance(error), np.float64)))
+    variance = np.diagonal(np.asarray(error.covariance, np.float64), axis1=1, axis2=2)
+    return np.sqrt(np.asarray(error.share, np.float64) @ variance)

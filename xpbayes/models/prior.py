@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from xpbayes.device import program
+
 
 class LabelPrior(eqx.Module):
     """A Gaussian mixture in label space.
@@ -47,7 +49,7 @@ def ln_prior(prior: LabelPrior, labels: Float[Array, " label"]) -> Float[Array, 
     return jax.nn.logsumexp(component_ln_density(prior, labels))
 
 
-@jax.jit
+@program
 def ln_priors(prior: LabelPrior, labels: Float[Array, "star label"]) -> Float[Array, " star"]:
     """Ln p(labels) of many stars; see `ln_prior`."""
     return jax.vmap(partial(ln_prior, prior))(labels)
@@ -86,7 +88,7 @@ def prior_curvature(prior: LabelPrior, labels: Float[Array, " label"]) -> PriorC
     return PriorCurvature(-value, jnp.stack(gradient), bound - spread, bound)
 
 
-@partial(jax.jit, static_argnames="n")
+@partial(program, static_argnames="n")
 def draw_labels(prior: LabelPrior, key: Array, n: int) -> Float[Array, "draw label"]:
     """Draw labels from the mixture.
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal, TypeVar, get_args
 
-from xpbayes.device import prepare_device
+from xpbayes.device import prepare_device, visible_gpus
 from xpbayes.errors import InputError, nearest
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def slots(processes: int | None = None) -> list[dict[str, str]]:
     if processes is not None and processes < 1:
         raise InputError(f"--processes {processes} is not possible; use at least 1")
     cores = _cores()
-    gpus = _gpus()
+    gpus = visible_gpus()
     if gpus:
         count = min(processes or len(gpus), len(gpus))
         environments = [{"CUDA_VISIBLE_DEVICES": gpus[i]} for i in range(count)]
@@ -105,19 +105,6 @@ def _cores() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
-
-
-def _gpus() -> list[str]:
-    """Names of the GPUs that JAX may use, found without starting JAX, which would take their memory."""
-    allowed = os.environ.get("JAX_PLATFORMS", "")
-    if allowed and not {"cuda", "gpu"} & set(allowed.split(",")):
-        return []
-    if not any(importlib.util.find_spec(f"jax_cuda{v}_plugin") for v in (12, 13)):
-        return []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [v.strip() for v in visible.split(",") if v.strip() not in ("", "-1")]
-    return [p.name.removeprefix("nvidia") for p in sorted(Path("/dev").glob("nvidia[0-9]*"))]
 
 
 def _available_memory() -> float:

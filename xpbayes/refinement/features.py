@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, signal_to_noise
+from xpbayes.device import program
 from xpbayes.inference.errors import evaluate_mode, laplace_covariance
 from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.search.solver import solve
@@ -111,7 +112,7 @@ def feature_names(labels: Sequence[str], channels: Sequence[str], n_xp: int) -> 
     )
 
 
-@jax.jit
+@program
 def _ratios(forward: ForwardModel, stars: Stars, theta_log: Array) -> Array:
     predicted = jax.vmap(partial(predict_flux, forward))(theta_log, stars.ln_scale)
     ratio = stars.flux / jnp.maximum(predicted, TINY) - 1.0

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
+from xpbayes.device import program
 from xpbayes.inference.recalibration import kind_weights
 from xpbayes.models.star_model import StarModel
 from xpbayes.refinement.features import flux_only, places_of, relative_residuals, star_features
@@ -115,7 +116,7 @@ class Gaussians(NamedTuple):
         return out
 
 
-@jax.jit
+@program
 def _mixture(nets: RefinementNets, layers: Layers, features: Array, sigma: Array) -> Mixture:
     with jax.default_matmul_precision("highest"):
         return mixture(layers, standardised(nets, features), sigma / nets.unit)

@@ -12,6 +12,7 @@ from xpbayes.archive.survey_config import Survey
 from xpbayes.config import InferenceConfig
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.data.stars import Stars
+from xpbayes.device import suited_programs
 from xpbayes.inference.scatter import loosened, settling
 from xpbayes.inference.search.modes import Mode, Modes, find_modes
 from xpbayes.production.meeting import stars_for
@@ -56,12 +57,13 @@ def fit(
     given, table = table, stars_for(trained, table, where)
     factor = model_factor(model, trained) if config.model_uncertainty else None
     log.info(f"solving {len(given)} stars; programs are compiled before the first")
-    rows, _ = solve_stars(trained, factor, given, config)
-    usable = table.take(np.flatnonzero(table.problems() == OK))
-    log.info(f"looking for other optima of {len(usable)} stars")
-    modes = _modes(trained, usable.stars(trained.labels), config) if len(usable) else []
-    found = dict(zip(usable.source_id.tolist(), modes, strict=True))
-    fits = star_fits(trained, table, rows, found, parallax_used=config.use_parallax)
+    with suited_programs(len(given), slow=config.refine):
+        rows, _ = solve_stars(trained, factor, given, config)
+        usable = table.take(np.flatnonzero(table.problems() == OK))
+        log.info(f"looking for other optima of {len(usable)} stars")
+        modes = _modes(trained, usable.stars(trained.labels), config) if len(usable) else []
+        found = dict(zip(usable.source_id.tolist(), modes, strict=True))
+        fits = star_fits(trained, table, rows, found, parallax_used=config.use_parallax)
     if out is not None:
         for path in write_fits(fits, Path(out)):
             log.info(f"wrote {path}")

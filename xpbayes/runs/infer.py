@@ -21,6 +21,7 @@ from xpbayes.archive.survey_config import Survey
 from xpbayes.config import InferenceConfig
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.data.stars import Stars
+from xpbayes.device import suited_programs
 from xpbayes.errors import InputError
 from xpbayes.identity import Stream, seeds_from_id
 from xpbayes.inference.fit import fit_stars
@@ -112,7 +113,8 @@ def infer(
             warn_of_transfer(trained, instrument, str(source["path"]))
             log.info(f"solving {len(chosen)} stars; programs are compiled before the first")
         instrument.require_same(chosen.instrument, "what came before", str(source["path"]))
-        part, unusable = solve_stars(trained, factor, chosen, config, where=str(source["path"]))
+        with suited_programs(len(chosen), slow=config.refine):
+            part, unusable = solve_stars(trained, factor, chosen, config, where=str(source["path"]))
         n_unusable += unusable
         n_with_parallax += int(chosen.is_measured("parallax").sum()) if config.use_parallax else 0
         parts.append(part)

@@ -18,6 +18,7 @@ from xpbayes.archive.survey_config import Survey
 from xpbayes.config import InferenceConfig
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.data.stars import STAR_BLOCK
+from xpbayes.device import FEW_STARS, hasty_programs
 from xpbayes.errors import InputError
 from xpbayes.production import engine as engines
 from xpbayes.production import kept, parts
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ROW_BYTES = 10_000
+"""Of a star's row in a file, the least there is: a compressed star table's."""
 STARS_PER_PART = 32_768
 """Rows of a part of a catalogue: some 15 MB, and less than a minute of one core's work lost to a kill."""
 
@@ -122,7 +125,8 @@ def infer_parts(  # noqa: PLR0913, PLR0915 - what the verb of the command line c
         manifests.check_inputs_unchanged(layout, records)
         mine = [t for t in layout.tasks if shard is None or t.number % shard[1] == shard[0]]
         layout_file = kept.keep_layout(folder, layout)
-        job = _Job(str(folder.absolute()), str(model), config, only, layout_file, manifests.identity_checksum(identity))
+        identified, few = manifests.identity_checksum(identity), _are_few(layout, config)
+        job = _Job(str(folder.absolute()), str(model), config, only, layout_file, identified, few)
 
         def run(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
             if engine == "dask":
@@ -173,6 +177,7 @@ class _Job:
         only: side of the model's split.
         layout: file that keeps the layout.
         identity: checksum of everything that the run is made from, so that nothing is kept from an earlier one.
+        few: the run's stars are so few that programs need not be fast.
     """
 
     folder: str
@@ -181,6 +186,11 @@ class _Job:
     only: str
     layout: str
     identity: str
+    few: bool
+
+
+def _are_few(layout: Layout, config: InferenceConfig) -> bool:
+    return sum(task.weight for task in layout.tasks) <= FEW_STARS * ROW_BYTES and not config.refine
 
 
 @lru_cache(maxsize=1)
@@ -215,7 +225,8 @@ def infer_task(job: _Job, task: Task) -> list[PartRecord]:
                 draft = PartDraft(task.file, batch.block)
             if known is None:
                 chosen = choose_stars(trained, batch.table, job.only)
-                part = solve_batch(trained, factor, chosen, job.config)
+                with hasty_programs(job.few):
+                    part = solve_batch(trained, factor, chosen, job.config)
                 measured = int(chosen.is_measured("parallax").sum()) if job.config.use_parallax else 0
                 draft.add(
                     batch.n_read,

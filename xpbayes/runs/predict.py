@@ -3,12 +3,12 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
 from xpbayes.analysis.pages.prediction import Prediction
 from xpbayes.channels import FLUX_UNIT
+from xpbayes.device import program
 from xpbayes.errors import InputError, nearest
 from xpbayes.models.forward import ln_absolute_flux
 from xpbayes.models.model_error import relative_sigma
@@ -59,10 +59,10 @@ def predict_fluxes(
     _check_values(spread)
     shape, dims = spread["parallax"].shape, spread["parallax"].dims
     theta = np.stack([_internal(name, spread[name]) for name in trained.labels], axis=-1).reshape(-1, len(labels))
-    intrinsic = np.asarray(jax.vmap(ln_absolute_flux, (None, 0))(trained.forward, jnp.asarray(theta)), np.float64)
+    intrinsic = np.asarray(_intrinsic(trained.forward, theta), np.float64)
     dimming = spread["extinction"].values.reshape(-1, 1) * np.exp(np.asarray(trained.forward.ln_curve, np.float64))
     flux = np.exp(intrinsic - dimming) * spread["parallax"].values.reshape(-1, 1) ** 2
-    ln_p = np.asarray(ln_priors(trained.prior, jnp.asarray(theta)), np.float64).reshape(shape)
+    ln_p = np.asarray(ln_priors(trained.prior, theta), np.float64).reshape(shape)
     n = len(trained.channels)
     own = relative_sigma(trained.model_error) if trained.model_error is not None else np.zeros(n)
     return xr.Dataset(
@@ -78,6 +78,9 @@ def predict_fluxes(
             "wavelength": ("channel", trained.channels.wavelengths, {"units": "nm"}),
         },
     )
+
+
+_intrinsic = program(jax.vmap(ln_absolute_flux, (None, 0)))
 
 
 def predict_flux(

@@ -390,6 +390,22 @@ def test_rounds_of_more_draws_are_worth_more_and_do_not_change_the_integral(trai
     assert np.all(effective(later) > 1.5 * effective(first))
 
 
+def test_rounds_that_share_a_program_draw_the_same(trained, real, monkeypatch):
+    """For few stars, arrays have room for all rounds from the first on."""
+    stars, modes, _ = real
+    no, seed = jnp.zeros(16, bool), jnp.arange(16, dtype=jnp.uint32)
+    call = partial(importance_draws, trained.star_model.without_error, stars, modes, modes, no, seed, 64, 32)
+    draws, ln_ratio = call()
+    monkeypatch.setattr("xpbayes.inference.sampling.importance.is_hasty", lambda: True)
+    same, same_ratio = call()
+    assert same.shape == draws.shape == (16, 64 + 4 * 32, 5)
+    first = 64 + 32  # of the later rounds' mixtures, rounding decides some draws' term
+    assert_allclose(same[:, :first], draws[:, :first], rtol=2e-3, atol=2e-3)
+    assert_allclose(np.median(same, axis=1), np.median(draws, axis=1), rtol=0.02, atol=0.02)
+    weight, other = (np.asarray(jax.nn.logsumexp(ratio, axis=1)) for ratio in (ln_ratio, same_ratio))
+    assert_allclose(other, weight, atol=0.05)
+
+
 def test_summaries_do_not_depend_on_who_shares_the_batch(trained, real):
     stars, modes, _ = real
     call = partial(summarise, trained.star_model.without_error)

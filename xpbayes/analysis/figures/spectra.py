@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from xpbayes.analysis.figures import drawing
 from xpbayes.data.spectra import Spectra
 from xpbayes.data.stars import Stars
+from xpbayes.device import program
 from xpbayes.models.forward import ForwardModel, predict_flux
 from xpbayes.models.likelihood import at_own_level, deviance, n_observed, whitened_residual
 from xpbayes.models.model_error import ModelError, with_model_error
@@ -81,7 +82,7 @@ def spectrum_fit(
     return SpectrumFit(observed, np.where(present, scale * np.asarray(predicted, np.float64), np.nan), error)
 
 
-@partial(jax.jit, static_argnames="own_level")
+@partial(program, static_argnames="own_level")
 def _compare(
     forward: ForwardModel, error: ModelError | None, star: Stars, parameters: Array, own_level: bool
 ) -> tuple[Array, Array, Array]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xpbayes.analysis.figures.drawing import save_figure
 from xpbayes.files import write_text
 
 if TYPE_CHECKING:
@@ -233,4 +232,6 @@ def save_figures(folder: Path, texts: Mapping[str, str], drawn: "Iterable[tuple[
         InputError: the folder cannot be written.
     """
     written = [write_text(folder / name, text) for name, text in texts.items()]
+    from xpbayes.analysis.figures.drawing import save_figure
+
     return [*written, *(save_figure(figure, folder / name, DPI) for name, figure in drawn)]

@@ -21,7 +21,7 @@ Points are a randomly rotated Sobol sequence; a star's rotation depends on its o
 """
 
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from jaxtyping import Array, Bool, Float, UInt
 from numpy.typing import NDArray
 
 from xpbayes.data.stars import Stars, by_blocks
+from xpbayes.device import is_hasty, program
 from xpbayes.inference.laplace import Gaussian, around_components, laplace_at
 from xpbayes.inference.linear_algebra import cholesky, distance2, whitened
 from xpbayes.inference.sampling.psis import pareto_smoothed
@@ -236,6 +237,33 @@ class _SoFar(NamedTuple):
     ln_density: Array
 
 
+class _Room(NamedTuple):
+    """Where the next round's draws and terms go, in arrays that have room for those of all rounds.
+
+    Attributes:
+        draws, terms: how many there are.
+        fresh: draws that are wanted; more are made, of no weight, and the next round's take their place.
+    """
+
+    draws: int
+    terms: int
+    fresh: int
+
+
+class _Round(NamedTuple):
+    """One round of more draws.
+
+    Attributes:
+        number: of the round.
+        temper: power of the posterior that its mixture is fitted to.
+        room: where its draws go; None if arrays grow.
+    """
+
+    number: int
+    temper: float
+    room: _Room | None = None
+
+
 def importance_draws(
     model: StarModel,
     stars: Stars,
@@ -267,25 +295,34 @@ def importance_draws(
     tops = _around_optima(model, stars, jnp.stack([mode, runner_up], axis=1))
     parts = _around_components(model, stars, mode)
     so_far = _begin(model, stars, mode, tops, parts, competes, seed, n_draws=n_draws)
-    for number, (times, temper) in enumerate(ROUNDS if n_more else ()):
-        so_far = _go_on(model, stars, mode, seed, so_far, number, temper, n_now=times * n_more)
+    rounds = [(times * n_more, temper) for times, temper in (ROUNDS if n_more else ())]
+    largest = max((n_now for n_now, _ in rounds), default=0)
+    if is_hasty() and rounds:
+        so_far, room = _with_room(so_far, sum(n_now for n_now, _ in rounds), len(rounds) * ROUND_TERMS)
+        for number, (n_now, temper) in enumerate(rounds):
+            now = _Round(number, temper, room._replace(fresh=n_now))
+            so_far = _go_on(model, stars, mode, seed, so_far, now, n_now=largest)
+            room = _Room(room.draws + n_now, room.terms + ROUND_TERMS, 0)
+    else:
+        for number, (n_now, temper) in enumerate(rounds):
+            so_far = _go_on(model, stars, mode, seed, so_far, _Round(number, temper), n_now=n_now)
     ln_ratio = so_far.drawn.ln_height - so_far.ln_density
     return so_far.drawn.theta_log, jnp.where(jnp.isfinite(ln_ratio), ln_ratio, -jnp.inf)
 
 
-@jax.jit
+@program
 def _around_optima(model: StarModel, stars: Stars, optima: Array) -> Gaussian:
     with jax.default_matmul_precision("highest"):
         return jax.vmap(lambda star, tops: jax.vmap(partial(laplace_at, model, star))(tops))(stars, optima)
 
 
-@jax.jit
+@program
 def _around_components(model: StarModel, stars: Stars, mode: Array) -> Gaussian:
     with jax.default_matmul_precision("highest"):
         return jax.vmap(partial(around_components, model))(stars, mode)
 
 
-@partial(jax.jit, static_argnames="n_draws")
+@partial(program, static_argnames="n_draws")
 def _begin(
     model: StarModel,
     stars: Stars,
@@ -307,18 +344,38 @@ def _begin(
         return jax.vmap(one)(stars, mode, tops, parts, competes, seed)
 
 
-@partial(jax.jit, static_argnames="n_now")
+def _with_room(so_far: _SoFar, n_draws: int, n_terms: int) -> tuple[_SoFar, _Room]:
+    """Fill a batch up with copies of the first draw and the first term, of no weight; rounds then share one program."""
+
+    def filled(leaf: Array, more: int) -> Any:
+        known = np.asarray(leaf)
+        return np.concatenate([known, np.repeat(known[:, :1], more, axis=1)], axis=1)
+
+    terms = jax.tree.map(partial(filled, more=n_terms), so_far.terms)
+    drawn = jax.tree.map(partial(filled, more=n_draws), so_far.drawn)
+    room = _Room(so_far.ln_density.shape[1], so_far.terms.share.shape[1], 0)
+    terms.share[:, room.terms :] = 0.0
+    drawn.ln_height[:, room.draws :] = -np.inf
+    return _SoFar(terms, drawn, filled(so_far.ln_density, n_draws)), room
+
+
+@partial(program, static_argnames="n_now")
 def _go_on(
     model: StarModel,
     stars: Stars,
     mode: Array,
     seed: Array,
     so_far: _SoFar,
-    number: int,
-    temper: float,
+    now: _Round,
     n_now: int,
 ) -> _SoFar:
     """A round of more draws, from a mixture fitted to all before it."""
+    number, temper, room = now
+
+    def joined(before: Array, after: Array, at: int | None) -> Array:
+        if at is None:
+            return jnp.concatenate([before, after])
+        return jax.lax.dynamic_update_slice_in_dim(before, after, at, axis=0)
 
     def one(star: Stars, best: Array, own: Array, before: _SoFar) -> _SoFar:
         terms, drawn, ln_density = before
@@ -328,13 +385,19 @@ def _go_on(
         new = _terms(center + fitted.mean @ unit.T, unit @ fitted.factor, jnp.exp(fitted.ln_share))
         points = _rotated(jax.random.fold_in(jax.random.key(own), number), n_now, model.forward.n_labels)
         more = _draw(model, star, best, new, points)
-        old = len(weight) / (len(weight) + n_now)
+        library: Any = np
+        if room is None:
+            old = len(weight) / (len(weight) + n_now)
+        else:
+            old, library = room.draws / (room.draws + room.fresh), jnp
+            more = more._replace(ln_height=jnp.where(jnp.arange(n_now) < room.fresh, more.ln_height, -jnp.inf))
+        draws, places = (None, None) if room is None else (room.draws, room.terms)
         # Every draw's density under all terms, of which those that were there before are known for the old draws.
-        of_old = jnp.concatenate([ln_density, _ln_mixture(terms, more.theta_log[:, :-2])]) + np.log(old)
-        drawn = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), drawn, more)
-        ln_density = jnp.logaddexp(of_old, _ln_mixture(new, drawn.theta_log[:, :-2]) + np.log1p(-old))
+        of_old = joined(ln_density, _ln_mixture(terms, more.theta_log[:, :-2]), draws) + library.log(old)
+        drawn = jax.tree.map(lambda a, b: joined(a, b, draws), drawn, more)
+        ln_density = jnp.logaddexp(of_old, _ln_mixture(new, drawn.theta_log[:, :-2]) + library.log1p(-old))
         both = (terms._replace(share=old * terms.share), new._replace(share=(1.0 - old) * new.share))
-        return _SoFar(jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *both), drawn, ln_density)
+        return _SoFar(jax.tree.map(lambda a, b: joined(a, b, places), *both), drawn, ln_density)
 
     with jax.default_matmul_precision("highest"):
         return jax.vmap(one)(stars, mode, seed, so_far)
@@ -433,7 +496,7 @@ def _draw(
     return _Drawn(theta_log, ln_density - ln_of_extinction - ln_of_parallax)
 
 
-@jax.jit
+@program
 def _summarise_draws(draws: Array, ln_ratio: Array) -> Summary:
     def one(draws: Array, ln_ratio: Array) -> Summary:
         weight, k_hat = pareto_smoothed(ln_ratio)

@@ -5,6 +5,7 @@ over the label prior and the range of E whatever the star looks like, so that a 
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,8 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
 from xpbayes.config import InferenceConfig
-from xpbayes.data.stars import Stars
-from xpbayes.device import prepare_device
+from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
+from xpbayes.device import prepare_device, program
 from xpbayes.inference.errors import evaluate_mode
 from xpbayes.inference.linear_algebra import are_positive_definite, invert_positive
 from xpbayes.inference.model_error import fold_in_model_error
@@ -68,6 +69,7 @@ class Modes:
     reference: NDArray[np.float32] | None = None
 
 
+@partial(program, static_argnames=("n_starts", "seed"))
 def scattered_starts(
     forward: ForwardModel, grid: StartGrid, star: Stars, n_starts: int, seed: int
 ) -> Float[Array, "start parameter"]:
@@ -106,31 +108,37 @@ def find_modes(
         seed: of the scattered starts.
     """
     prepare_device()
-    blind = jax.tree.map(jnp.asarray, stars.blind(parallax=config.use_parallax))
+    blind = jax.tree.map(np.asarray, stars.blind(parallax=config.use_parallax))
     bare = model.without_error
     grid = make_grid(bare, config.n_nodes)
     found = []
     for i in range(len(stars)):
-        one = fold_in_model_error(model, blind.take(slice(i, i + 1)))
-        searched = find_starts(bare, grid, one, N_SEARCHED)[0]
+        own = blind.take(slice(i, i + 1))
+        one = fold_in_model_error(model, own)
+        searched = np.asarray(find_starts(bare, grid, one, N_SEARCHED))[0]
         scattered = scattered_starts(model.forward, grid, jax.tree.map(lambda leaf: leaf[0], one), N_SCATTERED, seed)
-        starts, reference = jnp.concatenate([searched, scattered]), None
+        starts, reference = np.concatenate([searched, scattered]), None
         if model.error is not None:
             # As for the catalogue, the relative error is taken of what the model predicts at the best optimum.
-            first = solve(bare, one.take(jnp.zeros(len(starts), int)), starts, MAX_ITERATIONS)
-            best = jnp.argmin(jnp.where(jnp.isfinite(first.objective), first.objective, jnp.inf))
-            reference = first.theta_log[best]
-            one = fold_in_model_error(model, blind.take(slice(i, i + 1)), reference[None])
-            starts = jnp.where(jnp.isfinite(first.theta_log), first.theta_log, starts)
+            first = solve(bare, _repeated(one, len(starts)), starts, MAX_ITERATIONS)
+            best = np.argmin(np.where(np.isfinite(first.objective), first.objective, np.inf))
+            reference = np.asarray(first.theta_log)[best]
+            one = fold_in_model_error(model, own, reference[None])
+            starts = np.where(np.isfinite(first.theta_log), first.theta_log, starts)
         of_star = _modes_of(bare, one, starts)
-        found.append(of_star if reference is None else replace(of_star, reference=np.asarray(reference)))
+        found.append(of_star if reference is None else replace(of_star, reference=reference))
     return found
 
 
-def _modes_of(model: StarModel, one: Stars, starts: Array) -> Modes:
-    repeated = one.take(jnp.zeros(len(starts), int))
+def _repeated(one: Stars, n: int) -> Stars:
+    """Copies of one star, in NumPy: nothing is compiled for them."""
+    return jax.tree.map(np.asarray, one).take(np.zeros(n, int))
+
+
+def _modes_of(model: StarModel, one: Stars, starts: NDArray[np.floating]) -> Modes:
+    repeated = _repeated(one, len(starts))
     solution = solve(model, repeated, starts, MAX_ITERATIONS)
-    at = evaluate_mode(model, repeated, solution.theta_log)
+    at = by_blocks(partial(evaluate_mode, model), STAR_BLOCK, repeated, solution.theta_log)
     hessian = np.asarray(at.hessian, np.float64)
     objective = np.asarray(solution.objective, np.float64)
     reached = np.asarray(solution.converged) & are_positive_definite(hessian) & np.isfinite(objective)

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import NDArray
 
 from xpbayes.data.stars import Stars
-from xpbayes.device import prepare_device
+from xpbayes.device import prepare_device, program
 from xpbayes.inference.linear_algebra import smallest_pivot, solve_positive
 from xpbayes.models.likelihood import deviance, n_observed
 from xpbayes.models.objective import Expansion, at_other_parallax, curvature_of, expand
@@ -174,7 +174,7 @@ def _advance(model: StarModel, star: Stars, state: SolverState) -> SolverState:
     return jax.tree.map(lambda yes, no: jnp.where(state.converged, no, yes), moved, state)
 
 
-@jax.jit
+@program
 def _advance_batch(model: StarModel, stars: Stars, state: SolverState, limit: Int[Array, ""]) -> SolverState:
     """Move the starts of a batch until all have converged or made `limit` iterations since their start.
 
@@ -191,7 +191,7 @@ def _advance_batch(model: StarModel, stars: Stars, state: SolverState, limit: In
         return jax.lax.while_loop(unfinished, lambda s: advance(stars, s), state)
 
 
-@jax.jit
+@program
 def _taken(stars: Stars, rows: Array) -> Stars:
     return stars.take(rows)
 
@@ -291,7 +291,7 @@ def limits(most: int) -> list[int]:
 def solve(
     model: StarModel,
     stars: Stars,
-    start: Float[Array, "star parameter"],
+    start: Float[Array, "star parameter"] | NDArray[np.floating],
     max_iterations: int = 30,
 ) -> Solution:
     """Refine every star from its start.

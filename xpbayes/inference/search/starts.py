@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from xpbayes.data.stars import Stars
+from xpbayes.device import program
 from xpbayes.models.forward import ForwardModel, ln_absolute_flux
 from xpbayes.models.objective import objective
 from xpbayes.models.prior import LabelPrior, component_ln_density, draw_labels, ln_prior
@@ -54,7 +55,7 @@ class StartGrid(NamedTuple):
     members: Bool[Array, "component node"]
 
 
-@partial(jax.jit, static_argnames=("n_nodes", "seed"))
+@partial(program, static_argnames=("n_nodes", "seed"))
 def make_grid(model: StarModel, n_nodes: int = 1024, seed: int = 0) -> StartGrid:
     """Draw nodes from the label prior, half of them from its components with equal weights.
 
@@ -116,7 +117,7 @@ def _node_fits(forward: ForwardModel, grid: StartGrid, stars: Stars) -> tuple[Ar
     return extinction, a, chi2 - 2.0 * grid.ln_prior[None, :]
 
 
-@jax.jit
+@program
 def first_guess(forward: ForwardModel, grid: StartGrid, stars: Stars) -> Float[Array, "star parameter"]:
     """Take the best node of every star by the linear problem alone: it needs no model error in the whitening.
 
@@ -134,7 +135,7 @@ def _at_nodes(grid: StartGrid, extinction: Array, a: Array, node: Int[Array, "st
     return jnp.concatenate([grid.labels[node], jnp.log(best_extinction)[..., None], 0.5 * best_a[..., None]], axis=-1)
 
 
-@partial(jax.jit, static_argnames="n_starts")
+@partial(program, static_argnames="n_starts")
 def find_starts(model: StarModel, grid: StartGrid, stars: Stars, n_starts: int) -> Float[Array, "star start parameter"]:
     """Choose starts for every star, the best first, then the best of every other component of the prior.
 
