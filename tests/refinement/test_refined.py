@@ -10,7 +10,6 @@ from xpbayes.refinement.refined import (
     faded,
     quantiles,
     relation_to_parallax,
-    stretched,
     summary,
     with_parallax,
 )
@@ -49,18 +48,6 @@ def test_quantiles_with_a_measurements_error():
     for star in range(2):
         draws = _draws(of, star) + error[star] * RNG.normal(size=(N_DRAWS, 2))
         np.testing.assert_allclose(found[star], np.quantile(draws, 0.9, axis=0), atol=0.02)
-
-
-def test_stretching_keeps_means_and_widens():
-    of = _mixtures()
-    before, after = (summary(m, np.ones(4)) for m in (of, stretched(of, np.full((4, 2), 1.7))))
-    np.testing.assert_allclose(after.std, 1.7 * before.std, rtol=1e-9)
-    np.testing.assert_allclose(
-        np.sum(of.weight[:, :, None] * of.mean, axis=1),
-        np.sum(
-            stretched(of, np.full((4, 2), 1.7)).weight[:, :, None] * stretched(of, np.full((4, 2), 1.7)).mean, axis=1
-        ),
-    )
 
 
 def test_fading_ends_at_the_forward_posterior():

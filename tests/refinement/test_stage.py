@@ -40,7 +40,9 @@ def refined_model(trained, sample, made_once):
             second = stage.learn_second_stage(trained.star_model, labelled.take(slice(0, 600)), 61, SMALL)
             assert second is not None
             aside = labelled.take(slice(600, 800))
-            second = stage.calibrate_second_stage(second, trained.star_model, aside, aside)
+            found = fit_stars(trained.star_model, aside, BLIND)
+            case = stage.Aside(aside, found, found, use_parallax=False)
+            second = stage.calibrate_second_stage(second, trained.star_model, [case])
         save_model(replace(trained, second_stage=second), path)
 
     return load_model(made_once("refined-model", make))
@@ -180,7 +182,8 @@ def test_every_feature_has_a_name(refined_model):
         (lambda a: a.pop("unit"), "unit is missing"),
         (lambda a: a.update(center=a["center"][:-1]), "center has the shape"),
         (lambda a: a.update({"weights.0": a["weights.0"] * np.float32("nan")}), "weights.0 has numbers"),
-        (lambda a: a.update({"stretches.factor": a["stretches.factor"][:, :2]}), "stretches.factor has the shape"),
+        (lambda a: a.update({"flux_only.stretch": a["flux_only.stretch"][:, :2]}), "flux_only.stretch has the shape"),
+        (lambda a: a.update({"support.labels": a["support.labels"][:, :2]}), "support.labels has the shape"),
     ],
 )
 def test_damaged_arrays_are_one_sentence(refined_model, tmp_path, change, sentence):
@@ -193,6 +196,30 @@ def test_damaged_arrays_are_one_sentence(refined_model, tmp_path, change, senten
     (folder / CARD).write_text(__import__("json").dumps(card))
     with pytest.raises(InputError, match=sentence):
         load_model(folder)
+
+
+def test_what_stars_kept_aside_said_is_read_as_it_was_written(refined_model, tmp_path):
+    """Of stars with parallaxes and without; a model that forgets one would refine as if nobody had been asked."""
+    second = refined_model.second_stage
+    said = second.flux_only._replace(weight=0.5 * second.flux_only.weight)
+    folder = save_model(replace(refined_model, second_stage=replace(second, with_parallax=said)), tmp_path / "model")
+    again = load_model(folder).second_stage
+    for mine, theirs in ((again.flux_only, second.flux_only), (again.with_parallax, said)):
+        for values, expected in zip(mine, theirs, strict=True):
+            np.testing.assert_array_equal(values, expected)
+
+
+def test_with_no_weight_labels_are_the_forward_posteriors(refined_model, few):
+    """What stars kept aside did not bear out is not done, whatever the networks say."""
+    second = refined_model.second_stage
+    silent = second.flux_only._replace(
+        weight=0.0 * second.flux_only.weight, stretch=1.0 + 0.0 * second.flux_only.stretch
+    )
+    rows = infer(replace(refined_model, second_stage=replace(second, flux_only=silent)), few, config=FLUXES)
+    median, p16, p84 = (list_column(rows, f"stellar_params_{n}")[:, :3] for n in ("median", "p16", "p84"))
+    np.testing.assert_allclose(list_column(rows, "refined_median"), median, rtol=1e-5)
+    low, high = (list_column(rows, f"refined_{n}") for n in ("p16", "p84"))
+    np.testing.assert_allclose(high - low, p84 - p16, rtol=1e-4)
 
 
 def test_a_missing_or_another_file_is_noticed(refined_model, tmp_path):

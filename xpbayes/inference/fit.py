@@ -69,7 +69,7 @@ class Posteriors:
     k_hat: NDArray[np.float32]
     n_effective: NDArray[np.float32]
 
-    def take(self, rows: slice) -> "Posteriors":
+    def take(self, rows: slice | NDArray[np.integer]) -> "Posteriors":
         """Select stars."""
         return Posteriors(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 

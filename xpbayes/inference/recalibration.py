@@ -169,14 +169,22 @@ class _Factors(NamedTuple):
     stretch: NDArray[np.float64]
 
 
-def find_kinds(features: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """Centres of kinds and the width over which they pass into each other, of features in their units."""
+def find_kinds(
+    features: NDArray[np.float64], most: int = MAX_KINDS, width: float = WIDTH
+) -> tuple[NDArray[np.float64], float]:
+    """Centres of kinds and the width over which they pass into each other, of features in their units.
+
+    Args:
+        features: (star, feature) by which they are told apart.
+        most: kinds at most.
+        width: see `WIDTH`.
+    """
     from sklearn.cluster import KMeans
 
-    n_kinds = int(np.clip(len(features) // MIN_STARS_PER_KIND, 1, MAX_KINDS))
+    n_kinds = int(np.clip(len(features) // MIN_STARS_PER_KIND, 1, most))
     kinds = KMeans(n_kinds, n_init=4, random_state=0).fit(features).cluster_centers_
     distance = np.sort(np.linalg.norm(features[:, None] - kinds, axis=2), axis=1)
-    return kinds, max(WIDTH * float(np.median(distance[:, min(1, n_kinds - 1)])), 1e-6)
+    return kinds, max(width * float(np.median(distance[:, min(1, n_kinds - 1)])), 1e-6)
 
 
 def _fit(known: Known, weight: NDArray[np.float64], *, shifted: bool) -> _Factors:

@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 from xpbayes.channels import Channels
 from xpbayes.files import file_checksum, save_arrays
 from xpbayes.production.array_checks import check_fields, check_layers, load_checked, require_described
+from xpbayes.refinement.adjusting import Adjustments
 from xpbayes.refinement.features import feature_names
 from xpbayes.refinement.networks import RefinementNets, n_outputs
-from xpbayes.refinement.refined import SecondStage, Stretches
+from xpbayes.refinement.refined import SecondStage
 from xpbayes.refinement.support import FeatureSupport
 
 SECOND_STAGE = "second_stage.safetensors"
 AGAIN = "train or copy the model again"
-CASES = ("stretches", "with_parallax")
+CASES = ("flux_only", "with_parallax")
 NETS = ("center", "inverse_scale", "residual_scale", "unit")
 
 
@@ -37,8 +38,8 @@ def save_second_stage(second: SecondStage, folder: Path) -> dict[str, Any]:
     arrays |= {name: getattr(nets, name) for name in NETS}
     arrays |= {f"support.{name}": value for name, value in second.support._asdict().items()}
     for case in CASES:
-        if (stretches := getattr(second, case)) is not None:
-            arrays |= {f"{case}.{name}": value for name, value in stretches._asdict().items()}
+        if (adjustments := getattr(second, case)) is not None:
+            arrays |= {f"{case}.{name}": value for name, value in adjustments._asdict().items()}
     plain = {name: np.array(value, np.float32, order="C") for name, value in arrays.items()}
     return asdict(SecondStageEntry(file_checksum(save_arrays(folder / SECOND_STAGE, plain))))
 
@@ -65,11 +66,12 @@ def load_second_stage(
     )
     nets = RefinementNets(weights, biases, *(jnp.asarray(arrays[name]) for name in NETS))
     support = FeatureSupport(*(arrays[f"support.{name}"] for name in FeatureSupport._fields))
-    if "stretches.factor" not in arrays:
-        return SecondStage(nets, support, channels.n_xp)
-    return SecondStage(
-        nets, support, channels.n_xp, Stretches(*(arrays[f"stretches.{name}"] for name in Stretches._fields))
-    )
+    adjustments = {
+        case: Adjustments(*(arrays[f"{case}.{name}"] for name in Adjustments._fields))
+        for case in CASES
+        if f"{case}.weight" in arrays
+    }
+    return SecondStage(nets, support, channels.n_xp, **adjustments)
 
 
 def _check(arrays: dict[str, NDArray[Any]], labels: tuple[str, ...], channels: Channels) -> None:
@@ -83,5 +85,5 @@ def _check(arrays: dict[str, NDArray[Any]], labels: tuple[str, ...], channels: C
     of_support = {f"support.{name}": kind for name, kind in FeatureSupport.__annotations__.items()}
     check_fields(arrays, of_support, sizes)
     for case in CASES:
-        if f"{case}.factor" in arrays:
-            check_fields(arrays, {f"{case}.{name}": kind for name, kind in Stretches.__annotations__.items()}, sizes)
+        if f"{case}.weight" in arrays:
+            check_fields(arrays, {f"{case}.{name}": kind for name, kind in Adjustments.__annotations__.items()}, sizes)

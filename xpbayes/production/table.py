@@ -18,7 +18,8 @@ from xpbayes.inference.fit import Posteriors
 from xpbayes.inference.linear_algebra import upper_triangle
 from xpbayes.production.flags import Parallaxes, Scores, paper_flags, quality_flags
 from xpbayes.production.manifest import catalogue_metadata
-from xpbayes.refinement.refined import Refined, forward_gaussian
+from xpbayes.refinement.adjusting import Refined
+from xpbayes.refinement.refined import forward_gaussian
 from xpbayes.release import DEFAULT_RELEASE
 from xpbayes.schema import (
     CATALOGUE_VERSION,

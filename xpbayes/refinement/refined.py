@@ -1,16 +1,18 @@
-"""Refined labels: the second stage's mixture, calibrated, with the measured parallax, fading into the forward posterior.
+"""Refined labels: the second stage's mixture, with the measured parallax, fading into the forward posterior, adjusted.
 
 In: stars, their forward posteriors, a `SecondStage`. Out: `Refined`, in the labels alone. Four steps:
 
-1. the networks' mixture given the fluxes, its width stretched as stars kept aside want it;
+1. the networks' mixture given the fluxes;
 2. where a parallax was used, every Gaussian is conditioned on it. Near the mode the forward model gives ln parallax as a
    linear function of the labels, up to what the fluxes leave open and the scatter of stars of the same labels; a measured
    parallax is then one more observation of the labels (Kalman's update), and weighs the Gaussians against each other;
-   the result is stretched as stars kept aside with parallaxes want it;
 3. the forward posterior is one more Gaussian, with all the weight where the second stage has not learned (`support`);
-4. medians and quantiles of that mixture.
+   medians and quantiles of that mixture;
+4. how far these go from the forward posterior, and how wide they are, is adjusted as stars kept aside, with parallaxes and
+   without, bear out (`adjusting`).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,8 +25,8 @@ from scipy.special import ndtr
 
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
 from xpbayes.device import program
-from xpbayes.inference.recalibration import kind_weights
 from xpbayes.models.star_model import StarModel
+from xpbayes.refinement.adjusting import UNJUDGED, Adjustments, Interval, Refined, adjusted
 from xpbayes.refinement.features import flux_only, places_of, relative_residuals, star_features
 from xpbayes.refinement.networks import Layers, Mixture, RefinementNets, mixture, residual_size, standardised
 from xpbayes.refinement.support import FeatureSupport, share_of_second_stage
@@ -39,22 +41,6 @@ N_BISECTIONS, FAR = 26, 8.0
 """Quantiles are sought within so many sigma of every Gaussian's mean."""
 
 
-class Stretches(NamedTuple):
-    """By how much the networks' mixtures are too narrow, by kind of star.
-
-    Attributes:
-        scale: (place,) units of the places: labels at the mode, sqrt(E), ln S/N.
-        kinds: (kind, place) centres, in those units.
-        width: () over which kinds pass into each other.
-        factor: (kind, label).
-    """
-
-    scale: Float[np.ndarray, " place"]
-    kinds: Float[np.ndarray, "kind place"]
-    width: Float[np.ndarray, ""]
-    factor: Float[np.ndarray, "kind label"]
-
-
 @dataclass(frozen=True)
 class SecondStage:
     """All that refines a forward posterior.
@@ -63,32 +49,15 @@ class SecondStage:
         nets: the ensemble.
         support: where it has learned.
         n_xp: how many of the model's channels are samples of the spectrum.
-        stretches: what stars kept aside say of its widths; None until they are asked.
-        with_parallax: the same of stars whose parallax was used, on top.
+        flux_only: what stars kept aside bear out where no parallax was used; None until they are asked.
+        with_parallax: the same where one was.
     """
 
     nets: RefinementNets
     support: FeatureSupport
     n_xp: int
-    stretches: Stretches | None = None
-    with_parallax: Stretches | None = None
-
-
-class Refined(NamedTuple):
-    """Refined labels of stars, NaN where a star has no mode.
-
-    Attributes:
-        median, low, high, std: (star, label) median, 16 and 84 % quantiles and standard deviation [kK, dex, dex, ...].
-        covariance: (star, label, label).
-        share: (star,) of the second stage in it; what is left to 1 is the forward posterior's.
-    """
-
-    median: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-    std: NDArray[np.float64]
-    covariance: NDArray[np.float64]
-    share: NDArray[np.float64]
+    flux_only: Adjustments | None = None
+    with_parallax: Adjustments | None = None
 
 
 class Gaussians(NamedTuple):
@@ -146,21 +115,6 @@ def ensemble(nets: RefinementNets, features: NDArray[np.float32], mode: NDArray,
     factor = factor * unit[:, None]
     covariance = factor @ factor.transpose(0, 1, 3, 2)
     return Gaussians(np.exp(weight) / n_members, mode[:, None] + mean * unit, covariance)
-
-
-def stretched(of: Gaussians, factor: Float[NDArray, "star label"]) -> Gaussians:
-    """Mixtures wider by a factor in every label, about their means."""
-    middle = np.sum(of.weight[:, :, None] * of.mean, axis=1)[:, None]
-    covariance = of.covariance * factor[:, None, :, None] * factor[:, None, None, :]
-    return Gaussians(of.weight, middle + factor[:, None] * (of.mean - middle), covariance)
-
-
-def stretch_at(stretches: Stretches | None, places: NDArray[np.float64], n_labels: int) -> NDArray[np.float64]:
-    """(star, label) factors at stars; 1 where nothing is known."""
-    if stretches is None:
-        return np.ones((len(places), n_labels))
-    weight = kind_weights(places / stretches.scale, stretches.kinds, float(stretches.width))
-    return weight @ np.asarray(stretches.factor, np.float64)
 
 
 class Relation(NamedTuple):
@@ -293,46 +247,74 @@ def forward_gaussian(published: "Posteriors", n_labels: int) -> tuple[NDArray[np
     return median, laplace * ratio[:, :, None] * ratio[:, None, :]
 
 
-class Mixtures(NamedTuple):
-    """What the second stage alone says of stars.
+class Answers(NamedTuple):
+    """Both answers of some stars: those with a mode and finite features.
 
     Attributes:
-        of: (sound star, ...) the mixtures.
-        rows: (sound star,) which stars these are: those with a mode and finite features.
+        rows: (sound star,) which stars these are.
         places: (sound star, place) by which stars are near each other.
-        share: (sound star,) how far the second stage has learned of such stars.
+        used: (sound star,) whether their parallax was.
+        forward: the forward posterior's.
+        refined: the second stage's, not adjusted.
     """
 
-    of: Gaussians
     rows: NDArray[np.integer]
     places: NDArray[np.float64]
-    share: NDArray[np.float64]
+    used: NDArray[np.bool_]
+    forward: Interval
+    refined: Refined
 
 
-def mixtures(
-    second: SecondStage, model: StarModel, stars: Stars, found: "Posteriors", *, use_parallax: bool
-) -> Mixtures:
-    """What the second stage alone says of stars, its widths stretched; arguments as of `refine_labels`."""
-    n = found.estimate.shape[1] - 2
+def answers(
+    second: SecondStage,
+    model: StarModel,
+    stars: Stars,
+    found: "Posteriors",
+    published: "Posteriors",
+    *,
+    use_parallax: bool,
+) -> Iterator[Answers]:
+    """Both answers, some stars at a time; arguments as of `refine_labels`."""
+    for begin in range(0, len(found.estimate), AT_ONCE):
+        batch = slice(begin, begin + AT_ONCE)
+        some = jax.tree.map(lambda leaf, batch=batch: np.asarray(leaf)[batch], stars)
+        here = _answers(second, model, some, found.take(batch), published.take(batch), use_parallax=use_parallax)
+        yield here._replace(rows=begin + here.rows)
+
+
+def _answers(
+    second: SecondStage,
+    model: StarModel,
+    stars: Stars,
+    found: "Posteriors",
+    published: "Posteriors",
+    *,
+    use_parallax: bool,
+) -> Answers:
+    """Both answers of one batch."""
+    n, nets = found.estimate.shape[1] - 2, second.nets
     fit = flux_only(model, stars, found, use_parallax=use_parallax)
-    nets, ratio = second.nets, relative_residuals(model.forward, stars, fit.mode)
+    ratio = relative_residuals(model.forward, stars, fit.mode)
     features = star_features(stars, fit, ratio, np.asarray(nets.residual_scale), second.n_xp)
     mode, laplace = np.asarray(found.estimate, np.float64), np.asarray(found.laplace, np.float64)
-    sound = np.isfinite(np.column_stack([features, mode, laplace.reshape(len(mode), -1)])).all(axis=1)
-    rows = np.flatnonzero(sound)
-    fit, features = fit.take(rows), features[rows]
-    places = places_of(features, n)
+    median, covariance = forward_gaussian(published, n)
+    told = (features, mode, laplace, median, covariance)
+    rows = np.flatnonzero(np.logical_and.reduce([np.isfinite(v).reshape(len(v), -1).all(axis=1) for v in told]))
+    fit, features, mode, laplace = fit.take(rows), features[rows], mode[rows], laplace[rows]
+    median, covariance = median[rows], covariance[rows]
     of = ensemble(nets, features, fit.mode[:, :n], fit.sigma[:, :n])
-    of = stretched(of, stretch_at(second.stretches, places, n))
     parallax, inverse_error = (np.asarray(v, np.float64)[rows] for v in (stars.parallax, stars.parallax_inv_error))
-    used = np.flatnonzero((inverse_error > 0) & (mode[rows, -1] > 0) & use_parallax)
-    if len(used):
-        at, measured = rows[used], (parallax[used], inverse_error[used])
+    used = (inverse_error > 0) & (mode[:, -1] > 0) & use_parallax
+    if used.any():
+        at, measured = np.flatnonzero(used), (parallax[used], inverse_error[used])
         relation = relation_to_parallax(mode[at], laplace[at], *measured)
-        some = with_parallax(of.take(used), relation, mode[at, -1], *measured)
-        of = of.replaced(used, stretched(some, stretch_at(second.with_parallax, places[used], n)))
-    share = share_of_second_stage(second.support, places, residual_size(nets, features))
-    return Mixtures(of, rows, places, share)
+        of = of.replaced(at, with_parallax(of.take(at), relation, mode[at, -1], *measured))
+    places = places_of(features, n)
+    sigma = np.sqrt(np.diagonal(laplace, axis1=1, axis2=2))[:, :n]
+    share = share_of_second_stage(second.support, places, residual_size(nets, features), mode[:, :n], sigma)
+    refined = summary(faded(of, share, median, covariance), share)
+    half = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+    return Answers(rows, places, used, Interval(median, half), refined)
 
 
 def refine_labels(
@@ -356,14 +338,12 @@ def refine_labels(
     """
     n, n_stars = found.estimate.shape[1] - 2, len(found.estimate)
     result = [np.full((n_stars, *shape), np.nan) for shape in ((n,), (n,), (n,), (n,), (n, n), ())]
-    for begin in range(0, n_stars, AT_ONCE):
-        batch = slice(begin, begin + AT_ONCE)
-        some = jax.tree.map(lambda leaf, batch=batch: np.asarray(leaf)[batch], stars)
-        known = mixtures(second, model, some, found.take(batch), use_parallax=use_parallax)
-        median, covariance = (values[known.rows] for values in forward_gaussian(published.take(batch), n))
-        finite = np.isfinite(median).all(axis=1) & np.isfinite(covariance).all(axis=(1, 2))
-        of, share = known.of.take(finite), known.share[finite]
-        refined = summary(faded(of, share, median[finite], covariance[finite]), share)
+    for here in answers(second, model, stars, found, published, use_parallax=use_parallax):
+        weight, stretch = np.where(here.used[:, None], UNJUDGED, 1.0) * np.ones((1, n)), np.ones((len(here.rows), n))
+        for adjustments, case in ((second.flux_only, ~here.used), (second.with_parallax, here.used)):
+            if adjustments is not None:
+                weight[case], stretch[case] = adjustments.at(here.places[case])
+        refined = adjusted(here.refined, here.forward, weight, stretch)
         for values, new in zip(result, refined, strict=True):
-            values[begin + known.rows[finite]] = new
+            values[here.rows] = new
     return Refined(*result)

@@ -1,10 +1,10 @@
 """Make a second stage: infer labelled stars blind, learn, and calibrate on stars that neither stage learned from."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-import jax
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,31 +12,18 @@ from xpbayes.config import InferenceConfig
 from xpbayes.data.scratch import in_memory
 from xpbayes.data.stars import Stars
 from xpbayes.inference.fit import fit_stars
-from xpbayes.inference.recalibration import (
-    MIN_STARS_PER_KIND,
-    Known,
-    find_kinds,
-    fit_and_widen,
-    kind_weights,
-)
 from xpbayes.models.star_model import StarModel
+from xpbayes.refinement.adjusting import Adjustments, Interval, fit_adjustments
 from xpbayes.refinement.copies import copies
 from xpbayes.refinement.features import flux_only, places_of, relative_residuals, star_features
 from xpbayes.refinement.learning import Lessons, learn
 from xpbayes.refinement.networks import residual_size
-from xpbayes.refinement.refined import (
-    HIGH,
-    LOW,
-    MEDIAN,
-    SecondStage,
-    Stretches,
-    mixtures,
-    quantiles,
-)
+from xpbayes.refinement.refined import SecondStage, answers
 from xpbayes.refinement.support import make_feature_support
 
 if TYPE_CHECKING:
     from xpbayes.config import RefinementConfig
+    from xpbayes.inference.fit import Posteriors
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +33,22 @@ AT_ONCE = 8192
 """Stars that are inferred together: what they leave behind is small."""
 TYPICAL = 68.0
 """Percentile of a channel's relative residuals that is their unit."""
+
+
+class Aside(NamedTuple):
+    """Stars with labels that neither stage has learned from, as inference has them.
+
+    Attributes:
+        stars: the stars, as inference saw them.
+        found: their posteriors as inference found them.
+        published: the same, calibrated or not, as a catalogue would have them.
+        use_parallax: whether parallaxes were used; of such stars those that have one are looked at.
+    """
+
+    stars: Stars
+    found: "Posteriors"
+    published: "Posteriors"
+    use_parallax: bool
 
 
 def lessons_of(
@@ -70,9 +73,8 @@ def lessons_of(
         known = np.where(np.isfinite(ratio).any(axis=0), ratio, 1.0)
         scale = np.maximum(np.nanpercentile(np.abs(known), TYPICAL, axis=0), 1e-4).astype(np.float32)
     features = star_features(stars, fit, ratio, scale, n_xp)
-    with np.errstate(divide="ignore"):
-        error = 1.0 / np.asarray(stars.label_inv_error, np.float64)
-    offset = np.asarray(stars.labels, np.float64) - fit.mode[:, :n]
+    labels, error = labels_of(stars)
+    offset = labels - fit.mode[:, :n]
     offset[~found.converged] = np.nan
     return Lessons(features, offset, error, fit.sigma[:, :n]), scale
 
@@ -103,62 +105,77 @@ def learn_second_stage(model: StarModel, stars: Stars, n_xp: int, config: "Refin
             parts.append(part)
         log.info(f"second stage: inferred {min(begin + AT_ONCE, len(rows))} of {len(rows)} training stars, blind")
     assert scale is not None
-    return second_stage_of(Lessons(*map(np.concatenate, zip(*parts, strict=True))), scale, n_xp, config)
+    known = in_memory(stars, rows)
+    lessons = Lessons(*map(np.concatenate, zip(*parts, strict=True)))
+    return second_stage_of(lessons, *labels_of(known), scale, n_xp, config)
+
+
+def labels_of(stars: Stars) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Measured labels and their errors, (star, label) each."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(stars.labels, np.float64), 1.0 / np.asarray(stars.label_inv_error, np.float64)
 
 
 def second_stage_of(
-    lessons: Lessons, scale: NDArray[np.floating], n_xp: int, config: "RefinementConfig"
+    lessons: Lessons,
+    labels: NDArray[np.float64],
+    error: NDArray[np.float64],
+    scale: NDArray[np.floating],
+    n_xp: int,
+    config: "RefinementConfig",
 ) -> SecondStage:
-    """Learn from lessons; arguments as of `lessons_of` and `learn_second_stage`."""
+    """Learn from lessons.
+
+    Args:
+        lessons: of all stars and their copies.
+        labels, error: measured labels of every star once.
+        scale: (channel,) unit of relative residuals.
+        n_xp: how many channels are samples of the spectrum.
+        config: settings.
+    """
     lessons = lessons.take(lessons.usable)
     nets = learn(lessons, scale, config)
     places = places_of(lessons.features, lessons.offset.shape[1])
-    return SecondStage(nets, make_feature_support(places, residual_size(nets, lessons.features), config.seed), n_xp)
+    known = np.isfinite(labels).all(axis=1) & np.isfinite(error).all(axis=1)
+    size = residual_size(nets, lessons.features)
+    return SecondStage(nets, make_feature_support(places, size, labels[known], error[known], config.seed), n_xp)
 
 
-def calibrate_second_stage(second: SecondStage, model: StarModel, aside: Stars, looked_at: Stars) -> SecondStage:
-    """Find by how much the mixtures must be stretched for 68 % of labels to lie within their 68 % intervals.
+def calibrate_second_stage(second: SecondStage, model: StarModel, cases: Sequence[Aside]) -> SecondStage:
+    """Find how far refined labels are to go and how wide they must be for 68 % of labels to lie within 68 % intervals.
 
     Of real stars alone: copies are as noisy as they say, and faint stars are noisier.
 
     Args:
         second: the second stage.
         model: the forward model.
-        aside: stars with labels that neither has learned from; they are inferred from their fluxes.
-        looked_at: the same as inference sees them, with the scatter of such stars in the errors of their parallaxes:
-            those with a parallax are inferred with it too.
+        cases: stars kept aside, inferred with parallaxes, without, or once each.
     """
-    second = replace(second, stretches=None, with_parallax=None)
-    second = replace(second, stretches=_stretches(second, _judged(second, model, aside, BLIND)))
-    measured = np.flatnonzero(np.asarray(aside.parallax_inv_error) > 0)
-    if len(measured) < MIN_STARS_PER_KIND:
-        return second
-    some = jax.tree.map(lambda leaf: np.asarray(leaf)[measured], looked_at)
-    judged = _judged(second, model, some, BLIND.model_copy(update={"use_parallax": True}))
-    return replace(second, with_parallax=_stretches(second, judged))
+    for case in cases:
+        found = _adjustments(second, model, case)
+        second = replace(second, with_parallax=found) if case.use_parallax else replace(second, flux_only=found)
+    return second
 
 
-def _judged(second: SecondStage, model: StarModel, stars: Stars, how: InferenceConfig) -> list[NDArray[np.float64]]:
-    """Places, residuals of medians, halves of 68 % intervals and squared errors of the labels; of the sound stars."""
-    found = fit_stars(model, stars, how)
-    known = mixtures(second, model, stars, found, use_parallax=how.use_parallax)
-    rows = known.rows
-    label, inverse = (np.asarray(v, np.float64)[rows] for v in (stars.labels, stars.label_inv_error))
-    low, median, high = (quantiles(known.of, level) for level in (LOW, MEDIAN, HIGH))
-    good = np.asarray(found.converged, bool)[rows] & (inverse > 0).all(axis=1)
-    values = (known.places, median - label, 0.5 * (high - low), 1.0 / np.where(inverse > 0, inverse, 1.0) ** 2)
-    return [v[good] for v in values]
-
-
-def _stretches(second: SecondStage, judged: list[NDArray[np.float64]]) -> Stretches | None:
-    """Stretches by kind of star; None of too few stars. `judged` is from `_judged`."""
-    places, residual, half, variance = judged
-    if len(places) < MIN_STARS_PER_KIND:
+def _adjustments(second: SecondStage, model: StarModel, case: Aside) -> Adjustments | None:
+    """How refined labels are to be adjusted; None of too few stars."""
+    labels, error = labels_of(case.stars)
+    converged = np.asarray(case.found.converged, bool)
+    parts: list[tuple[NDArray[np.float64], ...]] = []
+    for here in answers(second, model, case.stars, case.found, case.published, use_parallax=case.use_parallax):
+        good = converged[here.rows] & (here.used == case.use_parallax) & np.isfinite(error[here.rows]).all(axis=1)
+        rows, of = here.rows[good], here.refined
+        told = (here.places, *here.forward, of.median, 0.5 * (of.high - of.low))
+        parts.append((*(v[good] for v in told), labels[rows], error[rows]))
+    if not parts:
         return None
-    spread = np.asarray(second.support.spread, np.float64)
-    kinds, width = find_kinds(places / spread)
-    weight = kind_weights(places / spread, kinds, width)
-    factor = fit_and_widen(Known(residual, half, variance), weight, shifted=False).stretch
-    words = ", ".join(f"{value:.2f}" for value in np.median(weight @ factor, axis=0))
-    log.info(f"second stage: 68 % intervals of {len(places)} stars kept aside stretched by {words}")
-    return Stretches(*(np.asarray(v, np.float32) for v in (spread, kinds, width, factor)))
+    places, median, half, refined, refined_half, *known = map(np.concatenate, zip(*parts, strict=True))
+    both = Interval(median, half), Interval(refined, refined_half)
+    found = fit_adjustments(places, np.asarray(second.support.spread, np.float64), *both, *known)
+    if found is not None:
+        weight, stretch = (", ".join(f"{v:.2f}" for v in np.median(v, axis=0)) for v in found.at(places))
+        how = "with parallaxes" if case.use_parallax else "fluxes alone"
+        log.info(
+            f"second stage, {len(places)} stars kept aside, {how}: weights {weight}; 68 % intervals stretched by {stretch}"
+        )
+    return found

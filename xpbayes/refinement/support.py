@@ -1,7 +1,9 @@
 """Where the second stage has learned: how near a star is to those that it learned from.
 
-Two questions, as of the forward model's own support: how far in labels, extinction and S/N are the nearest stars, and how
-large is the residual spectrum as a whole? Both are scaled so that one training star in a thousand lies beyond 1.
+Three questions. How far in labels, extinction and S/N, all as inferred, are the nearest stars; how large is the residual
+spectrum as a whole? Both are scaled so that one training star in a thousand lies beyond 1. And how far is the star's
+mode from the nearest *measured* labels, in units of its own errors? Noisy stars' modes lie where no labels do, so that
+the first question does not see a kind of star that was never learned from; the networks would draw it into the sample.
 """
 
 from typing import NamedTuple
@@ -9,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
+from scipy.spatial import KDTree
 
 from xpbayes.inference.support import NEIGHBOUR, RARE, neighbour_distance
 
@@ -16,6 +19,14 @@ MAX_STARS = 8192
 """Kept with the model, evenly drawn."""
 FULL, NONE = 0.75, 1.25
 """Up to the first score a star has all of the second stage, from the second on nothing of it."""
+MAX_LABELS = 4096
+"""Of stars whose measured labels are kept with the model, evenly drawn."""
+SPACING = 8
+"""A star stands for the labels around it as far as its so-many-th neighbour: the sample is thin in places."""
+FULL_LABELS, NONE_LABELS = 1.0, 2.0
+"""The same two scores for the distance to measured labels, in sigma."""
+AT_ONCE = 256
+"""Stars whose distances to all labels are held together."""
 
 
 class FeatureSupport(NamedTuple):
@@ -26,22 +37,32 @@ class FeatureSupport(NamedTuple):
         spread: (place,) half the 16-84 % ranges of these.
         reach: () distance to the third nearest neighbour that one star in a thousand exceeds.
         residual_reach: () rms of the standardised residual spectrum that one star in a thousand exceeds.
+        labels: (known, label) measured labels [kK, dex, dex, ...].
+        label_reach: (known, label) how far each stands for what is around it, in the same units, its own error included.
     """
 
     points: Float[np.ndarray, "point place"]
     spread: Float[np.ndarray, " place"]
     reach: Float[np.ndarray, ""]
     residual_reach: Float[np.ndarray, ""]
+    labels: Float[np.ndarray, "known label"]
+    label_reach: Float[np.ndarray, "known label"]
 
 
 def make_feature_support(
-    places: Float[NDArray, "star place"], residual: Float[NDArray, " star"], seed: int = 0
+    places: Float[NDArray, "row place"],
+    residual: Float[NDArray, " row"],
+    labels: Float[NDArray, "star label"],
+    error: Float[NDArray, "star label"],
+    seed: int = 0,
 ) -> FeatureSupport:
     """Summarise the training stars.
 
     Args:
-        places: labels at the mode, sqrt(E), ln S/N.
-        residual: rms of the standardised residual spectrum.
+        places: labels at the mode, sqrt(E), ln S/N of all that was learned from, copies included.
+        residual: rms of the standardised residual spectrum of the same.
+        labels: measured labels, of every star once.
+        error: of these.
         seed: of what is drawn.
     """
     low, high = np.percentile(places, [16, 84], axis=0)
@@ -51,14 +72,66 @@ def make_feature_support(
     # Of stars that are no points themselves, if there are any: a point is its own nearest neighbour.
     judged, neighbour = (others, NEIGHBOUR) if len(others) * RARE > 1 else (points, NEIGHBOUR + 1)
     reach = np.quantile(neighbour_distance(points, judged, min(neighbour, len(points))), 1.0 - RARE)
-    values = (points, spread, reach, np.quantile(residual, 1.0 - RARE))
+    some = np.random.default_rng(seed).permutation(len(labels))[:MAX_LABELS]
+    values = (points, spread, reach, np.quantile(residual, 1.0 - RARE), labels[some], _reach(labels[some], error[some]))
     return FeatureSupport(*(np.asarray(v, np.float32) for v in values))
 
 
-def share_of_second_stage(
-    support: FeatureSupport, places: Float[NDArray, "star place"], residual: Float[NDArray, " star"]
+def _reach(labels: NDArray[np.floating], error: NDArray[np.floating]) -> NDArray[np.float64]:
+    """(star, label) how far measured labels stand for what is around them: to their neighbours, and their errors."""
+    low, high = np.percentile(labels, [16, 84], axis=0)
+    unit = np.maximum(0.5 * (high - low), 1e-3)
+    spacing = KDTree(labels / unit).query(labels / unit, k=[min(SPACING + 1, len(labels))])[0] / np.sqrt(
+        labels.shape[1]
+    )
+    return np.asarray(np.hypot(spacing * unit, error))
+
+
+def distance_to_labels(
+    support: FeatureSupport, mode: Float[NDArray, "star label"], sigma: Float[NDArray, "star label"]
 ) -> NDArray[np.float64]:
-    """(star,) from 1 where the networks have learned to 0 where they have not; arguments as of `make_feature_support`."""
+    """(star,) how far modes are from the third-nearest measured labels, in units of both errors; infinite if not finite.
+
+    Args:
+        support: of the second stage.
+        mode: labels at the mode.
+        sigma: their errors in the forward posterior.
+    """
+    nearest = min(NEIGHBOUR, len(support.labels)) - 1
+    out = np.full(len(mode), np.inf)
+    finite = np.flatnonzero(np.isfinite(mode).all(axis=1) & np.isfinite(sigma).all(axis=1))
+    for begin in range(0, len(finite), AT_ONCE):
+        rows = finite[begin : begin + AT_ONCE]
+        square = np.zeros((len(rows), len(support.labels)), np.float32)
+        for m, s, label, reach in zip(
+            mode[rows].T.astype(np.float32), sigma[rows].T.astype(np.float32), support.labels.T, support.label_reach.T,
+            strict=True,
+        ):  # fmt: skip
+            square += (m[:, None] - label) ** 2 / (s[:, None] ** 2 + reach**2)
+        out[rows] = np.sqrt(np.partition(square, nearest, axis=1)[:, nearest])
+    return out
+
+
+def _left(score: NDArray[np.float64], full: float, none: float) -> NDArray[np.float64]:
+    """(star,) from 1 up to the first score, smoothly, to 0 from the second on."""
+    left = np.clip((none - score) / (none - full), 0.0, 1.0)
+    return np.asarray(left**2 * (3.0 - 2.0 * left))
+
+
+def share_of_second_stage(
+    support: FeatureSupport,
+    places: Float[NDArray, "star place"],
+    residual: Float[NDArray, " star"],
+    mode: Float[NDArray, "star label"],
+    sigma: Float[NDArray, "star label"],
+) -> NDArray[np.float64]:
+    """(star,) from 1 where the networks have learned to 0 where they have not.
+
+    Args:
+        support: of the second stage.
+        places, residual: as of `make_feature_support`.
+        mode, sigma: labels and their errors in the forward posterior, the parallax's part included where it was used.
+    """
     score = residual / float(support.residual_reach)
     finite = np.isfinite(places).all(axis=1) & np.isfinite(score)
     distance = np.full(len(places), np.inf)
@@ -67,5 +140,6 @@ def share_of_second_stage(
             support.points, places[finite] / support.spread, min(NEIGHBOUR, len(support.points))
         )
     away = np.where(finite, np.maximum(distance / float(support.reach), score), np.inf)
-    left = np.clip((NONE - away) / (NONE - FULL), 0.0, 1.0)
-    return left**2 * (3.0 - 2.0 * left)
+    return np.minimum(
+        _left(away, FULL, NONE), _left(distance_to_labels(support, mode, sigma), FULL_LABELS, NONE_LABELS)
+    )

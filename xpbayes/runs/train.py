@@ -35,14 +35,15 @@ from xpbayes.inference.recalibration import (
     fit_calibration,
     ln_snr_of,
     n_channels_of,
+    recalibrated,
 )
 from xpbayes.inference.references import references
 from xpbayes.inference.scatter import fit_scatter, loosened, scatter_of, settled
 from xpbayes.inference.support import make_support
 from xpbayes.models.extinction import NearInfraredLaw
 from xpbayes.production.model_file import CARD, TrainedModel, load_model, save_model
-from xpbayes.refinement.stage import calibrate_second_stage, learn_second_stage
-from xpbayes.runs.infer import infer, stars_scatter
+from xpbayes.refinement.stage import Aside, calibrate_second_stage, learn_second_stage
+from xpbayes.runs.infer import infer
 from xpbayes.runs.inputs import (
     PathLike,
     check_writable,
@@ -135,10 +136,10 @@ def train(
                 learned.model.label_prior, labels, np.asarray(learned.model.forward.label_scale), config.seed
             ),
         )
-        calibration = _calibrate(model, chosen.aside, config)
+        calibration, aside = _calibrate(model, chosen.aside, config)
         model = replace(model, calibration=calibration)
         if config.second_stage:
-            model = _with_second_stage(model, chosen, config)
+            model = _with_second_stage(model, chosen, aside, config)
         model.card["calibration"] = _calibration_entry(calibration, chosen.aside, config.labels)
         model.card["held_out"] = _assess(model, chosen.held_out, config) if len(chosen.held_out) else {}
         checks = check_training(
@@ -210,10 +211,16 @@ def _take_dropped(phases: list[dict[str, Any]], source_id: NDArray[np.int64]) ->
     return [f"{source_id[row]},{' and '.join(names)}" for row, names in sorted(reasons.items())]
 
 
-def _calibrate(model: TrainedModel, kept_aside: Spectra, config: TrainingConfig) -> Calibration | None:
-    """Calibrate posteriors on stars that training did not see, as inference sees them: with parallax, and without."""
+def _calibrate(
+    model: TrainedModel, kept_aside: Spectra, config: TrainingConfig
+) -> tuple[Calibration | None, list[Aside]]:
+    """Calibrate posteriors on stars that training did not see, as inference sees them: with parallax, and without.
+
+    Returns:
+        the calibration, and how it leaves the posteriors of these stars in either case.
+    """
     if not len(kept_aside):
-        return None
+        return None, []
     stars = kept_aside.stars(model.labels, label_error_floor=config.floor_for(len(model.labels)))
     ln_snr, scale = ln_snr_of(stars), np.asarray(model.forward.label_scale, np.float64)
     found = fit_stars(model.star_model, stars, InferenceConfig(use_parallax=False))
@@ -221,45 +228,51 @@ def _calibrate(model: TrainedModel, kept_aside: Spectra, config: TrainingConfig)
     scatter = np.zeros((len(stars), 2))
     if spread is not None and model.model_error is not None:
         scatter = scatter_of(spread, model.model_error, stars)
-    found = settled(found, stars, scatter, use_parallax=False)
-    known = references(found, stars)
-    flux_only = fit_calibration(found, known, ln_snr, scale)
-    quality = fit_quality_of(np.asarray(found.chi2, np.float64), n_channels_of(stars), ln_snr)
+    own = settled(found, stars, scatter, use_parallax=False)
+    known = references(own, stars)
+    flux_only = fit_calibration(own, known, ln_snr, scale)
+    quality = fit_quality_of(np.asarray(own.chi2, np.float64), n_channels_of(stars), ln_snr)
+    aside = [Aside(stars, found, own, use_parallax=False)]
     if flux_only is None:
         log.info(f"not calibrated: {len(stars)} stars kept aside are too few; raise calibration_fraction")
-        return None
+        return None, aside
     with_parallax = None
     measured = np.flatnonzero(stars.parallax_inv_error > 0)
     if len(measured):
         some, spread_of = stars.take(jnp.asarray(measured)), scatter[measured]
-        found = fit_stars(model.star_model, loosened(some, spread_of), InferenceConfig())
-        found = settled(found, some, spread_of, use_parallax=True)
-        with_parallax = fit_calibration(found, known.take(measured), ln_snr[measured], scale, own_parallax=True)
+        looked_at = loosened(some, spread_of)
+        found = fit_stars(model.star_model, looked_at, InferenceConfig())
+        own = settled(found, some, spread_of, use_parallax=True)
+        with_parallax = fit_calibration(own, known.take(measured), ln_snr[measured], scale, own_parallax=True)
+        aside.append(Aside(looked_at, found, own, use_parallax=True))
     calibration = Calibration(with_parallax or flux_only, flux_only, spread, quality)
+    aside = [
+        case._replace(published=recalibrated(case.published, calibration, case.stars, use_parallax=case.use_parallax))
+        for case in aside
+    ]
     if spread is not None and spread.any():
         extinction, parallax = np.median(scatter, axis=0)
         log.info(f"stars of the same labels scatter by {extinction:.3f} mag in E and {100 * parallax:.1f}% in parallax")
     for name, of in (("flux and parallax", with_parallax), ("flux alone", flux_only)):
         if of is not None:
             log.info(f"calibrated on {len(stars)} stars kept aside, {name}: {_in_words(of, model.labels)}")
-    return calibration
+    return calibration, aside
 
 
-def _with_second_stage(model: TrainedModel, chosen: TrainingSet, config: TrainingConfig) -> TrainedModel:
+def _with_second_stage(
+    model: TrainedModel, chosen: TrainingSet, aside: list[Aside], config: TrainingConfig
+) -> TrainedModel:
     """The model with a second stage, learned from its training stars and calibrated on those kept aside."""
     begun, n_xp = time.perf_counter(), model.channels.n_xp
     second = learn_second_stage(model.star_model, chosen.stars, n_xp, config.refinement)
     if second is None:
         return model
-    if len(chosen.aside):
-        aside = chosen.aside.stars(model.labels, label_error_floor=config.floor_for(len(model.labels)))
-        scatter = stars_scatter(model, aside)
-        looked_at = aside if scatter is None else loosened(aside, scatter)
-        second = calibrate_second_stage(second, model.star_model, aside, looked_at)
+    second = calibrate_second_stage(second, model.star_model, aside)
     entry: dict[str, Any] = {"n_kept_aside": len(chosen.aside), "seconds": round(time.perf_counter() - begun, 2)}
-    for case, of in (("flux_only", second.stretches), ("with_parallax", second.with_parallax)):
+    for case, of in (("flux_only", second.flux_only), ("with_parallax", second.with_parallax)):
         if of is not None:
-            entry[case] = {"kinds": (of.kinds * of.scale).round(3).tolist(), "stretch": of.factor.round(4).tolist()}
+            told = {"weight": of.weight.round(4).tolist(), "stretch": of.stretch.round(4).tolist()}
+            entry[case] = {"kinds": (of.kinds * of.scale).round(3).tolist()} | told
     return replace(model, second_stage=second, card=model.card | {"second_stage": entry})
 
 

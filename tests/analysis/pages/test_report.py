@@ -141,6 +141,29 @@ def test_its_table_equals_the_validation(page, inputs, trained):
     assert len(tables) >= 2 and page.index("Posterior medians, ") < page.index("Modes, as ZGR23 publish them")
 
 
+def test_refined_labels_have_their_own_table(inputs, trained):
+    """With the numbers of the refined columns, not of the posterior; here half a standard deviation off."""
+    catalogue, about = read_catalogue(inputs[1])
+    values = {
+        name: np.stack(catalogue[f"stellar_params_{name}"].to_numpy(zero_copy_only=False))[:, :3]
+        for name in ("median", "p16", "p84", "std")
+    }
+    shift = 0.5 * values["std"]
+    for name in ("median", "p16", "p84"):
+        values[name] = values[name] + shift
+    for name, of in values.items():
+        catalogue = catalogue.append_column(f"refined_{name}", pa.array(list(of)))
+    share = np.where(np.arange(len(catalogue)) < len(catalogue) // 4, 0.5, 1.0)
+    catalogue = catalogue.append_column("refined_share", pa.array(share))
+    run = report_module.Reported(trained, catalogue, about, read_star_table(inputs[2]))
+    section = next(p for p in report_module._accuracy(run)[0] if getattr(p, "id", "") == "accuracy-refined")
+    sentence, table, _ = section.parts
+    assert "25.0% of the catalogue's stars" in sentence
+    before = next(p for p in report_module._accuracy(run)[0] if hasattr(p, "rows"))
+    biases = [next(r for r in t.rows if r[:2] == ("Teff [K]", "all"))[4] for t in (table, before)]
+    assert float(biases[0]) > float(biases[1]) + 5
+
+
 def test_model_card_cuts_and_provenance_are_listed(page, trained):
     for cut in trained.card["cuts"]:
         assert cut["what"] in page

@@ -164,6 +164,16 @@ def _second_stage(model: TrainedModel) -> list[Section]:
         f"what the residual spectrum tells, calibrated on {entry.get('n_kept_aside', 0):,} stars kept aside "
         f"({entry.get('seconds', float('nan')):.0f} s). Columns refined_*; the forward posterior stays as it is."
     ]
+    for case, of in (("from fluxes alone", second.flux_only), ("with parallaxes", second.with_parallax)):
+        if of is not None:
+            names = ", ".join(
+                f"{heading(name)} {low:.2f} to {high:.2f}"
+                for name, low, high in zip(model.labels, of.weight.min(axis=0), of.weight.max(axis=0), strict=True)
+            )
+            sentences.append(
+                f"How far stars kept aside let refined labels go from the forward posterior (0) to the networks' answer (1), "
+                f"{case}, by kind of star: {names}."
+            )
     rows = [Accuracy(**row) for row in held.get("refined", [])]
     return [Section("Its second stage", [*sentences, *([accuracy_table(rows)] if rows else [])])]
 

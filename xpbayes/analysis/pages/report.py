@@ -255,7 +255,30 @@ def _accuracy(run: Reported) -> tuple[list[Part], list[tuple[str, str]]]:
     )
     parts.append(Section("Inferred against spectroscopic labels", [against], "accuracy-labels"))
     parts.append(Section("Distribution of pulls", [pulls], "accuracy-pulls"))
+    if "refined_median" in run.catalogue.column_names:
+        parts.append(_refined(run, floor))
     return parts, [(number(r.label, r.scatter), f"scatter in {heading(r.label)}") for r in rows if r.group == "all"]
+
+
+def _refined(run: Reported, floor: Sequence[float]) -> Section:
+    """The comparison of refined labels with measured ones."""
+    try:
+        refined = compare(run.catalogue, run.stars, run.model.labels, floor, "refined")
+    except InputError:  # no star with labels has a refined one
+        return Section("Refined labels", ["No star with labels has refined ones."], "accuracy-refined")
+    known = run.catalogue["refined_share"].drop_null().to_numpy()
+    sentence = (
+        "The second stage's labels, for the same stars; the forward posterior's are above. "
+        f"{share(np.mean(known < 1.0))} of the catalogue's stars are in part or wholly unlike those that it learned from "
+        "(refined_share below 1): their refined labels fade into the forward posterior's."
+    )
+    what = "Refined labels; the 68 % interval is ± half of p84 − p16, σ the standard deviation."
+    picture = Picture.of(
+        drawing.against_labels(refined),
+        "Refined against measured labels with running percentiles",
+        "Refined labels against measured ones (top) and the difference (bottom), as above.",
+    )
+    return Section("Refined labels", [sentence, accuracy_table(accuracy(refined), what), picture], "accuracy-refined")
 
 
 def _spectra(run: Reported) -> list[Part]:

@@ -1,0 +1,172 @@
+"""How far refined labels go from the forward posterior, and how wide they are: what stars kept aside bear out, by kind.
+
+The second stage's answer and the forward posterior's err in part apart from each other, so that a place on the line
+through both is better than either (Breiman 1996, stacked regressions): label by label
+
+    median = forward + weight (refined - forward).
+
+Where a kind of star does better without the second stage its weight is small, where the second stage is too timid it is
+above 1. Weights are found by robust least squares, drawn towards those of all stars, and lowered by one standard error: what
+few stars or poor labels do not show is not believed. Widths are the geometric mean of both with that weight, times the
+stretch by which 68 % of the labels of stars kept aside lie within.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from xpbayes.inference.recalibration import (
+    MIN_STARS_PER_KIND,
+    PRIOR_STARS,
+    Known,
+    find_kinds,
+    fit_and_widen,
+    kind_weights,
+)
+
+MAX_KINDS, WIDTH = 24, 0.4
+"""More kinds than forward posteriors are calibrated by, and narrower ones: intervals are to hold by S/N and by gravity."""
+FINER_SNR = 2.0
+"""Kinds are told apart in ln S/N by this much more than in labels, all of them in units of the training stars' spread."""
+MAX_WEIGHT = 1.25
+UNJUDGED = 0.5
+"""Weight where a parallax was used and no star kept aside has one: halfway, which loses next to nothing if either is bad."""
+OUTLYING = 1.5
+"""Sigma from which a star's pull on the weights does not grow any more (Huber 1964)."""
+N_ROUNDS = 20
+
+
+class Refined(NamedTuple):
+    """Refined labels of stars, NaN where a star has no mode.
+
+    Attributes:
+        median, low, high, std: (star, label) median, 16 and 84 % quantiles and standard deviation [kK, dex, dex, ...].
+        covariance: (star, label, label).
+        share: (star,) of the second stage in it; what is left to 1 is the forward posterior's.
+    """
+
+    median: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    std: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    share: NDArray[np.float64]
+
+
+class Adjustments(NamedTuple):
+    """What stars kept aside say of refined labels, by kind of star.
+
+    Attributes:
+        scale: (label + 1,) units of labels at the mode and ln S/N, by which kinds are told apart.
+        kinds: (kind, label + 1) centres, in those units.
+        width: () over which kinds pass into each other.
+        weight: (kind, label) of the second stage against the forward posterior.
+        stretch: (kind, label) of what comes out.
+    """
+
+    scale: Float[np.ndarray, " label+1"]
+    kinds: Float[np.ndarray, "kind label+1"]
+    width: Float[np.ndarray, ""]
+    weight: Float[np.ndarray, "kind label"]
+    stretch: Float[np.ndarray, "kind label"]
+
+    def at(self, places: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Weight and stretch, (star, label) each, of stars at places as of `features.places_of`."""
+        kind = kind_weights(_without_dust(places) / self.scale, self.kinds, float(self.width))
+        return kind @ np.asarray(self.weight, np.float64), kind @ np.asarray(self.stretch, np.float64)
+
+
+def _without_dust(places: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Labels and ln S/N of places, or of their units."""
+    return np.delete(np.asarray(places, np.float64), -2, axis=-1)
+
+
+class Interval(NamedTuple):
+    """An answer: (star, label) medians, and halves of the 68 % intervals."""
+
+    median: NDArray[np.float64]
+    half: NDArray[np.float64]
+
+
+def between(forward: Interval, refined: Interval, weight: NDArray[np.float64]) -> Interval:
+    """From the forward posterior's answer at weight 0 to the refined one at 1, and beyond."""
+    median = forward.median + weight * (refined.median - forward.median)
+    return Interval(median, forward.half * (refined.half / forward.half) ** np.minimum(weight, 1.0))
+
+
+def adjusted(of: Refined, forward: Interval, weight: NDArray[np.float64], stretch: NDArray[np.float64]) -> Refined:
+    """Refined labels as stars kept aside bear them out; where they are the forward posterior's they stay.
+
+    Args:
+        of: the second stage's answer.
+        forward: the forward posterior's.
+        weight, stretch: (star, label) from `Adjustments.at`.
+    """
+    plain = Interval(of.median, 0.5 * (of.high - of.low))
+    new = between(forward, plain, weight)
+    factor = new.half / plain.half * stretch ** of.share[:, None]
+    return of._replace(
+        median=new.median,
+        low=new.median - factor * (of.median - of.low),
+        high=new.median + factor * (of.high - of.median),
+        std=factor * of.std,
+        covariance=factor[:, :, None] * factor[:, None, :] * of.covariance,
+    )
+
+
+def fit_adjustments(
+    places: NDArray[np.float64],
+    spread: NDArray[np.floating],
+    forward: Interval,
+    refined: Interval,
+    labels: NDArray[np.float64],
+    error: NDArray[np.float64],
+) -> Adjustments | None:
+    """Find weights and stretches.
+
+    Args:
+        places: (star, place) of `features.places_of`.
+        spread: (place,) of training stars in these.
+        forward, refined: both answers.
+        labels: (star, label) measured.
+        error: (star, label) of these.
+
+    Returns:
+        None of fewer than `MIN_STARS_PER_KIND` stars.
+    """
+    if len(places) < MIN_STARS_PER_KIND:
+        return None
+    scale = _without_dust(spread)
+    scale[-1] /= FINER_SNR
+    where = _without_dust(places) / scale
+    kinds, width = find_kinds(where, MAX_KINDS, WIDTH)
+    kind = kind_weights(where, kinds, width)
+    sigma = np.hypot(forward.half, error)
+    per_label = zip((labels - forward.median).T, (refined.median - forward.median).T, sigma.T, strict=True)
+    weight = np.stack([_weights(wanted / s, moved / s, kind) for wanted, moved, s in per_label], axis=1)
+    new = between(forward, refined, kind @ weight)
+    stretch = fit_and_widen(Known(new.median - labels, new.half, error**2), kind, shifted=False).stretch
+    return Adjustments(*(np.asarray(v, np.float32) for v in (scale, kinds, width, weight, stretch)))
+
+
+def _weights(wanted: NDArray[np.float64], moved: NDArray[np.float64], kind: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(kind,) weights of one label: how far to go in units of how far it moved, both (star,) over their errors."""
+
+    def trust(left: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.minimum(1.0, OUTLYING / np.maximum(np.abs(left), OUTLYING))
+
+    common, of_kinds = 1.0, np.ones(kind.shape[1])
+    x = kind * moved[:, None]
+    for _ in range(N_ROUNDS):
+        h = trust(wanted - common * moved)
+        common = float(np.sum(h * moved * wanted) / max(np.sum(h * moved**2), 1e-12))
+    for _ in range(N_ROUNDS):
+        left = wanted - x @ of_kinds
+        h = trust(left)
+        prior = PRIOR_STARS * np.maximum(kind.T @ (h * moved**2) / kind.sum(axis=0), 1e-12)
+        inverse = np.linalg.inv((x * h[:, None]).T @ x + np.diag(prior))
+        of_kinds = inverse @ (x.T @ (h * wanted) + prior * common)
+    spread = np.mean((trust(left) * left) ** 2)
+    return np.asarray(np.clip(of_kinds - np.sqrt(spread * np.diag(inverse)), 0.0, MAX_WEIGHT))
