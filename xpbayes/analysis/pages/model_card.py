@@ -171,7 +171,7 @@ def _second_stage(model: TrainedModel) -> list[Section]:
                 for name, low, high in zip(model.labels, of.weight.min(axis=0), of.weight.max(axis=0), strict=True)
             )
             sentences.append(
-                f"How far stars kept aside let refined labels go from the forward posterior (0) to the networks' answer (1), "
+                f"How far stars kept aside let refined labels go from the forward posterior (0) to the networks (1), "
                 f"{case}, by kind of star: {names}."
             )
     rows = [Accuracy(**row) for row in held.get("refined", [])]
