@@ -97,6 +97,16 @@ def test_intervals_hold_by_snr():
         np.testing.assert_allclose(inside[third].mean(axis=0), 0.683, atol=0.05)
 
 
+def test_poor_labels_do_not_narrow_intervals():
+    """Both answers are right about their widths; the labels' errors are five times as large and overstated by a tenth."""
+    forward, refined, label, _ = _world(14, 1.0, 1.0)
+    rng = np.random.default_rng(15)
+    poor = label + 5.0 * rng.normal(size=label.shape), np.full(label.shape, 5.5)
+    weight, stretch = fit_adjustments(PLACES, np.ones(4), forward, refined, *poor).at(PLACES)
+    assert stretch.min() > 0.85
+    assert weight.max() <= MAX_WEIGHT
+
+
 def _refined(share):
     rng = np.random.default_rng(11)
     median, half = rng.normal(size=(5, 2)), rng.uniform(0.5, 1.0, (5, 2))

@@ -8,7 +8,7 @@ through both is better than either (Breiman 1996, stacked regressions): label by
 Where a kind of star does better without the second stage its weight is small, where the second stage is too timid it is
 above 1. Weights are found by robust least squares, drawn towards those of all stars, and lowered by one standard error: what
 few stars or poor labels do not show is not believed. Widths are the geometric mean of both with that weight, times the
-stretch by which 68 % of the labels of stars kept aside lie within.
+stretch by which 68 % of the labels of stars kept aside lie within; narrower only as far as labels are good enough to tell.
 """
 
 from typing import NamedTuple
@@ -147,7 +147,10 @@ def fit_adjustments(
     per_label = zip((labels - forward.median).T, (refined.median - forward.median).T, sigma.T, strict=True)
     weight = np.stack([_weights(wanted / s, moved / s, kind) for wanted, moved, s in per_label], axis=1)
     new = between(forward, refined, kind @ weight)
-    stretch = fit_and_widen(Known(new.median - labels, new.half, error**2), kind, shifted=False).stretch
+    known = Known(new.median - labels, new.half, error**2)
+    stretch = fit_and_widen(known, kind, shifted=False).stretch
+    told = kind.T @ known.told(kind @ stretch) / kind.sum(axis=0)[:, None]
+    stretch = np.where(stretch < 1.0, stretch**told, stretch)
     return Adjustments(*(np.asarray(v, np.float32) for v in (scale, kinds, width, weight, stretch)))
 
 
