@@ -143,7 +143,10 @@ def test_its_table_equals_the_validation(page, inputs, trained):
 
 def test_refined_labels_have_their_own_table(inputs, trained):
     """With the numbers of the refined columns, not of the posterior; here half a standard deviation off."""
-    catalogue, about = read_catalogue(inputs[1])
+    from xpbayes.analysis.validation import accuracy, compare
+
+    catalogue = read_catalogue(inputs[1])
+    about = catalogue_about(catalogue)
     values = {
         name: np.stack(catalogue[f"stellar_params_{name}"].to_numpy(zero_copy_only=False))[:, :3]
         for name in ("median", "p16", "p84", "std")
@@ -156,12 +159,11 @@ def test_refined_labels_have_their_own_table(inputs, trained):
     share = np.where(np.arange(len(catalogue)) < len(catalogue) // 4, 0.5, 1.0)
     catalogue = catalogue.append_column("refined_share", pa.array(share))
     run = report_module.Reported(trained, catalogue, about, read_star_table(inputs[2]))
-    section = next(p for p in report_module._accuracy(run)[0] if getattr(p, "id", "") == "accuracy-refined")
-    sentence, table, _ = section.parts
+    sentence, table, _ = report_module._refined(run, (0.02, 0.02, 0.02)).parts
     assert "25.0% of the catalogue's stars" in sentence
-    before = next(p for p in report_module._accuracy(run)[0] if hasattr(p, "rows"))
-    biases = [next(r for r in t.rows if r[:2] == ("Teff [K]", "all"))[4] for t in (table, before)]
-    assert float(biases[0]) > float(biases[1]) + 5
+    before = next(r for r in accuracy(compare(catalogue, run.stars, trained.labels)) if r.group == "all")
+    after = next(r for r in table.rows if r[:2] == ("Teff [K]", "all"))
+    assert float(after[4]) > 1e3 * before.bias + 5
 
 
 def test_model_card_cuts_and_provenance_are_listed(page, trained):
