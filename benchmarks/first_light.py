@@ -59,7 +59,7 @@ def main() -> None:
     catalogue = xpbayes.infer(model, kept, config=flux_only, only="held-out")
     inference = time.perf_counter() - begun
 
-    rows = accuracy(compare(catalogue, kept, model.labels, config.floor_for(3)))
+    rows = accuracy(compare(catalogue, kept, model.labels, config.floor_for(3), "posterior"))
     print(
         f"\n{len(kept)} stars after cuts; {model.card['n_training']} trained on, {len(catalogue)} held out; flux only"
     )

@@ -114,7 +114,7 @@ def our_magnitudes(model: xpbayes.TrainedModel, table: Spectra) -> np.ndarray:
 def print_labels(title: str, catalogue, table: Spectra, config: TrainingConfig) -> None:
     print(f"\n{title}")
     print(f"{'label':6} {'group':8} {'n':>6} {'scatter':>9} {'bias':>9} {'68 %':>6} {'95 %':>6}")
-    for row in accuracy(compare(catalogue, table, LABELS, config.floor_for(3))):
+    for row in accuracy(compare(catalogue, table, LABELS, config.floor_for(3), "posterior")):
         unit = 1e3 if row.label == "teff" else 1.0
         print(
             f"{row.label:6} {row.group:8} {row.n:6d} {unit * row.scatter:9.3f} {unit * row.bias:+9.3f} "

@@ -17,6 +17,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())  # nothing is said
 
 _WHERE = {
     "train": "xpbayes.api.model",
+    "adapt": "xpbayes.api.model",
     "infer": "xpbayes.runs.infer",
     "infer_parts": "xpbayes.runs.infer_parts",
     "verify": "xpbayes.runs.verify",
@@ -69,6 +70,7 @@ __all__ = [
     "TrainedModel",
     "TrainingConfig",
     "__version__",
+    "adapt",
     "analyse",
     "bundled_stars",
     "catalogue_about",
@@ -106,7 +108,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from xpbayes.api.fit import Fit
-    from xpbayes.api.model import Model, load, load_model, train
+    from xpbayes.api.model import Model, adapt, load, load_model, train
     from xpbayes.archive.prepare import prepare
     from xpbayes.config import InferenceConfig, TrainingConfig
     from xpbayes.data.spectra import Spectra

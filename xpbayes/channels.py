@@ -125,9 +125,10 @@ class Channels:
             detail = what or "the same names in another order"
         else:
             detail = "the same names at other wavelengths"
+        bands = json.dumps(list(self.band_names))
         raise InputError(
             f"{theirs} has {len(other)} channels and {mine} has {len(self)}: {detail}; "
-            f"use stars prepared with the channels that the model was trained on"
+            f"use stars prepared with the channels that the model was trained on (bands = {bands} in survey.toml)"
         )
 
 

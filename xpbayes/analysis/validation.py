@@ -20,9 +20,9 @@ GIANT_LOGG = 3.5
 """Stars with a label below are counted as giants."""
 BASIC = 8
 """quality_flags below: basic reliability."""
-Answer = Literal["posterior", "mode", "refined"]
-"""What is compared: 'posterior' medians with p16, p84 and standard deviations, the 'mode' with Fisher's errors, or labels
-'refined' by the second stage."""
+Answer = Literal["recommended", "refined", "posterior", "mode"]
+"""What is compared: labels 'refined' by the second stage, 'posterior' medians, both with p16, p84 and standard deviations,
+or the ZGR23-compatible 'mode' with Fisher's errors; 'recommended' are refined labels where there are any, else medians."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def compare(
     stars: Spectra,
     label_names: Sequence[str],
     label_error_floor: Sequence[float] = (),
-    answer: Answer = "posterior",
+    answer: Answer = "recommended",
 ) -> Comparison:
     """Match a catalogue with the labels of a star table.
 
@@ -131,7 +131,8 @@ def compare(
     if not use.any():
         raise InputError("no solved star of the catalogue has labels in the star table; give the table it came from")
 
-    prefix = "refined" if answer == "refined" else "stellar_params"
+    is_refined = answer == "refined" or (answer == "recommended" and "refined_median" in catalogue.column_names)
+    prefix = "refined" if is_refined else "stellar_params"
 
     def column(name: str) -> NDArray[np.float64]:
         return list_column(catalogue, f"{prefix}_{name}")[:, :n]

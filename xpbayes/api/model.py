@@ -14,7 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from xpbayes.api.fit import Fit
-from xpbayes.config import FrozenSettings, InferenceConfig, SamplingConfig, TrainingConfig, parse_settings
+from xpbayes.config import (
+    FrozenSettings,
+    InferenceConfig,
+    SamplingConfig,
+    TrainingConfig,
+    parse_settings,
+)
 from xpbayes.data.spectra import Spectra
 from xpbayes.data.stars import Stars
 from xpbayes.errors import InputError
@@ -270,6 +276,36 @@ def train(
         config = _settings(TrainingConfig, **((config or TrainingConfig()).model_dump() | settings))
     with progress_shown(progress):
         return _with_verbs(run(stars, out, config, resume=resume))
+
+
+def adapt(
+    model: TrainedModel | str | Path,
+    stars: Spectra | str | Path,
+    out: str | Path | None = None,
+    *,
+    progress: bool = False,
+    **settings: Any,
+) -> Model:
+    """Bring a trained model to a few stars that have labels of their own.
+
+    Args:
+        model: a trained model or its folder.
+        stars: spectra with labels, a star table's path, or a folder of star tables.
+        out: folder for the adapted model; nothing is written if None.
+        progress: say on stderr how far it is.
+        settings: fields of `AdaptationConfig` that differ, as ``layers="all"``.
+
+    Raises:
+        InputError: model and stars do not fit together, labels are missing, or too few stars are left.
+
+    Example:
+        >>> model = xpbayes.adapt("model", "mine.parquet", out="adapted")  # doctest: +SKIP
+    """
+    from xpbayes.runs.adapt import adapt as run
+    from xpbayes.training.adapt import AdaptationConfig
+
+    with progress_shown(progress):
+        return _with_verbs(run(model, stars, out, _settings(AdaptationConfig, **settings)))
 
 
 def _with_verbs(model: TrainedModel) -> Model:

@@ -1,6 +1,7 @@
-"""Verbs that make or ask a model: train, card, confidence, uncertainty, transfer, predict."""
+"""Verbs that make or ask a model: train, adapt, card, confidence, uncertainty, transfer, predict."""
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -57,6 +58,33 @@ def train(  # noqa: PLR0913 - an argument for each option of the command line
         from xpbayes.analysis.pages.model_card import print_card
 
         print_card(model, Console(stderr=True))
+    print(out)
+
+
+class Layers(StrEnum):
+    """What `adapt` moves."""
+
+    LAST = "last"
+    ALL = "all"
+
+
+@app.command()
+def adapt(
+    model: ModelFolder,
+    stars: Annotated[Path, typer.Argument(help="Star table with labels of your own, or a folder of them.")],
+    out: Annotated[Path, typer.Option(help="Folder for the adapted model.")],
+    layers: Annotated[Layers, typer.Option(help="Of the network: the last layer, or all.")] = Layers.LAST,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the stars in each of three rounds.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the batches.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Bring a model to a few stars with labels of your own, from some fifty on, and say whether it helped."""
+    from xpbayes.config import parse_settings
+    from xpbayes.runs.adapt import adapt as run
+    from xpbayes.training.adapt import AdaptationConfig
+
+    values = {"layers": layers.value, "seed": seed, **({} if epochs is None else {"epochs": epochs})}
+    run(model, stars, out, parse_settings(AdaptationConfig, values, "the adaptation"))
     print(out)
 
 

@@ -36,6 +36,7 @@ class _Setup(NamedTuple):
         move_stars: whether a step moves the batch's stars after the model.
         optimizer: 'adam' or 'sgd'.
         momentum, gradient_clip, robust_scale: see `config.Phase`.
+        fixed: the model's sites that do not move.
     """
 
     n_stars: int
@@ -44,6 +45,7 @@ class _Setup(NamedTuple):
     momentum: float
     gradient_clip: float
     robust_scale: float
+    fixed: tuple[str, ...] = ()
 
 
 def learning_rates(phase: "Phase", initial: float, n_steps: int) -> np.ndarray:
@@ -101,6 +103,9 @@ def _transformation(setup: _Setup, rate: Array, per_loss: float, *, is_model: bo
         chain.append(optax.scale_by_adam())
     elif is_model and setup.momentum > 0:
         chain.append(optax.trace(decay=setup.momentum))
+    if is_model and setup.fixed:
+        still = frozenset(_locations(dict.fromkeys(setup.fixed)))
+        chain.append(optax.masked(optax.set_to_zero(), lambda sites: {name: name in still for name in sites}))
     return optax.chain(*chain, optax.scale(-rate))
 
 
@@ -231,7 +236,7 @@ def _parameters(values: dict[str, Any]) -> Array:
     return jnp.concatenate([values["labels"], values["ln_E"][:, None], values["ln_plx"][:, None]], axis=1)
 
 
-def run_gradient_phase(
+def run_gradient_phase(  # noqa: PLR0913 - what a phase moves, of what, and how
     forward: ForwardModel,
     stars: Stars,
     theta_log: Float[Array, "star parameter"],
@@ -240,6 +245,7 @@ def run_gradient_phase(
     key: Array,
     rows: NDArray[np.integer] | None = None,
     weight: Float[Array, " star"] | None = None,
+    fixed: tuple[str, ...] = (),
 ) -> tuple[ForwardModel, Float[Array, "star parameter"], list[float]]:
     """Run a phase that moves the model, or both: random batches, each star at most once an epoch.
 
@@ -252,6 +258,7 @@ def run_gradient_phase(
         key: of the batches.
         rows: the stars that take part; all if None.
         weight: (star,) how much the fluxes of each count; 1 if None.
+        fixed: sites of the model that do not move (`models.posterior.model_site_values`).
 
     Returns:
         the model, the stars' parameters, and per epoch the mean over batches of -ln posterior / n_stars.
@@ -269,6 +276,7 @@ def run_gradient_phase(
         momentum=phase.momentum,
         gradient_clip=phase.gradient_clip,
         robust_scale=phase.robust_scale,
+        fixed=fixed,
     )
     n_steps = phase.epochs * n_batches
     model_rates = learning_rates(phase, phase.learning_rate, n_steps).reshape(phase.epochs, n_batches)

@@ -46,7 +46,7 @@ def held_out_entry(
         model has such), 'extrapolated' (share beyond the training sample), and 'refined', the accuracy of refined labels,
         if the model has a second stage.
     """
-    compared = compare(catalogue, stars, model.labels, floor)  # posterior medians, as users are told to take
+    compared = compare(catalogue, stars, model.labels, floor, "posterior")
     estimate = list_column(catalogue, "stellar_params_est")
     solved = np.flatnonzero(np.isfinite(estimate).all(axis=1))
     sampled = np.concatenate([estimate[solved, :-2], np.log(estimate[solved, -2:])], axis=1)

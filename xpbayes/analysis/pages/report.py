@@ -227,19 +227,22 @@ def _accuracy(run: Reported) -> tuple[list[Part], list[tuple[str, str]]]:
     ]
     if settings.get("model_uncertainty", False):
         parts.append("Errors contain what training leaves unknown of the model.")
-    rows = accuracy(comparison)
+    rows, refined = accuracy(comparison), drawn and "refined_median" in run.catalogue.column_names
+    if refined:
+        what = "Refined labels, the recommended values: medians after the second stage; the interval likewise."
+        parts.append(accuracy_table(rows, what))
     if drawn:
         calibrated = model.calibration is not None and settings.get("calibrate", False)
         how = "as calibrated on stars kept aside of training" if calibrated else "not calibrated"
         what = f"Posterior medians, {how}; the 68 % interval is ± half of p84 − p16, σ the standard deviation."
-        parts.append(accuracy_table(rows, what))
+        forward = compare(run.catalogue, run.stars, model.labels, floor, "posterior")
+        parts.append(accuracy_table(accuracy(forward), what))
     else:
         parts.append("There are no posterior medians because the catalogue was inferred without draws.")
-    what = (
-        "Modes, as ZGR23 publish them, with errors from the Fisher matrix: no prior in the errors; calibrated likewise."
-    )
+    what = "ZGR23-compatible: modes with errors from the Fisher matrix, no prior in the errors; calibrated likewise."
     parts.append(accuracy_table(accuracy(modes), what))
     inferred, width = ("Posterior medians", "half of p16 to p84") if drawn else ("Modes", "Fisher's error")
+    inferred = "Refined labels" if refined else inferred
     against = Picture.of(
         drawing.against_labels(comparison),
         "Inferred parameters against labels with running percentiles",

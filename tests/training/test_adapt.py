@@ -1,0 +1,108 @@
+"""A trained model brought to a few stars whose labels are on another scale."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+import xpbayes
+from tests.conftest import with_columns
+from xpbayes.analysis.validation import Accuracy
+from xpbayes.errors import InputError
+from xpbayes.models.forward import ln_absolute_flux
+from xpbayes.models.prior import ln_priors
+from xpbayes.runs.adapt import adapt, check_adaptation
+from xpbayes.training.adapt import AdaptationConfig, adapt_model, fixed_sites, on_scale
+
+OFFSET_DEX, STRETCH = 0.25, 1.03
+"""Of [Fe/H] and Teff on the other scale."""
+
+
+@pytest.fixture(scope="module")
+def own(sample):
+    """300 stars on the scale of another survey."""
+    stars = sample.take(np.arange(1500, 1800))
+    return with_columns(
+        stars, feh=stars.column("feh") + np.float32(OFFSET_DEX), teff=stars.column("teff") * np.float32(STRETCH)
+    )
+
+
+@pytest.fixture(scope="module")
+def adapted(trained, own, short_settings, tmp_path_factory):
+    return adapt(trained, own, tmp_path_factory.mktemp("adapted") / "model")
+
+
+@pytest.fixture(scope="module")
+def short_settings():
+    from tests.conftest import QUICK, _set_defaults
+    from xpbayes.config import InferenceConfig
+
+    before = _set_defaults(InferenceConfig, {n: getattr(QUICK, n) for n in QUICK.model_fields_set - {"use_parallax"}})
+    yield
+    _set_defaults(InferenceConfig, before)
+
+
+def accuracy(rows: list[dict], label: str) -> Accuracy:
+    return next(Accuracy(**row) for row in rows if row["label"] == label and row["group"] == "all")
+
+
+def test_held_out_stars_come_out_on_the_new_scale(adapted, trained):
+    before, after = adapted.card["adapted"]["accuracy_before"], adapted.card["held_out"]["accuracy"]
+    for label in ("teff", "feh"):
+        old, new = accuracy(before, label), accuracy(after, label)
+        assert abs(new.bias) < 0.5 * abs(old.bias)
+    checks = {check["name"]: check["passed"] for check in adapted.card["checks"]}
+    assert checks["adaptation"] is True
+    moved = adapted.card["adapted"]["labels_moved"]
+    assert moved["offset"][1] > 0.5 * OFFSET_DEX and abs(moved["offset"][2]) < 0.2
+    assert adapted.card["adapted"]["from"]["n_training"] == trained.card["n_training"] != adapted.card["n_training"]
+
+
+def test_only_the_last_layer_moves(adapted, trained):
+    for layer in range(len(trained.forward.weights)):
+        same = np.array_equal(adapted.forward.weights[layer], trained.forward.weights[layer])
+        assert same == (layer < len(trained.forward.weights) - 1)
+    assert_array_equal(adapted.forward.ln_curve, trained.forward.ln_curve)
+    assert adapted.second_stage is None and adapted.calibration is not None
+
+
+def test_all_layers_move_if_asked(trained, own):
+    stars = own.take(np.arange(64)).stars(trained.labels, spectroscopic_parallax=True)
+    config = AdaptationConfig(layers="all", rounds=1, epochs=1)
+    forward = adapt_model(trained.star_model, stars, config).forward
+    assert fixed_sites(trained.forward, "all") == ("ln_R",)
+    assert all(
+        (np.asarray(a) != np.asarray(b)).any() for a, b in zip(forward.weights, trained.forward.weights, strict=True)
+    )
+    assert_array_equal(forward.ln_curve, trained.forward.ln_curve)
+
+
+def test_worse_labels_fail_the_check():
+    old = [Accuracy("teff", "all", 100, 0.1, 0.01, 0.68, 0.95), Accuracy("feh", "all", 100, 0.1, 0.0, 0.68, 0.95)]
+    assert check_adaptation(old, old).passed
+    worse = [old[0], replace(old[1], scatter=0.2)]
+    found = check_adaptation(old, worse)
+    assert found.passed is False and "feh got worse" in found.line
+    assert check_adaptation(old, [old[0], replace(old[1], bias=0.08)]).passed is False
+
+
+def test_too_few_stars_are_one_sentence(trained, own):
+    with pytest.raises(InputError, match="stars are left to adapt to and .* to judge by"):
+        xpbayes.adapt(trained, own.take(np.arange(30)))
+
+
+def test_network_and_prior_move_together(trained, own):
+    """Labels on another scale have the flux, and but for the Jacobian the probability, that they had on the former."""
+    move = np.array([[0.3, -0.2, 0.1], [0.1, -0.2, 0.3]], np.float32)
+    model, forward = trained.star_model, trained.forward
+    other = on_scale(model, move)
+    labels = own.labels(trained.labels)[0][:20].astype(np.float32)
+    there = other.forward.label_center + np.exp(move[1]) * (labels - forward.label_center)
+    fluxes = (ln_absolute_flux(one, at) for one, at in ((forward, labels), (other.forward, np.asarray(there))))
+    np.testing.assert_allclose(*map(np.asarray, fluxes), rtol=1e-3, atol=2e-3)
+    before, after = (
+        np.asarray(ln_priors(p, np.asarray(at))) for p, at in ((model.prior, labels), (other.prior, there))
+    )
+    np.testing.assert_allclose(after + move[1].sum(), before, rtol=1e-3, atol=1e-2)
+    np.testing.assert_allclose(other.prior.ln_threshold + move[1].sum(), model.prior.ln_threshold, rtol=1e-5)

@@ -1,0 +1,161 @@
+"""Bring a trained model to a few stars that have labels of their own, and say whether that helped."""
+
+import logging
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from xpbayes.analysis.pages.model_card import held_out_entry
+from xpbayes.analysis.validation import Accuracy
+from xpbayes.checks.training_checks import Check, check_training
+from xpbayes.config import InferenceConfig, TrainingConfig
+from xpbayes.data.spectra import Spectra
+from xpbayes.errors import InputError
+from xpbayes.identity import Side, Split
+from xpbayes.production.meeting import stars_for
+from xpbayes.production.model_file import CARD, TrainedModel, load_model, save_model
+from xpbayes.runs.infer import infer
+from xpbayes.runs.inputs import PathLike, check_writable, load_if_path, read_stars, require_labels, versions
+from xpbayes.training.adapt import AdaptationConfig, adapt_model, moved_labels
+from xpbayes.training.selection import training_cuts
+
+log = logging.getLogger(__name__)
+
+LEAST = 40
+"""Fewer stars say nothing that their own errors do not."""
+CHANCE = 2.0
+"""A scatter or a bias may come out larger by so many of its standard errors."""
+
+
+def adapt(
+    model: TrainedModel | PathLike,
+    stars: Spectra | PathLike,
+    out: PathLike | None = None,
+    config: AdaptationConfig | None = None,
+) -> TrainedModel:
+    """Bring a trained model to a few stars that have labels of their own: a survey's scale, or a kind of star.
+
+    First the labels' scale moves, an offset and a stretch of each, and the label prior with it; then the network, its last
+    layer or all of it. Extinction curve, model error, the calibration of posteriors and what counts as extrapolation stay.
+    A second stage and classifiers are left out: they know the former labels.
+
+    Args:
+        model: a trained model or its folder.
+        stars: star table with labels, its path, or a folder of star tables.
+        out: folder for the adapted model; nothing is written if None.
+        config: settings; the defaults if None.
+
+    Returns:
+        the model; its `card` has its accuracy on stars held out, before and after, and checks with results.
+
+    Raises:
+        InputError: model and stars do not fit together, labels are missing, or too few stars are left.
+
+    Example:
+        >>> model = xpbayes.adapt("model", "mine.parquet", out="adapted")  # doctest: +SKIP
+    """
+    config = config or AdaptationConfig()
+    check_writable(out, model, stars, files=(CARD, "*.safetensors"))
+    trained = load_if_path(model)
+    table, source = read_stars(stars)
+    require_labels(table.columns, trained.labels, str(source["path"]))
+    table = stars_for(trained, table.on(trained.channels), str(source["path"]))
+    how = TrainingConfig.model_validate(trained.card["settings"])
+    kept = training_cuts(table, trained.labels, how.teff_max, how.min_channels)
+    held = Split(config.validation_fraction, seed=config.split_seed).on(Side.HELD_OUT, kept.source_id)
+    training, held_out = kept.take(~held, "held out for validation, by source_id"), kept.take(held)
+    if len(training) < LEAST or len(held_out) < LEAST // 4:
+        raise InputError(
+            f"{source['path']}: {len(training)} stars are left to adapt to and {len(held_out)} to judge by (of {len(table)} "
+            f"{len(kept)} pass the cuts; validation_fraction = {config.validation_fraction:g}), at least {LEAST} and "
+            f"{LEAST // 4} are needed; bring more stars"
+        )
+    floor = how.floor_for(len(trained.labels))
+    batch = training.stars(trained.labels, spectroscopic_parallax=True, label_error_floor=floor)
+    star_model = adapt_model(trained.star_model, batch, config)
+    moved = moved_labels(trained.forward, star_model.forward)
+    log.info(f"labels moved by {moved['offset']}, stretched by {moved['stretch']}")
+    adapted = replace(trained, star_model=star_model, second_stage=None, confidence=None)
+    blind = InferenceConfig(use_parallax=False, second_stage=False)
+    entries = [
+        held_out_entry(one, infer(one, held_out, config=blind), held_out, floor, use_parallax=False)
+        for one in (replace(trained, second_stage=None, confidence=None), adapted)
+    ]
+    before, after = ([Accuracy(**row) for row in entry["accuracy"]] for entry in entries)
+    checks = check_training(
+        star_model.forward, trained.channels, trained.labels, training.labels(trained.labels)[0], entries[1], []
+    )
+    checks.append(check_adaptation(before, after))
+    adapted = replace(adapted, card=_card(trained, training, held_out, config, source, entries, moved, checks))
+    for check in checks:
+        log.info(check.line)
+    if out is not None:
+        log.info(f"wrote {save_model(adapted, out)}")
+        return load_model(out)
+    return adapted
+
+
+def check_adaptation(before: list[Accuracy], after: list[Accuracy]) -> Check:
+    """Held-out stars must not be told worse than before, in scatter and bias of any label, but for chance."""
+    told, worse = [], []
+    for old, new in zip(before, after, strict=True):
+        if new.group != "all":
+            continue
+        scale, unit = (1e3, " K") if new.label == "teff" else (1.0, "")
+        told.append(
+            f"{new.label} scatter {scale * old.scatter:.3g} to {scale * new.scatter:.3g}{unit}, "
+            f"bias {scale * old.bias:+.2g} to {scale * new.bias:+.2g}{unit}"
+        )
+        error = old.scatter / np.sqrt(2 * max(new.n, 1))
+        if (
+            new.scatter > old.scatter + CHANCE * error
+            or abs(new.bias) > abs(old.bias) + CHANCE * 1.25 * np.sqrt(2) * error
+        ):
+            worse.append(new.label)
+    return Check(
+        "adaptation",
+        not worse,
+        "; ".join(told),
+        f"no label of held-out stars worse than before by more than {CHANCE:g} standard errors",
+        f"{', '.join(worse)} got worse: do these stars' labels and errors hold, and are there enough of every kind?",
+    )
+
+
+def _card(
+    trained: TrainedModel,
+    training: Spectra,
+    held_out: Spectra,
+    config: AdaptationConfig,
+    source: dict[str, Any],
+    entries: list[dict[str, Any]],
+    moved: dict[str, list[float]],
+    checks: list[Check],
+) -> dict[str, Any]:
+    """The former model's card with what is new."""
+    former = {name: value for name, value in trained.card.items() if name not in ("second_stage", "confidence")}
+    fractions = {"validation_fraction": config.validation_fraction, "calibration_fraction": 0.0}
+    return former | {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "input": source,
+        "n_training": len(training),
+        "n_held_out": len(held_out),
+        "split": {"by": "source_id hash", "fraction": config.validation_fraction, "seed": config.split_seed},
+        "settings": trained.card["settings"] | fractions,
+        "cuts": [vars(cut) for cut in training.cuts],
+        "provenance": training.provenance,
+        "label_range": {
+            name: np.percentile(training.column(name), [0, 1, 16, 50, 84, 99, 100]).round(4).tolist()
+            for name in trained.labels
+        },
+        "held_out": entries[1],
+        "checks": [vars(check) for check in checks],
+        "adapted": {
+            "from": {k: trained.card.get(k) for k in ("created", "arrays_checksum", "n_training")},
+            "settings": config.model_dump(mode="json"),
+            "labels_moved": moved,
+            "accuracy_before": entries[0]["accuracy"],
+        },
+        "versions": versions(),
+    }
