@@ -13,7 +13,7 @@ from xpbayes.errors import InputError
 from xpbayes.models.forward import ln_absolute_flux
 from xpbayes.models.prior import ln_priors
 from xpbayes.runs.adapt import adapt, check_adaptation
-from xpbayes.training.adapt import AdaptationConfig, adapt_model, fixed_sites, on_scale
+from xpbayes.training.adapt import AdaptationConfig, find_scale, fixed_sites, move_network, on_scale
 
 OFFSET_DEX, STRETCH = 0.25, 1.03
 """Of [Fe/H] and Teff on the other scale."""
@@ -59,23 +59,38 @@ def test_held_out_stars_come_out_on_the_new_scale(adapted, trained):
     assert adapted.card["adapted"]["from"]["n_training"] == trained.card["n_training"] != adapted.card["n_training"]
 
 
-def test_only_the_last_layer_moves(adapted, trained):
-    for layer in range(len(trained.forward.weights)):
-        same = np.array_equal(adapted.forward.weights[layer], trained.forward.weights[layer])
-        assert same == (layer < len(trained.forward.weights) - 1)
+def test_only_the_scale_moves(adapted, trained):
+    for name in ("weights", "biases"):
+        for one, other in zip(getattr(adapted.forward, name), getattr(trained.forward, name), strict=True):
+            assert_array_equal(one, other)
     assert_array_equal(adapted.forward.ln_curve, trained.forward.ln_curve)
     assert adapted.second_stage is None and adapted.calibration is not None
 
 
-def test_all_layers_move_if_asked(trained, own):
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_layers_move_if_asked(trained, own, layers):
     stars = own.take(np.arange(64)).stars(trained.labels, spectroscopic_parallax=True)
-    config = AdaptationConfig(layers="all", rounds=1, epochs=1)
-    forward = adapt_model(trained.star_model, stars, config).forward
-    assert fixed_sites(trained.forward, "all") == ("ln_R",)
-    assert all(
-        (np.asarray(a) != np.asarray(b)).any() for a, b in zip(forward.weights, trained.forward.weights, strict=True)
-    )
+    config = AdaptationConfig(layers=layers, rounds=1, epochs=1)
+    forward = move_network(trained.star_model, stars, config).forward
+    moved = [not np.array_equal(a, b) for a, b in zip(forward.weights, trained.forward.weights, strict=True)]
+    assert moved == ([True] * 4 if layers == "all" else [False, False, False, True])
     assert_array_equal(forward.ln_curve, trained.forward.ln_curve)
+    assert "ln_R" in fixed_sites(forward, layers)
+
+
+def test_the_scale_is_found_among_outliers_and_not_invented():
+    rng = np.random.default_rng(0)
+    center, spread = np.array([5.0, -0.2]), np.array([0.6, 0.3])
+    inferred = center + spread * rng.normal(size=(400, 2))
+    truth = np.array([[0.3, -0.5], np.log([1.2, 0.9])])
+    labels = (
+        center + spread * truth[0] + np.exp(truth[1]) * (inferred - center) + 0.1 * spread * rng.normal(size=(400, 2))
+    )
+    labels[::20] += 9.0
+    np.testing.assert_allclose(find_scale(inferred, labels, center, spread), truth, atol=0.03)
+    few = slice(1, 13)
+    noisy = inferred[few] + spread * rng.normal(size=(12, 2))
+    assert np.abs(find_scale(inferred[few], noisy, center, spread)[1]).max() < 0.1
 
 
 def test_worse_labels_fail_the_check():

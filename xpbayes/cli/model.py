@@ -64,6 +64,7 @@ def train(  # noqa: PLR0913 - an argument for each option of the command line
 class Layers(StrEnum):
     """What `adapt` moves."""
 
+    NONE = "none"
     LAST = "last"
     ALL = "all"
 
@@ -73,8 +74,10 @@ def adapt(
     model: ModelFolder,
     stars: Annotated[Path, typer.Argument(help="Star table with labels of your own, or a folder of them.")],
     out: Annotated[Path, typer.Option(help="Folder for the adapted model.")],
-    layers: Annotated[Layers, typer.Option(help="Of the network: the last layer, or all.")] = Layers.LAST,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the stars in each of three rounds.")] = None,
+    layers: Annotated[
+        Layers, typer.Option(help="Of the network after the labels' scale: none, last, all.")
+    ] = Layers.NONE,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the stars in each of two rounds.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the batches.")] = 0,
     quiet: Quiet = False,
 ) -> None:

@@ -5,10 +5,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from xpbayes.analysis.pages.model_card import held_out_entry
-from xpbayes.analysis.validation import Accuracy
+from xpbayes.analysis.validation import Accuracy, compare
 from xpbayes.checks.training_checks import Check, check_training
 from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.data.spectra import Spectra
@@ -18,7 +19,7 @@ from xpbayes.production.meeting import stars_for
 from xpbayes.production.model_file import CARD, TrainedModel, load_model, save_model
 from xpbayes.runs.infer import infer
 from xpbayes.runs.inputs import PathLike, check_writable, load_if_path, read_stars, require_labels, versions
-from xpbayes.training.adapt import AdaptationConfig, adapt_model, moved_labels
+from xpbayes.training.adapt import AdaptationConfig, find_scale, move_network, moved_labels, on_scale
 from xpbayes.training.selection import training_cuts
 
 log = logging.getLogger(__name__)
@@ -37,9 +38,9 @@ def adapt(
 ) -> TrainedModel:
     """Bring a trained model to a few stars that have labels of their own: a survey's scale, or a kind of star.
 
-    First the labels' scale moves, an offset and a stretch of each, and the label prior with it; then the network, its last
-    layer or all of it. Extinction curve, model error, the calibration of posteriors and what counts as extrapolation stay.
-    A second stage and classifiers are left out: they know the former labels.
+    The labels' scale moves, an offset and a stretch of each, and the label prior with it; then, if asked for, the network's
+    last layer or all of it. Extinction curve, model error, the calibration of posteriors and what counts as extrapolation
+    stay. A second stage and classifiers are left out: they know the former labels.
 
     Args:
         model: a trained model or its folder.
@@ -74,14 +75,18 @@ def adapt(
         )
     floor = how.floor_for(len(trained.labels))
     batch = training.stars(trained.labels, spectroscopic_parallax=True, label_error_floor=floor)
-    star_model = adapt_model(trained.star_model, batch, config)
+    blind = InferenceConfig(use_parallax=False, second_stage=False)
+    former = replace(trained, second_stage=None, confidence=None)
+    compared = compare(infer(former, training, config=blind), training, trained.labels, floor, "posterior")
+    center, spread = (np.asarray(of, np.float64) for of in (trained.forward.label_center, trained.forward.label_scale))
+    scale = find_scale(compared.estimate, compared.label, center, spread)
+    star_model = move_network(on_scale(trained.star_model, jnp.asarray(scale, jnp.float32)), batch, config)
     moved = moved_labels(trained.forward, star_model.forward)
     log.info(f"labels moved by {moved['offset']}, stretched by {moved['stretch']}")
-    adapted = replace(trained, star_model=star_model, second_stage=None, confidence=None)
-    blind = InferenceConfig(use_parallax=False, second_stage=False)
+    adapted = replace(former, star_model=star_model)
     entries = [
         held_out_entry(one, infer(one, held_out, config=blind), held_out, floor, use_parallax=False)
-        for one in (replace(trained, second_stage=None, confidence=None), adapted)
+        for one in (former, adapted)
     ]
     before, after = ([Accuracy(**row) for row in entry["accuracy"]] for entry in entries)
     checks = check_training(

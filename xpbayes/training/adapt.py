@@ -1,17 +1,18 @@
 """Bring a trained model to a few stars that have labels of their own, on another survey's scale perhaps.
 
-First the scale: two numbers a label, offset and stretch, with which the fluxes of stars held at their labels are most
-probable. The label prior moves with it. Then the network: its last layer, or all of it, for a few passes, stars and network
-in turn as in training. The extinction curve and the model's own error stay: a few stars say nothing of them.
+First the scale: two numbers a label, offset and stretch, by which what the model infers of the stars agrees with their
+labels. Network and label prior move together, so nothing else changes. Then, if asked for, the network: its last layer, or
+all of it, for a few passes, stars and network in turn as in training. The extinction curve and the model's own error stay: a
+few stars say nothing of them.
 """
 
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from numpy.typing import NDArray
 from pydantic import Field
 
 from xpbayes.config import FrozenSettings, Phase
@@ -19,7 +20,6 @@ from xpbayes.data.stars import Stars
 from xpbayes.device import prepare_device
 from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.models.forward import ForwardModel
-from xpbayes.models.objective import objective
 from xpbayes.models.posterior import model_site_values
 from xpbayes.models.prior import LabelPrior
 from xpbayes.models.star_model import StarModel
@@ -28,41 +28,44 @@ from xpbayes.training.phases import run_gradient_phase
 
 ROBUST_SCALE = 660.0
 """As in training: a star that no model describes must not pull the others' scale."""
-SCALE_ROUNDS, SCALE_STEPS, SCALE_RATE = 2, 400, 0.02
-"""Steps of Adam that find the scale, in units of the labels' spread; the model's error is folded in anew in each round."""
-LIKELY_MOVE = 0.5
-"""Offsets and ln stretches of such a size are expected before any star was seen."""
+ITERATIONS, OUTLYING = 30, 2.0
+"""Of the scale's fit; residuals beyond so many robust sigma count little."""
+LIKELY_TILT, LARGEST_TILT = 0.05, 0.5
+"""Stretches of such a size are expected before any star was seen, and none beyond."""
 
 
 class AdaptationConfig(FrozenSettings):
     """How `xpbayes adapt` brings a model to a few stars with labels of their own."""
 
-    layers: Literal["last", "all"] = Field(
-        "last", description="which of the network's layers move; R(lambda) never does"
+    layers: Literal["none", "last", "all"] = Field(
+        "none", description="which of the network's layers move, after the labels' scale; R(lambda) never does"
     )
-    rounds: int = Field(2, ge=0, description="alternations of stars and network, after the labels' scale was found")
+    rounds: int = Field(2, ge=1, description="alternations of stars and network")
     epochs: int = Field(20, ge=1, description="passes over the stars in each round")
     learning_rate: float = Field(3e-4, gt=0, description="of Adam at the start of a round; it falls as a cosine")
     batch_size: int = Field(64, ge=1, description="stars per step")
     validation_fraction: float = Field(
         0.2, gt=0, lt=1, description="share of source_ids held out, on which it is judged"
     )
-    split_seed: int = Field(0, ge=0, description="which split by source_id")
+    split_seed: int = Field(
+        1, ge=0, description="which split by source_id; not that of training, whose sides may be all one"
+    )
     seed: int = Field(0, ge=0, description="of the batches")
 
 
-def adapt_model(model: StarModel, stars: Stars, config: AdaptationConfig) -> StarModel:
-    """Move scale, prior and network to the labels of some stars.
+def move_network(model: StarModel, stars: Stars, config: AdaptationConfig) -> StarModel:
+    """Move the network to the labels of some stars, stars and network in turn.
 
     Args:
-        model: the trained model.
+        model: on the stars' scale.
         stars: with labels, and parallaxes and reddenings as far as they are known, as measurements.
         config: the settings.
     """
+    if config.layers == "none":
+        return model
     prepare_device()
     stars = jax.tree.map(jnp.asarray, stars)
-    model, theta_log = find_scale(model, stars)
-    forward = model.forward
+    forward, theta_log = model.forward, initial_theta(stars)
     settle = Phase(update="stars", epochs=8)
     move = Phase(
         update="model",
@@ -88,25 +91,32 @@ def fixed_sites(forward: ForwardModel, layers: str) -> tuple[str, ...]:
     return tuple(sorted(set(model_site_values(forward)) - moving))
 
 
-def find_scale(model: StarModel, stars: Stars) -> tuple[StarModel, Float[Array, "star parameter"]]:
-    """Find the offset and stretch of every label under which the fluxes of labelled stars are most probable.
+def find_scale(
+    inferred: NDArray[np.float64], labels: NDArray[np.float64], center: NDArray[np.float64], spread: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Find the offset and stretch of every label from what a model inferred of labelled stars.
 
-    Stars are held at their labels; their E and parallaxes move along.
+    A model whose network and prior move to another scale infers what it inferred, moved: this is that move. Outliers count
+    little, and a stretch that few stars cannot tell stays near 1.
 
     Args:
-        model: the trained model.
-        stars: with labels.
+        inferred: (star, label) posterior medians, from fluxes alone.
+        labels: (star, label) the stars' own.
+        center, spread: (label,) of the model's training labels.
 
     Returns:
-        the model on the stars' scale, its prior moved along; and theta_log of the stars.
+        (2, label) offsets in units of `spread` and ln of stretches about `center`, as `on_scale` takes them.
     """
-    theta_log = initial_theta(stars)
-    move, own = jnp.zeros((2, model.forward.n_labels)), theta_log[:, -2:]
-    for _ in range(SCALE_ROUNDS):
-        at = jnp.concatenate([theta_log[:, :-2], own], axis=1)
-        effective = fold_in_model_error(on_scale(model, move), stars, at)
-        move, own = _find_scale(model.forward, effective, at, move)
-    return on_scale(model, move), jnp.concatenate([theta_log[:, :-2], own], axis=1)
+    x, difference = (inferred - center) / spread, (labels - inferred) / spread
+    offset, tilt = np.median(difference, axis=0), np.zeros(len(center))
+    for _ in range(ITERATIONS):
+        left = difference - offset - tilt * x
+        scatter = 1.4826 * np.median(np.abs(left), axis=0) + 1e-9
+        weight = 1.0 / (1.0 + (left / (OUTLYING * scatter)) ** 2)
+        offset = np.sum(weight * (difference - tilt * x), axis=0) / np.sum(weight, axis=0)
+        expected = (scatter / LIKELY_TILT) ** 2
+        tilt = np.sum(weight * x * (difference - offset), axis=0) / (np.sum(weight * x**2, axis=0) + expected)
+    return np.stack([offset, np.log1p(np.clip(tilt, -LARGEST_TILT, LARGEST_TILT))])
 
 
 def on_scale(model: StarModel, move: Float[Array, "2 label"]) -> StarModel:
@@ -135,28 +145,6 @@ def _prior_on(prior: LabelPrior, forward: ForwardModel, move: Array) -> LabelPri
         prior.whitening / stretch[None, :, None],
         prior.ln_threshold - jnp.sum(move[1]),
     )
-
-
-@jax.jit
-def _find_scale(forward: ForwardModel, stars: Stars, theta_log: Array, move: Array) -> tuple[Array, Array]:
-    import optax
-
-    def loss(at: tuple[Array, Array]) -> Array:
-        here = jnp.concatenate([theta_log[:, :-2], at[1]], axis=1)
-        own = jax.vmap(partial(objective, StarModel(_forward_on(forward, at[0]))))(stars, here)
-        expected = jnp.sum((at[0] / LIKELY_MOVE) ** 2) / here.shape[0]
-        return jnp.mean(ROBUST_SCALE * jnp.arcsinh(own / ROBUST_SCALE)) + expected
-
-    optimizer = optax.adam(optax.cosine_decay_schedule(SCALE_RATE, SCALE_STEPS))
-
-    def step(carry: Any, _: None) -> tuple[Any, None]:
-        at, state = carry
-        change, state = optimizer.update(jax.grad(loss)(at), state)
-        return (jax.tree.map(jnp.add, at, change), state), None
-
-    start = (move, theta_log[:, -2:])
-    (found, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), None, SCALE_STEPS)
-    return found
 
 
 def moved_labels(before: ForwardModel, after: ForwardModel) -> dict[str, list[float]]:
