@@ -239,7 +239,9 @@ def _accuracy(run: Reported) -> tuple[list[Part], list[tuple[str, str]]]:
         parts.append(accuracy_table(accuracy(forward), what))
     else:
         parts.append("There are no posterior medians because the catalogue was inferred without draws.")
-    what = "ZGR23-compatible: modes with errors from the Fisher matrix, no prior in the errors; calibrated likewise."
+    what = (
+        "Modes, as ZGR23 publish them, with errors from the Fisher matrix: no prior in the errors; calibrated likewise."
+    )
     parts.append(accuracy_table(accuracy(modes), what))
     inferred, width = ("Posterior medians", "half of p16 to p84") if drawn else ("Modes", "Fisher's error")
     inferred = "Refined labels" if refined else inferred
