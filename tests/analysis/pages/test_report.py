@@ -161,7 +161,9 @@ def test_refined_labels_have_their_own_table(inputs, trained):
     run = report_module.Reported(trained, catalogue, about, read_star_table(inputs[2]))
     sentence, table, _ = report_module._refined(run, (0.02, 0.02, 0.02)).parts
     assert "25.0% of the catalogue's stars" in sentence
-    before = next(r for r in accuracy(compare(catalogue, run.stars, trained.labels)) if r.group == "all")
+    before = next(
+        r for r in accuracy(compare(catalogue, run.stars, trained.labels, answer="posterior")) if r.group == "all"
+    )
     after = next(r for r in table.rows if r[:2] == ("Teff [K]", "all"))
     assert float(after[4]) > 1e3 * before.bias + 5
 

@@ -8,6 +8,7 @@ In: model, catalogue, star table, and source_ids of stars that get a section of 
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -218,7 +219,7 @@ def _accuracy(run: Reported) -> tuple[list[Part], list[tuple[str, str]]]:
     )
     units = zip(model.labels, floor, strict=True)
     floors = ", ".join(f"{drawing.display_scale(n) * f:g} {drawing.LABEL_UNIT.get(n, '')}" for n, f in units)
-    comparison = compare(run.catalogue, run.stars, model.labels, floor) if drawn else modes
+    comparison = compare(run.catalogue, run.stars, model.labels, floor, "posterior") if drawn else modes
     parts: list[Part] = [
         f"{len(comparison.source_id):,} inferred stars have labels. {side} Pulls and coverage count label errors, with "
         f"{floors} added in quadrature. Robust scatter is 1.4826 × the median absolute deviation; bias is the median of "
@@ -227,16 +228,12 @@ def _accuracy(run: Reported) -> tuple[list[Part], list[tuple[str, str]]]:
     ]
     if settings.get("model_uncertainty", False):
         parts.append("Errors contain what training leaves unknown of the model.")
-    rows, refined = accuracy(comparison), drawn and "refined_median" in run.catalogue.column_names
-    if refined:
-        what = "Refined labels, the recommended values: medians after the second stage; the interval likewise."
-        parts.append(accuracy_table(rows, what))
+    rows, intro, parts = accuracy(comparison), parts, []
     if drawn:
         calibrated = model.calibration is not None and settings.get("calibrate", False)
         how = "as calibrated on stars kept aside of training" if calibrated else "not calibrated"
         what = f"Posterior medians, {how}; the 68 % interval is ± half of p84 − p16, σ the standard deviation."
-        forward = compare(run.catalogue, run.stars, model.labels, floor, "posterior")
-        parts.append(accuracy_table(accuracy(forward), what))
+        parts.append(accuracy_table(rows, what))
     else:
         parts.append("There are no posterior medians because the catalogue was inferred without draws.")
     what = (
@@ -244,7 +241,6 @@ def _accuracy(run: Reported) -> tuple[list[Part], list[tuple[str, str]]]:
     )
     parts.append(accuracy_table(accuracy(modes), what))
     inferred, width = ("Posterior medians", "half of p16 to p84") if drawn else ("Modes", "Fisher's error")
-    inferred = "Refined labels" if refined else inferred
     against = Picture.of(
         drawing.against_labels(comparison),
         "Inferred parameters against labels with running percentiles",
@@ -260,9 +256,12 @@ def _accuracy(run: Reported) -> tuple[list[Part], list[tuple[str, str]]]:
     )
     parts.append(Section("Inferred against spectroscopic labels", [against], "accuracy-labels"))
     parts.append(Section("Distribution of pulls", [pulls], "accuracy-pulls"))
-    if "refined_median" in run.catalogue.column_names:
-        parts.append(_refined(run, floor))
-    return parts, [(number(r.label, r.scatter), f"scatter in {heading(r.label)}") for r in rows if r.group == "all"]
+    if "refined_median" in run.catalogue.column_names:  # the recommended values come first
+        parts = [_refined(run, floor), Section("Forward posterior", parts, "accuracy-forward")]
+        with suppress(InputError):  # no star with labels has a refined one
+            rows = accuracy(compare(run.catalogue, run.stars, model.labels, floor, "refined"))
+    tiles = [(number(r.label, r.scatter), f"scatter in {heading(r.label)}") for r in rows if r.group == "all"]
+    return [*intro, *parts], tiles
 
 
 def _refined(run: Reported, floor: Sequence[float]) -> Section:
@@ -273,7 +272,7 @@ def _refined(run: Reported, floor: Sequence[float]) -> Section:
         return Section("Refined labels", ["No star with labels has refined ones."], "accuracy-refined")
     known = run.catalogue["refined_share"].drop_null().to_numpy()
     sentence = (
-        "The second stage's labels, for the same stars; the forward posterior's are above. "
+        "The recommended values: the second stage's labels, for the same stars; the forward posterior's are below. "
         f"{share(np.mean(known < 1.0))} of the catalogue's stars are in part or wholly unlike those that it learned from "
         "(refined_share below 1): their refined labels fade into the forward posterior's."
     )
@@ -281,7 +280,7 @@ def _refined(run: Reported, floor: Sequence[float]) -> Section:
     picture = Picture.of(
         drawing.against_labels(refined),
         "Refined against measured labels with running percentiles",
-        "Refined labels against measured ones (top) and the difference (bottom), as above.",
+        "Refined labels against measured ones (top) and the difference (bottom), as below.",
     )
     return Section("Refined labels", [sentence, accuracy_table(accuracy(refined), what), picture], "accuracy-refined")
 
