@@ -47,7 +47,7 @@ INTO_FILES: dict[str, Callable[[str, Path], object]] = {
     "infer": lambda given, out: infer("model", given, out),
     "sample": lambda given, out: sample("model", given, out, n_random=1),
     "sample --settings": lambda given, out: posterior_verbs.sample(M, S, out, settings=Path(given)),
-    "infer --settings": lambda given, out: catalogue_verbs.infer(M, [S], out, settings=Path(given)),
+    "infer --settings": lambda given, out: catalogue_verbs.infer([str(S)], out, settings=Path(given)),
     "predict --plot": lambda given, out: model_verbs.predict(SimpleNamespace(args=[]), Path(given).parent, plot=out),
     "uncertainty --figure": lambda given, out: model_verbs.uncertainty(M, Path(given), out),
     "report, catalogue": lambda given, out: report("model", given, "stars", out),

@@ -24,6 +24,7 @@ from xpbayes.config import (
 from xpbayes.data.spectra import Spectra
 from xpbayes.data.stars import Stars
 from xpbayes.errors import InputError
+from xpbayes.production.bundled import DEFAULT_MODEL
 from xpbayes.production.model_file import TrainedModel, load_model, save_model
 from xpbayes.production.table import catalogue_about
 from xpbayes.progress import progress_shown
@@ -236,8 +237,11 @@ class Model(TrainedModel):
         )
 
 
-def load(folder: str | Path) -> Model:
+def load(folder: str | Path = DEFAULT_MODEL) -> Model:
     """Read a model.
+
+    Args:
+        folder: it, or the name of a model that comes with the package.
 
     Raises:
         InputError: not a model, damaged, or from a newer xpbayes.

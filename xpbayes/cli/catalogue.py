@@ -27,11 +27,12 @@ from xpbayes.errors import InputError
 
 @app.command()
 def infer(  # noqa: PLR0913 - an argument for each option of the command line
-    model: ModelFolder,
     stars: Annotated[
         list[str],
         typer.Argument(
-            help="Files of XP spectra in any format, folders or '*' patterns of them; star tables, survey.toml files."
+            metavar="[MODEL] STARS...",
+            help="A model's folder or name, if not the one that comes with the package. Files of XP spectra in any format, "
+            "folders or '*' patterns of them; star tables, survey.toml files.",
         ),
     ],
     out: Annotated[
@@ -74,6 +75,9 @@ def infer(  # noqa: PLR0913 - an argument for each option of the command line
     inference = {"use_parallax": parallax, "n_starts": n_starts, "refine": refine, "calibrate": calibrate,
                  "second_stage": second_stage, "model_uncertainty": model_uncertainty}  # fmt: skip
     run = read_settings(settings, out, inference=inference)
+    from xpbayes.production.bundled import split_model
+
+    model, stars = split_model(stars)
     companions = companion_files(gaia, two_mass, unwise, alone)
     from xpbayes.production.export import WRITERS
 

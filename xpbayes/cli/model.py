@@ -10,6 +10,7 @@ import typer
 from xpbayes.cli.app import app
 from xpbayes.cli.options import ModelFolder, Quiet, SettingsFile, read_settings
 from xpbayes.errors import InputError
+from xpbayes.production.bundled import DEFAULT_MODEL
 
 
 @app.command()
@@ -92,7 +93,18 @@ def adapt(
 
 
 @app.command()
-def card(model: ModelFolder) -> None:
+def models() -> None:
+    """List the models that come with the package: their names stand wherever a model's folder does."""
+    from xpbayes.production.bundled import BUNDLED
+
+    for name, about in BUNDLED.items():
+        print(f"{name}{' (default)' if name == DEFAULT_MODEL else ''}: {about.summary}")
+        print(f"  for {about.good_for}; not for {about.not_for}")
+        print(f"  licence: {about.licence}")
+
+
+@app.command()
+def card(model: ModelFolder = Path(DEFAULT_MODEL)) -> None:
     """Print a model's card: what it was trained on, where it can be trusted, how good it is, its limits."""
     from xpbayes.analysis.pages.model_card import print_card
     from xpbayes.production.model_file import load_model
@@ -125,14 +137,14 @@ def confidence(
 
 @app.command()
 def uncertainty(
-    model: Annotated[Path, typer.Argument(help="Folder of the model; receives weight_factor.safetensors.")],
+    model: ModelFolder,
     stars: Annotated[Path, typer.Argument(help="Star table that it was trained on.")],
     figure: Annotated[Path | None, typer.Option(help="Figure of what is added, by label (.png).")] = None,
     n_stars: Annotated[int, typer.Option("--stars", min=100, help="Training stars that are looked at.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Of their choice.")] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Work out how well training has determined the model, and what that adds to the errors of stars."""
+    """Work out how well training has determined the model, and what that adds to errors; kept in the model's folder."""
     from xpbayes.analysis.pages.model_uncertainty import print_uncertainty, write_figure
     from xpbayes.runs.inputs import check_writable
     from xpbayes.runs.uncertainty import uncertainty as work_out
@@ -146,7 +158,7 @@ def uncertainty(
 
 @app.command()
 def transfer(
-    model: Annotated[Path, typer.Argument(help="Folder of the model.")],
+    model: ModelFolder,
     pairs: Annotated[
         list[Path], typer.Argument(help="Star tables of both releases, or folders of them: the same stars.")
     ],
@@ -169,7 +181,7 @@ def transfer(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def predict(
     context: typer.Context,
-    model: ModelFolder,
+    model: ModelFolder = Path(DEFAULT_MODEL),
     teff: Annotated[float | None, typer.Option(help="Effective temperature [K].")] = None,
     feh: Annotated[float | None, typer.Option(help="Metallicity [Fe/H] \\[dex].")] = None,
     logg: Annotated[float | None, typer.Option(help="Surface gravity log g \\[dex].")] = None,

@@ -15,7 +15,19 @@ SettingsFile = Annotated[
     Path | None, typer.Option("--settings", help="TOML file with tables \\[training], \\[inference] and \\[sampling].")
 ]
 Only = Annotated[str, typer.Option(help="all, or a side of the model's own split: training, kept-aside or held-out.")]
-ModelFolder = Annotated[Path, typer.Argument(help="Folder of the model.")]
+
+
+def _named(model: Path | None) -> Path | None:
+    """A model's folder, also where its name was given."""
+    from xpbayes.production.bundled import model_folder
+
+    return None if model is None else model_folder(model)
+
+
+ModelFolder = Annotated[
+    Path,
+    typer.Argument(help="Folder of the model, or the name of one that comes with the package.", callback=_named),
+]
 Parallax = Annotated[bool | None, typer.Option(help="Use measured parallaxes (default) or not.")]
 CatalogueFiles = Annotated[Path, typer.Argument(help="Catalogue: a file or a folder of parts.")]
 StarFiles = Annotated[Path, typer.Argument(help="File of XP spectra, folder of them, star table or survey.toml.")]

@@ -24,6 +24,7 @@ from xpbayes.cli.options import (
     companion_files,
     read_settings,
 )
+from xpbayes.production.bundled import DEFAULT_MODEL
 
 
 @app.command()
@@ -48,7 +49,9 @@ def fit(
 @app.command()
 def star(  # noqa: PLR0913 - an argument for each option of the command line
     source_id: Annotated[int, typer.Argument(help="Gaia source_id.")],
-    model: Annotated[Path, typer.Option(help="Folder of the model.")],
+    model: Annotated[
+        Path, typer.Option(help="Folder of the model, or the name of one that comes with the package.")
+    ] = Path(DEFAULT_MODEL),
     out: Annotated[
         Path | None, typer.Option(help="Folder for page, figure and numbers; star-SOURCE_ID if none.")
     ] = None,

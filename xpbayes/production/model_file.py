@@ -33,6 +33,7 @@ from xpbayes.models.prior import LabelPrior
 from xpbayes.models.reliability import ConfidenceNets, feature_names
 from xpbayes.models.star_model import StarModel
 from xpbayes.production.array_checks import check_fields, check_layers, load_checked, require_described
+from xpbayes.production.bundled import model_folder
 from xpbayes.production.second_stage_file import (
     SECOND_STAGE,
     SecondStageEntry,
@@ -304,11 +305,14 @@ def _load_calibration(arrays: Mapping[str, Any]) -> Calibration | None:
 def load_model(folder: str | os.PathLike[str]) -> TrainedModel:
     """Read a model.
 
+    Args:
+        folder: it, or the name of a model that comes with the package.
+
     Raises:
         InputError: not a model, damaged, or from a newer xpbayes.
     """
     prepare_device()
-    folder = Path(folder)
+    folder = model_folder(folder)
     if not (folder / CARD).is_file() or not (folder / ARRAYS).is_file():
         raise InputError(f"{folder}: is not a model (it needs {ARRAYS} and {CARD}); train one with 'xpbayes train'")
     card = read_json(folder / CARD, dict[str, Any], AGAIN)

@@ -7,6 +7,7 @@ import numpy as np
 
 from xpbayes.errors import InputError
 from xpbayes.files import load_arrays, save_arrays
+from xpbayes.production.bundled import model_folder
 from xpbayes.production.model_file import WEIGHT_FACTOR
 from xpbayes.training.network_uncertainty import NetworkCovariance
 
@@ -37,7 +38,7 @@ def load_weight_factor(folder: str | os.PathLike[str], model_checksum: str) -> N
     Raises:
         InputError: there is none, it is damaged, or it belongs to another model.
     """
-    path = Path(folder) / WEIGHT_FACTOR
+    path = model_folder(folder) / WEIGHT_FACTOR
     again = f"run 'xpbayes uncertainty {folder} STARS' with the star table that it was trained on"
     if not path.is_file():
         raise InputError(f"{path}: is missing; {again}")

@@ -23,6 +23,7 @@ from xpbayes.errors import InputError
 from xpbayes.production import engine as engines
 from xpbayes.production import kept, parts
 from xpbayes.production import manifest as manifests
+from xpbayes.production.bundled import model_folder
 from xpbayes.production.inputs import Layout, Task, lay_out, read_task
 from xpbayes.production.meeting import require_fitting, warn_of_transfer
 from xpbayes.production.model_file import TrainedModel, load_model
@@ -101,7 +102,7 @@ def infer_parts(  # noqa: PLR0913, PLR0915 - what the verb of the command line c
         raise InputError(f"--scheduler {scheduler} is for the engine dask; add --engine dask")
     if stars_per_part < 1:
         raise InputError(f"--stars-per-part {stars_per_part} is not possible; use at least 1")
-    config, folder, model = config or InferenceConfig(), Path(out), Path(model).absolute()
+    config, folder, model = config or InferenceConfig(), Path(out), model_folder(model).absolute()
     check_selection(only)
     check_writable(folder, model, inputs, files=(manifests.MANIFEST,))
     opened = open_inputs(inputs, companions)

@@ -20,6 +20,7 @@ from xpbayes.data.spectra_file import read_star_tables
 from xpbayes.errors import InputError, nearest
 from xpbayes.files import file_checksum, refuse_overwriting, refuse_repeated
 from xpbayes.identity import Side, Split, Stream, uniform_from_id
+from xpbayes.production.bundled import is_bundled
 from xpbayes.production.model_file import TrainedModel, load_model
 
 log = logging.getLogger(__name__)
@@ -219,6 +220,10 @@ def check_writable(out: PathLike | None, *inputs: Any, files: Sequence[str] = ()
     """
     if out is None:
         return
+    if is_bundled(out):
+        raise InputError(
+            f"{out}: comes with the package and stays as it is; copy the folder, or name another with --out"
+        )
     named = [one for i in inputs for one in (i if isinstance(i, list | tuple) else [i])]
     given = [p for p in named if isinstance(p, str | Path)]
     surveys = [one for one in named if isinstance(one, Survey)]
