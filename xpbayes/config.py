@@ -21,12 +21,15 @@ class FrozenSettings(BaseModel):
 class Phase(FrozenSettings):
     """One training phase: what moves, on which stars, how, for how long. The others stay where they are."""
 
-    update: Literal["model", "stars", "both", "gauge", "weights", "model_error", "self_cleaning"] = Field(
-        description="'model': network and R(lambda) by SVI with an AutoDelta guide; 'stars': every star's parameters; "
-        "'both': the model, then the batch's stars, alternating inside each step; 'gauge': both, along what fluxes do "
-        "not see, to where labels, parallaxes and reddening estimates want them; 'weights': nothing moves, how much "
-        "every star counts from then on; 'model_error': covariance of the model's own error by "
-        "expectation-maximisation; 'self_cleaning': nothing moves, outliers are marked"
+    update: Literal["model", "stars", "both", "gauge", "weights", "curve_variation", "model_error", "self_cleaning"] = (
+        Field(
+            description="'model': network and R(lambda) by SVI with an AutoDelta guide; 'stars': every star's parameters; "
+            "'both': the model, then the batch's stars, alternating inside each step; 'gauge': both, along what fluxes do "
+            "not see, to where labels, parallaxes and reddening estimates want them; 'weights': nothing moves, how much "
+            "every star counts from then on; 'curve_variation': how R changes with xi, by expectation-maximisation; "
+            "'model_error': covariance of the model's own error, likewise; 'self_cleaning': nothing moves, outliers "
+            "are marked"
+        )
     )
     move_labels: bool = Field(
         True, description="gauge: labels too, by functions of the labels; a phase of the model must follow"
@@ -37,7 +40,7 @@ class Phase(FrozenSettings):
     epochs: int = Field(
         1,
         ge=1,
-        description="passes over the stars (model, both), steps of each star or iterations (stars, model_error)",
+        description="passes over the stars (model, both), steps of each star or iterations (all others)",
     )
     optimizer: Literal["adam", "sgd", "newton"] | None = Field(
         None, description="default: adam for the model, newton - the second-order solver - for stars alone"
@@ -99,7 +102,7 @@ def _model(epochs: int, rate: float, final: float = 0.1) -> Phase:
 
 
 _STARS = Phase(update="stars", epochs=8)
-_ERROR = Phase(update="model_error", epochs=10)
+_ERROR = (Phase(update="curve_variation", epochs=40), Phase(update="model_error", epochs=10))
 
 _GAUGE = Phase(update="gauge")
 _WEIGHTS = Phase(update="weights")
@@ -108,17 +111,17 @@ DEFAULT_PHASES = (
     _model(50, 4e-3, final=0.3),
     *(_STARS, _GAUGE),
     _model(30, 3e-3, final=0.5),
-    *(_STARS, _WEIGHTS, _GAUGE, _ERROR),
+    *(_STARS, _WEIGHTS, _GAUGE, *_ERROR),
     _model(30, 3e-3, final=0.5),
     *(_STARS, _WEIGHTS, _GAUGE),
     _model(30, 3e-3, final=0.5),
     *(_STARS, _WEIGHTS, _GAUGE),
     _model(40, 3e-3),
-    *(_STARS, _WEIGHTS, _GAUGE, _ERROR),
+    *(_STARS, _WEIGHTS, _GAUGE, *_ERROR),
     _model(60, 2e-3),
     *(_STARS, _WEIGHTS, _GAUGE),
     _model(120, 2e-3, final=0.005),
-    *(_STARS, Phase(update="gauge", move_labels=False), _ERROR),
+    *(_STARS, Phase(update="gauge", move_labels=False), *_ERROR),
 )
 
 _SGD: dict[str, Any] = {
@@ -144,6 +147,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "zgr23": {
         "phases": ZGR23_PHASES,
         "model_error": False,
+        "curve_variation": False,
         "second_stage": False,
         "batch_size": 512,
         "calibration_fraction": 0.0,
@@ -216,6 +220,9 @@ class TrainingConfig(FrozenSettings):
     )
     prior_components: int = Field(16, ge=1, description="Gaussians in the label prior")
     model_error: bool = Field(True, description="learn a covariance of the model's own error; false is the paper")
+    curve_variation: bool = Field(
+        True, description="learn how the extinction curve varies, and a xi for every star; false is the paper"
+    )
     phases: tuple[Phase, ...] = Field(DEFAULT_PHASES, min_length=1, description="alternating phases, in order")
     epochs_scale: float = Field(1.0, gt=0, description="multiplies the epochs of every gradient phase; for trials")
     high_quality: HighQuality = HighQuality()

@@ -167,8 +167,9 @@ def columns_of(about: Mapping[str, Any]) -> tuple[Column, ...]:
     release = (about.get("instrument") or {}).get("release")
     refined = bool(about.get("settings", {}).get("second_stage", False))
     refined = refined and "second_stage_checksum" in (about.get("model") or {})
+    curve = bool((about.get("model") or {}).get("curve_varies", False))
     return catalogue_columns(
-        len(about["labels"]), model_uncertainty=model_uncertainty, refined=refined, release=release
+        len(about["labels"]), model_uncertainty=model_uncertainty, refined=refined, curve=curve, release=release
     )
 
 
@@ -203,6 +204,7 @@ def catalogue_columns(
     *,
     model_uncertainty: bool = False,
     refined: bool = False,
+    curve: bool = False,
     release: str | None = DEFAULT_RELEASE.name,
 ) -> tuple[Column, ...]:
     """List the columns of a catalogue: ZGR23 Table 2, then what the solver has to say.
@@ -212,6 +214,7 @@ def catalogue_columns(
         model_uncertainty: errors are widened by what training leaves unknown of the model, and two columns say by how
             much.
         refined: the model has a second stage, which refined the labels.
+        curve: the model knows how the extinction curve varies.
         release: short name of the stars' data release; None for a catalogue of version 0.1.0, which does not say.
     """
     f32, boolean = pa.float32(), pa.bool_()
@@ -403,6 +406,33 @@ def catalogue_columns(
         Column("status", pa.string(), "", "meta.code.status", "'ok', or why the star has no solution"),
         *(added if model_uncertainty else ()),
         *(_refined_columns(n_labels) if refined else ()),
+        *(_curve_columns(n_parameters, order) if curve else ()),
+    )
+
+
+def _curve_columns(n_parameters: int, order: str) -> tuple[Column, ...]:
+    """Of the star's own extinction curve, R + xi R1."""
+    f32 = pa.float32()
+    each = (
+        ("xi", "phys;stat.max", "xi of the extinction curve R + xi R1 at the posterior mode; 0 is the mean curve"),
+        ("xi_err", "stat.error;phys", "1-sigma error of xi by Laplace; 1, its prior's, where there is too little dust"),
+        ("xi_mean", "phys;stat.mean", "posterior mean of xi"),
+        ("xi_std", "phys;stat.stdev", "posterior standard deviation of xi"),
+        ("xi_median", "phys;stat.median", "posterior median of xi"),
+        ("xi_p16", "phys;stat.value", "16 % quantile of xi"),
+        ("xi_p84", "phys;stat.value", "84 % quantile of xi"),
+    )
+    return (
+        *(Column(name, f32, "", ucd, what) for name, ucd, what in each),
+        Column("xi_cov", pa.list_(f32, n_parameters), "", "stat.covariance", f"Laplace covariance of xi with {order}"),
+        Column(
+            "r_v",
+            f32,
+            "",
+            "phys",
+            "R(V) of the dust by the law of Gordon et al. (2023); null where xi_err > 0.7",
+        ),
+        Column("r_v_err", f32, "", "stat.error;phys", "1-sigma error of r_v"),
     )
 
 

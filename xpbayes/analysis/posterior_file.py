@@ -54,9 +54,10 @@ def import_arviz(attempts: int = 10) -> Any:
     return import_arviz(attempts - 1)
 
 
-def parameter_names(labels: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of the posterior's variables, in the model's order."""
-    return (*labels, "extinction", "parallax")
+def parameter_names(labels: tuple[str, ...], n_parameters: int | None = None) -> tuple[str, ...]:
+    """Names of the posterior's variables, in the model's order: with xi where there is one parameter more than without."""
+    xi = ("xi",) if n_parameters == len(labels) + 3 else ()
+    return (*labels, *xi, "extinction", "parallax")
 
 
 def parameter_unit(name: str) -> str:
@@ -86,7 +87,7 @@ def posterior_groups(
         channels: also the groups that have values for every channel of every draw.
     """
     n_stars, n_chains, n_draws, _ = draws.theta.shape
-    names = parameter_names(model.labels)
+    names = parameter_names(model.labels, draws.theta.shape[-1])
     coords: dict[str, Any] = {
         "chain": np.arange(n_chains),
         "draw": np.arange(n_draws),

@@ -75,7 +75,7 @@ class Model(TrainedModel):
             catalogue = infer(self, spectra.on(self.channels), config=config)
         return Fit(catalogue, catalogue_about(catalogue), self, spectra.on(self.channels))
 
-    def predict(self, *, extinction: Any = 0.0, parallax: Any = 1.0, **labels: Any) -> "xr.Dataset":
+    def predict(self, *, extinction: Any = 0.0, parallax: Any = 1.0, xi: Any = 0.0, **labels: Any) -> "xr.Dataset":
         """Predict fluxes.
 
         Arguments are numbers, arrays, which are broadcast together along `star`, or xarray's DataArrays, which are
@@ -84,6 +84,7 @@ class Model(TrainedModel):
         Args:
             extinction: E [mag], not negative.
             parallax: [mas], positive.
+            xi: of the star's extinction curve R + xi R1; 0 is the mean curve.
             labels: the model's labels by name; teff in K, the others in dex.
 
         Returns:
@@ -96,7 +97,7 @@ class Model(TrainedModel):
         """
         from xpbayes.runs.predict import predict_fluxes
 
-        return predict_fluxes(self, extinction=extinction, parallax=parallax, **labels)
+        return predict_fluxes(self, extinction=extinction, parallax=parallax, xi=xi, **labels)
 
     def sample(
         self,
@@ -180,7 +181,8 @@ class Model(TrainedModel):
             parallax: use its measured parallax.
 
         Returns:
-            a function of (parameter,): the labels (teff in kK), ln E [mag] and ln parallax [mas].
+            a function of (parameter,): the labels (teff in kK), xi if the model's curve varies, ln E [mag] and ln
+            parallax [mas].
 
         Raises:
             InputError: not exactly one star, or it cannot be used.
@@ -195,7 +197,7 @@ class Model(TrainedModel):
     def numpyro(self, spectra: Spectra, *, parallax: bool = True) -> Callable[[], None]:
         """The NumPyro model of some stars (METHOD 5), for any inference of NumPyro's: MCMC(NUTS(model.numpyro(spectra))).
 
-        Sites are `labels`, `ln_E` and `ln_plx`, along the plate `star`.
+        Sites are `labels`, `ln_E`, `ln_plx`, and `xi` if the model's curve varies, along the plate `star`.
 
         Args:
             spectra: the stars.
@@ -220,7 +222,7 @@ class Model(TrainedModel):
         config = InferenceConfig(use_parallax=parallax, n_draws=0)
         found = fit_stars(self.star_model, batch, config)
         blind = jax.tree.map(jnp.asarray, batch.blind(parallax=parallax))
-        return fold_in_model_error(self.star_model, blind, to_log(jnp.asarray(found.estimate)))
+        return fold_in_model_error(self.star_model, blind, to_log(jnp.asarray(found.optimum)))
 
     def save(self, folder: str | Path) -> Path:
         """Write the model: arrays and card."""

@@ -140,13 +140,16 @@ def _pick(
     pool of them all.
 
     Returns:
-        (star, label + 1) labels and ln E; (star,) their mean ln flux at 1 kpc; (star,) whether there was any to pick.
+        (star, parameter - 1) labels, xi if the curve varies, and ln E; (star,) their mean ln flux at 1 kpc; (star,)
+        whether there was any to pick.
     """
     n_stars = len(colour)
-    picked, level = np.zeros((n_stars, model.forward.n_labels + 1), np.float32), np.zeros(n_stars)
+    picked, level = np.zeros((n_stars, model.forward.n_star_parameters - 1), np.float32), np.zeros(n_stars)
     so_far = np.zeros(n_stars)
     for key in jax.random.split(jax.random.key(seed), -(-n_stars // STARS_PER_POOL)):
         labels = draw_labels(model.label_prior, key, N_POOL)
+        if model.forward.curve_variation is not None:
+            labels = jnp.append(labels, jax.random.normal(jax.random.fold_in(key, 1), (N_POOL, 1)), axis=1)
         ln_extinction = jnp.log(jnp.asarray(max_extinction * (1.0 - random.random(N_POOL)), jnp.float32))
         dark = jnp.concatenate([labels, ln_extinction[:, None], jnp.zeros((N_POOL, 1))], axis=1)
         looks = _look_at_model(model.forward, dark, n_xp)

@@ -25,7 +25,8 @@ class ModeDiagnostics(NamedTuple):
 
     Attributes:
         fisher: (star, parameter, parameter) information matrix of (labels, E, parallax): J^T C^-1 J, weighted as the
-            fluxes' tail weights the star, and 1 / sigma_parallax^2; the prior is not included (Eq. 21, 22).
+            fluxes' tail weights the star, and 1 / sigma_parallax^2; the prior is not included (Eq. 21, 22), but for that
+            of xi where the curve varies: without it every star without dust would have no errors at all.
         hessian: (star, parameter, parameter) of L in (labels, ln E, ln parallax) (Eq. 20).
         chi2: (star,) of the fluxes.
         ln_prior: (star,) of the labels.
@@ -55,9 +56,13 @@ def evaluate_mode(model: StarModel, stars: Stars, theta_log: Float[Array, "star 
         # d/dE = (1/E) d/d ln E, and likewise for the parallax: Eq. 21 wants linear parameters.
         unit = jnp.ones_like(u).at[-2:].set(jnp.exp(-u[-2:]))
         fisher = (at.information * unit[:, None] * unit[None, :]).at[-1, -1].add(star.parallax_inv_error**2)
+        if u.size > model.forward.n_labels + 2:
+            fisher = fisher.at[-3, -3].add(1.0)
         gaussian = at_optimum(at, u)
         unbounded = jnp.stack([gaussian.mean[0], gaussian.factor[0, 0]])
-        return ModeDiagnostics(fisher, at.hessian, at.chi2, ln_prior(model.label_prior, u[:-2]), unbounded)
+        return ModeDiagnostics(
+            fisher, at.hessian, at.chi2, ln_prior(model.label_prior, u[: model.forward.n_labels]), unbounded
+        )
 
     with jax.default_matmul_precision("highest"):
         return jax.vmap(one)(stars, theta_log)

@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,34 @@ from xpbayes.inference.linear_algebra import are_positive_definite, invert_posit
 from xpbayes.inference.sampling.importance import Summary, summarise
 from xpbayes.inference.search.optima import choose_optima, search
 from xpbayes.inference.search.starts import StartGrid, make_grid
+from xpbayes.models.forward import ForwardModel
 from xpbayes.models.star_model import StarModel
 from xpbayes.models.theta import to_linear
 
 if TYPE_CHECKING:
     from xpbayes.config import InferenceConfig
+
+
+class CurvePosteriors(NamedTuple):
+    """What is known of every star's xi, all else marginalised.
+
+    Attributes:
+        estimate: (star,) at the mode.
+        error: (star,) 1-sigma error by Laplace: 1 where nothing but the prior is known.
+        correlation: (star, parameter) Laplace correlation with labels, E and parallax.
+        mean, std, median, low, high: (star,) of the posterior; NaN if no draws were asked for.
+        runner_up: (star,) at the second optimum; NaN if there is one only.
+    """
+
+    estimate: NDArray[np.float32]
+    error: NDArray[np.float64]
+    correlation: NDArray[np.float64]
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+    median: NDArray[np.float32]
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
+    runner_up: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -44,6 +68,7 @@ class Posteriors:
         unbounded: (star, 2) E [mag] and its error at the optimum as if E could be negative: unbiased where there is no dust.
         mean, std, median, low, high: (star, parameter) of the posterior; NaN if no draws were asked for.
         k_hat, n_effective: (star,) quality of the draws behind them.
+        curve: of xi, which all of these are marginal over; None where the curve does not vary.
     """
 
     estimate: NDArray[np.float32]
@@ -68,10 +93,40 @@ class Posteriors:
     high: NDArray[np.float32]
     k_hat: NDArray[np.float32]
     n_effective: NDArray[np.float32]
+    curve: CurvePosteriors | None = None
 
     def take(self, rows: slice | NDArray[np.integer]) -> "Posteriors":
         """Select stars."""
-        return Posteriors(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+        return _each(lambda leaf: leaf[rows], self)
+
+    @property
+    def optimum(self) -> NDArray[np.float32]:
+        """(star, parameter) labels, xi if the curve varies, E [mag], parallax [mas] at the mode: what predicts its flux."""
+        return self.with_xi("estimate")
+
+    def with_xi(self, name: Literal["estimate", "mean", "std", "median", "low", "high", "runner_up"]) -> NDArray[Any]:
+        """(star, parameter) an attribute with xi in its place after the labels, if the curve varies."""
+        values: NDArray[Any] = getattr(self, name)
+        return (
+            values if self.curve is None else np.insert(values, values.shape[1] - 2, getattr(self.curve, name), axis=1)
+        )
+
+    def covariance_with_xi(self, name: Literal["covariance", "laplace"]) -> NDArray[np.float64]:
+        """(star, parameter, parameter) one of the covariances with xi in its place, if the curve varies: by Laplace."""
+        own: NDArray[np.float64] = getattr(self, name)
+        if self.curve is None:
+            return own
+        at, error = own.shape[1] - 2, self.curve.error
+        mixed = self.curve.correlation * error[:, None] * np.sqrt(np.diagonal(own, axis1=1, axis2=2))
+        full = np.insert(np.insert(own, at, mixed, axis=1), at, 0.0, axis=2)
+        full[:, :, at] = np.insert(mixed, at, error**2, axis=1)
+        return full
+
+
+def _each(change: Callable[..., Any], *found: Posteriors) -> Posteriors:
+    """Posteriors whose every array is made from those of others."""
+    trees = [{f.name: getattr(one, f.name) for f in fields(Posteriors)} for one in found]
+    return Posteriors(**jax.tree.map(change, *trees))
 
 
 def fit_stars(
@@ -92,7 +147,7 @@ def fit_stars(
     """
     prepare_device()
     if not len(stars):
-        return _nothing(model.forward.n_labels + 2)
+        return _nothing(model.forward)
     begun = time.perf_counter()
     blind = stars.blind(parallax=config.use_parallax)
     seeds = np.arange(len(stars), dtype=np.uint32) if seeds is None else np.asarray(seeds, np.uint32)
@@ -103,7 +158,7 @@ def fit_stars(
         rows = slice(start, min(start + size, total))
         done.append(_fit_batch(model, grid, blind.take(rows), seeds[rows], config))
         progress(rows.stop, total, rows.stop / (time.perf_counter() - begun))
-    return Posteriors(**{f.name: np.concatenate([getattr(part, f.name) for part in done]) for f in fields(Posteriors)})
+    return _each(lambda *parts: np.concatenate(parts), *done)
 
 
 def _fit_batch(
@@ -131,7 +186,8 @@ def _fit_batch(
         else _no_summary(*mode.shape)
     )
     single = n_modes == 1
-    return Posteriors(
+    drawn: dict[str, Any] = {name: np.asarray(value) for name, value in summary._asdict().items()}
+    found = Posteriors(
         estimate=np.asarray(to_linear(jnp.asarray(best.theta_log))),
         fisher=at.fisher,
         covariance=invert_positive(at.fisher),
@@ -147,7 +203,28 @@ def _fit_batch(
         n_modes=n_modes,
         runner_up=np.where(single[:, None], np.float32(np.nan), np.asarray(to_linear(jnp.asarray(runner_up)))),
         runner_up_delta=np.where(single, np.float32(np.nan), delta),
-        **{name: np.asarray(value) for name, value in summary._asdict().items()},
+        **drawn,
+    )
+    return found if model.forward.curve_variation is None else _marginal_over_xi(found, model.forward.n_labels)
+
+
+def _marginal_over_xi(found: Posteriors, at: int) -> Posteriors:
+    """Results for labels, E and parallax, and those for xi, the parameter number `at`, apart."""
+    rest = np.delete(np.arange(found.estimate.shape[1]), at)
+    covariance = found.covariance[:, rest][:, :, rest]
+    sigma = np.sqrt(np.diagonal(found.laplace, axis1=1, axis2=2))
+    names = ("estimate", "mean", "std", "median", "low", "high", "runner_up")
+    return replace(
+        found,
+        **{name: getattr(found, name)[:, rest] for name in names},
+        fisher=invert_positive(covariance).astype(np.float32),
+        covariance=covariance,
+        laplace=found.laplace[:, rest][:, :, rest],
+        curve=CurvePosteriors(
+            **{name: getattr(found, name)[:, at] for name in names},
+            error=sigma[:, at],
+            correlation=found.laplace[:, at][:, rest] / (sigma[:, at, None] * sigma[:, rest]),
+        ),
     )
 
 
@@ -156,12 +233,14 @@ def _no_summary(n: int, n_parameters: int) -> Summary:
     return Summary(each, each, each, each, each, one, one)
 
 
-def _nothing(n_parameters: int) -> Posteriors:
+def _nothing(forward: ForwardModel) -> Posteriors:
     """Results of no stars: a part of a stream may hold none that can be used."""
+    n_parameters = forward.n_star_parameters
     one, each = np.zeros(0, np.float32), np.zeros((0, n_parameters), np.float32)
     square = np.zeros((0, n_parameters, n_parameters))
     flag, number = one.astype(bool), one.astype(np.int32)
-    return Posteriors(
+    drawn: dict[str, Any] = {name: np.asarray(v) for name, v in _no_summary(0, n_parameters)._asdict().items()}
+    found = Posteriors(
         estimate=each,
         fisher=square.astype(np.float32),
         covariance=square,
@@ -177,5 +256,6 @@ def _nothing(n_parameters: int) -> Posteriors:
         n_modes=number,
         runner_up=each,
         runner_up_delta=one,
-        **{name: np.asarray(value) for name, value in _no_summary(0, n_parameters)._asdict().items()},
+        **drawn,
     )
+    return found if forward.curve_variation is None else _marginal_over_xi(found, forward.n_labels)

@@ -108,14 +108,15 @@ def around_components(model: StarModel, star: Stars, mode: Float[Array, " parame
     Returns:
         the Gaussians along a leading axis.
     """
-    prior, n = model.label_prior, model.forward.n_labels
+    prior, n = model.label_prior, mode.size - 2
+    more = n - prior.n_labels  # xi, whose own prior stays with the likelihood
     ln_det = jnp.sum(jnp.log(jnp.diagonal(prior.whitening, axis1=1, axis2=2)), axis=1)
     components = _Component(
-        jnp.einsum("kde,kfe->kdf", prior.whitening, prior.whitening),
-        prior.mean,
-        prior.ln_weight + ln_det - 0.5 * n * np.log(2.0 * np.pi),
+        jnp.pad(jnp.einsum("kde,kfe->kdf", prior.whitening, prior.whitening), ((0, 0), (0, more), (0, more))),
+        jnp.pad(prior.mean, ((0, 0), (0, more))),
+        prior.ln_weight + ln_det - 0.5 * prior.n_labels * np.log(2.0 * np.pi),
     )
-    reach = jnp.append(MAX_COMPONENT_STEP * model.forward.label_scale, jnp.ones(1, mode.dtype))  # labels, ln parallax
+    reach = jnp.append(MAX_COMPONENT_STEP * model.forward.intrinsic_scale, jnp.ones(1, mode.dtype))  # and ln parallax
 
     def improve(center: Array, component: _Component) -> tuple[Array, Gaussian]:
         moved = jnp.clip(jnp.append(center[:n], center[-1]) - jnp.append(mode[:n], mode[-1]), -reach, reach)

@@ -1,13 +1,16 @@
 """Dust: from one star's intrinsic log flux to the log flux that reaches the telescope.
 
-In: ln_flux (channel,), any linear unit inside the log; E [mag]; ln_curve = ln R (channel,). Out: (channel,), same unit.
+In: ln_flux (channel,), any linear unit inside the log; E [mag]; the curve (channel,). Out: (channel,), same unit.
 Not here: the prior on E (`posterior.py`), where the curve comes from (`inference/training.py`).
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+from numpy.typing import NDArray
 
 
 class NearInfraredLaw(NamedTuple):
@@ -26,20 +29,38 @@ class NearInfraredLaw(NamedTuple):
     ratio: float
 
 
+@dataclass(frozen=True)
+class ReddeningLaw:
+    """R(V) as a function of xi, by a published family of laws.
+
+    Attributes:
+        xi: (node,) rising.
+        at: (node,) R(V) there.
+    """
+
+    xi: tuple[float, ...]
+    at: tuple[float, ...]
+
+    def r_v(self, xi: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """R(V) and its slope by xi, (star,) each; beyond the nodes R(V) stays at the last."""
+        slope = np.gradient(self.at, self.xi)
+        return np.interp(xi, self.xi, self.at), np.interp(xi, self.xi, slope)
+
+
 def attenuate(
-    ln_flux: Float[Array, " channel"], extinction: Float[Array, ""], ln_curve: Float[Array, " channel"]
+    ln_flux: Float[Array, " channel"], extinction: Float[Array, ""], curve: Float[Array, " channel"]
 ) -> Float[Array, " channel"]:
     """Dim one star by dust: ln f = ln f_abs - E R (ZGR23 Eq. 7).
 
     Args:
         ln_flux: (channel,) natural log of the intrinsic flux.
         extinction: () E [mag]. No sign check: traced values cannot raise; the prior owns E > 0.
-        ln_curve: (channel,) ln R [-], optical depth per unit E.
+        curve: (channel,) R [-], optical depth per unit E, of this star's dust.
 
     Returns:
         (channel,) log of the dimmed flux. A batch of stars is `jax.vmap(attenuate, (0, 0, None))`.
     """
-    return ln_flux - extinction * jnp.exp(ln_curve)
+    return ln_flux - extinction * curve
 
 
 def grey_excess(ln_curve: Float[Array, " channel"], law: NearInfraredLaw) -> Float[Array, ""]:

@@ -1,7 +1,9 @@
 """The forward model: from one star's parameters to its flux in every channel (ZGR23 Eq. 8).
 
 A star's parameters are always theta_log, the vector (labels..., ln E, ln parallax), labels first in the model's order: the
-coordinates in which the posterior is sampled and its mode defined (METHOD 3).
+coordinates in which the posterior is sampled and its mode defined (METHOD 3). Where the model knows how the extinction
+curve varies, xi comes after the labels: (labels..., xi, ln E, ln parallax), with f_abs exp(-E (R + xi R1)) (METHOD 11). A
+vector without it is of a star behind dust of the mean curve, xi = 0.
 """
 
 from collections.abc import Sequence
@@ -28,6 +30,7 @@ class ForwardModel(eqx.Module):
         ln_curve: (channel,) ln R, optical depth per unit E.
         label_center: (label,) median of the training labels [kK, dex, dex, ...].
         label_scale: (label,) half the 16-84 % range of the training labels.
+        curve_variation: (channel,) R1, by how much R changes with xi; None where every star has the same curve.
     """
 
     weights: tuple[Float[Array, "_ _"], ...]
@@ -35,11 +38,24 @@ class ForwardModel(eqx.Module):
     ln_curve: Float[Array, " channel"]
     label_center: Float[Array, " label"]
     label_scale: Float[Array, " label"]
+    curve_variation: Float[Array, " channel"] | None = None
 
     @property
     def n_labels(self) -> int:
         """Number of stellar labels."""
         return self.label_center.shape[0]
+
+    @property
+    def n_star_parameters(self) -> int:
+        """Number of a star's parameters: labels, xi if the curve varies, E and parallax."""
+        return self.n_labels + 2 + (self.curve_variation is not None)
+
+    @property
+    def intrinsic_scale(self) -> Float[Array, " intrinsic"]:
+        """What counts as one unit of every parameter but E and parallax: the labels' spread, and 1 of xi."""
+        if self.curve_variation is None:
+            return self.label_scale
+        return jnp.append(self.label_scale, jnp.ones(1, self.label_scale.dtype))
 
     @property
     def n_weights(self) -> int:
@@ -106,6 +122,14 @@ def shape_and_level(
     return last_hidden_layer(forward, labels) @ forward.weights[-1] + (forward.biases[-1] - level), level
 
 
+def curve_of(forward: ForwardModel, theta_log: Float[Array, " parameter"]) -> Float[Array, " channel"]:
+    """R + xi R1 of one star: (channel,) optical depth per unit E of its dust."""
+    curve = jnp.exp(forward.ln_curve)
+    if forward.curve_variation is None or theta_log.shape[-1] < forward.n_star_parameters:
+        return curve
+    return curve + theta_log[forward.n_labels] * forward.curve_variation
+
+
 class FluxExpansion(NamedTuple):
     """ln f of one star to second order in its parameters, in closed form.
 
@@ -134,10 +158,10 @@ def expand_ln_flux(
 
     Args:
         forward: the forward model.
-        theta_log: (label + 2,).
+        theta_log: (parameter,).
         ln_scale: as in `predict_ln_flux`.
     """
-    x = (theta_log[:-2] - forward.label_center) / forward.label_scale
+    x = (theta_log[: forward.n_labels] - forward.label_center) / forward.label_scale
     slope = jnp.diag(1.0 / forward.label_scale)
     layer_slope, first, second = [], [], []
     for weight, bias in zip(forward.weights[:-1], forward.biases[:-1], strict=True):
@@ -150,9 +174,12 @@ def expand_ln_flux(
     level = jnp.mean(forward.biases[-1])
     shape = x @ forward.weights[-1] + (forward.biases[-1] - level)
     extinction = jnp.exp(theta_log[-2])
-    value = attenuate(shape, extinction, forward.ln_curve) + (level + 2.0 * theta_log[-1] - ln_scale)
-    by_extinction = -extinction * jnp.exp(forward.ln_curve)
-    rows = [slope @ forward.weights[-1], by_extinction[None], jnp.full((1, value.size), 2.0, value.dtype)]
+    curve = curve_of(forward, theta_log)
+    value = attenuate(shape, extinction, curve) + (level + 2.0 * theta_log[-1] - ln_scale)
+    rows = [slope @ forward.weights[-1]]
+    if forward.curve_variation is not None:
+        rows.append(-extinction * forward.curve_variation[None])
+    rows += [-extinction * curve[None], jnp.full((1, value.size), 2.0, value.dtype)]
     return FluxExpansion(value, jnp.concatenate(rows), tuple(layer_slope), tuple(first), tuple(second))
 
 
@@ -168,8 +195,13 @@ def weighted_hessian(
     ):
         by_labels += (slope * (adjoint * second)) @ slope.T
         adjoint = matrix @ (adjoint * first)
-    full = jnp.zeros((n_labels + 2, n_labels + 2), weight.dtype).at[:n_labels, :n_labels].set(by_labels)
-    return full.at[-2, -2].set(weight @ at.slope[-2])  # d2 ln f / d ln E^2 = -E R, the slope itself
+    n = at.slope.shape[0]
+    full = jnp.zeros((n, n), weight.dtype).at[:n_labels, :n_labels].set(by_labels)
+    full = full.at[-2, -2].set(weight @ at.slope[-2])  # d2 ln f / d ln E^2 = -E R, the slope itself
+    if forward.curve_variation is not None:
+        mixed = weight @ at.slope[-3]  # and d2 ln f / d xi d ln E = -E R1
+        full = full.at[-3, -2].set(mixed).at[-2, -3].set(mixed)
+    return full
 
 
 def second_along(
@@ -179,10 +211,11 @@ def second_along(
     bend = jnp.zeros_like(at.first[0])
     layers = zip(forward.weights[1:], at.layer_slope, at.first, at.second, strict=True)
     for i, (following, slope, first, second) in enumerate(layers):
-        along = step[:-2] @ slope
+        along = step[: forward.n_labels] @ slope
         bend = second * along * along + (first * bend if i else 0.0)
         bend = bend @ following
-    return bend + at.slope[-2] * step[-2] ** 2
+    bend = bend + at.slope[-2] * step[-2] ** 2
+    return bend if forward.curve_variation is None else bend + at.slope[-3] * (2.0 * step[-3] * step[-2])
 
 
 def ln_absolute_flux(forward: ForwardModel, labels: Float[Array, " label"]) -> Float[Array, " channel"]:
@@ -206,15 +239,16 @@ def predict_ln_flux(
 
     Args:
         forward: the forward model.
-        theta_log: (label + 2,) labels, ln E [ln mag], ln parallax [ln mas].
+        theta_log: (parameter,) labels, xi if the curve varies, ln E [ln mag], ln parallax [ln mas].
         ln_scale: () ln of the unit of the result, in 1e-18 W m^-2 nm^-1: a star's own scale keeps float32 accurate,
             because the large common terms are added up once, not rounded in every channel.
 
     Returns:
         (channel,) ln of flux in that unit. A batch is `jax.vmap(predict_ln_flux, (None, 0, 0))`.
     """
-    shape, level = shape_and_level(forward, theta_log[:-2])
-    return attenuate(shape, jnp.exp(theta_log[-2]), forward.ln_curve) + (level + 2.0 * theta_log[-1] - ln_scale)
+    shape, level = shape_and_level(forward, theta_log[: forward.n_labels])
+    curve = curve_of(forward, theta_log)
+    return attenuate(shape, jnp.exp(theta_log[-2]), curve) + (level + 2.0 * theta_log[-1] - ln_scale)
 
 
 def predict_flux(

@@ -32,12 +32,17 @@ def flux_residuals(
     return whitened_residual(predict_flux(forward, theta_log, star.ln_scale), star.flux, star.whitening)
 
 
-def measurement_residuals(star: Stars, theta_log: Float[Array, " parameter"]) -> Float[Array, " label+2"]:
-    """Labels, reddening and parallax of one star compared with their measurements; zero where missing."""
-    labels, ln_extinction, ln_parallax = theta_log[:-2], theta_log[-2], theta_log[-1]
+def measurement_residuals(star: Stars, theta_log: Float[Array, " parameter"]) -> Float[Array, " parameter"]:
+    """Labels, reddening and parallax of one star compared with their measurements; zero where missing.
+
+    Where the curve varies xi itself is among them, as if measured to be 0 +- 1: its prior.
+    """
+    n = star.labels.shape[-1]
+    labels, ln_extinction, ln_parallax = theta_log[:n], theta_log[-2], theta_log[-1]
     return jnp.concatenate(
         [
             (labels - star.labels) * star.label_inv_error,
+            theta_log[n:-2],
             ((jnp.exp(ln_extinction) - star.reddening) * star.reddening_inv_error)[None],
             ((jnp.exp(ln_parallax) - star.parallax) * star.parallax_inv_error)[None],
         ]
@@ -49,10 +54,10 @@ def smooth_part(prior: LabelPrior | None, theta_log: Float[Array, " parameter"])
 
     Args:
         prior: the label mixture; None where measured labels take its place (training).
-        theta_log: (label + 2,).
+        theta_log: (parameter,).
     """
     jacobian = -2.0 * (theta_log[-2] + theta_log[-1])
-    return jacobian if prior is None else jacobian - 2.0 * ln_prior(prior, theta_log[:-2])
+    return jacobian if prior is None else jacobian - 2.0 * ln_prior(prior, theta_log[: prior.n_labels])
 
 
 def flux_chi2(forward: ForwardModel, star: Stars, theta_log: Float[Array, " parameter"]) -> Float[Array, ""]:
@@ -66,7 +71,7 @@ def objective(model: StarModel, star: Stars, theta_log: Float[Array, " parameter
     Args:
         model: the model; its error is not looked at.
         star: one star, model error in its whitening factor.
-        theta_log: (label + 2,) labels, ln E, ln parallax.
+        theta_log: (parameter,) labels, xi if the curve varies, ln E, ln parallax.
     """
     fluxes = deviance(flux_chi2(model.forward, star, theta_log), n_observed(star.whitening), star.inv_dof).value
     measured = jnp.sum(measurement_residuals(star, theta_log) ** 2)
@@ -178,8 +183,8 @@ def curvature_of(
     hessian = 2.0 * information + rho.slope * bend + rho.bend * jnp.outer(flux_gradient, flux_gradient) + m_hessian
     bound = 2.0 * information + m_bound
     if model.prior is not None:
-        known = prior_curvature(model.prior, theta_log[:-2])
-        n = theta_log.size - 2
+        n = model.prior.n_labels
+        known = prior_curvature(model.prior, theta_log[:n])
         smooth = smooth + 2.0 * known.value
         gradient = gradient.at[:n].add(2.0 * known.gradient)
         hessian = hessian.at[:n, :n].add(2.0 * known.hessian)
@@ -206,8 +211,9 @@ def _measurements(star: Stars, theta_log: Array) -> tuple[Array, Array, Array, A
     residual = measurement_residuals(star, theta_log)
     linear = jnp.exp(theta_log[-2:])
     inverse_error = jnp.stack([star.reddening_inv_error, star.parallax_inv_error])
-    slope = jnp.concatenate([star.label_inv_error, linear * inverse_error])
-    bend = jnp.concatenate([jnp.zeros_like(star.label_inv_error), linear * inverse_error])  # d2 e^x = e^x
+    intrinsic = jnp.concatenate([star.label_inv_error, jnp.ones_like(theta_log[star.labels.shape[-1] : -2])])
+    slope = jnp.concatenate([intrinsic, linear * inverse_error])
+    bend = jnp.concatenate([jnp.zeros_like(intrinsic), linear * inverse_error])  # d2 e^x = e^x
     gauss_newton = 2.0 * slope**2
     return (
         jnp.sum(residual**2),

@@ -1,7 +1,8 @@
 """The posterior, twice the same density: as NumPyro models, and as the objective of the fast per-star solver.
 
 Both are built from the same functions (`forward`, `likelihood`, `prior`); tests/models compares them.
-Sites are `labels`, `ln_E`, `ln_plx` (each star) and `weights_i`, `biases_i`, `ln_R` (the model). A star is sampled in
+Sites are `labels`, `ln_E`, `ln_plx`, `xi` where the curve varies (each star) and `weights_i`, `biases_i`, `ln_R`, `R1` (the
+model). A star is sampled in
 ln E and ln parallax with improper flat priors; the factor `jacobian` turns them into flat priors in E and parallax
 (METHOD 3: under AutoDelta a positive site with a flat prior would find another mode).
 """
@@ -118,21 +119,27 @@ def _measured(name: str, value: Array, observed: Array, inverse_error: Array) ->
     numpyro.sample(name, dist.Normal(value, sigma).mask(known), obs=observed)
 
 
-def _observe_stars(
-    forward: ForwardModel, stars: Stars, labels: Array, ln_extinction: Array, ln_parallax: Array, robust_scale: float
-) -> None:
-    """Likelihood of a batch inside its plate: fluxes, parallax and reddening, and the Jacobian of ln E, ln parallax."""
+def _observe_stars(forward: ForwardModel, stars: Stars, labels: Array, robust_scale: float) -> None:
+    """The rest of a batch inside its plate, below its labels.
+
+    E, parallax and xi, with the Jacobian of ln E and ln parallax; fluxes, parallax and reddening as observed.
+    """
+    ln_extinction = numpyro.sample("ln_E", _flat())
+    ln_parallax = numpyro.sample("ln_plx", _flat())
+    intrinsic = [labels]
+    if forward.curve_variation is not None:
+        intrinsic.append(numpyro.sample("xi", dist.Normal(0.0, 1.0))[..., None])
     numpyro.factor("jacobian", ln_extinction + ln_parallax)
     _measured("parallax", jnp.exp(ln_parallax), stars.parallax, stars.parallax_inv_error)
     _measured("reddening", jnp.exp(ln_extinction), stars.reddening, stars.reddening_inv_error)
-    theta_log = jnp.concatenate([labels, ln_extinction[..., None], ln_parallax[..., None]], axis=-1)
+    theta_log = jnp.concatenate([*intrinsic, ln_extinction[..., None], ln_parallax[..., None]], axis=-1)
     predict = jnp.vectorize(lambda p, scale: predict_flux(forward, p, scale), signature="(p),()->(c)")
     predicted = predict(theta_log, stars.ln_scale)
     numpyro.sample("flux", WhitenedStudent(predicted, stars.whitening, stars.inv_dof, robust_scale), obs=stars.flux)
 
 
 def model_sites(shape: "ModelShape") -> ForwardModel:
-    """Sample the model: W ~ N(0, n_W / N_star), flat biases, flat ln R (METHOD 3)."""
+    """Sample the model: W ~ N(0, n_W / N_star), flat biases, flat ln R, flat R1 (METHOD 3 and 11)."""
     sizes = layer_sizes(shape.label_center.shape[0], shape.hidden, shape.n_channels)
     n_weights = sum(i * o for i, o in sizes)
     sigma = (n_weights / shape.n_stars) ** 0.5
@@ -141,7 +148,8 @@ def model_sites(shape: "ModelShape") -> ForwardModel:
     )
     biases = tuple(numpyro.sample(f"biases_{i}", _flat((out,))) for i, (_, out) in enumerate(sizes))
     ln_curve = numpyro.sample("ln_R", _flat((shape.n_channels,)))
-    return ForwardModel(weights, biases, ln_curve, shape.label_center, shape.label_scale)
+    variation = numpyro.sample("R1", _flat((shape.n_channels,))) if shape.curve_varies else None
+    return ForwardModel(weights, biases, ln_curve, shape.label_center, shape.label_scale, variation)
 
 
 class ModelShape(NamedTuple):
@@ -153,6 +161,7 @@ class ModelShape(NamedTuple):
         n_stars: number of stars of the whole training set, for the weight prior and for scaling batches.
         label_center, label_scale: (label,) normalisation of the network's inputs.
         robust_scale: see `WhitenedStudent`.
+        curve_varies: whether stars differ in their extinction curves.
     """
 
     hidden: tuple[int, ...]
@@ -161,6 +170,7 @@ class ModelShape(NamedTuple):
     label_center: Float[Array, " label"]
     label_scale: Float[Array, " label"]
     robust_scale: float = 0.0
+    curve_varies: bool = False
 
 
 def training_posterior(stars: Stars, shape: ModelShape) -> None:
@@ -174,11 +184,9 @@ def training_posterior(stars: Stars, shape: ModelShape) -> None:
     forward = model_sites(shape)
     with handlers.scale(scale=shape.n_stars / len(stars)), numpyro.plate("star", len(stars)):
         labels = numpyro.sample("labels", _flat((stars.labels.shape[-1],)))
-        ln_extinction = numpyro.sample("ln_E", _flat())
-        ln_parallax = numpyro.sample("ln_plx", _flat())
         for i in range(stars.labels.shape[-1]):
             _measured(f"label_{i}", labels[..., i], stars.labels[..., i], stars.label_inv_error[..., i])
-        _observe_stars(forward, stars, labels, ln_extinction, ln_parallax, shape.robust_scale)
+        _observe_stars(forward, stars, labels, shape.robust_scale)
 
 
 def star_posterior(stars: Stars, model: StarModel) -> None:
@@ -190,21 +198,28 @@ def star_posterior(stars: Stars, model: StarModel) -> None:
     """
     with numpyro.plate("star", len(stars)):
         labels = numpyro.sample("labels", LabelMixture(model.label_prior))
-        ln_extinction = numpyro.sample("ln_E", _flat())
-        ln_parallax = numpyro.sample("ln_plx", _flat())
-        _observe_stars(model.forward, stars, labels, ln_extinction, ln_parallax, 0.0)
+        _observe_stars(model.forward, stars, labels, 0.0)
 
 
-def star_sites(theta_log: Float[Array, "star parameter"]) -> dict[str, Any]:
+def star_sites(theta_log: Float[Array, "star parameter"], *, curve_varies: bool = False) -> dict[str, Any]:
     """Turn the solver's parameter vectors into values of the NumPyro sites."""
-    return {"labels": theta_log[..., :-2], "ln_E": theta_log[..., -2], "ln_plx": theta_log[..., -1]}
+    n = theta_log.shape[-1] - 2 - curve_varies
+    sites = {"labels": theta_log[..., :n], "ln_E": theta_log[..., -2], "ln_plx": theta_log[..., -1]}
+    return sites | {"xi": theta_log[..., n]} if curve_varies else sites
+
+
+def theta_from_sites(values: dict[str, Any]) -> Float[Array, "star parameter"]:
+    """The inverse of `star_sites`."""
+    columns = [values[name][..., None] for name in ("xi", "ln_E", "ln_plx") if name in values]
+    return jnp.concatenate([values["labels"], *columns], axis=-1)
 
 
 def model_site_values(forward: ForwardModel) -> dict[str, Any]:
     """Turn a forward model into values of the NumPyro sites."""
     values: dict[str, Any] = {f"weights_{i}": w for i, w in enumerate(forward.weights)}
     values |= {f"biases_{i}": b for i, b in enumerate(forward.biases)}
-    return values | {"ln_R": forward.ln_curve}
+    values["ln_R"] = forward.ln_curve
+    return values if forward.curve_variation is None else values | {"R1": forward.curve_variation}
 
 
 def model_from_sites(values: dict[str, Any], label_center: Array, label_scale: Array) -> ForwardModel:
@@ -216,4 +231,5 @@ def model_from_sites(values: dict[str, Any], label_center: Array, label_scale: A
         ln_curve=values["ln_R"],
         label_center=label_center,
         label_scale=label_scale,
+        curve_variation=values.get("R1"),
     )

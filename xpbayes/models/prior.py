@@ -28,6 +28,11 @@ class LabelPrior(eqx.Module):
     whitening: Float[Array, "component label label"]
     ln_threshold: Float[Array, ""]
 
+    @property
+    def n_labels(self) -> int:
+        """Number of stellar labels."""
+        return self.mean.shape[-1]
+
 
 def component_ln_density(prior: LabelPrior, labels: Float[Array, " label"]) -> Float[Array, " component"]:
     """Ln (weight x density) of every component at one point."""

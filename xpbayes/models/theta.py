@@ -1,6 +1,7 @@
 """A star's parameters in their two forms: theta, as they are, and theta_log, in which the posterior is sampled.
 
-Labels come first, in the model's order. theta = (labels, E [mag], parallax [mas]); theta_log = (labels, ln E, ln parallax).
+Labels come first, in the model's order, then xi where the extinction curve varies. theta = (labels, E [mag], parallax
+[mas]); theta_log = (labels, ln E, ln parallax).
 Any number of leading axes; NumPy arrays stay NumPy arrays, in their own precision.
 """
 

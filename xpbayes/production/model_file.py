@@ -27,6 +27,7 @@ from xpbayes.inference.recalibration import CASES, Calibration, KindCalibration,
 from xpbayes.inference.support import LabelSupport
 from xpbayes.instrument.instrument import DEFAULT_ID, InstrumentId
 from xpbayes.instrument.transfer import Transfer
+from xpbayes.models.extinction import ReddeningLaw
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.model_error import ModelError
 from xpbayes.models.prior import LabelPrior
@@ -50,6 +51,7 @@ WEIGHT_FACTOR = "weight_factor.safetensors"
 CONFIDENCE_ARRAYS = ("center", "inverse_scale", "indicator")
 SCATTER = "calibration.scatter"
 FIT_QUALITY = "calibration.fit_quality"
+CURVE_VARIATION = "curve_variation"
 OLD_CALIBRATION, OLD_CALIBRATION_ARRAYS = "calibration.kinds", ("scale", "kinds", "width", "offset", "stretch")
 """In files of version 0.1.0, which calibrated labels alone."""
 AGAIN = "train or copy the model again"
@@ -153,6 +155,12 @@ class TrainedModel:
         return self.star_model.error
 
     @property
+    def reddening_law(self) -> ReddeningLaw | None:
+        """R(V) as a function of xi; None where the curve does not vary, or its wavelengths do not tell."""
+        about = self.card.get("reddening_law")
+        return None if about is None else ReddeningLaw(tuple(about["xi"]), tuple(about["r_v"]))
+
+    @property
     def has_levels(self) -> bool:
         """Stars of the same labels may differ in luminosity: catalogue values give fluxes up to a grey factor."""
         return self.calibration is not None and self.calibration.scatter is not None
@@ -172,6 +180,8 @@ def save_model(model: TrainedModel, folder: str | os.PathLike[str]) -> Path:
         "prior.whitening": model.prior.whitening,
         "prior.ln_threshold": model.prior.ln_threshold,
     }
+    if model.forward.curve_variation is not None:
+        arrays |= {CURVE_VARIATION: model.forward.curve_variation}
     if model.model_error is not None:
         arrays |= {_model_error_key(f.name): getattr(model.model_error, f.name) for f in fields(model.model_error)}
     if model.support is not None:
@@ -265,8 +275,11 @@ def _check_arrays(arrays: Mapping[str, NDArray[Any]], n_labels: int, n_channels:
     """
     sizes = {"label": n_labels, "channel": n_channels}
     check_layers(arrays, (n_labels,), (n_channels,))
-    forward = [f for f in fields(ForwardModel) if f.name not in ("weights", "biases")]
-    check_fields(arrays, {f.name: f.type for f in forward}, sizes)
+    forward = [f for f in fields(ForwardModel) if f.name not in ("weights", "biases", CURVE_VARIATION)]
+    of_forward: dict[str, Any] = {f.name: f.type for f in forward}
+    if CURVE_VARIATION in arrays:
+        of_forward[CURVE_VARIATION] = of_forward["ln_curve"]
+    check_fields(arrays, of_forward, sizes)
     check_fields(arrays, {f"prior.{f.name}": f.type for f in fields(LabelPrior)}, sizes)
     if "model_error.covariance" in arrays:
         check_fields(arrays, {_model_error_key(f.name): f.type for f in fields(ModelError)}, sizes)
@@ -332,6 +345,7 @@ def load_model(folder: str | os.PathLike[str]) -> TrainedModel:
             ln_curve=arrays["ln_curve"],
             label_center=arrays["label_center"],
             label_scale=arrays["label_scale"],
+            curve_variation=arrays.get(CURVE_VARIATION),
         ),
         prior=LabelPrior(
             arrays["prior.ln_weight"], arrays["prior.mean"], arrays["prior.whitening"], arrays["prior.ln_threshold"]

@@ -36,7 +36,8 @@ def table_features(model: TrainedModel, stars: Spectra, fit: Estimates) -> NDArr
         rows = slice(start, start + TABLE_CHUNK)
         part = stars.take(rows)
         survey = {name: part.column(name) for name in SURVEY_COLUMNS}
-        some = Estimates(*(values[rows] for values in fit))
+        xi = None if fit.xi is None else fit.xi[rows]
+        some = Estimates(fit.estimate[rows], fit.error[rows], fit.chi2[rows], fit.ln_prior[rows], xi)
         at = part.stars(model.labels)
         parts.append(star_features(model.star_model, at, some, survey, own_level=model.has_levels))
     return np.concatenate(parts)
@@ -58,7 +59,8 @@ def confidence_columns(model: TrainedModel, stars: Spectra, rows: dict[str, Any]
     if nets is None:
         raise InputError("the model has no confidence classifiers; train them with 'xpbayes confidence'")
     solved = np.flatnonzero(rows["status"] == OK)
-    fit = Estimates(*(rows[n][solved] for n in ("stellar_params_est", "stellar_params_err", "chi2_opt", "ln_prior")))
+    names = ("stellar_params_est", "stellar_params_err", "chi2_opt", "ln_prior", *(("xi",) if "xi" in rows else ()))
+    fit = Estimates(*(rows[name][solved] for name in names))
     features = table_features(model, stars.take(solved), fit)
     value = confidences(nets, features)
     uncertain = np.zeros(len(stars), np.uint8)

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from xpbayes.data.parquet import metadata_of, plain_text, read_parquet, read_together, write_parquet
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.errors import InputError
-from xpbayes.inference.fit import Posteriors
+from xpbayes.inference.fit import CurvePosteriors, Posteriors
 from xpbayes.inference.linear_algebra import upper_triangle
+from xpbayes.models.extinction import ReddeningLaw
 from xpbayes.production.flags import Parallaxes, Scores, paper_flags, quality_flags
 from xpbayes.production.manifest import catalogue_metadata
 from xpbayes.refinement.adjusting import Refined
@@ -34,9 +35,11 @@ MODE, DRAWS, CHAINS = "mode+laplace", "mode+laplace+importance", "mode+laplace+n
 """What `method` says: how far up the ladder of approximations a star was taken."""
 WIDENED = "+model"
 """What follows where errors contain what training leaves unknown of the model."""
+MAX_XI_ERROR = 0.7
+"""Half of xi's variance at most may be its prior's for R(V) to mean anything."""
 
 
-def catalogue_rows(
+def catalogue_rows(  # noqa: PLR0913 - what a row is made from
     table: Spectra,
     status: NDArray[np.str_],
     inferred: Posteriors,
@@ -46,6 +49,7 @@ def catalogue_rows(
     by_chains: NDArray[np.bool_] | None = None,
     added: NDArray[np.float64] | None = None,
     scores: Scores = Scores(),  # noqa: B008 - immutable
+    law: ReddeningLaw | None = None,
 ) -> dict[str, Any]:
     """Build the columns of the catalogue as NumPy arrays, one row per star of the table.
 
@@ -59,6 +63,7 @@ def catalogue_rows(
         added: (star, parameter, parameter) of the 'ok' stars, what the results contain because the model is uncertain,
             NaN where nothing; None leaves out the columns that tell.
         scores: of the 'ok' stars.
+        law: the model's R(V) along xi.
     """
     n, n_parameters = len(table), inferred.estimate.shape[1]
     finite = np.isfinite(inferred.estimate).all(axis=1) & np.isfinite(inferred.covariance).all(axis=(1, 2))
@@ -136,11 +141,34 @@ def catalogue_rows(
         "method": spread(method, "none"),
         "status": reason,
     }
+    if inferred.curve is not None:
+        rows |= {name: spread(values, np.nan) for name, values in _curve_values(inferred, inferred.curve, law).items()}
     if added is not None:
         model_covariance = spread(added, np.nan)
         rows["model_cov_triu"] = upper_triangle(model_covariance)
         rows["stellar_params_model_err"] = np.sqrt(np.diagonal(model_covariance, axis1=1, axis2=2)).astype(np.float32)
     return rows
+
+
+def _curve_values(inferred: Posteriors, curve: CurvePosteriors, law: ReddeningLaw | None) -> dict[str, NDArray[Any]]:
+    """Columns of xi, of the stars that were tried; R(V) is null where xi is hardly known, or there is no law to tell."""
+    xi = np.where(np.isfinite(curve.median), curve.median, curve.estimate)
+    error = np.where(np.isfinite(curve.std), curve.std, curve.error)
+    r_v, slope = law.r_v(xi) if law is not None else (np.full(len(xi), np.nan), np.full(len(xi), np.nan))
+    known = error <= MAX_XI_ERROR
+    sigma = np.sqrt(np.diagonal(inferred.laplace, axis1=1, axis2=2))
+    return {
+        "xi": curve.estimate,
+        "xi_err": curve.error,
+        "xi_mean": curve.mean,
+        "xi_std": curve.std,
+        "xi_median": curve.median,
+        "xi_p16": curve.low,
+        "xi_p84": curve.high,
+        "xi_cov": curve.correlation * curve.error[:, None] * sigma,
+        "r_v": np.where(known, r_v, np.nan),
+        "r_v_err": np.where(known, np.abs(slope) * error, np.nan),
+    }
 
 
 def refined_rows(
@@ -181,7 +209,11 @@ def to_arrow(rows: dict[str, Any], n_labels: int, release: str = DEFAULT_RELEASE
         release: short name of the data release that the stars are of.
     """
     columns = catalogue_columns(
-        n_labels, model_uncertainty="model_cov_triu" in rows, refined="refined_median" in rows, release=release
+        n_labels,
+        model_uncertainty="model_cov_triu" in rows,
+        refined="refined_median" in rows,
+        curve="xi" in rows,
+        release=release,
     )
     ids = rows["source_id"]
     rows = {**rows, FORMER_ID: ids, "release": np.full(len(ids), release)}

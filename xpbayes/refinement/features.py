@@ -38,13 +38,15 @@ class FluxOnly(NamedTuple):
     """A star's posterior given its fluxes, near its mode.
 
     Attributes:
-        mode: (star, parameter) labels, E [mag], parallax [mas].
-        laplace: (star, parameter, parameter) covariance of the same.
+        optimum: (star, parameter) labels, xi if the curve varies, E [mag], parallax [mas] at the mode.
+        mode: (star, parameter) the same without xi.
+        laplace: (star, parameter, parameter) covariance of the latter.
         chi2: (star,) of the fluxes.
         runner_up: (star, label) labels of the second optimum minus the mode's; 0 if there is one only.
         share: (star,) density there over that at the mode; 0 likewise.
     """
 
+    optimum: NDArray[np.float64]
     mode: NDArray[np.float64]
     laplace: NDArray[np.float64]
     chi2: NDArray[np.float64]
@@ -75,17 +77,19 @@ def flux_only(model: StarModel, stars: Stars, found: "Posteriors", *, use_parall
     single = np.isnan(found.runner_up_delta)
     share = np.where(single, 0.0, np.exp(-0.5 * np.where(single, 0.0, found.runner_up_delta)))
     runner_up = np.where(single[:, None], 0.0, found.runner_up[:, :n] - found.estimate[:, :n]).astype(np.float64)
-    mode, laplace, chi2 = (np.array(v, np.float64) for v in (found.estimate, found.laplace, found.chi2))
-    used = np.flatnonzero((np.asarray(stars.parallax_inv_error) > 0) & use_parallax & np.isfinite(mode).all(axis=1))
+    optimum, laplace, chi2 = (np.array(v, np.float64) for v in (found.optimum, found.laplace, found.chi2))
+    own = np.r_[:n, optimum.shape[1] - 2 : optimum.shape[1]]  # without xi
+    used = np.flatnonzero((np.asarray(stars.parallax_inv_error) > 0) & use_parallax & np.isfinite(optimum).all(axis=1))
     if len(used):
         some = jax.tree.map(lambda leaf: np.asarray(leaf)[used], stars.blind(parallax=False))
-        begin = to_log(np.maximum(mode[used], np.append(np.full(n, -np.inf), [TINY, TINY])).astype(np.float32))
+        least = np.append(np.full(optimum.shape[1] - 2, -np.inf), [TINY, TINY])
+        begin = to_log(np.maximum(optimum[used], least).astype(np.float32))
         some = fold_in_model_error(model, some, jnp.asarray(begin))
         there = np.asarray(solve(model, some, jnp.asarray(begin)).theta_log)
         at = by_blocks(partial(evaluate_mode, model.without_error), STAR_BLOCK, some, there)
-        mode[used], chi2[used] = to_linear(there.astype(np.float64)), at.chi2
-        laplace[used] = laplace_covariance(np.asarray(at.hessian), there)
-    return FluxOnly(mode, laplace, chi2, runner_up, share)
+        optimum[used], chi2[used] = to_linear(there.astype(np.float64)), at.chi2
+        laplace[used] = laplace_covariance(np.asarray(at.hessian), there)[:, own][:, :, own]
+    return FluxOnly(optimum, optimum[:, own], laplace, chi2, runner_up, share)
 
 
 def feature_names(labels: Sequence[str], channels: Sequence[str], n_xp: int) -> tuple[str, ...]:
@@ -120,18 +124,18 @@ def _ratios(forward: ForwardModel, stars: Stars, theta_log: Array) -> Array:
 
 
 def relative_residuals(
-    forward: ForwardModel, stars: Stars, mode: Float[NDArray, "star parameter"]
+    forward: ForwardModel, stars: Stars, optimum: Float[NDArray, "star parameter"]
 ) -> NDArray[np.float32]:
     """(star, channel) observed over predicted flux minus 1, NaN where nothing was observed.
 
     Args:
         forward: the forward model.
         stars: the stars.
-        mode: labels, E [mag], parallax [mas].
+        optimum: labels, xi if the curve varies, E [mag], parallax [mas].
     """
     if not len(stars):
         return np.zeros(stars.flux.shape, np.float32)
-    at = np.array(mode, np.float32)
+    at = np.array(optimum, np.float32)
     at[:, -2:] = np.maximum(at[:, -2:], TINY)
     return np.asarray(by_blocks(partial(_ratios, forward), STAR_BLOCK, stars, to_log(at)))
 

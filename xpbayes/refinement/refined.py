@@ -294,7 +294,7 @@ def _answers(
     """Both answers of one batch."""
     n, nets = found.estimate.shape[1] - 2, second.nets
     fit = flux_only(model, stars, found, use_parallax=use_parallax)
-    ratio = relative_residuals(model.forward, stars, fit.mode)
+    ratio = relative_residuals(model.forward, stars, fit.optimum)
     features = star_features(stars, fit, ratio, np.asarray(nets.residual_scale), second.n_xp)
     mode, laplace = np.asarray(found.estimate, np.float64), np.asarray(found.laplace, np.float64)
     median, covariance = forward_gaussian(published, n)

@@ -68,7 +68,7 @@ def lessons_of(
     found = fit_stars(model, stars, BLIND)
     n = model.forward.n_labels
     fit = flux_only(model, stars, found, use_parallax=False)
-    ratio = relative_residuals(model.forward, stars, fit.mode)
+    ratio = relative_residuals(model.forward, stars, fit.optimum)
     if scale is None:
         known = np.where(np.isfinite(ratio).any(axis=0), ratio, 1.0)
         scale = np.maximum(np.nanpercentile(np.abs(known), TYPICAL, axis=0), 1e-4).astype(np.float32)

@@ -78,7 +78,7 @@ def check(
     begun = time.perf_counter()
     batch = table.stars(trained.labels)
     real = fit_stars(trained.star_model, batch, inference.model_copy(update={"n_draws": 0}))
-    at = to_log(jnp.asarray(real.estimate))
+    at = to_log(jnp.asarray(real.optimum))
     folded = fold_in_model_error(trained.star_model, jax.tree.map(jnp.asarray, batch.blind()), at)
     usable = np.flatnonzero(np.isfinite(real.chi2) & real.converged)
     if not len(usable):
@@ -97,16 +97,16 @@ def check(
     by_importance, k_hat = importance_shares(
         trained.star_model,
         simulated,
-        inferred.estimate,
-        inferred.runner_up,
+        inferred.optimum,
+        inferred.with_xi("runner_up"),
         seeds,
         inference.n_draws or 256,
         n_xp,
         inference.n_more_draws,
     )
     shares = {
-        "mode + Fisher": gaussian_shares(simulated.truth, inferred.estimate, inferred.covariance),
-        "Laplace": gaussian_shares(simulated.truth, inferred.estimate, inferred.laplace),
+        "mode + Fisher": gaussian_shares(simulated.truth, inferred.optimum, inferred.covariance_with_xi("covariance")),
+        "Laplace": gaussian_shares(simulated.truth, inferred.optimum, inferred.covariance_with_xi("laplace")),
         "importance": by_importance,
     }
     settled = np.zeros(n, bool)
@@ -116,8 +116,8 @@ def check(
             trained.star_model,
             inference.n_nodes,
             simulated.stars.take(jnp.asarray(few)),
-            inferred.estimate[few],
-            inferred.runner_up[few],
+            inferred.optimum[few],
+            inferred.with_xi("runner_up")[few],
             seeds[few],
             Schedule(sampling.chains, sampling.warmup, sampling.draws, sampling.max_rounds),
             lambda done, total, rate: log.info(f"NUTS: {done} of {total} stars have settled ({rate:.1f} stars/s)"),
@@ -132,9 +132,9 @@ def check(
     result = CalibrationCheck(
         labels=trained.labels,
         truth=simulated.truth,
-        estimate=np.asarray(inferred.estimate, np.float64),
-        mean=np.asarray(inferred.mean, np.float64),
-        error=np.asarray(inferred.std, np.float64),
+        estimate=np.asarray(inferred.optimum, np.float64),
+        mean=np.asarray(inferred.with_xi("mean"), np.float64),
+        error=np.asarray(inferred.with_xi("std"), np.float64),
         unbounded=np.asarray(inferred.unbounded, np.float64),
         shares=shares,
         chi2_shares=chi2_shares(simulated),

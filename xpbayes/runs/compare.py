@@ -68,10 +68,10 @@ def compare(  # noqa: PLR0913 - what the verb of the command line can say
     inferred = found.inferred
     flat = found.draws.theta.reshape(len(table), -1, found.draws.theta.shape[-1])
     exact = flat.astype(np.float64)
-    estimate = np.asarray(inferred.estimate, np.float64)
+    estimate = np.asarray(inferred.optimum, np.float64)
     covariance = {
-        "mode + Fisher": inferred.covariance,
-        "Laplace": inferred.laplace,
+        "mode + Fisher": inferred.covariance_with_xi("covariance"),
+        "Laplace": inferred.covariance_with_xi("laplace"),
         "NUTS": np.stack([np.cov(one, rowvar=False) for one in exact]),
     }
     sigma = {m: np.sqrt(np.diagonal(c, axis1=1, axis2=2)) for m, c in covariance.items()}
@@ -81,7 +81,9 @@ def compare(  # noqa: PLR0913 - what the verb of the command line can say
         methods={
             "mode + Fisher": Estimate(estimate, sigma["mode + Fisher"]),
             "Laplace": Estimate(estimate, sigma["Laplace"]),
-            "importance": Estimate(np.asarray(inferred.mean, np.float64), np.asarray(inferred.std, np.float64)),
+            "importance": Estimate(
+                np.asarray(inferred.with_xi("mean"), np.float64), np.asarray(inferred.with_xi("std"), np.float64)
+            ),
         },
         nuts=Estimate(exact.mean(axis=1), exact.std(axis=1)),
         covariance=covariance,

@@ -222,6 +222,7 @@ def solve_stars(
         use_parallax=config.use_parallax,
         by_chains=by_chains,
         scores=Scores(fit_quality, beyond),
+        law=trained.reddening_law,
     )
     rows = as_rows(inferred)
     if trained.confidence is not None:
@@ -235,11 +236,11 @@ def solve_stars(
         from xpbayes.training.network_uncertainty import add_model_covariance, added_to_inferred
 
         added = added_to_inferred(
-            trained.star_model, factor, looked_at, found.estimate, use_parallax=config.use_parallax
+            trained.star_model, factor, looked_at, found.optimum, use_parallax=config.use_parallax
         )
         wide = as_rows(add_model_covariance(inferred, added), added=added)
         # Flags and confidences know the stars' own errors, from which the classifiers were learned.
-        rows = wide | {name: rows[name] for name in KNOW_OWN_ERRORS}
+        rows = rows | wide | {name: rows[name] for name in KNOW_OWN_ERRORS}
     if config.second_stage and trained.second_stage is not None:
         from xpbayes.refinement.refined import refine_labels
 
@@ -295,6 +296,8 @@ def about_model(
         instrument: of the stars; the model's if None.
     """
     model = {k: trained.card.get(k) for k in ("created", "arrays_checksum", "n_training", "split")}
+    if trained.forward.curve_variation is not None:
+        model["curve_varies"] = True
     if trained.transfer is not None and trained.transfer.source == instrument:
         model["transfer_checksum"] = trained.card["transfer"].get("arrays_checksum")
     if trained.confidence is not None:

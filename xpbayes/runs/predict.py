@@ -22,7 +22,7 @@ TEFF_RANGE = (1000.0, 100_000.0)
 
 
 def predict_fluxes(
-    model: TrainedModel | PathLike, *, extinction: Any = 0.0, parallax: Any = 1.0, **labels: Any
+    model: TrainedModel | PathLike, *, extinction: Any = 0.0, parallax: Any = 1.0, xi: Any = 0.0, **labels: Any
 ) -> xr.Dataset:
     """Predict fluxes (ZGR23 Eq. 8).
 
@@ -33,6 +33,7 @@ def predict_fluxes(
         model: a trained model or its folder.
         extinction: E [mag], not negative.
         parallax: [mas], positive.
+        xi: of the star's extinction curve R + xi R1; 0 is the mean curve.
         labels: the model's stellar labels by name; teff in K, the others in dex.
 
     Returns:
@@ -51,6 +52,11 @@ def predict_fluxes(
     if missing:
         raise InputError(f"the label '{missing[0]}' is missing; the model needs {', '.join(trained.labels)}")
     given = {name: labels[name] for name in trained.labels} | {"extinction": extinction, "parallax": parallax}
+    variation = trained.forward.curve_variation
+    if variation is not None:
+        given["xi"] = xi
+    elif np.any(xi):
+        raise InputError("the model does not know how the extinction curve varies; leave xi out")
     arguments = {name: _named(name, value) for name, value in given.items()}
     try:
         spread = dict(zip(arguments, xr.broadcast(*arguments.values()), strict=True))
@@ -60,7 +66,10 @@ def predict_fluxes(
     shape, dims = spread["parallax"].shape, spread["parallax"].dims
     theta = np.stack([_internal(name, spread[name]) for name in trained.labels], axis=-1).reshape(-1, len(labels))
     intrinsic = np.asarray(_intrinsic(trained.forward, theta), np.float64)
-    dimming = spread["extinction"].values.reshape(-1, 1) * np.exp(np.asarray(trained.forward.ln_curve, np.float64))
+    curve = np.exp(np.asarray(trained.forward.ln_curve, np.float64))
+    if variation is not None:
+        curve = curve + spread["xi"].values.reshape(-1, 1) * np.asarray(variation, np.float64)
+    dimming = spread["extinction"].values.reshape(-1, 1) * curve
     flux = np.exp(intrinsic - dimming) * spread["parallax"].values.reshape(-1, 1) ** 2
     ln_p = np.asarray(ln_priors(trained.prior, theta), np.float64).reshape(shape)
     n = len(trained.channels)
@@ -73,7 +82,10 @@ def predict_fluxes(
             "unlikely": (dims, ln_p < float(trained.prior.ln_threshold), {"long_name": "an extrapolation"}),
         },
         {
-            **{name: array.assign_attrs(units=PARAMETER_UNITS.get(name, "dex")) for name, array in arguments.items()},
+            **{
+                name: array.assign_attrs(units=PARAMETER_UNITS.get(name, "" if name == "xi" else "dex"))
+                for name, array in arguments.items()
+            },
             "channel": list(trained.channels.names),
             "wavelength": ("channel", trained.channels.wavelengths, {"units": "nm"}),
         },
@@ -84,14 +96,14 @@ _intrinsic = program(jax.vmap(ln_absolute_flux, (None, 0)))
 
 
 def predict_flux(
-    model: TrainedModel | PathLike, *, extinction: float = 0.0, parallax: float = 1.0, **labels: float
+    model: TrainedModel | PathLike, *, extinction: float = 0.0, parallax: float = 1.0, xi: float = 0.0, **labels: float
 ) -> Prediction:
     """Predict the flux of one star; see `predict_fluxes`.
 
     Example:
         >>> xpbayes.predict_flux("model", teff=5800, feh=0, logg=4.4, extinction=0.1)  # doctest: +SKIP
     """
-    found = predict_fluxes(model, extinction=extinction, parallax=parallax, **labels)
+    found = predict_fluxes(model, extinction=extinction, parallax=parallax, xi=xi, **labels)
     return Prediction(
         parameters={**labels, "extinction": extinction, "parallax": parallax},
         channels=tuple(found.channel.values.tolist()),

@@ -187,7 +187,7 @@ def draw_posteriors(
     solved = time.perf_counter()
     log.info(f"solved {len(table)} stars, {int(inferred.converged.sum())} converged")
     blind = jax.tree.map(jnp.asarray, batch.blind(parallax=inference.use_parallax))
-    folded = fold_in_model_error(model.star_model, blind, to_log(jnp.asarray(inferred.estimate)))
+    folded = fold_in_model_error(model.star_model, blind, to_log(jnp.asarray(inferred.optimum)))
 
     def progress(done: int, total: int, rate: float) -> None:
         log.info(f"{done} of {total} stars have settled ({rate:.1f} stars/s)")
@@ -196,8 +196,8 @@ def draw_posteriors(
         model.star_model,
         inference.n_nodes,
         folded,
-        inferred.estimate,
-        inferred.runner_up,
+        inferred.optimum,
+        inferred.with_xi("runner_up"),
         seeds,
         Schedule(sampling.chains, sampling.warmup, sampling.draws, sampling.max_rounds),
         progress,

@@ -52,6 +52,7 @@ from xpbayes.runs.inputs import (
     versions,
 )
 from xpbayes.training.learn import train as learn
+from xpbayes.training.reddening_law import fit_law
 from xpbayes.training.self_cleaning import with_absolute_magnitudes
 from xpbayes.training.training_set import TrainingSet, n_rows, training_set, training_set_in_files
 
@@ -98,9 +99,9 @@ def train(
         for cut in training.cuts:
             log.info(f"cut: {cut.what}: {cut.removed} removed, {cut.left} left")
         checkpoint = None if out is None else Path(out) / CHECKPOINT
-        law = _near_infrared_law(training, config)
+        near_infrared = _near_infrared_law(training, config)
         learned = learn(
-            chosen.stars, training.channels.wavelengths, config, checkpoint, resume=resume, near_infrared=law
+            chosen.stars, training.channels.wavelengths, config, checkpoint, resume=resume, near_infrared=near_infrared
         )
         labels = training.labels(config.labels)[0]
         dropped = _take_dropped(learned.record.phases, training.source_id)
@@ -123,7 +124,9 @@ def train(
                 "cuts": [vars(c) for c in training.cuts],
                 "provenance": training.provenance,
                 "parallax_used": _parallax_used(training),
-                "grey_extinction": "free" if law is None else f"R(Ks) / R(J) = {law.ratio:g}, for want of parallaxes",
+                "grey_extinction": "free"
+                if near_infrared is None
+                else f"R(Ks) / R(J) = {near_infrared.ratio:g}, for want of parallaxes",
                 "label_range": {
                     name: np.percentile(training.column(name), [0, 1, 16, 50, 84, 99, 100]).round(4).tolist()
                     for name in config.labels
@@ -136,6 +139,9 @@ def train(
                 learned.model.label_prior, labels, np.asarray(learned.model.forward.label_scale), config.seed
             ),
         )
+        law = fit_law(model.forward, training.channels.wavelengths, model.model_error)
+        if law is not None:
+            model.card["reddening_law"] = {"family": "Gordon et al. 2023", "xi": law.xi, "r_v": law.at}
         calibration, aside = _calibrate(model, chosen.aside, config)
         model = replace(model, calibration=calibration)
         if config.second_stage:

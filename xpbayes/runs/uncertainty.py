@@ -85,7 +85,12 @@ def uncertainty(
         jnp.asarray, chosen.stars(trained.labels, spectroscopic_parallax=True, label_error_floor=floor)
     )
     folded = fold_in_model_error(trained.star_model, measured)
-    known = solve(StarModel(trained.forward), folded, initial_theta(measured), SOLVER_ITERATIONS)
+    known = solve(
+        StarModel(trained.forward),
+        folded,
+        initial_theta(measured, curve_varies=trained.forward.curve_variation is not None),
+        SOLVER_ITERATIONS,
+    )
     folded = fold_in_model_error(trained.star_model, measured, known.theta_log)
     n_training = int(trained.card["n_training"])
     log.info(f"solved {len(chosen)} of {n_training} training stars ({time.perf_counter() - begun:.1f} s)")
@@ -96,12 +101,13 @@ def uncertainty(
     batch = few.stars(trained.labels)
     inference = InferenceConfig(n_draws=0)
     found = fit_stars(trained.star_model, batch, inference)
-    at = to_log(jnp.asarray(found.estimate))
+    at = to_log(jnp.asarray(found.optimum))
     seen = fold_in_model_error(trained.star_model, jax.tree.map(jnp.asarray, batch.blind()), at)
     factor = factor_weights(trained.star_model, precision, seen, at)._replace(n_stars=len(chosen))
+    rest = [*range(len(trained.labels)), -2, -1]
     added = np.asarray(
         weight_covariance(trained.star_model.without_error, jnp.asarray(factor.columns), seen, at), np.float64
-    )
+    )[:, rest][:, :, rest]
     log.info(
         f"{factor.columns.shape[1]} directions carry {factor.captured:.1%} of what is added "
         f"({time.perf_counter() - begun:.1f} s)"

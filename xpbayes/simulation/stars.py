@@ -26,6 +26,7 @@ class SimulatedStars:
         source_id: (star,) with the position in its upper bits, as Gaia's.
         ra, dec: (star,) [deg].
         parameters: (star, label + 2) labels, ln E, ln parallax.
+        xi: (star,) of the extinction curve; 0 where the model's does not vary.
         flux: (star, channel) noiseless flux, companion included [1e-18 W m^-2 nm^-1].
         g: (star,) rough G magnitude.
         has_bp, has_rp, crowded, binary, outlier: (star,) which stars are special.
@@ -35,6 +36,7 @@ class SimulatedStars:
     ra: NDArray[np.float64]
     dec: NDArray[np.float64]
     parameters: NDArray[np.float64]
+    xi: NDArray[np.float64]
     flux: NDArray[np.float64]
     g: NDArray[np.float64]
     has_bp: NDArray[np.bool_]
@@ -65,10 +67,11 @@ def draw_stars(model: TrainedModel, n: int, recipe: Recipe, sky: Sky, rng: np.ra
     predict = jax.jit(jax.vmap(predict_flux, (None, 0)))
 
     def fluxes(labels: NDArray[np.float64], e: NDArray[np.float64], plx: NDArray[np.float64]) -> NDArray[np.float64]:
-        parameters = np.concatenate([labels, np.log(e)[:, None], np.log(plx)[:, None]], axis=1)
+        parameters = np.concatenate([labels, curve, np.log(e)[:, None], np.log(plx)[:, None]], axis=1)
         return np.asarray(predict(model.forward, parameters.astype(np.float32)), np.float64)
 
     labels = np.asarray(draw_labels(model.prior, jax.random.key(int(rng.integers(2**31))), n), np.float64)
+    curve = rng.standard_normal((n, 1)) if model.forward.curve_variation is not None else np.zeros((n, 0))
     at = sky(n, lambda e, plx: rough_g(fluxes(labels, e, plx)), rng)
     flux = fluxes(labels, at.extinction, at.parallax)
 
@@ -87,6 +90,7 @@ def draw_stars(model: TrainedModel, n: int, recipe: Recipe, sky: Sky, rng: np.ra
         ra=at.ra,
         dec=at.dec,
         parameters=np.concatenate([labels, np.log(at.extinction)[:, None], np.log(at.parallax)[:, None]], axis=1),
+        xi=curve[:, 0] if curve.size else np.zeros(n),
         flux=flux,
         g=rough_g(flux),
         has_bp=side >= 0.5 * recipe.missing_side,

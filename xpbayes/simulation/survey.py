@@ -117,6 +117,7 @@ def _write_truth(
     values = np.concatenate([stars.parameters[:, :-2], np.exp(stars.parameters[:, -2:])], axis=1)
     columns: dict[str, pa.Array] = {name: pa.array(getattr(stars, name)) for name in ("source_id", "ra", "dec")}
     columns |= {name: pa.array(values[:, i]) for i, name in enumerate(names)}
+    columns["xi"] = pa.array(stars.xi)
     kind = pa.list_(pa.float64(), len(model.channels))
     columns |= {"flux": fixed_list(stars.flux, kind), "flux_observed": fixed_list(observed, kind)}
     odd = ("has_bp", "has_rp", "crowded", "binary", "outlier", "g")

@@ -137,11 +137,12 @@ def move_gauge(
         labels: move labels too; the network then has to follow.
     """
     u = np.array(theta_log, np.float64)
-    n_labels = u.shape[1] - 2
+    n_labels = forward.n_labels
     by = np.zeros_like(u)
     features = _features(forward, u[:, :n_labels])
     output, bias = (np.array(v[-1], np.float64) for v in (forward.weights, forward.biases))
     curve = np.exp(np.asarray(forward.ln_curve, np.float64))
+    variation = forward.curve_variation
 
     # ln parallax: measured against modelled parallax, around the move so far.
     measured, inverse = (np.asarray(v, np.float64) for v in (stars.parallax, stars.parallax_inv_error))
@@ -175,6 +176,7 @@ def move_gauge(
         moved = np.maximum(scale * extinction + features.values @ coefficient[:-1], MIN_EXTINCTION)
         by[:, -2] = moved - extinction
         curve /= scale
+        variation = None if variation is None else variation / scale
         of_neurons, constant = features.on_layer(coefficient[:-1])
         output += np.outer(of_neurons, curve)
         bias += constant * curve
@@ -196,6 +198,7 @@ def move_gauge(
         weights=(*forward.weights[:-1], to32(output)),
         biases=(*forward.biases[:-1], to32(bias)),
         ln_curve=to32(np.log(curve)),
+        curve_variation=None if variation is None else to32(variation),
     )
     return Moved(moved_model, u, by, scale)
 
@@ -204,10 +207,10 @@ def moves_by_kind(
     moved: Moved, theta_log: NDArray[np.floating], names: tuple[str, ...] = ("teff", "feh", "logg")
 ) -> dict[str, list[float]]:
     """Median move of (labels..., E, ln parallax) of every kind of star that there is: what training had still to go."""
-    u = np.asarray(theta_log, np.float64)
+    u, shown = np.asarray(theta_log, np.float64), [*range(len(names)), -2, -1]
     return {
-        name: np.median(moved.by[there], axis=0).round(5).tolist()
-        for name, there in kinds_of_star(u[:, :-2], names).items()
+        name: np.median(moved.by[there][:, shown], axis=0).round(5).tolist()
+        for name, there in kinds_of_star(u[:, : len(names)], names).items()
         if there.any()
     }
 

@@ -29,6 +29,7 @@ from xpbayes.models.forward import ForwardModel, initial_model
 from xpbayes.models.model_error import relative_sigma
 from xpbayes.models.prior import LabelPrior, draw_labels, ln_priors
 from xpbayes.models.star_model import StarModel
+from xpbayes.training.curve_variation import learn_curve_variation
 from xpbayes.training.gauge import move_gauge, moves_by_kind
 from xpbayes.training.kinds import kept_by_kind, kinds_of_star
 from xpbayes.training.model_error import MAX_STARS, learn_model_error
@@ -118,12 +119,13 @@ def fit_label_prior(labels: np.ndarray, n_components: int, seed: int) -> LabelPr
     return LabelPrior(prior.ln_weight, prior.mean, prior.whitening, threshold)
 
 
-def initial_theta(stars: Stars) -> Float[Array, "star parameter"]:
+def initial_theta(stars: Stars, *, curve_varies: bool = False) -> Float[Array, "star parameter"]:
     """Start every star at its measured values, E and parallax clipped to positive (phase 1 of ZGR23 Table 1)."""
     extinction = np.maximum(np.asarray(stars.reddening), MIN_START_EXTINCTION)
     parallax = np.maximum(np.asarray(stars.parallax), 1e-3)
+    xi = np.zeros((len(stars), int(curve_varies)))
     return jnp.concatenate(
-        [stars.labels, jnp.log(extinction)[:, None], jnp.log(parallax)[:, None]], axis=1, dtype=jnp.float32
+        [stars.labels, xi, jnp.log(extinction)[:, None], jnp.log(parallax)[:, None]], axis=1, dtype=jnp.float32
     )
 
 
@@ -137,9 +139,11 @@ def _guess_model(
     ln_flux = np.log(np.where(use, flux, 1.0)) + np.asarray(stars.ln_scale[some])[:, None]
     ln_absolute = ln_flux - 2 * theta_log[some, -1:] + np.exp(theta_log[some, -2:-1]) * curve
     mean = np.sum(np.where(use, ln_absolute, 0.0), axis=0) / np.maximum(use.sum(axis=0), 1)
-    return initial_model(
+    model = initial_model(
         jax.random.key(config.seed), np.asarray(stars.labels), mean, np.log(curve), hidden=config.hidden
     )
+    # Of no size at first: one shape of arrays from the first phase to the last, so that its programs serve all.
+    return replace(model, curve_variation=jnp.zeros_like(model.ln_curve)) if config.curve_variation else model
 
 
 def train(
@@ -181,7 +185,7 @@ def train(
         record, done = TrainingRecord(about["phases"]), about["done"]
         log.info(f"resumed after phase {done}/{len(config.phases)} from {checkpoint}")
     else:
-        theta_log = initial_theta(stars)
+        theta_log = initial_theta(stars, curve_varies=config.curve_variation)
         state = TrainingState(
             StarModel(_guess_model(stars, np.asarray(theta_log, dtype=np.float64), wavelength_nm, config)),
             theta_log,
@@ -190,7 +194,7 @@ def train(
             jax.random.key_data(jax.random.key(config.seed)),
         )
     for number, phase in enumerate(config.phases, start=1):
-        if number <= done or (phase.update == "model_error" and not config.model_error):
+        if number <= done or not getattr(config, phase.update, True):  # switched off: the curve's variation, the error
             continue
         begun = time.perf_counter()
         phase = phase.scaled(config.epochs_scale)
@@ -198,15 +202,22 @@ def train(
         if phase.update in ("model", "stars", "both", "self_cleaning"):
             # Anew for every phase, from the state alone: a run that was stopped goes on with the same errors.
             effective = _with_model_error(state, stars)
-        state, entry, summary = _run_phase(phase, number, state, stars, effective, config, near_infrared)
+        if phase.update == "curve_variation":
+            state, entry, summary = _vary_curve(phase, state, stars, wavelength_nm)
+        else:
+            state, entry, summary = _run_phase(phase, number, state, stars, effective, config, near_infrared)
         entry = {"phase": number, **phase.model_dump(mode="json"), **entry, "seconds": time.perf_counter() - begun}
         record.phases.append(entry)
         if checkpoint is not None:
             write_checkpoint(checkpoint, state, belongs_to | {"done": number, "phases": record.phases})
         log.info(f"phase {number}/{len(config.phases)} {phase.update}: {summary} ({entry['seconds']:.1f} s)")
     prior = fit_label_prior(np.asarray(stars.labels), config.prior_components, config.seed)
-    model = replace(state.model, prior=prior)
-    return Trained(model, state.theta_log, record, np.asarray(state.survivor))
+    model, theta_log = replace(state.model, prior=prior), state.theta_log
+    if model.forward.curve_variation is not None and not np.any(model.forward.curve_variation):
+        log.info("no variation of the extinction curve: too few stars behind dust")
+        model = replace(model, forward=replace(model.forward, curve_variation=None))
+        theta_log = jnp.delete(theta_log, model.forward.n_labels, axis=1)
+    return Trained(model, theta_log, record, np.asarray(state.survivor))
 
 
 def _with_model_error(state: TrainingState, stars: Stars) -> Stars:
@@ -271,8 +282,10 @@ def _run_phase(
     if phase.update == "model_error":
         some = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_STARS)).astype(int)]
         members = in_memory(stars, some)
+        # Anew where the curve varies: what the last one took for its own of another R1 it would not give back.
+        start = state.model.error if forward.curve_variation is None else None
         error, history = learn_model_error(
-            forward, members, theta_log[some], phase.epochs, state.model.error, np.asarray(state.weight)[some]
+            forward, members, theta_log[some], phase.epochs, start, np.asarray(state.weight)[some]
         )
         entry["ln_likelihood_per_star"] = history
         summary = f"median relative error {np.median(relative_sigma(error)):.2%}"
@@ -342,10 +355,28 @@ def _without_grey(
     return replace(forward, ln_curve=curve), moved
 
 
+def _vary_curve(
+    phase: "Phase", state: TrainingState, stars: Stars, wavelength_nm: np.ndarray
+) -> tuple[TrainingState, dict[str, Any], str]:
+    """Learn R1; the stars' xi follow in the next phase of the stars."""
+    forward = state.model.forward
+    variation, history = learn_curve_variation(
+        forward, stars, state.theta_log, wavelength_nm, phase.epochs, np.asarray(state.weight)
+    )
+    size = np.abs(np.asarray(variation)) / np.exp(np.asarray(forward.ln_curve))
+    entry = {"ln_likelihood_per_star": history, "largest_relative_variation": float(size.max())}
+    summary = f"R varies by {np.median(size):.2%} (median channel), at most {size.max():.2%}"
+    return (
+        state._replace(model=replace(state.model, forward=replace(forward, curve_variation=variation))),
+        entry,
+        summary,
+    )
+
+
 def _weigh(state: TrainingState, stars: Stars, config: "TrainingConfig") -> tuple[TrainingState, dict[str, Any], str]:
     """Decide how much every star counts; nothing moves."""
     weight = star_weights(state.model.forward, stars, state.theta_log)
-    kinds = kinds_of_star(np.asarray(state.theta_log, np.float64)[:, :-2], config.labels)
+    kinds = kinds_of_star(np.asarray(state.theta_log, np.float64)[:, : len(config.labels)], config.labels)
     entry = {
         "n_stars": len(stars),
         "kept_by_kind": kept_by_kind(weight, kinds),

@@ -50,7 +50,7 @@ PRIOR_STARS = 60.0
 T = TypeVar("T")
 
 
-class _Sums(NamedTuple):
+class Sums(NamedTuple):
     """What expectation-maximisation needs of each star, nuisance parameters marginalised.
 
     Attributes:
@@ -75,8 +75,20 @@ def allowed_directions(ln_curve: Float[Array, " channel"]) -> Float[Array, "chan
 
 
 @jax.jit
-def _collect(forward: ForwardModel, directions: Array, stars: Stars, theta_log: Array) -> _Sums:
-    def one(star: Stars, u: Array) -> _Sums:
+def collect_sums(
+    forward: ForwardModel, directions: Array, stars: Stars, theta_log: Array, xi_sigma: Array | float = 1.0
+) -> Sums:
+    """Residuals of a batch at what labels and estimates alone say, along some directions, all else marginalised.
+
+    Args:
+        forward: the forward model.
+        directions: (channel, q) of relative flux.
+        stars: with labels.
+        theta_log: (star, parameter) current solutions, around which fluxes are linearised.
+        xi_sigma: prior width of xi: 1, or 0 to see what xi would explain.
+    """
+
+    def one(star: Stars, u: Array) -> Sums:
         def residual(v: Array) -> Array:  # in (labels, E, ln parallax)
             sampled = jnp.concatenate([v[:-2], jnp.log(v[-2:-1]), v[-1:]])
             return whitened_residual(predict_flux(forward, sampled, star.ln_scale), star.flux, star.whitening)
@@ -85,9 +97,10 @@ def _collect(forward: ForwardModel, directions: Array, stars: Stars, theta_log: 
         y, push = jax.linearize(residual, solved)
         jacobian = jax.vmap(push, out_axes=1)(jnp.eye(solved.size, dtype=solved.dtype))
 
-        # Expected parameters and their errors, from the labels and estimates alone.
+        # Expected parameters and their errors, from the labels and estimates alone; xi is 0 +- 1.
         has_label = star.label_inv_error > 0
-        label = jnp.where(has_label, star.labels, u[:-2])
+        label = jnp.where(has_label, star.labels, u[: forward.n_labels])
+        xi = jnp.zeros_like(u[forward.n_labels : -2])
         label_sigma = 1.0 / jnp.where(has_label, star.label_inv_error, 1.0 / forward.label_scale)
         has_reddening, has_parallax = star.reddening_inv_error > 0, star.parallax_inv_error > 0
         reddening = jnp.where(has_reddening, star.reddening, solved[-2])
@@ -101,15 +114,15 @@ def _collect(forward: ForwardModel, directions: Array, stars: Stars, theta_log: 
         ln_parallax = jnp.where(usable, jnp.log(safe_parallax), u[-1])
         ln_parallax_sigma = jnp.where(usable, relative, FREE_LN_PARALLAX_SIGMA)
 
-        expected = jnp.concatenate([label, reddening[None], ln_parallax[None]])
-        sigma = jnp.concatenate([label_sigma, reddening_sigma[None], ln_parallax_sigma[None]])
+        expected = jnp.concatenate([label, xi, reddening[None], ln_parallax[None]])
+        sigma = jnp.concatenate([label_sigma, xi + xi_sigma, reddening_sigma[None], ln_parallax_sigma[None]])
         y = y + jacobian @ (expected - solved)
         g = jacobian * sigma
         b = star.whitening @ (predict_flux(forward, u, star.ln_scale)[:, None] * directions)
         # K^-1 = 1 - G (1 + G^T G)^-1 G^T, a 5 x 5 problem.
         inner = jnp.linalg.inv(jnp.eye(g.shape[1]) + g.T @ g)
         gb, gy = g.T @ b, g.T @ y
-        return _Sums(
+        return Sums(
             precision=b.T @ b - gb.T @ inner @ gb,
             pull=b.T @ y - gb.T @ (inner @ gy),
             chi2=y @ y - gy @ inner @ gy,
@@ -120,7 +133,7 @@ def _collect(forward: ForwardModel, directions: Array, stars: Stars, theta_log: 
 
 
 @jax.jit
-def _expect(sums: _Sums, covariance: Array, weight: Array, counts: Array, dof: Array) -> tuple[Array, Array, Array]:
+def _expect(sums: Sums, covariance: Array, weight: Array, counts: Array, dof: Array) -> tuple[Array, Array, Array]:
     """Expectation step for a batch of stars.
 
     Args:
@@ -136,7 +149,7 @@ def _expect(sums: _Sums, covariance: Array, weight: Array, counts: Array, dof: A
     """
     q = covariance.shape[-1]
 
-    def one(star: _Sums, w: Array) -> tuple[Array, Array, Array]:
+    def one(star: Sums, w: Array) -> tuple[Array, Array, Array]:
         factor = jnp.linalg.cholesky(jnp.tensordot(w, covariance, axes=1))
         lower = jnp.linalg.cholesky(jnp.eye(q) + factor.T @ star.precision @ factor)
         half = jax.scipy.linalg.solve_triangular(lower, factor.T, lower=True)  # half^T half = posterior covariance
@@ -185,7 +198,7 @@ def _find_kinds(forward: ForwardModel, stars: Stars, theta_log: Array) -> ModelE
     )
 
 
-def _double(tree: T) -> T:
+def as_double(tree: T) -> T:
     """Turn the float32 leaves of a pytree into float64; call where that is enabled."""
     return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), tree)
 
@@ -232,11 +245,11 @@ def learn_model_error(
     # would be given an amplitude without bounds.
     with jax.enable_x64(True):
         collected = [
-            _collect(
-                _double(forward),
-                _double(directions),
-                _double(used.take(slice(i, i + size))),
-                _double(theta_log[picked[i : i + size]]),
+            collect_sums(
+                as_double(forward),
+                as_double(directions),
+                as_double(used.take(slice(i, i + size))),
+                as_double(theta_log[picked[i : i + size]]),
             )
             for i in range(0, n_used, size)
         ]

@@ -73,7 +73,7 @@ def with_vector(forward: ForwardModel, vector: Float[Array, " weight"]) -> Forwa
     """The inverse of `trained_vector`; normalisations are those of `forward`."""
     _, unravel = ravel_pytree((forward.weights, forward.biases, forward.ln_curve))
     weights, biases, ln_curve = unravel(vector)
-    return ForwardModel(weights, biases, ln_curve, forward.label_center, forward.label_scale)
+    return replace(forward, weights=weights, biases=biases, ln_curve=ln_curve)
 
 
 def _is_weight(forward: ForwardModel) -> NDArray[np.bool_]:
@@ -263,7 +263,7 @@ def added_to_inferred(
     model: StarModel,
     factor: NetworkCovariance,
     stars: Stars,
-    estimate: NDArray[np.floating],
+    optimum: NDArray[np.floating],
     *,
     use_parallax: bool,
 ) -> NDArray[np.float64]:
@@ -273,21 +273,21 @@ def added_to_inferred(
         model: the trained model.
         factor: of what is unknown of it.
         stars: as they were inferred.
-        estimate: (star, parameter) labels, E [mag], parallax [mas] of the optima.
+        optimum: (star, parameter) labels, xi if the curve varies, E [mag], parallax [mas] of the optima.
         use_parallax: whether the measured parallaxes were used.
 
     Returns:
-        (star, parameter, parameter) of (labels, E [mag], parallax [mas]); NaN where a star has no optimum. A star's does
-        not depend on who shares its batch.
+        (star, parameter, parameter) of (labels, E [mag], parallax [mas]), without xi; NaN where a star has no optimum. A
+        star's does not depend on who shares its batch.
     """
-    n_parameters = estimate.shape[1]
+    rest = [*range(model.forward.n_labels), -2, -1]
     if not len(stars):
-        return np.zeros((0, n_parameters, n_parameters))
+        return np.zeros((0, len(rest), len(rest)))
     blind = jax.tree.map(jnp.asarray, stars.blind(parallax=use_parallax))
-    at = to_log(jnp.asarray(estimate))
+    at = to_log(jnp.asarray(optimum))
     folded = fold_in_model_error(model, blind, at)
     one_batch = partial(weight_covariance, model.without_error, jnp.asarray(factor.columns))
-    added = np.asarray(by_blocks(one_batch, STAR_BLOCK, folded, at), np.float64)
+    added = np.asarray(by_blocks(one_batch, STAR_BLOCK, folded, at), np.float64)[:, rest][:, :, rest]
     return np.where(np.isfinite(added).all(axis=(1, 2), keepdims=True), added, np.nan)
 
 

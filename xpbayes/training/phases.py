@@ -71,6 +71,7 @@ def _shape(setup: _Setup, forward: ForwardModel, *, robust: bool) -> Any:
         n_stars=setup.n_stars,
         label_center=forward.label_center,
         label_scale=forward.label_scale,
+        curve_varies=forward.curve_variation is not None,
         robust_scale=setup.robust_scale if robust else 0.0,
     )
 
@@ -126,15 +127,20 @@ def _values(locations: dict[str, Any]) -> dict[str, Any]:
 
 
 def _posterior(setup: _Setup, forward: ForwardModel, *, robust: bool) -> Callable[[Stars, dict[str, Any]], None]:
-    """The training posterior of a batch with some of its sites conditioned."""
+    """The training posterior of a batch with some of its sites conditioned; R1 always is.
+
+    Beside a point for every xi there is no best R1: larger, with every xi smaller, it is always better. `curve_variation`
+    learns it with the xi marginalised.
+    """
     from numpyro import handlers
 
     from xpbayes.models.posterior import training_posterior
 
     shape = _shape(setup, forward, robust=robust)
+    always = {} if forward.curve_variation is None else {"R1": forward.curve_variation}
 
     def conditioned(batch: Stars, fixed: dict[str, Any]) -> None:
-        handlers.condition(training_posterior, data=fixed)(batch, shape)
+        handlers.condition(training_posterior, data=fixed | always)(batch, shape)
 
     return conditioned
 
@@ -154,14 +160,19 @@ def _model_optimizer(setup: _Setup) -> Any:
     return optax_to_numpyro(_transformation(setup, jnp.asarray(0.0), 1.0, is_model=True))
 
 
+def _moving_sites(forward: ForwardModel) -> dict[str, Any]:
+    """Values of the model's sites that gradients move."""
+    from xpbayes.models.posterior import model_site_values
+
+    return model_site_values(replace(forward, curve_variation=None))
+
+
 @partial(jax.jit, static_argnames="setup")
 def _start(setup: _Setup, forward: ForwardModel) -> Any:
     """SVI state of the model before the first step."""
     from numpyro.infer.svi import SVIState
 
-    from xpbayes.models.posterior import model_site_values
-
-    return SVIState(_model_optimizer(setup).init(_locations(model_site_values(forward))), None, jax.random.key(0))
+    return SVIState(_model_optimizer(setup).init(_locations(_moving_sites(forward))), None, jax.random.key(0))
 
 
 @partial(jax.jit, static_argnames="setup")
@@ -182,14 +193,15 @@ def _steps(
     from numpyro.infer import SVI, Trace_ELBO
     from numpyro.infer.svi import SVIState
 
-    from xpbayes.models.posterior import model_site_values, star_sites
+    from xpbayes.models.posterior import star_sites, theta_from_sites
 
+    sites_of = partial(star_sites, curve_varies=forward.curve_variation is not None)
     batch_size = order.shape[1]
     key = jax.random.key(0)  # a point guide draws nothing
     first, at_first = stars.take(order[0]), carry.table[order[0]]
     of_model, of_stars = (_posterior(setup, forward, robust=robust) for robust in (True, False))
-    model_guide = _guide(of_model, model_site_values(forward))
-    star_guide = _guide(of_stars, star_sites(at_first))
+    model_guide = _guide(of_model, _moving_sites(forward))
+    star_guide = _guide(of_stars, sites_of(at_first))
 
     def model_svi(rate: Array) -> Any:
         optimizer = _transformation(setup, rate, 2.0 / setup.n_stars, is_model=True)
@@ -200,9 +212,9 @@ def _steps(
         return SVI(of_stars, star_guide, optimizer, Trace_ELBO())
 
     # A guide sets itself up when it is first called: here, once, and not inside every step.
-    model_svi(model_rate[0]).init(key, first, star_sites(at_first))
+    model_svi(model_rate[0]).init(key, first, sites_of(at_first))
     if setup.move_stars:
-        stars_svi(star_rate[0]).init(key, first, model_site_values(forward))
+        stars_svi(star_rate[0]).init(key, first, _moving_sites(forward))
 
     def step(number: Array, so_far: tuple[_Carry, Array]) -> tuple[_Carry, Array]:
         carry, losses = so_far
@@ -211,15 +223,15 @@ def _steps(
         batch = _weighted(stars.take(index), weight[index])
         current = table[index]
         svi = model_svi(rate_of_model)
-        svi.init(key, batch, star_sites(current))
-        state, loss = svi.update(state, batch, star_sites(current))
+        svi.init(key, batch, sites_of(current))
+        state, loss = svi.update(state, batch, sites_of(current))
         if setup.move_stars:
             fixed = _values(svi.get_params(state))
             svi = stars_svi(rate_of_stars)
             svi.init(key, batch, fixed)
-            at_rest = SVIState(svi.optim.init(_locations(star_sites(current))), None, key)
+            at_rest = SVIState(svi.optim.init(_locations(sites_of(current))), None, key)
             end, _ = svi.update(at_rest, batch, fixed)
-            table = table.at[index].set(_parameters(_values(svi.get_params(end))))
+            table = table.at[index].set(theta_from_sites(_values(svi.get_params(end))))
         return _Carry(state, table, weight), losses + loss
 
     with jax.default_matmul_precision("highest"):
@@ -229,11 +241,6 @@ def _steps(
 def _weighted(stars: Stars, weight: Array) -> Stars:
     """Stars whose fluxes count by a weight: the same as errors that are larger by its root."""
     return replace(stars, whitening=stars.whitening * jnp.sqrt(weight)[:, None, None])
-
-
-def _parameters(values: dict[str, Any]) -> Array:
-    """The inverse of `models.posterior.star_sites`."""
-    return jnp.concatenate([values["labels"], values["ln_E"][:, None], values["ln_plx"][:, None]], axis=1)
 
 
 def run_gradient_phase(  # noqa: PLR0913 - what a phase moves, of what, and how
@@ -309,6 +316,7 @@ def run_gradient_phase(  # noqa: PLR0913 - what a phase moves, of what, and how
         losses.append(loss / (n_batches * n_stars))
     locations = _model_optimizer(setup).get_params(carry.model_state.optim_state)
     found = model_from_sites(_values(locations), forward.label_center, forward.label_scale)
+    found = replace(found, curve_variation=forward.curve_variation)
     moved = carry.table if at_once == n_batches else jnp.asarray(table)
     return found, moved, np.asarray(jnp.stack(losses), np.float64).tolist()
 
@@ -319,19 +327,20 @@ def _star_steps(setup: _Setup, forward: ForwardModel, stars: Stars, theta_log: A
     from numpyro.infer import SVI, Trace_ELBO
     from numpyro.infer.svi import SVIState
 
-    from xpbayes.models.posterior import model_site_values, star_sites
+    from xpbayes.models.posterior import star_sites, theta_from_sites
 
     key = jax.random.key(0)
-    fixed = model_site_values(forward)
+    fixed = _moving_sites(forward)
     posterior = _posterior(setup, forward, robust=False)
-    guide = _guide(posterior, star_sites(theta_log))
+    begin_at = star_sites(theta_log, curve_varies=forward.curve_variation is not None)
+    guide = _guide(posterior, begin_at)
 
     def at(rate: Array) -> Any:
         return SVI(posterior, guide, _transformation(setup, rate, 2.0, is_model=False), Trace_ELBO())
 
     begin = at(rates[0])
     begin.init(key, stars, fixed)
-    state = SVIState(begin.optim.init(_locations(star_sites(theta_log))), None, key)
+    state = SVIState(begin.optim.init(_locations(begin_at)), None, key)
 
     def step(state: Any, rate: Array) -> tuple[Any, Array]:
         svi = at(rate)
@@ -340,7 +349,7 @@ def _star_steps(setup: _Setup, forward: ForwardModel, stars: Stars, theta_log: A
 
     with jax.default_matmul_precision("highest"):
         state, _ = jax.lax.scan(step, state, rates)
-    return _parameters(_values(begin.get_params(state)))
+    return theta_from_sites(_values(begin.get_params(state)))
 
 
 def run_star_steps(

@@ -82,12 +82,14 @@ class Estimates(NamedTuple):
         error: (star, parameter) 1-sigma errors.
         chi2: (star,) of the fluxes.
         ln_prior: (star,).
+        xi: (star,) of their extinction curves; None where the curve does not vary.
     """
 
     estimate: NDArray[np.floating]
     error: NDArray[np.floating]
     chi2: NDArray[np.floating]
     ln_prior: NDArray[np.floating]
+    xi: NDArray[np.floating] | None = None
 
 
 def _ln(value: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -123,6 +125,8 @@ def star_features(
     """
     n_labels = model.forward.n_labels
     estimate = np.asarray(fit.estimate, np.float32)
+    if fit.xi is not None:
+        estimate = np.insert(estimate, n_labels, fit.xi, axis=1)
     pulls = (
         by_blocks(partial(_pulls, model, own_level=own_level), STAR_BLOCK, stars, estimate)
         if len(stars)

@@ -52,7 +52,7 @@ def _pulls(forward: ForwardModel, stars: Stars, theta_log: Array) -> tuple[Array
         residual = predict_flux(forward, u, star.ln_scale) - star.flux
         pull = jnp.where(present, residual / marginal_sigma(star.whitening), 0.0)
         return (
-            (u[:-2] - star.labels) * star.label_inv_error,
+            (u[: star.labels.size] - star.labels) * star.label_inv_error,
             (jnp.exp(u[-1]) - star.parallax) * star.parallax_inv_error,
             jnp.max(jnp.abs(pull)),
             jnp.sum(pull**2) / jnp.maximum(jnp.sum(present), 1),

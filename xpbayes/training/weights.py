@@ -10,6 +10,7 @@ model does not describe yet (luminous, rare, bright) keeps its weight; the pulls
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ def _judge(forward: ForwardModel, stars: Stars, theta_log: Array) -> tuple[Array
     """(star,) chi^2 of the fluxes, sum of squared measurement residuals, mean ln S/N."""
 
     def one(star: Stars, u: Array) -> tuple[Array, Array, Array]:
-        pulls = measurement_residuals(star, u)
+        pulls = jnp.delete(measurement_residuals(star, u), slice(forward.n_labels, -2))  # without xi, if it is one
         return flux_chi2(forward, star, u), pulls @ pulls, mean_ln_snr(star)
 
     with jax.default_matmul_precision("highest"):
@@ -58,7 +59,7 @@ def star_weights(
         for at in pieces(len(stars))
     ]
     chi2, pulls2, ln_snr = (np.concatenate([np.asarray(part[i], np.float64) for part in found]) for i in range(3))
-    labels = np.asarray(theta_log, np.float64)[:, :-2] / np.asarray(forward.label_scale, np.float64)
+    labels = np.asarray(theta_log, np.float64)[:, : forward.n_labels] / np.asarray(forward.label_scale, np.float64)
     measured = np.column_stack(
         [np.asarray(v) > 0 for v in (stars.label_inv_error, stars.parallax_inv_error, stars.reddening_inv_error)]
     ).sum(axis=1)

@@ -11,6 +11,7 @@ from scipy import stats
 from xpbayes.analysis.figures import drawing as figures
 from xpbayes.analysis.pages.numbers import share, text
 from xpbayes.analysis.pages.page import Page, Picture, Section, Table, wide_console
+from xpbayes.analysis.posterior_file import parameter_names
 from xpbayes.checks.prior_predictive import COLOUR, LEVEL, MAX_EXTINCTION, MIN_DOF
 from xpbayes.checks.sbc import CONFIDENCE, Verdict, ecdf, judge, uniform_band
 from xpbayes.production.model_file import TrainedModel
@@ -31,7 +32,7 @@ class CalibrationCheck:
 
     Attributes:
         labels: names of the model's labels.
-        truth, estimate: (star, parameter) labels, E [mag], parallax [mas], and the mode found.
+        truth, estimate: (star, parameter) labels, xi if the curve varies, E [mag], parallax [mas], and the mode found.
         mean, error: (star, parameter) of the importance posterior; NaN without draws.
         unbounded: (star, 2) E as if it could be negative, and its error.
         shares: by method, (star, parameter) share of the posterior below the truth; NaN where not computed.
@@ -62,7 +63,7 @@ class CalibrationCheck:
     @property
     def names(self) -> tuple[str, ...]:
         """Parameters, in order."""
-        return (*self.labels, "extinction", "parallax")
+        return parameter_names(self.labels, self.truth.shape[1])
 
     def verdicts(self) -> list[tuple[str, str, Verdict]]:
         """Method, parameter, verdict."""

@@ -91,6 +91,7 @@ def held_out_fits(
         own_errors(catalogue)[row],
         catalogue["chi2_opt"].to_numpy()[row],
         catalogue["ln_prior"].to_numpy()[row],
+        catalogue["xi"].to_numpy()[row] if "xi" in catalogue.column_names else None,
     )
     features = table_features(model, stars.take(comparison.row), fit)
     return HeldOutFits(comparison, features, targets, eps(comparison, targets), int((~basic).sum()))

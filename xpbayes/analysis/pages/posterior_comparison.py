@@ -12,6 +12,7 @@ from scipy.stats import norm
 from xpbayes.analysis.figures import drawing as figures
 from xpbayes.analysis.pages.numbers import MISSING, text
 from xpbayes.analysis.pages.page import Page, Picture, Section, Table, wide_console
+from xpbayes.analysis.posterior_file import parameter_names
 from xpbayes.production.model_file import TrainedModel
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class PosteriorComparison:
     @property
     def names(self) -> tuple[str, ...]:
         """Parameters, in order."""
-        return (*self.labels, "extinction", "parallax")
+        return parameter_names(self.labels, self.draws.shape[-1])
 
     def ratio(self, method: str) -> NDArray[np.float64]:
         """(star, parameter) error over NUTS' standard deviation."""

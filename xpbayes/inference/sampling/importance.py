@@ -3,7 +3,8 @@
 The mode in ln E sits one sigma high for a dust-free star; means and quantiles do not. Draws are cheap because the
 proposal knows the posterior's shape:
 
-- Only the labels are drawn from a proposal that has to be found. Given the labels, every flux that fits is next to the
+- Only the labels, and xi where the extinction curve varies, are drawn from a proposal that has to be found: "labels" below
+  means both. Given the labels, every flux that fits is next to the
   one at the optimum, where ln f is linear in E and in the logarithm of the parallax: both follow from linear least squares,
   in closed form. The ridge between Teff and E and the bent valley between log g and parallax never enter.
 - E is drawn from its Gaussian given the labels, cut at E = 0: with a flat prior a dust-free star's E is half a Gaussian.
@@ -37,7 +38,7 @@ from xpbayes.inference.linear_algebra import cholesky, distance2, whitened
 from xpbayes.inference.sampling.psis import pareto_smoothed
 from xpbayes.inference.sampling.weighted_mixture import clipped_weights, fit_mixture, weighted_quantiles
 from xpbayes.models.extinction import attenuate
-from xpbayes.models.forward import ForwardModel, shape_and_level
+from xpbayes.models.forward import ForwardModel, curve_of, shape_and_level
 from xpbayes.models.likelihood import deviance, n_observed
 from xpbayes.models.objective import measurement_residuals, smooth_part
 from xpbayes.models.star_model import StarModel
@@ -144,9 +145,9 @@ def given_labels(forward: ForwardModel, star: Stars, mode: Float[Array, " parame
         star: one star, model error folded in.
         mode: (label + 2,) the optimum: labels, ln E, ln parallax.
     """
-    shape, level = shape_and_level(forward, mode[:-2])
-    extinction, plx, curve = jnp.exp(mode[-2]), jnp.exp(mode[-1]), jnp.exp(forward.ln_curve)
-    flux = jnp.exp(attenuate(shape, extinction, forward.ln_curve) + (level + 2.0 * mode[-1] - star.ln_scale))
+    shape, level = shape_and_level(forward, mode[: forward.n_labels])
+    extinction, plx, curve = jnp.exp(mode[-2]), jnp.exp(mode[-1]), curve_of(forward, mode)
+    flux = jnp.exp(attenuate(shape, extinction, curve) + (level + 2.0 * mode[-1] - star.ln_scale))
     residual, by_parallax, by_extinction = jnp.stack([flux - star.flux, 2.0 * flux, -curve * flux]) @ star.whitening.T
     weight = deviance(residual @ residual, n_observed(star.whitening), star.inv_dof).slope
     parallax_precision = (plx * star.parallax_inv_error) ** 2
@@ -337,7 +338,7 @@ def _begin(
 
     def one(star: Stars, best: Array, two: Gaussian, each: Gaussian, distinct: Array, own: Array) -> _SoFar:
         terms = _mix(two, each, distinct)
-        drawn = _draw(model, star, best, terms, _rotated(jax.random.key(own), n_draws, model.forward.n_labels))
+        drawn = _draw(model, star, best, terms, _rotated(jax.random.key(own), n_draws, best.size - 2))
         return _SoFar(terms, drawn, _ln_mixture(terms, drawn.theta_log[:, :-2]))
 
     with jax.default_matmul_precision("highest"):
@@ -383,7 +384,7 @@ def _go_on(
         weight = clipped_weights(temper * drawn.ln_height - ln_density, N_CLIPPED)
         fitted = fit_mixture(whitened(drawn.theta_log[:, :-2] - center, unit), weight, ROUND_TERMS, ROUND_STEPS)
         new = _terms(center + fitted.mean @ unit.T, unit @ fitted.factor, jnp.exp(fitted.ln_share))
-        points = _rotated(jax.random.fold_in(jax.random.key(own), number), n_now, model.forward.n_labels)
+        points = _rotated(jax.random.fold_in(jax.random.key(own), number), n_now, best.size - 2)
         more = _draw(model, star, best, new, points)
         library: Any = np
         if room is None:
@@ -458,17 +459,22 @@ def _draw(
     points: Float[Array, "draw coordinate"],
 ) -> _Drawn:
     """Draw labels from a mixture, E given these, and the parallax given both."""
-    n = model.forward.n_labels
+    n, n_labels = mode.size - 2, model.forward.n_labels
     number = jnp.minimum(jnp.searchsorted(jnp.cumsum(terms.share), points[:, 0], side="right"), terms.share.size - 1)
     width = jnp.where(points[:, 1] < WIDE_SHARE, INFLATION[1], INFLATION[0])
     z = norm.ppf(points[:, 2 : 2 + n])
     labels = terms.mean[number] + width[:, None] * jnp.einsum("dij,dj->di", terms.factor[number], z)
-    shape, level = jax.vmap(partial(shape_and_level, model.forward))(labels)
+    shape, level = jax.vmap(partial(shape_and_level, model.forward))(labels[:, :n_labels])
     follow = given_labels(model.forward, star, mode)
-    extinction, ln_of_extinction = _draw_extinction(follow, shape, points[:, 2 + n : 4 + n])
+    curve = jax.vmap(partial(curve_of, model.forward))(jnp.pad(labels, ((0, 0), (0, 2))))
+    # To first order another curve is another shape, by the optimum's E.
+    as_shape = shape
+    if model.forward.curve_variation is not None:
+        as_shape = shape - jnp.exp(mode[-2]) * (labels[:, n_labels:n] - mode[n_labels]) * model.forward.curve_variation
+    extinction, ln_of_extinction = _draw_extinction(follow, as_shape, points[:, 2 + n : 4 + n])
 
     # Parallax given the rest: f = a f1 with a = (parallax / that of the mode)^2, best a by linear least squares.
-    ln_flux = jax.vmap(attenuate, (0, 0, None))(shape, extinction, model.forward.ln_curve)
+    ln_flux = jax.vmap(attenuate)(shape, extinction, curve)
     flux = jnp.exp(ln_flux + (level[:, None] + 2.0 * mode[-1] - star.ln_scale))
     white, observed = flux @ star.whitening.T, star.whitening @ star.flux
     power = jnp.sum(white**2, axis=1)

@@ -6,6 +6,7 @@ optima compete, mean, standard deviation and quantiles come from chains instead,
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,9 +68,9 @@ def refine_with_nuts(
     draws, found = sample_inferred(
         model,
         config.n_nodes,
-        fold_in_model_error(model, blind, to_log(jnp.asarray(inferred.estimate[once]))),
-        inferred.estimate[once],
-        inferred.runner_up[once],
+        fold_in_model_error(model, blind, to_log(jnp.asarray(inferred.optimum[once]))),
+        inferred.optimum[once],
+        inferred.with_xi("runner_up")[once],
         seeds[once],
         schedule or Schedule(),
         progress,
@@ -88,8 +89,16 @@ def refine_with_nuts(
     at = np.searchsorted(once, copy_of)
     good = found.settled[at]
     by_chains[rows[good]] = True
-    replaced = {}
-    for name, values in new.items():
-        replaced[name] = getattr(inferred, name).copy()
-        replaced[name][rows[good]] = values[at[good]]
-    return replace(inferred, **replaced), by_chains
+    n, curve = inferred.estimate.shape[1] - 2, inferred.curve
+
+    def with_new(old: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
+        out = old.copy()
+        out[rows[good]] = values[at[good]]
+        return out
+
+    if curve is not None:
+        of_xi = {name: with_new(getattr(curve, name), v[:, n]) for name, v in new.items() if name != "n_effective"}
+        curve = curve._replace(**of_xi)
+        new = {name: v if v.ndim == 1 else np.delete(v, n, axis=1) for name, v in new.items()}
+    replaced = {name: with_new(getattr(inferred, name), values) for name, values in new.items()}
+    return replace(inferred, curve=curve, **replaced), by_chains

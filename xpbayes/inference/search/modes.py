@@ -43,12 +43,14 @@ class Mode:
         error: (parameter,) 1-sigma errors from the Fisher matrix there.
         objective: L = -2 ln posterior + constant, the same constant for all modes of a star.
         n_starts: how many starts ended there.
+        xi: of the extinction curve; None where it does not vary.
     """
 
     estimate: NDArray[np.float64]
     error: NDArray[np.float64]
     objective: float
     n_starts: int
+    xi: float | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ def scattered_starts(
     labels = grid.labels[jax.random.choice(which, grid.labels.shape[0], (n_starts,), replace=False)]
     low, high = np.log(MIN_EXTINCTION), np.log(MAX_EXTINCTION)
     ln_extinction = jax.random.uniform(where, (n_starts,), minval=low, maxval=high)
-    dark = jnp.concatenate([labels, ln_extinction[:, None], jnp.zeros((n_starts, 1))], axis=1)
+    mean_curve = jnp.zeros((n_starts, forward.n_star_parameters - forward.n_labels - 2))
+    dark = jnp.concatenate([labels, mean_curve, ln_extinction[:, None], jnp.zeros((n_starts, 1))], axis=1)
     predicted = jax.vmap(lambda u: predict_ln_flux(forward, u, star.ln_scale))(dark)
     usable = (star.flux > 0) & (jnp.diagonal(star.whitening) > 0)
     excess = jnp.where(usable, jnp.log(jnp.where(usable, star.flux, 1.0)) - predicted, 0.0)
@@ -154,6 +157,8 @@ def _modes_of(model: StarModel, one: Stars, starts: NDArray[np.floating]) -> Mod
     while left:
         best = left[0]
         near = [k for k in left if np.max(np.abs(sampled[k] - sampled[best]) / sigma[best]) < SAME_MODE]
-        modes.append(Mode(linear[best], error[best], float(objective[best]), len(near)))
+        own = [*range(model.forward.n_labels), -2, -1]
+        xi = None if len(own) == linear.shape[1] else float(linear[best, -3])
+        modes.append(Mode(linear[best, own], error[best, own], float(objective[best]), len(near), xi))
         left = [k for k in left if k not in near]
     return Modes(tuple(modes), len(starts), int((~reached).sum()))

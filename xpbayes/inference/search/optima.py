@@ -204,7 +204,7 @@ def _step_further(model: StarModel, pool: StartPool, rows: NDArray[np.integer]) 
 def _place(theta_log: NDArray[np.floating], forward: ForwardModel) -> NDArray[np.floating]:
     """theta_log in units of the training labels' spread, ln E and ln parallax as they are; NaN where it is infinite."""
     theta_log = np.where(np.isfinite(theta_log), theta_log, theta_log.dtype.type(np.nan))
-    return np.asarray(theta_log / np.append(np.asarray(forward.label_scale), [1.0, 1.0]).astype(theta_log.dtype))
+    return np.asarray(theta_log / np.append(np.asarray(forward.intrinsic_scale), [1.0, 1.0]).astype(theta_log.dtype))
 
 
 def _promising(

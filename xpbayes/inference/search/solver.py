@@ -146,7 +146,7 @@ def _advance(model: StarModel, star: Stars, state: SolverState) -> SolverState:
     damping = jnp.where(first, state.damping, jnp.clip(damping, MIN_DAMPING, MAX_DAMPING))
 
     step = _damped_step(hessian, gradient, damping)
-    limit = jnp.concatenate([MAX_SCALED_STEP * model.forward.label_scale, jnp.full(2, MAX_LOG_STEP, step.dtype)])
+    limit = jnp.concatenate([MAX_SCALED_STEP * model.forward.intrinsic_scale, jnp.full(2, MAX_LOG_STEP, step.dtype)])
     # Where E is all but nought, nothing else depends on ln E, and its own step must not shorten the others'.
     step = step.at[-2].set(jnp.clip(step[-2], -MAX_LOG_STEP, MAX_LOG_STEP))
     step = step * jnp.minimum(1.0, 1.0 / jnp.max(jnp.abs(step) / limit))

@@ -126,13 +126,18 @@ def first_guess(forward: ForwardModel, grid: StartGrid, stars: Stars) -> Float[A
     """
     with jax.default_matmul_precision("highest"):
         extinction, a, score = _node_fits(forward, grid, stars)
-    return _at_nodes(grid, extinction, a, jnp.argmin(score, axis=1)[:, None])[:, 0]
+    best = jnp.argmin(score, axis=1)[:, None]
+    return _at_nodes(grid, extinction, a, best, forward.n_star_parameters)[:, 0]
 
 
-def _at_nodes(grid: StartGrid, extinction: Array, a: Array, node: Int[Array, "star chosen"]) -> Array:
-    """(star, chosen, label + 2) theta_log at some nodes of every star."""
+def _at_nodes(
+    grid: StartGrid, extinction: Array, a: Array, node: Int[Array, "star chosen"], n_parameters: int
+) -> Array:
+    """(star, chosen, parameter) theta_log at some nodes of every star."""
     best_extinction, best_a = (jnp.take_along_axis(all_nodes, node, axis=1) for all_nodes in (extinction, a))
-    return jnp.concatenate([grid.labels[node], jnp.log(best_extinction)[..., None], 0.5 * best_a[..., None]], axis=-1)
+    labels = grid.labels[node]
+    mean_curve = jnp.zeros((*labels.shape[:-1], n_parameters - labels.shape[-1] - 2), labels.dtype)  # xi, if it is one
+    return jnp.concatenate([labels, mean_curve, jnp.log(best_extinction)[..., None], 0.5 * best_a[..., None]], axis=-1)
 
 
 @partial(program, static_argnames="n_starts")
@@ -156,13 +161,13 @@ def find_starts(model: StarModel, grid: StartGrid, stars: Stars, n_starts: int) 
             lambda members: jax.lax.top_k(jnp.where(members, -score, -jnp.inf), N_RANKED_PER_COMPONENT), grid.members
         )
         node = jnp.concatenate([best, jnp.moveaxis(of_each, 0, 1).reshape(len(best), -1)], axis=1)
-        picked = _at_nodes(grid, extinction, a, node)
+        picked = _at_nodes(grid, extinction, a, node, model.forward.n_star_parameters)
         full = jax.vmap(lambda star, u: jax.vmap(lambda p: objective(model, star, p))(u))(stars, picked)
     full = jnp.where(jnp.isfinite(full), full, jnp.inf)
     component = jnp.argmax(grid.members, axis=0)[node]
 
     def spread(candidates: Array, value: Array, component: Array) -> Array:
-        position = candidates[:, :-2] / model.forward.label_scale
+        position = candidates[:, :-2] / model.forward.intrinsic_scale
         chosen = []
         for _ in range(n_starts):
             best = jnp.argmin(value)

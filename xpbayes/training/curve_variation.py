@@ -1,0 +1,181 @@
+"""Learn how the extinction curve varies: R1, by which a star's curve R + xi R1 changes with its xi ~ N(0, 1) (METHOD 11).
+
+Around a star's solution the relative residual of its fluxes is linear in xi: delta = -E xi R1. With the star's labels, E
+and parallax marginalised as for the model's error, R1 is the loading of a factor model whose factors are the xi, and
+follows by expectation-maximisation. The xi must be distributions here: with a point for each, R1 would grow without bounds
+as all xi shrink. That their prior has unit width sets the scale of R1.
+
+Beside dust the factors must not describe what the network does not: residuals of cool giants are larger than any xi's, and
+the model's own error, learned by kind of star, takes the dust of a kind for its error. So R1 is learned from the stars that
+are described best, under errors that know of no kinds.
+
+R1 + a R + b is the same model: E (1 + a xi) and ln parallax + b E xi / 2 undo it. So R1 is kept orthogonal to R and to grey,
+in the mean inverse covariance of ln flux. Larger xi is larger R(V): an optical curve that falls less steeply to the red.
+"""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from numpy.typing import NDArray
+
+from xpbayes.data.scratch import in_memory
+from xpbayes.data.stars import Stars
+from xpbayes.models.forward import ForwardModel, predict_flux
+from xpbayes.models.likelihood import add_model_error
+from xpbayes.training.model_error import as_double, collect_sums
+
+MIN_EXTINCTION = 0.4
+"""Stars behind less dust [mag] say little of its curve."""
+KEPT, FIRST_ITERATIONS = 0.4, 5
+"""Share of them that is described best; all count in the first iterations."""
+MIN_STARS = 300
+"""With fewer stars behind dust every star keeps the same curve."""
+MAX_STARS, BATCH = 5120, 256
+FIRST_SIZE = 0.05
+"""R1 over R to begin with, at wavelengths e times apart."""
+LARGEST = 0.2
+"""R1 over R at most, in any channel: R + xi R1 stays positive for every xi that occurs."""
+PRIOR_SIZE = 0.5
+"""Prior width of R1 over R, where no star behind dust has the channel."""
+FLOOR, DOF = 0.01, 20.0
+"""Relative error per channel in the place of the model's own, and degrees of freedom of its Student t."""
+
+
+class _Sums(NamedTuple):
+    """Of each star: what xi explains and what it does not; numpy, float64.
+
+    Attributes:
+        extinction: (star,) E [mag].
+        precision, pull, chi2, n_obs: as of `model_error.Sums`, in all channels.
+    """
+
+    extinction: NDArray[np.float64]
+    precision: NDArray[np.float64]
+    pull: NDArray[np.float64]
+    chi2: NDArray[np.float64]
+    n_obs: NDArray[np.float64]
+
+
+@jax.jit
+def _with_floor(stars: Stars) -> Stars:
+    floor = FLOOR**2 * jnp.eye(stars.flux.shape[1])
+    return replace(stars, whitening=jax.vmap(add_model_error, (0, 0, None))(stars.whitening, stars.flux, floor))
+
+
+@jax.jit
+def _metric(forward: ForwardModel, stars: Stars, theta_log: Array) -> Array:
+    """Sum over stars of the inverse covariance of ln flux."""
+
+    def one(star: Stars, u: Array) -> Array:
+        scaled = star.whitening * predict_flux(forward, u, star.ln_scale)[None, :]
+        return scaled.T @ scaled
+
+    return jnp.sum(jax.vmap(one)(stars, theta_log), axis=0)
+
+
+def without_grey_and_curve(
+    variation: Float[NDArray, " channel"], curve: Float[NDArray, " channel"], metric: Float[NDArray, "channel channel"]
+) -> Float[NDArray, " channel"]:
+    """What is left of R1 once it is orthogonal to R and to grey.
+
+    Args:
+        variation: R1.
+        curve: R.
+        metric: of ln flux.
+    """
+    mimics = np.stack([np.ones_like(curve), curve], axis=1)
+    left: NDArray[np.float64] = variation - mimics @ np.linalg.solve(
+        mimics.T @ metric @ mimics, mimics.T @ metric @ variation
+    )
+    return left
+
+
+def learn_curve_variation(
+    forward: ForwardModel,
+    stars: Stars,
+    theta_log: Float[Array, "star parameter"],
+    wavelength_nm: Float[NDArray, " channel"],
+    n_iterations: int,
+    counts: Float[NDArray, " star"],
+) -> tuple[Float[Array, " channel"], list[float]]:
+    """Estimate R1.
+
+    Args:
+        forward: the forward model; its R1, where that is not zero, is what is begun with.
+        stars: stars with labels and the measurement's own whitening, in memory or in files.
+        theta_log: (star, parameter) current solutions.
+        wavelength_nm: of the channels.
+        n_iterations: of expectation-maximisation.
+        counts: how much each star counts, from `weights.star_weights`.
+
+    Returns:
+        R1 (channel,), zero if fewer than `MIN_STARS` stars are behind dust; and the mean ln likelihood per star before
+        each iteration, up to a constant.
+    """
+    extinction = np.exp(np.asarray(theta_log, np.float64)[:, -2])
+    behind = np.flatnonzero(extinction > MIN_EXTINCTION)
+    if len(behind) < MIN_STARS:
+        return jnp.zeros_like(forward.ln_curve), []
+    some = behind[np.linspace(0, len(behind) - 1, min(len(behind), MAX_STARS)).astype(int)]
+    some = some[: len(some) - len(some) % BATCH] if len(some) > BATCH else some
+    sums, metric = _collect(forward, in_memory(stars, some), theta_log[some])
+    curve = np.exp(np.asarray(forward.ln_curve, np.float64))
+    assert forward.curve_variation is not None
+    variation = np.asarray(forward.curve_variation, np.float64)
+    if not variation.any():
+        variation = FIRST_SIZE * curve * np.log(wavelength_nm / np.exp(np.mean(np.log(wavelength_nm))))
+        variation = without_grey_and_curve(variation, curve, metric)
+    history, weight = [], np.asarray(counts, np.float64)[some]
+    for iteration in range(n_iterations):
+        kept = KEPT if iteration >= FIRST_ITERATIONS else 1.0
+        variation, ln_likelihood = _improve(variation, curve, sums, weight, kept)
+        variation = without_grey_and_curve(variation, curve, metric)
+        history.append(ln_likelihood)
+    optical = wavelength_nm < 1000.0
+    rising = np.polyfit(np.log(wavelength_nm[optical]), (variation / curve)[optical], 1)[0] > 0
+    bounded = np.clip(variation if rising else -variation, -LARGEST * curve, LARGEST * curve)
+    return jnp.asarray(bounded, jnp.float32), history
+
+
+def _collect(forward: ForwardModel, stars: Stars, theta_log: Array) -> tuple[_Sums, NDArray[np.float64]]:
+    stars = _with_floor(stars)
+    every = np.eye(forward.ln_curve.size)
+    parts, metric, size = [], np.zeros_like(every), min(BATCH, len(stars))
+    with jax.enable_x64(True):
+        model = as_double(forward)
+        for begin in range(0, len(stars), size):
+            rows = slice(begin, begin + size)
+            batch, at = as_double(stars.take(rows)), as_double(theta_log[rows])
+            parts.append(jax.tree.map(np.asarray, collect_sums(model, as_double(every), batch, at, 0.0)))
+            metric += np.asarray(_metric(model, batch, at))
+    precision, pull, chi2, n_obs = (np.concatenate(v) for v in zip(*parts, strict=True))
+    extinction = np.exp(np.asarray(theta_log, np.float64)[:, -2])
+    return _Sums(extinction, precision, pull, chi2, n_obs), metric / len(stars)
+
+
+def _improve(
+    variation: NDArray[np.float64],
+    curve: NDArray[np.float64],
+    sums: _Sums,
+    counts: NDArray[np.float64],
+    kept: float,
+) -> tuple[NDArray[np.float64], float]:
+    """One iteration: moments of every xi given R1, then R1 given these, from the share of stars that fit best."""
+    by_xi = sums.precision @ variation  # (star, channel)
+    information = sums.extinction**2 * (by_xi @ variation)
+    pull = sums.extinction * (sums.pull @ variation)
+    chi2 = np.maximum(sums.chi2 - pull**2 / (1.0 + information), 0.0)
+    amplitude = (DOF + sums.n_obs) / (DOF + chi2)
+    ln_likelihood = -0.5 * (DOF + sums.n_obs) * np.log1p(chi2 / DOF) - 0.5 * np.log1p(information)
+    counts = counts * (chi2 / sums.n_obs <= np.quantile(chi2 / sums.n_obs, kept))
+    variance = 1.0 / (1.0 + amplitude * information)
+    mean = variance * amplitude * pull
+    weight = counts * amplitude
+    normal = np.einsum("s,sij->ij", weight * sums.extinction**2 * (mean**2 + variance), sums.precision)
+    normal += np.diag(1.0 / (PRIOR_SIZE * curve) ** 2)
+    target = (weight * sums.extinction * mean) @ sums.pull
+    return np.linalg.solve(normal, target), float(np.average(ln_likelihood, weights=counts))
