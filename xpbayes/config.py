@@ -147,7 +147,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "zgr23": {
         "phases": ZGR23_PHASES,
         "model_error": False,
-        "curve_variation": False,
         "second_stage": False,
         "batch_size": 512,
         "calibration_fraction": 0.0,
@@ -221,7 +220,7 @@ class TrainingConfig(FrozenSettings):
     prior_components: int = Field(16, ge=1, description="Gaussians in the label prior")
     model_error: bool = Field(True, description="learn a covariance of the model's own error; false is the paper")
     curve_variation: bool = Field(
-        True, description="learn how the extinction curve varies, and a xi for every star; false is the paper"
+        False, description="learn how the extinction curve varies from star to star, and a xi for every star"
     )
     phases: tuple[Phase, ...] = Field(DEFAULT_PHASES, min_length=1, description="alternating phases, in order")
     epochs_scale: float = Field(1.0, gt=0, description="multiplies the epochs of every gradient phase; for trials")
@@ -252,6 +251,11 @@ class TrainingConfig(FrozenSettings):
         if isinstance(data, dict):
             return PRESETS.get(str(data.get("preset", "default")), {}) | data
         return data
+
+    @property
+    def curve_varies(self) -> bool:
+        """Whether a phase learns how the extinction curve varies, and stars have a xi."""
+        return self.curve_variation and any(phase.update == "curve_variation" for phase in self.phases)
 
     def floor_for(self, n_labels: int) -> tuple[float, ...]:
         """Label error floor, one per label."""

@@ -54,11 +54,17 @@ def _star(model, inv_dof, truth):
     return Stars(*(jnp.asarray(v, jnp.float64) for v in values))
 
 
-@pytest.fixture(params=TAILS)
+@pytest.fixture(params=[(tail, False) for tail in TAILS] + [(0.1, True)])
 def case(request, model, x64):
+    """A model, a star and a point near its truth; the last with an extinction curve that varies."""
+    tail, varies = request.param
     model = as_double(model)
-    truth = np.append(RNG.normal(0, 0.5, 3), RNG.normal([-1.0, 0.2], 0.3))
-    return model, _star(model, request.param, truth), jnp.asarray(truth + RNG.normal(0, 0.1, 5))
+    intrinsic = RNG.normal(0, 0.5, 3)
+    if varies:
+        model = replace(model, curve_variation=0.2 * jnp.asarray(RNG.normal(size=N)) * jnp.exp(model.ln_curve))
+        intrinsic = np.append(intrinsic, 1.3)
+    truth = np.append(intrinsic, RNG.normal([-1.0, 0.2], 0.3))
+    return model, _star(model, tail, truth), jnp.asarray(truth + RNG.normal(0, 0.1, len(truth)))
 
 
 @jax.jit
@@ -100,7 +106,7 @@ def test_bound_is_positive(case, prior):
     model, star, u = case
     indefinite = 0
     for _ in range(40):
-        at = _curvature(StarModel(model, as_double(prior)), star, u + jnp.asarray(RNG.normal(0, 0.7, 5)))
+        at = _curvature(StarModel(model, as_double(prior)), star, u + jnp.asarray(RNG.normal(0, 0.7, u.size)))
         eigenvalues = np.linalg.eigvalsh(at.bound)
         assert eigenvalues[0] > -1e-9 * eigenvalues[-1]
         indefinite += np.linalg.eigvalsh(at.hessian)[0] < 0
@@ -122,7 +128,7 @@ def test_bend_along_equals_automatic_differentiation(case):
     at, bend_along = curvature(StarModel(model), star, u)
     jacobian = jax.jacfwd(lambda v: flux_residuals(model, star, v))(u)
     for _ in range(3):
-        step = jnp.asarray(RNG.normal(size=5))
+        step = jnp.asarray(RNG.normal(size=u.size))
         second = jax.jacfwd(jax.jacfwd(lambda t, s=step: flux_residuals(model, star, u + t * s)))(0.0)
         weight = (1 + 12 * star.inv_dof) / (1 + star.inv_dof * at.chi2)
         assert_allclose(bend_along(step), weight * second @ jacobian, rtol=1e-9, atol=1e-9)

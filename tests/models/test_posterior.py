@@ -29,6 +29,7 @@ from xpbayes.models.posterior import (
     model_site_values,
     star_posterior,
     star_sites,
+    theta_from_sites,
     training_posterior,
 )
 from xpbayes.models.star_model import StarModel
@@ -93,6 +94,40 @@ def test_inference_objective_equals_numpyro(problem, trained, x64):
     theirs = _per_star(lambda u: one(stars, jnp.asarray(u)), points)
     assert len(ours) == 1000
     assert_allclose(ours, -2 * theirs, rtol=1e-8, atol=1e-8)
+
+
+def test_objectives_equal_numpyro_where_the_curve_varies(problem, trained, x64):
+    """Both posteriors with xi among the sites, N(0, 1): of stars without labels, and of the training stars."""
+    stars, points = as_double(problem)
+    few = stars.take(slice(0, 40))
+    points = tuple(np.insert(u[:40], 3, RNG.normal(0, 1.5, 40), axis=1) for u in points)
+    variation = 0.1 * jnp.asarray(RNG.normal(size=64)) * jnp.exp(trained.forward.ln_curve)
+    forward = as_double(replace(trained.forward, curve_variation=variation))
+    model = StarModel(forward, as_double(trained.prior))
+    blind = few.blind()
+
+    def of_stars(u):
+        return log_density(star_posterior, (blind, model), {}, star_sites(u, curve_varies=True))[0]
+
+    each = jax.vmap(partial(objective, model))
+    ours = sum(_per_star(lambda u: each(blind, jnp.asarray(u)), points))
+    assert_allclose(ours, -2 * _per_star(lambda u: of_stars(jnp.asarray(u)), points), rtol=1e-8)
+
+    shape = ModelShape((32, 32, 32), 64, 40, forward.label_center, forward.label_scale, curve_varies=True)
+
+    def of_training(u):
+        sites = model_site_values(forward) | star_sites(u, curve_varies=True)
+        return log_density(training_posterior, (few, shape), {}, sites)[0]
+
+    each = jax.vmap(partial(objective, StarModel(forward)))
+    ours = sum(_per_star(lambda u: each(few, jnp.asarray(u)), points))
+    assert_allclose(ours, -2 * _per_star(lambda u: of_training(jnp.asarray(u)), points), rtol=1e-8)
+
+
+def test_sites_of_a_star_and_back():
+    u = jnp.asarray(RNG.normal(size=(4, 6)))
+    assert_allclose(theta_from_sites(star_sites(u, curve_varies=True)), u)
+    assert_allclose(theta_from_sites(star_sites(u[:, :5])), u[:, :5])
 
 
 def test_training_objective_equals_numpyro(problem, trained, x64):

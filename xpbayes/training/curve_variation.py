@@ -37,8 +37,8 @@ MIN_STARS = 300
 MAX_STARS, BATCH = 5120, 256
 FIRST_SIZE = 0.05
 """R1 over R to begin with, at wavelengths e times apart."""
-LARGEST = 0.2
-"""R1 over R at most, in any channel: R + xi R1 stays positive for every xi that occurs."""
+LARGEST = 1.0 / 3.0
+"""R1 over R at most, in any channel: R + xi R1 stays positive for |xi| < 3, in the near infrared too, where R is small."""
 PRIOR_SIZE = 0.5
 """Prior width of R1 over R, where no star behind dust has the channel."""
 FLOOR, DOF = 0.01, 20.0
@@ -100,7 +100,6 @@ def learn_curve_variation(
     theta_log: Float[Array, "star parameter"],
     wavelength_nm: Float[NDArray, " channel"],
     n_iterations: int,
-    counts: Float[NDArray, " star"],
 ) -> tuple[Float[Array, " channel"], list[float]]:
     """Estimate R1.
 
@@ -109,8 +108,8 @@ def learn_curve_variation(
         stars: stars with labels and the measurement's own whitening, in memory or in files.
         theta_log: (star, parameter) current solutions.
         wavelength_nm: of the channels.
-        n_iterations: of expectation-maximisation.
-        counts: how much each star counts, from `weights.star_weights`.
+        n_iterations: of expectation-maximisation. All stars count alike: one whose dust is not the mean has little weight
+            (`weights`) as long as its xi is not known.
 
     Returns:
         R1 (channel,), zero if fewer than `MIN_STARS` stars are behind dust; and the mean ln likelihood per star before
@@ -129,10 +128,10 @@ def learn_curve_variation(
     if not variation.any():
         variation = FIRST_SIZE * curve * np.log(wavelength_nm / np.exp(np.mean(np.log(wavelength_nm))))
         variation = without_grey_and_curve(variation, curve, metric)
-    history, weight = [], np.asarray(counts, np.float64)[some]
+    history: list[float] = []
     for iteration in range(n_iterations):
         kept = KEPT if iteration >= FIRST_ITERATIONS else 1.0
-        variation, ln_likelihood = _improve(variation, curve, sums, weight, kept)
+        variation, ln_likelihood = _improve(variation, curve, sums, kept)
         variation = without_grey_and_curve(variation, curve, metric)
         history.append(ln_likelihood)
     optical = wavelength_nm < 1000.0
@@ -161,7 +160,6 @@ def _improve(
     variation: NDArray[np.float64],
     curve: NDArray[np.float64],
     sums: _Sums,
-    counts: NDArray[np.float64],
     kept: float,
 ) -> tuple[NDArray[np.float64], float]:
     """One iteration: moments of every xi given R1, then R1 given these, from the share of stars that fit best."""
@@ -171,11 +169,16 @@ def _improve(
     chi2 = np.maximum(sums.chi2 - pull**2 / (1.0 + information), 0.0)
     amplitude = (DOF + sums.n_obs) / (DOF + chi2)
     ln_likelihood = -0.5 * (DOF + sums.n_obs) * np.log1p(chi2 / DOF) - 0.5 * np.log1p(information)
-    counts = counts * (chi2 / sums.n_obs <= np.quantile(chi2 / sums.n_obs, kept))
+    # At the best xi of each: its prior would choose stars whose xi are small.
+    rest = (sums.chi2 - pull**2 / np.maximum(information, 1e-30)) / sums.n_obs
+    counts = (rest <= np.quantile(rest, kept)).astype(np.float64)
     variance = 1.0 / (1.0 + amplitude * information)
     mean = variance * amplitude * pull
     weight = counts * amplitude
     normal = np.einsum("s,sij->ij", weight * sums.extinction**2 * (mean**2 + variance), sums.precision)
     normal += np.diag(1.0 / (PRIOR_SIZE * curve) ** 2)
     target = (weight * sums.extinction * mean) @ sums.pull
-    return np.linalg.solve(normal, target), float(np.average(ln_likelihood, weights=counts))
+    # Where every star tells its xi well, iterations alone would keep the scale that they began with: R1 twice as large and
+    # every xi half as large describe the same fluxes. So both are brought to xi of unit width (Liu, Rubin & Wu 1998).
+    width = np.sqrt(np.average(mean**2 + variance, weights=counts))
+    return width * np.linalg.solve(normal, target), float(np.average(ln_likelihood, weights=counts))

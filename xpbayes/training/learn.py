@@ -143,7 +143,7 @@ def _guess_model(
         jax.random.key(config.seed), np.asarray(stars.labels), mean, np.log(curve), hidden=config.hidden
     )
     # Of no size at first: one shape of arrays from the first phase to the last, so that its programs serve all.
-    return replace(model, curve_variation=jnp.zeros_like(model.ln_curve)) if config.curve_variation else model
+    return replace(model, curve_variation=jnp.zeros_like(model.ln_curve)) if config.curve_varies else model
 
 
 def train(
@@ -185,7 +185,7 @@ def train(
         record, done = TrainingRecord(about["phases"]), about["done"]
         log.info(f"resumed after phase {done}/{len(config.phases)} from {checkpoint}")
     else:
-        theta_log = initial_theta(stars, curve_varies=config.curve_variation)
+        theta_log = initial_theta(stars, curve_varies=config.curve_varies)
         state = TrainingState(
             StarModel(_guess_model(stars, np.asarray(theta_log, dtype=np.float64), wavelength_nm, config)),
             theta_log,
@@ -194,7 +194,7 @@ def train(
             jax.random.key_data(jax.random.key(config.seed)),
         )
     for number, phase in enumerate(config.phases, start=1):
-        if number <= done or not getattr(config, phase.update, True):  # switched off: the curve's variation, the error
+        if number <= done or not getattr(config, phase.update, True):  # two kinds of phase have a switch
             continue
         begun = time.perf_counter()
         phase = phase.scaled(config.epochs_scale)
@@ -360,9 +360,7 @@ def _vary_curve(
 ) -> tuple[TrainingState, dict[str, Any], str]:
     """Learn R1; the stars' xi follow in the next phase of the stars."""
     forward = state.model.forward
-    variation, history = learn_curve_variation(
-        forward, stars, state.theta_log, wavelength_nm, phase.epochs, np.asarray(state.weight)
-    )
+    variation, history = learn_curve_variation(forward, stars, state.theta_log, wavelength_nm, phase.epochs)
     size = np.abs(np.asarray(variation)) / np.exp(np.asarray(forward.ln_curve))
     entry = {"ln_likelihood_per_star": history, "largest_relative_variation": float(size.max())}
     summary = f"R varies by {np.median(size):.2%} (median channel), at most {size.max():.2%}"
