@@ -23,9 +23,9 @@ PARAMETER_UCDS = {**LABEL_UCDS, "extinction": "phys.absorption", "parallax": "po
 TITLES = {"teff": "effective temperature", "feh": "[Fe/H]", "logg": "log g", "alpha_m": "[alpha/M]",
           "extinction": "extinction scalar E", "parallax": "parallax"}  # fmt: skip
 KEPT = (
-    "quality_flags", "status", "fit_quality", "extrapolation", "refined_share", "teff_confidence", "feh_confidence",
-    "logg_confidence", "k_hat", "n_modes", "chi2_opt", "n_obs", "dof", "ln_prior", "e_unbounded", "e_unbounded_err",
-    "method", "release",
+    "quality_flags", "status", "fit_quality", "extrapolation", "refined_share", "xi_median", "xi_p16", "xi_p84", "r_v",
+    "r_v_err", "teff_confidence", "feh_confidence", "logg_confidence", "k_hat", "n_modes", "chi2_opt", "n_obs", "dof",
+    "ln_prior", "e_unbounded", "e_unbounded_err", "method", "release",
 )  # fmt: skip
 """Columns of the catalogue that are flat already."""
 
@@ -174,7 +174,7 @@ def diagonal(packed: NDArray[np.float64], n: int) -> NDArray[np.float64]:
 
 def columns_for(about: Mapping[str, Any], names: Sequence[str]) -> tuple[Column, ...]:
     """The flat columns of a catalogue with given columns; confidences only where a classifier has filled them."""
-    columns = flat_columns(tuple(about["labels"]), refined="refined_median" in names)
+    columns = flat_columns(tuple(about["labels"]), refined="refined_median" in names, curve="xi" in names)
     trusted = "confidence_checksum" in (about.get("model") or {})
     return tuple(
         c
@@ -183,16 +183,19 @@ def columns_for(about: Mapping[str, Any], names: Sequence[str]) -> tuple[Column,
     )
 
 
-def flat_columns(labels: tuple[str, ...] = DEFAULT_LABELS, *, refined: bool = False) -> tuple[Column, ...]:
+def flat_columns(
+    labels: tuple[str, ...] = DEFAULT_LABELS, *, refined: bool = False, curve: bool = False
+) -> tuple[Column, ...]:
     """List the columns of a flat table of stars.
 
     Args:
         labels: names of the model's labels, Teff first.
         refined: the model has a second stage, which refined the labels.
+        curve: the model knows how the extinction curve varies.
     """
     f64 = pa.float64()
     names = (*labels, "extinction", "parallax")
-    known = {column.name: column for column in catalogue_columns(len(labels), refined=refined)}
+    known = {column.name: column for column in catalogue_columns(len(labels), refined=refined, curve=curve)}
     columns = [
         Column("source_id", pa.int64(), "", "meta.id;meta.main", "Gaia source identifier"),
         Column("ra", f64, "deg", "pos.eq.ra;meta.main", "right ascension (ICRS)"),

@@ -6,6 +6,7 @@ all of it, for a few passes, stars and network in turn as in training. The extin
 few stars say nothing of them.
 """
 
+from dataclasses import replace
 from typing import Literal
 
 import jax
@@ -65,7 +66,7 @@ def move_network(model: StarModel, stars: Stars, config: AdaptationConfig) -> St
         return model
     prepare_device()
     stars = jax.tree.map(jnp.asarray, stars)
-    forward, theta_log = model.forward, initial_theta(stars)
+    forward, theta_log = model.forward, initial_theta(stars, curve_varies=model.forward.curve_variation is not None)
     settle = Phase(update="stars", epochs=8)
     move = Phase(
         update="model",
@@ -87,8 +88,9 @@ def move_network(model: StarModel, stars: Stars, config: AdaptationConfig) -> St
 def fixed_sites(forward: ForwardModel, layers: str) -> tuple[str, ...]:
     """Sites of the model that adaptation leaves alone."""
     last = len(forward.weights) - 1
-    moving = {f"weights_{last}", f"biases_{last}"} if layers == "last" else set(model_site_values(forward)) - {"ln_R"}
-    return tuple(sorted(set(model_site_values(forward)) - moving))
+    sites = set(model_site_values(forward)) - {"R1"}  # which gradients never move
+    moving = {f"weights_{last}", f"biases_{last}"} if layers == "last" else sites - {"ln_R"}
+    return tuple(sorted(sites - moving))
 
 
 def find_scale(
@@ -131,9 +133,7 @@ def on_scale(model: StarModel, move: Float[Array, "2 label"]) -> StarModel:
 
 def _forward_on(forward: ForwardModel, move: Array) -> ForwardModel:
     center = forward.label_center + forward.label_scale * move[0]
-    return ForwardModel(
-        forward.weights, forward.biases, forward.ln_curve, center, forward.label_scale * jnp.exp(move[1])
-    )
+    return replace(forward, label_center=center, label_scale=forward.label_scale * jnp.exp(move[1]))
 
 
 def _prior_on(prior: LabelPrior, forward: ForwardModel, move: Array) -> LabelPrior:
