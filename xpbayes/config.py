@@ -413,6 +413,12 @@ class DustMapConfig(FrozenSettings):
     sky_max_parallax_error: float = Field(0.1, gt=0, description="greatest sigma_plx / plx for the sky maps")
     profile_max_parallax_error: float = Field(0.33, gt=0, description="the same for the profile and bird's-eye view")
     max_height: float = Field(0.4, gt=0, description="the bird's-eye view integrates |z| up to this [kpc]")
+    curve: bool = Field(False, description="map xi and R(V) of the extinction curve, too")
+    max_curve_error: float = Field(
+        0.3,
+        gt=0,
+        description="greatest error of a voxel's xi by its stars' own: above it, a coarser resolution or none",
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

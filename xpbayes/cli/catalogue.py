@@ -175,6 +175,9 @@ def dustmap(
         str | None, typer.Option(help="Distance bins of the sky maps, e.g. '0,0.5,1,2,5' \\[kpc].")
     ] = None,
     min_stars: Annotated[int, typer.Option(min=2, help="Least stars of a pixel.")] = 10,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Map the mean extinction curve of the dust, too: xi and R(V).")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Make a 3D dust map: adaptive HEALPix maps of mean extinction by distance, a view from above, figures."""
@@ -182,6 +185,7 @@ def dustmap(
     from xpbayes.runs.dust_map import dust_map as run
 
     values: dict[str, Any] = {"method": method.value, "remove_prior": not keep_prior, "min_stars": min_stars}
+    values["curve"] = curve
     if edges is not None:
         values["sky_edges"] = edges.split(",")
     run(catalogue, out, parse_settings(DustMapConfig, values, "the dust map"))

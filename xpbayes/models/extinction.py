@@ -4,8 +4,9 @@ In: ln_flux (channel,), any linear unit inside the log; E [mag]; the curve (chan
 Not here: the prior on E (`posterior.py`), where the curve comes from (`inference/training.py`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +41,12 @@ class ReddeningLaw:
 
     xi: tuple[float, ...]
     at: tuple[float, ...]
+
+    @classmethod
+    def of_card(cls, about: Mapping[str, Any]) -> Self | None:
+        """The law that a model's card, or what a catalogue says of its model, holds; None if it holds none."""
+        law = about.get("reddening_law")
+        return None if law is None else cls(tuple(law["xi"]), tuple(law["r_v"]))
 
     def r_v(self, xi: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """R(V) and its slope by xi, (star,) each; beyond the nodes R(V) stays at the last."""

@@ -157,8 +157,7 @@ class TrainedModel:
     @property
     def reddening_law(self) -> ReddeningLaw | None:
         """R(V) as a function of xi; None where the curve does not vary, or its wavelengths do not tell."""
-        about = self.card.get("reddening_law")
-        return None if about is None else ReddeningLaw(tuple(about["xi"]), tuple(about["r_v"]))
+        return ReddeningLaw.of_card(self.card)
 
     @property
     def has_levels(self) -> bool:

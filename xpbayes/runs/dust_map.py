@@ -3,7 +3,16 @@
 import logging
 from pathlib import Path
 
-from xpbayes.analysis.dust_map.build import ABOUT, BIRDS_EYE, PROFILE, SKY, DustMaps, build_dust_map, write_dust_map
+from xpbayes.analysis.dust_map.build import (
+    ABOUT,
+    BIRDS_EYE,
+    CURVE,
+    PROFILE,
+    SKY,
+    DustMaps,
+    build_dust_map,
+    write_dust_map,
+)
 from xpbayes.config import DustMapConfig
 from xpbayes.runs.inputs import PathLike, check_writable
 
@@ -15,18 +24,19 @@ def dust_map(catalogue: PathLike, out: PathLike | None = None, config: DustMapCo
 
     Args:
         catalogue: a catalogue file, or the folder of a catalogue in parts; it is streamed.
-        out: folder for sky.fits, profile.fits, birds_eye.fits, figures and dust_map.json; nothing is written if None.
+        out: folder for sky.fits, profile.fits, birds_eye.fits, those of the curve, figures and dust_map.json; nothing is
+            written if None.
         config: cuts, resolutions, distance bins, kind of mean; the paper's if None.
 
     Returns:
-        the maps; `profile.extinction(coords, distance)` answers queries.
+        the maps; `profile.extinction(coords, distance)` answers queries, and `curve.profile.curve(coords, distance)`.
 
     Raises:
         InputError: no finished catalogue, a missing column, or too few stars pass the cuts; nothing is left in `out`.
     """
     if out is None:
         return build_dust_map(Path(catalogue), config)
-    check_writable(out, catalogue, files=(SKY, PROFILE, BIRDS_EYE, ABOUT, "*.png"))
+    check_writable(out, catalogue, files=(SKY, PROFILE, BIRDS_EYE, f"{CURVE}*.fits", ABOUT, "*.png"))
     maps = build_dust_map(Path(catalogue), config, scratch=Path(out))
     for path in write_dust_map(maps, Path(out)):
         log.info(f"wrote {path}")

@@ -298,6 +298,7 @@ def about_model(
     model = {k: trained.card.get(k) for k in ("created", "arrays_checksum", "n_training", "split")}
     if trained.forward.curve_variation is not None:
         model["curve_varies"] = True
+        model["reddening_law"] = trained.card.get("reddening_law")
     if trained.transfer is not None and trained.transfer.source == instrument:
         model["transfer_checksum"] = trained.card["transfer"].get("arrays_checksum")
     if trained.confidence is not None:

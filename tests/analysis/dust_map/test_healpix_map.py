@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from tests.analysis.dust_map.conftest import measured
 from xpbayes.analysis.dust_map.bins import voxel_means
-from xpbayes.analysis.dust_map.healpix_map import QUANTITIES, DustMap, join, map_of_piece
+from xpbayes.analysis.dust_map.healpix_map import QUANTITIES, DustMap, map_of_piece
 from xpbayes.errors import InputError
 
 EDGES = np.array([0.0, 1.0, 2.0, 3.0])
@@ -27,7 +27,7 @@ def crowded_piece():
     distance = rng.uniform(0.05, 3.2, 1500)
     stars = measured(0.3 * distance + 0.02 * rng.standard_normal(1500), 1 / distance, 0.02, 0.01, pixel=pixel)
     made = map_of_piece(stars, range(FIRST, FIRST + 64), EDGES, (32, 16, 8), 10, voxel_means)
-    return stars, join([made], EDGES, 32, {"method": "bins", "kept": 1500})
+    return stars, DustMap.join([made], {"method": "bins", "kept": 1500}, edges=EDGES, finest=32)
 
 
 def test_each_voxel_uses_the_finest_pixel_with_enough_stars(crowded_piece):
@@ -129,7 +129,7 @@ def test_queries_outside_the_map_are_nan():
     elsewhere, here = centre_of(8), centre_of(7)
     value, sigma = dust_map.extinction(SkyCoord([elsewhere, here, here]), [1.0, 3.1, 1.6] * u.kpc)
     assert np.isnan(value).all() and np.isnan(sigma).all()
-    empty = join([], EDGES, 4, {})
+    empty = DustMap.join([], {}, edges=EDGES, finest=4)
     assert np.isnan(empty.extinction(here, 1 * u.kpc)[0])
 
 

@@ -1,31 +1,46 @@
 """From a catalogue to the dust map's products: read it from top to bottom.
 
 In: a catalogue on disk and settings. Out: a folder with sky.fits (four wide bins), profile.fits (forty fine ones),
-birds_eye.fits, figures and dust_map.json.
+birds_eye.fits, the same of the extinction curve if asked for, figures and dust_map.json.
 """
 
 import logging
 from dataclasses import asdict, dataclass
+from itertools import count, takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.analysis.dust_map.bins import profile_edges, voxel_means
 from xpbayes.analysis.dust_map.birds_eye import BirdsEye, birds_eye
-from xpbayes.analysis.dust_map.healpix_map import DustMap, join, map_of_piece
+from xpbayes.analysis.dust_map.curve_map import COARSEST, CurveFromAbove, CurveMap, curve_from_above
+from xpbayes.analysis.dust_map.healpix_map import DustMap, map_of_piece
 from xpbayes.analysis.dust_map.joint import voxel_means_joint
-from xpbayes.analysis.dust_map.selection import SkyPieces, Tally, open_for_map, select
+from xpbayes.analysis.dust_map.selection import Measured, MeasuredCurve, SkyPieces, Tally, open_for_map, select
 from xpbayes.config import DustMapConfig
 from xpbayes.data.json_file import write_json
 from xpbayes.errors import InputError
+from xpbayes.models.extinction import ReddeningLaw
 
 log = logging.getLogger(__name__)
 
 SKY, PROFILE, BIRDS_EYE, ABOUT = "sky.fits", "profile.fits", "birds_eye.fits", "dust_map.json"
+CURVE = "curve_"
+"""What the files of the extinction curve are called beside these."""
 VERSION = 1
 """Of dust_map.json."""
 MEANS = {"bins": voxel_means, "joint": voxel_means_joint}
+
+
+@dataclass(frozen=True)
+class CurveMaps:
+    """The same three of the extinction curve."""
+
+    sky: CurveMap
+    profile: CurveMap
+    above: CurveFromAbove
 
 
 @dataclass(frozen=True)
@@ -37,12 +52,14 @@ class DustMaps:
         profile: fine bins, for queries and the view from above.
         above: the bird's-eye view (Fig. 21).
         tally: stars read, cut, kept.
+        curve: xi and R(V) of the dust; None if not asked for.
     """
 
     sky: DustMap
     profile: DustMap
     above: BirdsEye
     tally: Tally
+    curve: CurveMaps | None = None
 
 
 def build_dust_map(catalogue: Path, config: DustMapConfig | None = None, scratch: Path | None = None) -> DustMaps:
@@ -57,14 +74,23 @@ def build_dust_map(catalogue: Path, config: DustMapConfig | None = None, scratch
         InputError: an unfinished or unreadable catalogue, a missing column, no star left by the cuts, or nowhere enough.
     """
     config = config or DustMapConfig()
-    source = open_for_map(Path(catalogue))
+    source = open_for_map(Path(catalogue), curve=config.curve)
+    law = ReddeningLaw.of_card(source.about.get("model", {})) if config.curve else None
+    if config.curve and law is None:
+        raise InputError(
+            f"{catalogue}: does not say which R(V) its xi stand for (no reddening_law of its model); infer it again"
+        )
     tally = Tally()
     finest = config.nsides[0]
     fine = profile_edges(config.profile_bins, config.profile_reach)
     edges = {"sky": np.asarray(config.sky_edges), "profile": fine}
     limits = {"sky": config.sky_max_parallax_error, "profile": config.profile_max_parallax_error}
     pieces: dict[str, list[DustMap]] = {"sky": [], "profile": []}
-    with SkyPieces(finest, config.nsides[-1], scratch) as sorted_sky:
+    curves: dict[str, list[CurveMap]] = {"sky": [], "profile": []}
+    coarser = takewhile(lambda nside: nside >= COARSEST, (config.nsides[-1] >> k for k in count(1)))
+    nsides = (*config.nsides, *coarser) if config.curve else config.nsides
+    kind = MeasuredCurve if config.curve else Measured
+    with SkyPieces(finest, nsides[-1], scratch, kind=kind) as sorted_sky:
         for stars in select(source, config, tally):
             sorted_sky.add(stars)
         for line in tally.sentences():
@@ -74,21 +100,37 @@ def build_dust_map(catalogue: Path, config: DustMapConfig | None = None, scratch
                 f"{catalogue}: none of {tally.rows} stars passes the cuts ({_largest_cut(tally)}); relax them"
             )
         for first_pixel, stars in sorted_sky:
+            pixels = range(first_pixel, first_pixel + sorted_sky.pixels_per_piece)
+            precise = stars.take(stars.var_e < config.max_extinction_error**2)
             for name, done in pieces.items():
-                some = stars.take(stars.relative_error < limits[name])
-                pixels = range(first_pixel, first_pixel + sorted_sky.pixels_per_piece)
+                some = precise.take(precise.relative_error < limits[name])
                 done.append(
                     map_of_piece(some, pixels, edges[name], config.nsides, config.min_stars, MEANS[config.method])
                 )
+                if isinstance(stars, MeasuredCurve) and law is not None:
+                    some = stars.take(stars.relative_error < limits[name])
+                    settings = (edges[name], nsides, config.min_stars, config.max_curve_error, law)
+                    curves[name].append(CurveMap.of_piece(some, pixels, *settings))
     about = {"method": config.method, **config.model_dump(mode="json"), **asdict(tally)}
-    sky, profile = (join(pieces[name], edges[name], finest, {"map": name, **about}) for name in ("sky", "profile"))
+    sky, profile = (
+        DustMap.join(pieces[name], {"map": name, **about}, edges=edges[name], finest=finest) for name in pieces
+    )
     if not len(sky.pixel) and not len(profile.pixel):
         raise InputError(
             f"{catalogue}: no pixel has {config.min_stars} of the {tally.kept} stars in one distance bin, not even at nside "
             f"{config.nsides[-1]}; ask for fewer (--min-stars) or wider bins (--edges), or name a catalogue of more stars"
         )
     log.info(f"{len(sky.pixel)} pixels of the sky map, {len(profile.pixel)} of the profile (nside {finest})")
-    return DustMaps(sky, profile, birds_eye(profile, config.max_height), tally)
+    above = birds_eye(profile, config.max_height)
+    if law is None:
+        return DustMaps(sky, profile, above, tally)
+    of_sky, of_profile = (
+        CurveMap.join(curves[name], {"map": name, **about}, edges=edges[name], finest=finest, law=law)
+        for name in curves
+    )
+    log.info(f"xi and R(V): {len(of_sky.pixel)} pixels of the sky map, {len(of_profile.pixel)} of the profile")
+    curve = CurveMaps(of_sky, of_profile, curve_from_above(of_profile, config.max_height))
+    return DustMaps(sky, profile, above, tally, curve)
 
 
 def _largest_cut(tally: Tally) -> str:
@@ -103,12 +145,20 @@ def write_dust_map(maps: DustMaps, out: Path) -> list[Path]:
     Returns:
         the files written.
     """
-    from xpbayes.analysis.dust_map.draw import draw_birds_eye, draw_sky
+    from xpbayes.analysis.dust_map.draw import draw_birds_eye, draw_curve_from_above, draw_curve_sky, draw_sky
     from xpbayes.analysis.figures.drawing import save_figure
 
     figures = {"sky": draw_sky(maps.sky), "birds_eye": draw_birds_eye(maps.above)}
+    products: dict[str, Any] = {SKY: maps.sky, PROFILE: maps.profile, BIRDS_EYE: maps.above}
+    if maps.curve is not None:
+        figures |= {
+            f"{CURVE}sky": draw_curve_sky(maps.curve.sky),
+            f"{CURVE}birds_eye": draw_curve_from_above(maps.curve.above),
+        }
+        products |= {f"{CURVE}{name}": getattr(maps.curve, of) for name, of in
+                     ((SKY, "sky"), (PROFILE, "profile"), (BIRDS_EYE, "above"))}  # fmt: skip
     about = {"kind": "dust map", "version": VERSION, **maps.sky.about, "coverage": coverage(maps)}
-    files = [maps.sky.write(out / SKY), maps.profile.write(out / PROFILE), maps.above.write(out / BIRDS_EYE)]
+    files = [made.write(out / name) for name, made in products.items()]
     for name, figure in figures.items():
         for suffix in ("png", "pdf"):
             files.append(save_figure(figure, out / f"{name}.{suffix}", dpi=160))
@@ -118,12 +168,18 @@ def write_dust_map(maps: DustMaps, out: Path) -> list[Path]:
 
 
 def coverage(maps: DustMaps) -> dict[str, list[dict[str, float]]]:
-    """Sky fraction, resolutions and typical errors of every bin of both maps, for people and for tests."""
+    """Sky fraction, resolutions and typical values of every bin of all maps, for people and for tests."""
+    shown = {"median_extinction": "mean", "median_sigma": "sigma"}
     both = (("sky", maps.sky), ("profile", maps.profile))
-    return {name: [_bin_summary(m, k) for k in range(len(m.edges) - 1)] for name, m in both}
+    found = {name: [_bin_summary(m, k, shown) for k in range(len(m.edges) - 1)] for name, m in both}
+    if maps.curve is not None:
+        shown = {"median_r_v": "r_v", "median_r_v_sigma": "r_v_sigma"}
+        curves = ((f"{CURVE}sky", maps.curve.sky), (f"{CURVE}profile", maps.curve.profile))
+        found |= {name: [_bin_summary(m, k, shown) for k in range(len(m.edges) - 1)] for name, m in curves}
+    return found
 
 
-def _bin_summary(m: DustMap, k: int) -> dict[str, float]:
+def _bin_summary(m: DustMap | CurveMap, k: int, shown: dict[str, str]) -> dict[str, float]:
     used: NDArray[np.bool_] = m.nside[:, k] > 0
     out = {
         "near_kpc": round(float(m.edges[k]), 4),
@@ -132,7 +188,8 @@ def _bin_summary(m: DustMap, k: int) -> dict[str, float]:
     }
     for nside in np.unique(m.nside[used, k]):
         out[f"share_nside_{nside}"] = round(float(np.mean(m.nside[used, k] == nside)), 4)
-    if used.any():
-        out["median_extinction"] = round(float(np.median(m.mean[used, k])), 4)
-        out["median_sigma"] = round(float(np.median(m.sigma[used, k])), 4)
+    for name, of in shown.items():
+        values = getattr(m, of)[used, k]
+        if np.isfinite(values).any():
+            out[name] = round(float(np.nanmedian(values)), 4)
     return out

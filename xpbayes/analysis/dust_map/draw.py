@@ -1,12 +1,18 @@
-"""Figures of a dust map: differential extinction over the sky (ZGR23 Fig. 20), the view from above (Fig. 21)."""
+"""Figures of a dust map: differential extinction over the sky (ZGR23 Fig. 20), from above (Fig. 21), R(V) beside both.
 
+R(V) is shown as Zhang & Green (2025) do, about 3.1, the mean of the Milky Way.
+"""
+
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.analysis.dust_map.birds_eye import BirdsEye
+from xpbayes.analysis.dust_map.curve_map import CurveFromAbove, CurveMap
 from xpbayes.analysis.dust_map.healpix_map import DustMap
+from xpbayes.analysis.dust_map.pixels import PixelMap
 from xpbayes.analysis.figures import drawing
 
 if TYPE_CHECKING:
@@ -14,12 +20,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = "magma_r"
+R_V_COLOURS = {"cmap": drawing.SIGNED_COLOURS, "vmin": 2.6, "vmax": 3.6}
+R_V_TEXT = "R(V) of the dust"
 FULL_SKY_FRACTION = 0.1
 """A map that covers less of the sky is drawn as a flat patch instead of an ellipse."""
 
 
 def sky_image(
-    dust_map: DustMap, values: NDArray[np.floating], longitude: NDArray[np.float64], latitude: NDArray[np.float64]
+    dust_map: PixelMap, values: NDArray[np.floating], longitude: NDArray[np.float64], latitude: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Look up (row,) values of a map at Galactic positions [deg] of any shape; NaN where there are none."""
     import astropy.units as u
@@ -32,19 +40,31 @@ def sky_image(
 
 def draw_sky(dust_map: DustMap) -> "Figure":
     """Differential extinction in every distance bin; light grey where the map has too few stars."""
-    n_pixels, n_bins = dust_map.differential.shape
-    patch = 0 < n_pixels <= FULL_SKY_FRACTION * 12 * dust_map.finest**2
-    figure, axes, image = _draw_patch(dust_map, n_bins) if patch else _draw_ellipses(dust_map, n_bins)
-    figure.colorbar(image, ax=axes, label="differential extinction ΔE [mag]", pad=0.01, extend="both")
+    values = dust_map.differential
+    return _draw_bins(dust_map, values, _colours(values, 0.01), "differential extinction ΔE [mag]")
+
+
+def draw_curve_sky(curve_map: CurveMap) -> "Figure":
+    """R(V) of the dust in every distance bin, beside `draw_sky`; light grey where it is not known."""
+    return _draw_bins(curve_map, curve_map.dust_r_v, R_V_COLOURS, R_V_TEXT)
+
+
+def _draw_bins(
+    pixels: DustMap | CurveMap, values: NDArray[np.floating], colours: Mapping[str, Any], label: str
+) -> "Figure":
+    n_pixels, n_bins = values.shape
+    patch = 0 < n_pixels <= FULL_SKY_FRACTION * 12 * pixels.finest**2
+    figure, axes, image = (_draw_patch if patch else _draw_ellipses)(pixels, values, n_bins, colours)
+    figure.colorbar(image, ax=axes, label=label, pad=0.01, extend="both")
     return figure
 
 
-def _title(dust_map: DustMap, k: int) -> str:
-    shown = np.isfinite(dust_map.differential[:, k])
+def _title(pixels: DustMap | CurveMap, values: NDArray[np.floating], k: int) -> str:
+    shown = np.isfinite(values[:, k])
     stars = (
-        f"{shown.sum():,} pixels, median {np.median(dust_map.stars[shown, k]):.0f} stars" if shown.any() else "no pixel"
+        f"{shown.sum():,} pixels, median {np.median(pixels.stars[shown, k]):.0f} stars" if shown.any() else "no pixel"
     )
-    return f"{dust_map.edges[k]:g}–{dust_map.edges[k + 1]:g} kpc ({stars})"
+    return f"{pixels.edges[k]:g}–{pixels.edges[k + 1]:g} kpc ({stars})"
 
 
 def _colours(values: NDArray[np.floating], least: float) -> dict[str, Any]:
@@ -54,25 +74,27 @@ def _colours(values: NDArray[np.floating], least: float) -> dict[str, Any]:
     return {"cmap": COLOURS, "vmin": 0.0, "vmax": high}
 
 
-def _draw_ellipses(dust_map: DustMap, n_bins: int) -> "tuple[Figure, list[Axes], Any]":
+def _draw_ellipses(
+    pixels: DustMap | CurveMap, values: NDArray[np.floating], n_bins: int, colours: Mapping[str, Any]
+) -> "tuple[Figure, list[Axes], Any]":
     figure, axes = drawing.sky_grid(n_bins)
-    at, colours = drawing.sky_positions(), _colours(dust_map.differential, 0.01)
+    at = drawing.sky_positions()
     for k, axis in enumerate(axes):
-        image = drawing.sky_panel(
-            axis, sky_image(dust_map, dust_map.differential[:, k], *at), _title(dust_map, k), **colours
-        )
+        image = drawing.sky_panel(axis, sky_image(pixels, values[:, k], *at), _title(pixels, values, k), **colours)
     return figure, axes, image
 
 
-def _draw_patch(dust_map: DustMap, n_bins: int) -> "tuple[Figure, list[Axes], Any]":
+def _draw_patch(
+    pixels: DustMap | CurveMap, values: NDArray[np.floating], n_bins: int, colours: Mapping[str, Any]
+) -> "tuple[Figure, list[Axes], Any]":
     import astropy.units as u
     from astropy_healpix import healpix_to_lonlat
 
-    lon, lat = healpix_to_lonlat(dust_map.pixel, dust_map.finest, order="nested")
+    lon, lat = healpix_to_lonlat(pixels.pixel, pixels.finest, order="nested")
     b = lat.to_value(u.deg)
     middle = np.degrees(np.arctan2(np.sin(lon).mean().value, np.cos(lon).mean().value))
     offset = (lon.to_value(u.deg) - middle + 180.0) % 360.0 - 180.0
-    margin = 60.0 / dust_map.finest
+    margin = 60.0 / pixels.finest
     x = np.linspace(offset.min() - margin, offset.max() + margin, 500) + middle
     y = np.linspace(b.min() - margin, b.max() + margin, 500)
     aspect = 1.0 / np.cos(np.radians(b.mean()))
@@ -80,12 +102,11 @@ def _draw_patch(dust_map: DustMap, n_bins: int) -> "tuple[Figure, list[Axes], An
     shape = (y[-1] - y[0]) / max((x[-1] - x[0]) / aspect, 1e-3)
     figure, axes = drawing.grid(n_bins, 4, width, 0.9 + 0.91 * width * float(np.clip(shape, 0.3, 2.0)))
     grid_x, grid_y = np.meshgrid(x, y)
-    colours = _colours(dust_map.differential, 0.01)
     for k, axis in enumerate(axes):
-        values = sky_image(dust_map, dust_map.differential[:, k], grid_x % 360.0, grid_y)
-        image = _picture(axis, values, (x[0], x[-1], y[0], y[-1]), aspect=aspect, **colours)
+        looked_up = sky_image(pixels, values[:, k], grid_x % 360.0, grid_y)
+        image = _picture(axis, looked_up, (x[0], x[-1], y[0], y[-1]), aspect=aspect, **colours)
         axis.invert_xaxis()
-        axis.set_title(_title(dust_map, k).replace(" (", "\n("), fontsize=9)
+        axis.set_title(_title(pixels, values, k).replace(" (", "\n("), fontsize=9)
         axis.set(xlabel="Galactic l [°]", ylabel="Galactic b [°]" if k % 4 == 0 else "")
     return figure, axes, image
 
@@ -100,30 +121,44 @@ def _picture(
 
 def draw_birds_eye(above: BirdsEye) -> "Figure":
     """Mean extinction density seen from above, the Galactic centre to the right."""
-    edge = above.axis[-1] + 0.5 * (above.axis[1] - above.axis[0])
-    x_range, y_range = _frame(above, edge)
+    colours, title = _colours(above.density, 1e-3), f"mean dE/dr over |z| < {1e3 * above.max_height:.0f} pc"
+    return _draw_from_above(above.axis, above.density, colours, title, "extinction density [mag/kpc]")
+
+
+def draw_curve_from_above(above: CurveFromAbove) -> "Figure":
+    """R(V) of the dust near the plane seen from above, beside `draw_birds_eye`."""
+    title = f"dust with |z| < {1e3 * above.max_height:.0f} pc"
+    return _draw_from_above(above.axis, above.r_v, R_V_COLOURS, title, R_V_TEXT)
+
+
+def _draw_from_above(
+    centres: NDArray[np.float64], values: NDArray[np.float64], colours: Mapping[str, Any], title: str, label: str
+) -> "Figure":
+    edge = centres[-1] + 0.5 * (centres[1] - centres[0])
+    x_range, y_range = _frame(centres, values, edge)
     shape = (x_range[1] - x_range[0]) / (y_range[1] - y_range[0])
     figure, ((axis,),) = drawing.panels(1, 1, 1.8 + 5.2 * min(shape, 1.0), 0.8 + 5.2 / max(shape, 1.0))
-    image = _picture(axis, above.density, (-edge, edge, -edge, edge), **_colours(above.density, 1e-3))
+    image = _picture(axis, values, (-edge, edge, -edge, edge), **colours)
     for radius in range(1, int(edge) + 1):
         drawing.circle(axis, 0.0, 0.0, radius, color=drawing.GREY, lw=0.3)
     axis.plot(0, 0, "+", color=drawing.INK, ms=7)
     axis.set(
-        xlim=x_range, ylim=y_range, xlabel="x [kpc] → Galactic centre", ylabel="y [kpc] → rotation",
-        title=f"mean dE/dr over |z| < {1e3 * above.max_height:.0f} pc",
+        xlim=x_range, ylim=y_range, xlabel="x [kpc] → Galactic centre", ylabel="y [kpc] → rotation", title=title
     )  # fmt: skip
-    figure.colorbar(image, ax=axis, label="extinction density [mag/kpc]", pad=0.01, extend="both")
+    figure.colorbar(image, ax=axis, label=label, pad=0.01, extend="both")
     return figure
 
 
-def _frame(above: BirdsEye, edge: float) -> tuple[tuple[float, float], tuple[float, float]]:
+def _frame(
+    centres: NDArray[np.float64], values: NDArray[np.float64], edge: float
+) -> tuple[tuple[float, float], tuple[float, float]]:
     """Ranges of x and y that hold what the map covers and the Sun; at least a third as wide as high, or the reverse."""
-    shown = np.isfinite(above.density)
+    shown = np.isfinite(values)
     if not shown.any():
         return (-edge, edge), (-edge, edge)
     ranges = []
     for i in (0, 1):
-        at = above.axis[shown.any(axis=i)]
+        at = centres[shown.any(axis=i)]
         ranges.append((min(at[0], 0.0) - 0.05 * edge, max(at[-1], 0.0) + 0.05 * edge))
     least = max(high - low for low, high in ranges) / 3.0
     margins = [0.5 * max(least - (high - low), 0.0) for low, high in ranges]

@@ -7,17 +7,15 @@ and says so in `nside`. Only pixels with any value are kept.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.analysis.dust_map.bins import Voxels
+from xpbayes.analysis.dust_map.pixels import PixelMap, at_finest
 from xpbayes.analysis.dust_map.selection import Measured
-from xpbayes.data.fits_header import check_headers
 from xpbayes.errors import InputError
-from xpbayes.files import reason_of, whole_file
 
 if TYPE_CHECKING:
     from astropy.coordinates import SkyCoord
@@ -39,7 +37,7 @@ QUANTITIES = {
 
 
 @dataclass(frozen=True)
-class DustMap:
+class DustMap(PixelMap):
     """Extinction in pixels and distance bins.
 
     Attributes:
@@ -69,104 +67,36 @@ class DustMap:
     differential: NDArray[np.float32]
     differential_sigma: NDArray[np.float32]
     about: dict[str, Any]
+    QUANTITIES = QUANTITIES
+    KIND, FILE = "dust map", "profile.fits"
 
     def extinction(
         self, coords: "SkyCoord", distance: "Quantity | None" = None, *, covered: bool = False
     ) -> tuple[Any, Any]:
-        """E and its standard error at positions; `query` describes it."""
-        return query(self, coords, distance, covered=covered)
+        """Read E and its standard error off a map, usually the profile, whose bins are fine.
+
+        E rises linearly from 0 at the Sun through the means of the bins at the mean distances of their stars; bins without
+        enough stars are bridged. Beyond the last bin that has stars, and in pixels without any, both answers are NaN.
+
+        Args:
+            coords: positions in any frame, with or without distances.
+            distance: distances, as a quantity; those of `coords` if None.
+            covered: refuse positions that the map does not cover, in place of NaN.
+
+        Returns:
+            E and standard error [mag], in the shape of coords and distance together; floats for one position.
+
+        Raises:
+            InputError: no distance, one that is not a positive length, or with `covered` a position outside of the map.
+        """
+        line = self.profile
+        value, sigma = on_lines(self, line.at, (line.value, line.sigma), coords, distance, covered=covered)
+        return value[()], sigma[()]
 
     @cached_property
     def profile(self) -> "Profile":
         """The lines of E along every pixel that queries and the bird's-eye view read."""
         return profile(self)
-
-    def rows_of(self, pixel: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(point,) rows of nested pixel numbers; -1 for a pixel without values."""
-        if not len(self.pixel):
-            return np.full(np.shape(pixel), -1)
-        row = np.searchsorted(self.pixel, pixel).clip(0, len(self.pixel) - 1)
-        return np.where(self.pixel[row] == pixel, row, -1)
-
-    def write(self, path: Path) -> Path:
-        """Write FITS: one table per quantity, one row per pixel, one column per bin, explicit nested indexing."""
-        from astropy.io import fits
-
-        primary = fits.PrimaryHDU()
-        for key, value in self.about.items():
-            primary.header.add_history(f"{key} = {value}")
-        table = [
-            fits.Column("NEAR", "D", unit="kpc", array=self.edges[:-1]),
-            fits.Column("FAR", "D", unit="kpc", array=self.edges[1:]),
-        ]
-        units: list[Any] = [primary, fits.BinTableHDU.from_columns(table, name="BINS")]
-        keys: dict[str, tuple[Any, str]] = {
-            "PIXTYPE": ("HEALPIX", "HEALPix pixels"),
-            "ORDERING": ("NESTED", "numbering of the pixels"),
-            "COORDSYS": ("G", "Galactic"),
-            "NSIDE": (self.finest, "resolution of the pixel numbers"),
-            "INDXSCHM": ("EXPLICIT", "column PIXEL holds the numbers"),
-            "OBJECT": ("PARTIAL", "pixels without any value are left out"),
-            "FIRSTPIX": (0, ""),
-            "LASTPIX": (12 * self.finest**2 - 1, ""),
-        }
-        for attribute, (name, kind, unit, description) in QUANTITIES.items():
-            values = getattr(self, attribute)
-            columns = [fits.Column("PIXEL", "J", array=self.pixel.astype(np.int32))]
-            columns += [
-                fits.Column(f"BIN_{k:02d}", kind, unit=unit or None, array=values[:, k]) for k in range(values.shape[1])
-            ]
-            hdu = fits.BinTableHDU.from_columns(columns, name=name)
-            for key, card in keys.items():
-                hdu.header[key] = card
-            hdu.header["COMMENT"] = f"{description}; NaN: no value" if kind == "E" else description
-            units.append(hdu)
-        return write_fits(fits.HDUList(units), path)
-
-    @classmethod
-    def read(cls, path: Path | str) -> "DustMap":
-        """Read what `write` wrote.
-
-        Raises:
-            InputError: missing, damaged, or another kind of file.
-        """
-        from astropy.io import fits
-
-        path = Path(path)
-        try:
-            check_headers(path)
-            with fits.open(path, memmap=False) as units:
-                names = {u.name for u in units}
-                missing = [n for n in ("BINS", *(q[0] for q in QUANTITIES.values())) if n not in names]
-                if missing:
-                    raise InputError(
-                        f"{path}: is no dust map of xpbayes (no table {missing[0]}); name its profile.fits"
-                    )
-                header = units["EXTINCTION"].header
-                if header["ORDERING"] != "NESTED" or header["COORDSYS"] != "G":
-                    raise InputError(f"{path}: is not nested and Galactic; write it again with xpbayes")
-                edges = np.append(units["BINS"].data["NEAR"], units["BINS"].data["FAR"][-1])
-                arrays: dict[str, Any] = {}
-                for attribute, (name, kind, *_) in QUANTITIES.items():
-                    data = units[name].data
-                    columns = [data[column] for column in data.names[1:]]
-                    arrays[attribute] = np.stack(columns, axis=1).astype(np.float32 if kind == "E" else np.int16)
-                pixel = np.asarray(units["EXTINCTION"].data["PIXEL"], np.int64)
-                lines = [str(line).split(" = ", 1) for line in units[0].header.get("HISTORY", [])]
-                finest = int(header["NSIDE"])
-        except InputError:
-            raise
-        except Exception as error:  # astropy raises what the bytes happen to break
-            raise InputError(f"{path}: cannot be read as a dust map ({reason_of(error)}); make it again") from error
-        about = {line[0]: line[1] for line in lines if len(line) == 2}
-        return cls(edges=edges.astype(np.float64), finest=finest, pixel=pixel, about=about, **arrays)
-
-
-def write_fits(units: Any, path: Path) -> Path:
-    """Write an HDU list."""
-    with whole_file(path) as temporary:
-        units.writeto(temporary, overwrite=True)
-    return path
 
 
 def map_of_piece(
@@ -182,17 +112,13 @@ def map_of_piece(
         min_stars: stars that a voxel needs.
         means: `bins.voxel_means` or `joint.voxel_means_joint`.
     """
-    shape = (len(pixels), len(edges) - 1)
-    made = Voxels(**{name: np.full(shape, np.nan) for name in Voxels.__dataclass_fields__})
-    made.stars[:] = 0.0
-    nside = np.zeros(shape, np.int16)
-    for resolution in nsides:
-        shift = 2 * int(np.log2(nsides[0] // resolution))
-        voxels = means(stars, (stars.pixel - pixels.start) >> shift, len(pixels) >> shift, edges, min_stars)
-        new = (nside == 0) & np.repeat(voxels.stars >= min_stars, 1 << shift, axis=0)
-        for name in Voxels.__dataclass_fields__:
-            getattr(made, name)[new] = np.repeat(getattr(voxels, name), 1 << shift, axis=0)[new]
-        nside[new] = resolution
+
+    def average(shift: int) -> Voxels:
+        pixel = (stars.pixel - pixels.start) >> 2 * shift
+        return means(stars, pixel, len(pixels) >> 2 * shift, edges, min_stars)
+
+    made, nside = at_finest(pixels, nsides, average, lambda voxels: voxels.stars >= min_stars)
+    shape = nside.shape
     before, sigma_before = np.full(shape, np.nan), np.full(shape, np.nan)
     before[:, 1:], sigma_before[:, 1:] = made.mean[:, :-1], made.sigma[:, :-1]
     if edges[0] == 0:
@@ -206,16 +132,6 @@ def map_of_piece(
     values |= {"differential": made.mean - before, "differential_sigma": np.sqrt(variance)}
     single = {name: value[rows].astype(np.float32) for name, value in values.items()}
     return DustMap(edges=edges, finest=nsides[0], pixel=pixels.start + rows, nside=nside[rows], about={}, **single)
-
-
-def join(pieces: Sequence[DustMap], edges: NDArray[np.float64], finest: int, about: dict[str, Any]) -> DustMap:
-    """Put the pieces of the sky together; they come in rising order of pixels."""
-    arrays = {}
-    for name in ("pixel", *QUANTITIES):
-        kind: Any = np.int64 if name == "pixel" else np.int16 if name == "nside" else np.float32
-        shape = (0,) if name == "pixel" else (0, len(edges) - 1)
-        arrays[name] = np.concatenate([np.zeros(shape, kind), *(getattr(piece, name) for piece in pieces)])
-    return DustMap(edges=edges, finest=finest, about=about, **arrays)
 
 
 @dataclass(frozen=True)
@@ -232,23 +148,32 @@ class Profile:
     value: NDArray[np.float64]
     sigma: NDArray[np.float64]
 
-    def interval(self, row: NDArray[np.int64], distance: NDArray[np.float64]) -> NDArray[np.int64]:
-        """(point,) the node beyond each distance, from 1 on; one more than there are beyond the last."""
-        after = np.ones(row.shape, np.int64)
-        for k in range(1, self.at.shape[1]):
-            after += self.at[row, k] < distance
-        return after
+
+def interval(at: NDArray[np.float64], row: NDArray[np.int64], distance: NDArray[np.float64]) -> NDArray[np.int64]:
+    """(point,) the node beyond each distance, from 1 on; one more than there are beyond the last."""
+    after = np.ones(row.shape, np.int64)
+    for k in range(1, at.shape[1]):
+        after += at[row, k] < distance
+    return after
 
 
 def profile(dust_map: DustMap) -> Profile:
     """Join the means of a map to lines."""
-    centre = 0.5 * (dust_map.edges[1:] + dust_map.edges[:-1])
-    sun = np.zeros((len(dust_map.pixel), 1))
-    at = np.concatenate([sun, np.where(np.isfinite(dust_map.distance), dust_map.distance, centre)], axis=1)
-    filled = [
-        _without_gaps(np.concatenate([sun, a.astype(np.float64)], axis=1), at) for a in (dust_map.mean, dust_map.sigma)
-    ]
-    return Profile(at, *filled)
+    at = nodes(dust_map.edges, dust_map.distance)
+    return Profile(at, *(bridged(values, at) for values in (dust_map.mean, dust_map.sigma)))
+
+
+def nodes(edges: NDArray[np.float64], distance: NDArray[np.floating]) -> NDArray[np.float64]:
+    """(row, bin + 1) distances of the nodes of lines: the Sun, then each bin's stars, or its middle if it has none."""
+    centre = 0.5 * (edges[1:] + edges[:-1])
+    return np.concatenate(
+        [np.zeros((len(distance), 1)), np.where(np.isfinite(distance), distance, centre)], axis=1, dtype=np.float64
+    )
+
+
+def bridged(values: NDArray[np.floating], at: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(row, bin + 1) values at the nodes, 0 at the Sun; bins without one are bridged, NaN beyond the last."""
+    return _without_gaps(np.concatenate([np.zeros((len(values), 1)), values], axis=1, dtype=np.float64), at)
 
 
 def _without_gaps(values: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -265,23 +190,30 @@ def _without_gaps(values: NDArray[np.float64], at: NDArray[np.float64]) -> NDArr
     return np.where(after < n, filled, np.nan)
 
 
-def query(
-    dust_map: DustMap, coords: "SkyCoord", distance: "Quantity | None" = None, *, covered: bool = False
-) -> tuple[Any, Any]:
-    """Read E and its standard error off a map.
+def on_lines(
+    pixels: PixelMap,
+    at: NDArray[np.float64],
+    tables: Sequence[NDArray[np.float64]],
+    coords: "SkyCoord",
+    distance: "Quantity | None" = None,
+    *,
+    covered: bool = False,
+) -> list[NDArray[np.float64]]:
+    """Read lines at positions.
 
-    E rises linearly from 0 at the Sun through the means of the bins at the mean distances of their stars; bins without
-    enough stars are bridged. Beyond the last bin that has stars, and in pixels without any, the map knows nothing: both
-    answers are NaN.
+    Values run linearly from node to node, the Sun and the mean distances of the stars of each bin; the last mean holds to
+    the end of its bin. Beyond the last bin that has stars, and in pixels without any, the map knows nothing: NaN.
 
     Args:
-        dust_map: usually the profile, whose bins are fine.
+        pixels: the map.
+        at: (row, node) from `nodes`.
+        tables: (row, node) from `bridged`.
         coords: positions in any frame, with or without distances.
         distance: distances, as a quantity; those of `coords` if None.
         covered: refuse positions that the map does not cover, in place of NaN.
 
     Returns:
-        E and standard error [mag], in the shape of coords and distance together; floats for one position.
+        of each table, values in the shape of coords and distance together.
 
     Raises:
         InputError: no distance, one that is not a positive length, or with `covered` a position outside of the map.
@@ -299,29 +231,29 @@ def query(
     if bad.any():
         raise InputError(f"{int(bad.sum())} of {kpc.size} distances are negative or not numbers; give positive ones")
     galactic = coords.galactic
-    pixel = np.asarray(lonlat_to_healpix(galactic.l, galactic.b, dust_map.finest, order="nested"), np.int64)
+    pixel = np.asarray(lonlat_to_healpix(galactic.l, galactic.b, pixels.finest, order="nested"), np.int64)
     pixel, kpc = np.broadcast_arrays(pixel, kpc)
-    row = dust_map.rows_of(pixel)
-    value, sigma = np.full(kpc.shape, np.nan), np.full(kpc.shape, np.nan)
+    row = pixels.rows_of(pixel)
+    found = [np.full(kpc.shape, np.nan) for _ in tables]
     on = row >= 0
     if on.any():
-        line, r = dust_map.profile, kpc[on]
-        after = line.interval(row[on], r)
-        node = np.minimum(after, line.at.shape[1] - 1)
-        low, high = line.at[row[on], node - 1], line.at[row[on], node]
+        r = kpc[on]
+        after = interval(at, row[on], r)
+        node = np.minimum(after, at.shape[1] - 1)
+        low, high = at[row[on], node - 1], at[row[on], node]
         share = (r - low) / (high - low)
         # The last mean holds to the end of its bin.
         last = after > node
-        usable = ~last | (r <= dust_map.edges[-1])
-        for out, table in ((value, line.value), (sigma, line.sigma)):
+        usable = ~last | (r <= pixels.edges[-1])
+        for out, table in zip(found, tables, strict=True):
             far = table[row[on], node]
             between = np.where(
                 share == 0.0, table[row[on], node - 1], table[row[on], node - 1] * (1 - share) + far * share
             )
             out[on] = np.where(usable, np.where(last, far, between), np.nan)
-    if covered and np.isnan(value).any():
-        _refuse_uncovered(galactic, kpc, np.isnan(value))
-    return value[()], sigma[()]
+    if covered and np.isnan(found[0]).any():
+        _refuse_uncovered(galactic, kpc, np.isnan(found[0]))
+    return found
 
 
 def _refuse_uncovered(galactic: "SkyCoord", kpc: NDArray[np.float64], missing: NDArray[np.bool_]) -> None:

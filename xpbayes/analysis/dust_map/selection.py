@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from xpbayes.analysis.cuts import apply_cuts
 from xpbayes.config import DustMapConfig
 from xpbayes.data.parquet import read_footer
 from xpbayes.data.spectra import OK
@@ -23,18 +24,16 @@ from xpbayes.errors import InputError, nearest
 from xpbayes.production.reader import Catalogue, open_catalogue
 
 COLUMNS = ("ra", "dec", "stellar_params_est", "stellar_params_cov_triu", "chi2_opt", "dof", "status")
+CURVE_COLUMNS = ("laplace_cov_triu", "xi", "xi_err", "xi_cov")
 ROWS_AT_ONCE = 65_536
 PIECE_NSIDE = 8
 """Pieces of the sky: 768 of them, at most some million stars each in a catalogue of 220 million."""
 MEMORY_BYTES = 256 << 20
+LEAST_SHARE = 1e-3
+"""A star counts for the curve where fluxes have contributed such a share of what is known of its xi."""
 MAX_PRIOR_SHIFT = 3.0
 """The mode of a star with E near zero says little about how negative its likelihood's peak would be: no further than
 so many sigma below zero."""
-
-RECORD = np.dtype(
-    [("pixel", "i4")]
-    + [(name, "f4") for name in ("extinction", "parallax", "var_e", "var_plx", "cov", "relative_error")]
-)
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,22 @@ class Measured:
         return type(self)(*(getattr(self, f.name)[which] for f in fields(self)))
 
 
+@dataclass(frozen=True)
+class MeasuredCurve(Measured):
+    """Stars that passed the cuts, with what they say of their extinction curves R + xi R1 beside E.
+
+    Fluxes are linear in E and in E xi, ln f = ln f_abs - E R - E xi R1: both add up along the line of sight.
+
+    Attributes:
+        amount, along: (star,) E and E xi, without the pull of xi's prior [mag].
+        weight: (star,) inverse variance of E xi, 0 where nothing but its prior is known of xi [mag^-2].
+    """
+
+    amount: NDArray[np.float64]
+    along: NDArray[np.float64]
+    weight: NDArray[np.float64]
+
+
 @dataclass
 class Tally:
     """How many stars came in and which cut took how many; a star is counted at the first cut that takes it."""
@@ -91,21 +106,31 @@ class Tally:
         return [f"{self.rows} stars read", *(f"cut: {text}" for text in removed), f"{self.kept} stars kept"]
 
 
-def open_for_map(path: Path) -> Catalogue:
+def open_for_map(path: Path, *, curve: bool = False) -> Catalogue:
     """Find a catalogue and check that it has what a dust map needs.
+
+    Args:
+        path: a file, or a folder of parts.
+        curve: the map is to say how the extinction curve varies, too.
 
     Raises:
         InputError: no catalogue, an unfinished one, or one that lacks a column.
     """
     catalogue = open_catalogue(path)
+    needed = (*COLUMNS, *CURVE_COLUMNS) if curve else COLUMNS
     for file in catalogue.files:
         _, schema = read_footer(file)
-        for name in COLUMNS:
+        if curve and "xi" not in schema.names:
+            raise InputError(
+                f"{file}: has no column 'xi', its model has one extinction curve for all stars; make the map without "
+                "--curve, or infer with a model trained without --no-curve-variation"
+            )
+        for name in needed:
             if name not in schema.names:
                 raise InputError(
-                    f"{file}: has no column '{name}'{nearest(name, schema.names)}; a dust map needs {', '.join(COLUMNS)}"
+                    f"{file}: has no column '{name}'{nearest(name, schema.names)}; a dust map needs {', '.join(needed)}"
                 )
-        for name in ("stellar_params_est", "stellar_params_cov_triu"):
+        for name in (n for n in needed if n.startswith("stellar_params") or n.endswith(("_triu", "xi_cov"))):
             if not pa.types.is_fixed_size_list(schema.field(name).type):
                 raise InputError(
                     f"{file}: column '{name}' is {schema.field(name).type}, not lists of one length; infer it again"
@@ -121,7 +146,7 @@ def select(catalogue: Catalogue, config: DustMapConfig, tally: Tally) -> Iterato
         config: cuts and resolution.
         tally: counts, updated on the way.
     """
-    for rows in catalogue.tables(COLUMNS, ROWS_AT_ONCE):
+    for rows in catalogue.tables((*COLUMNS, *CURVE_COLUMNS) if config.curve else COLUMNS, ROWS_AT_ONCE):
         yield _cut(rows, config, tally)
 
 
@@ -148,13 +173,70 @@ def _cut(rows: pa.Table, config: DustMapConfig, tally: Tally) -> Measured:
             "parallax_error": relative_error < max(config.sky_max_parallax_error, config.profile_max_parallax_error),
         }
     tally.rows += len(rows)
-    for name, passed in tests.items():
-        setattr(tally, name, getattr(tally, name) + int((keep & ~passed).sum()))
-        keep &= passed
-    tally.kept += int(keep.sum())
-    pixel = galactic_pixel(ra[keep], dec[keep], config.nsides[0])
-    stars = Measured(pixel, *(column[keep] for column in (e, plx, var_e, var_plx, cov, relative_error)))
-    return without_prior(stars) if config.remove_prior else stars
+    taken: dict[str, int] = {}
+    kept = apply_cuts(keep, tests, taken)
+    for name, number in taken.items():
+        setattr(tally, name, getattr(tally, name) + number)
+    tally.kept += int(kept.sum())
+    if config.curve:  # where there is much dust E is uncertain and xi well known
+        kept = apply_cuts(keep, {name: passed for name, passed in tests.items() if name != "extinction_error"}, {})
+    pixel = galactic_pixel(ra[kept], dec[kept], config.nsides[0])
+    stars = Measured(pixel, *(column[kept] for column in (e, plx, var_e, var_plx, cov, relative_error)))
+    plain = without_prior(stars) if config.remove_prior else stars
+    return (
+        with_curve(plain, stars, rows.filter(pa.array(kept)), remove_prior=config.remove_prior)
+        if config.curve
+        else plain
+    )
+
+
+def with_curve(plain: Measured, stars: Measured, rows: pa.Table, *, remove_prior: bool) -> MeasuredCurve:
+    """Add E and E xi where the likelihood of (E, parallax, E xi) has its peak.
+
+    The catalogue's mode maximises ln likelihood + ln E + ln parallax - xi^2 / 2. The likelihood is Gaussian in E and E xi:
+    its precision is that of the posterior without these priors and without what the fluxes bend in (E, xi). The pull of
+    xi's prior is always undone: averages of posterior modes would remember it however many stars there are.
+
+    Args:
+        plain: the stars as they are averaged for E.
+        stars: the stars at the mode.
+        rows: of the catalogue, of the same stars.
+        remove_prior: undo the pull on E and parallax, too.
+    """
+    xi, error = (_numbers(rows[name]) for name in ("xi", "xi_err"))
+    by_e, by_plx = _matrix(rows["xi_cov"])[:, -2:].T
+    var_e, cov, var_plx = _matrix(rows["laplace_cov_triu"])[:, -3:].T
+    e, plx = stars.extinction, stars.parallax
+    covariance = np.stack([var_e, cov, by_e, cov, var_plx, by_plx, by_e, by_plx, error**2], axis=-1).reshape(-1, 3, 3)
+    known = np.isfinite(covariance).all(axis=(1, 2)) & np.isfinite(xi) & (error**2 < 1.0 - LEAST_SHARE)
+    known &= _positive(covariance)
+    covariance[~known] = np.eye(3)
+    precision = np.linalg.inv(covariance)  # of (E, parallax, xi)
+    precision -= np.stack([e**-2.0, plx**-2.0, np.ones(len(e))], axis=-1)[:, :, None] * np.eye(3)
+    # At the mode the likelihood falls with E xi as the prior rises: in (E, xi) that product bends.
+    precision[:, 0, 2] += xi / e
+    precision[:, 2, 0] += xi / e
+    known &= _positive(precision)
+    precision[~known] = np.eye(3)
+    linear = np.broadcast_to(np.eye(3), covariance.shape).copy()  # of (E, parallax, E xi) by (E, parallax, xi)
+    linear[:, 2, 0], linear[:, 2, 2] = xi, e
+    of_likelihood = linear @ np.linalg.inv(precision) @ linear.transpose(0, 2, 1)
+    pull = np.stack([xi**2 / e, np.zeros(len(e)), -xi / e], axis=-1)
+    if remove_prior:
+        pull += np.stack([1.0 / e, 1.0 / plx, np.zeros(len(e))], axis=-1)
+    step = -(of_likelihood @ pull[..., None])[..., 0]
+    return MeasuredCurve(
+        **{f.name: getattr(plain, f.name) for f in fields(Measured)},
+        amount=np.where(known, e + step[:, 0], 0.0),
+        along=np.where(known, e * xi + step[:, 2], 0.0),
+        weight=np.where(known, 1.0 / of_likelihood[:, 2, 2], 0.0),
+    )
+
+
+def _positive(matrices: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(star,) which 3 x 3 matrices are positive definite, by their leading minors."""
+    minors = [np.linalg.det(matrices[:, :n, :n]) for n in (1, 2, 3)]
+    return np.all(np.isfinite(minors) & (np.array(minors) > 0), axis=0)
 
 
 def without_prior(stars: Measured) -> Measured:
@@ -204,10 +286,18 @@ class SkyPieces:
     """
 
     def __init__(
-        self, finest: int, coarsest: int, folder: Path | None = None, memory_bytes: int = MEMORY_BYTES
+        self,
+        finest: int,
+        coarsest: int,
+        folder: Path | None = None,
+        memory_bytes: int = MEMORY_BYTES,
+        *,
+        kind: type[Measured] = Measured,
     ) -> None:
         self._shift = 2 * int(np.log2(finest // min(PIECE_NSIDE, coarsest)))
         self._memory_bytes = memory_bytes
+        self._kind = kind
+        self._record = np.dtype([(f.name, "i4" if f.name == "pixel" else "f4") for f in fields(kind)])
         self._held: dict[int, list[NDArray[np.void]]] = {}
         self._held_bytes = 0
         self._parent = folder
@@ -233,8 +323,8 @@ class SkyPieces:
         """Sort stars in."""
         piece = stars.pixel >> self._shift
         order = np.argsort(piece, kind="stable")
-        records = np.empty(len(stars), RECORD)
-        for name in RECORD.names or ():
+        records = np.empty(len(stars), self._record)
+        for name in self._record.names or ():
             records[name] = getattr(stars, name)[order]
         pieces, starts = np.unique(piece[order], return_index=True)
         for number, block in zip(pieces.tolist(), np.split(records, starts[1:]), strict=len(pieces) > 0):
@@ -268,8 +358,7 @@ class SkyPieces:
         for number in sorted(numbers):
             blocks = list(self._held.get(number, []))
             if self._folder is not None and (path := Path(self._folder.name) / str(number)).exists():
-                blocks.insert(0, np.fromfile(path, RECORD))
+                blocks.insert(0, np.fromfile(path, self._record))
             records = np.concatenate(blocks)
-            columns = (records[f.name] for f in fields(Measured))
-            pixel, *rest = columns
-            yield number << self._shift, Measured(pixel.astype(np.int64), *(c.astype(np.float64) for c in rest))
+            pixel, *rest = (records[name] for name in self._record.names or ())
+            yield number << self._shift, self._kind(pixel.astype(np.int64), *(c.astype(np.float64) for c in rest))
