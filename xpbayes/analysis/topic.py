@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from xpbayes.analysis.run_inputs import Rows, Run
 
 if TYPE_CHECKING:
@@ -111,6 +113,18 @@ def require_columns(run: Run, names: Sequence[str]) -> None:
     missing = [name for name in names if not run.star_column(name)]
     if missing:
         raise NotDrawnError(f"the star table has no column {missing[0]}")
+
+
+def require_variation(run: Run) -> None:
+    """Raise NotDrawnError if the model, or the catalogue if there is one, has one extinction curve for all stars."""
+    if run.model is not None and (
+        run.model.forward.curve_variation is None or not np.asarray(run.model.forward.curve_variation).any()
+    ):
+        raise NotDrawnError(
+            "the model has one extinction curve for all stars (--no-curve-variation, or too little dust)"
+        )
+    if run.catalogue is not None and not any(c.name == "xi" for c in run.catalogue.columns):
+        raise NotDrawnError("the catalogue has no column xi: its model has one extinction curve for all stars")
 
 
 def drawn_now(make: Callable[[Run], Product]) -> Callable[[Run], Task]:

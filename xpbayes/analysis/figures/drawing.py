@@ -128,9 +128,9 @@ SKY_LONGITUDE, SKY_LATITUDE = np.linspace(-180.0, 180.0, 961), np.linspace(-90.0
 """Edges of the cells that maps of the sky are drawn in [deg]; longitude to the right, so minus Galactic l."""
 
 
-def sky_grid(n: int) -> "tuple[Figure, list[Axes]]":
+def sky_grid(n: int, columns: int | None = None) -> "tuple[Figure, list[Axes]]":
     """Make a figure of n Mollweide maps of the sky, Galactic, the centre of the Galaxy in the middle."""
-    columns = 3 if n == 3 else min(n, 2)  # three in a row leave no place empty
+    columns = columns or (3 if n == 3 else min(n, 2))  # three in a row leave no place empty
     width = 12.0 / max(columns, 2)
     figure, axes = grid(n, columns, width, 0.56 * width, subplot_kw={"projection": "mollweide"})
     for axis in axes:

@@ -33,6 +33,8 @@ COLUMN_CHANNELS = ("xp392", "xp592", "xp792", "xp992", "H", "W1")
 """Of Fig. 9."""
 SKY_CHANNELS = ("xp402", "xp652", "J", "W1")
 """Of Fig. 22."""
+CURVE_CHANNELS = ("J", "Ks", "W1")
+"""In which Fig. 22 shows dust whose curve is not the mean one."""
 MAX_STARS = 200_000
 """Stars whose fluxes are looked at; of a larger table, whole row groups evenly spaced through it."""
 TINY = 1e-9
@@ -52,6 +54,7 @@ class FluxSample:
         reduced_chi2: (star,) chi2_opt / dof.
         flags: (star,) quality_flags.
         joined: (star,) star-table columns.
+        chi_of_mean_curve: (star, channel) chi at the same parameters but xi = 0; None where the curve does not vary.
     """
 
     channels: tuple[str, ...]
@@ -64,6 +67,7 @@ class FluxSample:
     reduced_chi2: NDArray[np.float32]
     flags: NDArray[np.uint8]
     joined: dict[str, NDArray[np.float64]]
+    chi_of_mean_curve: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.source_id)
@@ -77,14 +81,15 @@ class FluxGatherer:
         names: of the channels wanted.
     """
 
-    reads: Sequence[str] = (
-        "source_id", "ra", "dec", "stellar_params_est", "stellar_params_err", "chi2_opt", "dof", "quality_flags",
-    )  # fmt: skip
-
     def __init__(self, run: Run, names: Sequence[str]) -> None:
         assert run.model is not None and run.stars is not None and run.catalogue is not None
         self.run = run
         self.names = tuple(n for n in dict.fromkeys(names) if n in run.model.channels.names)
+        self.curve = ("xi",) if "xi" in (c.name for c in run.catalogue.columns) else ()
+        self.reads: Sequence[str] = (
+            "source_id", "ra", "dec", "stellar_params_est", "stellar_params_err", "chi2_opt", "dof", "quality_flags",
+            *self.curve,
+        )  # fmt: skip
         self.joins: Sequence[str] = (*run.labels, "reddening")
         self.wanted = Lookup.of(run.stars.sampled_ids(MAX_STARS))
         self.parts: list[tuple[NDArray[Any], ...]] = []
@@ -101,27 +106,29 @@ class FluxGatherer:
         columns = [np.concatenate(c) for c in zip(*self.parts, strict=True)] if self.parts else []
         if not columns or not len(columns[0]):
             raise NotDrawnError("the catalogue has no solved star")
-        lookup = Lookup.of(columns[0].astype(np.int64))
-        found, chi = [], []
+        lookup, estimate = Lookup.of(columns[0].astype(np.int64)), columns[3]
+        if self.curve:
+            estimate = np.insert(estimate, estimate.shape[1] - 2, columns[8], axis=1)
+        found, chi, straight = [], [], []
         for table in stars.batches(MAX_STARS):
             row = lookup.rows(table.source_id)
             here = np.flatnonzero(row >= 0)
             if len(here):
                 found.append(row[here])
-                chi.append(
-                    flux_residuals(
-                        model, table.take(here), columns[3][row[here]], self.names, own_level=model.has_levels
-                    )
-                )
+                some = table.take(here)
+                for at, parts in ((estimate, chi), (columns[3], straight if self.curve else None)):
+                    if parts is not None:
+                        parts.append(flux_residuals(model, some, at[row[here]], self.names, own_level=model.has_levels))
         if not found:
             raise NotDrawnError("no solved star of the catalogue is in the star table")
         row = np.concatenate(found)
-        source_id, ra, dec, estimate, error, chi2, dof, flags, *joined = (c[row] for c in columns)
+        source_id, ra, dec, est, error, chi2, dof, flags = (c[row] for c in columns[:8])
+        joined = dict(zip(self.joins, (c[row] for c in columns[8 + len(self.curve) :]), strict=True))
         with np.errstate(divide="ignore", invalid="ignore"):
-            reduced = np.where(dof > 0, chi2 / dof, np.inf)
+            reduced = np.where(dof > 0, chi2 / dof, np.inf).astype(np.float32)
+        of_mean = np.concatenate(straight) if self.curve else None
         return FluxSample(
-            self.names, source_id, np.concatenate(chi), estimate, error, ra, dec, reduced.astype(np.float32), flags,
-            dict(zip(self.joins, joined, strict=True)),
+            self.names, source_id, np.concatenate(chi), est, error, ra, dec, reduced, flags, joined, of_mean
         )  # fmt: skip
 
 
@@ -138,7 +145,7 @@ def flux_residuals(
     Args:
         model: the model.
         stars: at most `STARS_AT_ONCE` of them.
-        estimate: (star, parameter) labels, E [mag], parallax [mas].
+        estimate: (star, parameter) labels, xi of a curve other than the mean one, E [mag], parallax [mas].
         names: of the channels.
         own_level: bring the model's fluxes to the level of the star's, the median of their ratio.
 
@@ -165,7 +172,7 @@ _predict = jax.jit(jax.vmap(predict_flux, (None, 0)))
 
 def flux_sample(run: Run) -> FluxGatherer:
     """The stars of both figures, read once."""
-    return run.once("fluxes", lambda: FluxGatherer(run, (*COLUMN_CHANNELS, *SKY_CHANNELS)))
+    return run.once("fluxes", lambda: FluxGatherer(run, (*COLUMN_CHANNELS, *SKY_CHANNELS, *CURVE_CHANNELS)))
 
 
 def gathered(run: Run) -> FluxSample:

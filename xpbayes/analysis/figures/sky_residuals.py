@@ -1,6 +1,7 @@
 """Mean normalised flux residuals over the sky (ZGR23 Fig. 22)."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,9 +9,16 @@ from numpy.typing import NDArray
 
 from xpbayes.analysis.cuts import apply_cuts, in_words
 from xpbayes.analysis.figures import drawing
-from xpbayes.analysis.figures.flux_residuals import SKY_CHANNELS, FluxSample, channel_text, flux_sample, gathered
+from xpbayes.analysis.figures.flux_residuals import (
+    CURVE_CHANNELS,
+    SKY_CHANNELS,
+    FluxSample,
+    channel_text,
+    flux_sample,
+    gathered,
+)
 from xpbayes.analysis.run_inputs import Run
-from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Series, Task
+from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Series, Task, require_variation
 from xpbayes.channels import Channels
 
 if TYPE_CHECKING:
@@ -22,6 +30,8 @@ MAX_CHI = 10.0
 NSIDES = (64, 32, 16, 8, 4, 2)
 MIN_STARS = 5
 """Of a pixel that is drawn."""
+MIN_EXTINCTION = 0.3
+"""Of stars that compare curves [mag]."""
 MIN_SHARE = 0.7
 """The finest nside at which this share of the stars sits in pixels that are drawn."""
 
@@ -49,16 +59,25 @@ class SkyResiduals:
     cuts: dict[str, int]
 
 
-def sky_residuals(sample: FluxSample) -> SkyResiduals:
-    """Average the residuals of stars with good distances and fits in pixels as small as their number allows."""
+def sky_residuals(
+    sample: FluxSample, wanted: Sequence[str] = SKY_CHANNELS, min_extinction: float = 0.0
+) -> SkyResiduals:
+    """Average the residuals of stars with good distances and fits in pixels as small as their number allows.
+
+    Args:
+        sample: the stars.
+        wanted: channels.
+        min_extinction: least E of a star [mag].
+    """
     from xpbayes.analysis.dust_map.selection import galactic_pixel
 
-    channels = tuple(c for c in SKY_CHANNELS if c in sample.channels)
+    channels = tuple(c for c in wanted if c in sample.channels)
     with np.errstate(divide="ignore", invalid="ignore"):
         tests = {
             f"σ_ϖ/ϖ >= {MAX_PARALLAX_ERROR:g}": sample.error[:, -1] / sample.estimate[:, -1] < MAX_PARALLAX_ERROR,
             f"χ²/dof >= {MAX_REDUCED_CHI2:g}": sample.reduced_chi2 < MAX_REDUCED_CHI2,
             "no position": np.isfinite(sample.ra) & np.isfinite(sample.dec),
+            f"E < {min_extinction:g}": sample.estimate[:, -2] >= min_extinction,
         }
     cuts: dict[str, int] = {}
     keep = apply_cuts(np.ones(len(sample), bool), tests, cuts)
@@ -81,21 +100,26 @@ def sky_residuals(sample: FluxSample) -> SkyResiduals:
     return SkyResiduals(channels, nside, pixel[some], mean[some], n[some], int(keep.sum()), cuts)
 
 
-def draw_sky_residuals(numbers: SkyResiduals, channels: Channels) -> "Figure":
-    """One Mollweide map per channel, Galactic, the centre of the Galaxy in the middle."""
+def draw_sky_residuals(channels: Channels, **every: SkyResiduals) -> "Figure":
+    """One Mollweide map per channel, Galactic, the centre of the Galaxy in the middle; all that are given side by side."""
     import astropy.units as u
     from astropy_healpix import lonlat_to_healpix
 
-    figure, axes = drawing.sky_grid(len(numbers.channels))
+    first = next(iter(every.values()))
+    n = len(first.channels)
+    figure, axes = drawing.sky_grid(len(every) * n, len(every) if len(every) > 1 else None)
     longitude, latitude = drawing.sky_positions()
-    pixel = np.asarray(lonlat_to_healpix(longitude * u.deg, latitude * u.deg, numbers.nside, order="nested"))
-    row = np.searchsorted(numbers.pixel, pixel).clip(0, len(numbers.pixel) - 1)
-    on = numbers.pixel[row] == pixel
-    reach = max(float(np.nanpercentile(np.abs(numbers.mean), 95)), 0.1)
-    for k, axis in enumerate(axes):
-        title = f"{channel_text(numbers.channels[k], channels)} ({numbers.n[:, k].sum():,} stars)"
-        image = np.where(on, numbers.mean[row, k], np.nan)
-        mesh = drawing.sky_panel(axis, image, title, cmap=drawing.SIGNED_COLOURS, vmin=-reach, vmax=reach)
+    reach = max(float(np.nanpercentile(np.abs(first.mean), 95)), 0.1)
+    for i, (words, numbers) in enumerate(every.items()):
+        pixel = np.asarray(lonlat_to_healpix(longitude * u.deg, latitude * u.deg, numbers.nside, order="nested"))
+        row = np.searchsorted(numbers.pixel, pixel).clip(0, len(numbers.pixel) - 1)
+        on = numbers.pixel[row] == pixel
+        for k in range(n):
+            of = f", {words.replace('_', ' ')}" if len(every) > 1 else ""
+            title = f"{channel_text(numbers.channels[k], channels)}{of} ({numbers.n[:, k].sum():,} stars)"
+            image = np.where(on, numbers.mean[row, k], np.nan)
+            axis = axes[k * len(every) + i]
+            mesh = drawing.sky_panel(axis, image, title, cmap=drawing.SIGNED_COLOURS, vmin=-reach, vmax=reach)
     figure.colorbar(mesh, ax=axes, label="mean Δf / σ", pad=0.01, extend="both")
     return figure
 
@@ -116,7 +140,7 @@ def _product(run: Run, sample: FluxSample) -> Product:
     absent = [c for c in SKY_CHANNELS if c not in numbers.channels]
     gone = f" The model has no {', '.join(absent)}." if absent else ""
     return Product(
-        draw_sky_residuals(numbers, run.model.channels),
+        draw_sky_residuals(run.model.channels, all=numbers),
         f"Mean normalised flux residuals over the sky in {len(numbers.channels)} channels",
         f"Mean (f_pred − f_obs) / σ_obs in pixels of nside {numbers.nside} with at least {MIN_STARS} stars, Galactic. "
         f"{numbers.n_stars:,} of {len(sample):,} solved stars whose fluxes were read; removed: {cuts}; in each "
@@ -135,3 +159,52 @@ def _product(run: Run, sample: FluxSample) -> Product:
 SKY_RESIDUALS = Analysis(
     "sky_residuals", "Fig. 22", "Flux residuals over the sky", _start, ("model", "catalogue", "stars")
 )
+
+
+def _start_curve(run: Run) -> Task:
+    require_variation(run)
+    return Task((flux_sample(run),), lambda: _curve_product(run, gathered(run)))
+
+
+def _curve_product(run: Run, sample: FluxSample) -> Product:
+    assert run.model is not None and sample.chi_of_mean_curve is not None
+    after = sky_residuals(sample, CURVE_CHANNELS, MIN_EXTINCTION)
+    before = sky_residuals(replace(sample, chi=sample.chi_of_mean_curve), CURVE_CHANNELS, MIN_EXTINCTION)
+    if not len(after.pixel) or not after.channels:
+        raise NotDrawnError(
+            f"{after.n_stars} of {len(sample)} stars pass the cuts ({in_words(after.cuts)}): no pixel has {MIN_STARS} of "
+            f"them in {', '.join(CURVE_CHANNELS)}"
+        )
+    each = {"mean curve": before, "own curve": after}
+    cells = [(name, of, *np.nonzero(np.isfinite(of.mean))) for name, of in each.items()]
+    spread = {name: np.nanstd(of.mean, axis=0) for name, of in each.items()}
+    words = ", ".join(
+        f"{channel} {spread['mean curve'][k]:.2f} → {spread['own curve'][k]:.2f}"
+        for k, channel in enumerate(after.channels)
+    )
+    return Product(
+        draw_sky_residuals(run.model.channels, mean_curve=before, own_curve=after),
+        f"Mean flux residuals over the sky in {len(after.channels)} bands, behind dust of the mean and of its own curve",
+        f"Mean (f_pred − f_obs) / σ_obs as in Fig. 22, for {after.n_stars:,} stars with E ≥ {MIN_EXTINCTION:g} in pixels of "
+        f"nside {after.nside}: left with the mean extinction curve (ξ = 0) and all else as inferred, right with each star's "
+        f"own. Standard deviation over the pixels, left → right: {words}. Removed: {in_words(after.cuts)}.",
+        {
+            "": {
+                "curve": Series([name for name, _, row, _ in cells for _ in row], "", "of the prediction"),
+                "pixel": Series(
+                    np.concatenate([of.pixel[row] for _, of, row, _ in cells]), "", "HEALPix, nested, Galactic"
+                ),
+                "nside": Series([of.nside for _, of, row, _ in cells for _ in row], "", "its resolution"),
+                "channel": Series([of.channels[k] for _, of, _, column in cells for k in column], "", ""),
+                "mean": Series(
+                    np.concatenate([of.mean[row, k] for _, of, row, k in cells]), "", "(f_pred - f_obs) / sigma"
+                ),
+            }
+        },
+    )
+
+
+SKY_RESIDUALS_CURVE = Analysis(
+    "sky_residuals_curve", "", "Flux residuals over the sky, with the mean and with their own extinction curve",
+    _start_curve, ("model", "catalogue", "stars"),
+)  # fmt: skip

@@ -18,6 +18,8 @@ from xpbayes.analysis.figures import (
     clusters,
     confidence,
     correlations,
+    curve_families,
+    curve_neighbours,
     external,
     flux_residuals,
     kiel,
@@ -63,6 +65,9 @@ ANALYSES: tuple[Analysis, ...] = (
     sky_dust.BIRDS_EYE_VIEW,
     sky_residuals.SKY_RESIDUALS,
     checks.CHECKS,
+    curve_families.CURVE_FAMILIES,
+    curve_neighbours.CURVE_NEIGHBOURS,
+    sky_residuals.SKY_RESIDUALS_CURVE,
 )
 """In the order of the paper, then what goes beyond it."""
 ABSENT = {
