@@ -53,6 +53,11 @@ Of a model with a [second stage](second_stage.md), unless `--no-second-stage`, c
 
 {table(tuple(c for c in catalogue_columns(refined=True) if c.name not in plain))}
 
+Of a model whose [extinction curve](extinction_curve.md) varies (not with `train --no-curve-variation`), columns of each star's
+own curve follow:
+
+{table(tuple(c for c in catalogue_columns(curve=True) if c.name not in plain))}
+
 ### quality_flags
 
 Below 8: basic reliability; 0: strict. Bits are never reused.

@@ -25,6 +25,9 @@ def train(  # noqa: PLR0913 - an argument for each option of the command line
     model_error: Annotated[
         bool | None, typer.Option(help="Learn a covariance of the model's own error (default) or not (the paper).")
     ] = None,
+    curve_variation: Annotated[
+        bool | None, typer.Option(help="Learn how the extinction curve varies (default) or not (the paper).")
+    ] = None,
     second_stage: Annotated[
         bool | None, typer.Option(help="Learn to refine labels by what residuals tell (default) or not (the paper).")
     ] = None,
@@ -45,6 +48,7 @@ def train(  # noqa: PLR0913 - an argument for each option of the command line
             "split_seed": split_seed,
             "preset": preset,
             "model_error": model_error,
+            "curve_variation": curve_variation,
             "second_stage": second_stage,
             "epochs_scale": epochs_scale,
             "held_out_stars": held_out_stars,

@@ -1,0 +1,106 @@
+"""How the extinction curve varies, judged on held-out real stars that are inferred blind, from fluxes alone.
+
+Prints, for each model: the cosine of R1 with dA/dR_V of G23 (weighted by the model's error, grey and R taken out); the
+Pearson correlation of xi of neighbours within 0.3 deg for E > 0.6, shuffled, and by Teff; labels' robust scatter by E,
+beside a model without variation if one is given.
+
+Usage: python benchmarks/curve.py MODEL STARS.parquet [--without MODEL] [--number N]
+Both models must have been trained with the same split.
+"""
+
+import argparse
+import os
+import time
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import numpy as np
+
+import xpbayes
+from xpbayes.analysis.figures.curve_families import FAMILIES, channel_weights, direction
+from xpbayes.analysis.figures.curve_neighbours import MIN_EXTINCTION, NEAR, neighbours
+from xpbayes.analysis.validation import robust_scatter
+from xpbayes.config import InferenceConfig
+from xpbayes.data.join import rows_of
+from xpbayes.data.spectra import OK, Spectra
+from xpbayes.production.table import list_column, text_column
+
+BLIND = InferenceConfig(use_parallax=False, n_draws=0, second_stage=False)
+EXTINCTION = (0.0, 0.2, 1.0, np.inf)
+TEFF = (0.0, 4.2, 4.6, np.inf)
+"""Bins of what is inferred [mag, kK]."""
+UNITS = {"teff": 1e3}
+
+
+def inferred(model: xpbayes.TrainedModel, table: Spectra) -> tuple[dict[str, np.ndarray], float]:
+    """Columns of the solved stars, and the seconds of CPU time that they took."""
+    begun = time.process_time()
+    rows = xpbayes.infer(model, table, config=BLIND, only="held-out")
+    spent = time.process_time() - begun
+    good = (text_column(rows, "status") == OK) & rows["converged"].to_numpy(zero_copy_only=False)
+    found = {"source_id": rows["source_id"].to_numpy()[good], "estimate": list_column(rows, "stellar_params_est")[good]}
+    for name in ("ra", "dec", "xi", "xi_err"):
+        if name in rows.column_names:
+            found[name] = rows[name].to_numpy()[good]
+    return found, spent
+
+
+def scatter_by_extinction(found: dict[str, np.ndarray], labels: np.ndarray, names: tuple[str, ...]) -> list[str]:
+    """One cell for each bin of E."""
+    e, cells = found["estimate"][:, -2], []
+    for low, high in zip(EXTINCTION[:-1], EXTINCTION[1:], strict=True):
+        use = (e >= low) & (e < high)
+        miss = (found["estimate"][:, : len(names)] - labels)[use]
+        each = (f"{UNITS.get(n, 1.0) * robust_scatter(miss[:, i]):8.4g}" for i, n in enumerate(names))
+        cells.append(f"E {low:g}-{high:g} ({use.sum():5d}): {' '.join(each)}")
+    return cells
+
+
+def judge_xi(found: dict[str, np.ndarray]) -> None:
+    """Neighbours' xi, all and by Teff, and what xi is where there is no dust."""
+    teff, e = found["estimate"][:, 0], found["estimate"][:, -2]
+    for low, high in ((0.0, np.inf), *zip(TEFF[:-1], TEFF[1:], strict=True)):
+        use = (e > MIN_EXTINCTION) & (teff >= low) & (teff < high)
+        xi = found["xi"][use].astype(float)
+        near = neighbours(found["ra"][use], found["dec"][use], xi, (NEAR,))
+        print(
+            f"  E > {MIN_EXTINCTION:g}, Teff {low:g}-{high:g} kK: {use.sum()} stars, {near.n[0]} pairs within {NEAR:g} deg: "
+            f"r = {near.correlation[0]:.3f}, shuffled {near.shuffled[0]:+.3f} +- {near.shuffled_std[0]:.3f}; "
+            f"xi std {xi.std():.2f}, error {np.median(found['xi_err'][use]):.2f}"
+        )
+    clear = e < 0.1
+    print(f"  E < 0.1: xi std {found['xi'][clear].std():.2f}, error {np.median(found['xi_err'][clear]):.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("stars")
+    parser.add_argument("--without", help="folder of a model without variation, of the same split")
+    parser.add_argument("--number", type=int, default=0, help="of stars of the table, evenly spaced; all if 0")
+    arguments = parser.parse_args()
+    table = xpbayes.read_star_table(arguments.stars)
+    if arguments.number:
+        table = table.take(np.linspace(0, len(table) - 1, arguments.number).astype(int))
+    for folder in filter(None, (arguments.model, arguments.without)):
+        model = xpbayes.load_model(folder)
+        print(f"{folder}:")
+        forward, wavelength = model.forward, np.asarray(model.channels.wavelengths, float)
+        if forward.curve_variation is not None:
+            curve, variation = np.exp(np.asarray(forward.ln_curve, float)), np.asarray(forward.curve_variation, float)
+            weight = channel_weights(model.model_error, len(curve))
+            for name in FAMILIES:
+                d = direction(name, wavelength, curve, variation, weight)
+                print(f"  R1 and dA/dR_V of {name}: cosine {d.cosine:.3f}, R(V) per xi {d.r_v_per_xi:+.3f}")
+        found, spent = inferred(model, table)
+        rows = rows_of(found["source_id"], table.source_id)
+        labels = np.stack([table.column(name)[rows] for name in model.labels], axis=1)
+        print(f"  {len(rows)} stars, {spent:.0f} s of CPU time; scatter of {', '.join(model.labels)} (Teff in K):")
+        for cell in scatter_by_extinction(found, labels, model.labels):
+            print(f"    {cell}")
+        if "xi" in found:
+            judge_xi(found)
+
+
+if __name__ == "__main__":
+    main()
