@@ -20,10 +20,11 @@ import xpbayes
 from xpbayes.analysis.figures.curve_families import FAMILIES, channel_weights, direction
 from xpbayes.analysis.figures.curve_neighbours import MIN_EXTINCTION, NEAR, neighbours
 from xpbayes.analysis.validation import robust_scatter
-from xpbayes.config import InferenceConfig
+from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.data.join import rows_of
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.production.table import list_column, text_column
+from xpbayes.training.selection import training_cuts
 
 BLIND = InferenceConfig(use_parallax=False, n_draws=0, second_stage=False)
 EXTINCTION = (0.0, 0.2, 1.0, np.inf)
@@ -51,7 +52,9 @@ def scatter_by_extinction(found: dict[str, np.ndarray], labels: np.ndarray, name
     for low, high in zip(EXTINCTION[:-1], EXTINCTION[1:], strict=True):
         use = (e >= low) & (e < high)
         miss = (found["estimate"][:, : len(names)] - labels)[use]
-        each = (f"{UNITS.get(n, 1.0) * robust_scatter(miss[:, i]):8.4g}" for i, n in enumerate(names))
+        each = (
+            f"{UNITS.get(n, 1.0) * robust_scatter(miss[np.isfinite(miss[:, i]), i]):8.4g}" for i, n in enumerate(names)
+        )
         cells.append(f"E {low:g}-{high:g} ({use.sum():5d}): {' '.join(each)}")
     return cells
 
@@ -84,6 +87,7 @@ def main() -> None:
         table = table.take(np.linspace(0, len(table) - 1, arguments.number).astype(int))
     for folder in filter(None, (arguments.model, arguments.without)):
         model = xpbayes.load_model(folder)
+        chosen = training_cuts(table, model.labels, TrainingConfig.model_validate(model.card["settings"]).teff_max)
         print(f"{folder}:")
         forward, wavelength = model.forward, np.asarray(model.channels.wavelengths, float)
         if forward.curve_variation is not None:
@@ -92,9 +96,9 @@ def main() -> None:
             for name in FAMILIES:
                 d = direction(name, wavelength, curve, variation, weight)
                 print(f"  R1 and dA/dR_V of {name}: cosine {d.cosine:.3f}, R(V) per xi {d.r_v_per_xi:+.3f}")
-        found, spent = inferred(model, table)
-        rows = rows_of(found["source_id"], table.source_id)
-        labels = np.stack([table.column(name)[rows] for name in model.labels], axis=1)
+        found, spent = inferred(model, chosen)
+        rows = rows_of(found["source_id"], chosen.source_id)
+        labels = np.stack([chosen.column(name)[rows] for name in model.labels], axis=1)
         print(f"  {len(rows)} stars, {spent:.0f} s of CPU time; scatter of {', '.join(model.labels)} (Teff in K):")
         for cell in scatter_by_extinction(found, labels, model.labels):
             print(f"    {cell}")

@@ -12,7 +12,8 @@ import numpy as np
 
 from tests.hostile.make import FORMATS, text_of, whole
 from xpbayes.analysis.dust_map.birds_eye import BirdsEye
-from xpbayes.analysis.dust_map.healpix_map import QUANTITIES, DustMap
+from xpbayes.analysis.dust_map.curve_map import CurveMap
+from xpbayes.analysis.dust_map.healpix_map import DustMap
 from xpbayes.analysis.figures.sky_dust import _about, read_birds_eye
 from xpbayes.archive import prepare
 from xpbayes.archive.gaia_archive import RECORD, _Record
@@ -29,6 +30,7 @@ from xpbayes.config import DustMapConfig, Settings
 from xpbayes.data.json_file import read_json
 from xpbayes.data.rejected import read_quarantine
 from xpbayes.data.spectra_file import read_star_table
+from xpbayes.models.extinction import ReddeningLaw
 from xpbayes.production.inputs import Layout, Survey
 from xpbayes.production.kept import kept_tables
 from xpbayes.production.manifest import read_manifest
@@ -286,6 +288,7 @@ TARGETS: dict[str, Callable[[Path], Read]] = {
     **{name: make for name, (make, _) in JSON_KINDS.items()},
     "weights": weight_factor,
     "dust_fits": partial(through, DustMap.read, name="sky.fits"),
+    "curve_fits": partial(through, CurveMap.read, name="curve_sky.fits"),
     "birds_eye": partial(through, read_birds_eye, name="birds_eye.fits"),
     "quarantine": partial(through, read_quarantine, name="quarantine.csv"),
     "hats": partial(through, lambda path: expand((str(path.parent),), path.parent), name="collection.properties"),
@@ -331,10 +334,21 @@ def seeds(target: str, folder: Path) -> Iterator[bytes]:
         yield (SURVEY if target == "survey" else SETTINGS).encode()
 
 
+def one_pixel(kind: type, **more: Any) -> Any:
+    """A map of one pixel, of either kind."""
+    quantities = {n: np.ones((1, 2), np.int16 if n == "nside" else np.float32) for n in kind.QUANTITIES}
+    edges = np.array([0.0, 1.0, 2.0])
+    return kind(edges=edges, finest=1, pixel=np.array([3]), about={"map": "sky"}, **more, **quantities)
+
+
 def small_dust_map() -> DustMap:
     """A dust map of one pixel."""
-    quantities = {n: np.ones((1, 2), np.int16 if n == "nside" else np.float32) for n in QUANTITIES}
-    return DustMap(edges=np.array([0.0, 1.0, 2.0]), finest=1, pixel=np.array([3]), about={"map": "sky"}, **quantities)
+    return one_pixel(DustMap)
+
+
+def small_curve_map() -> CurveMap:
+    """A map of the extinction curve of one pixel."""
+    return one_pixel(CurveMap, law=ReddeningLaw((-1.0, 1.0), (2.8, 3.4)))
 
 
 def small_view() -> BirdsEye:
@@ -355,6 +369,7 @@ FILES: dict[str, Callable[[Path], bytes]] = {
         {"columns": np.ones((2, 2), np.float32)}, {"model": "sha256:1", "captured": "0.5", "n_stars": "3"}
     ),
     "dust_fits": lambda folder: small_dust_map().write(folder / "good.fits").read_bytes(),
+    "curve_fits": lambda folder: small_curve_map().write(folder / "good.fits").read_bytes(),
     "birds_eye": lambda folder: small_view().write(folder / "good.fits").read_bytes(),
     "quarantine": lambda folder: b"file,row,source_id,reason\na.csv,3,-1,no\n",
     "hats": lambda folder: b"obs_collection=xp\nhats_primary_table_url=x\n",

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 import xpbayes
-from tests.hostile.doors import small_dust_map, small_view, star_table
+from tests.hostile.doors import small_curve_map, small_dust_map, small_view, star_table
 from xpbayes.analysis.figures.drawing import panels, save_figure
 from xpbayes.analysis.pages.page import Page, Section, Table, save_figures
 from xpbayes.analysis.posterior_file import write_posterior
@@ -99,6 +99,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "page.html": lambda path: Page("a", "b", [Section("c", ["d"])]).write(path),
     "table.csv": lambda path: Table(["a", "b"], LINES).write_csv(path),
     "map.fits": lambda path: small_dust_map().write(path),
+    "curve.fits": lambda path: small_curve_map().write(path),
     "view.fits": lambda path: small_view().write(path),
     "catalogue.vot": lambda path: votable(path, "votable"),
     "catalogue.fits": lambda path: votable(path, "fits"),

@@ -202,6 +202,8 @@ class CurveMap(PixelMap):
     def from_tables(cls, units: Any) -> dict[str, Any]:
         """The law."""
         xi, at = (tuple(np.asarray(units["LAW"].data[name], float).tolist()) for name in ("XI", "R_V"))
+        if len(xi) != len(at) or len(xi) < 2 or not (np.diff(xi) > 0).all():
+            raise ValueError("its table of R(V) does not rise")
         return {"law": ReddeningLaw(xi, at)}
 
     @classmethod

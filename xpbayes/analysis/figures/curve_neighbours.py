@@ -78,7 +78,7 @@ def neighbours(
     """
     rng = np.random.default_rng(seed)
     at, bounds = unit_vectors(ra, dec), np.append(0.0, edges)
-    found: list[tuple[float, ...]] = []
+    found: list[tuple[Any, ...]] = []
     for low, high in zip(bounds[:-1], bounds[1:], strict=True):
         pairs = _pairs(at, float(low), float(high), rng)
         if len(pairs) < MIN_PAIRS:
@@ -116,7 +116,7 @@ class Components:
 
     Attributes:
         share: (component,) of the variance.
-        cosine: (component,) of each with R1.
+        cosine: (component,) of each with R1; NaN where that is taken out.
         correlation, shuffled, shuffled_std: (component,) of their amounts in stars within `NEAR`; NaN with too few pairs.
         n: pairs.
     """
@@ -155,17 +155,16 @@ def components(
     z = z[kept] - z[kept].mean(axis=0)
     _, singular, directions = np.linalg.svd(z, full_matrices=False)
     r1 = variation * root
-    r1 = r1 - basis @ (basis.T @ r1)
-    length = np.linalg.norm(r1)
+    left = r1 - basis @ (basis.T @ r1)
+    length = np.linalg.norm(left) if np.linalg.norm(left) > 1e-6 * np.linalg.norm(r1) else np.nan
     found = [neighbours(ra[kept], dec[kept], z @ d, (NEAR,)) for d in directions[:N_COMPONENTS]]
     return Components(
         (singular**2 / np.sum(singular**2))[:N_COMPONENTS],
-        np.abs(directions[:N_COMPONENTS] @ r1) / length,
-        *(
-            np.array([float(getattr(f, name)[0]) for f in found])
-            for name in ("correlation", "shuffled", "shuffled_std")
-        ),
-        n=int(found[0].n[0]),
+        np.abs(directions[:N_COMPONENTS] @ left) / length,
+        np.array([f.correlation[0] for f in found]),
+        np.array([f.shuffled[0] for f in found]),
+        np.array([f.shuffled_std[0] for f in found]),
+        int(found[0].n[0]),
     )
 
 

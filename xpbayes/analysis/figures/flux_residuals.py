@@ -109,7 +109,9 @@ class FluxGatherer:
         lookup, estimate = Lookup.of(columns[0].astype(np.int64)), columns[3]
         if self.curve:
             estimate = np.insert(estimate, estimate.shape[1] - 2, columns[8], axis=1)
-        found, chi, straight = [], [], []
+        found: list[NDArray[Any]] = []
+        chi: list[NDArray[np.float32]] = []
+        straight: list[NDArray[np.float32]] = []
         for table in stars.batches(MAX_STARS):
             row = lookup.rows(table.source_id)
             here = np.flatnonzero(row >= 0)

@@ -176,7 +176,7 @@ def _curve_product(run: Run, sample: FluxSample) -> Product:
             f"them in {', '.join(CURVE_CHANNELS)}"
         )
     each = {"mean curve": before, "own curve": after}
-    cells = [(name, of, *np.nonzero(np.isfinite(of.mean))) for name, of in each.items()]
+    cells = [(name, of, np.argwhere(np.isfinite(of.mean)).T) for name, of in each.items()]
     spread = {name: np.nanstd(of.mean, axis=0) for name, of in each.items()}
     words = ", ".join(
         f"{channel} {spread['mean curve'][k]:.2f} → {spread['own curve'][k]:.2f}"
@@ -190,14 +190,14 @@ def _curve_product(run: Run, sample: FluxSample) -> Product:
         f"own. Standard deviation over the pixels, left → right: {words}. Removed: {in_words(after.cuts)}.",
         {
             "": {
-                "curve": Series([name for name, _, row, _ in cells for _ in row], "", "of the prediction"),
+                "curve": Series([name for name, _, at in cells for _ in at[0]], "", "of the prediction"),
                 "pixel": Series(
-                    np.concatenate([of.pixel[row] for _, of, row, _ in cells]), "", "HEALPix, nested, Galactic"
+                    np.concatenate([of.pixel[at[0]] for _, of, at in cells]), "", "HEALPix, nested, Galactic"
                 ),
-                "nside": Series([of.nside for _, of, row, _ in cells for _ in row], "", "its resolution"),
-                "channel": Series([of.channels[k] for _, of, _, column in cells for k in column], "", ""),
+                "nside": Series([of.nside for _, of, at in cells for _ in at[0]], "", "its resolution"),
+                "channel": Series([of.channels[k] for _, of, at in cells for k in at[1]], "", ""),
                 "mean": Series(
-                    np.concatenate([of.mean[row, k] for _, of, row, k in cells]), "", "(f_pred - f_obs) / sigma"
+                    np.concatenate([of.mean[at[0], at[1]] for _, of, at in cells]), "", "(f_pred - f_obs) / sigma"
                 ),
             }
         },
