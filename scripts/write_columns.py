@@ -53,8 +53,8 @@ Of a model with a [second stage](second_stage.md), unless `--no-second-stage`, c
 
 {table(tuple(c for c in catalogue_columns(refined=True) if c.name not in plain))}
 
-Of a model whose [extinction curve](extinction_curve.md) varies (not with `train --no-curve-variation`), columns of each
-star's own curve follow:
+Of a model whose [extinction curve](extinction_curve.md) varies (`train --curve-variation`), columns of each star's own curve
+follow:
 
 {table(tuple(c for c in catalogue_columns(curve=True) if c.name not in plain))}
 

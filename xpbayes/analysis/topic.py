@@ -120,9 +120,7 @@ def require_variation(run: Run) -> None:
     if run.model is not None and (
         run.model.forward.curve_variation is None or not np.asarray(run.model.forward.curve_variation).any()
     ):
-        raise NotDrawnError(
-            "the model has one extinction curve for all stars (--no-curve-variation, or too little dust)"
-        )
+        raise NotDrawnError("the model has one extinction curve for all stars; train one with --curve-variation")
     if run.catalogue is not None and not any(c.name == "xi" for c in run.catalogue.columns):
         raise NotDrawnError("the catalogue has no column xi: its model has one extinction curve for all stars")
 

@@ -26,7 +26,10 @@ def train(  # noqa: PLR0913 - an argument for each option of the command line
         bool | None, typer.Option(help="Learn a covariance of the model's own error (default) or not (the paper).")
     ] = None,
     curve_variation: Annotated[
-        bool | None, typer.Option(help="Learn how the extinction curve varies (default) or not (the paper).")
+        bool | None,
+        typer.Option(
+            help="Learn how the extinction curve varies, and a xi for every star, or not (default, and the paper)."
+        ),
     ] = None,
     second_stage: Annotated[
         bool | None, typer.Option(help="Learn to refine labels by what residuals tell (default) or not (the paper).")

@@ -247,7 +247,7 @@ def test_from_above_is_the_dust_weighted_mean():
 class TestBadInput:
     def test_a_catalogue_without_xi(self, patch_catalogue, tmp_path):
         said = refused("dustmap", patch_catalogue, "--curve", "--out", tmp_path / "m", "--quiet")
-        assert "has no column 'xi'" in said and "--no-curve-variation" in said and not (tmp_path / "m").exists()
+        assert "has no column 'xi'" in said and "--curve-variation" in said and not (tmp_path / "m").exists()
 
     def test_a_catalogue_that_does_not_say_which_law(self, tmp_path):
         write(tmp_path / "c.parquet", np.ones(50), np.ones(50), np.zeros(50), law=None)

@@ -123,7 +123,7 @@ def open_for_map(path: Path, *, curve: bool = False) -> Catalogue:
         if curve and "xi" not in schema.names:
             raise InputError(
                 f"{file}: has no column 'xi', its model has one extinction curve for all stars; make the map without "
-                "--curve, or infer with a model trained without --no-curve-variation"
+                "--curve, or infer with a model trained with --curve-variation"
             )
         for name in needed:
             if name not in schema.names:
