@@ -430,7 +430,7 @@ def _curve_columns(n_parameters: int, order: str) -> tuple[Column, ...]:
             f32,
             "",
             "phys",
-            "R(V) of the dust by the law of Gordon et al. (2023); null where xi_err > 0.7",
+            "R(V) of the dust by the law of Gordon et al. (2023); null where xi_err > 0.7, or beyond 2.3 to 5.6",
         ),
         Column("r_v_err", f32, "", "stat.error;phys", "1-sigma error of r_v"),
     )

@@ -1,8 +1,9 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpy.testing import assert_allclose
 
-from xpbayes.models.extinction import NearInfraredLaw, attenuate, grey_excess
+from xpbayes.models.extinction import NearInfraredLaw, ReddeningLaw, attenuate, grey_excess
 
 LN_FLUX, LN_CURVE = jnp.linspace(0.0, 1.0, 61), jnp.linspace(1.5, 0.5, 61)
 CURVE = jnp.exp(LN_CURVE)
@@ -27,3 +28,13 @@ def test_grey_excess_is_what_was_added_to_a_curve_that_obeys_the_law():
     assert_allclose(grey_excess(jnp.log(jnp.exp(LN_CURVE) - 0.3), law), -0.3, atol=1e-5)
     # A law that no positive curve of this shape obeys: R stays positive.
     assert_allclose(grey_excess(LN_CURVE, NearInfraredLaw(60, 0, 1e-3)), 0.9 * jnp.exp(0.5), rtol=1e-6)
+
+
+def test_r_v_is_told_where_xi_is_known_and_a_law_reaches():
+    law = ReddeningLaw((-4.0, -2.0, 0.0, 2.0, 4.0), (2.3, 2.3, 2.9, 3.7, 3.7))
+    r_v, error = law.measured_r_v(np.array([0.0, 0.0, 1.0, -4.0, 9.0]), np.array([0.2, 0.71, 0.7, 0.1, 0.1]))
+    assert_allclose(r_v, [2.9, np.nan, 3.3, np.nan, np.nan])
+    assert_allclose(error[[0, 2]], [0.2 * 0.35, 0.7 * 0.275])
+    assert np.isnan(error[[1, 3, 4]]).all()
+    assert ReddeningLaw.of_card({"reddening_law": {"xi": [0, 1], "r_v": [3, 4]}}) == ReddeningLaw((0, 1), (3, 4))
+    assert ReddeningLaw.of_card({}) is None

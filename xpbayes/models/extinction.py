@@ -14,6 +14,10 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
 
+MAX_XI_ERROR = 0.7
+"""Half of xi's variance at most may be its prior's for R(V) to mean anything."""
+
+
 class NearInfraredLaw(NamedTuple):
     """The ratio of R in two near-infrared bands, known beforehand: what fixes the grey part of R.
 
@@ -52,6 +56,14 @@ class ReddeningLaw:
         """R(V) and its slope by xi, (star,) each; beyond the nodes R(V) stays at the last."""
         slope = np.gradient(self.at, self.xi)
         return np.interp(xi, self.xi, self.at), np.interp(xi, self.xi, slope)
+
+    def measured_r_v(
+        self, xi: NDArray[np.floating], error: NDArray[np.floating]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """R(V) and its 1-sigma error; NaN where xi is known to no better than `MAX_XI_ERROR`, or lies beyond the laws."""
+        r_v, slope = self.r_v(xi)
+        known = (error <= MAX_XI_ERROR) & (slope > 0) & (xi >= self.xi[0]) & (xi <= self.xi[-1])
+        return np.where(known, r_v, np.nan), np.where(known, slope * error, np.nan)
 
 
 def attenuate(

@@ -35,8 +35,6 @@ MODE, DRAWS, CHAINS = "mode+laplace", "mode+laplace+importance", "mode+laplace+n
 """What `method` says: how far up the ladder of approximations a star was taken."""
 WIDENED = "+model"
 """What follows where errors contain what training leaves unknown of the model."""
-MAX_XI_ERROR = 0.7
-"""Half of xi's variance at most may be its prior's for R(V) to mean anything."""
 
 
 def catalogue_rows(  # noqa: PLR0913 - what a row is made from
@@ -151,11 +149,11 @@ def catalogue_rows(  # noqa: PLR0913 - what a row is made from
 
 
 def _curve_values(inferred: Posteriors, curve: CurvePosteriors, law: ReddeningLaw | None) -> dict[str, NDArray[Any]]:
-    """Columns of xi, of the stars that were tried; R(V) is null where xi is hardly known, or there is no law to tell."""
+    """Columns of xi, of the stars that were tried; R(V) is null where xi is hardly known, or no law tells."""
     xi = np.where(np.isfinite(curve.median), curve.median, curve.estimate)
     error = np.where(np.isfinite(curve.std), curve.std, curve.error)
-    r_v, slope = law.r_v(xi) if law is not None else (np.full(len(xi), np.nan), np.full(len(xi), np.nan))
-    known = error <= MAX_XI_ERROR
+    nothing = np.full(len(xi), np.nan)
+    r_v, r_v_error = law.measured_r_v(xi, error) if law is not None else (nothing, nothing)
     sigma = np.sqrt(np.diagonal(inferred.laplace, axis1=1, axis2=2))
     return {
         "xi": curve.estimate,
@@ -166,8 +164,8 @@ def _curve_values(inferred: Posteriors, curve: CurvePosteriors, law: ReddeningLa
         "xi_p16": curve.low,
         "xi_p84": curve.high,
         "xi_cov": curve.correlation * curve.error[:, None] * sigma,
-        "r_v": np.where(known, r_v, np.nan),
-        "r_v_err": np.where(known, np.abs(slope) * error, np.nan),
+        "r_v": r_v,
+        "r_v_err": r_v_error,
     }
 
 

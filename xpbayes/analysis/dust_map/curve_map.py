@@ -18,7 +18,7 @@ from xpbayes.analysis.dust_map.birds_eye import HEIGHT_STEPS, MIN_COVERED, cell_
 from xpbayes.analysis.dust_map.healpix_map import bridged, nodes, on_lines
 from xpbayes.analysis.dust_map.pixels import PixelMap, at_finest
 from xpbayes.analysis.dust_map.selection import MeasuredCurve
-from xpbayes.models.extinction import ReddeningLaw
+from xpbayes.models.extinction import MAX_XI_ERROR, ReddeningLaw
 
 if TYPE_CHECKING:
     from astropy.coordinates import SkyCoord
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 COARSEST = 8
 """Resolutions go on below those of the map of E, in halves, down to this nside."""
-MAX_ERROR = 0.7
-"""A xi that is known less well than this, from whatever voxels, has no R(V): that of the star's prior is 1."""
 STEP_KPC = 0.05
 
 QUANTITIES = {
@@ -132,7 +130,7 @@ class CurveMap(PixelMap):
         extinction, along, var_extinction, var_along, cov: (row, bin) mean E and E xi, and covariance [mag, mag^2].
         xi, xi_sigma, r_v, r_v_sigma: (row, bin) of all dust as far as the bin, and standard errors.
         dust_xi, dust_xi_sigma, dust_r_v, dust_r_v_sigma: (row, bin) of the dust between this bin and the one before; NaN
-            where that is so little that its xi is known to no better than `MAX_ERROR`.
+            where that is so little that its xi is known to no better than `MAX_XI_ERROR`.
         distance: (row, bin) where the means hold [kpc].
         stars: (row, bin) number of stars that tell of xi, in the pixel of the resolution used.
         nside: (row, bin) that resolution, 0 where there is none.
@@ -174,7 +172,7 @@ class CurveMap(PixelMap):
         along, e, sigma = on_lines(self, self.at, self._lines, coords, distance, covered=covered)
         with np.errstate(divide="ignore", invalid="ignore"):
             xi = np.where(e > 0, along / e, np.nan)
-        r_v, r_v_sigma = r_v_of(self.law, xi, sigma)
+        r_v, r_v_sigma = self.law.measured_r_v(xi, sigma)
         return r_v[()], r_v_sigma[()], xi[()], sigma[()]
 
     @cached_property
@@ -240,22 +238,13 @@ class CurveMap(PixelMap):
         values |= dict(zip(("xi", "xi_sigma"), made.ratio(), strict=True))
         values |= dict(zip(("dust_xi", "dust_xi_sigma"), _between(made, from_sun=edges[0] == 0), strict=True))
         for of in ("", "dust_"):
-            r_v = r_v_of(law, values[f"{of}xi"], values[f"{of}xi_sigma"])
+            r_v = law.measured_r_v(values[f"{of}xi"], values[f"{of}xi_sigma"])
             values |= dict(zip((f"{of}r_v", f"{of}r_v_sigma"), r_v, strict=True))
         rows = np.flatnonzero((nside > 0).any(axis=1))
         single = {name: value[rows].astype(np.float32) for name, value in values.items()}
         return cls(
             edges=edges, finest=nsides[0], pixel=pixels.start + rows, law=law, nside=nside[rows], about={}, **single
         )
-
-
-def r_v_of(
-    law: ReddeningLaw, xi: NDArray[np.floating], sigma: NDArray[np.floating]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """R(V) and its standard error; NaN where xi is beyond what the laws reach, or known to no better than `MAX_ERROR`."""
-    r_v, slope = law.r_v(xi)
-    known = (slope > 0) & (sigma <= MAX_ERROR)
-    return np.where(known, r_v, np.nan), np.where(known, slope * sigma, np.nan)
 
 
 def _between(made: CurveVoxels, *, from_sun: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -265,7 +254,7 @@ def _between(made: CurveVoxels, *, from_sun: bool) -> tuple[NDArray[np.float64],
     before = [np.concatenate([np.full((len(v), 1), 0.0 if from_sun else np.nan), v[:, :-1]], axis=1) for v in own]
     steps = [a - b for a, b in zip(own[:2], before[:2], strict=True)]
     xi, sigma = ratio(*steps, *(a + b for a, b in zip(own[2:], before[2:], strict=True)))
-    known = sigma <= MAX_ERROR
+    known = sigma <= MAX_XI_ERROR
     return np.where(known, xi, np.nan), np.where(known, sigma, np.nan)
 
 
@@ -276,7 +265,7 @@ class CurveFromAbove:
     Attributes:
         axis: (cell,) centres of the cells along x and along y [kpc]; Sun at 0, x towards the Galactic centre.
         xi, xi_sigma, r_v, r_v_sigma: (y, x) of the dust with |z| < max_height and standard errors; NaN where the map covers
-            less than half of the column, or xi is known to no better than `MAX_ERROR`.
+            less than half of the column, or xi is known to no better than `MAX_XI_ERROR`.
         covered: (y, x) share of the column that the map covers.
         max_height: [kpc].
     """
@@ -335,9 +324,9 @@ def curve_from_above(curve_map: CurveMap, max_height: float = 0.4, step: float =
     each = [values if len(values) else np.zeros(1) for values in each]
     xi, sigma = ratio(*(sums @ v for v in each[:2]), *(sums.power(2) @ v for v in each[2:]))
     share = covered / HEIGHT_STEPS
-    shown = (share >= MIN_COVERED) & (sigma <= MAX_ERROR)
+    shown = (share >= MIN_COVERED) & (sigma <= MAX_XI_ERROR)
     xi, sigma = np.where(shown, xi, np.nan), np.where(shown, sigma, np.nan)
-    r_v, r_v_sigma = r_v_of(curve_map.law, xi, sigma)
+    r_v, r_v_sigma = curve_map.law.measured_r_v(xi, sigma)
     images = np.stack([xi, sigma, r_v, r_v_sigma, share]).reshape(5, len(axis), len(axis))
     return CurveFromAbove(axis, images[0], images[1], images[2], images[3], images[4], max_height)
 
