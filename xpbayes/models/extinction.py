@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
-
 MAX_XI_ERROR = 0.7
 """Half of xi's variance at most may be its prior's for R(V) to mean anything."""
 
