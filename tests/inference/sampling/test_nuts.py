@@ -279,7 +279,9 @@ def test_threads_are_handed_down(problem, monkeypatch):
     monkeypatch.setattr(nuts, "_n_cores", lambda: 7)
     monkeypatch.setattr(nuts, "component_optima", lambda model, grid, stars: np.zeros((len(stars), 2, 5)))
     one = np.ones((12, 5), np.float32)
-    found = SimpleNamespace(estimate=one, runner_up=one, k_hat=np.ones(12), n_modes=np.ones(12, int))
+    found = SimpleNamespace(
+        estimate=one, optimum=one, with_xi=lambda name: one, k_hat=np.ones(12), n_modes=np.ones(12, int)
+    )
     config, seeds = InferenceConfig(n_nodes=32), np.arange(12, dtype=np.uint32)
     for threads in (1, 2, None):
         with pytest.raises(InterruptedError):

@@ -46,7 +46,10 @@ GROUPS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "errors": ("Error bars", ("checks", "correlations", "confidence", "confidence_pulls")),
     "fits": ("Fits to spectra", ("flux_residuals", "sky_residuals", "self_cleaning")),
     "model": ("The model", ("main_sequence", "metallicity", "giant_branch", "curve")),
-    "dust": ("Dust", ("dust_sky", "birds_eye")),
+    "dust": (
+        "Dust",
+        ("dust_sky", "birds_eye", "curve_families", "curve_neighbours", "sky_residuals_curve"),
+    ),
 }
 """Sections of the report by their id: title, and the analyses that they show, every one of the gallery's once."""
 CREDIT = (
