@@ -205,12 +205,12 @@ def _fit_batch(
         runner_up_delta=np.where(single, np.float32(np.nan), delta),
         **drawn,
     )
-    return found if model.forward.curve_variation is None else _marginal_over_xi(found, model.forward.n_labels)
+    return found if model.forward.curve_variation is None else _marginal_over_xi(found, model.forward)
 
 
-def _marginal_over_xi(found: Posteriors, at: int) -> Posteriors:
-    """Results for labels, E and parallax, and those for xi, the parameter number `at`, apart."""
-    rest = np.delete(np.arange(found.estimate.shape[1]), at)
+def _marginal_over_xi(found: Posteriors, forward: ForwardModel) -> Posteriors:
+    """Results for labels, E and parallax, and those for xi apart."""
+    rest, at = forward.without_xi, forward.n_labels
     covariance = found.covariance[:, rest][:, :, rest]
     sigma = np.sqrt(np.diagonal(found.laplace, axis1=1, axis2=2))
     names = ("estimate", "mean", "std", "median", "low", "high", "runner_up")
@@ -258,4 +258,4 @@ def _nothing(forward: ForwardModel) -> Posteriors:
         runner_up_delta=one,
         **drawn,
     )
-    return found if forward.curve_variation is None else _marginal_over_xi(found, forward.n_labels)
+    return found if forward.curve_variation is None else _marginal_over_xi(found, forward)

@@ -51,6 +51,11 @@ class ForwardModel(eqx.Module):
         return self.n_labels + 2 + (self.curve_variation is not None)
 
     @property
+    def without_xi(self) -> list[int]:
+        """Which of a star's parameters are labels, E and parallax."""
+        return [*range(self.n_labels), self.n_star_parameters - 2, self.n_star_parameters - 1]
+
+    @property
     def intrinsic_scale(self) -> Float[Array, " intrinsic"]:
         """What counts as one unit of every parameter but E and parallax: the labels' spread, and 1 of xi."""
         if self.curve_variation is None:

@@ -80,16 +80,16 @@ def split_model(given: list[str]) -> tuple[Path, list[str]]:
         InputError: a model alone is named, what comes first is neither there nor a file's pattern, or it is a folder that
             is no model and holds no stars either.
     """
-    first = Path(given[0])
-    empty = first.is_dir() and not any(path.is_file() for path in first.rglob("*"))
-    if given[1:] and (empty or (first / "model.safetensors").is_file()) and not is_model(first):
-        raise InputError(
-            f"{first}: is not a model (it needs card.json), and holds no stars; train one with 'xpbayes train'"
-        )
     if is_model(given[0]):
         if not given[1:]:
             raise InputError(f"{given[0]} is a model; name the files of stars after it")
         return model_folder(given[0]), given[1:]
+    first = Path(given[0])
+    empty = first.is_dir() and not any(path.is_file() for path in first.rglob("*"))
+    if given[1:] and (empty or (first / "model.safetensors").is_file()):
+        raise InputError(
+            f"{first}: is not a model (it needs card.json), and holds no stars; train one with 'xpbayes train'"
+        )
     about = BUNDLED[DEFAULT_MODEL]
     log.info(f"model {about.name}: for {about.good_for}; not for {about.not_for}")
     return about.folder, given

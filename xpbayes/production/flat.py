@@ -108,7 +108,8 @@ def flat_table(catalogue: pa.Table, about: Mapping[str, Any] | None = None) -> p
     names = (*about["labels"], "extinction", "parallax")
     values: dict[str, Any] = {"source_id": catalogue[id_column(catalogue.column_names)].to_numpy()}
     mode, fisher = list_column(catalogue, "stellar_params_est"), list_column(catalogue, "stellar_params_err")
-    best, forward = recommended(catalogue), forward_values(catalogue)
+    forward = forward_values(catalogue)
+    best = recommended(catalogue, forward)
     for i, name in enumerate(names):
         scale = 1e3 if name == "teff" else 1.0
         values |= {f"{name}_mode": mode[:, i] * scale, f"{name}_mode_err": fisher[:, i] * scale}
@@ -137,11 +138,17 @@ class Values(NamedTuple):
     high: NDArray[np.float64]
 
 
-def recommended(catalogue: pa.Table) -> Values:
-    """The recommended values of a catalogue's rows [kK, dex, dex, mag, mas]."""
-    best = forward_values(catalogue)
+def recommended(catalogue: pa.Table, forward: Values | None = None) -> Values:
+    """The recommended values of a catalogue's rows [kK, dex, dex, mag, mas].
+
+    Args:
+        catalogue: the rows.
+        forward: their `forward_values`, if these are known already.
+    """
+    forward = forward_values(catalogue) if forward is None else forward
     if "refined_median" not in catalogue.column_names:
-        return best
+        return forward
+    best = Values(*(of.copy() for of in forward))
     median, low, high = (list_column(catalogue, f"refined_{name}") for name in ("median", "p16", "p84"))
     n = median.shape[1]
     known = np.isfinite(median)

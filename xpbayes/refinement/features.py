@@ -78,7 +78,7 @@ def flux_only(model: StarModel, stars: Stars, found: "Posteriors", *, use_parall
     share = np.where(single, 0.0, np.exp(-0.5 * np.where(single, 0.0, found.runner_up_delta)))
     runner_up = np.where(single[:, None], 0.0, found.runner_up[:, :n] - found.estimate[:, :n]).astype(np.float64)
     optimum, laplace, chi2 = (np.array(v, np.float64) for v in (found.optimum, found.laplace, found.chi2))
-    own = np.r_[:n, optimum.shape[1] - 2 : optimum.shape[1]]  # without xi
+    own = model.forward.without_xi
     used = np.flatnonzero((np.asarray(stars.parallax_inv_error) > 0) & use_parallax & np.isfinite(optimum).all(axis=1))
     if len(used):
         some = jax.tree.map(lambda leaf: np.asarray(leaf)[used], stars.blind(parallax=False))

@@ -104,7 +104,7 @@ def uncertainty(
     at = to_log(jnp.asarray(found.optimum))
     seen = fold_in_model_error(trained.star_model, jax.tree.map(jnp.asarray, batch.blind()), at)
     factor = factor_weights(trained.star_model, precision, seen, at)._replace(n_stars=len(chosen))
-    rest = [*range(len(trained.labels)), -2, -1]
+    rest = trained.forward.without_xi
     added = np.asarray(
         weight_covariance(trained.star_model.without_error, jnp.asarray(factor.columns), seen, at), np.float64
     )[:, rest][:, :, rest]

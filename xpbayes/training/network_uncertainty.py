@@ -280,7 +280,7 @@ def added_to_inferred(
         (star, parameter, parameter) of (labels, E [mag], parallax [mas]), without xi; NaN where a star has no optimum. A
         star's does not depend on who shares its batch.
     """
-    rest = [*range(model.forward.n_labels), -2, -1]
+    rest = model.forward.without_xi
     if not len(stars):
         return np.zeros((0, len(rest), len(rest)))
     blind = jax.tree.map(jnp.asarray, stars.blind(parallax=use_parallax))

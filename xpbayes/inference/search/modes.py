@@ -157,7 +157,7 @@ def _modes_of(model: StarModel, one: Stars, starts: NDArray[np.floating]) -> Mod
     while left:
         best = left[0]
         near = [k for k in left if np.max(np.abs(sampled[k] - sampled[best]) / sigma[best]) < SAME_MODE]
-        own = [*range(model.forward.n_labels), -2, -1]
+        own = model.forward.without_xi
         xi = None if len(own) == linear.shape[1] else float(linear[best, -3])
         modes.append(Mode(linear[best, own], error[best, own], float(objective[best]), len(near), xi))
         left = [k for k in left if k not in near]
