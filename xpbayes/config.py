@@ -286,6 +286,11 @@ class InferenceConfig(FrozenSettings):
     refine: bool = Field(
         False, description="sample stars with NUTS whose importance draws cannot be trusted or whose optima compete"
     )
+    doubt_parallax: bool = Field(
+        True,
+        description="take measured parallaxes for spurious, with far larger errors, as likely as fidelity_v2, RUWE and the "
+        "fluxes have it; where the stars have either column",
+    )
     calibrate: bool = Field(True, description="use the calibration on stars kept aside, if the model has one")
     second_stage: bool = Field(True, description="refine the labels, if the model has a second stage")
     model_uncertainty: bool = Field(

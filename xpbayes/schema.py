@@ -140,7 +140,7 @@ class QualityFlag(IntFlag):
     UNLIKELY_TYPE = 1 << 4
     """ln_prior lies below the model's threshold (Eq. 25)."""
     PARALLAX_TENSION = 1 << 5
-    """Fitted and measured parallax differ by more than 3 of both errors together; Eq. 26 is in zgr23_flags."""
+    """The parallax is likelier spurious than not, or 3 of both errors off the fitted one; Eq. 26 is in zgr23_flags."""
     UNUSUAL_SPECTRUM = 1 << 6
     """fit_quality is below 0.001."""
     EXTRAPOLATION = 1 << 7
@@ -153,8 +153,8 @@ FLAG_SENTENCES = {
     QualityFlag.UNCERTAIN_LOGG: "the confidence in log g is below 0.5",
     QualityFlag.POOR_FIT: "chi2_opt / 61 exceeds 2 (Eq. 24), or there is no fit",
     QualityFlag.UNLIKELY_TYPE: "ln_prior is below the model's threshold (Eq. 25)",
-    QualityFlag.PARALLAX_TENSION: "fitted and measured parallax differ by more than 3 sigma of both together (in "
-    "zgr23_flags 10 sigma of the measured one alone, Eq. 26)",
+    QualityFlag.PARALLAX_TENSION: "p_spurious_parallax exceeds 0.5, or fitted and measured parallax differ by more than 3 "
+    "sigma of both together (in zgr23_flags 10 sigma of the measured one alone, Eq. 26)",
     QualityFlag.UNUSUAL_SPECTRUM: "fit_quality is below 0.001: hardly any star of this S/N fits so badly",
     QualityFlag.EXTRAPOLATION: "extrapolation exceeds 1: beyond the training sample",
 }
@@ -387,6 +387,15 @@ def catalogue_columns(
             "stat.value",
             "how far outside the training sample the star lies: 0 its middle, 1 its outermost thousandth, or held inside by "
             "the prior against its fluxes by 2 sigma; null where the model has no record of it",
+        ),
+        Column(
+            "p_spurious_parallax",
+            f32,
+            "",
+            "stat.probability",
+            "probability that the measured parallax is spurious, its error far larger than stated, given fidelity_v2, RUWE "
+            "and the fluxes; null where neither column was there, or no parallax was used",
+            required=False,
         ),
         Column("n_obs", pa.int16(), "", "meta.number", "channels that entered the fit"),
         Column("dof", pa.int16(), "", "stat.fit.dof", "n_obs, plus one for a parallax, minus the number of parameters"),

@@ -28,7 +28,8 @@ WIDTH = np.array([0.06, 0.08, 0.15, 0.03, 0.1])
 
 Found = make_dataclass(
     "Found",
-    ["median", "mean", "std", "low", "high", "estimate", "covariance", "laplace", "fisher", "unbounded", "converged"],
+    ["median", "mean", "std", "low", "high", "estimate", "covariance", "laplace", "fisher", "unbounded", "converged"]
+    + [("spurious", object, None)],
     frozen=True,
 )
 
@@ -94,7 +95,7 @@ def _apply(found, calibration, stars, inverse_error=0.0):
     """A calibration of one case, applied to stars without a parallax or with one of the given error."""
     of = calibration if isinstance(calibration, Calibration) else Calibration(calibration, calibration)
     n = len(stars.ln_snr)
-    batch = SimpleNamespace(parallax_inv_error=np.full(n, inverse_error), ln_snr=stars.ln_snr)
+    batch = SimpleNamespace(parallax_inv_error=np.full(n, inverse_error), ln_snr=stars.ln_snr, doubt=None)
     return recalibrated(found, of, batch, use_parallax=True)
 
 

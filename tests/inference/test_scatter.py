@@ -1,13 +1,15 @@
 """Stars of the same labels differ: what measured parallaxes and reddenings are then worth."""
 
-from dataclasses import make_dataclass
+from dataclasses import make_dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.special import ndtr
 
 from tests.inference.test_recalibration import _inferred_from_labels
+from xpbayes.data.stars import ParallaxDoubt
 from xpbayes.inference import scatter
 from xpbayes.inference.scatter import fit_scatter, loosened, settled
 
@@ -24,8 +26,8 @@ NAMES = (
     "laplace",
     "unbounded",
 )
-Found = make_dataclass("Found", NAMES, frozen=True)
-Batch = make_dataclass("Batch", ["parallax", "parallax_inv_error"], frozen=True)
+Found = make_dataclass("Found", [*NAMES, ("spurious", object, None)], frozen=True)
+Batch = make_dataclass("Batch", ["parallax", "parallax_inv_error", ("doubt", object, None)], frozen=True)
 
 
 def _found(value, sigma):
@@ -77,6 +79,34 @@ def test_no_scatter_changes_nothing():
     assert_array_equal(loosened(stars, np.zeros((1, 2))).parallax_inv_error, stars.parallax_inv_error)
     for name in NAMES:
         assert_allclose(getattr(after, name), getattr(found, name), rtol=1e-6)
+
+
+def test_a_doubted_parallax_is_a_mixture_of_a_sound_and_a_spurious_one():
+    """Against draws: of each case as it settles alone, as often as the case is likely."""
+    n, random = 400_000, np.random.default_rng(0)
+    share, narrowing, spread = 0.3, 0.1, np.array([[0.0, 0.08]])
+    found = _found(np.array([[5.0, 0.0, 3.0, 0.5, 1.0]]), 0.03)
+    sound, spurious = Batch(np.array([1.3]), np.array([50.0])), Batch(np.array([1.3]), np.array([50.0 * narrowing]))
+    each = [settled(found, stars, spread, use_parallax=True) for stars in (sound, spurious)]
+    draws = np.concatenate(
+        [of.mean[0, -1] + of.std[0, -1] * random.normal(size=round(n * p)) for of, p in zip(each, (1 - share, share))]
+    )
+    doubted = replace(sound, doubt=ParallaxDoubt(np.array([0.1]), np.array([narrowing])))
+    after = settled(replace(found, spurious=np.array([share])), doubted, spread, use_parallax=True)
+    expected = np.quantile(draws, ndtr([-1.0, 0.0, 1.0]))
+    assert_allclose([getattr(after, name)[0, -1] for name in ("low", "median", "high")], expected, atol=2e-3)
+    assert_allclose([after.mean[0, -1], after.std[0, -1]], [draws.mean(), draws.std()], atol=1e-3)
+    for certain, of in zip((0.0, 1.0, np.nan), (*each, each[0]), strict=True):
+        alone = settled(replace(found, spurious=np.array([certain])), doubted, spread, use_parallax=True)
+        for name in NAMES:
+            assert_allclose(getattr(alone, name), getattr(of, name), rtol=1e-5, err_msg=name)
+
+
+def test_scatter_narrows_the_gap_between_a_sound_and_a_spurious_parallax():
+    stars = Batch(np.array([2.0]), np.array([10.0]), ParallaxDoubt(np.array([0.1]), np.array([0.125])))
+    looser = loosened(stars, np.array([[0.0, 0.1]]))
+    stated = 1 / looser.parallax_inv_error[0]
+    assert_allclose([stated, stated / looser.doubt.narrowing[0]], np.hypot([0.1, 0.8], 0.2), rtol=1e-6)
 
 
 def test_an_unused_parallax_settles_nothing():

@@ -5,15 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from scipy.stats import multivariate_normal, multivariate_t
+from scipy.stats import multivariate_normal, multivariate_t, norm
 
 from tests.conftest import as_double
+from xpbayes.data.stars import ParallaxDoubt
 from xpbayes.models.likelihood import (
     add_model_error,
     deviance,
     half_log_det_precision,
     ln_normalisation,
     n_observed,
+    parallax_deviance,
+    spurious_probability,
     whitened_residual,
 )
 
@@ -119,3 +122,19 @@ def test_gradients_are_finite_for_a_gaussian():
     """The branch that is not taken must not spoil the derivative of the one that is."""
     grad = jax.grad(lambda t: deviance(jnp.asarray(5.0), jnp.asarray(6), t).value + ln_normalisation(jnp.eye(6), t))
     assert bool(jnp.isfinite(grad(jnp.asarray(0.0)))) and bool(jnp.isfinite(grad(jnp.asarray(0.1))))
+
+
+@pytest.mark.parametrize(("prior", "narrowing"), [(0.02, 0.125), (0.6, 0.5), (0.0, 0.125)])
+def test_a_doubted_parallax_has_two_gaussians(x64, prior, narrowing):
+    doubt = ParallaxDoubt(jnp.asarray(prior), jnp.asarray(narrowing))
+    z = np.linspace(0.0, 12.0, 9)
+    both = np.array([(1 - prior) * norm.pdf(z), prior * norm.pdf(z, scale=1 / narrowing)])
+    found = jax.vmap(parallax_deviance, (0, None))(jnp.asarray(z**2), doubt)
+    expected = -2 * np.log(both.sum(axis=0))
+    assert_allclose(found.value - found.value[0], expected - expected[0], rtol=1e-10, atol=1e-10)
+    assert_allclose(spurious_probability(jnp.asarray(z**2), doubt), both[1] / both.sum(axis=0), rtol=1e-10)
+    slope = jax.grad(lambda square: parallax_deviance(square, doubt).value)
+    assert_allclose(found.slope, [slope(square) for square in z**2], rtol=1e-10)
+    assert_allclose(found.bend, [jax.grad(slope)(square) for square in z**2], rtol=1e-8, atol=1e-12)
+    alone = parallax_deviance(jnp.asarray(7.0), None)
+    assert [float(v) for v in alone] == [7.0, 1.0, 0.0]

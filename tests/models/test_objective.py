@@ -10,7 +10,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from tests.conftest import as_double
-from xpbayes.data.stars import Stars
+from xpbayes.data.stars import ParallaxDoubt, Stars
 from xpbayes.models.forward import initial_model, predict_flux
 from xpbayes.models.objective import at_other_parallax, curvature, expand, flux_chi2, flux_residuals, objective
 from xpbayes.models.prior import LabelPrior
@@ -56,7 +56,7 @@ def _star(model, inv_dof, truth):
 
 @pytest.fixture(params=[(tail, False) for tail in TAILS] + [(0.1, True)])
 def case(request, model, x64):
-    """A model, a star and a point near its truth; the last with an extinction curve that varies."""
+    """A model, a star and a point near its truth; the last with an extinction curve that varies and a doubted parallax."""
     tail, varies = request.param
     model = as_double(model)
     intrinsic = RNG.normal(0, 0.5, 3)
@@ -64,7 +64,10 @@ def case(request, model, x64):
         model = replace(model, curve_variation=0.2 * jnp.asarray(RNG.normal(size=N)) * jnp.exp(model.ln_curve))
         intrinsic = np.append(intrinsic, 1.3)
     truth = np.append(intrinsic, RNG.normal([-1.0, 0.2], 0.3))
-    return model, _star(model, tail, truth), jnp.asarray(truth + RNG.normal(0, 0.1, len(truth)))
+    star = _star(model, tail, truth)
+    if varies:
+        star = replace(star, doubt=ParallaxDoubt(jnp.asarray(0.3), jnp.asarray(0.2)))
+    return model, star, jnp.asarray(truth + RNG.normal(0, 0.1, len(truth)))
 
 
 @jax.jit

@@ -18,7 +18,7 @@ from scipy.stats import chi2 as chi2_law
 from scipy.stats import f, kstest, multivariate_normal, multivariate_t
 
 from tests.conftest import as_double
-from xpbayes.data.stars import Stars
+from xpbayes.data.stars import ParallaxDoubt, Stars
 from xpbayes.models.forward import initial_model
 from xpbayes.models.objective import curvature, objective
 from xpbayes.models.posterior import (
@@ -77,11 +77,12 @@ def _per_star(density, points):
 def test_inference_objective_equals_numpyro(problem, trained, x64):
     """L(u1) - L(u2) = -2 [ln p(u1) - ln p(u2)] for each of 1,000 real stars.
 
-    Missing bands and parallaxes, Gaussian fluxes and Student t are all among them.
+    Missing bands and parallaxes, Gaussian fluxes and Student t are all among them; all parallaxes are doubted.
     """
     stars, points = as_double(problem)
     assert 0.2 < np.mean(np.asarray(stars.inv_dof) == 0) < 0.5
-    stars, model = stars.blind(), as_double(trained.star_model.without_error)
+    doubt = ParallaxDoubt(jnp.asarray(RNG.uniform(0.0, 0.9, N)), jnp.full(N, 0.125))
+    stars, model = replace(stars, doubt=doubt).blind(), as_double(trained.star_model.without_error)
     each = jax.jit(jax.vmap(partial(objective, model)))
     ours = _per_star(lambda u: each(stars, jnp.asarray(u)), points)
 

@@ -35,7 +35,7 @@ def test_parallax_tension_knows_both_errors(half, measured, tense, drawn):
     parallaxes = _parallaxes(half=half, measured=measured, drawn=drawn)
     paper = np.array([QualityFlag.PARALLAX_TENSION], np.uint8) if np.isfinite(measured) else np.zeros(1, np.uint8)
     assert (paper_flags(np.array([50.0]), np.array([0.0]), -9.0, parallaxes) == paper).all()
-    flags = quality_flags(paper, parallaxes, NOTHING, NOTHING)
+    flags = quality_flags(paper, parallaxes, NOTHING, NOTHING, NOTHING)
     assert bool(flags[0] & QualityFlag.PARALLAX_TENSION) is tense
 
 
@@ -49,5 +49,6 @@ def test_the_side_of_the_measurement_counts():
 def test_new_bits():
     of = np.array([0, 0, 8, 0], np.uint8)
     four = _parallaxes(np.ones(4))
-    flags = quality_flags(of, four, np.array([1e-4, 0.5, np.nan, 0.0]), np.array([0.5, 1.5, np.nan, 1.01]))
-    assert flags.tolist() == [64, 128, 8, 192]
+    fit_quality, extrapolation = np.array([1e-4, 0.5, np.nan, 0.0]), np.array([0.5, 1.5, np.nan, 1.01])
+    flags = quality_flags(of, four, fit_quality, extrapolation, np.array([0.4, 0.6, np.nan, 0.1]))
+    assert flags.tolist() == [64, 160, 8, 192]

@@ -218,8 +218,8 @@ class Model(TrainedModel):
         from xpbayes.runs.sample import pick_stars
 
         table = pick_stars(self, spectra.on(self.channels), spectra.source_id.tolist(), None, "all", 0)
-        batch = table.stars(self.labels)
         config = InferenceConfig(use_parallax=parallax, n_draws=0)
+        batch = table.stars(self.labels, doubt_parallax=config.doubt_parallax)
         found = fit_stars(self.star_model, batch, config)
         blind = jax.tree.map(jnp.asarray, batch.blind(parallax=parallax))
         return fold_in_model_error(self.star_model, blind, to_log(jnp.asarray(found.optimum)))

@@ -205,13 +205,16 @@ def simulate(
 
     known = np.asarray(chosen.parallax_inv_error) > 0
     own = np.where(known, 1.0 / np.where(known, chosen.parallax_inv_error, 1.0), parallax_error)
-    measured = known | (random.random(n_stars) < 0.5)
+    measured, wider = known | (random.random(n_stars) < 0.5), np.ones(n_stars)
+    if chosen.doubt is not None:
+        spurious = random.random(n_stars) < np.asarray(chosen.doubt.prior)
+        wider = np.where(spurious, 1.0 / np.asarray(chosen.doubt.narrowing), 1.0)
     keys = jax.random.split(jax.random.key(seed + 1), n_stars)
     fluxes, chi2 = _observe(model.forward, chosen, jnp.asarray(theta_log), keys)
     stars = replace(
         chosen,
         flux=fluxes,
-        parallax=jnp.asarray(parallax + own * random.standard_normal(n_stars), jnp.float32),
+        parallax=jnp.asarray(parallax + wider * own * random.standard_normal(n_stars), jnp.float32),
         parallax_inv_error=jnp.asarray(np.where(measured, 1.0 / own, 0.0), jnp.float32),
     )
     keep = np.flatnonzero(found)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from xpbayes.channels import Channels
 from xpbayes.data.join import repeated_ids
+from xpbayes.data.parallax_doubt import parallax_doubt
 from xpbayes.data.stars import Stars
 from xpbayes.device import prepare_device
 from xpbayes.errors import InputError
@@ -240,6 +241,7 @@ class Spectra:
         *,
         spectroscopic_parallax: bool = False,
         label_error_floor: Sequence[float] = (),
+        doubt_parallax: bool = False,
     ) -> Stars:
         """Build the float32 batch.
 
@@ -248,6 +250,7 @@ class Spectra:
             spectroscopic_parallax: use that column where Gaia's parallax is missing. It is derived from the labels:
                 for training only.
             label_error_floor: (label,) added to the label errors in quadrature [kK, dex, ...]; none if empty.
+            doubt_parallax: parallaxes may be spurious, by what fidelity_v2 and RUWE say; where the table has them.
         """
         prepare_device()
         label, label_error = self.labels(labels)
@@ -270,6 +273,7 @@ class Spectra:
             label_inv_error=measured_labels["labels_inv_error"],
             **_measured("reddening", self.column("reddening"), self.column("reddening_error")),
             **_gaussian(len(flux)),
+            doubt=parallax_doubt(self.column("fidelity_v2"), self.column("ruwe")) if doubt_parallax else None,
         )
 
 

@@ -23,6 +23,18 @@ STAR_BLOCK = 256
 """Stars that are worked on together on CPUs: one program per step, whatever the batch."""
 
 
+class ParallaxDoubt(eqx.Module):
+    """How likely measured parallaxes are spurious, that is with errors far larger than stated.
+
+    Attributes:
+        prior: (star,) probability, before the fluxes are looked at.
+        narrowing: (star,) stated error over the one that a spurious parallax has, at most 1.
+    """
+
+    prior: Float[Array, "*star"]
+    narrowing: Float[Array, "*star"]
+
+
 class Stars(eqx.Module):
     """One star, or a batch of stars along a leading axis.
 
@@ -38,6 +50,7 @@ class Stars(eqx.Module):
         reddening: (star,) estimate of E [mag].
         reddening_inv_error: (star,) 1/sigma [1/mag], 0 where missing.
         inv_dof: (star,) 1 / degrees of freedom of the Student t that the fluxes follow; 0 is a Gaussian.
+        doubt: of the measured parallaxes; None takes them at their word.
     """
 
     flux: Float[Array, "*star channel"]
@@ -50,6 +63,7 @@ class Stars(eqx.Module):
     reddening: Float[Array, "*star"]
     reddening_inv_error: Float[Array, "*star"]
     inv_dof: Float[Array, "*star"]
+    doubt: ParallaxDoubt | None = None
 
     def __len__(self) -> int:
         return self.flux.shape[0]
@@ -73,6 +87,7 @@ class Stars(eqx.Module):
             label_inv_error=jnp.zeros_like(self.label_inv_error),
             reddening_inv_error=jnp.zeros_like(self.reddening_inv_error),
             parallax_inv_error=self.parallax_inv_error if parallax else jnp.zeros_like(self.parallax_inv_error),
+            doubt=self.doubt if parallax else None,
         )
 
 

@@ -15,7 +15,7 @@ from xpbayes.data.stars import Stars
 from xpbayes.device import program
 from xpbayes.inference.laplace import at_optimum
 from xpbayes.inference.linear_algebra import invert_positive
-from xpbayes.models.objective import curvature
+from xpbayes.models.objective import curvature, parallax_weight
 from xpbayes.models.prior import ln_prior
 from xpbayes.models.star_model import StarModel
 
@@ -25,8 +25,9 @@ class ModeDiagnostics(NamedTuple):
 
     Attributes:
         fisher: (star, parameter, parameter) information matrix of (labels, E, parallax): J^T C^-1 J, weighted as the
-            fluxes' tail weights the star, and 1 / sigma_parallax^2; the prior is not included (Eq. 21, 22), but for that
-            of xi where the curve varies: without it every star without dust would have no errors at all.
+            fluxes' tail weights the star, and 1 / sigma_parallax^2, its mean over both errors that a doubted parallax
+            may have; the prior is not included (Eq. 21, 22), but for that of xi where the curve varies: without it
+            every star without dust would have no errors at all.
         hessian: (star, parameter, parameter) of L in (labels, ln E, ln parallax) (Eq. 20).
         chi2: (star,) of the fluxes.
         ln_prior: (star,) of the labels.
@@ -55,7 +56,11 @@ def evaluate_mode(model: StarModel, stars: Stars, theta_log: Float[Array, "star 
         at, _ = curvature(model, star, u)
         # d/dE = (1/E) d/d ln E, and likewise for the parallax: Eq. 21 wants linear parameters.
         unit = jnp.ones_like(u).at[-2:].set(jnp.exp(-u[-2:]))
-        fisher = (at.information * unit[:, None] * unit[None, :]).at[-1, -1].add(star.parallax_inv_error**2)
+        fisher = (
+            (at.information * unit[:, None] * unit[None, :])
+            .at[-1, -1]
+            .add(star.parallax_inv_error**2 * parallax_weight(star, jnp.exp(u[-1])))
+        )
         if u.size > model.forward.n_labels + 2:
             fisher = fisher.at[-3, -3].add(1.0)
         gaussian = at_optimum(at, u)

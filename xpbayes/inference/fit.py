@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
 
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
@@ -19,6 +20,7 @@ from xpbayes.inference.sampling.importance import Summary, summarise
 from xpbayes.inference.search.optima import choose_optima, search
 from xpbayes.inference.search.starts import StartGrid, make_grid
 from xpbayes.models.forward import ForwardModel
+from xpbayes.models.objective import spurious_at
 from xpbayes.models.star_model import StarModel
 from xpbayes.models.theta import to_linear
 
@@ -68,6 +70,7 @@ class Posteriors:
         unbounded: (star, 2) E [mag] and its error at the optimum as if E could be negative: unbiased where there is no dust.
         mean, std, median, low, high: (star, parameter) of the posterior; NaN if no draws were asked for.
         k_hat, n_effective: (star,) quality of the draws behind them.
+        spurious: (star,) probability that the measured parallax is spurious; NaN without one, None if none is doubted.
         curve: of xi, which all of these are marginal over; None where the curve does not vary.
     """
 
@@ -93,6 +96,7 @@ class Posteriors:
     high: NDArray[np.float32]
     k_hat: NDArray[np.float32]
     n_effective: NDArray[np.float32]
+    spurious: NDArray[np.float32] | None = None
     curve: CurvePosteriors | None = None
 
     def take(self, rows: slice | NDArray[np.integer]) -> "Posteriors":
@@ -185,8 +189,9 @@ def _fit_batch(
         if config.n_draws
         else _no_summary(*mode.shape)
     )
+    spurious = summary.spurious if config.n_draws else spurious_in(stars, np.exp(mode[:, -1:]))
     single = n_modes == 1
-    drawn: dict[str, Any] = {name: np.asarray(value) for name, value in summary._asdict().items()}
+    drawn: dict[str, Any] = {name: np.asarray(v) for name, v in summary._asdict().items() if name != "spurious"}
     found = Posteriors(
         estimate=np.asarray(to_linear(jnp.asarray(best.theta_log))),
         fisher=at.fisher,
@@ -203,9 +208,24 @@ def _fit_batch(
         n_modes=n_modes,
         runner_up=np.where(single[:, None], np.float32(np.nan), np.asarray(to_linear(jnp.asarray(runner_up)))),
         runner_up_delta=np.where(single, np.float32(np.nan), delta),
+        spurious=None if spurious is None else np.asarray(spurious),
         **drawn,
     )
     return found if model.forward.curve_variation is None else _marginal_over_xi(found, model.forward)
+
+
+def spurious_in(stars: Stars, parallax: Float[NDArray, "star draw"]) -> NDArray[np.float32] | None:
+    """(star,) probability that each measured parallax is spurious; NaN where none was, None if none is doubted.
+
+    Args:
+        stars: as their posteriors were found.
+        parallax: equally likely draws, or the optimum [mas].
+    """
+    if stars.doubt is None:
+        return None
+    one = jax.vmap(lambda star, of: jnp.mean(spurious_at(star, star.doubt, of)))
+    few = replace(stars, flux=stars.ln_scale, whitening=stars.ln_scale)  # what is not looked at need not travel
+    return np.asarray(one(few, jnp.asarray(parallax, jnp.float32)))
 
 
 def _marginal_over_xi(found: Posteriors, forward: ForwardModel) -> Posteriors:
@@ -239,7 +259,9 @@ def _nothing(forward: ForwardModel) -> Posteriors:
     one, each = np.zeros(0, np.float32), np.zeros((0, n_parameters), np.float32)
     square = np.zeros((0, n_parameters, n_parameters))
     flag, number = one.astype(bool), one.astype(np.int32)
-    drawn: dict[str, Any] = {name: np.asarray(v) for name, v in _no_summary(0, n_parameters)._asdict().items()}
+    drawn: dict[str, Any] = {
+        k: np.asarray(v) for k, v in _no_summary(0, n_parameters)._asdict().items() if v is not None
+    }
     found = Posteriors(
         estimate=each,
         fisher=square.astype(np.float32),

@@ -34,6 +34,7 @@ from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
 from xpbayes.device import program
 from xpbayes.inference.fit_quality import FitQuality
 from xpbayes.inference.references import WITHIN_ONE_SIGMA, References, in_sampled, weighted_quantiles
+from xpbayes.inference.scatter import trusted_inverse_error
 from xpbayes.models.model_error import mean_ln_snr
 
 if TYPE_CHECKING:
@@ -381,13 +382,16 @@ def recalibrated(found: "Posteriors", calibration: Calibration, stars: Stars, *,
     labels = np.where(np.isfinite(found.median[:, :n]), found.median[:, :n], found.estimate[:, :n]).astype(np.float64)
     labels = np.where(np.isfinite(labels), labels, 0.0)
     at = _at(calibration.flux_only, labels, ln_snr)
-    inverse_error = np.asarray(stars.parallax_inv_error, np.float64) * use_parallax
-    used = inverse_error > 0
+    inverse_error = trusted_inverse_error(stars, found.spurious) * use_parallax
+    used = (inverse_error > 0).astype(np.float64)
     if used.any():
+        if found.spurious is not None:  # a star whose parallax tells nothing is one without
+            used = used * (1.0 - np.where(np.isfinite(found.spurious), found.spurious, 0.0))
         measured = _at(calibration.with_parallax, labels, ln_snr)
         parallax = _with_own_parallax(found, at, inverse_error)
         both = (np.concatenate([m[:, :-1], p[:, None]], axis=1) for m, p in zip(measured, parallax, strict=True))
-        at = _AtStars(*(np.where(used[:, None], b, alone) for b, alone in zip(both, at, strict=True)))
+        share = used[:, None]  # the bits of a parallax that is not doubted stay
+        at = _AtStars(*(np.where(share < 1, a + share * (b - a), b) for b, a in zip(both, at, strict=True)))
     return _applied(found, at)
 
 

@@ -10,17 +10,19 @@ the fluxes have. The star's own parallax is that one within the scatter, and the
 
     parallax = c * (parallax of the fluxes) + (1 - c) * measured,   c = s_g^2 / (s_g^2 + s^2),
 
-and its variance is c^2 times what came out, plus c s^2. E keeps its value and gains the scatter in its width.
+and its variance is c^2 times what came out, plus c s^2. E keeps its value and gains the scatter in its width. Where the
+measured parallax may be spurious, with a wider s, both cases are averaged over.
 """
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
+from scipy.special import ndtr
 
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
 from xpbayes.inference.linear_algebra import invert_positive
@@ -38,6 +40,7 @@ FIRST, LEAST = (0.02, 0.05), (1e-3, 2e-3)
 VARIANCE_ERROR = 1.92
 """The relative error of a variance read off the 68 % quantile of n stars, times the square root of n."""
 MIN_STARS = 100
+N_BISECTIONS, TINY = 30, 1e-12
 
 
 def _kind_weights(error: ModelError, stars: Stars) -> NDArray[np.float64]:
@@ -100,7 +103,26 @@ def loosened(stars: Stars, scatter: Float[NDArray, "star two"]) -> Stars:
     """Stars whose measured parallaxes have the scatter in their errors."""
     inverse = np.asarray(stars.parallax_inv_error, np.float64)
     spread = scatter[:, 1] * np.maximum(np.asarray(stars.parallax, np.float64), 0.0)
-    return replace(stars, parallax_inv_error=jnp.asarray(inverse / np.hypot(1.0, inverse * spread), jnp.float32))
+    wider = np.hypot(1.0, inverse * spread)
+    looser = replace(stars, parallax_inv_error=jnp.asarray(inverse / wider, jnp.float32))
+    if stars.doubt is None:
+        return looser
+    narrowing = wider / np.hypot(1.0 / np.asarray(stars.doubt.narrowing, np.float64), inverse * spread)
+    return replace(looser, doubt=replace(stars.doubt, narrowing=jnp.asarray(narrowing, jnp.float32)))
+
+
+def trusted_inverse_error(stars: Stars, spurious: Float[NDArray, " star"] | None) -> NDArray[np.float64]:
+    """(star,) 1 / error of the measured parallaxes [1/mas], of 1 / sigma^2 the mean over both errors that a doubted one has.
+
+    Args:
+        stars: the stars.
+        spurious: probability that each parallax is spurious, NaN where none was measured; None if none is doubted.
+    """
+    inverse = np.asarray(stars.parallax_inv_error, np.float64)
+    if spurious is None or stars.doubt is None:
+        return inverse
+    share = np.where(np.isfinite(spurious), spurious, 0.0)
+    return inverse * np.sqrt(1.0 - share * (1.0 - np.asarray(stars.doubt.narrowing, np.float64) ** 2))
 
 
 class Settling(NamedTuple):
@@ -120,11 +142,15 @@ def settling(
     estimate: Float[NDArray, "star parameter"],
     stars: Stars,
     scatter: Float[NDArray, "star two"],
-    *,
-    use_parallax: bool,
+    inverse: Float[NDArray, " star"],
 ) -> Settling:
-    """What `settled` does to single numbers; arguments as there, `estimate` the optima."""
-    inverse = np.asarray(stars.parallax_inv_error, np.float64) * use_parallax
+    """What `settled` does to single numbers.
+
+    Args:
+        estimate: the optima.
+        stars, scatter: as there.
+        inverse: 1 / error of the measured parallaxes [1/mas], 0 where they were not used.
+    """
     estimate = np.where(np.isfinite(estimate), estimate, np.nan)  # where there is no solution
     spread = scatter[:, 1] * np.asarray(estimate[:, -1], np.float64)
     kept = 1.0 / (1.0 + (inverse * spread) ** 2)
@@ -139,13 +165,28 @@ def settled(
 ) -> "Posteriors":
     """Results for the stars' own E and parallax, from those of `loosened` stars.
 
+    Optima and covariances have the mean precision of a doubted parallax; draws are mixed of those if it is sound and if not.
+
     Args:
         found: results of inference.
         stars: as measured.
         scatter: (star, 2) of E [mag] and ln parallax.
         use_parallax: whether measured parallaxes were used.
     """
-    factor, added, shift = settling(found.estimate, stars, scatter, use_parallax=use_parallax)
+    at_mode = _settled(found, stars, scatter, trusted_inverse_error(stars, found.spurious) * use_parallax)
+    if found.spurious is None or stars.doubt is None:
+        return at_mode
+    inverse = np.asarray(stars.parallax_inv_error, np.float64) * use_parallax
+    sound = _settled(found, stars, scatter, inverse)
+    spurious = _settled(found, stars, scatter, inverse * np.asarray(stars.doubt.narrowing, np.float64))
+    return replace(at_mode, **_mixed(sound, spurious, np.where(np.isfinite(found.spurious), found.spurious, 0.0)))
+
+
+def _settled(
+    found: "Posteriors", stars: Stars, scatter: Float[NDArray, "star two"], inverse: Float[NDArray, " star"]
+) -> "Posteriors":
+    """The same with 1 / error of the measured parallaxes as given."""
+    factor, added, shift = settling(found.estimate, stars, scatter, inverse)
 
     def single(values: NDArray[np.floating]) -> NDArray[np.float32]:
         return values.astype(np.float32)
@@ -170,6 +211,35 @@ def settled(
         low=single(_above_zero(median + shift - low)),
         high=single(median + shift + high),
     )
+
+
+def _mixed(sound: "Posteriors", spurious: "Posteriors", share: NDArray[np.floating]) -> dict[str, Any]:
+    """Summaries whose parallaxes are a mixture: quantiles by bisection, each part a Gaussian with halves of two widths."""
+    parts = [
+        {name: getattr(of, name)[:, -1].astype(np.float64) for name in ("mean", "std", "low", "median", "high")}
+        for of in (sound, spurious)
+    ]
+    one, two = parts
+    new = {"mean": one["mean"] + share * (two["mean"] - one["mean"])}
+    square = [of["std"] ** 2 + (of["mean"] - new["mean"]) ** 2 for of in parts]
+    new["std"] = np.sqrt(square[0] + share * (square[1] - square[0]))
+
+    def below(of: dict[str, NDArray[np.float64]], x: NDArray[np.float64]) -> NDArray[np.float64]:
+        side = np.where(x < of["median"], of["median"] - of["low"], of["high"] - of["median"])
+        return ndtr((x - of["median"]) / np.maximum(side, TINY))
+
+    for name, z in (("low", -1.0), ("median", 0.0), ("high", 1.0)):
+        least, most = np.minimum(one[name], two[name]), np.maximum(one[name], two[name])
+        for _ in range(N_BISECTIONS):
+            middle = 0.5 * (least + most)
+            too_low = below(one, middle) + share * (below(two, middle) - below(one, middle)) < ndtr(z)
+            least, most = np.where(too_low, middle, least), np.where(too_low, most, middle)
+        new[name] = np.where(share > 0, 0.5 * (least + most), one[name])
+    out = {}
+    for name, of_parallax in new.items():
+        out[name] = getattr(sound, name).copy()
+        out[name][:, -1] = of_parallax
+    return out
 
 
 def _above_zero(low: NDArray[np.float64]) -> NDArray[np.float64]:

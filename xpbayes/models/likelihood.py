@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from xpbayes.data.stars import ParallaxDoubt
+
 
 def whitened_residual(
     predicted: Float[Array, " channel"], flux: Float[Array, " channel"], whitening: Float[Array, "channel channel"]
@@ -81,6 +83,35 @@ def deviance(chi2: Float[Array, ""], n_obs: Float[Array, ""], inv_dof: Float[Arr
         jnp.where(heavy, slope, 1.0),
         jnp.where(heavy, -slope * k / (1.0 + k * chi2), 0.0),
     )
+
+
+def parallax_deviance(square: Float[Array, ""], doubt: ParallaxDoubt | None) -> Deviance:
+    """-2 ln density of a measured parallax, without a constant: of a Gaussian, or where it is doubted of two.
+
+    The second is as much wider as a spurious parallax's error is larger than stated; which of both a star's parallax is
+    of is summed over.
+
+    Args:
+        square: () of the parallax minus the measured one, over the stated error.
+        doubt: of the star's parallax; None for a Gaussian.
+    """
+    if doubt is None:
+        return Deviance(square, jnp.ones_like(square), jnp.zeros_like(square))
+    ln_odds, gain = _spurious_ln_odds(square, doubt)
+    spurious, even = jax.nn.sigmoid(ln_odds), jax.nn.sigmoid(-ln_odds)
+    return Deviance(square - 2.0 * jax.nn.softplus(ln_odds), 1.0 - gain * spurious, -0.5 * gain**2 * spurious * even)
+
+
+def spurious_probability(square: Float[Array, ""], doubt: ParallaxDoubt) -> Float[Array, ""]:
+    """Probability that a parallax is spurious, given how far off it is; arguments as in `parallax_deviance`."""
+    return jax.nn.sigmoid(_spurious_ln_odds(square, doubt)[0])
+
+
+def _spurious_ln_odds(square: Array, doubt: ParallaxDoubt) -> tuple[Array, Array]:
+    """Ln odds of spurious, and the share of the inverse variance that a spurious parallax lacks."""
+    gain = 1.0 - doubt.narrowing**2
+    prior = jnp.log(doubt.prior) - jnp.log1p(-doubt.prior)
+    return prior + jnp.log(doubt.narrowing) + 0.5 * gain * square, gain
 
 
 def ln_normalisation(whitening: Float[Array, "channel channel"], inv_dof: Float[Array, ""]) -> Float[Array, ""]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from xpbayes.data.stars import Stars
+from xpbayes.data.stars import ParallaxDoubt, Stars
 from xpbayes.models.forward import (
     FluxExpansion,
     ForwardModel,
@@ -20,7 +20,13 @@ from xpbayes.models.forward import (
     second_along,
     weighted_hessian,
 )
-from xpbayes.models.likelihood import deviance, n_observed, whitened_residual
+from xpbayes.models.likelihood import (
+    deviance,
+    n_observed,
+    parallax_deviance,
+    spurious_probability,
+    whitened_residual,
+)
 from xpbayes.models.prior import LabelPrior, ln_prior, prior_curvature
 from xpbayes.models.star_model import StarModel
 
@@ -49,6 +55,32 @@ def measurement_residuals(star: Stars, theta_log: Float[Array, " parameter"]) ->
     )
 
 
+def measurement_deviance(star: Stars, theta_log: Float[Array, " parameter"]) -> Float[Array, ""]:
+    """What all of these add to L."""
+    square = measurement_residuals(star, theta_log) ** 2
+    if star.doubt is None:
+        return jnp.sum(square)
+    return jnp.sum(square[:-1]) + parallax_deviance(square[-1], star.doubt).value
+
+
+def parallax_weight(star: Stars, parallax: Float[Array, ""]) -> Float[Array, ""] | float:
+    """Mean of 1 / sigma^2 over both errors that a doubted parallax may have, over that of the stated one; 1 without doubt.
+
+    Args:
+        star: one star.
+        parallax: () where [mas]: the farther from the measured one, the likelier it is spurious.
+    """
+    if star.doubt is None:
+        return 1.0
+    return parallax_deviance((star.parallax_inv_error * (parallax - star.parallax)) ** 2, star.doubt).slope
+
+
+def spurious_at(star: Stars, doubt: ParallaxDoubt, parallax: Float[Array, "*point"]) -> Float[Array, "*point"]:
+    """Probability that one star's measured parallax is spurious, were the true one this [mas]; NaN if none was measured."""
+    square = (star.parallax_inv_error * (parallax - star.parallax)) ** 2
+    return jnp.where(star.parallax_inv_error > 0, spurious_probability(square, doubt), jnp.nan)
+
+
 def smooth_part(prior: LabelPrior | None, theta_log: Float[Array, " parameter"]) -> Float[Array, ""]:
     """-2 ln of the Jacobian of (ln E, ln parallax) and of the label prior.
 
@@ -74,8 +106,7 @@ def objective(model: StarModel, star: Stars, theta_log: Float[Array, " parameter
         theta_log: (parameter,) labels, xi if the curve varies, ln E, ln parallax.
     """
     fluxes = deviance(flux_chi2(model.forward, star, theta_log), n_observed(star.whitening), star.inv_dof).value
-    measured = jnp.sum(measurement_residuals(star, theta_log) ** 2)
-    return fluxes + measured + smooth_part(model.prior, theta_log)
+    return fluxes + measurement_deviance(star, theta_log) + smooth_part(model.prior, theta_log)
 
 
 class Curvature(NamedTuple):
@@ -204,7 +235,7 @@ def _products(rows: Array, weight: Array | float = 1.0) -> Array:
 
 
 def _measurements(star: Stars, theta_log: Array) -> tuple[Array, Array, Array, Array]:
-    """Sum of squared measurement residuals with gradient, Hessian, and the Hessian without its negative part.
+    """`measurement_deviance` with gradient, Hessian, and the Hessian without its negative part.
 
     Every residual depends on one parameter, so all are diagonal.
     """
@@ -215,9 +246,15 @@ def _measurements(star: Stars, theta_log: Array) -> tuple[Array, Array, Array, A
     slope = jnp.concatenate([intrinsic, linear * inverse_error])
     bend = jnp.concatenate([jnp.zeros_like(intrinsic), linear * inverse_error])  # d2 e^x = e^x
     gauss_newton = 2.0 * slope**2
+    gradient, hessian = 2.0 * residual * slope, gauss_newton + 2.0 * residual * bend
+    if star.doubt is None:
+        return jnp.sum(residual**2), gradient, jnp.diag(hessian), jnp.diag(gauss_newton)
+    square = residual**2
+    parallax = parallax_deviance(square[-1], star.doubt)
+    of_parallax = parallax.slope * hessian[-1] + parallax.bend * gradient[-1] ** 2
     return (
-        jnp.sum(residual**2),
-        2.0 * residual * slope,
-        jnp.diag(gauss_newton + 2.0 * residual * bend),
-        jnp.diag(gauss_newton),
+        jnp.sum(square[:-1]) + parallax.value,
+        gradient.at[-1].multiply(parallax.slope),
+        jnp.diag(hessian.at[-1].set(of_parallax)),
+        jnp.diag(gauss_newton.at[-1].multiply(parallax.slope)),
     )

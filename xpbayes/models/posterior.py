@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from numpyro import handlers
 from numpyro.distributions import constraints
 
-from xpbayes.data.stars import Stars
+from xpbayes.data.stars import ParallaxDoubt, Stars
 from xpbayes.models.forward import ForwardModel, layer_sizes, predict_flux
 from xpbayes.models.likelihood import deviance, ln_normalisation, n_observed, whitened_residual
 from xpbayes.models.prior import LabelPrior, draw_labels, ln_prior
@@ -112,11 +112,22 @@ def _flat(shape: tuple[int, ...] = ()) -> dist.Distribution:
     return dist.ImproperUniform(support, (), event_shape=shape)
 
 
-def _measured(name: str, value: Array, observed: Array, inverse_error: Array) -> None:
-    """Observe a scalar with a Gaussian error, or nothing where the inverse error is zero."""
+def _measured(
+    name: str, value: Array, observed: Array, inverse_error: Array, doubt: ParallaxDoubt | None = None
+) -> None:
+    """Observe a scalar with a Gaussian error, or nothing where the inverse error is zero.
+
+    Args:
+        doubt: the error may be far larger; None if not.
+    """
     known = inverse_error > 0
     sigma = 1.0 / jnp.where(known, inverse_error, 1.0)
-    numpyro.sample(name, dist.Normal(value, sigma).mask(known), obs=observed)
+    density = dist.Normal(value, sigma)
+    if doubt is not None:
+        both = jnp.stack([sigma, sigma / doubt.narrowing], axis=-1)
+        shares = dist.Categorical(jnp.stack([1.0 - doubt.prior, doubt.prior], axis=-1))
+        density = dist.MixtureSameFamily(shares, dist.Normal(value[..., None], both))
+    numpyro.sample(name, density.mask(known), obs=observed)
 
 
 def _observe_stars(forward: ForwardModel, stars: Stars, labels: Array, robust_scale: float) -> None:
@@ -130,7 +141,7 @@ def _observe_stars(forward: ForwardModel, stars: Stars, labels: Array, robust_sc
     if forward.curve_variation is not None:
         intrinsic.append(numpyro.sample("xi", dist.Normal(0.0, 1.0))[..., None])
     numpyro.factor("jacobian", ln_extinction + ln_parallax)
-    _measured("parallax", jnp.exp(ln_parallax), stars.parallax, stars.parallax_inv_error)
+    _measured("parallax", jnp.exp(ln_parallax), stars.parallax, stars.parallax_inv_error, stars.doubt)
     _measured("reddening", jnp.exp(ln_extinction), stars.reddening, stars.reddening_inv_error)
     theta_log = jnp.concatenate([*intrinsic, ln_extinction[..., None], ln_parallax[..., None]], axis=-1)
     predict = jnp.vectorize(lambda p, scale: predict_flux(forward, p, scale), signature="(p),()->(c)")

@@ -15,6 +15,7 @@ MAX_PARALLAX_PULL = 10.0
 """Eq. 26, in units of the measurement's error."""
 MAX_PARALLAX_TENSION = 3.0
 """In units of both errors together."""
+MAX_SPURIOUS = 0.5
 MAX_EXTRAPOLATION = 1.0
 
 
@@ -82,6 +83,7 @@ def quality_flags(
     parallaxes: Parallaxes,
     fit_quality: NDArray[np.floating],
     extrapolation: NDArray[np.floating],
+    spurious: NDArray[np.floating],
 ) -> NDArray[np.uint8]:
     """The paper's bits 3 and 4, and bits 5 to 7 as `schema.QualityFlag` has them.
 
@@ -90,10 +92,12 @@ def quality_flags(
         parallaxes: of the stars.
         fit_quality: (star,) NaN where not known.
         extrapolation: (star,) NaN where not known.
+        spurious: (star,) probability that the parallax is; NaN where not known.
     """
     flags = of_paper & np.uint8(0xFF & ~QualityFlag.PARALLAX_TENSION)
     with np.errstate(invalid="ignore", divide="ignore"):
-        flags[parallaxes.tension > MAX_PARALLAX_TENSION] |= np.uint8(QualityFlag.PARALLAX_TENSION)
+        off = (parallaxes.tension > MAX_PARALLAX_TENSION) | (spurious > MAX_SPURIOUS)
+        flags[off] |= np.uint8(QualityFlag.PARALLAX_TENSION)
         flags[fit_quality < UNUSUAL] |= np.uint8(QualityFlag.UNUSUAL_SPECTRUM)
         flags[extrapolation > MAX_EXTRAPOLATION] |= np.uint8(QualityFlag.EXTRAPOLATION)
     return flags

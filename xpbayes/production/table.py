@@ -88,7 +88,7 @@ def catalogue_rows(  # noqa: PLR0913 - what a row is made from
     )  # fmt: skip
     of_paper = paper_flags(chi2, ln_prior, ln_threshold, parallaxes)
     unknown = np.full(len(tried), np.nan, np.float32)
-    quality, beyond = (spread(unknown if v is None else v, np.nan) for v in scores)
+    quality, beyond, spurious = (spread(unknown if v is None else v, np.nan) for v in (*scores, inferred.spurious))
     measured = table.is_measured("parallax") & use_parallax
     n_obs = table.channel_present().sum(axis=1)
     reason = status.astype("U64").copy()
@@ -111,7 +111,7 @@ def catalogue_rows(  # noqa: PLR0913 - what a row is made from
         "teff_confidence": nothing,
         "feh_confidence": nothing,
         "logg_confidence": nothing,
-        "quality_flags": quality_flags(of_paper, parallaxes, quality, beyond),
+        "quality_flags": quality_flags(of_paper, parallaxes, quality, beyond, spurious),
         "zgr23_flags": of_paper,
         "fit_quality": quality,
         "stellar_params_icov_triu": upper_triangle(spread(inferred.fisher, np.nan)),
@@ -130,6 +130,7 @@ def catalogue_rows(  # noqa: PLR0913 - what a row is made from
         "runner_up_est": spread(inferred.runner_up, np.nan),
         "runner_up_delta": spread(inferred.runner_up_delta, np.nan),
         "extrapolation": beyond,
+        "p_spurious_parallax": spurious,
         "n_obs": n_obs.astype(np.int16),
         "dof": (n_obs + measured - n_parameters).astype(np.int16),
         "converged": spread(inferred.converged, False),

@@ -25,6 +25,7 @@ from scipy.special import ndtr
 
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
 from xpbayes.device import program
+from xpbayes.inference.scatter import trusted_inverse_error
 from xpbayes.models.star_model import StarModel
 from xpbayes.refinement.adjusting import UNJUDGED, Adjustments, Interval, Refined, adjusted
 from xpbayes.refinement.features import flux_only, places_of, relative_residuals, star_features
@@ -303,7 +304,8 @@ def _answers(
     fit, features, mode, laplace = fit.take(rows), features[rows], mode[rows], laplace[rows]
     median, covariance = median[rows], covariance[rows]
     of = ensemble(nets, features, fit.mode[:, :n], fit.sigma[:, :n])
-    parallax, inverse_error = (np.asarray(v, np.float64)[rows] for v in (stars.parallax, stars.parallax_inv_error))
+    parallax, inverse_error = np.asarray(stars.parallax, np.float64), trusted_inverse_error(stars, found.spurious)
+    parallax, inverse_error = parallax[rows], inverse_error[rows]
     used = (inverse_error > 0) & (mode[:, -1] > 0) & use_parallax
     if used.any():
         at, measured = np.flatnonzero(used), (parallax[used], inverse_error[used])

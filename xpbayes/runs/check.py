@@ -76,7 +76,7 @@ def check(
     table = choose_random(table, min(n_stars, len(table)), seed)
 
     begun = time.perf_counter()
-    batch = table.stars(trained.labels)
+    batch = table.stars(trained.labels, doubt_parallax=inference.doubt_parallax)
     real = fit_stars(trained.star_model, batch, inference.model_copy(update={"n_draws": 0}))
     at = to_log(jnp.asarray(real.optimum))
     folded = fold_in_model_error(trained.star_model, jax.tree.map(jnp.asarray, batch.blind()), at)

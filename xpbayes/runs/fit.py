@@ -11,9 +11,9 @@ from xpbayes.analysis.pages.star_page import NUMBERS, StarFit, star_fits, write_
 from xpbayes.archive.survey_config import Survey
 from xpbayes.config import InferenceConfig
 from xpbayes.data.spectra import OK, Spectra
-from xpbayes.data.stars import Stars
 from xpbayes.device import suited_programs
-from xpbayes.inference.scatter import loosened, settling
+from xpbayes.inference.fit import spurious_in
+from xpbayes.inference.scatter import loosened, settling, trusted_inverse_error
 from xpbayes.inference.search.modes import Mode, Modes, find_modes
 from xpbayes.production.meeting import stars_for
 from xpbayes.production.model_file import TrainedModel
@@ -61,7 +61,7 @@ def fit(
         rows, _ = solve_stars(trained, factor, given, config)
         usable = table.take(np.flatnonzero(table.problems() == OK))
         log.info(f"looking for other optima of {len(usable)} stars")
-        modes = _modes(trained, usable.stars(trained.labels), config) if len(usable) else []
+        modes = _modes(trained, usable, config) if len(usable) else []
         found = dict(zip(usable.source_id.tolist(), modes, strict=True))
         fits = star_fits(trained, table, rows, found, parallax_used=config.use_parallax)
     if out is not None:
@@ -70,19 +70,21 @@ def fit(
     return fits
 
 
-def _modes(trained: TrainedModel, stars: Stars, config: InferenceConfig) -> list[Modes]:
+def _modes(trained: TrainedModel, table: Spectra, config: InferenceConfig) -> list[Modes]:
     """Every star's optima, with E and the parallax as `infer` has them."""
+    stars = table.stars(trained.labels, doubt_parallax=config.doubt_parallax)
     scatter = stars_scatter(trained, stars) if config.calibrate else None
     if scatter is None:
         return find_modes(trained.star_model, stars, config)
 
+    looked_at = loosened(stars, scatter)
+
     def own(mode: Mode, row: slice) -> Mode:
-        factor, added, shift = (
-            values[0]
-            for values in settling(mode.estimate[None], stars.take(row), scatter[row], use_parallax=config.use_parallax)
-        )
+        at, one = mode.estimate[None], stars.take(row)
+        inverse = trusted_inverse_error(one, spurious_in(looked_at.take(row), at[:, -1:])) * config.use_parallax
+        factor, added, shift = (values[0] for values in settling(at, one, scatter[row], inverse))
         error = np.sqrt((factor * mode.error) ** 2 + added)
         return replace(mode, estimate=factor * mode.estimate + shift, error=error)
 
-    found = find_modes(trained.star_model, loosened(stars, scatter), config)
+    found = find_modes(trained.star_model, looked_at, config)
     return [replace(of, modes=tuple(own(mode, slice(i, i + 1)) for mode in of.modes)) for i, of in enumerate(found)]

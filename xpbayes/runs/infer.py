@@ -185,7 +185,7 @@ def solve_stars(
     def progress(done: int, total: int, rate: float) -> None:
         log.log(level, f"inferred {done} of {total} stars ({speed(rate)})")
 
-    batch = usable.stars(trained.labels)
+    batch = usable.stars(trained.labels, doubt_parallax=config.doubt_parallax)
     seeds = seeds_from_id(usable.source_id, Stream.DRAWS)
     scatter = stars_scatter(trained, batch) if config.calibrate else None
     looked_at = batch if scatter is None else loosened(batch, scatter)

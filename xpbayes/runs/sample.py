@@ -181,7 +181,7 @@ def draw_posteriors(
         inference, sampling: settings.
     """
     begun = time.perf_counter()
-    batch = table.stars(model.labels)
+    batch = table.stars(model.labels, doubt_parallax=inference.doubt_parallax)
     seeds = seeds_from_id(table.source_id, Stream.DRAWS)
     inferred = fit_stars(model.star_model, batch, inference, seeds=seeds)
     solved = time.perf_counter()

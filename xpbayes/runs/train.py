@@ -227,7 +227,8 @@ def _calibrate(
     """
     if not len(kept_aside):
         return None, []
-    stars = kept_aside.stars(model.labels, label_error_floor=config.floor_for(len(model.labels)))
+    floor = config.floor_for(len(model.labels))
+    stars = kept_aside.stars(model.labels, label_error_floor=floor, doubt_parallax=InferenceConfig().doubt_parallax)
     ln_snr, scale = ln_snr_of(stars), np.asarray(model.forward.label_scale, np.float64)
     found = fit_stars(model.star_model, stars, InferenceConfig(use_parallax=False))
     spread = None if model.model_error is None else fit_scatter(found, stars, model.model_error)

@@ -12,6 +12,7 @@ from numpyro.infer.util import log_density
 
 from tests.conftest import as_double
 from xpbayes.config import InferenceConfig
+from xpbayes.data.stars import ParallaxDoubt
 from xpbayes.inference.fit import fit_stars
 from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.sampling.coordinates import coordinates_at, evaluate, intrinsic, place, potential
@@ -54,7 +55,8 @@ def test_potential_is_numpyros_density_and_the_jacobian(trained, real, row, with
     model, stars, modes = as_double((trained.star_model.without_error, *real))
     if with_parallax:
         plx = jnp.exp(modes[:, -1])
-        stars = replace(stars, parallax=0.95 * plx, parallax_inv_error=20 / plx)
+        doubt = ParallaxDoubt(jnp.full(16, 0.2), jnp.full(16, 0.125))
+        stars = replace(stars, parallax=0.8 * plx, parallax_inv_error=20 / plx, doubt=doubt)
     one = stars.take(slice(row, row + 1))
     coordinates = _coordinates_at(model, one.take(0), modes[row])
     found = [_densities(model, one, coordinates, jnp.asarray(z)) for z in POINTS]

@@ -24,7 +24,7 @@ from xpbayes.data.stars import Stars
 from xpbayes.inference.laplace import laplace_at
 from xpbayes.models.forward import predict_flux
 from xpbayes.models.likelihood import deviance, n_observed, whitened_residual
-from xpbayes.models.objective import measurement_residuals, smooth_part
+from xpbayes.models.objective import measurement_deviance, parallax_weight, smooth_part
 from xpbayes.models.star_model import StarModel
 
 LOW_TAIL = -12.0
@@ -169,7 +169,7 @@ def evaluate(
     center, total = by_flux, flux_precision
     for _ in range(PARALLAX_ROUNDS):
         plx = jnp.exp(coordinates.ln_parallax + center)
-        precision = (plx * star.parallax_inv_error) ** 2
+        precision = (plx * star.parallax_inv_error) ** 2 * parallax_weight(star, plx)
         total = flux_precision + precision
         measured = center + (star.parallax - plx) / plx  # as the measurement has it, to first order
         center = (flux_precision * by_flux + precision * measured + 1.0) / total
@@ -178,7 +178,7 @@ def evaluate(
     theta_log = reference.at[-1].add(above)
     residual = jnp.exp(2.0 * above) * white - observed
     fluxes = deviance(jnp.sum(residual**2), n_obs, star.inv_dof).value
-    rest = jnp.sum(measurement_residuals(star, theta_log) ** 2) + smooth_part(model.prior, theta_log)
+    rest = measurement_deviance(star, theta_log) + smooth_part(model.prior, theta_log)
     # L is -2 ln density in (labels, ln E, ln parallax).
     ln_jacobian = ln_stretch - ln_extinction - 0.5 * jnp.log(total)
     half = 0.5 * (fluxes + rest)

@@ -40,7 +40,7 @@ from xpbayes.inference.sampling.weighted_mixture import clipped_weights, fit_mix
 from xpbayes.models.extinction import attenuate
 from xpbayes.models.forward import ForwardModel, curve_of, shape_and_level
 from xpbayes.models.likelihood import deviance, n_observed
-from xpbayes.models.objective import measurement_residuals, smooth_part
+from xpbayes.models.objective import measurement_deviance, parallax_weight, smooth_part, spurious_at
 from xpbayes.models.star_model import StarModel
 from xpbayes.models.theta import to_linear
 
@@ -84,6 +84,7 @@ class Summary(NamedTuple):
         mean, std, median, low, high: (star, parameter); low and high are the 16 and 84 % quantiles.
         k_hat: (star,) Pareto shape of the importance weights; above 0.7 the summaries cannot be trusted.
         n_effective: (star,) effective number of draws.
+        spurious: (star,) probability that the measured parallax is spurious, NaN without one; None if none is doubted.
     """
 
     mean: Float[Array, "star parameter"]
@@ -93,6 +94,7 @@ class Summary(NamedTuple):
     high: Float[Array, "star parameter"]
     k_hat: Float[Array, " star"]
     n_effective: Float[Array, " star"]
+    spurious: Float[Array, " star"] | None = None
 
 
 class LabelProposal(NamedTuple):
@@ -150,7 +152,7 @@ def given_labels(forward: ForwardModel, star: Stars, mode: Float[Array, " parame
     flux = jnp.exp(attenuate(shape, extinction, curve) + (level + 2.0 * mode[-1] - star.ln_scale))
     residual, by_parallax, by_extinction = jnp.stack([flux - star.flux, 2.0 * flux, -curve * flux]) @ star.whitening.T
     weight = deviance(residual @ residual, n_observed(star.whitening), star.inv_dof).slope
-    parallax_precision = (plx * star.parallax_inv_error) ** 2
+    parallax_precision = (plx * star.parallax_inv_error) ** 2 * parallax_weight(star, plx)
     measured = (star.parallax - plx) / plx  # ln parallax above the optimum's, as the measurement has it
     total = weight * by_parallax @ by_parallax + parallax_precision
     # What is left of E's direction once the parallax has followed it.
@@ -484,10 +486,11 @@ def _draw(
     weight = deviance(misfit, n_obs, star.inv_dof).slope
     plx = jnp.exp(mode[-1])
     flux_precision = 4.0 * weight * amplitude**2 * power  # of ln parallax
-    parallax_precision = (plx * star.parallax_inv_error) ** 2
+    by_flux = 0.5 * jnp.log(amplitude)  # of ln parallax, above the mode's
+    parallax_precision = (plx * star.parallax_inv_error) ** 2 * parallax_weight(star, plx * jnp.exp(by_flux))
     total = flux_precision + parallax_precision
     measured = (star.parallax - plx) / plx  # ln parallax above the mode's, as the measurement has it
-    center = (flux_precision * 0.5 * jnp.log(amplitude) + parallax_precision * measured + 1.0) / total
+    center = (flux_precision * by_flux + parallax_precision * measured + 1.0) / total
     z = norm.ppf(points[:, -1])
     above_mode = center + INFLATION[0] * z / jnp.sqrt(total)
     ln_of_parallax = 0.5 * jnp.log(total) - 0.5 * z**2
@@ -496,15 +499,15 @@ def _draw(
     theta_log = jnp.concatenate([labels, ln_extinction[:, None], (mode[-1] + above_mode)[:, None]], axis=1)
     residual = jnp.exp(2.0 * above_mode)[:, None] * white - observed
     rho = deviance(jnp.sum(residual**2, axis=1), n_obs, star.inv_dof).value
-    rest = jax.vmap(lambda u: jnp.sum(measurement_residuals(star, u) ** 2) + smooth_part(model.prior, u))(theta_log)
+    rest = jax.vmap(lambda u: measurement_deviance(star, u) + smooth_part(model.prior, u))(theta_log)
     # The posterior is one in (labels, E, ln parallax) here: E's Jacobian leaves again.
     ln_density = -0.5 * (rho + rest) - ln_extinction
     return _Drawn(theta_log, ln_density - ln_of_extinction - ln_of_parallax)
 
 
 @program
-def _summarise_draws(draws: Array, ln_ratio: Array) -> Summary:
-    def one(draws: Array, ln_ratio: Array) -> Summary:
+def _summarise_draws(stars: Stars, draws: Array, ln_ratio: Array) -> Summary:
+    def one(star: Stars, draws: Array, ln_ratio: Array) -> Summary:
         weight, k_hat = pareto_smoothed(ln_ratio)
         linear = to_linear(draws)
         # Draws without weight may be anywhere, beyond float32 too: they must spoil neither sums nor the range of bisection.
@@ -519,10 +522,11 @@ def _summarise_draws(draws: Array, ln_ratio: Array) -> Summary:
             high=quantile[:, 2],
             k_hat=k_hat,
             n_effective=1.0 / jnp.sum(weight**2),
+            spurious=None if star.doubt is None else weight @ spurious_at(star, star.doubt, linear[:, -1]),
         )
 
     with jax.default_matmul_precision("highest"):
-        return jax.vmap(one)(draws, ln_ratio)
+        return jax.vmap(one)(stars, draws, ln_ratio)
 
 
 def summarise(
@@ -543,7 +547,7 @@ def summarise(
 
     def batch(stars: Stars, mode: Array, runner_up: Array, competes: Array, seed: Array) -> Summary:
         drawn = importance_draws(model, stars, mode, runner_up, competes, seed, n_draws, n_more)
-        return _summarise_draws(*drawn)
+        return _summarise_draws(stars, *drawn)
 
     # Batch by batch from Python: as a loop inside one program, XLA on the CPU now and then stood still for ever.
     return by_blocks(batch, batch_size(n_draws, n_more), stars, mode, runner_up, competes, seed)

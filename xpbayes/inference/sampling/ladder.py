@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from xpbayes.config import InferenceConfig
 from xpbayes.data.stars import Stars
-from xpbayes.inference.fit import Posteriors
+from xpbayes.inference.fit import Posteriors, spurious_in
 from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.sampling.nuts import Schedule, sample_inferred
 from xpbayes.models.star_model import StarModel
@@ -65,10 +65,11 @@ def refine_with_nuts(
     copy_of = np.array([first.setdefault(flux[i].tobytes() + seeds[i].tobytes(), int(i)) for i in rows])
     once = np.unique(copy_of)
     blind = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[once]), stars.blind(parallax=config.use_parallax))
+    looked_at = fold_in_model_error(model, blind, to_log(jnp.asarray(inferred.optimum[once])))
     draws, found = sample_inferred(
         model,
         config.n_nodes,
-        fold_in_model_error(model, blind, to_log(jnp.asarray(inferred.optimum[once]))),
+        looked_at,
         inferred.optimum[once],
         inferred.with_xi("runner_up")[once],
         seeds[once],
@@ -78,7 +79,7 @@ def refine_with_nuts(
     )
     flat = draws.theta.reshape(len(once), -1, draws.theta.shape[-1]).astype(np.float64)
     low, median, high = np.quantile(flat, [0.16, 0.5, 0.84], axis=1)
-    new = {
+    new: dict[str, Any] = {
         "mean": flat.mean(axis=1),
         "std": flat.std(axis=1),
         "median": median,
@@ -100,5 +101,7 @@ def refine_with_nuts(
         of_xi = {name: with_new(getattr(curve, name), v[:, n]) for name, v in new.items() if name != "n_effective"}
         curve = curve._replace(**of_xi)
         new = {name: v if v.ndim == 1 else np.delete(v, n, axis=1) for name, v in new.items()}
+    if inferred.spurious is not None:
+        new["spurious"] = spurious_in(looked_at, flat[:, :, -1])
     replaced = {name: with_new(getattr(inferred, name), values) for name, values in new.items()}
     return replace(inferred, curve=curve, **replaced), by_chains

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from xpbayes.data.stars import Stars
 from xpbayes.device import prepare_device, program
 from xpbayes.inference.linear_algebra import smallest_pivot, solve_positive
-from xpbayes.models.likelihood import deviance, n_observed
+from xpbayes.models.likelihood import deviance, n_observed, parallax_deviance
 from xpbayes.models.objective import Expansion, at_other_parallax, curvature_of, expand
 from xpbayes.models.star_model import StarModel
 
@@ -90,9 +90,14 @@ def best_parallax_shift(star: Stars, theta_log: Float[Array, " parameter"], at: 
         rho = deviance(misfit + power * (a - amplitude) ** 2, n_obs, star.inv_dof)
         by_flux = 4.0 * power * a * (a - amplitude)
         known = 2.0 * star.parallax_inv_error**2 * plx
+        bent: Array | float = 0.0
+        if star.doubt is not None:
+            of = parallax_deviance((star.parallax_inv_error * (plx - star.parallax)) ** 2, star.doubt)
+            bent = of.bend * (known * (plx - star.parallax)) ** 2
+            known = of.slope * known
         gradient = rho.slope * by_flux + known * (plx - star.parallax) - 2.0
         bound = 8.0 * rho.slope * power * a**2 + known * plx
-        exact = bound + 2.0 * rho.slope * by_flux + rho.bend * by_flux**2 + known * (plx - star.parallax)
+        exact = bound + 2.0 * rho.slope * by_flux + rho.bend * by_flux**2 + known * (plx - star.parallax) + bent
         step = gradient / jnp.where(exact > 0.1 * bound, exact, bound)
         shift = shift - jnp.clip(step, -1.0, 1.0)
     return jnp.where(jnp.isfinite(shift), shift, 0.0)
