@@ -88,8 +88,9 @@ def test_a_doubted_parallax_is_a_mixture_of_a_sound_and_a_spurious_one():
     found = _found(np.array([[5.0, 0.0, 3.0, 0.5, 1.0]]), 0.03)
     sound, spurious = Batch(np.array([1.3]), np.array([50.0])), Batch(np.array([1.3]), np.array([50.0 * narrowing]))
     each = [settled(found, stars, spread, use_parallax=True) for stars in (sound, spurious)]
+    numbers = (round(n * (1 - share)), round(n * share))
     draws = np.concatenate(
-        [of.mean[0, -1] + of.std[0, -1] * random.normal(size=round(n * p)) for of, p in zip(each, (1 - share, share))]
+        [of.mean[0, -1] + of.std[0, -1] * random.normal(size=k) for of, k in zip(each, numbers, strict=True)]
     )
     doubted = replace(sound, doubt=ParallaxDoubt(np.array([0.1]), np.array([narrowing])))
     after = settled(replace(found, spurious=np.array([share])), doubted, spread, use_parallax=True)

@@ -23,9 +23,9 @@ PARAMETER_UCDS = {**LABEL_UCDS, "extinction": "phys.absorption", "parallax": "po
 TITLES = {"teff": "effective temperature", "feh": "[Fe/H]", "logg": "log g", "alpha_m": "[alpha/M]",
           "extinction": "extinction scalar E", "parallax": "parallax"}  # fmt: skip
 KEPT = (
-    "quality_flags", "status", "fit_quality", "extrapolation", "refined_share", "xi_median", "xi_p16", "xi_p84", "r_v",
-    "r_v_err", "teff_confidence", "feh_confidence", "logg_confidence", "k_hat", "n_modes", "chi2_opt", "n_obs", "dof",
-    "ln_prior", "e_unbounded", "e_unbounded_err", "method", "release",
+    "quality_flags", "status", "fit_quality", "extrapolation", "p_spurious_parallax", "refined_share", "xi_median", "xi_p16",
+    "xi_p84", "r_v", "r_v_err", "teff_confidence", "feh_confidence", "logg_confidence", "k_hat", "n_modes", "chi2_opt",
+    "n_obs", "dof", "ln_prior", "e_unbounded", "e_unbounded_err", "method", "release",
 )  # fmt: skip
 """Columns of the catalogue that are flat already."""
 
