@@ -7,7 +7,7 @@ RUN := .venv/bin
 export UV_PYTHON_DOWNLOADS := never
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: demo test setup lint docs benchmark clean
+.PHONY: demo test setup lint docs notebook benchmark clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make test   run the tests (8 to 12 minutes on 2 cores)"
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   the documentation site, docs/_build/html/index.html"
+	@echo "make notebook   run docs/first_hour.ipynb and keep what it shows (three CPU minutes)"
 
 $(UV):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -43,6 +44,10 @@ docs: $(UV)
 	@$(UV) sync --quiet --frozen --group docs --python $(TOOLS)/bin/python
 	$(RUN)/python -m sphinx -W --keep-going --quiet -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
+
+notebook: $(UV)
+	@$(UV) sync --quiet --frozen --group docs --python $(TOOLS)/bin/python
+	$(RUN)/python scripts/run_notebook.py
 
 benchmark: setup
 	$(RUN)/python benchmarks/first_light.py

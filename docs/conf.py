@@ -1,9 +1,10 @@
-"""The documentation site: Markdown pages, built by `make docs` with warnings as errors."""
+"""The documentation site: Markdown pages and a notebook, built by `make docs` with warnings as errors."""
 
 project = "xpbayes"
 author = "The xpbayes developers"
 copyright = "2026, the xpbayes developers"
-extensions = ["myst_parser"]
+extensions = ["myst_nb"]
+nb_execution_mode = "off"  # what the notebook shows is stored in it: `make notebook`
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]

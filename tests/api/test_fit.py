@@ -113,3 +113,8 @@ def test_a_star_knows_its_optima_and_draws_itself(fit):
     assert values == sorted(values) and len(values) >= 1
     figure = star.plot()
     assert len(figure.axes) >= 2
+
+
+def test_a_notebook_draws_what_plot_returns(fit):
+    """Without pyplot, whose formatter is registered only when it is first used."""
+    assert fit.plot(0)._repr_png_().startswith(b"\x89PNG")

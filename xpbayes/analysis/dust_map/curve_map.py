@@ -118,7 +118,7 @@ def curve_means(
     return CurveVoxels(e, along, var_e, var_along, cov, distance, n, expected)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CurveMap(PixelMap):
     """Xi and R(V) in pixels and distance bins.
 

@@ -36,7 +36,7 @@ QUANTITIES = {
 """Attribute: name of the HDU, FITS format, unit, description."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DustMap(PixelMap):
     """Extinction in pixels and distance bins.
 

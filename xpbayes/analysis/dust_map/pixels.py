@@ -48,6 +48,12 @@ class PixelMap:
     pixel: NDArray[np.int64]
     about: dict[str, Any]
 
+    def __repr__(self) -> str:
+        bins = ", ".join(f"{near:g}–{far:g}" for near, far in zip(self.edges[:4], self.edges[1:5], strict=False))
+        more = ", ..." if len(self.edges) > 5 else ""
+        where = f"{len(self.pixel)} pixels of nside {self.finest}, {len(self.edges) - 1} bins"
+        return f"<{self.KIND}: {where}: {bins}{more} kpc>"
+
     def rows_of(self, pixel: NDArray[np.int64]) -> NDArray[np.int64]:
         """(point,) rows of nested pixel numbers; -1 for a pixel without values."""
         if not len(self.pixel):

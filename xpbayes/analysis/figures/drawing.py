@@ -86,7 +86,8 @@ def panels(columns: int, rows: int, width: float, height: float, **subplots: Any
         the figure and its (row, column) axes.
     """
     import matplotlib
-    from matplotlib.figure import Figure
+
+    from xpbayes.analysis.figures.picture import Picture
 
     style: Any = {
         "font.size": 9.5,
@@ -102,7 +103,7 @@ def panels(columns: int, rows: int, width: float, height: float, **subplots: Any
         "legend.frameon": False,
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+        figure = Picture(figsize=(width, height), layout="constrained", facecolor="white")
         axes = figure.subplots(rows, columns, squeeze=False, **subplots)
     return figure, axes
 
