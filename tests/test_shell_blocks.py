@@ -31,7 +31,7 @@ RUN = {"fetch bundled", "fetch gaia", "infer", "report", "predict", "fit", "surv
 """What runs on README.md; on other pages, whose commands are README's, all is checked as what takes minutes is."""
 GIVEN = ("model", "stars.parquet", "survey.toml", "catalogue.parquet", "catalogue", "other.parquet", "stars", "demo",
          "XP.csv", "2mass.vot", "gaia.fits", "dr3_stars.parquet", "dr4_stars.parquet",
-         "dr3_neighbourhood.parquet", "ids.txt", "mine.parquet", "mine.toml", "apogee-dr17")  # fmt: skip
+         "dr3_neighbourhood.parquet", "ids.txt", "mine.parquet", "mine.toml")  # fmt: skip
 """What a page about one subject may take for granted: products of README's commands, and files of the reader's."""
 
 
@@ -62,6 +62,7 @@ def is_there(folder: Path, path: Path) -> bool:
     made = [folder / parent for parent in (path, *path.parents)][:-1]
     return (
         str(path) == "."
+        or (path.is_absolute() and path.exists())  # a model of the package
         or bool(list(folder.glob(str(path))))
         or any(m.is_dir() and not list(m.iterdir()) for m in made)
     )
