@@ -23,6 +23,7 @@ from xpbayes.archive.labels import read_labels
 from xpbayes.archive.survey_config import check_survey
 from xpbayes.cli import app
 from xpbayes.production import engine
+from xpbayes.production.bundled import BUNDLED
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -62,7 +63,8 @@ def is_there(folder: Path, path: Path) -> bool:
     made = [folder / parent for parent in (path, *path.parents)][:-1]
     return (
         str(path) == "."
-        or (path.is_absolute() and path.exists())  # a model of the package
+        or str(path) in BUNDLED
+        or (path.is_absolute() and path.exists())  # the same by its folder
         or bool(list(folder.glob(str(path))))
         or any(m.is_dir() and not list(m.iterdir()) for m in made)
     )
