@@ -58,6 +58,10 @@ follow:
 
 {table(tuple(c for c in catalogue_columns(curve=True) if c.name not in plain))}
 
+With `xpbayes infer --binaries`, columns of an unresolved [second source](second_sources.md) follow:
+
+{table(tuple(c for c in catalogue_columns(binaries=True) if c.name not in plain))}
+
 ### quality_flags
 
 Below 8: basic reliability; 0: strict. Bits are never reused.

@@ -297,6 +297,10 @@ class InferenceConfig(FrozenSettings):
         False,
         description="add what training leaves unknown of the model to a catalogue's errors; 'xpbayes uncertainty' first",
     )
+    binaries: bool | Literal["suspicious"] = Field(
+        False,
+        description="compare every star with an unresolved pair of stars; 'suspicious': those whose single fit is",
+    )
     chunk_size: int = Field(2048, ge=1, description="stars solved together")
 
     @field_validator("n_draws", "n_more_draws")

@@ -167,9 +167,13 @@ def columns_of(about: Mapping[str, Any]) -> tuple[Column, ...]:
     release = (about.get("instrument") or {}).get("release")
     refined = bool(about.get("settings", {}).get("second_stage", False))
     refined = refined and "second_stage_checksum" in (about.get("model") or {})
-    curve = bool((about.get("model") or {}).get("curve_varies", False))
     return catalogue_columns(
-        len(about["labels"]), model_uncertainty=model_uncertainty, refined=refined, curve=curve, release=release
+        len(about["labels"]),
+        model_uncertainty=model_uncertainty,
+        refined=refined,
+        curve=bool((about.get("model") or {}).get("curve_varies", False)),
+        binaries=bool(about.get("settings", {}).get("binaries", False)),
+        release=release,
     )
 
 
@@ -205,6 +209,7 @@ def catalogue_columns(
     model_uncertainty: bool = False,
     refined: bool = False,
     curve: bool = False,
+    binaries: bool = False,
     release: str | None = DEFAULT_RELEASE.name,
 ) -> tuple[Column, ...]:
     """List the columns of a catalogue: ZGR23 Table 2, then what the solver has to say.
@@ -215,6 +220,7 @@ def catalogue_columns(
             much.
         refined: the model has a second stage, which refined the labels.
         curve: the model knows how the extinction curve varies.
+        binaries: stars were compared with unresolved pairs of stars.
         release: short name of the stars' data release; None for a catalogue of version 0.1.0, which does not say.
     """
     f32, boolean = pa.float32(), pa.bool_()
@@ -416,7 +422,30 @@ def catalogue_columns(
         *(added if model_uncertainty else ()),
         *(_refined_columns(n_labels) if refined else ()),
         *(_curve_columns(n_parameters, order) if curve else ()),
+        *(_binary_columns(n_parameters, mixed, order) if binaries else ()),
     )
+
+
+BINARY_COLUMNS = (
+    "ln_odds_binary", "binary_flux_ratio", "binary_flux_ratio_err", "binary_teff2", "binary_teff2_err", "binary_params",
+    "binary_params_err",
+)  # fmt: skip
+
+
+def _binary_columns(n_parameters: int, mixed: str, order: str) -> tuple[Column, ...]:
+    """Of hypothesis B, an unresolved second source on the main sequence; null where it was not compared with A."""
+    f32, many, primary = pa.float32(), pa.list_(pa.float32(), n_parameters), "of the brighter star under hypothesis B"
+    each = (
+        (f32, "", "stat.likelihood", "ln of the evidence of an unresolved pair of stars (B) over that of one, at even "
+         "prior odds; null where they were not compared"),
+        (f32, "", "phot.flux;arith.ratio", "second source over first under B, 500 to 800 nm: posterior mean"),
+        (f32, "", "stat.error", "1-sigma error of binary_flux_ratio"),
+        (f32, "kK", "phys.temperature.effective", "effective temperature of the second source under B: posterior mean"),
+        (f32, "kK", "stat.error;phys.temperature.effective", "1-sigma error of binary_teff2"),
+        (many, mixed, "phys;stat.mean", f"posterior mean {primary}: {order}"),
+        (many, mixed, "stat.error;phys", f"1-sigma errors {primary}: {order}"),
+    )  # fmt: skip
+    return tuple(Column(name, *rest) for name, rest in zip(BINARY_COLUMNS, each, strict=True))
 
 
 def _curve_columns(n_parameters: int, order: str) -> tuple[Column, ...]:

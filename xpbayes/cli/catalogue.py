@@ -63,6 +63,9 @@ def infer(  # noqa: PLR0913 - an argument for each option of the command line
         bool | None,
         typer.Option("--model-uncertainty", help="Add what training leaves unknown of the model to all errors."),
     ] = None,
+    binaries: Annotated[
+        bool | None, typer.Option("--binaries", help="Compare every star with an unresolved pair of stars.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the folder of parts.")] = False,
     engine: Annotated[str, typer.Option(help="local, or dask: who does the work.")] = "local",
     processes: Annotated[int | None, typer.Option(help="Worker processes; one a GPU, else one a core.")] = None,
@@ -73,7 +76,7 @@ def infer(  # noqa: PLR0913 - an argument for each option of the command line
 ) -> None:
     """Infer stellar parameters without labels and write a catalogue."""
     inference = {"use_parallax": parallax, "n_starts": n_starts, "refine": refine, "calibrate": calibrate,
-                 "second_stage": second_stage, "model_uncertainty": model_uncertainty}  # fmt: skip
+                 "second_stage": second_stage, "model_uncertainty": model_uncertainty, "binaries": binaries}  # fmt: skip
     run = read_settings(settings, out, inference=inference)
     from xpbayes.production.bundled import split_model
 

@@ -19,8 +19,10 @@ from xpbayes.inference.linear_algebra import are_positive_definite, invert_posit
 from xpbayes.inference.sampling.importance import Summary, summarise
 from xpbayes.inference.search.optima import choose_optima, search
 from xpbayes.inference.search.starts import StartGrid, make_grid
+from xpbayes.inference.second_source import PairPosteriors, rows_asked, unasked, weigh_hypotheses
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.objective import spurious_at
+from xpbayes.models.pair import CompanionRidge
 from xpbayes.models.star_model import StarModel
 from xpbayes.models.theta import to_linear
 
@@ -72,6 +74,7 @@ class Posteriors:
         k_hat, n_effective: (star,) quality of the draws behind them.
         spurious: (star,) probability that the measured parallax is spurious; NaN without one, None if none is doubted.
         curve: of xi, which all of these are marginal over; None where the curve does not vary.
+        pair: under the hypothesis of an unresolved second source; None where it was not asked for.
     """
 
     estimate: NDArray[np.float32]
@@ -98,6 +101,7 @@ class Posteriors:
     n_effective: NDArray[np.float32]
     spurious: NDArray[np.float32] | None = None
     curve: CurvePosteriors | None = None
+    pair: PairPosteriors | None = None
 
     def take(self, rows: slice | NDArray[np.integer]) -> "Posteriors":
         """Select stars."""
@@ -139,6 +143,7 @@ def fit_stars(
     config: "InferenceConfig",
     progress: Callable[[int, int, float], None] = lambda done, total, rate: None,
     seeds: NDArray[np.uint32] | None = None,
+    ridge: CompanionRidge | None = None,
 ) -> Posteriors:
     """Infer all stars of a batch.
 
@@ -148,10 +153,11 @@ def fit_stars(
         config: the settings.
         progress: receives stars done, stars in total, and stars per second.
         seeds: (star,) each star's own, for its draws; the row number if None.
+        ridge: where companions lie, for the settings' `binaries`.
     """
     prepare_device()
     if not len(stars):
-        return _nothing(model.forward)
+        return _nothing(model.forward, pairs=ridge is not None)
     begun = time.perf_counter()
     blind = stars.blind(parallax=config.use_parallax)
     seeds = np.arange(len(stars), dtype=np.uint32) if seeds is None else np.asarray(seeds, np.uint32)
@@ -160,13 +166,18 @@ def fit_stars(
     done = []
     for start in range(0, total, size):
         rows = slice(start, min(start + size, total))
-        done.append(_fit_batch(model, grid, blind.take(rows), seeds[rows], config))
+        done.append(_fit_batch(model, grid, blind.take(rows), seeds[rows], config, ridge))
         progress(rows.stop, total, rows.stop / (time.perf_counter() - begun))
     return _each(lambda *parts: np.concatenate(parts), *done)
 
 
 def _fit_batch(
-    model: StarModel, grid: StartGrid, measured: Stars, seed: NDArray[np.uint32], config: "InferenceConfig"
+    model: StarModel,
+    grid: StartGrid,
+    measured: Stars,
+    seed: NDArray[np.uint32],
+    config: "InferenceConfig",
+    ridge: CompanionRidge | None,
 ) -> Posteriors:
     stars, _, solution = search(model, grid, measured, config)
     model = model.without_error
@@ -211,6 +222,9 @@ def _fit_batch(
         spurious=None if spurious is None else np.asarray(spurious),
         **drawn,
     )
+    if ridge is not None:
+        rows = rows_asked(ridge, stars, mode, np.asarray(at.chi2), everywhere=config.binaries != "suspicious")
+        found = replace(found, pair=weigh_hypotheses(model, ridge, stars, solution, rows, config.max_iterations))
     return found if model.forward.curve_variation is None else _marginal_over_xi(found, model.forward)
 
 
@@ -253,7 +267,7 @@ def _no_summary(n: int, n_parameters: int) -> Summary:
     return Summary(each, each, each, each, each, one, one)
 
 
-def _nothing(forward: ForwardModel) -> Posteriors:
+def _nothing(forward: ForwardModel, *, pairs: bool) -> Posteriors:
     """Results of no stars: a part of a stream may hold none that can be used."""
     n_parameters = forward.n_star_parameters
     one, each = np.zeros(0, np.float32), np.zeros((0, n_parameters), np.float32)
@@ -278,6 +292,7 @@ def _nothing(forward: ForwardModel) -> Posteriors:
         n_modes=number,
         runner_up=each,
         runner_up_delta=one,
+        pair=unasked(0, forward.n_labels + 2) if pairs else None,
         **drawn,
     )
     return found if forward.curve_variation is None else _marginal_over_xi(found, forward)

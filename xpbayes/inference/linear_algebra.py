@@ -63,6 +63,12 @@ def solve_positive(matrix: Float[Array, "n n"], vector: Float[Array, " n"]) -> F
     return jnp.stack(x) * scale
 
 
+def ln_det_positive(matrix: Float[Array, "n n"]) -> Float[Array, ""]:
+    """Ln determinant of a small positive definite matrix, by its equilibrated factor."""
+    lower, scale, _ = _equilibrated_factor(matrix)
+    return 2.0 * sum((jnp.log(row[-1]) for row in lower), jnp.zeros((), matrix.dtype)) - 2.0 * jnp.sum(jnp.log(scale))
+
+
 def cholesky(matrix: Array) -> Array:
     """Lower-triangular factor of one small matrix, its diagonal of the order of one; pivots are clipped."""
     n = matrix.shape[0]

@@ -12,14 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from xpbayes.data.stars import ParallaxDoubt, Stars
-from xpbayes.models.forward import (
-    FluxExpansion,
-    ForwardModel,
-    expand_ln_flux,
-    predict_flux,
-    second_along,
-    weighted_hessian,
-)
+from xpbayes.models.forward import FluxExpansion, ForwardModel
 from xpbayes.models.likelihood import (
     deviance,
     n_observed,
@@ -27,6 +20,7 @@ from xpbayes.models.likelihood import (
     spurious_probability,
     whitened_residual,
 )
+from xpbayes.models.pair import PairExpansion, expand_ln_flux, predict_flux, second_along, weighted_hessian
 from xpbayes.models.prior import LabelPrior, ln_prior, prior_curvature
 from xpbayes.models.star_model import StarModel
 
@@ -142,7 +136,7 @@ class Expansion(NamedTuple):
         residual: (channel,) W (f - observed).
     """
 
-    ln_flux: FluxExpansion
+    ln_flux: FluxExpansion | PairExpansion
     flux: Float[Array, " channel"]
     jacobian: Float[Array, "parameter channel"]
     residual: Float[Array, " channel"]

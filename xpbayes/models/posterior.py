@@ -1,8 +1,8 @@
 """The posterior, twice the same density: as NumPyro models, and as the objective of the fast per-star solver.
 
 Both are built from the same functions (`forward`, `likelihood`, `prior`); tests/models compares them.
-Sites are `labels`, `ln_E`, `ln_plx`, `xi` where the curve varies (each star) and `weights_i`, `biases_i`, `ln_R`, `R1` (the
-model). A star is sampled in
+Sites are `labels`, `ln_E`, `ln_plx`, `xi` where the curve varies, `companion` of pairs (each star) and `weights_i`,
+`biases_i`, `ln_R`, `R1` (the model). A star is sampled in
 ln E and ln parallax with improper flat priors; the factor `jacobian` turns them into flat priors in E and parallax
 (METHOD 3: under AutoDelta a positive site with a flat prior would find another mode).
 """
@@ -18,8 +18,9 @@ from numpyro import handlers
 from numpyro.distributions import constraints
 
 from xpbayes.data.stars import ParallaxDoubt, Stars
-from xpbayes.models.forward import ForwardModel, layer_sizes, predict_flux
+from xpbayes.models.forward import ForwardModel, layer_sizes
 from xpbayes.models.likelihood import deviance, ln_normalisation, n_observed, whitened_residual
+from xpbayes.models.pair import PairForward, predict_flux
 from xpbayes.models.prior import LabelPrior, draw_labels, ln_prior
 from xpbayes.models.star_model import StarModel
 
@@ -140,6 +141,8 @@ def _observe_stars(forward: ForwardModel, stars: Stars, labels: Array, robust_sc
     intrinsic = [labels]
     if forward.curve_variation is not None:
         intrinsic.append(numpyro.sample("xi", dist.Normal(0.0, 1.0))[..., None])
+    if isinstance(forward, PairForward):
+        intrinsic.append(numpyro.sample("companion", dist.Normal(0.0, 1.0))[..., None])
     numpyro.factor("jacobian", ln_extinction + ln_parallax)
     _measured("parallax", jnp.exp(ln_parallax), stars.parallax, stars.parallax_inv_error, stars.doubt)
     _measured("reddening", jnp.exp(ln_extinction), stars.reddening, stars.reddening_inv_error)
@@ -201,7 +204,7 @@ def training_posterior(stars: Stars, shape: ModelShape) -> None:
 
 
 def star_posterior(stars: Stars, model: StarModel) -> None:
-    """METHOD 5: stars without labels under a trained model; ZGR23 Eq. 17 to 19.
+    """METHOD 5: stars without labels under a trained model; ZGR23 Eq. 17 to 19. Of pairs if the model's are (METHOD 12).
 
     Args:
         stars: a batch, model error folded in; labels are not looked at.
@@ -212,16 +215,19 @@ def star_posterior(stars: Stars, model: StarModel) -> None:
         _observe_stars(model.forward, stars, labels, 0.0)
 
 
-def star_sites(theta_log: Float[Array, "star parameter"], *, curve_varies: bool = False) -> dict[str, Any]:
+def star_sites(
+    theta_log: Float[Array, "star parameter"], *, curve_varies: bool = False, pair: bool = False
+) -> dict[str, Any]:
     """Turn the solver's parameter vectors into values of the NumPyro sites."""
-    n = theta_log.shape[-1] - 2 - curve_varies
+    n = theta_log.shape[-1] - 2 - curve_varies - pair
     sites = {"labels": theta_log[..., :n], "ln_E": theta_log[..., -2], "ln_plx": theta_log[..., -1]}
-    return sites | {"xi": theta_log[..., n]} if curve_varies else sites
+    sites |= {"xi": theta_log[..., n]} if curve_varies else {}
+    return sites | ({"companion": theta_log[..., -3]} if pair else {})
 
 
 def theta_from_sites(values: dict[str, Any]) -> Float[Array, "star parameter"]:
     """The inverse of `star_sites`."""
-    columns = [values[name][..., None] for name in ("xi", "ln_E", "ln_plx") if name in values]
+    columns = [values[name][..., None] for name in ("xi", "companion", "ln_E", "ln_plx") if name in values]
     return jnp.concatenate([values["labels"], *columns], axis=-1)
 
 

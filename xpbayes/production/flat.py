@@ -26,8 +26,11 @@ KEPT = (
     "quality_flags", "status", "fit_quality", "extrapolation", "p_spurious_parallax", "refined_share", "xi_median", "xi_p16",
     "xi_p84", "r_v", "r_v_err", "teff_confidence", "feh_confidence", "logg_confidence", "k_hat", "n_modes", "chi2_opt",
     "n_obs", "dof", "ln_prior", "e_unbounded", "e_unbounded_err", "method", "release",
+    "ln_odds_binary", "binary_flux_ratio", "binary_flux_ratio_err",
 )  # fmt: skip
 """Columns of the catalogue that are flat already."""
+OF_COMPANION = ("binary_teff2", "binary_teff2_err")
+"""Those that are flat but for their unit, kK."""
 
 
 class Rows(Protocol):
@@ -115,6 +118,12 @@ def flat_table(catalogue: pa.Table, about: Mapping[str, Any] | None = None) -> p
         values |= {f"{name}_mode": mode[:, i] * scale, f"{name}_mode_err": fisher[:, i] * scale}
         for suffix, ours, before in zip(("", "_err", "_p16", "_p84"), best, forward, strict=True):
             values |= {f"{name}{suffix}": ours[:, i] * scale, f"{name}_forward{suffix}": before[:, i] * scale}
+    if "ln_odds_binary" in catalogue.column_names:
+        of_pair = [list_column(catalogue, name) for name in ("binary_params", "binary_params_err")]
+        for i, name in enumerate(names):
+            scale = 1e3 if name == "teff" else 1.0
+            values |= {f"{name}_binary{end}": of[:, i] * scale for end, of in zip(("", "_err"), of_pair, strict=True)}
+        values |= {name: catalogue[name].to_numpy() * 1e3 for name in OF_COMPANION}
     columns = columns_for(about, catalogue.column_names)
     arrays = [
         pa.array(values[c.name], type=c.type)
@@ -181,7 +190,12 @@ def diagonal(packed: NDArray[np.float64], n: int) -> NDArray[np.float64]:
 
 def columns_for(about: Mapping[str, Any], names: Sequence[str]) -> tuple[Column, ...]:
     """The flat columns of a catalogue with given columns; confidences only where a classifier has filled them."""
-    columns = flat_columns(tuple(about["labels"]), refined="refined_median" in names, curve="xi" in names)
+    columns = flat_columns(
+        tuple(about["labels"]),
+        refined="refined_median" in names,
+        curve="xi" in names,
+        binaries="ln_odds_binary" in names,
+    )
     trusted = "confidence_checksum" in (about.get("model") or {})
     return tuple(
         c
@@ -191,7 +205,7 @@ def columns_for(about: Mapping[str, Any], names: Sequence[str]) -> tuple[Column,
 
 
 def flat_columns(
-    labels: tuple[str, ...] = DEFAULT_LABELS, *, refined: bool = False, curve: bool = False
+    labels: tuple[str, ...] = DEFAULT_LABELS, *, refined: bool = False, curve: bool = False, binaries: bool = False
 ) -> tuple[Column, ...]:
     """List the columns of a flat table of stars.
 
@@ -199,10 +213,14 @@ def flat_columns(
         labels: names of the model's labels, Teff first.
         refined: the model has a second stage, which refined the labels.
         curve: the model knows how the extinction curve varies.
+        binaries: stars were compared with pairs of stars.
     """
     f64 = pa.float64()
     names = (*labels, "extinction", "parallax")
-    known = {column.name: column for column in catalogue_columns(len(labels), refined=refined, curve=curve)}
+    known = {
+        column.name: column
+        for column in catalogue_columns(len(labels), refined=refined, curve=curve, binaries=binaries)
+    }
     columns = [
         Column("source_id", pa.int64(), "", "meta.id;meta.main", "Gaia source identifier"),
         Column("ra", f64, "deg", "pos.eq.ra;meta.main", "right ascension (ICRS)"),
@@ -212,6 +230,9 @@ def flat_columns(
         how = "refined by what the residual spectrum tells" if refined and name in labels else "as calibrated"
         columns += _interval_columns(name, name, f"posterior median, {how}; the mode where nothing was drawn")
     columns += [known[name] for name in KEPT if name in known]
+    if binaries:
+        columns += [replace(known[name], unit="K") for name in OF_COMPANION]
+        columns += _binary_columns(names)
     for name in labels if refined else ():
         columns += _interval_columns(f"{name}_forward", name, "median of the forward posterior, before refinement")
     for name in names:
@@ -222,6 +243,19 @@ def flat_columns(
             Column(f"{mode}_err", pa.float32(), unit, f"stat.error;{ucd}", f"{title}: Fisher error (ZGR23-compatible)"),
         ]
     return tuple(replace(c, ucd=c.ucd.strip(";")) for c in columns)
+
+
+def _binary_columns(names: Sequence[str]) -> list[Column]:
+    """Flat columns of the primary's parameters under hypothesis B."""
+    columns = []
+    for name in names:
+        unit, ucd, title = PARAMETER_UNITS.get(name, "dex"), PARAMETER_UCDS.get(name, ""), TITLES.get(name, name)
+        what = f"{title}: of the brighter star, if there is a second source"
+        columns += [
+            Column(f"{name}_binary", pa.float32(), unit, f"{ucd};stat.mean", what),
+            Column(f"{name}_binary_err", pa.float32(), unit, f"stat.error;{ucd}", f"1-sigma error of {name}_binary"),
+        ]
+    return columns
 
 
 def _interval_columns(name: str, parameter: str, description: str) -> list[Column]:

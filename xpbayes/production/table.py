@@ -23,6 +23,7 @@ from xpbayes.refinement.adjusting import Refined
 from xpbayes.refinement.refined import forward_gaussian
 from xpbayes.release import DEFAULT_RELEASE
 from xpbayes.schema import (
+    BINARY_COLUMNS,
     CATALOGUE_VERSION,
     FORMER_ID,
     arrow_schema,
@@ -142,6 +143,8 @@ def catalogue_rows(  # noqa: PLR0913 - what a row is made from
     }
     if inferred.curve is not None:
         rows |= {name: spread(values, np.nan) for name, values in _curve_values(inferred, inferred.curve, law).items()}
+    if inferred.pair is not None:
+        rows |= {name: spread(of, np.nan) for name, of in zip(BINARY_COLUMNS, inferred.pair, strict=True)}
     if added is not None:
         model_covariance = spread(added, np.nan)
         rows["model_cov_triu"] = upper_triangle(model_covariance)
@@ -212,6 +215,7 @@ def to_arrow(rows: dict[str, Any], n_labels: int, release: str = DEFAULT_RELEASE
         model_uncertainty="model_cov_triu" in rows,
         refined="refined_median" in rows,
         curve="xi" in rows,
+        binaries="ln_odds_binary" in rows,
         release=release,
     )
     ids = rows["source_id"]

@@ -25,8 +25,10 @@ from xpbayes.device import suited_programs
 from xpbayes.errors import InputError
 from xpbayes.identity import Stream, seeds_from_id
 from xpbayes.inference.fit import fit_stars
+from xpbayes.inference.ridge import companion_ridge
 from xpbayes.inference.scatter import loosened, scatter_of, settled
 from xpbayes.instrument.instrument import InstrumentId
+from xpbayes.models.pair import CompanionRidge
 from xpbayes.production.export import check_suffix, save_catalogue
 from xpbayes.production.flags import Scores
 from xpbayes.production.meeting import stars_for, warn_of_transfer
@@ -189,7 +191,7 @@ def solve_stars(
     seeds = seeds_from_id(usable.source_id, Stream.DRAWS)
     scatter = stars_scatter(trained, batch) if config.calibrate else None
     looked_at = batch if scatter is None else loosened(batch, scatter)
-    inferred = fit_stars(trained.star_model, looked_at, config, progress, seeds)
+    inferred = fit_stars(trained.star_model, looked_at, config, progress, seeds, _ridge(trained, config))
     by_chains = np.zeros(len(usable), bool)
     if config.refine:
         from xpbayes.inference.sampling.ladder import refine_with_nuts
@@ -248,6 +250,13 @@ def solve_stars(
         refined = refine_labels(second, star_model, looked_at, found, inferred, use_parallax=config.use_parallax)
         rows |= refined_rows(refined, inferred, status, rows["status"] == OK)
     return to_arrow(rows, len(trained.labels), release), int((rows["status"] != OK).sum())
+
+
+def _ridge(trained: TrainedModel, config: InferenceConfig) -> CompanionRidge | None:
+    """Where companions lie, if binaries are asked for."""
+    if not config.binaries:
+        return None
+    return companion_ridge(trained.star_model, trained.labels, np.asarray(trained.channels.wavelengths))
 
 
 def stars_scatter(trained: TrainedModel, stars: Stars) -> NDArray[np.float64] | None:

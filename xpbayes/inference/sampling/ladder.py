@@ -103,5 +103,5 @@ def refine_with_nuts(
         new = {name: v if v.ndim == 1 else np.delete(v, n, axis=1) for name, v in new.items()}
     if inferred.spurious is not None:
         new["spurious"] = spurious_in(looked_at, flat[:, :, -1])
-    replaced = {name: with_new(getattr(inferred, name), values) for name, values in new.items()}
+    replaced: dict[str, Any] = {name: with_new(getattr(inferred, name), values) for name, values in new.items()}
     return replace(inferred, curve=curve, **replaced), by_chains
