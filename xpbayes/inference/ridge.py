@@ -68,9 +68,9 @@ def companion_ridge(model: StarModel, labels: Sequence[str], wavelength_nm: NDAr
     band = band / band.sum() if band.any() else np.full(len(wavelength), 1.0 / len(wavelength))
     center, scale = own.mean(axis=0), own.std(axis=0)
     as_bright = np.zeros(len(np.asarray(brightness_terms(jnp.zeros(3)))))
-    values = (logg, np.asarray((low, high)), as_bright, center, scale, band)
-    arrays: list[Any] = [jnp.asarray(v, jnp.float32) for v in values]
-    ridge = CompanionRidge(*arrays, at)
+    arrays: dict[str, Any] = {"logg": logg, "teff_range": (low, high), "as_bright": as_bright}
+    arrays |= {"center": center, "scale": scale, "band": band}
+    ridge = CompanionRidge(**{name: jnp.asarray(v, jnp.float32) for name, v in arrays.items()}, at=at)
     return _with_brightness(model.forward, ridge, draws[:: N_DRAWS // 5000])
 
 
