@@ -403,6 +403,24 @@ def catalogue_columns(
             "and the fluxes; null where neither column was there, or no parallax was used",
             required=False,
         ),
+        Column(
+            "p_outside_model",
+            f32,
+            "",
+            "stat.probability",
+            "probability that the source is none of the training sample's kinds of stars; above 0.5 for 1 % of stars kept "
+            "aside in training; null where the model has no record of it",
+            required=False,
+        ),
+        Column(
+            "reliability",
+            pa.list_(f32, n_parameters),
+            "",
+            "stat.probability",
+            f"probability that stellar_params_median is within 2 of its 68 % interval's halves of the truth, of {order}; "
+            "null where the model has no record of it",
+            required=False,
+        ),
         Column("n_obs", pa.int16(), "", "meta.number", "channels that entered the fit"),
         Column("dof", pa.int16(), "", "stat.fit.dof", "n_obs, plus one for a parallax, minus the number of parameters"),
         Column("converged", boolean, "", "meta.code.qual", "the scaled gradient test was met"),

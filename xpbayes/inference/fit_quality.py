@@ -42,9 +42,13 @@ class FitQuality:
             n_channels: (star,) channels that it is of.
             ln_snr: (star,) mean ln S/N of the channels.
         """
+        return ndtr(-self.deviation(chi2, n_channels, ln_snr)).astype(np.float32)
+
+    def deviation(self, chi2: NDArray, n_channels: NDArray, ln_snr: NDArray) -> NDArray[np.float64]:
+        """(star,) by how many standard deviations fluxes fit worse than those of ordinary stars; arguments as for `of`."""
         middle, width = (np.interp(ln_snr, self.ln_snr, values) for values in (self.middle, self.width))
         with np.errstate(divide="ignore", invalid="ignore"):
-            return ndtr(-(np.log(chi2 / n_channels) - middle) / width).astype(np.float32)
+            return (np.log(chi2 / n_channels) - middle) / width
 
 
 def fit_quality_of(chi2: NDArray, n_channels: NDArray, ln_snr: NDArray) -> FitQuality | None:

@@ -25,10 +25,12 @@ class Scores(NamedTuple):
     Attributes:
         fit_quality: see `inference.fit_quality`.
         extrapolation: see `inference.support`.
+        trust: (star, 1 + parameter) see `inference.trust`.
     """
 
     fit_quality: NDArray[np.float32] | None = None
     extrapolation: NDArray[np.float32] | None = None
+    trust: NDArray[np.float32] | None = None
 
 
 class Parallaxes(NamedTuple):

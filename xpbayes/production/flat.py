@@ -23,9 +23,9 @@ PARAMETER_UCDS = {**LABEL_UCDS, "extinction": "phys.absorption", "parallax": "po
 TITLES = {"teff": "effective temperature", "feh": "[Fe/H]", "logg": "log g", "alpha_m": "[alpha/M]",
           "extinction": "extinction scalar E", "parallax": "parallax"}  # fmt: skip
 KEPT = (
-    "quality_flags", "status", "fit_quality", "extrapolation", "p_spurious_parallax", "refined_share", "xi_median", "xi_p16",
-    "xi_p84", "r_v", "r_v_err", "teff_confidence", "feh_confidence", "logg_confidence", "k_hat", "n_modes", "chi2_opt",
-    "n_obs", "dof", "ln_prior", "e_unbounded", "e_unbounded_err", "method", "release",
+    "quality_flags", "status", "fit_quality", "extrapolation", "p_outside_model", "p_spurious_parallax", "refined_share",
+    "xi_median", "xi_p16", "xi_p84", "r_v", "r_v_err", "teff_confidence", "feh_confidence", "logg_confidence", "k_hat",
+    "n_modes", "chi2_opt", "n_obs", "dof", "ln_prior", "e_unbounded", "e_unbounded_err", "method", "release",
     "ln_odds_binary", "binary_flux_ratio", "binary_flux_ratio_err",
 )  # fmt: skip
 """Columns of the catalogue that are flat already."""
@@ -116,6 +116,8 @@ def flat_table(catalogue: pa.Table, about: Mapping[str, Any] | None = None) -> p
     for i, name in enumerate(names):
         scale = 1e3 if name == "teff" else 1.0
         values |= {f"{name}_mode": mode[:, i] * scale, f"{name}_mode_err": fisher[:, i] * scale}
+        if "reliability" in catalogue.column_names:
+            values[f"{name}_reliability"] = list_column(catalogue, "reliability")[:, i]
         for suffix, ours, before in zip(("", "_err", "_p16", "_p84"), best, forward, strict=True):
             values |= {f"{name}{suffix}": ours[:, i] * scale, f"{name}_forward{suffix}": before[:, i] * scale}
     if "ln_odds_binary" in catalogue.column_names:
@@ -197,6 +199,8 @@ def columns_for(about: Mapping[str, Any], names: Sequence[str]) -> tuple[Column,
         binaries="ln_odds_binary" in names,
     )
     trusted = "confidence_checksum" in (about.get("model") or {})
+    if "reliability" not in names:  # of a version before it
+        columns = tuple(c for c in columns if not c.name.endswith("_reliability"))
     return tuple(
         c
         for c in columns
@@ -230,6 +234,11 @@ def flat_columns(
         how = "refined by what the residual spectrum tells" if refined and name in labels else "as calibrated"
         columns += _interval_columns(name, name, f"posterior median, {how}; the mode where nothing was drawn")
     columns += [known[name] for name in KEPT if name in known]
+    for name in names:
+        what = (
+            f"{TITLES.get(name, name)}: probability that the median of the forward posterior is within 2 of its errors"
+        )
+        columns.append(Column(f"{name}_reliability", pa.float32(), "", "stat.probability", what))
     if binaries:
         columns += [replace(known[name], unit="K") for name in OF_COMPANION]
         columns += _binary_columns(names)

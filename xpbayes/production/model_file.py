@@ -25,6 +25,8 @@ from xpbayes.files import file_checksum, save_arrays
 from xpbayes.inference.fit_quality import FitQuality
 from xpbayes.inference.recalibration import CASES, Calibration, KindCalibration, of_labels_only
 from xpbayes.inference.support import LabelSupport
+from xpbayes.inference.trust import Trust
+from xpbayes.inference.trust import feature_names as trust_feature_names
 from xpbayes.instrument.instrument import DEFAULT_ID, InstrumentId
 from xpbayes.instrument.transfer import Transfer
 from xpbayes.models.extinction import ReddeningLaw
@@ -52,6 +54,7 @@ CONFIDENCE_ARRAYS = ("center", "inverse_scale", "indicator")
 SCATTER = "calibration.scatter"
 FIT_QUALITY = "calibration.fit_quality"
 CURVE_VARIATION = "curve_variation"
+TRUST = "trust"
 OLD_CALIBRATION, OLD_CALIBRATION_ARRAYS = "calibration.kinds", ("scale", "kinds", "width", "offset", "stretch")
 """In files of version 0.1.0, which calibrated labels alone."""
 AGAIN = "train or copy the model again"
@@ -121,6 +124,7 @@ class TrainedModel:
         calibration: of posteriors, on stars kept aside; None if none were.
         transfer: to the model's instrument from another release's; None until `runs.transfer` has learned one.
         second_stage: what refines labels; None if it was switched off or there were too few stars.
+        trust: how far rows can be trusted; None if too few stars were kept aside, and in models trained before.
     """
 
     star_model: StarModel
@@ -132,6 +136,7 @@ class TrainedModel:
     calibration: Calibration | None = None
     transfer: Transfer | None = None
     second_stage: SecondStage | None = None
+    trust: Trust | None = None
 
     @property
     def instrument(self) -> InstrumentId:
@@ -192,6 +197,8 @@ def save_model(model: TrainedModel, folder: str | os.PathLike[str]) -> Path:
             arrays |= {SCATTER: model.calibration.scatter}
         if model.calibration.fit_quality is not None:
             arrays |= {f"{FIT_QUALITY}.{f}": v for f, v in vars(model.calibration.fit_quality).items()}
+    if model.trust is not None:
+        arrays |= {f"{TRUST}.{name}": value for name, value in model.trust._asdict().items()}
     save_arrays(folder / ARRAYS, _plain(arrays))
     card = {
         **model.card,  # first: what a loaded card says of its own arrays is not true of these
@@ -284,6 +291,10 @@ def _check_arrays(arrays: Mapping[str, NDArray[Any]], n_labels: int, n_channels:
         check_fields(arrays, {_model_error_key(f.name): f.type for f in fields(ModelError)}, sizes)
     if "support.labels" in arrays:
         check_fields(arrays, {f"support.{f.name}": f.type for f in fields(LabelSupport)}, sizes)
+    if f"{TRUST}.knots" in arrays:
+        n_features = len(trust_feature_names(("",) * n_labels))
+        of_trust = {f"{TRUST}.{name}": kind for name, kind in Trust.__annotations__.items()}
+        check_fields(arrays, of_trust, {"target": n_labels + 3, "feature": n_features})
     of_kinds, kinds = {f.name: f.type for f in fields(KindCalibration)}, Float[np.ndarray, " kind"]
     if OLD_CALIBRATION in arrays:
         of_labels = of_kinds | dict.fromkeys(("offset", "stretch"), Float[np.ndarray, "kind label"])
@@ -362,6 +373,9 @@ def load_model(folder: str | os.PathLike[str]) -> TrainedModel:
         if "support.labels" in arrays
         else None,
         calibration=_load_calibration(arrays),
+        trust=Trust(*(np.asarray(arrays[f"{TRUST}.{name}"]) for name in Trust._fields))
+        if f"{TRUST}.knots" in arrays
+        else None,
         confidence=_load_confidence(folder, about.confidence, feature_names(labels, channels.names))
         if about.confidence is not None
         else None,

@@ -89,7 +89,10 @@ def catalogue_rows(  # noqa: PLR0913 - what a row is made from
     )  # fmt: skip
     of_paper = paper_flags(chi2, ln_prior, ln_threshold, parallaxes)
     unknown = np.full(len(tried), np.nan, np.float32)
-    quality, beyond, spurious = (spread(unknown if v is None else v, np.nan) for v in (*scores, inferred.spurious))
+    each = (scores.fit_quality, scores.extrapolation, inferred.spurious)
+    quality, beyond, spurious = (spread(unknown if v is None else v, np.nan) for v in each)
+    no_trust = np.full((len(tried), 1 + n_parameters), np.nan, np.float32)
+    trust = spread(no_trust if scores.trust is None else scores.trust, np.nan)
     measured = table.is_measured("parallax") & use_parallax
     n_obs = table.channel_present().sum(axis=1)
     reason = status.astype("U64").copy()
@@ -132,6 +135,8 @@ def catalogue_rows(  # noqa: PLR0913 - what a row is made from
         "runner_up_delta": spread(inferred.runner_up_delta, np.nan),
         "extrapolation": beyond,
         "p_spurious_parallax": spurious,
+        "p_outside_model": trust[:, 0],
+        "reliability": trust[:, 1:],
         "n_obs": n_obs.astype(np.int16),
         "dof": (n_obs + measured - n_parameters).astype(np.int16),
         "converged": spread(inferred.converged, False),

@@ -24,7 +24,7 @@ from xpbayes.data.stars import Stars
 from xpbayes.device import suited_programs
 from xpbayes.errors import InputError
 from xpbayes.identity import Stream, seeds_from_id
-from xpbayes.inference.fit import fit_stars
+from xpbayes.inference.fit import Posteriors, fit_stars
 from xpbayes.inference.ridge import companion_ridge
 from xpbayes.inference.scatter import loosened, scatter_of, settled
 from xpbayes.instrument.instrument import InstrumentId
@@ -207,15 +207,9 @@ def solve_stars(
         from xpbayes.inference.recalibration import recalibrated
 
         inferred = recalibrated(inferred, trained.calibration, batch, use_parallax=config.use_parallax)
-    fit_quality = beyond = None
-    if trained.calibration is not None and trained.calibration.fit_quality is not None:
-        from xpbayes.inference.recalibration import ln_snr_of, n_channels_of
-
-        fit_quality = trained.calibration.fit_quality.of(inferred.chi2, n_channels_of(batch), ln_snr_of(batch))
-    if trained.support is not None:
-        from xpbayes.inference.support import extrapolation_of
-
-        beyond = extrapolation_of(trained.support, trained.prior, inferred)
+    scores = _scores(trained, batch, (looked_at, found), inferred, use_parallax=config.use_parallax)
+    if trained.trust is None:
+        log.log(level, "p_outside_model and reliability are null: the model was trained without them; train it again")
     as_rows = partial(
         catalogue_rows,
         table,
@@ -223,7 +217,7 @@ def solve_stars(
         ln_threshold=float(trained.prior.ln_threshold),
         use_parallax=config.use_parallax,
         by_chains=by_chains,
-        scores=Scores(fit_quality, beyond),
+        scores=scores,
         law=trained.reddening_law,
     )
     rows = as_rows(inferred)
@@ -250,6 +244,36 @@ def solve_stars(
         refined = refine_labels(second, star_model, looked_at, found, inferred, use_parallax=config.use_parallax)
         rows |= refined_rows(refined, inferred, status, rows["status"] == OK)
     return to_arrow(rows, len(trained.labels), release), int((rows["status"] != OK).sum())
+
+
+def _scores(
+    trained: TrainedModel, batch: Stars, seen: tuple[Stars, Posteriors], inferred: Posteriors, *, use_parallax: bool
+) -> Scores:
+    """What says how far rows can be trusted.
+
+    Args:
+        trained: the model.
+        batch: the stars as measured.
+        seen: the stars as inference saw them, and their posteriors as it found them.
+        inferred: their posteriors as the catalogue has them.
+        use_parallax: whether inference used the parallaxes.
+    """
+    quality = None if trained.calibration is None else trained.calibration.fit_quality
+    fit_quality = beyond = trust = None
+    if quality is not None:
+        from xpbayes.inference.recalibration import ln_snr_of, n_channels_of
+
+        fit_quality = quality.of(inferred.chi2, n_channels_of(batch), ln_snr_of(batch))
+    if trained.support is not None:
+        from xpbayes.inference.support import extrapolation_of
+
+        beyond = extrapolation_of(trained.support, trained.prior, inferred)
+        if trained.trust is not None and quality is not None:
+            from xpbayes.inference.trust import trust_features
+
+            left = trust_features(trained.star_model, trained.support, quality, *seen, use_parallax=use_parallax)
+            trust = trained.trust.probabilities(left)
+    return Scores(fit_quality, beyond, trust)
 
 
 def _ridge(trained: TrainedModel, config: InferenceConfig) -> CompanionRidge | None:

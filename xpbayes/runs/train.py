@@ -40,6 +40,7 @@ from xpbayes.inference.recalibration import (
 from xpbayes.inference.references import references
 from xpbayes.inference.scatter import fit_scatter, loosened, scatter_of, settled
 from xpbayes.inference.support import make_support
+from xpbayes.inference.trust import Trust
 from xpbayes.models.extinction import NearInfraredLaw
 from xpbayes.production.model_file import CARD, TrainedModel, load_model, save_model
 from xpbayes.refinement.stage import Aside, calibrate_second_stage, learn_second_stage
@@ -55,6 +56,7 @@ from xpbayes.training.learn import train as learn
 from xpbayes.training.reddening_law import fit_law
 from xpbayes.training.self_cleaning import with_absolute_magnitudes
 from xpbayes.training.training_set import TrainingSet, n_rows, training_set, training_set_in_files
+from xpbayes.training.trust import Case, learn_trust
 
 log = logging.getLogger(__name__)
 
@@ -142,8 +144,8 @@ def train(
         law = fit_law(model.forward, training.channels.wavelengths, model.model_error)
         if law is not None:
             model.card["reddening_law"] = {"family": "Gordon et al. 2023", "xi": law.xi, "r_v": law.at}
-        calibration, aside = _calibrate(model, chosen.aside, config)
-        model = replace(model, calibration=calibration)
+        calibration, aside, trust = _calibrate(model, chosen.aside, config)
+        model = replace(model, calibration=calibration, trust=trust)
         if config.second_stage:
             model = _with_second_stage(model, chosen, aside, config)
         model.card["calibration"] = _calibration_entry(calibration, chosen.aside, config.labels)
@@ -219,14 +221,14 @@ def _take_dropped(phases: list[dict[str, Any]], source_id: NDArray[np.int64]) ->
 
 def _calibrate(
     model: TrainedModel, kept_aside: Spectra, config: TrainingConfig
-) -> tuple[Calibration | None, list[Aside]]:
+) -> tuple[Calibration | None, list[Aside], Trust | None]:
     """Calibrate posteriors on stars that training did not see, as inference sees them: with parallax, and without.
 
     Returns:
-        the calibration, and how it leaves the posteriors of these stars in either case.
+        the calibration, how it leaves the posteriors of these stars in either case, and how far these can be trusted.
     """
     if not len(kept_aside):
-        return None, []
+        return None, [], None
     floor = config.floor_for(len(model.labels))
     stars = kept_aside.stars(model.labels, label_error_floor=floor, doubt_parallax=InferenceConfig().doubt_parallax)
     ln_snr, scale = ln_snr_of(stars), np.asarray(model.forward.label_scale, np.float64)
@@ -242,15 +244,16 @@ def _calibrate(
     aside = [Aside(stars, found, own, use_parallax=False)]
     if flux_only is None:
         log.info(f"not calibrated: {len(stars)} stars kept aside are too few; raise calibration_fraction")
-        return None, aside
-    with_parallax = None
+        return None, aside, None
+    with_parallax, known_of = None, [known]
     measured = np.flatnonzero(stars.parallax_inv_error > 0)
     if len(measured):
         some, spread_of = stars.take(jnp.asarray(measured)), scatter[measured]
         looked_at = loosened(some, spread_of)
         found = fit_stars(model.star_model, looked_at, InferenceConfig())
         own = settled(found, some, spread_of, use_parallax=True)
-        with_parallax = fit_calibration(own, known.take(measured), ln_snr[measured], scale, own_parallax=True)
+        known_of.append(known.take(measured))
+        with_parallax = fit_calibration(own, known_of[-1], ln_snr[measured], scale, own_parallax=True)
         aside.append(Aside(looked_at, found, own, use_parallax=True))
     calibration = Calibration(with_parallax or flux_only, flux_only, spread, quality)
     aside = [
@@ -263,7 +266,12 @@ def _calibrate(
     for name, of in (("flux and parallax", with_parallax), ("flux alone", flux_only)):
         if of is not None:
             log.info(f"calibrated on {len(stars)} stars kept aside, {name}: {_in_words(of, model.labels)}")
-    return calibration, aside
+    cases = [Case(*case, known) for case, known in zip(aside, known_of, strict=True)]
+    wavelength = np.asarray(model.channels.wavelengths, np.float64)
+    trust = None
+    if model.support is not None:
+        trust = learn_trust(model.star_model, model.support, calibration, wavelength, cases, config.seed)
+    return calibration, aside, trust
 
 
 def _with_second_stage(

@@ -1,0 +1,154 @@
+"""Sources that no model of single stars describes, made without any data: what a refusal is learned from.
+
+Each has the errors, correlations and brightness of a star kept aside, and one of these spectra: a hot or a cold black body,
+a white dwarf (a black body with broad Balmer lines), a quasar (a power law with broad emission lines at any redshift), two
+stars in one at different extinctions, or the model's own extrapolation to labels beyond those of its training stars.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
+from xpbayes.inference.support import LabelSupport
+from xpbayes.models.forward import ForwardModel, ln_absolute_flux
+
+HC_OVER_K = 1.4388e7
+"""[nm K]"""
+BALMER = (410.2, 434.0, 486.1, 656.3)
+"""[nm]"""
+QUASAR_LINES = ((121.6, 4.0), (154.9, 1.2), (190.9, 0.8), (279.8, 0.6), (486.1, 0.4), (656.3, 1.5))
+"""Wavelength [nm] and peak over the continuum of broad lines, after the composite of Vanden Berk et al. (2001)."""
+BEYOND = (1.5, 4.0)
+"""Labels beyond the training sample's: distances from its middle, times these."""
+MIN_BLEND, MIN_CONTRAST = 0.2, 0.2
+"""A blend is at least so far from either of its stars: flux ratio, and rms difference of their ln fluxes."""
+
+Random = np.random.Generator
+Shapes = Float[np.ndarray, "source channel"]
+
+
+def outsiders(
+    forward: ForwardModel,
+    support: LabelSupport,
+    wavelength: Float[NDArray, " channel"],
+    templates: Stars,
+    n_each: int,
+    seed: int,
+) -> Stars:
+    """Make sources of every kind.
+
+    Args:
+        forward: the forward model.
+        support: where its training labels are.
+        wavelength: of the channels [nm].
+        templates: stars as measured, that lend errors, brightness and parallaxes.
+        n_each: sources of each kind.
+        seed: of all random numbers.
+
+    Returns:
+        a batch, one kind after the other.
+    """
+    random = np.random.default_rng(seed)
+    curve = np.exp(np.asarray(forward.ln_curve, np.float64))
+    sound = np.flatnonzero((np.asarray(templates.flux) > 0).mean(axis=1) > 0.9)
+    made: list[Callable[[Stars], Shapes]] = [
+        lambda of: _black_body(wavelength, random.uniform(12.0, 60.0, (len(of), 1))),
+        lambda of: _black_body(wavelength, random.uniform(1.4, 2.7, (len(of), 1))),
+        lambda of: _white_dwarf(wavelength, len(of), random),
+        lambda of: _quasar(wavelength, len(of), random),
+        partial(_blend, curve, random),
+        lambda of: _beyond(forward, support, len(of), random),
+    ]
+    parts = []
+    for kind in made:
+        of = _picked(templates, random.choice(sound, n_each))
+        shape = kind(of) - random.exponential(0.15, (n_each, 1)) * curve
+        seen = _seen(shape, of, random)
+        parts.append(_at_its_distance(seen, shape, random) if kind is made[-1] else seen)
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def _picked(stars: Stars, rows: NDArray[np.integer]) -> Stars:
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], stars)
+
+
+def _black_body(wavelength: NDArray[np.float64], temperature: NDArray[np.float64]) -> Shapes:
+    """Ln flux density, temperatures in kK."""
+    return -5.0 * np.log(wavelength) - np.log(np.expm1(np.minimum(HC_OVER_K / (wavelength * 1e3 * temperature), 600.0)))
+
+
+def _white_dwarf(wavelength: NDArray[np.float64], n: int, random: Random) -> Shapes:
+    temperature = random.uniform(6.0, 30.0, (n, 1))
+    shape = _black_body(wavelength, temperature)
+    depth = random.uniform(0.1, 0.7, (n, 1)) * np.exp(-(((temperature - 12.0) / 8.0) ** 2))
+    for line in BALMER:
+        shape = shape + np.log1p(-depth / (1.0 + ((wavelength - line) / random.uniform(4.0, 12.0, (n, 1))) ** 2))
+    return shape
+
+
+def _quasar(wavelength: NDArray[np.float64], n: int, random: Random) -> Shapes:
+    redshift, slope = random.uniform(0.05, 4.5, (n, 1)), random.normal(-1.5, 0.5, (n, 1))
+    rest = wavelength / (1.0 + redshift)
+    flux = rest**slope
+    for line, peak in QUASAR_LINES:
+        strength = peak * np.exp(0.4 * random.normal(size=(n, 1)))
+        flux = flux * (1.0 + strength * np.exp(-0.5 * ((rest - line) / (0.012 * line)) ** 2))
+    forest = np.exp(-0.0036 * (1.0 + redshift) ** 3.46 * (rest < 121.6))  # mean opacity (Madau 1995)
+    return np.log(np.maximum(flux * forest, 1e-3 * flux))
+
+
+def _blend(curve: NDArray[np.float64], random: Random, of: Stars) -> Shapes:
+    """The template and another of the templates, at another extinction."""
+    one = np.log(np.maximum(np.asarray(of.flux, np.float64), 1e-3))
+    out, left = one.copy(), np.arange(len(one))
+    for _ in range(20):
+        other = one[random.permutation(len(one))][left] - curve * random.exponential(0.5, (len(left), 1))
+        other += np.median(one[left] - other, axis=1, keepdims=True) + np.log(
+            random.uniform(MIN_BLEND, 1.0, (len(left), 1))
+        )
+        out[left] = np.logaddexp(one[left], other)
+        apart = one[left] - other
+        left = left[(apart - apart.mean(axis=1, keepdims=True)).std(axis=1) < MIN_CONTRAST]
+        if not len(left):
+            break
+    return out
+
+
+def _beyond(forward: ForwardModel, support: LabelSupport, n: int, random: Random) -> Shapes:
+    """The model carried on to labels outside of the range of its training stars."""
+    known = np.asarray(support.labels, np.float64)
+    low, middle, high = np.quantile(known, (0.005, 0.5, 0.995), axis=0)
+    picked = known[random.integers(0, len(known), 40 * n)]
+    label = random.integers(0, known.shape[1], (40 * n, 1)) == np.arange(known.shape[1])
+    picked = picked + label * (picked - middle) * (random.uniform(*BEYOND, (40 * n, 1)) - 1.0)
+    outside = ((picked < low) | (picked > high)).any(axis=1) & (picked[:, 0] > 0.5 * low[0])
+    labels = picked[outside][:n].astype(np.float32)
+    return np.asarray(by_blocks(jax.vmap(partial(ln_absolute_flux, forward)), STAR_BLOCK, labels), np.float64)
+
+
+def _seen(shape: Shapes, of: Stars, random: Random) -> Stars:
+    """Spectra of these shapes, as bright as their templates, with errors drawn anew."""
+    flux, there = np.asarray(of.flux, np.float64), np.diagonal(np.asarray(of.whitening), axis1=1, axis2=2) > 0
+    shape = shape - np.median(shape, axis=1, keepdims=True)
+    level = np.median(np.where(there, flux, np.nan)[:, : shape.shape[1]], axis=1, keepdims=True)
+    level = np.where(np.isfinite(level), level, np.nanmedian(np.where(there, flux, np.nan), axis=1, keepdims=True))
+    noiseless = np.exp(np.clip(shape, -12.0, 4.0)) * np.maximum(level, 1e-3)
+    factor = np.where(there[:, :, None], np.asarray(of.whitening, np.float64), np.eye(flux.shape[1]))
+    error = np.linalg.solve(factor, np.where(there, random.standard_normal(flux.shape), 0.0)[:, :, None])[:, :, 0]
+    return replace(of, flux=jnp.asarray(np.where(there, noiseless + error, 0.0), jnp.float32))
+
+
+def _at_its_distance(seen: Stars, absolute: Shapes, random: Random) -> Stars:
+    """The parallaxes that make sources of known luminosity so bright, measured with the templates' errors."""
+    flux = np.asarray(seen.flux, np.float64)
+    ln_ratio = np.median(np.log(np.maximum(flux, 1e-3)) - absolute, axis=1) + np.asarray(seen.ln_scale, np.float64)
+    inverse = np.asarray(seen.parallax_inv_error, np.float64)
+    error = random.standard_normal(len(inverse)) / np.where(inverse > 0, inverse, np.inf)
+    return replace(seen, parallax=jnp.asarray(np.exp(0.5 * ln_ratio) + error, jnp.float32))
