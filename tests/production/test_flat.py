@@ -16,7 +16,7 @@ from xpbayes.production.export import WRITERS, save_catalogue
 from xpbayes.production.flat import flat_columns, flat_table
 from xpbayes.production.table import catalogue_about, describe, list_column, read_catalogue, to_arrow
 from xpbayes.runs.export import export
-from xpbayes.schema import catalogue_columns
+from xpbayes.schema import catalogue_columns, columns_of
 
 N = 40
 ABOUT = {
@@ -74,6 +74,24 @@ def test_every_column_says_what_it_is_and_values_come_before_modes():
     assert names.index("parallax_p84") < names.index("status") < names.index("teff_forward") < names.index("teff_mode")
     assert all(c.unit == "K" for c in columns if c.name.startswith("teff_") and c.ucd != "stat.probability")
     assert not any(pa.types.is_fixed_size_list(c.type) for c in columns)
+
+
+def test_second_sources_are_flat_in_kelvin_and_null_where_not_compared():
+    rows = plausible(N, 1)
+    for column in catalogue_columns(3, binaries=True)[-7:]:
+        shape = (N, column.type.list_size) if pa.types.is_fixed_size_list(column.type) else N
+        rows[column.name] = np.where(
+            np.arange(N).reshape(N, *(1,) * (np.size(shape) - 1)) % 3, np.full(shape, 5.5), np.nan
+        )
+    about = {**ABOUT, "settings": {"binaries": "suspicious"}, "model": {}}
+    catalogue = describe(to_arrow(rows, 3), about)
+    assert [c.name for c in columns_of(about)] == catalogue.column_names
+    flat = flat_table(catalogue)
+    assert {"ln_odds_binary", "binary_flux_ratio", "logg_binary", "parallax_binary_err"} < set(flat.column_names)
+    for name, value in {"binary_teff2": 5500.0, "teff_binary": 5500.0, "logg_binary": 5.5}.items():
+        found = flat[name].to_numpy(zero_copy_only=False)
+        assert_allclose(found, np.where(np.arange(N) % 3, value, np.nan))
+    assert flat.schema.field("binary_teff2").metadata[b"unit"] == b"K"
 
 
 @pytest.mark.filterwarnings("ignore:.*(dex|UCD|solMass)")  # astropy does not take the unit dex from FITS and VOTable

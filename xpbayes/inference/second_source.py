@@ -131,12 +131,33 @@ def weigh_hypotheses(
 def _weigh(
     model: StarModel, ridge: CompanionRidge, stars: Stars, single: Solution, max_iterations: int
 ) -> PairPosteriors:
-    n = len(stars)
     best = np.argmin(np.where(np.isfinite(single.objective), single.objective, np.inf), axis=1)
-    at = np.array(np.asarray(single.theta_log)[np.arange(n), best])
-    light = np.zeros(n)  # ln of whole over primary
+    alone = np.asarray(single.theta_log)[np.arange(len(stars)), best]
+    found = solve_companions(model, ridge, stars, alone, max_iterations)
+    return _moments(_with_steps(found), ln_evidence_of_single(model, stars, single), model.forward)
+
+
+def companions_tried() -> NDArray[np.float64]:
+    """`companion` of the pairs that are solved, the faintest first."""
+    return np.asarray(norm.ppf((np.arange(N_COMPANIONS) + 0.5) / N_COMPANIONS))
+
+
+def solve_companions(
+    model: StarModel, ridge: CompanionRidge, stars: Stars, alone: NDArray[np.floating], max_iterations: int
+) -> list[PairPosteriors]:
+    """Solve B for every companion that is tried.
+
+    Args:
+        model: the trained model, without its error.
+        ridge, stars, max_iterations: as for `weigh_hypotheses`.
+        alone: (star, parameter) A's best optima: where the faintest companion's search begins.
+
+    Returns:
+        for every companion ln evidence in place of odds, and all parameters of a star, with their errors at that companion.
+    """
+    at, light = np.array(alone), np.zeros(len(stars))  # ln of whole over primary
     found: list[PairPosteriors] = []
-    for z in norm.ppf((np.arange(N_COMPANIONS) + 0.5) / N_COMPANIONS):
+    for z in companions_tried():
         pair = StarModel(pair_of(model.forward, ridge, jnp.float32(z)), model.prior)
         # As bright as the last: as much smaller a primary as there is more light from its companion.
         ratio = by_blocks(partial(_ln_flux_ratios, pair), STAR_BLOCK, at)
@@ -145,10 +166,10 @@ def _weigh(
         solution = solve(pair, stars, begin, max_iterations)
         here = _posteriors(pair, stars, solution)
         found.append(here)
-        reached = np.isfinite(here.ln_odds)[:, None]
-        at = np.where(reached, solution.theta_log, at)
-        light = np.where(reached[:, 0], np.log1p(here.flux_ratio), light)
-    return _moments(_with_steps(found), _ln_evidence_of_single(model, stars, single), model.forward)
+        reached = np.isfinite(here.ln_odds)
+        at = np.where(reached[:, None], solution.theta_log, at)
+        light = np.where(reached, np.log1p(here.flux_ratio), light)
+    return found
 
 
 def _posteriors(pair: StarModel, stars: Stars, solution: Solution) -> PairPosteriors:
@@ -196,7 +217,7 @@ def _moments(found: list[PairPosteriors], ln_single: NDArray[np.float64], forwar
     return PairPosteriors(*each)
 
 
-def _ln_evidence_of_single(model: StarModel, stars: Stars, found: Solution) -> NDArray[np.float64]:
+def ln_evidence_of_single(model: StarModel, stars: Stars, found: Solution) -> NDArray[np.float64]:
     """(star,) the sum over all converged optima of A; -inf of a star that has none.
 
     Args:
