@@ -10,11 +10,12 @@ TARGET = Path(__file__).resolve().parents[1] / "docs" / "columns.md"
 
 
 def table(columns: tuple[Column, ...]) -> str:
-    """One Markdown table."""
-    lines = ["| column | type | unit | meaning |", "|---|---|---|---|"]
+    """One Markdown table, narrow enough for a phone: type and unit stand under the name."""
+    lines = ["| column | meaning |", "|---|---|"]
     for c in columns:
         kind = str(c.type).replace("fixed_size_list<item: ", "list<")
-        lines.append(f"| `{c.name}` | `{kind}` | {c.unit or '–'} | {c.description} |")
+        unit = f", {c.unit}" if c.unit else ""
+        lines.append(f"| `{c.name}`<br>{kind.replace('<', '&lt;')}{unit} | {c.description} |")
     return "\n".join(lines)
 
 

@@ -68,10 +68,11 @@ def adapt(
     held = Split(config.validation_fraction, seed=config.split_seed).on(Side.HELD_OUT, kept.source_id)
     training, held_out = kept.take(~held, "held out for validation, by source_id"), kept.take(held)
     if len(training) < LEAST or len(held_out) < LEAST // 4:
+        worst = max(kept.cuts, key=lambda cut: cut.removed)
         raise InputError(
             f"{source['path']}: {len(training)} stars are left to adapt to and {len(held_out)} to judge by (of {len(table)} "
-            f"{len(kept)} pass the cuts; validation_fraction = {config.validation_fraction:g}), at least {LEAST} and "
-            f"{LEAST // 4} are needed; bring more stars"
+            f"{len(kept)} pass the cuts, of which '{worst.what}' took {worst.removed}; validation_fraction = "
+            f"{config.validation_fraction:g}), at least {LEAST} and {LEAST // 4} are needed; bring more stars"
         )
     floor = how.floor_for(len(trained.labels))
     batch = training.stars(trained.labels, spectroscopic_parallax=True, label_error_floor=floor)

@@ -197,6 +197,12 @@ def percentile_lines(axis: "Axes", x: NDArray[np.floating], percentiles: NDArray
         axis.plot(x, values, style, color=ORANGE, lw=1.5)
 
 
+def percentile_legend(axis: "Axes") -> None:
+    """Say what the lines of a `density_panel` are."""
+    median, low = axis.lines[-2], axis.lines[-3]
+    axis.legend([median, low], ["median", "15, 84 %"], fontsize=7.0, frameon=False, loc="lower left")
+
+
 def legend(axis: "Axes", size: float = 8.0, **place: Any) -> None:
     """Draw a legend without a frame."""
     axis.legend(fontsize=size, frameon=False, **place)

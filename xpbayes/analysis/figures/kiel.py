@@ -80,7 +80,7 @@ def draw_kiel(numbers: Kiel) -> "Figure":
     most = int(max(numbers.labelled.max(), numbers.inferred.max()))
     for axis, count, title in (
         (left, numbers.labelled, f"labels ({numbers.n_labelled:,} stars)"),
-        (right, numbers.inferred, f"inferred ({numbers.n_inferred:,} stars, {numbers.covered:.1%} covered)"),
+        (right, numbers.inferred, f"posterior modes ({numbers.n_inferred:,} stars, {numbers.covered:.1%} covered)"),
     ):
         mesh = drawing.counts(axis, 1e3 * TEFF_EDGES, LOGG_EDGES, count, most)
         axis.set(title=title, xlabel=drawing.heading("teff"))
@@ -92,6 +92,8 @@ def draw_kiel(numbers: Kiel) -> "Figure":
     left.plot(1e3 * teff, main_sequence_logg(teff), color=drawing.ORANGE, lw=1.5, label="main sequence (Eq. 28)")
     left.plot(1e3 * giant_branch_teff(logg), logg, "--", color=drawing.ORANGE, lw=1.5, label="giant branch (Eq. 29)")
     drawing.legend(left, loc="upper left")
+    right.plot([], [], "s", color="#ff8000", markersize=5, label="no labelled star")  # autumn's middle, as drawn above
+    drawing.legend(right, loc="upper left")
     figure.colorbar(mesh, ax=[left, right], label="stars per 100 K × 0.1 dex", pad=0.01)
     return figure
 

@@ -187,8 +187,9 @@ def draw_residuals(rows: Sequence[Residuals], normalised: bool, against: str) ->
         unit = drawing.LABEL_UNIT.get(row.name, "")
         axis.set(
             xlabel=f"{drawing.heading(row.name)}, {against}", title=f"{drawing.text(row.name)} ({row.n:,} stars)",
-            ylabel=f"(inferred − {against}) / σ" if normalised else f"inferred − {against} [{unit}]",
+            ylabel=f"(mode − {against}) / σ" if normalised else f"mode − {against} [{unit}]",
         )  # fmt: skip
+    drawing.percentile_legend(axes[0])
     figure.colorbar(mesh, ax=axes, label=drawing.DENSITY_LABEL, pad=0.01)
     return figure
 

@@ -295,6 +295,7 @@ def _spectra(run: Reported) -> list[Part]:
     estimate = list_column(run.catalogue, "stellar_params_est")[solved]
     error = list_column(run.catalogue, "stellar_params_err")[solved]
     at = rows_of(run.catalogue["source_id"].to_numpy()[solved], stars.source_id)
+    reduced = (run.catalogue["chi2_opt"].to_numpy() / run.catalogue["dof"].to_numpy())[solved]
     known = np.flatnonzero(at >= 0)
     examples = []
     for kind, i in choose_examples(estimate[known], np.asarray(model.forward.label_scale), EXAMPLE_KINDS):
@@ -304,17 +305,18 @@ def _spectra(run: Reported) -> list[Part]:
             f" ± {drawing.display_scale(n) * error[star, k]:.{0 if n == 'teff' else 2}f}"
             for k, n in enumerate(model.labels)
         )
-        examples.append(
-            (f"{kind}\n{values}", spectrum_fit(model, stars, int(at[star]), estimate[star], own_level=model.has_levels))
-        )
+        shown = spectrum_fit(model, stars, int(at[star]), estimate[star], own_level=model.has_levels)
+        examples.append((f"{kind}, χ²/dof = {reduced[star]:.2f}\n{values}", shown))
     if not examples:
         return ["No example spectra because none of the inferred stars is in the star table."]
     picture = Picture.of(
         draw_spectra(model.channels.wavelengths, examples),
         "Observed and model spectra of example stars with residuals in units of sigma",
-        "Stars nearest to six typical kinds. Points are data with their marginal 1 σ errors, calibration and model error "
-        "included; the line is the model at the inferred parameters; below each, the residual in σ. Neighbouring residuals "
-        f"are correlated. {parallax_sentence(run.about)}",
+        "Stars nearest to six typical kinds, with posterior modes and Fisher errors. Points are data with their marginal "
+        "1 σ errors, calibration and model error included; the line is the model at the mode; below each, the residual in "
+        "σ. The model's error is correlated over wide stretches: where a star's bands, or half of its spectrum, lie 2 or "
+        "3 σ to one side, as of a giant behind much dust, that is one deviation and not as many as there are points; "
+        f"χ²/dof, which knows all correlations, says how unlikely it is. {parallax_sentence(run.about)}",
     )
     return [Section("Example spectra", [picture], "spectra")]
 
