@@ -99,7 +99,7 @@ class Sizes(NamedTuple):
 
 
 LARGE = Sizes(
-    2000, (100_000, 1_000_000), (16_384, 65_536), 100_000, 32_768, (2048, 8192), (40_000, 2_000_000), (256, 4096), 256, 8192
+    2000, (131_072, 1_000_000), (32_768, 131_072), 131_072, 32_768, (2048, 8192), (40_000, 2_000_000), (256, 4096), 256, 8192
 )  # fmt: skip
 SMALL = Sizes(256, (1024, 2048), (1024,), 1024, 512, (512,), (2048,), (256,), 16, 512)
 
@@ -129,6 +129,8 @@ def settings(**changed: Any) -> Any:
         "max_iterations": 200,
         "n_draws": 512,
         "n_more_draws": 256,
+        "chunk_size": None,
+        "one_program": True,
     }
     return SimpleNamespace(**default | changed)
 
@@ -639,30 +641,22 @@ class Solved(NamedTuple):
 
 
 def solve_chunk(at: Problem, clock: Clock, grid: Any, config: Any, measured: Any) -> Solved:
-    """Starts, solver, optima and Fisher matrices of one chunk, stage by stage on the clock."""
+    """Starts, solver, optima and Fisher matrices of one chunk by the one program of accelerators, on the clock."""
     import jax
 
-    from xpbayes.data.stars import STAR_BLOCK, by_blocks
-    from xpbayes.inference.errors import evaluate_mode, hessians
     from xpbayes.inference.linear_algebra import are_positive_definite, invert_positive
-    from xpbayes.inference.search.optima import choose_optima, search
+    from xpbayes.inference.on_device import find
     from xpbayes.models.theta import to_linear
 
-    with clock("starts and solver"):
-        chunk, _, solution = jax.block_until_ready(search(at.model, grid, measured, config))
-    with clock("choice of optima"):
-        best = choose_optima(
-            solution, lambda u: by_blocks(partial(hessians, at.model.without_error), STAR_BLOCK, chunk, u)
-        ).best
-    with clock("Fisher matrices"):
-        mode = np.asarray(best.theta_log)
-        there = jax.tree.map(
-            np.asarray, by_blocks(partial(evaluate_mode, at.model.without_error), STAR_BLOCK, chunk, mode)
-        )
+    with clock("the program"):
+        found = jax.block_until_ready(find(at.model, grid, measured, config.n_starts, config.max_iterations))
+    with clock("to the host"):
+        best, there = jax.tree.map(np.asarray, (found.optima.best, found.at))
     with clock("inverses on the host"):
         covariance, definite = invert_positive(there.fisher), are_positive_definite(there.hessian)
-    estimate = np.asarray(to_linear(best.theta_log))
-    return Solved(estimate, covariance, there.hessian, there.chi2, np.asarray(best.converged), definite)
+    return Solved(
+        np.asarray(to_linear(best.theta_log)), covariance, there.hessian, there.chi2, best.converged, definite
+    )
 
 
 def search_part(bench: Bench) -> None:

@@ -35,7 +35,7 @@ import xpbayes
 from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
 from xpbayes.identity import Side, Split
-from xpbayes.inference.errors import evaluate_mode, hessians, laplace_covariance
+from xpbayes.inference.errors import evaluate_mode, laplace_covariance
 from xpbayes.inference.fit import fit_stars
 from xpbayes.inference.linear_algebra import invert_positive
 from xpbayes.inference.search.optima import search
@@ -258,12 +258,11 @@ def race_float64(at: Problem, grid: StartGrid, answer: Answer, config: Inference
         precise = Problem(*double(at))
         exact = engine(precise, double(grid), config)
         at_exact = by_blocks(partial(evaluate_mode, precise.model), STAR_BLOCK, exact.stars, exact.theta_log)
-        second = by_blocks(partial(hessians, precise.model), STAR_BLOCK, exact.stars, exact.theta_log)
         theirs = np.asarray(to_linear(jnp.asarray(exact.theta_log)))
     assert exact.theta_log.dtype == np.float64
     covariance = {
         "Fisher": invert_positive(np.asarray(at_exact.fisher)),
-        "Laplace": laplace_covariance(np.asarray(second), exact.theta_log),
+        "Laplace": laplace_covariance(np.asarray(at_exact.hessian), exact.theta_log),
     }
     mine = np.asarray(to_linear(jnp.asarray(answer.theta_log)), np.float64)
     for name, matrices in covariance.items():

@@ -301,7 +301,15 @@ class InferenceConfig(FrozenSettings):
         False,
         description="compare every star with an unresolved pair of stars; 'suspicious': those whose single fit is",
     )
-    chunk_size: int = Field(2048, ge=1, description="stars solved together")
+    chunk_size: int | None = Field(
+        None,
+        ge=1,
+        description="stars solved together, on each device; on CPUs 2048, on accelerators what their memory takes, if not "
+        "given",
+    )
+    one_program: bool | None = Field(
+        None, description="search for optima in one program, without the host; on accelerators alone, if not given"
+    )
 
     @field_validator("n_draws", "n_more_draws")
     @classmethod

@@ -84,12 +84,12 @@ def program(function: Callable[..., Any], *, static_argnames: str | tuple[str, .
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return compiled(_hasty.get() and not _is_traced((args, kwargs)))(*args, **kwargs)
+        return compiled(_hasty.get() and not is_traced((args, kwargs)))(*args, **kwargs)
 
     return call
 
 
-def _is_traced(arguments: Any) -> bool:
+def is_traced(arguments: Any) -> bool:
     """Called within another program, of which this one then is a part."""
     import jax
 

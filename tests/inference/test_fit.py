@@ -10,7 +10,7 @@ from tests.conftest import QUICK, as_double
 from xpbayes.inference.errors import laplace_covariance
 from xpbayes.inference.fit import fit_stars
 from xpbayes.inference.model_error import fold_in_model_error
-from xpbayes.inference.search.optima import _promising, choose_optima, refine, search
+from xpbayes.inference.search.optima import best_of, choose_optima, promising, refine, search
 from xpbayes.inference.search.solver import Solution, solve
 from xpbayes.inference.search.starts import find_starts, make_grid
 from xpbayes.models.objective import objective
@@ -145,7 +145,7 @@ def test_of_starts_that_met_the_lowest_goes_on(trained):
     place = np.zeros((3, 4, 5), np.float32)
     place[:, 2:] = np.arange(2, dtype=np.float32)[:, None] + 1.0
     value = np.array([[5.0, 4.0, 6.0, 30.0], [4.0, 5.0, 6.0, 18.0], [np.inf, np.inf, np.nan, np.inf]], np.float32)
-    assert np.flatnonzero(_promising(place, value, trained.forward)).tolist() == [1, 2, 4, 6, 7, 8, 10, 11]
+    assert np.flatnonzero(promising(place, value, trained.forward)).tolist() == [1, 2, 4, 6, 7, 8, 10, 11]
 
 
 def test_all_starts_compete_under_the_last_objective(trained, stars):
@@ -175,6 +175,10 @@ def _solution(objective, parameters, converged=None):
     return Solution(np.array([parameters], np.float32), value, np.zeros_like(value), converged, number)
 
 
+def _optima(solution, hessian):
+    return choose_optima(solution, np.asarray(hessian(jnp.asarray(best_of(solution).theta_log))))
+
+
 def _isotropic(parameters):
     """Hessian 2 I: L = |u|^2 around the mode, so that distances are in sigmas of L / 2."""
     return 2.0 * jnp.tile(jnp.eye(parameters.shape[1]), (parameters.shape[0], 1, 1))
@@ -195,7 +199,7 @@ def _isotropic(parameters):
 )
 def test_distinct_optima_are_counted(objective, places, converged, n_modes, runner_up, delta):
     parameters = [[0.0, x, 0.0] for x in places]
-    found = choose_optima(_solution(objective, parameters, converged), _isotropic)
+    found = _optima(_solution(objective, parameters, converged), _isotropic)
     assert found.n_modes.tolist() == [n_modes]
     winner = int(np.nanargmin(objective))
     assert_array_equal(found.best.theta_log[0], np.array(parameters[winner], np.float32))
@@ -208,7 +212,7 @@ def test_distance_is_in_the_best_optimum_s_sigmas():
     """The same step is another optimum where the posterior is sharp, and the same one where it is wide."""
     solution = _solution([1.0, 1.5], [[0.0, 0.0], [0.3, 0.3]])
     for curvature, expected in ((0.1, 1), (10.0, 2)):
-        found = choose_optima(solution, lambda u, c=curvature: c * jnp.eye(2)[None])
+        found = _optima(solution, lambda u, c=curvature: c * jnp.eye(2)[None])
         assert found.n_modes.tolist() == [expected]
 
 
@@ -217,9 +221,7 @@ def test_a_star_whose_every_start_failed_has_one_optimum_and_no_warning(place):
     bad = _solution([np.inf, np.nan], [[0.0, place], [place, -place]], [False, False])
     good = _solution([1.0, 1.5], [[0.0, 0.0], [3.0, 3.0]])
     both = Solution(*(np.concatenate(leaves) for leaves in zip(good, bad, strict=True)))
-    found = choose_optima(
-        both, lambda u: jnp.where(jnp.isfinite(u).all(axis=1)[:, None, None], 2.0 * jnp.eye(2), jnp.inf)
-    )
+    found = _optima(both, lambda u: jnp.where(jnp.isfinite(u).all(axis=1)[:, None, None], 2.0 * jnp.eye(2), jnp.inf))
     assert found.n_modes.tolist() == [2, 1] and found.delta.tolist() == [0.5, np.inf]
 
 
@@ -230,8 +232,8 @@ def test_stars_are_counted_apart():
         _solution(random.uniform(0, 12, 4), random.choice([0.0, 0.1, 3.0], (4, 3)), random.random(4) < 0.8)
         for _ in range(40)
     ]
-    together = choose_optima(Solution(*(np.concatenate(leaves) for leaves in zip(*parts, strict=True))), _isotropic)
-    alone = [choose_optima(part, _isotropic) for part in parts]
+    together = _optima(Solution(*(np.concatenate(leaves) for leaves in zip(*parts, strict=True))), _isotropic)
+    alone = [_optima(part, _isotropic) for part in parts]
     assert_array_equal(together.n_modes, np.concatenate([a.n_modes for a in alone]))
     assert_array_equal(together.runner_up, np.concatenate([a.runner_up for a in alone]))
     assert set(together.n_modes) == {1, 2, 3} or len(set(together.n_modes)) > 1

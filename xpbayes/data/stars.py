@@ -17,6 +17,8 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
+from xpbayes.device import is_traced
+
 T = TypeVar("T")
 
 STAR_BLOCK = 256
@@ -68,7 +70,7 @@ class Stars(eqx.Module):
     def __len__(self) -> int:
         return self.flux.shape[0]
 
-    def take(self, index: Array | slice) -> "Stars":
+    def take(self, index: Array | NDArray[Any] | slice) -> "Stars":
         """Select stars by index, mask or slice."""
         return jax.tree.map(lambda leaf: leaf[index], self)
 
@@ -113,8 +115,11 @@ def by_blocks(function: Callable[..., T], size: int, *trees: Any) -> T:
         trees: arrays, or trees of them, with the star as leading axis.
 
     Returns:
-        what `function` returns, for all stars: in NumPy on CPUs, and where there was more than one block.
+        what `function` returns, for all stars: in NumPy on CPUs, and where there was more than one block. Within a program,
+        whatever its device, all are one block.
     """
+    if is_traced(trees):
+        return function(*trees)
     n = len(jax.tree.leaves(trees)[0])
     on_host = jax.default_backend() == "cpu"
     if on_host:

@@ -46,6 +46,8 @@ class ModeDiagnostics(NamedTuple):
 def evaluate_mode(model: StarModel, stars: Stars, theta_log: Float[Array, "star parameter"]) -> ModeDiagnostics:
     """Evaluate all of it from one evaluation of the curvature.
 
+    Differentiating L twice automatically in float32 loses the Hessian's smallest eigenvalue to rounding for one star in six.
+
     Args:
         model: the trained model.
         stars: a batch.
@@ -71,19 +73,6 @@ def evaluate_mode(model: StarModel, stars: Stars, theta_log: Float[Array, "star 
 
     with jax.default_matmul_precision("highest"):
         return jax.vmap(one)(stars, theta_log)
-
-
-@program
-def hessians(
-    model: StarModel, stars: Stars, theta_log: Float[Array, "star parameter"]
-) -> Float[Array, "star parameter parameter"]:
-    """Full Hessian of L in (labels, ln E, ln parallax) (Eq. 20).
-
-    Through `objective.curvature`: differentiating L twice in float32 loses the smallest eigenvalue to rounding for one
-    star in six.
-    """
-    with jax.default_matmul_precision("highest"):
-        return jax.vmap(lambda star, u: curvature(model, star, u)[0].hessian)(stars, theta_log)
 
 
 def laplace_covariance(hessian: NDArray[np.floating], theta_log: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -1,7 +1,7 @@
 """Every star's posterior without labels: optima, Fisher and Laplace matrices, summaries of draws (METHOD 5)."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -12,12 +12,13 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
+from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, chunk_size
 from xpbayes.device import prepare_device
-from xpbayes.inference.errors import evaluate_mode, hessians, laplace_covariance
+from xpbayes.inference import on_device
+from xpbayes.inference.errors import evaluate_mode, laplace_covariance
 from xpbayes.inference.linear_algebra import are_positive_definite, invert_positive
 from xpbayes.inference.sampling.importance import Summary, summarise
-from xpbayes.inference.search.optima import choose_optima, search
+from xpbayes.inference.search.optima import Optima, best_of, choose_optima, search
 from xpbayes.inference.search.starts import StartGrid, make_grid
 from xpbayes.inference.second_source import PairPosteriors, rows_asked, unasked, weigh_hypotheses
 from xpbayes.models.forward import ForwardModel
@@ -28,6 +29,9 @@ from xpbayes.models.theta import to_linear
 
 if TYPE_CHECKING:
     from xpbayes.config import InferenceConfig
+
+HOST_CHUNK = 2048
+"""Stars solved together on CPUs, if the settings do not say how many."""
 
 
 class CurvePosteriors(NamedTuple):
@@ -162,45 +166,81 @@ def fit_stars(
     blind = stars.blind(parallax=config.use_parallax)
     seeds = np.arange(len(stars), dtype=np.uint32) if seeds is None else np.asarray(seeds, np.uint32)
     grid = make_grid(model.without_error, config.n_nodes)
-    total, size = len(stars), config.chunk_size
-    done = []
-    for start in range(0, total, size):
-        rows = slice(start, min(start + size, total))
-        done.append(_fit_batch(model, grid, blind.take(rows), seeds[rows], config, ridge))
-        progress(rows.stop, total, rows.stop / (time.perf_counter() - begun))
+    total, done = len(stars), []
+    # Pairs begin from what the search leaves behind on the host.
+    on_host = ridge is not None or not is_one_program(config)
+    parts = (
+        _on_host(model, grid, blind, seeds, config, ridge) if on_host else _on_device(model, grid, blind, seeds, config)
+    )
+    for part in parts:
+        done.append(part)
+        n_done = sum(len(one.estimate) for one in done)
+        progress(n_done, total, n_done / (time.perf_counter() - begun))
     return _each(lambda *parts: np.concatenate(parts), *done)
 
 
-def _fit_batch(
+def is_one_program(config: "InferenceConfig") -> bool:
+    """Whether the search is one program, without the host: on accelerators, where the settings do not say otherwise."""
+    return jax.default_backend() != "cpu" if config.one_program is None else config.one_program
+
+
+def _on_host(
     model: StarModel,
     grid: StartGrid,
-    measured: Stars,
-    seed: NDArray[np.uint32],
+    blind: Stars,
+    seeds: NDArray[np.uint32],
     config: "InferenceConfig",
     ridge: CompanionRidge | None,
+) -> Iterator[Posteriors]:
+    """Batch by batch, the search round by round."""
+    bare = model.without_error
+    size = config.chunk_size or HOST_CHUNK
+    for start in range(0, len(blind), size):
+        rows = slice(start, min(start + size, len(blind)))
+        stars, _, solution = search(model, grid, blind.take(rows), config)
+        at = by_blocks(partial(evaluate_mode, bare), STAR_BLOCK, stars, np.asarray(best_of(solution).theta_log))
+        optima, summary = choose_optima(solution, at.hessian), None
+        if config.n_draws:
+            two = optima.best.theta_log, jnp.asarray(optima.runner_up), jnp.asarray(optima.n_modes > 1)
+            summary = summarise(bare, stars, *two, jnp.asarray(seeds[rows]), config.n_draws, config.n_more_draws)
+        pair = None
+        if ridge is not None:
+            mode, everywhere = np.asarray(optima.best.theta_log), config.binaries != "suspicious"
+            asked = rows_asked(ridge, stars, mode, np.asarray(at.chi2), everywhere=everywhere)
+            pair = weigh_hypotheses(bare, ridge, stars, solution, asked, config.max_iterations)
+        yield _posteriors(model.forward, stars, optima, at, summary, pair)
+
+
+def _on_device(
+    model: StarModel, grid: StartGrid, blind: Stars, seeds: NDArray[np.uint32], config: "InferenceConfig"
+) -> Iterator[Posteriors]:
+    """Chunk by chunk, the search as one program."""
+    devices, bare = on_device.devices_to_use(), model.without_error
+    largest = config.chunk_size or on_device.largest_chunk()
+    size = chunk_size(-(-len(blind) // len(devices)), largest, min(64, largest))
+
+    def chunk(stars: Stars, own: NDArray[np.uint32]) -> Any:
+        found = on_device.find(model, grid, stars, config.n_starts, config.max_iterations)
+        drawn = on_device.draw(bare, found, own, config.n_draws, config.n_more_draws) if config.n_draws else None
+        return jax.tree.map(np.asarray, (_light(stars), found.optima, found.at, drawn))
+
+    for n, found in on_device.in_chunks(blind, seeds, size, chunk):
+        yield _posteriors(model.forward, *jax.tree.map(lambda leaf, n=n: leaf[:n], found))
+
+
+def _posteriors(
+    forward: ForwardModel,
+    stars: Stars,
+    optima: Optima,
+    at: Any,
+    summary: Summary | None,
+    pair: PairPosteriors | None = None,
 ) -> Posteriors:
-    stars, _, solution = search(model, grid, measured, config)
-    model = model.without_error
-    best, n_modes, runner_up, delta = choose_optima(
-        solution, lambda at: by_blocks(partial(hessians, model), STAR_BLOCK, stars, at)
-    )
+    """Everything in NumPy, as `at` is, a `ModeDiagnostics`: covariances are inverted in float64."""
+    best, n_modes, runner_up, delta = optima
     mode = np.asarray(best.theta_log)
-    at = by_blocks(partial(evaluate_mode, model), STAR_BLOCK, stars, mode)
-    summary = (
-        summarise(
-            model,
-            stars,
-            best.theta_log,
-            jnp.asarray(runner_up),
-            jnp.asarray(n_modes > 1),
-            jnp.asarray(seed),
-            config.n_draws,
-            config.n_more_draws,
-        )
-        if config.n_draws
-        else _no_summary(*mode.shape)
-    )
-    spurious = summary.spurious if config.n_draws else spurious_in(stars, np.exp(mode[:, -1:]))
+    spurious = spurious_in(stars, np.exp(mode[:, -1:])) if summary is None else summary.spurious
+    summary = _no_summary(*mode.shape) if summary is None else summary
     single = n_modes == 1
     drawn: dict[str, Any] = {name: np.asarray(v) for name, v in summary._asdict().items() if name != "spurious"}
     found = Posteriors(
@@ -213,19 +253,17 @@ def _fit_batch(
         objective=np.asarray(best.objective),
         decrement=np.asarray(best.decrement),
         converged=np.asarray(best.converged),
-        n_iterations=np.asarray(best.n_iterations),
+        n_iterations=np.asarray(best.n_iterations, np.int32),
         hessian_positive=are_positive_definite(at.hessian),
         unbounded=at.unbounded,
         n_modes=n_modes,
         runner_up=np.where(single[:, None], np.float32(np.nan), np.asarray(to_linear(jnp.asarray(runner_up)))),
         runner_up_delta=np.where(single, np.float32(np.nan), delta),
         spurious=None if spurious is None else np.asarray(spurious),
+        pair=pair,
         **drawn,
     )
-    if ridge is not None:
-        rows = rows_asked(ridge, stars, mode, np.asarray(at.chi2), everywhere=config.binaries != "suspicious")
-        found = replace(found, pair=weigh_hypotheses(model, ridge, stars, solution, rows, config.max_iterations))
-    return found if model.forward.curve_variation is None else _marginal_over_xi(found, model.forward)
+    return found if forward.curve_variation is None else _marginal_over_xi(found, forward)
 
 
 def spurious_in(stars: Stars, parallax: Float[NDArray, "star draw"]) -> NDArray[np.float32] | None:
@@ -238,8 +276,12 @@ def spurious_in(stars: Stars, parallax: Float[NDArray, "star draw"]) -> NDArray[
     if stars.doubt is None:
         return None
     one = jax.vmap(lambda star, of: jnp.mean(spurious_at(star, star.doubt, of)))
-    few = replace(stars, flux=stars.ln_scale, whitening=stars.ln_scale)  # what is not looked at need not travel
-    return np.asarray(one(few, jnp.asarray(parallax, jnp.float32)))
+    return np.asarray(one(_light(stars), jnp.asarray(parallax, jnp.float32)))
+
+
+def _light(stars: Stars) -> Stars:
+    """Without what need not travel where the fluxes are not looked at."""
+    return replace(stars, flux=stars.ln_scale, whitening=stars.ln_scale)
 
 
 def _marginal_over_xi(found: Posteriors, forward: ForwardModel) -> Posteriors:

@@ -24,7 +24,7 @@ from xpbayes.production import engine as engines
 from xpbayes.production import kept, parts
 from xpbayes.production import manifest as manifests
 from xpbayes.production.bundled import model_folder
-from xpbayes.production.inputs import Layout, Task, lay_out, read_task
+from xpbayes.production.inputs import STARS_AT_ONCE, Layout, Task, lay_out, read_task
 from xpbayes.production.meeting import require_fitting, warn_of_transfer
 from xpbayes.production.model_file import TrainedModel, load_model
 from xpbayes.production.parts import PartDraft, PartRecord, clean, read_record, read_records
@@ -258,7 +258,7 @@ def solve_batch(
     """
     status = table.problems()
     usable = np.flatnonzero(status == OK)
-    whole = STAR_BLOCK if jax.default_backend() == "cpu" else config.chunk_size
+    whole = STAR_BLOCK if jax.default_backend() == "cpu" else config.chunk_size or STARS_AT_ONCE
     missing = -len(usable) % whole
     if not missing or not len(usable):
         return solve_stars(trained, factor, table, config, logging.DEBUG, status)[0]

@@ -32,7 +32,7 @@ from jaxtyping import Array, Bool, Float, UInt
 from numpy.typing import NDArray
 
 from xpbayes.data.stars import Stars, by_blocks
-from xpbayes.device import is_hasty, program
+from xpbayes.device import is_hasty, is_traced, program
 from xpbayes.inference.laplace import Gaussian, around_components, laplace_at
 from xpbayes.inference.linear_algebra import cholesky, distance2, whitened
 from xpbayes.inference.sampling.psis import pareto_smoothed
@@ -300,7 +300,7 @@ def importance_draws(
     so_far = _begin(model, stars, mode, tops, parts, competes, seed, n_draws=n_draws)
     rounds = [(times * n_more, temper) for times, temper in (ROUNDS if n_more else ())]
     largest = max((n_now for n_now, _ in rounds), default=0)
-    if is_hasty() and rounds:
+    if is_hasty() and rounds and not is_traced(stars):
         so_far, room = _with_room(so_far, sum(n_now for n_now, _ in rounds), len(rounds) * ROUND_TERMS)
         for number, (n_now, temper) in enumerate(rounds):
             now = _Round(number, temper, room._replace(fresh=n_now))
@@ -555,5 +555,9 @@ def summarise(
 
 def batch_size(n_draws: int, n_more: int) -> int:
     """Stars whose draws are in memory together: as many as stay in a processor's cache; see `importance_draws`."""
-    n_all = n_draws + n_more * sum(times for times, _ in ROUNDS)
-    return int(np.clip(BATCH_DRAWS // n_all, 16, 64))
+    return int(np.clip(BATCH_DRAWS // all_draws(n_draws, n_more), 16, 64))
+
+
+def all_draws(n_draws: int, n_more: int) -> int:
+    """Draws of a star, those of the rounds included."""
+    return n_draws + n_more * sum(times for times, _ in ROUNDS)

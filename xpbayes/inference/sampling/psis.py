@@ -47,7 +47,7 @@ def top(values: Float[Array, " draw"], n: int) -> tuple[Float[Array, " n"], Int[
 
     XLA on the CPU has a program of its own for this, but does not see where it applies if slices are taken of the result.
     """
-    return tuple(jax.lax.optimization_barrier(tuple(jax.lax.top_k(values, n))))
+    return tuple(map(jax.lax.optimization_barrier, jax.lax.top_k(values, n)))
 
 
 def _fit_generalised_pareto(excess: Float[Array, " tail"]) -> tuple[Float[Array, ""], Float[Array, ""]]:

@@ -1,6 +1,5 @@
 """The optima of every star's posterior, from several starts: search, refinement, choice (METHOD 5)."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, replaced
 from xpbayes.inference.model_error import fold_in_model_error
-from xpbayes.inference.search.solver import Solution, StartPool, columns_first, limits, solve
+from xpbayes.inference.search.solver import Solution, SolverState, StartPool, columns_first, limits, solve
 from xpbayes.inference.search.starts import StartGrid, find_starts, first_guess
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.star_model import StarModel
@@ -55,7 +54,7 @@ class Searched(NamedTuple):
 
 
 class Optima(NamedTuple):
-    """The best optimum of every star and what competes with it.
+    """The best optimum of every star and what competes with it; in NumPy, or on the device.
 
     Attributes:
         best: the solution of the winning start.
@@ -65,9 +64,9 @@ class Optima(NamedTuple):
     """
 
     best: Solution
-    n_modes: NDArray[np.int32]
-    runner_up: NDArray[np.float32]
-    delta: NDArray[np.float32]
+    n_modes: Any
+    runner_up: Any
+    delta: Any
 
 
 def search(model: StarModel, grid: StartGrid, measured: Stars, config: "InferenceConfig") -> Searched:
@@ -123,9 +122,7 @@ def _at_the_winner(
     solution = found.solution
     at = np.asarray(solution.theta_log)
     winner = at[np.arange(len(at)), np.argmin(np.asarray(solution.objective), axis=1)]
-    there = np.isfinite(winner).all(axis=1) & np.isfinite(taken_at).all(axis=1)
-    moved = np.subtract(winner, taken_at, out=np.zeros_like(winner), where=there[:, None])
-    elsewhere = np.flatnonzero(np.max(np.abs(_place(moved, model.forward)), axis=1) > SAME_FLUX)
+    elsewhere = np.flatnonzero(is_elsewhere(winner, taken_at, model.forward))
     if not len(elsewhere):
         return found
     # Whole batches, repeating some: another number of stars would be another program.
@@ -166,10 +163,11 @@ def refine(
     left: NDArray[np.integer] = np.arange(n * k) if alive is None else np.flatnonzero(alive)
     for limit in limits(most):
         left = pool.advance(model.without_error, left, limit)
-        promising = _promising(pool.state.theta_log.reshape(n, k, p), pool.state.value.reshape(n, k), model.forward)
+        state = pool.state
+        keep = promising(state.theta_log.reshape(n, k, p), state.value.reshape(n, k), model.forward).reshape(-1)
         # Given up on its way, a start may still be lower by rounding than the one at its place that goes on.
-        pool.state.value[~promising], pool.state.converged[~promising] = np.inf, False
-        left = left[promising[left]]
+        state.value[~keep], state.converged[~keep] = np.inf, False
+        left = left[keep[left]]
     winners = np.arange(n) * k + np.argmin(pool.state.value.reshape(n, k), axis=1)
     _step_further(model.without_error, pool, winners)
     return jax.tree.map(lambda leaf: leaf.reshape(n, k, *leaf.shape[1:]), pool.solution())
@@ -194,75 +192,101 @@ def _step_further(model: StarModel, pool: StartPool, rows: NDArray[np.integer]) 
         further = pool.further(left)
         further.advance(model, np.arange(len(left)), 1)
         new = further.state
-        nearer = (new.decrement < at.decrement[left]) & (new.value <= at.value[left] + SAME_OBJECTIVE)
+        nearer = is_nearer(at.value[left], at.decrement[left], new)
         left = left[nearer]
-        for name in ("theta_log", "value", "decrement", "trial"):
+        for name in BETTERED:
             getattr(at, name)[left] = getattr(new, name)[nearer]
         at.n_iterations[left] += 1
 
 
-def _place(theta_log: NDArray[np.floating], forward: ForwardModel) -> NDArray[np.floating]:
+def is_elsewhere(winner: Any, taken_at: Any, forward: ForwardModel, xp: Any = np) -> Any:
+    """(star,) whether two places are so far apart that the model's error may be another; not where one is infinite."""
+    there = (xp.isfinite(winner) & xp.isfinite(taken_at)).all(axis=1)[:, None]
+    moved = xp.where(there, winner, 0.0) - xp.where(there, taken_at, 0.0)
+    return xp.max(xp.abs(place_of(moved, forward, xp)), axis=1) > SAME_FLUX
+
+
+BETTERED = ("theta_log", "value", "decrement", "trial")
+"""What such a step changes."""
+
+
+def is_nearer(value: Any, decrement: Any, new: SolverState) -> Any:
+    """(start,) whether a step beyond convergence leads nearer to the optimum."""
+    return (new.decrement < decrement) & (new.value <= value + SAME_OBJECTIVE)
+
+
+def place_of(theta_log: Any, forward: ForwardModel, xp: Any = np) -> Any:
     """theta_log in units of the training labels' spread, ln E and ln parallax as they are; NaN where it is infinite."""
-    theta_log = np.where(np.isfinite(theta_log), theta_log, theta_log.dtype.type(np.nan))
-    return np.asarray(theta_log / np.append(np.asarray(forward.intrinsic_scale), [1.0, 1.0]).astype(theta_log.dtype))
+    unit = xp.concatenate([xp.asarray(forward.intrinsic_scale), xp.ones(2)]).astype(theta_log.dtype)
+    return xp.where(xp.isfinite(theta_log), theta_log, xp.nan) / unit
 
 
-def _promising(
-    theta_log: NDArray[np.floating], objective: NDArray[np.floating], forward: ForwardModel
-) -> NDArray[np.bool_]:
-    """(star x start,) whether each start may still win: not far above the best, and each place once."""
+def promising(theta_log: Any, objective: Any, forward: ForwardModel, xp: Any = np) -> Any:
+    """Tell which starts may still win: not far above the best, and each place once.
+
+    Args:
+        theta_log: (star, start, parameter) where they are.
+        objective: (star, start) L there.
+        forward: the forward model.
+        xp: the library of the arrays, NumPy's or JAX's.
+
+    Returns:
+        (star, start).
+    """
     n, k = objective.shape
-    value = np.where(np.isfinite(objective), objective, np.inf)
-    order, row = np.argsort(value, axis=1, kind="stable"), np.arange(n)[:, None]  # the lowest stays of those that met
+    value = xp.where(xp.isfinite(objective), objective, xp.inf)
+    order, row = xp.argsort(value, axis=1, stable=True), xp.arange(n)[:, None]  # the lowest stays of those that met
     value = value[row, order]
     keep = value <= value[:, :1] + HOPELESS  # of a star whose every start failed, all: it still gets its row
-    place = _place(theta_log, forward)[row, order]
+    place = place_of(theta_log, forward, xp)[row, order]
+    kept = keep[:, :1]
     for later in range(1, k):
-        for earlier in range(later):
-            together = np.max(np.abs(place[:, later] - place[:, earlier]), axis=1) < SAME_PLACE
-            keep[:, later] &= ~(together & keep[:, earlier])
-    found = np.empty_like(keep)
-    np.put_along_axis(found, order, keep, axis=1)
-    return found.reshape(-1)
+        together = xp.max(xp.abs(place[:, later, None] - place[:, :later]), axis=2) < SAME_PLACE
+        kept = xp.concatenate([kept, (keep[:, later] & ~xp.any(together & kept, axis=1))[:, None]], axis=1)
+    return xp.take_along_axis(kept, xp.argsort(order, axis=1), axis=1)
 
 
-def choose_optima(solution: Solution, hessian: Callable[[Array], Array]) -> Optima:
-    """Choose the best solution of every star and find what is distinct from it.
+def best_of(solution: Solution, xp: Any = np) -> Solution:
+    """The best solution of every star, from those of its starts: leading axes (star, start)."""
+    value = xp.where(xp.isfinite(solution.objective), solution.objective, xp.inf)
+    winner = xp.argmin(value, axis=1)
+    return Solution(*(xp.asarray(leaf)[xp.arange(len(winner)), winner] for leaf in solution))
+
+
+def choose_optima(solution: Solution, hessian: Any, xp: Any = np) -> Optima:
+    """Find the best optimum of every star and what is distinct from it.
 
     Args:
         solution: leading axes (star, start), from `refine`.
-        hessian: gives the (star, parameter, parameter) Hessians of L at (star, parameter).
+        hessian: (star, parameter, parameter) of L at the best, `best_of`.
+        xp: the library of the arrays, NumPy's or JAX's.
     """
-    n, k = solution.objective.shape
-    theta_log = np.asarray(solution.theta_log)
-    value = np.where(np.isfinite(solution.objective), solution.objective, np.inf)
-    winner = np.argmin(value, axis=1)
-    best = Solution(*(leaf[np.arange(n), winner] for leaf in solution))
-    metric = 0.5 * np.asarray(hessian(jnp.asarray(best.theta_log)), np.float64)
+    best, row = best_of(solution, xp), xp.arange(len(hessian))
+    value = xp.where(xp.isfinite(solution.objective), solution.objective, xp.inf)
+    winner, (n, k) = xp.argmin(value, axis=1), value.shape
+    metric = 0.5 * xp.asarray(hessian, float)
     # A star whose every start failed has one optimum, which is none: nothing competes with it.
-    lowest = value[np.arange(n), winner][:, None]
-    delta = np.subtract(value, lowest, out=np.full_like(value, np.inf), where=np.isfinite(lowest))
-    theta_log = np.where(
-        np.isfinite(value)[:, :, None] & np.isfinite(theta_log), theta_log, theta_log.dtype.type(np.nan)
-    )
-    metric = np.where(np.isfinite(metric), metric, np.nan)
-    usable = np.asarray(solution.converged) & (delta < COMPETES)
-    n_modes = np.ones(n, np.int32)
-    runner_up, runner_delta = np.array(best.theta_log), np.full(n, np.inf, np.float32)
-    order = np.argsort(np.where(usable, delta, np.inf), axis=1, kind="stable")
-    distinct_so_far = np.zeros((n, k), bool)
-    distinct_so_far[np.arange(n), winner] = True
+    lowest = value[row, winner][:, None]
+    known = xp.isfinite(lowest)
+    delta = xp.where(known, value - xp.where(known, lowest, 0.0), xp.inf)
+    theta_log = xp.asarray(solution.theta_log)
+    theta_log = xp.where(xp.isfinite(value)[:, :, None] & xp.isfinite(theta_log), theta_log, xp.nan)
+    metric = xp.where(xp.isfinite(metric), metric, xp.nan)
+    usable = xp.asarray(solution.converged) & (delta < COMPETES)
+    n_modes, runner_up = xp.ones(n, xp.int32), best.theta_log
+    runner_delta: Any = xp.full(n, xp.inf, value.dtype)
+    order = xp.argsort(xp.where(usable, delta, xp.inf), axis=1, stable=True)
+    distinct = xp.arange(k) == winner[:, None]
     for place in range(k):
         candidate = order[:, place]
-        at = theta_log[np.arange(n), candidate].astype(np.float64)
-        apart = usable[np.arange(n), candidate] & (candidate != winner)
-        for other in range(k):
-            step = at - theta_log[:, other]
-            distance2 = np.abs(np.einsum("ni,nij,nj->n", step, metric, step))
-            apart &= ~distinct_so_far[:, other] | (distance2 > DISTINCT_SIGMA**2)
+        at = theta_log[row, candidate]
+        step = xp.asarray(at[:, None] - theta_log, float)
+        distance2 = xp.abs(xp.einsum("nki,nij,nkj->nk", step, metric, step))
+        apart = usable[row, candidate] & (candidate != winner)
+        apart &= xp.all(~distinct | (distance2 > DISTINCT_SIGMA**2), axis=1)
         first = apart & (n_modes == 1)
-        runner_up[first] = at[first]
-        runner_delta[first] = delta[np.arange(n), candidate][first]
-        n_modes += apart
-        distinct_so_far[np.arange(n), candidate] |= apart
+        runner_up = xp.where(first[:, None], at, runner_up)
+        runner_delta = xp.where(first, delta[row, candidate], runner_delta)
+        n_modes = n_modes + apart
+        distinct = distinct | (apart[:, None] & (xp.arange(k) == candidate[:, None]))
     return Optima(best, n_modes, runner_up, runner_delta)

@@ -47,7 +47,7 @@ MIN_PIVOT = 3e-6
 FIRST_ROUND, SECOND_ROUND, LONGER = 5, 3, 1.4
 """Iterations that all starts make together; then some more, and every further round so much longer than the last. Short
 rounds gather starts anew more often, which costs half an iteration; long ones make those that have converged wait."""
-CPU_BATCH, ACCELERATOR_BATCH = 128, 16384
+BATCH, ACCELERATOR_BATCH = 128, 16384
 """Starts that advance together: what a processor's cache holds; what fills an accelerator."""
 
 
@@ -179,14 +179,37 @@ def _advance(model: StarModel, star: Stars, state: SolverState) -> SolverState:
     return jax.tree.map(lambda yes, no: jnp.where(state.converged, no, yes), moved, state)
 
 
-@program
-def _advance_batch(model: StarModel, stars: Stars, state: SolverState, limit: Int[Array, ""]) -> SolverState:
-    """Move the starts of a batch until all have converged or made `limit` iterations since their start.
+def starting_state(begin: Any, xp: Any = np) -> SolverState:
+    """Starts that have not moved yet.
 
     Args:
-        stars: one for every start, their whitening matrices transposed.
+        begin: (start, parameter) where they begin.
+        xp: the library of the arrays, NumPy's or JAX's.
     """
-    stars = replace(stars, whitening=jnp.swapaxes(stars.whitening, 1, 2))
+    n, p = begin.shape
+    return SolverState(
+        theta_log=begin,
+        value=xp.full(n, xp.inf, begin.dtype),
+        size=xp.zeros(n, begin.dtype),
+        gradient=xp.full((n, p), xp.inf, begin.dtype),
+        hessian=xp.tile(xp.eye(p, dtype=begin.dtype), (n, 1, 1)),
+        decrement=xp.full(n, xp.inf, begin.dtype),
+        trial=begin.copy(),
+        damping=xp.full(n, FIRST_DAMPING, begin.dtype),
+        converged=xp.zeros(n, bool),
+        n_iterations=xp.zeros(n, xp.int32),
+    )
+
+
+def advance_lanes(model: StarModel, stars: Stars, state: SolverState, limit: Int[Array, ""]) -> SolverState:
+    """Move starts until all have converged or made `limit` iterations since their start, within a program.
+
+    Args:
+        model: the trained model, its error in the stars.
+        stars: one for every start.
+        state: where the starts are.
+        limit: iterations.
+    """
     with jax.default_matmul_precision("highest"):
 
         def unfinished(state: SolverState) -> Array:
@@ -197,21 +220,16 @@ def _advance_batch(model: StarModel, stars: Stars, state: SolverState, limit: In
 
 
 @program
-def _taken(stars: Stars, rows: Array) -> Stars:
-    return stars.take(rows)
+def _advance_batch(model: StarModel, stars: Stars, state: SolverState, limit: Int[Array, ""]) -> SolverState:
+    """The same as a program of its own, the stars' whitening matrices transposed."""
+    stars = replace(stars, whitening=jnp.swapaxes(stars.whitening, 1, 2))
+    return advance_lanes(model, stars, state, limit)
 
 
 def columns_first(stars: Stars) -> Stars:
-    """Transpose the whitening matrices: a few vectors at a time multiply them at twice the speed on CPUs."""
-    if jax.default_backend() != "cpu":
-        return replace(stars, whitening=jnp.swapaxes(stars.whitening, 1, 2))
+    """Transpose the whitening matrices, in NumPy: a few vectors at a time multiply them at twice the speed on CPUs."""
     columns: Any = np.ascontiguousarray(np.swapaxes(np.asarray(stars.whitening), 1, 2))
     return replace(jax.tree.map(np.asarray, stars), whitening=columns)
-
-
-def _gather(stars: Stars, rows: Any) -> Stars:
-    """Some stars of a batch; NumPy copies rows at the memory's own speed, which programs on the CPU do not."""
-    return _taken(stars, rows) if jax.default_backend() != "cpu" else stars.take(rows)
 
 
 class StartPool:
@@ -237,20 +255,8 @@ class StartPool:
         """
         self._stars = stars
         begin = np.array(start)
-        n, p = begin.shape
-        self._star_of = np.arange(n) if star_of is None else np.asarray(star_of)
-        self.state = SolverState(
-            theta_log=begin,
-            value=np.full(n, np.inf, begin.dtype),
-            size=np.zeros(n, begin.dtype),
-            gradient=np.full((n, p), np.inf, begin.dtype),
-            hessian=np.tile(np.eye(p, dtype=begin.dtype), (n, 1, 1)),
-            decrement=np.full(n, np.inf, begin.dtype),
-            trial=begin.copy(),
-            damping=np.full(n, FIRST_DAMPING, begin.dtype),
-            converged=np.zeros(n, bool),
-            n_iterations=np.zeros(n, np.int32),
-        )
+        self._star_of = np.arange(len(begin)) if star_of is None else np.asarray(star_of)
+        self.state = starting_state(begin)
 
     def advance(self, model: StarModel, rows: NDArray[np.integer], limit: int) -> NDArray[np.integer]:
         """Move the starts `rows` until they converge or have made `limit` iterations since their start.
@@ -258,12 +264,12 @@ class StartPool:
         Returns:
             those of `rows` that have not converged.
         """
-        size = batch_size()
+        size = BATCH if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
         for begin in range(0, len(rows), size):
             batch = rows[begin : begin + size]
             padded = np.pad(batch, (0, size - len(batch)), mode="edge")
             state = jax.tree.map(lambda leaf, at=padded: leaf[at], self.state)
-            stars = _gather(self._stars, self._star_of[padded])
+            stars = self._stars.take(self._star_of[padded])
             moved = _advance_batch(model, stars, state, np.int32(limit))
             for leaf, new in zip(self.state, moved, strict=True):
                 leaf[batch] = np.asarray(new)[: len(batch)]
@@ -277,11 +283,6 @@ class StartPool:
         """Where the starts stand, in NumPy: nothing is compiled for another number of them."""
         at = self.state
         return Solution(at.theta_log, at.value, at.decrement, at.converged, at.n_iterations)
-
-
-def batch_size() -> int:
-    """Starts that advance together, on this machine."""
-    return CPU_BATCH if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
 
 
 def limits(most: int) -> list[int]:

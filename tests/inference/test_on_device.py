@@ -1,0 +1,97 @@
+"""The search as one program against the search round by round, on one device and on four."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from tests.conftest import QUICK
+from xpbayes.inference import on_device
+from xpbayes.inference.on_device import in_turns, packed, stars_that_fit, unpacked
+
+WORK = """
+import sys
+import jax, numpy as np
+from xpbayes.config import InferenceConfig
+from xpbayes.data.spectra_file import read_star_table
+from xpbayes.inference import on_device
+from xpbayes.inference.fit import fit_stars
+from xpbayes.production.model_file import load_model
+model, stars = load_model(sys.argv[1]), read_star_table(sys.argv[2])
+stars = stars.take(np.arange(60)).stars(model.labels)
+config = InferenceConfig.model_validate_json(sys.argv[3])
+devices = jax.local_devices()
+assert len(devices) == 4
+for name, one_program, n in (("host", False, 1), ("one", True, 1), ("four", True, 4)):
+    on_device.devices_to_use = lambda n=n: devices[:n]
+    found = fit_stars(model.star_model, stars, config.model_copy(update={"one_program": one_program}))
+    np.savez(f"{sys.argv[4]}/{name}.npz", **{k: v for k, v in vars(found).items() if v is not None})
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(model_folder, star_file, tmp_path_factory):
+    """Of the same stars: round by round; by one program on one device, and on four."""
+    folder = tmp_path_factory.mktemp("answers")
+    config = QUICK.model_copy(update={"chunk_size": 16})
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    # As many threads as devices: XLA on CPUs waits for ever where several programs share fewer.
+    environment = os.environ | {"XLA_FLAGS": flags, "NPROC": "8"}
+    command = [sys.executable, "-c", WORK, model_folder, star_file, config.model_dump_json(), folder]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return {name: np.load(folder / f"{name}.npz") for name in ("host", "one", "four")}
+
+
+def test_one_program_finds_what_rounds_find(answers):
+    host, one = answers["host"], answers["one"]
+    done = host["converged"] & one["converged"]
+    assert done.mean() > 0.95 and (host["converged"] == one["converged"]).mean() > 0.95
+    for errors in ("covariance", "laplace"):
+        sigma = np.sqrt(np.diagonal(host[errors], axis1=1, axis2=2))
+        assert np.all((np.abs(one["estimate"] - host["estimate"]) / sigma)[done] < 0.01)
+        assert np.all(np.abs(np.sqrt(np.diagonal(one[errors], axis1=1, axis2=2)) / sigma - 1.0)[done] < 0.01)
+    assert (one["n_modes"] == host["n_modes"])[done].mean() > 0.95
+
+
+def test_draws_of_one_program_say_the_same(answers):
+    """The same draws, from terms that differ by rounding."""
+    host, one = answers["host"], answers["one"]
+    steady = host["converged"] & one["converged"] & (host["n_modes"] == one["n_modes"]) & (host["k_hat"] < 0.5)
+    assert steady.mean() > 0.3
+    assert np.quantile((np.abs(one["median"] - host["median"]) / host["std"])[steady], 0.95) < 0.05
+
+
+def test_four_devices_give_the_same_bytes_as_one(answers):
+    for name, value in answers["one"].items():
+        assert value.tobytes() == answers["four"][name].tobytes(), name
+
+
+def test_triangles_are_the_whole_of_a_whitening_factor(sample, trained):
+    stars = jax.tree.map(jnp.asarray, sample.take(np.arange(3)).stars(trained.labels))
+    again = unpacked(packed(stars))
+    assert_array_equal(again.whitening, stars.whitening)
+    assert_array_equal(again.flux, stars.flux)
+
+
+@pytest.mark.parametrize("n_pending", [0, 1, 3, 4, 9, 10])
+def test_every_pending_row_has_one_turn(n_pending):
+    pending = jnp.asarray(np.random.default_rng(0).permutation(10) < n_pending)
+    done, left = in_turns(pending, 4, lambda rows, counts: counts.at[rows].add(1, mode="drop"), jnp.zeros(10, int))
+    assert_array_equal(done, np.asarray(pending).astype(int))
+    assert not left.any()
+
+
+def test_chunks_are_cut_by_the_device_s_memory(monkeypatch):
+    class Device:
+        def __init__(self, memory):
+            self.memory_stats = lambda: memory
+
+    for memory, expected in ((None, 512), ({}, 512), ({"bytes_limit": 1e9}, 256), ({"bytes_limit": 1e15}, 4096)):
+        monkeypatch.setattr(on_device, "devices_to_use", lambda memory=memory: [Device(memory)])
+        assert stars_that_fit(1e6, 4096, 512) == expected
