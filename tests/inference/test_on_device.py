@@ -23,7 +23,7 @@ from xpbayes.inference import on_device
 from xpbayes.inference.fit import fit_stars
 from xpbayes.production.model_file import load_model
 model, stars = load_model(sys.argv[1]), read_star_table(sys.argv[2])
-stars = stars.take(np.arange(60)).stars(model.labels)
+stars = stars.take(np.arange(60)).stars(model.labels, doubt_parallax=True)
 config = InferenceConfig.model_validate_json(sys.argv[3])
 devices = jax.local_devices()
 assert len(devices) == 4
@@ -38,7 +38,7 @@ for name, one_program, n in (("host", False, 1), ("one", True, 1), ("four", True
 def answers(model_folder, star_file, tmp_path_factory):
     """Of the same stars: round by round; by one program on one device, and on four."""
     folder = tmp_path_factory.mktemp("answers")
-    config = QUICK.model_copy(update={"chunk_size": 16})
+    config = QUICK.model_copy(update={"chunk_size": 16, "use_parallax": True})
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     # As many threads as devices: XLA on CPUs waits for ever where several programs share fewer.
     environment = os.environ | {"XLA_FLAGS": flags, "NPROC": "8"}
