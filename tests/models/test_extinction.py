@@ -24,10 +24,10 @@ def test_slope_in_e_is_minus_the_curve():  # the solver and NUTS live on gradien
 
 def test_grey_excess_is_what_was_added_to_a_curve_that_obeys_the_law():
     law = NearInfraredLaw(60, 50, float(jnp.exp(LN_CURVE[60] - LN_CURVE[50])))
-    assert_allclose(grey_excess(jnp.log(jnp.exp(LN_CURVE) + 0.3), law), 0.3, atol=1e-5)
-    assert_allclose(grey_excess(jnp.log(jnp.exp(LN_CURVE) - 0.3), law), -0.3, atol=1e-5)
+    assert_allclose(grey_excess(jnp.exp(LN_CURVE) + 0.3, law), 0.3, atol=1e-5)
+    assert_allclose(grey_excess(jnp.exp(LN_CURVE) - 0.3, law), -0.3, atol=1e-5)
     # A law that no positive curve of this shape obeys: R stays positive.
-    assert_allclose(grey_excess(LN_CURVE, NearInfraredLaw(60, 0, 1e-3)), 0.9 * jnp.exp(0.5), rtol=1e-6)
+    assert_allclose(grey_excess(jnp.exp(LN_CURVE), NearInfraredLaw(60, 0, 1e-3)), 0.9 * jnp.exp(0.5), rtol=1e-6)
 
 
 def test_r_v_is_told_where_xi_is_known_and_a_law_reaches():

@@ -32,17 +32,14 @@ def forward(trained):
     )
 
 
-@pytest.fixture(scope="module")
-def planted(forward, trained, sample):
-    """Stars behind dust whose curves are G23's, R(V) = 3.1 + 0.3 xi to first order; noise of 1 %, labels known."""
+def _planted(forward, trained, sample, truth):
+    """Stars behind dust whose curves are R + xi times the truth; noise of 1 %, E known to 0.05 mag, parallax to 5 %."""
     random = np.random.default_rng(0)
     stars = sample.take(np.arange(N)).stars(trained.labels, label_error_floor=(0.02, 0.02, 0.02))
     known = np.isfinite(np.asarray(stars.labels)).all(axis=1) & (np.asarray(stars.label_inv_error) > 0).all(axis=1)
     stars = jax.tree.map(jnp.asarray, stars.take(known))
     n = len(stars)
     xi, extinction = random.standard_normal(n), random.uniform(0.5, 2.0, n)
-    curve = np.exp(np.asarray(forward.ln_curve, np.float64))
-    truth = without_grey_and_curve(0.3 * 2.5 * _slope(), curve, np.eye(64))  # the gauge that E and parallaxes are in
     labels = np.asarray(stars.labels)
     theta = np.column_stack([labels, xi, np.log(extinction), random.normal(0, 0.3, n)]).astype(np.float32)
     model = replace(forward, curve_variation=jnp.asarray(truth, jnp.float32))
@@ -51,12 +48,34 @@ def planted(forward, trained, sample):
     flux *= 1 + 0.01 * random.standard_normal(flux.shape)
     stars = replace(
         stars, flux=jnp.asarray(flux, jnp.float32), whitening=jnp.asarray(whitening, jnp.float32),
-        ln_scale=jnp.zeros(n), parallax_inv_error=jnp.zeros(n),
+        ln_scale=jnp.zeros(n), parallax=jnp.exp(theta[:, 5]), parallax_inv_error=jnp.exp(-theta[:, 5]) / 0.05,
         reddening=jnp.asarray(extinction, jnp.float32), reddening_inv_error=jnp.full(n, 20.0),
     )  # fmt: skip
     begin = theta.copy()
     begin[:, 3] = 0.0
     return stars, jnp.asarray(begin), jnp.asarray(xi, jnp.float32), truth
+
+
+@pytest.fixture(scope="module")
+def planted(forward, trained, sample):
+    """R(V) = 3.1 + 0.3 xi of G23 to first order, R1 orthogonal to what dust and distance can mimic."""
+    curve = np.exp(np.asarray(forward.ln_curve, np.float64))
+    return _planted(forward, trained, sample, without_grey_and_curve(0.3 * 2.5 * _slope(), curve, np.eye(64)))
+
+
+def test_parallaxes_and_reddenings_tell_what_fluxes_do_not(forward, trained, sample):
+    """A law whose amount is E(B-V): R1 has a part along R and a grey one, both are found, and no channel is negative."""
+    curve = np.exp(np.asarray(forward.ln_curve, np.float64))
+    in_e_b_v = [2.5 / 3.1 * r_v * G23(Rv=r_v)(WAVELENGTH * u.nm) for r_v in (3.05, 3.15)]
+    truth = 0.3 * (in_e_b_v[1] - in_e_b_v[0]) / 0.1
+    stars, theta, xi, _ = _planted(forward, trained, sample, truth)
+    found, _ = learn_curve_variation(forward, stars, theta, WAVELENGTH, 40)
+    model = replace(forward, curve_variation=found)
+    found, _ = learn_curve_variation(model, stars, theta.at[:, 3].set(xi), WAVELENGTH, 40)
+    mimics = np.stack([np.ones(64), curve], axis=1)
+    ours, theirs = (np.linalg.lstsq(mimics, np.asarray(v, np.float64), rcond=None)[0] for v in (found, truth))
+    assert_allclose(ours, theirs, rtol=0.2)
+    assert np.all(curve + 3.0 * found > 0) and np.all(curve - 3.0 * found > 0)
 
 
 def test_shape_scale_and_sign_of_a_planted_variation(forward, planted):

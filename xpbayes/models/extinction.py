@@ -81,16 +81,16 @@ def attenuate(
     return ln_flux - extinction * curve
 
 
-def grey_excess(ln_curve: Float[Array, " channel"], law: NearInfraredLaw) -> Float[Array, ""]:
-    """How much R lies above a curve of the same shape that obeys a near-infrared law.
+def grey_excess(curve: Float[Array, " channel"], law: NearInfraredLaw, *, positive: bool = True) -> Float[Array, ""]:
+    """How much R, or R1, lies above a curve of the same shape that obeys a near-infrared law.
 
     Args:
-        ln_curve: (channel,) ln R.
+        curve: (channel,) R, or R1.
         law: the law.
+        positive: what is left must stay positive.
 
     Returns:
-        () b with (R_1 - b) / (R_2 - b) = ratio; at most nine tenths of the smallest R, which must stay positive.
+        () b with (R_1 - b) / (R_2 - b) = ratio; at most nine tenths of the smallest R where that must stay positive.
     """
-    curve = jnp.exp(ln_curve)
     excess = (curve[law.numerator] - law.ratio * curve[law.denominator]) / (1.0 - law.ratio)
-    return jnp.minimum(excess, 0.9 * jnp.min(curve))
+    return jnp.minimum(excess, 0.9 * jnp.min(curve)) if positive else excess

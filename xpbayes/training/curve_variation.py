@@ -9,8 +9,11 @@ Beside dust the factors must not describe what the network does not: residuals o
 the model's own error, learned by kind of star, takes the dust of a kind for its error. So R1 is learned from the stars that
 are described best, under errors that know of no kinds.
 
-R1 + a R + b is the same model: E (1 + a xi) and ln parallax + b E xi / 2 undo it. So R1 is kept orthogonal to R and to grey,
-in the mean inverse covariance of ln flux. Larger xi is larger R(V): an optical curve that falls less steeply to the red.
+R1 + a R + b predicts the same fluxes: E (1 + a xi) and ln parallax + b E xi / 2 undo it. Estimates of E and parallaxes
+tell a and b, as they tell the unit and the zero point of R: E and parallax mean the same whatever xi is. (As functions of
+solved xi, as in `gauge`, they would grow without bounds.) R1 orthogonal to R and to grey, what fluxes alone tell, would
+make E of dust with R(V) = 5 a third too large, and R + xi R1 negative in the infrared. Larger xi is larger R(V): an optical
+curve that falls less steeply to the red.
 """
 
 from dataclasses import replace
@@ -80,7 +83,7 @@ def _metric(forward: ForwardModel, stars: Stars, theta_log: Array) -> Array:
 def without_grey_and_curve(
     variation: Float[NDArray, " channel"], curve: Float[NDArray, " channel"], metric: Float[NDArray, "channel channel"]
 ) -> Float[NDArray, " channel"]:
-    """What is left of R1 once it is orthogonal to R and to grey.
+    """What is left of R1 once it is orthogonal to R and to grey: the part that fluxes alone can tell.
 
     Args:
         variation: R1.
@@ -132,10 +135,10 @@ def learn_curve_variation(
     for iteration in range(n_iterations):
         kept = KEPT if iteration >= FIRST_ITERATIONS else 1.0
         variation, ln_likelihood = _improve(variation, curve, sums, kept)
-        variation = without_grey_and_curve(variation, curve, metric)
         history.append(ln_likelihood)
     optical = wavelength_nm < 1000.0
-    rising = np.polyfit(np.log(wavelength_nm[optical]), (variation / curve)[optical], 1)[0] > 0
+    shape = without_grey_and_curve(variation, curve, metric) / curve
+    rising = np.polyfit(np.log(wavelength_nm[optical]), shape[optical], 1)[0] > 0
     bounded = np.clip(variation if rising else -variation, -LARGEST * curve, LARGEST * curve)
     return jnp.asarray(bounded, jnp.float32), history
 

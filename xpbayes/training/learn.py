@@ -203,7 +203,7 @@ def train(
             # Anew for every phase, from the state alone: a run that was stopped goes on with the same errors.
             effective = _with_model_error(state, stars)
         if phase.update == "curve_variation":
-            state, entry, summary = _vary_curve(phase, state, stars, wavelength_nm)
+            state, entry, summary = _vary_curve(phase, state, stars, wavelength_nm, near_infrared)
         else:
             state, entry, summary = _run_phase(phase, number, state, stars, effective, config, near_infrared)
         entry = {"phase": number, **phase.model_dump(mode="json"), **entry, "seconds": time.perf_counter() - begun}
@@ -349,18 +349,20 @@ def _without_grey(
 
     A step along this direction, which no spectrum sees, would take alternating phases hundreds of rounds.
     """
-    excess = grey_excess(forward.ln_curve, law)
+    excess = grey_excess(jnp.exp(forward.ln_curve), law)
     curve = jnp.log(jnp.exp(forward.ln_curve) - excess)
     moved = theta_log.at[:, -1].add(-0.5 * excess * jnp.exp(theta_log[:, -2]))
     return replace(forward, ln_curve=curve), moved
 
 
 def _vary_curve(
-    phase: "Phase", state: TrainingState, stars: Stars, wavelength_nm: np.ndarray
+    phase: "Phase", state: TrainingState, stars: Stars, wavelength_nm: np.ndarray, law: NearInfraredLaw | None
 ) -> tuple[TrainingState, dict[str, Any], str]:
     """Learn R1; the stars' xi follow in the next phase of the stars."""
     forward = state.model.forward
     variation, history = learn_curve_variation(forward, stars, state.theta_log, wavelength_nm, phase.epochs)
+    if law is not None and np.any(variation):  # dust of every curve obeys it
+        variation -= grey_excess(variation, law, positive=False)
     size = np.abs(np.asarray(variation)) / np.exp(np.asarray(forward.ln_curve))
     entry = {"ln_likelihood_per_star": history, "largest_relative_variation": float(size.max())}
     summary = f"R varies by {np.median(size):.2%} (median channel), at most {size.max():.2%}"

@@ -89,15 +89,17 @@ def collect_sums(
     """
 
     def one(star: Stars, u: Array) -> Sums:
-        def residual(v: Array) -> Array:  # in (labels, E, ln parallax)
-            sampled = jnp.concatenate([v[:-2], jnp.log(v[-2:-1]), v[-1:]])
+        def residual(v: Array) -> Array:  # in (labels, E xi, E, ln parallax): ln flux is linear in all but the labels
+            n = forward.n_labels
+            sampled = jnp.concatenate([v[:n], v[n:-2] / v[-2:-1], jnp.log(v[-2:-1]), v[-1:]])
             return whitened_residual(predict_flux(forward, sampled, star.ln_scale), star.flux, star.whitening)
 
         solved = jnp.concatenate([u[:-2], jnp.exp(u[-2:-1]), u[-1:]])
+        solved = solved.at[forward.n_labels : -2].multiply(solved[-2])
         y, push = jax.linearize(residual, solved)
         jacobian = jax.vmap(push, out_axes=1)(jnp.eye(solved.size, dtype=solved.dtype))
 
-        # Expected parameters and their errors, from the labels and estimates alone; xi is 0 +- 1.
+        # Expected parameters and their errors, from the labels and estimates alone; E xi is 0 +- E.
         has_label = star.label_inv_error > 0
         label = jnp.where(has_label, star.labels, u[: forward.n_labels])
         xi = jnp.zeros_like(u[forward.n_labels : -2])
@@ -115,7 +117,9 @@ def collect_sums(
         ln_parallax_sigma = jnp.where(usable, relative, FREE_LN_PARALLAX_SIGMA)
 
         expected = jnp.concatenate([label, xi, reddening[None], ln_parallax[None]])
-        sigma = jnp.concatenate([label_sigma, xi + xi_sigma, reddening_sigma[None], ln_parallax_sigma[None]])
+        sigma = jnp.concatenate(
+            [label_sigma, xi + xi_sigma * solved[-2], reddening_sigma[None], ln_parallax_sigma[None]]
+        )
         y = y + jacobian @ (expected - solved)
         g = jacobian * sigma
         b = star.whitening @ (predict_flux(forward, u, star.ln_scale)[:, None] * directions)
