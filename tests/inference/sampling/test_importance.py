@@ -331,6 +331,7 @@ def steady(trained, sample):
     return folded, found, drawn, usable[np.argsort(worst[usable])]
 
 
+@pytest.mark.slow  # a million steps of NUTS; benchmarks/nuts.py compares more stars
 def test_summaries_equal_a_long_markov_chain(trained, steady):
     """Mean, spread and quantiles of three real stars of one optimum, in units of the posterior's spread.
 
