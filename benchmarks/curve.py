@@ -1,10 +1,13 @@
-"""How the extinction curve varies, judged on held-out real stars that are inferred blind, from fluxes alone.
+"""How the extinction curve varies, judged on real stars that are inferred blind, and on stars whose truth is known.
 
-Prints, for each model: the cosine of R1 with dA/dR_V of G23 (weighted by the model's error, grey and R taken out); the
+Of real stars held out, from fluxes alone, prints, for each model: the cosine of R1 with dA/dR_V of G23 (weighted by the model's error, grey and R taken out); the
 Pearson correlation of xi of neighbours within 0.3 deg for E > 0.6, shuffled, and by Teff; labels' robust scatter by E,
 beside a model without variation if one is given.
 
+With --truth, of catalogues of a mock survey (../shared/mock): labels, E and R(V) by R(V), plain stars with E > 0.5.
+
 Usage: python benchmarks/curve.py MODEL STARS.parquet [--without MODEL] [--number N]
+       python benchmarks/curve.py --truth truth_test.parquet CATALOGUE.parquet ...
 Both models must have been trained with the same split.
 """
 
@@ -15,6 +18,8 @@ import time
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
 
 import xpbayes
 from xpbayes.analysis.figures.curve_families import FAMILIES, channel_weights, direction
@@ -31,6 +36,8 @@ EXTINCTION = (0.0, 0.2, 1.0, np.inf)
 TEFF = (0.0, 4.2, 4.6, np.inf)
 """Bins of what is inferred [mag, kK]."""
 UNITS = {"teff": 1e3}
+BEHIND_DUST = 0.5
+"""E [mag] from which R(V) is judged against the truth."""
 
 
 def inferred(model: xpbayes.TrainedModel, table: Spectra) -> tuple[dict[str, np.ndarray], float]:
@@ -75,13 +82,56 @@ def judge_xi(found: dict[str, np.ndarray]) -> None:
     print(f"  E < 0.1: xi std {found['xi'][clear].std():.2f}, error {np.median(found['xi_err'][clear]):.2f}")
 
 
+def judge_truth(path: str, truth: pd.DataFrame) -> None:
+    """Bias, scatter and 68 % coverage of medians, and bias, scatter and pulls of R(V), by the dust's true R(V)."""
+    rows = pq.read_table(path)
+    star = truth.loc[rows["source_id"].to_numpy()]
+    low, median, high = (list_column(rows, f"stellar_params_{name}") for name in ("p16", "median", "p84"))
+    true = star[["teff", "feh", "logg", "e"]].to_numpy(float) / [1e3, 1.0, 1.0, 1.0]
+    plain = (star.odd == "").to_numpy() & ~(star.binary | star.crowded | star.spurious).to_numpy(bool)
+    r_v, behind = star.rv.to_numpy(), plain & (star.e > BEHIND_DUST).to_numpy()
+    groups = {
+        "E < 0.2, R(V) 3.1": plain & (true[:, 3] < 0.2) & (r_v == 3.1),
+        "E > 0.5, R(V) 3.1": behind & (r_v == 3.1),
+        "E > 0.5, another": behind & (r_v != 3.1),
+        "E > 0.5, R(V) >= 4": behind & (r_v >= 4.0),
+        "E > 0.5, all": behind,
+    }
+    print(f"{path}: bias, scatter, coverage of Teff [K], [Fe/H], log g, E")
+    for name, use in groups.items():
+        cells = []
+        for i, unit in enumerate((1e3, 1.0, 1.0, 1.0)):
+            miss, inside = median[use, i] - true[use, i], (low[use, i] < true[use, i]) & (true[use, i] < high[use, i])
+            cells.append(f"{unit * np.nanmedian(miss):+.3g} {unit * robust_scatter(miss):.3g} {inside.mean():.2f}")
+        print(f"  {name:18s} {use.sum():5d}: {' | '.join(cells)}")
+        if "r_v" in rows.column_names and not name.startswith("E < "):
+            found, error = (
+                rows[column].to_numpy(zero_copy_only=False).astype(float)[use] for column in ("r_v", "r_v_err")
+            )
+            miss = (found - r_v[use])[np.isfinite(found)]
+            pull = miss / error[np.isfinite(found)]
+            print(
+                f"    R(V), known for {len(miss)}: bias {np.median(miss):+.3f}, scatter {robust_scatter(miss):.3f}, "
+                f"pulls {np.median(pull):+.2f}, their scatter {robust_scatter(pull):.2f}"
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("stars")
+    parser.add_argument("model", help="folder of a model; a catalogue with --truth")
+    parser.add_argument("stars", nargs="?")
+    parser.add_argument("more", nargs="*", help="more catalogues, with --truth")
+    parser.add_argument("--truth", help="the mock survey's truth, .parquet")
     parser.add_argument("--without", help="folder of a model without variation, of the same split")
     parser.add_argument("--number", type=int, default=0, help="of stars of the table, evenly spaced; all if 0")
     arguments = parser.parse_args()
+    if arguments.truth:
+        truth = pd.read_parquet(arguments.truth).set_index("source_id")
+        for path in filter(None, (arguments.model, arguments.stars, *arguments.more)):
+            judge_truth(path, truth)
+        return
+    if arguments.stars is None:
+        parser.error("name the stars, or the truth with --truth")
     table = xpbayes.read_star_table(arguments.stars)
     if arguments.number:
         table = table.take(np.linspace(0, len(table) - 1, arguments.number).astype(int))
