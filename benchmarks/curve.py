@@ -1,9 +1,8 @@
 """How the extinction curve varies, judged on real stars that are inferred blind, and on stars whose truth is known.
 
-Of real stars held out, from fluxes alone, prints, for each model: the cosine of R1 with dA/dR_V of G23 (weighted by the model's error, grey and R taken out); the
-Pearson correlation of xi of neighbours within 0.3 deg for E > 0.6, shuffled, and by Teff; labels' robust scatter by E,
-beside a model without variation if one is given.
-
+Of real stars held out, from fluxes alone, prints for each model: the cosine of R1 with dA/dR_V of G23 (weighted by the
+model's error, grey and R taken out); the Pearson correlation of xi of neighbours within 0.3 deg for E > 0.6, shuffled, and
+by Teff; labels' robust scatter by E, beside a model without variation if one is given.
 With --truth, of catalogues of a mock survey (../shared/mock): labels, E and R(V) by R(V), plain stars with E > 0.5.
 
 Usage: python benchmarks/curve.py MODEL STARS.parquet [--without MODEL] [--number N]
