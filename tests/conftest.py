@@ -30,7 +30,7 @@ from threadpoolctl import threadpool_limits
 
 from tests.listening import heard
 from xpbayes.analysis.posterior_file import import_arviz
-from xpbayes.config import InferenceConfig, Phase, RefinementConfig, SamplingConfig, TrainingConfig
+from xpbayes.config import DustMapConfig, InferenceConfig, Phase, RefinementConfig, SamplingConfig, TrainingConfig
 from xpbayes.data.spectra import Spectra
 from xpbayes.data.spectra_file import read_star_table, write_star_table
 from xpbayes.device import prepare_device
@@ -79,6 +79,7 @@ def short_runs():
         InferenceConfig: {name: getattr(QUICK, name) for name in QUICK.model_fields_set - {"use_parallax"}},
         TrainingConfig: {name: getattr(SHORT_TRAINING, name) for name in SHORT_TRAINING.model_fields_set},
         SamplingConfig: {"draws": 100, "max_rounds": 1},
+        DustMapConfig: {"max_extinction_error": 1.0, "sky_max_parallax_error": 0.33},
     }
     before = {kind: _set_defaults(kind, values) for kind, values in small.items()}
     yield
@@ -86,11 +87,19 @@ def short_runs():
         _set_defaults(kind, values)
 
 
-def run_page(path: Path) -> None:
-    """Run all Python code of a page, from top to bottom, as it is printed."""
+def run_page(path: Path, shorter: Mapping[str, str] | None = None) -> dict:
+    """Run all Python code of a page or notebook, as it is printed but for words in `shorter`; returns its names."""
     namespace: dict = {}
-    for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL):
+    if path.suffix == ".ipynb":
+        cells = json.loads(path.read_text())["cells"]
+        blocks = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    else:
+        blocks = re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+    for block in blocks:
+        for word, other in (shorter or {}).items():
+            block = block.replace(word, other)
         exec(compile(block, f"docs/{path.name}", "exec"), namespace)
+    return namespace
 
 
 MOST_MAPPINGS = 30_000
@@ -161,6 +170,7 @@ def sample(bundled: Spectra) -> Spectra:
 @pytest.fixture(scope="session")
 def trained(sample: Spectra, made_once) -> TrainedModel:
     """A model trained briefly on the sample: real, but rough."""
+
     from xpbayes.runs.train import train
 
     return load_model(made_once("model", lambda path: train(sample, path, SHORT_TRAINING)))
