@@ -1,4 +1,7 @@
-"""Settings of one run: each default once, unknown keys refused. Building one touches no disk, imports nothing heavy."""
+"""Settings of one run: each default once, unknown keys refused. Building one touches no disk, imports nothing heavy.
+
+Longer than other modules: all settings are here, so that none is anywhere else.
+"""
 
 import reprlib
 import tomllib

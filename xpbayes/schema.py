@@ -1,5 +1,7 @@
 """Every column of a star table and of a catalogue, once: name, type, unit, UCD, one sentence. Flag bits, once.
 
+Longer than other modules, as it is one literal table: whoever wants to know a column finds it here.
+
 Writers, readers, documentation and exports all take their columns from here.
 """
 
