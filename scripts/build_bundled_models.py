@@ -32,7 +32,7 @@ def main() -> None:
     wrong = check_figures(model.card, about)
     if wrong:
         sys.exit(f"{DEFAULT_MODEL}: {'; '.join(wrong)}")
-    failed = [check["name"] for check in model.card["checks"] if not check["passed"]]
+    failed = [check["name"] for check in model.card["checks"] if check["passed"] is False]
     if failed:
         print(f"checks that failed: {', '.join(failed)}")
     card = model.card | {
