@@ -208,7 +208,8 @@ def as_double(tree):
 
 def inference_toml(config: InferenceConfig) -> str:
     """The settings as `--settings` reads them."""
-    return "[inference]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in config.model_dump().items())
+    given = config.model_dump(exclude_none=True)
+    return "[inference]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in given.items())
 
 
 def with_columns(table: Spectra, **columns) -> Spectra:

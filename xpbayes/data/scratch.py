@@ -91,11 +91,13 @@ def scratch_copy(stars: Stars) -> Stars:
 
 
 def write_rows(stars: Stars, rows: slice, part: Stars) -> None:
-    """Write a batch into some rows."""
+    """Write a batch, whose parallaxes are not doubted, into some rows."""
+    assert part.doubt is None
     for field in fields(Stars):
         mine = getattr(stars, field.name)
-        assert isinstance(mine, np.ndarray)
-        mine[rows] = np.asarray(getattr(part, field.name))
+        if field.name != "doubt":
+            assert isinstance(mine, np.ndarray)
+            mine[rows] = np.asarray(getattr(part, field.name))
 
 
 def pieces(n_stars: int) -> Iterator[slice]:
