@@ -6,6 +6,10 @@ within their errors, and purity and completeness of selections by it.
 
     python benchmarks/mock.py --seeds 7 --out DIR       # or any catalogue of a survey of ../shared/mock/make_mock.py
     python benchmarks/reliability.py DIR/seed7/truth_test.parquet DIR/seed7/plx.parquet
+
+And on real stars with labels that a model has not seen, from fluxes alone, errors of labels added in quadrature:
+
+    python benchmarks/reliability.py --model apogee-dr17 STARS.parquet
 """
 
 import argparse
@@ -15,8 +19,12 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+import xpbayes
+from xpbayes.config import InferenceConfig, TrainingConfig
+from xpbayes.data.join import rows_of
 from xpbayes.production.table import list_column, read_catalogue
 from xpbayes.schema import QualityFlag
+from xpbayes.training.selection import training_cuts
 
 NAMES = ("Teff", "[Fe/H]", "log g", "E", "parallax")
 BINS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
@@ -107,12 +115,45 @@ def reliabilities(of: Judged) -> None:
         print(f"{name:10s}" + "".join(f"{cell:>14s}" for cell in cells))
 
 
+def real_stars(folder: str, stars: str) -> None:
+    """Print how `reliability` and `p_outside_model` fare on held-out stars with labels."""
+    model = xpbayes.load_model(folder)
+    settings = TrainingConfig.model_validate(model.card["settings"])
+    table = training_cuts(xpbayes.read_star_table(stars), model.labels, settings.teff_max)
+    catalogue = xpbayes.infer(model, table, config=InferenceConfig(use_parallax=False), only="held-out")
+    rows = rows_of(catalogue["source_id"].to_numpy(), table.source_id)
+    label, error = (value[rows] for value in table.labels(model.labels))
+    floor = settings.floor_for(len(model.labels))
+    median, low, high = (list_column(catalogue, f"stellar_params_{name}") for name in ("median", "p16", "p84"))
+    reliability = list_column(catalogue, "reliability")
+    outside = np.asarray(catalogue["p_outside_model"].to_numpy(), np.float64)
+    trusted = reliability[np.isfinite(median[:, 0]), 0] > 0.5
+    print(f"{len(rows)} stars: reliability > 0.5 in Teff {trusted.mean():.3f}", end=", ")
+    print(f"p_outside_model > 0.5 {(outside > 0.5).mean():.3f}")
+    for i, name in enumerate(model.labels):
+        half = np.where(label[:, i] > median[:, i], high[:, i] - median[:, i], median[:, i] - low[:, i])
+        good = np.abs(median[:, i] - label[:, i]) < WITHIN * np.sqrt(half**2 + error[:, i] ** 2 + floor[i] ** 2)
+        known = np.isfinite(label[:, i]) & np.isfinite(median[:, i])
+        value, good = reliability[known, i], good[known]
+        which = np.clip(np.digitize(value, BINS) - 1, 0, len(BINS) - 2)
+        found = [k for k in range(len(BINS) - 1) if (which == k).any()]
+        cells = (f"{value[which == k].mean():.2f}: {good[which == k].mean():.2f} ({np.sum(which == k)})" for k in found)
+        miss = sum((which == k).mean() * abs(value[which == k].mean() - good[which == k].mean()) for k in found)
+        print(f"{name:6s} reliability: share within two errors (number)  {'  '.join(cells)}   mean error {miss:.3f}")
+
+
 def main() -> None:
-    """Compare a catalogue with the truth."""
+    """Compare a catalogue with the truth, or a model's answers with labels."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("truth")
-    parser.add_argument("catalogue")
+    parser.add_argument("truth", help="the mock survey's, .parquet; a star table with --model")
+    parser.add_argument("catalogue", nargs="?")
+    parser.add_argument("--model", help="judge this model on the labelled stars that it has not seen")
     arguments = parser.parse_args()
+    if arguments.model:
+        real_stars(arguments.model, arguments.truth)
+        return
+    if arguments.catalogue is None:
+        parser.error("name the catalogue, or a model with --model")
     catalogue = read_catalogue(arguments.catalogue)
     star = pd.read_parquet(arguments.truth).set_index("source_id").loc[catalogue["source_id"].to_numpy()]
     of = Judged(star, catalogue)
