@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, replaced
+from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, replaced, rows_of_each
 from xpbayes.device import program
 from xpbayes.inference.errors import laplace_covariance
 from xpbayes.inference.linear_algebra import ln_det_positive, smallest_pivot
@@ -124,7 +124,7 @@ def weigh_hypotheses(
     found = unasked(len(stars), model.forward.n_labels + 2)
     if not len(rows):
         return found
-    some, alone = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], (stars, single))
+    some, alone = rows_of_each((stars, single), rows)
     return replaced(found, _weigh(model.without_error, ridge, some, alone, max_iterations), rows)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
-from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, signal_to_noise
+from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, rows_of_each, signal_to_noise
 from xpbayes.device import program
 from xpbayes.inference.errors import evaluate_mode, laplace_covariance
 from xpbayes.inference.model_error import fold_in_model_error
@@ -81,7 +81,7 @@ def flux_only(model: StarModel, stars: Stars, found: "Posteriors", *, use_parall
     own = model.forward.without_xi
     used = np.flatnonzero((np.asarray(stars.parallax_inv_error) > 0) & use_parallax & np.isfinite(optimum).all(axis=1))
     if len(used):
-        some = jax.tree.map(lambda leaf: np.asarray(leaf)[used], stars.blind(parallax=False))
+        some = rows_of_each(stars.blind(parallax=False), used)
         least = np.append(np.full(optimum.shape[1] - 2, -np.inf), [TINY, TINY])
         begin = to_log(np.maximum(optimum[used], least).astype(np.float32))
         some = fold_in_model_error(model, some, jnp.asarray(begin))

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
+from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, rows_of_each
 from xpbayes.device import program
 from xpbayes.inference.scatter import trusted_inverse_error
 from xpbayes.models.star_model import StarModel
@@ -278,7 +278,7 @@ def answers(
     """Both answers, some stars at a time; arguments as of `refine_labels`."""
     for begin in range(0, len(found.estimate), AT_ONCE):
         batch = slice(begin, begin + AT_ONCE)
-        some = jax.tree.map(lambda leaf, batch=batch: np.asarray(leaf)[batch], stars)
+        some = rows_of_each(stars, batch)
         here = _answers(second, model, some, found.take(batch), published.take(batch), use_parallax=use_parallax)
         yield here._replace(rows=begin + here.rows)
 

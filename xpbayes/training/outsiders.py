@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
+from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, rows_of_each
 from xpbayes.inference.support import LabelSupport
 from xpbayes.models.forward import ForwardModel, ln_absolute_flux
 
@@ -68,15 +68,11 @@ def outsiders(
     ]
     parts = []
     for kind in made:
-        of = _picked(templates, random.choice(sound, n_each))
+        of = rows_of_each(templates, random.choice(sound, n_each))
         shape = kind(of) - random.exponential(0.15, (n_each, 1)) * curve
         seen = _seen(shape, of, random)
         parts.append(_at_its_distance(seen, shape, random) if kind is made[-1] else seen)
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-
-
-def _picked(stars: Stars, rows: NDArray[np.integer]) -> Stars:
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], stars)
 
 
 def _black_body(wavelength: NDArray[np.float64], temperature: NDArray[np.float64]) -> Shapes:

@@ -102,8 +102,9 @@ def line_of_sight(means, distances, edges=EDGES):
     row = np.array([means], np.float32)
     one = np.ones_like(row)
     return DustMap(
-        edges, 4, np.array([7]), row, 0.1 * one + 0 * row, one, np.array([distances], np.float32), one, one.astype(np.int16),
-        row, one, {},
+        edges=edges, finest=4, pixel=np.array([7]), mean=row, sigma=0.1 * one + 0 * row, spread=one,
+        distance=np.array([distances], np.float32), stars=one, nside=one.astype(np.int16), differential=row,
+        differential_sigma=one, about={},
     )  # fmt: skip
 
 

@@ -40,8 +40,8 @@ def whole_sky(e_of_r, edges, nside=4):
     rise = np.diff(mean, axis=1, prepend=0).astype(np.float32)
     distance = np.broadcast_to(centre, mean.shape).astype(np.float32)
     return DustMap(
-        edges, nside, np.arange(n), mean, 0.01 * one, one, distance, 10 * one, (nside * one).astype(np.int16), rise,
-        0.01 * one, {},
+        edges=edges, finest=nside, pixel=np.arange(n), mean=mean, sigma=0.01 * one, spread=one, distance=distance,
+        stars=10 * one, nside=(nside * one).astype(np.int16), differential=rise, differential_sigma=0.01 * one, about={},
     )  # fmt: skip
 
 

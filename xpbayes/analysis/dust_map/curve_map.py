@@ -123,23 +123,13 @@ class CurveMap(PixelMap):
     """Xi and R(V) in pixels and distance bins.
 
     Attributes:
-        edges: (bin + 1,) distances [kpc].
-        finest: nside of the pixel numbers.
-        pixel: (row,) nested Galactic pixel numbers, rising.
         law: R(V) along xi.
         extinction, along, var_extinction, var_along, cov: (row, bin) mean E and E xi, and covariance [mag, mag^2].
         xi, xi_sigma, r_v, r_v_sigma: (row, bin) of all dust as far as the bin, and standard errors.
         dust_xi, dust_xi_sigma, dust_r_v, dust_r_v_sigma: (row, bin) of the dust between this bin and the one before; NaN
             where that is so little that its xi is known to no better than `MAX_XI_ERROR`.
-        distance: (row, bin) where the means hold [kpc].
-        stars: (row, bin) number of stars that tell of xi, in the pixel of the resolution used.
-        nside: (row, bin) that resolution, 0 where there is none.
-        about: settings and counts, for headers.
     """
 
-    edges: NDArray[np.float64]
-    finest: int
-    pixel: NDArray[np.int64]
     law: ReddeningLaw
     extinction: NDArray[np.float32]
     along: NDArray[np.float32]
@@ -154,10 +144,6 @@ class CurveMap(PixelMap):
     dust_xi_sigma: NDArray[np.float32]
     dust_r_v: NDArray[np.float32]
     dust_r_v_sigma: NDArray[np.float32]
-    distance: NDArray[np.float32]
-    stars: NDArray[np.float32]
-    nside: NDArray[np.int16]
-    about: dict[str, Any]
     QUANTITIES = QUANTITIES
     KIND, FILE = "map of R(V)", "curve_profile.fits"
 

@@ -41,32 +41,18 @@ class DustMap(PixelMap):
     """Extinction in pixels and distance bins.
 
     Attributes:
-        edges: (bin + 1,) distances [kpc].
-        finest: nside of the pixel numbers.
-        pixel: (row,) nested Galactic pixel numbers, rising.
         mean: (row, bin) cumulative E [mag]; NaN where no resolution has enough stars.
         sigma: (row, bin) its standard error [mag].
         spread: (row, bin) spread of E inside the voxel [mag].
-        distance: (row, bin) mean 1/parallax of the voxel's stars [kpc]: where the mean holds.
-        stars: (row, bin) number of stars behind the value, in the pixel of the resolution used.
-        nside: (row, bin) that resolution, 0 where there is none.
         differential: (row, bin) E minus that of the bin before [mag]; the first bin's is its own E if it begins at 0.
         differential_sigma: (row, bin) its standard error [mag].
-        about: settings and counts, for headers.
     """
 
-    edges: NDArray[np.float64]
-    finest: int
-    pixel: NDArray[np.int64]
     mean: NDArray[np.float32]
     sigma: NDArray[np.float32]
     spread: NDArray[np.float32]
-    distance: NDArray[np.float32]
-    stars: NDArray[np.float32]
-    nside: NDArray[np.int16]
     differential: NDArray[np.float32]
     differential_sigma: NDArray[np.float32]
-    about: dict[str, Any]
     QUANTITIES = QUANTITIES
     KIND, FILE = "dust map", "profile.fits"
 

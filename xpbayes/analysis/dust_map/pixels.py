@@ -4,6 +4,7 @@ Pixels are nested and Galactic at the finest nside; only pixels with any value a
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
@@ -28,8 +29,9 @@ class Averages(Protocol):
 A = TypeVar("A", bound=Averages)
 
 
+@dataclass(frozen=True, repr=False)
 class PixelMap:
-    """What every such map has; a dataclass of its own fields inherits it.
+    """What every such map has.
 
     Attributes:
         QUANTITIES: attribute: name of the HDU, FITS format, unit, description.
@@ -37,6 +39,9 @@ class PixelMap:
         edges: (bin + 1,) distances [kpc].
         finest: nside of the pixel numbers.
         pixel: (row,) nested Galactic pixel numbers, rising.
+        distance: (row, bin) where the means hold: mean 1/parallax of the stars [kpc].
+        stars: (row, bin) number of stars behind a value, in the pixel of the resolution used.
+        nside: (row, bin) that resolution, 0 where there is none.
         about: settings and counts, for headers.
     """
 
@@ -46,6 +51,9 @@ class PixelMap:
     edges: NDArray[np.float64]
     finest: int
     pixel: NDArray[np.int64]
+    distance: NDArray[np.float32]
+    stars: NDArray[np.float32]
+    nside: NDArray[np.int16]
     about: dict[str, Any]
 
     def __repr__(self) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
-from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, replaced
+from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, replaced, rows_of_each
 from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.search.solver import Solution, SolverState, StartPool, columns_first, limits, solve
 from xpbayes.inference.search.starts import StartGrid, find_starts, first_guess
@@ -127,8 +127,8 @@ def _at_the_winner(
         return found
     # Whole batches, repeating some: another number of stars would be another program.
     padded = np.resize(elsewhere, -(-len(elsewhere) // STAR_BLOCK) * STAR_BLOCK)
-    few = fold_in_model_error(model, jax.tree.map(lambda leaf: np.asarray(leaf)[padded], measured), winner[padded])
-    few = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(elsewhere)], few)
+    few = fold_in_model_error(model, rows_of_each(measured, padded), winner[padded])
+    few = rows_of_each(few, slice(len(elsewhere)))
     stars = replaced(found.stars, few, elsewhere)
     alive = np.isfinite(np.asarray(solution.objective)[elsewhere])
     again = refine(model, few, at[elsewhere], config.max_iterations, alive)
