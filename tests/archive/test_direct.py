@@ -4,14 +4,19 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from numpy.testing import assert_array_equal
+from pyarrow.csv import read_csv
 
 from tests.command_line import refused, run
 from tests.conftest import QUICK, inference_toml
 from xpbayes.archive.direct import kinds_of, open_inputs, survey_toml
 from xpbayes.archive.survey_config import Survey, read_survey
 from xpbayes.channels import xp_channels
+from xpbayes.data.join import rows_of
+from xpbayes.data.spectra import join_star_tables
 from xpbayes.data.spectra_file import write_star_table
 from xpbayes.errors import InputError
 from xpbayes.files import file_checksum
@@ -120,6 +125,56 @@ def test_folders_and_patterns_stand_for_the_spectra_in_them(desk):
         assert found.files[-1].name == "2mass.csv" and files(found)["gaia"] == ("gaia.csv",)
     with pytest.raises(InputError, match="no such file"):
         open_inputs("yp*.csv")
+
+
+def as_hats(folder: Path, table: pa.Table, kind: str = "object", properties: str = "hats.properties") -> None:
+    """A HATS catalogue of two partitions."""
+    for pixel, rows in ((11, table.slice(0, len(table) // 2)), (4, table.slice(len(table) // 2))):
+        place = folder / f"dataset/Norder=1/Dir=0/Npix={pixel}.parquet"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(rows, place)
+    (folder / properties).write_text(f"obs_collection={folder.name}\ndataproduct_type={kind}\n")
+
+
+def test_hats_catalogues_are_named_and_found_like_files(desk):
+    for name in ("xp", "2mass", "gaia"):
+        as_hats(desk / "hats" / name, read_csv(desk / f"{name}.csv"))
+    as_hats(desk / "hats" / "2mass_margin", read_csv(desk / "2mass.csv"), kind="margin", properties="properties")
+    from_files, _ = stream_tables(only("xp.csv"), None)
+    expected = next(from_files)
+    assert (expected.band_inverse_error > 0).all() and expected.is_measured("parallax").all()
+    named = {"two_mass": desk / "hats" / "2mass", "gaia": "hats/gaia"}
+    for given, tables in (("hats", None), ("hats/xp", None), ("hats/x*", None), ("xp.csv", named)):
+        found = only(given, tables)
+        assert {name: len(of) for name, of in files(found).items()} == {"xp": 1, "gaia": 1, "two_mass": 1, "unwise": 0}
+        stream, _ = stream_tables(found, None)
+        table = join_star_tables(parts := list(stream), ["spectra"] * len(parts))
+        table = table.take(rows_of(expected.source_id, table.source_id))
+        assert_array_equal(table.band_inverse_error, expected.band_inverse_error)
+        assert_array_equal(table.column("parallax"), expected.column("parallax"))
+    assert files(only("hats/xp", {"gaia": [], "two_mass": []}))["two_mass"] == ()
+    with pytest.raises(InputError, match=r"2mass_margin: is a folder, but no HATS catalogue"):
+        only("xp.csv", {"two_mass": "hats/2mass_margin"}).files  # noqa: B018 - looking is what is tested
+    as_hats(desk / "hats" / "copy", read_csv(desk / "2mass.csv").slice(1))
+    with pytest.raises(InputError, match=r"2mass and 1 more tables beside the spectra could be 2MASS"):
+        open_inputs("hats/xp")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_catalogue_that_lsdb_wrote_is_a_companion(desk):
+    lsdb = pytest.importorskip("lsdb", reason="the extra dist is not installed")
+    rows = read_csv(desk / "gaia.csv").join(read_csv(desk / "2mass.csv"), "source_id")
+    whole = lsdb.from_dataframe(
+        rows.to_pandas(), ra_column="ra", dec_column="dec", lowest_order=0, highest_order=0, margin_threshold=None
+    )
+    whole.write_catalog(desk / "both", catalog_name="both", npix_suffix="/", should_write_skymap=False)
+    for name in ("gaia.csv", "2mass.csv"):
+        (desk / name).unlink()
+    found = only("xp.csv")
+    assert files(found) == {"xp": ("xp.csv",), "gaia": ("both",), "two_mass": ("both",), "unwise": ()}
+    table = next(stream_tables(found, None)[0])
+    assert_array_equal(table.column("parallax"), np.full(N, 2.5, np.float32))
+    assert (table.band_inverse_error > 0).all()
 
 
 def test_the_survey_toml_is_the_same_input(desk):

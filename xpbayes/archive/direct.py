@@ -97,7 +97,7 @@ def _spectra_of(given: Path) -> Iterator[Path]:
         if not names:
             raise InputError(f"{given}: no such file; check the path")
         for name in names:
-            yield from _spectra_of(Path(name)) if not Path(name).is_dir() else ()
+            yield from _spectra_of(Path(name)) if not Path(name).is_dir() or hats_files(Path(name)) else ()
     elif given.is_dir():
         if hats_files(given):
             yield given
@@ -126,17 +126,20 @@ def _is_ours(path: Path) -> bool:
 
 
 def _tables_in(folder: Path) -> list[Path]:
-    """Files of a folder that can be tables, by their suffixes."""
+    """Files of a folder that can be tables, by their suffixes, and its HATS catalogues."""
     known = {*TEXT, *SUFFIXES, ".zip"}
-    return sorted(
-        p for p in folder.iterdir()
-        if not p.name.startswith(".") and p.is_file()
-        and (p.suffix.lower() in known or (p.suffix.lower() == ".gz" and Path(p.stem).suffix.lower() in known))
-    )  # fmt: skip
+
+    def can_be(path: Path) -> bool:
+        suffix = path.suffix.lower() if path.suffix.lower() != ".gz" else Path(path.stem).suffix.lower()
+        return bool(hats_files(path)) if path.is_dir() else suffix in known and path.is_file()
+
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and can_be(path))
 
 
 def _columns(path: Path) -> set[str]:
-    """Lower-case names of a file's columns; none where it cannot be read, or is ours."""
+    """Lower-case names of a file's columns, or of a HATS catalogue's; none where it cannot be read, or is ours."""
+    if path.is_dir():
+        return next((_columns(file) for file in hats_files(path)), set())
     if path.suffix == ".parquet" and _is_ours(path):
         return set()
     try:
@@ -177,10 +180,9 @@ def _survey_of(spectra: list[Path], named: Mapping[str, tuple[str, ...]]) -> Sur
     tables = {kind: list(files) for kind, files in named.items() if files}
     wanted = [kind for kind in KINDS if kind not in named]
     said = {kind: ", ".join(Path(f).name for f in files) for kind, files in tables.items()}
-    files = [path for path in spectra if not path.is_dir()]
-    if wanted and files:
-        own = {path: _columns(path) for path in files[:MOST_LOOKED_AT]}
-        beside, n_beside = _beside(files, {str(f) for listed in named.values() for f in listed})
+    if wanted:
+        own = {path: _columns(path) for path in spectra[:MOST_LOOKED_AT]}
+        beside, n_beside = _beside(spectra, {str(f) for listed in named.values() for f in listed})
         for kind in wanted:
             inside = [str(path) for path, names in own.items() if kind in kinds_of(names)]
             near = [str(path) for path, names in beside.items() if kind in kinds_of(names)]

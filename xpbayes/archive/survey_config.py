@@ -1,6 +1,7 @@
 """survey.toml: which files make a survey, and which measurements of them count. Reading one touches no data."""
 
 import glob
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,16 +225,16 @@ def hats_files(folder: Path) -> list[Path]:
     """List the Parquet files of a HATS catalogue, in the order of its pixels; none for any other folder.
 
     Args:
-        folder: with ``hats.properties`` (``properties`` before HATS 1), or a collection that names such a folder.
+        folder: with ``hats.properties`` (``properties`` before HATS 1), or a collection that names such a folder. Margins,
+            indices and the like are no catalogues of their own.
     """
     collection = folder / "collection.properties"
-    if collection.is_file():
-        text = collection.read_text(encoding="utf-8", errors="replace")
-        lines = (line.partition("=") for line in text.splitlines())
-        primary = next((v.strip() for k, _, v in lines if k.strip() == "hats_primary_table_url"), "")
+    if os.path.isfile(collection):  # False, too, in a folder that may not be read
+        primary = _properties(collection).get("hats_primary_table_url", "")
         inner = folder / primary
-        return hats_files(inner) if primary and not (inner / collection.name).is_file() else []
-    if not any((folder / name).is_file() for name in ("hats.properties", "properties")):
+        return hats_files(inner) if primary and not os.path.isfile(inner / collection.name) else []
+    own = next((folder / name for name in ("hats.properties", "properties") if os.path.isfile(folder / name)), None)
+    if own is None or _properties(own).get("dataproduct_type", "") in NO_TABLES:
         return []
 
     def pixel(path: Path) -> tuple[list[int], str]:
@@ -241,3 +242,13 @@ def hats_files(folder: Path) -> list[Path]:
 
     files = [p for p in folder.rglob("*.parquet") if not p.name.startswith("_") and "Npix=" in str(p)]
     return sorted(files, key=pixel)
+
+
+NO_TABLES = ("margin", "association", "index", "map")
+"""HATS catalogues that repeat rows of others, or have none."""
+
+
+def _properties(path: Path) -> dict[str, str]:
+    """What a file of Java properties says."""
+    lines = (line.partition("=") for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+    return {key.strip(): value.strip() for key, _, value in lines}
