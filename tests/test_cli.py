@@ -92,6 +92,16 @@ def test_help_imports_nothing_heavy():
     assert result.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(("flag", "doubted"), [("--no-doubt-parallax", False), ("--doubt-parallax", True), ("", True)])
+def test_parallaxes_are_doubted_as_the_flag_says(flag, doubted, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("xpbayes.runs.infer.infer", lambda *given, **_: seen.append(given[3]))
+    monkeypatch.setattr("xpbayes.runs.fit.fit", lambda *given: seen.append(given[4]) or [])
+    assert run("infer", "stars.parquet", "--out", tmp_path / "c.csv", *filter(None, [flag])).returncode == 0
+    assert run("fit", tmp_path, "x.csv", "--source-id", 1, "--out", tmp_path, *filter(None, [flag])).returncode == 0
+    assert [config.doubt_parallax for config in seen] == [doubted] * 2
+
+
 def test_predict_prints_a_table_and_draws(model_folder, tmp_path):
     figure = tmp_path / "sun.png"
     result = run("predict", model_folder, "--teff", 5800, "--feh", 0, "--logg", 4.4, "--extinction", 0.1,

@@ -10,6 +10,7 @@ from xpbayes.cli.app import app
 from xpbayes.cli.options import (
     Alone,
     CatalogueFiles,
+    DoubtParallax,
     Flat,
     Gaia,
     ModelFolder,
@@ -48,6 +49,7 @@ def infer(  # noqa: PLR0913 - an argument for each option of the command line
     flat: Flat = None,
     settings: SettingsFile = None,
     parallax: Parallax = None,
+    doubt_parallax: DoubtParallax = None,
     only: Only = "all",
     n_starts: Annotated[int | None, typer.Option(help="Starts refined per star.")] = None,
     refine: Annotated[
@@ -75,8 +77,9 @@ def infer(  # noqa: PLR0913 - an argument for each option of the command line
     quiet: Quiet = False,
 ) -> None:
     """Infer stellar parameters without labels and write a catalogue."""
-    inference = {"use_parallax": parallax, "n_starts": n_starts, "refine": refine, "calibrate": calibrate,
-                 "second_stage": second_stage, "model_uncertainty": model_uncertainty, "binaries": binaries}  # fmt: skip
+    inference = {"use_parallax": parallax, "doubt_parallax": doubt_parallax, "n_starts": n_starts, "refine": refine,
+                 "calibrate": calibrate, "second_stage": second_stage, "model_uncertainty": model_uncertainty,
+                 "binaries": binaries}  # fmt: skip
     run = read_settings(settings, out, inference=inference)
     from xpbayes.production.bundled import split_model
 

@@ -29,6 +29,12 @@ ModelFolder = Annotated[
     typer.Argument(help="Folder of the model, or the name of one that comes with the package.", callback=_named),
 ]
 Parallax = Annotated[bool | None, typer.Option(help="Use measured parallaxes (default) or not.")]
+DoubtParallax = Annotated[
+    bool | None,
+    typer.Option(
+        help="Doubt measured parallaxes as fidelity_v2, RUWE and fluxes have it (default), or take their word."
+    ),
+]
 CatalogueFiles = Annotated[Path, typer.Argument(help="Catalogue: a file or a folder of parts.")]
 StarFiles = Annotated[Path, typer.Argument(help="File of XP spectra, folder of them, star table or survey.toml.")]
 Spectra = Annotated[

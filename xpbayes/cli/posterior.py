@@ -9,6 +9,7 @@ from xpbayes.cli.app import app
 from xpbayes.cli.options import (
     Alone,
     ChoiceSeed,
+    DoubtParallax,
     Gaia,
     ModelFolder,
     Only,
@@ -35,10 +36,11 @@ def fit(
     out: Annotated[Path, typer.Option(help="Folder for fit.json and one figure per star.")],
     settings: SettingsFile = None,
     parallax: Parallax = None,
+    doubt_parallax: DoubtParallax = None,
     quiet: Quiet = False,
 ) -> None:
     """Fit a few stars: parameters with errors, every optimum found, and a figure of data and model."""
-    run = read_settings(settings, out, inference={"use_parallax": parallax})
+    run = read_settings(settings, out, inference={"use_parallax": parallax, "doubt_parallax": doubt_parallax})
     from xpbayes.analysis.pages.star_page import print_star
     from xpbayes.runs.fit import fit as solve
 
@@ -65,11 +67,12 @@ def star(  # noqa: PLR0913 - an argument for each option of the command line
     release: ReleaseName = None,
     settings: SettingsFile = None,
     parallax: Parallax = None,
+    doubt_parallax: DoubtParallax = None,
     quiet: Quiet = False,
 ) -> None:
     """Fetch one star's spectrum, parallax and 2MASS magnitudes, solve it, print a table and write a page."""
     folder = out or Path(f"star-{source_id}")
-    run = read_settings(settings, folder, inference={"use_parallax": parallax})
+    run = read_settings(settings, folder, inference={"use_parallax": parallax, "doubt_parallax": doubt_parallax})
     from xpbayes.analysis.pages.star_page import print_star
     from xpbayes.release import DEFAULT_RELEASE
     from xpbayes.runs.star import PAGE
@@ -102,6 +105,7 @@ def sample(  # noqa: PLR0913 - an argument for each option of the command line
     chains: Annotated[int | None, typer.Option(help="Chains per star.")] = None,
     settings: SettingsFile = None,
     parallax: Parallax = None,
+    doubt_parallax: DoubtParallax = None,
     only: Only = "all",
     channels: Annotated[
         bool | None, typer.Option(help="Likelihood and predicted flux of every channel; default: up to 64 stars.")
@@ -111,7 +115,9 @@ def sample(  # noqa: PLR0913 - an argument for each option of the command line
 ) -> None:
     """Draw from single stars' posteriors with NUTS, and say whether the chains can be trusted."""
     given = {"draws": draws, "warmup": warmup, "chains": chains}
-    run = read_settings(settings, out, inference={"use_parallax": parallax}, sampling=given)
+    run = read_settings(
+        settings, out, inference={"use_parallax": parallax, "doubt_parallax": doubt_parallax}, sampling=given
+    )
     from xpbayes.analysis.pages.posterior_tables import print_draws
     from xpbayes.runs.sample import sample as run_sample
 
@@ -150,12 +156,13 @@ def compare(  # noqa: PLR0913 - an argument for each option of the command line
     random: Random = None,
     settings: SettingsFile = None,
     parallax: Parallax = None,
+    doubt_parallax: DoubtParallax = None,
     only: Only = "all",
     seed: ChoiceSeed = 0,
     quiet: Quiet = False,
 ) -> None:
     """Compare cheap error bars with NUTS for the same real stars, and show where they fail."""
-    run = read_settings(settings, out, inference={"use_parallax": parallax})
+    run = read_settings(settings, out, inference={"use_parallax": parallax, "doubt_parallax": doubt_parallax})
     from xpbayes.analysis.pages.posterior_comparison import print_comparison
     from xpbayes.runs.compare import compare as run_compare
 
