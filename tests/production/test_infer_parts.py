@@ -27,6 +27,7 @@ from tests.listening import heard
 from xpbayes.data.rejected import read_quarantine
 from xpbayes.data.spectra_file import write_star_table
 from xpbayes.errors import InputError
+from xpbayes.production.model_file import save_model
 from xpbayes.production.table import catalogue_about, list_column, read_catalogue
 from xpbayes.runs import infer_parts as parts_run
 from xpbayes.runs.infer_parts import infer_parts
@@ -189,6 +190,19 @@ class TestResume:
         (half_done / f"part-00000-0001.parquet.{os.uname().nodename}-999999999.tmp").write_bytes(b"half")
         run(model_folder, inputs, half_done, resume=True)
         assert contents(half_done) == contents(undisturbed)
+
+
+def test_columns_that_a_model_cannot_fill_are_said_once(trained, inputs, tmp_path, monkeypatch, said):
+    def stop(*_):
+        raise InputError("enough")
+
+    monkeypatch.setattr(parts_run, "infer_task", stop)
+    for name, trust in (("with", trained.trust), ("without", None)):
+        save_model(replace(trained, trust=trust), tmp_path / name)
+        with pytest.raises(InputError, match="enough"):
+            run(tmp_path / name, inputs, tmp_path / f"{name}-catalogue")
+        told = [line for line in said if "p_outside_model and reliability are null" in line]
+        assert len(told) == (trust is None)
 
 
 class TestFaults:

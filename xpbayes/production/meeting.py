@@ -53,6 +53,12 @@ def warn_of_transfer(model: TrainedModel, instrument: InstrumentId, where: str) 
         )
 
 
+def say_what_is_null(model: TrainedModel) -> None:
+    """Say, once a run, which columns a model cannot fill."""
+    if model.trust is None:
+        log.info("p_outside_model and reliability are null: the model was trained without them; train it again")
+
+
 def stars_for(model: TrainedModel, table: Spectra, where: str, *, quiet: bool = False) -> Spectra:
     """Stars as a model takes them, on its instrument; `require_fitting` says which it does not.
 

@@ -31,7 +31,7 @@ from xpbayes.instrument.instrument import InstrumentId
 from xpbayes.models.pair import CompanionRidge
 from xpbayes.production.export import check_suffix, save_catalogue
 from xpbayes.production.flags import Scores
-from xpbayes.production.meeting import stars_for, warn_of_transfer
+from xpbayes.production.meeting import say_what_is_null, stars_for, warn_of_transfer
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.production.table import catalogue_rows, describe, refined_rows, to_arrow
 from xpbayes.progress import speed
@@ -113,6 +113,7 @@ def infer(
         if instrument is None:
             instrument = chosen.instrument
             warn_of_transfer(trained, instrument, str(source["path"]))
+            say_what_is_null(trained)
             log.info(f"solving {len(chosen)} stars; programs are compiled before the first")
         instrument.require_same(chosen.instrument, "what came before", str(source["path"]))
         with suited_programs(len(chosen), slow=config.refine):
@@ -208,8 +209,6 @@ def solve_stars(
 
         inferred = recalibrated(inferred, trained.calibration, batch, use_parallax=config.use_parallax)
     scores = _scores(trained, batch, (looked_at, found), inferred, use_parallax=config.use_parallax)
-    if trained.trust is None:
-        log.log(level, "p_outside_model and reliability are null: the model was trained without them; train it again")
     as_rows = partial(
         catalogue_rows,
         table,

@@ -25,7 +25,7 @@ from xpbayes.production import kept, parts
 from xpbayes.production import manifest as manifests
 from xpbayes.production.bundled import model_folder
 from xpbayes.production.inputs import STARS_AT_ONCE, Layout, Task, lay_out, read_task
-from xpbayes.production.meeting import require_fitting, warn_of_transfer
+from xpbayes.production.meeting import require_fitting, say_what_is_null, warn_of_transfer
 from xpbayes.production.model_file import TrainedModel, load_model
 from xpbayes.production.parts import PartDraft, PartRecord, clean, read_record, read_records
 from xpbayes.production.prefetch import prefetched
@@ -142,6 +142,7 @@ def infer_parts(  # noqa: PLR0913, PLR0915 - what the verb of the command line c
         if done:
             log.info(f"{len(done)} of {len(mine)} tasks are done already")
         if left:
+            say_what_is_null(trained)
             log.info(f"{len(left)} tasks to do; each worker compiles its programs before its first stars")
         for task, made in run(partial(infer_task, job), left) if left else ():
             progress.add(made, task.weight)
