@@ -12,8 +12,9 @@ from xpbayes.analysis.validation import Accuracy
 from xpbayes.errors import InputError
 from xpbayes.models.forward import ln_absolute_flux
 from xpbayes.models.prior import ln_priors
-from xpbayes.runs.adapt import adapt, check_adaptation
+from xpbayes.runs.adapt import _with_distances, adapt, check_adaptation
 from xpbayes.training.adapt import AdaptationConfig, find_scale, fixed_sites, move_network, on_scale
+from xpbayes.training.selection import has_distance, training_cuts
 
 OFFSET_DEX, STRETCH = 0.25, 1.03
 """Of [Fe/H] and Teff on the other scale."""
@@ -105,6 +106,22 @@ def test_worse_labels_fail_the_check():
 def test_too_few_stars_are_one_sentence(trained, own):
     with pytest.raises(InputError, match="stars are left to adapt to and .* to judge by"):
         xpbayes.adapt(trained, own.take(np.arange(30)))
+
+
+def test_stars_without_a_parallax_count_for_the_scale_and_not_for_the_network(own, said):
+    stars = own.take(np.flatnonzero(has_distance(own))[:100])
+    lost = {f"spectroscopic_parallax{of}": stars.column(f"spectroscopic_parallax{of}").copy() for of in ("", "_error")}
+    for values in lost.values():
+        values[:20] = np.nan
+    stars = with_columns(stars, **lost)
+    kept = training_cuts(stars, stars.label_names, distances=False)
+    assert_array_equal(training_cuts(stars, stars.label_names).source_id, kept.take(has_distance(kept)).source_id)
+    assert not has_distance(kept).all()
+    assert len(_with_distances(stars, AdaptationConfig(), "mine")) == 100 and not said
+    assert len(_with_distances(stars, AdaptationConfig(layers="last"), "mine")) == 80
+    assert said == ["20 of them have no parallax: they count for the labels' scale, not for the network"]
+    with pytest.raises(InputError, match=r"mine: 10 of the 30 stars to adapt to have a parallax.*--layers none"):
+        _with_distances(stars.take(np.arange(30)), AdaptationConfig(layers="all"), "mine")
 
 
 def test_network_and_prior_move_together(trained, own):

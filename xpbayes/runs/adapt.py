@@ -20,7 +20,7 @@ from xpbayes.production.model_file import CARD, TrainedModel, load_model, save_m
 from xpbayes.runs.infer import infer
 from xpbayes.runs.inputs import PathLike, check_writable, load_if_path, read_stars, require_labels, versions
 from xpbayes.training.adapt import AdaptationConfig, find_scale, move_network, moved_labels, on_scale
-from xpbayes.training.selection import training_cuts
+from xpbayes.training.selection import has_distance, training_cuts
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def adapt(
     require_labels(table.columns, trained.labels, str(source["path"]))
     table = stars_for(trained, table.on(trained.channels), str(source["path"]))
     how = TrainingConfig.model_validate(trained.card["settings"])
-    kept = training_cuts(table, trained.labels, how.teff_max, how.min_channels)
+    kept = training_cuts(table, trained.labels, how.teff_max, how.min_channels, distances=False)
     held = Split(config.validation_fraction, seed=config.split_seed).on(Side.HELD_OUT, kept.source_id)
     training, held_out = kept.take(~held, "held out for validation, by source_id"), kept.take(held)
     if len(training) < LEAST or len(held_out) < LEAST // 4:
@@ -75,7 +75,9 @@ def adapt(
             f"{config.validation_fraction:g}), at least {LEAST} and {LEAST // 4} are needed; bring more stars"
         )
     floor = how.floor_for(len(trained.labels))
-    batch = training.stars(trained.labels, spectroscopic_parallax=True, label_error_floor=floor)
+    batch = _with_distances(training, config, str(source["path"])).stars(
+        trained.labels, spectroscopic_parallax=True, label_error_floor=floor
+    )
     blind = InferenceConfig(use_parallax=False, second_stage=False)
     former = replace(trained, second_stage=None, confidence=None)
     compared = compare(infer(former, training, config=blind), training, trained.labels, floor, "posterior")
@@ -101,6 +103,23 @@ def adapt(
         log.info(f"wrote {save_model(adapted, out)}")
         return load_model(out)
     return adapted
+
+
+def _with_distances(training: Spectra, config: AdaptationConfig, where: str) -> Spectra:
+    """Stars that the network can be moved to; the labels' scale is found from fluxes and needs no parallax."""
+    if config.layers == "none":
+        return training
+    known = has_distance(training)
+    if known.sum() < LEAST:
+        raise InputError(
+            f"{where}: {int(known.sum())} of the {len(training)} stars to adapt to have a parallax, and to move the "
+            f"network's layers takes {LEAST}; join Gaia's source table to them, or leave the layers alone (--layers none)"
+        )
+    if not known.all():
+        log.info(
+            f"{int((~known).sum())} of them have no parallax: they count for the labels' scale, not for the network"
+        )
+    return training.take(known)
 
 
 def check_adaptation(before: list[Accuracy], after: list[Accuracy]) -> Check:

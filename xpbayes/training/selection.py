@@ -3,12 +3,23 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xpbayes.data.spectra import OK, Cut, Spectra
 
 
+def has_distance(table: Spectra) -> NDArray[np.bool_]:
+    """(star,) which stars have a parallax, measured or spectroscopic."""
+    return table.is_measured("parallax") | np.isfinite(table.column("spectroscopic_parallax"))
+
+
 def training_cuts(
-    table: Spectra, labels: Sequence[str], teff_max: float | None = None, min_channels: int | None = None
+    table: Spectra,
+    labels: Sequence[str],
+    teff_max: float | None = None,
+    min_channels: int | None = None,
+    *,
+    distances: bool = True,
 ) -> Spectra:
     """Apply the training cuts; each is counted in the result's `cuts`.
 
@@ -18,6 +29,7 @@ def training_cuts(
         teff_max: training stars are cooler [kK]; any if None.
         min_channels: training stars were measured in at least so many channels; if None, bands may be missing and no
             sample of the spectrum, or nothing where there are bands alone.
+        distances: training stars have a parallax, measured or spectroscopic.
     """
     table = table.replace(cuts=(*table.cuts, Cut("stars in the table", 0, len(table))))
     problems = table.problems(labelled=True)
@@ -28,8 +40,8 @@ def training_cuts(
     table = table.take(complete, f"a label or its error is missing ({', '.join(labels)})")
     if "teff" in labels and teff_max is not None:
         table = table.take(table.column("teff") < teff_max, f"Teff not below {1e3 * teff_max:.0f} K")
-    distance = table.is_measured("parallax") | np.isfinite(table.column("spectroscopic_parallax"))
-    table = table.take(distance, "neither a parallax nor a spectroscopic parallax")
+    if distances:
+        table = table.take(has_distance(table), "neither a parallax nor a spectroscopic parallax")
     present = table.channel_present()
     if min_channels is None:
         needed = present[:, : table.channels.n_xp or None]
