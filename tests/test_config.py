@@ -22,6 +22,7 @@ def test_flags_override_the_file(tmp_path):
         ("[trainig]\nseed = 1\n", r"unknown setting 'trainig' \(did you mean 'training'\?\)"),
         ("[[training.phases]]\nupdate = 'model'\nepoch = 3\n", r"did you mean 'epochs'\?"),
         ("[training]\nvalidation_fraction = 1.5\n", "validation_fraction.*less than 1"),
+        ("[[training.phases]]\nepochs = 3\n", "setting 'training.phases.0.update' is missing"),
         ("[training\n", "not valid TOML"),
         *((f"[inference]\nn_draws = {n}\n", "powers of two") for n in (1, 3, 513)),
         ("[inference]\nn_draws = 1e22\n", "inference.n_draws"),

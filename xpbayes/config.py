@@ -507,6 +507,8 @@ def parse_settings(kind: type[S], data: dict[str, Any], where: str) -> S:
         if first["type"] == "extra_forbidden":
             known = _fields_at(kind, first["loc"][:-1])
             text = f"unknown setting '{at}'{nearest(str(first['loc'][-1]), known)}; known are {', '.join(known)}"
+        elif first["type"] == "missing":
+            text = f"setting '{at}' is missing"
         elif first["type"] == "value_error":  # settings that do not fit together: the sentence names them
             text = (f"setting '{at}': " if at else "") + first["msg"].removeprefix("Value error, ")
         else:

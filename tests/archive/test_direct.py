@@ -12,7 +12,9 @@ from pyarrow.csv import read_csv
 
 from tests.command_line import refused, run
 from tests.conftest import QUICK, inference_toml
+from xpbayes.archive.companions import read_companions
 from xpbayes.archive.direct import kinds_of, open_inputs, survey_toml
+from xpbayes.archive.label_surveys import surveys_of
 from xpbayes.archive.survey_config import Survey, read_survey
 from xpbayes.channels import xp_channels
 from xpbayes.data.join import rows_of
@@ -188,6 +190,59 @@ def test_the_survey_toml_is_the_same_input(desk):
     assert printed.stdout == (desk / "survey.toml").read_text() and "found beside" in printed.stderr
 
 
+OWN = "source_id,teff,teff_err,feh,feh_err,logg,logg_err"
+APOGEE = "APOGEE_ID,GAIAEDR3_SOURCE_ID,SNR,TEFF,TEFF_ERR,FE_H,FE_H_ERR,LOGG,LOGG_ERR"
+
+
+@pytest.mark.parametrize(
+    ("header", "surveys"),
+    [
+        (OWN, {"custom": None}),
+        (OWN.upper(), {"custom": None}),
+        (f"{OWN},ra,dec,snrg,snrr,snri", {"lamost_afgk": None, "hot_payne": None}),
+        (APOGEE, {"apogee": None}),
+        ("gaiadr3_source_id,teff,e_teff,fe_h,e_fe_h,logg,e_logg", {"galah": None}),
+        ("gaia_dr3_source_id,snr,teff,e_teff,fe_h,e_fe_h,logg,e_logg", {"sdssv": None}),
+        ("target_ra,target_dec,teff,teff_err,feh,feh_err,logg,logg_err,sn_b,sn_r,sn_z", {"desi": None}),
+        (OWN.replace("feh_err", "e_metal"), {}),
+        (OWN.replace("source_id", "star"), {}),
+        (f"{OWN},teff_p16,teff_p84", {}),  # what `infer` writes
+        (GAIA, {}),
+    ],
+)
+def test_label_tables_are_told_by_their_columns(header, surveys):
+    assert surveys_of(header.strip().split(",")) == surveys
+
+
+def test_labels_and_companions_among_the_files_get_their_sections(desk):
+    ids = [int(line.split(",")[0]) for line in (desk / "gaia.csv").read_text().splitlines()[1:]]
+    rows = "".join(f"{i},5000,50,-0.1,0.1,4.0,0.1\n" for i in ids)
+    (desk / "mine.csv").write_text("source_id,T_eff,e_T_eff,[Fe/H],e_[Fe/H],logg,logg_error\n" + rows)
+    (desk / "theirs.csv").write_text(OWN.replace("source_id", "dr3_source_id") + "\n" + rows)
+    (desk / "cat.csv").write_text(f"{OWN},teff_p16\n")
+    written = survey_toml(["theirs.csv", "2mass.csv", "xp.csv", "mine.csv"])
+    assert (
+        survey_toml(["."]).count("[[labels]]")
+        == survey_toml(["xp.csv", "mine.csv", "./theirs.csv"]).count("[[labels]]")
+        == 2
+    )
+    (desk / "survey.toml").write_text(written)
+    settings = read_survey(desk / "survey.toml")
+    assert settings.two_mass.files == ("2mass.csv",) and settings.gaia.files == ("gaia.csv",)
+    assert [(one.survey, one.files) for one in settings.labels] == [
+        ("custom", ("theirs.csv",)),
+        ("custom", ("mine.csv",)),
+    ]
+    assert settings.labels[1].columns.labels == {"teff": ("t_eff",), "feh": ("[fe/h]",), "logg": ("logg",)}
+    found = read_companions(settings, desk).star_labels
+    assert len(found) == N and np.isfinite(found.error).all()
+    (desk / "notes.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="notes.csv: holds no XP spectra, is no table of Gaia"):
+        survey_toml(["xp.csv", "notes.csv"])
+    with pytest.raises(InputError, match="no file of XP spectra is named"):
+        survey_toml(["mine.csv"])
+
+
 def test_star_tables_and_surveys_are_passed_on(desk, sample):
     write_star_table(sample.take(np.arange(20, 23)), desk / "stars.parquet")
     (desk / "tables").mkdir()
@@ -203,7 +258,7 @@ def test_refusals(desk, sample):
     for arguments, words in (
         (("stars.parquet", {"gaia": "gaia.csv"}), "is for files of spectra"),
         (("xp.csv", {"2mass": "2mass.csv"}), "there is no table '2mass'.*two_mass"),
-        (("gaia.csv",), "has neither coefficients"),
+        (("gaia.csv",), "has neither coefficients.*as Gaia's source table it is named by --gaia"),
         ((["xp.csv", "./xp.csv"],), "named twice"),
     ):
         with pytest.raises(InputError, match=words):

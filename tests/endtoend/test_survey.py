@@ -1,15 +1,19 @@
 """A simulated survey in official formats, through every door, by the command line's own verbs."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from tests.command_line import refused, run
-from tests.conftest import QUICK, inference_toml
+from tests.conftest import QUICK, SHORT_TRAINING, inference_toml
+from xpbayes.data.join import rows_of
 from xpbayes.data.spectra import join_star_tables
 from xpbayes.data.spectra_file import read_star_tables
 from xpbayes.errors import InputError
 from xpbayes.production.table import catalogue_about, list_column, read_catalogue
+from xpbayes.training.training_set import training_set
 
 N = 400
 
@@ -79,6 +83,22 @@ def test_inference_from_star_tables_and_straight_from_the_survey_agree(
     assert np.nanmax(np.abs(first - second)) < 1e-3
 
 
+def test_a_survey_toml_that_is_written_from_the_files_trains(survey, prepared, tmp_path, monkeypatch):
+    monkeypatch.chdir(survey)
+    tables = sorted(str(path) for path in Path().glob("*.csv*") if "reddening" not in path.name)
+    written = run("survey", "xp", *tables)
+    assert written.returncode == 0, written.stderr
+    assert "lamost.csv: labels of lamost_afgk; hot_payne has the same columns" in written.stderr
+    Path("written.toml").write_text(written.stdout)
+    result = run("prepare", "written.toml", "--out", tmp_path / "stars")
+    assert result.returncode == 0, result.stderr
+    table, expected = read_star_tables(tmp_path / "stars"), read_star_tables(prepared)
+    expected = expected.take(rows_of(table.source_id, expected.source_id))
+    for name in (*table.label_names, "parallax"):
+        np.testing.assert_array_equal(table.column(name), expected.column(name))
+    assert len(training_set(table, SHORT_TRAINING, "stars").stars) >= 200
+
+
 def test_truth_is_recovered(survey, catalogue):
     """400 stars: 68 % intervals of every parameter cover between 58 and 80 % of true values (4 sigma).
 
@@ -111,6 +131,15 @@ def test_a_misspelt_survey_key_names_the_nearest(tmp_path):
 def test_an_empty_folder_is_one_sentence(tmp_path):
     with pytest.raises(InputError, match="holds no star table"):
         read_star_tables(tmp_path)
+
+
+@pytest.mark.parametrize("verb", [("train",), ("adapt", "apogee-dr17")])
+def test_what_must_be_prepared_first_is_said(verb, tmp_path):
+    (tmp_path / "xp.csv").write_text("source_id,flux\n1,2\n")
+    (tmp_path / "survey.toml").write_text(f"[xp]\nfiles = ['{tmp_path / 'xp.csv'}']\n")
+    for name in ("xp.csv", "survey.toml"):
+        sentence = refused(*verb, tmp_path / name, "--out", tmp_path / "model")
+        assert f"{name}: is no star table (.parquet)" in sentence and "as 'xpbayes prepare' makes them" in sentence
 
 
 def test_a_star_in_two_tables_is_refused(sample):

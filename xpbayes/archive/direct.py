@@ -11,6 +11,7 @@ import json
 import logging
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 
 from xpbayes.archive.columns import SOURCE_ID, Column
 from xpbayes.archive.gaia_source import MEASURED
+from xpbayes.archive.label_surveys import OWN_LABELS, LabelColumns, surveys_of
 from xpbayes.archive.open_file import MAGIC, SUFFIXES, TEXT, opened
 from xpbayes.archive.photometric import TWO_MASS_FIELDS, TWO_MASS_MAGNITUDES, UNWISE_FIELDS, UNWISE_MEASURED
 from xpbayes.archive.survey_config import Survey, check_survey, expand, hats_files, open_survey
@@ -107,9 +109,10 @@ def _spectra_of(given: Path) -> Iterator[Path]:
         with opened(given) as file:
             names = list(dict.fromkeys(name for table in file.tables for name in table.names))
         if product_of(names) is None and given.suffix != ".parquet":
+            looks_like = next((f"; as {KINDS[k]} it is named by --{k.replace('_', '-')}" for k in kinds_of(names)), "")
             raise InputError(
                 f"{given}: has neither coefficients (bp_coefficients, rp_coefficients) nor sampled fluxes (flux, "
-                f"flux_error); name a file of Gaia XP spectra, a star table or a survey.toml"
+                f"flux_error); name a file of Gaia XP spectra, a star table or a survey.toml{looks_like}"
             )
         yield from [given] if product_of(names) else []
 
@@ -227,30 +230,97 @@ def _beside(files: list[Path], named: set[str]) -> tuple[dict[Path, set[str]], i
 
 
 def survey_toml(inputs: Sequence[Named], companions: CompanionFiles = None) -> str:
-    """Write down as a survey.toml what `infer` makes of files; the catalogues of both are the same.
+    """Write down as a survey.toml what `infer` makes of files; but for labels, the catalogues of both are the same.
 
     Args:
-        inputs: files of XP spectra, folders or patterns of them, HATS catalogues.
+        inputs: files of XP spectra, folders or patterns of them, HATS catalogues; tables that belong to them and tables of
+            labels, which are told by their columns.
         companions: as for `open_inputs`.
 
     Raises:
         InputError: as `open_inputs`; or an input is a star table or a survey.toml itself.
     """
-    opened = open_inputs(inputs, companions)
+    tables = {kind: list(_listed(of)) for kind, of in (companions or {}).items()}
+    spectra: list[Path] = []
+    labels: list[LabelTable] = []
+    for given in map(Path, inputs):
+        names = sorted(map(Path, glob.glob(str(given), recursive=True))) if glob.has_magic(str(given)) else []
+        for path in [given] if given.exists() or not names else names:
+            if path.is_dir() and not hats_files(path):
+                labels += _label_tables(_tables_in(path))
+                spectra.append(path)
+                continue
+            here = _columns(path) if path.suffix != ".toml" else set()
+            found = _label_tables([path] if here else [])
+            labels += found
+            kinds = kinds_of(here) if product_of(here) is None else []
+            for kind in kinds:
+                tables.setdefault(kind, []).append(str(path))
+            if not here or product_of(here):
+                spectra.append(path)
+            elif not kinds and not found:
+                raise InputError(
+                    f"{path}: holds no XP spectra, is no table of Gaia, 2MASS (with ph_qual) or unWISE, and has no labels "
+                    f"({', '.join(OWN_LABELS)}) with their errors; name other files"
+                )
+    opened = open_inputs(spectra, tables)
     for one in opened:
         if isinstance(one, Path) or one.path.name == one.name:
             raise InputError(f"{one if isinstance(one, Path) else one.path}: is no file of XP spectra; name such files")
+    if not opened:
+        raise InputError(f"{inputs[0]}: no file of XP spectra is named; name one beside its tables")
     (survey,) = (one for one in opened if isinstance(one, Survey))
-    tables = {kind: getattr(survey.settings, kind).files for kind in KINDS}
-    return as_toml(survey.settings.xp.files, {kind: files for kind, files in tables.items() if files})
+    joined = {kind: getattr(survey.settings, kind).files for kind in KINDS}
+    labels = [table for i, table in enumerate(labels) if table.path not in [other.path for other in labels[:i]]]
+    for table in labels:
+        log.info(f"{table.path.name}: labels of {table.survey}{table.or_others}")
+    return as_toml(survey.settings.xp.files, {kind: files for kind, files in joined.items() if files}, labels)
 
 
-def as_toml(spectra: Sequence[str], tables: Mapping[str, Sequence[str]]) -> str:
+@dataclass(frozen=True)
+class LabelTable:
+    """A table of labels: where it is, and which surveys' it can be, with the columns that need to be named."""
+
+    path: Path
+    told: Mapping[str, LabelColumns | None]
+
+    @property
+    def survey(self) -> str:
+        """The likeliest: one that the file is called after, else the first."""
+        bare = self.path.name.lower().replace("_", "")
+        return next((name for name in self.told if name.replace("_", "") in bare), next(iter(self.told)))
+
+    @property
+    def or_others(self) -> str:
+        """Which else it could be, in words."""
+        others = [name for name in self.told if name != self.survey]
+        return f"; {' and '.join(others)} has the same columns, change survey if it is that" * bool(others)
+
+    def lines(self) -> list[str]:
+        """Its section of a survey.toml."""
+        out = ["", "[[labels]]", f'survey = "{self.survey}"' + f"  # {self.or_others[2:]}" * bool(self.or_others)]
+        out.append(_files([_literal(self.path)]))
+        if (columns := self.told[self.survey]) is not None:
+            out += ["", "[labels.columns]"]
+            for name in ("labels", "errors"):
+                named = getattr(columns, name).items()
+                pairs = ", ".join(f"{label} = {json.dumps(list(of), ensure_ascii=False)}" for label, of in named)
+                out.append(f"{name} = {{ {pairs} }}")
+        return out
+
+
+def _label_tables(paths: Iterable[Path]) -> list[LabelTable]:
+    """Those of some files that hold labels, ours left out."""
+    return [LabelTable(path, told) for path in paths if (told := surveys_of(_columns(path)))]
+
+
+def as_toml(spectra: Sequence[str], tables: Mapping[str, Sequence[str]], labels: Sequence[LabelTable] = ()) -> str:
     """A survey.toml of files, relative to where it will lie.
 
     Args:
         spectra: files of spectra.
         tables: kind of companion -> its files.
+        labels: tables of labels.
     """
     bands = [band for kind, names in BANDS_OF.items() if kind in tables for band in names]
     lines = ["# Names start from this file's folder. What else can be set, docs/survey.md says.", ""]
@@ -258,7 +328,7 @@ def as_toml(spectra: Sequence[str], tables: Mapping[str, Sequence[str]]) -> str:
     for kind in KINDS:
         if kind in tables:
             lines += ["", f"[{kind}]", _files(tables[kind])]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *(line for table in labels for line in table.lines())]) + "\n"
 
 
 def _literal(path: Named) -> str:

@@ -4,12 +4,14 @@
 taken from a column that holds DR3's (EDR3's are the same): DR2 gave some stars other ones.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field as Setting
 from pydantic import field_validator, model_validator
 
+from xpbayes.archive.columns import SOURCE_ID
 from xpbayes.config import FrozenSettings
 from xpbayes.errors import InputError, nearest
 from xpbayes.release import DR3, GALAH_ID_COLUMNS
@@ -266,3 +268,53 @@ class LabelSurvey(FrozenSettings):
         """Return the range of Teff whose labels are used [K]."""
         low, high = self.preset().teff_range
         return low if self.teff_min is None else self.teff_min, high if self.teff_max is None else self.teff_max
+
+
+# --------------------------------------------------------------------------------------------- telling what a table is
+
+OWN_LABELS = {"teff": ("teff", "t_eff"), "feh": ("feh", "fe_h", "[fe/h]"), "logg": ("logg", "log_g")}
+OWN_ERRORS = ("{}_err", "{}_error", "e_{}", "err_{}", "sigma_{}")
+"""Names that people give to labels and their errors in tables of their own."""
+OF_A_CATALOGUE = "teff_p16"
+"""A column of what `infer` writes: its labels train no model."""
+
+
+def surveys_of(names: Iterable[str]) -> dict[str, LabelColumns | None]:
+    """Tell by a table's columns which surveys' labels it can hold.
+
+    Args:
+        names: of its columns.
+
+    Returns:
+        survey -> its columns, None where they are the preset's own; several where surveys' columns are alike.
+    """
+    here = {name.lower() for name in names}
+
+    def any_of(wanted: Iterable[str]) -> bool:
+        return any(name in here for name in wanted)
+
+    def can_be(of: LabelColumns) -> bool:
+        labels = all(any_of(of.labels[name]) and any_of(of.errors[name]) for name in OWN_LABELS)
+        identifiers = [name for name in of.source_id if name != SOURCE_ID.name]
+        by_position = any_of(of.ra) and any_of(of.dec) and all(name in here for name in of.snr)
+        return labels and (any_of(identifiers) if identifiers else by_position)
+
+    if OF_A_CATALOGUE in here:
+        return {}
+    known: dict[str, LabelColumns | None] = {
+        name: None for name, preset in SURVEYS.items() if name != "custom" and can_be(preset.columns)
+    }
+    if known or not any_of(SOURCE_ID.all_names):
+        return known
+    found: dict[str, tuple[str, str]] = {}
+    for label, spellings in OWN_LABELS.items():
+        pairs = ((value, error.format(value)) for value in spellings for error in OWN_ERRORS)
+        pair = next((pair for pair in pairs if all(name in here for name in pair)), None)
+        if pair is None:
+            return {}
+        found[label] = pair
+    columns = LabelColumns(
+        labels={label: (value,) for label, (value, _) in found.items()},
+        errors={label: (error,) for label, (_, error) in found.items()},
+    )
+    return {"custom": None if columns == LabelColumns() else columns}

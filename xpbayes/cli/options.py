@@ -39,7 +39,9 @@ CatalogueFiles = Annotated[Path, typer.Argument(help="Catalogue: a file or a fol
 StarFiles = Annotated[Path, typer.Argument(help="File of XP spectra, folder of them, star table or survey.toml.")]
 Spectra = Annotated[
     list[str],
-    typer.Argument(help="Files of XP spectra in any format, folders or '*' patterns of them, HATS catalogues."),
+    typer.Argument(
+        help="Files of XP spectra in any format, folders or '*' patterns of them, HATS catalogues; tables, of labels too."
+    ),
 ]
 Gaia = Annotated[list[Path] | None, typer.Option(help="Gaia's source table of these stars; several times for several.")]
 TwoMass = Annotated[list[Path] | None, typer.Option(help="2MASS matches by source_id.")]

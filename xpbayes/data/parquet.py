@@ -97,6 +97,12 @@ def read_together(paths: Sequence[Path], read: Callable[[Path], pa.Table], advic
     return pa.concat_tables(tables)
 
 
+def is_parquet(path: Path) -> bool:
+    """Whether a file begins as Parquet does."""
+    with open(path, "rb") as stream:
+        return stream.read(4) == b"PAR1"
+
+
 def require_counts(file: pq.ParquetFile, path: Path, advice: str = AGAIN) -> None:
     """Refuse a file whose metadata do not agree on how many rows it has."""
     groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]

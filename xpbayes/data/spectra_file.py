@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from xpbayes.channels import Channels
 from xpbayes.data.join import repeated_ids
 from xpbayes.data.json_file import checked
-from xpbayes.data.parquet import AGAIN, fixed_list, metadata_of, open_parquet, require_kind, write_parquet
+from xpbayes.data.parquet import AGAIN, fixed_list, is_parquet, metadata_of, open_parquet, require_kind, write_parquet
 from xpbayes.data.spectra import Cut, Spectra, join_star_tables
 from xpbayes.errors import InputError, nearest
 from xpbayes.instrument.instrument import DEFAULT_ID, InstrumentId
@@ -256,11 +256,14 @@ def read_star_tables(path: str | os.PathLike[str]) -> Spectra:
 
 
 def star_table_files(path: str | os.PathLike[str]) -> list[Path]:
-    """The file of that name, or all star tables of a folder; InputError if it holds none."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return [folder]
-    files = sorted(folder.glob("*.parquet"))
+    """The file of that name, or all star tables of a folder; InputError if it holds none, or is no Parquet file."""
+    given = Path(path)
+    files = sorted(given.glob("*.parquet")) if given.is_dir() else [given]
     if not files:
-        raise InputError(f"{folder}: holds no star table (*.parquet); name a star table or a folder of them")
+        raise InputError(f"{given}: holds no star table (*.parquet); name a star table or a folder of them{HOW}")
+    if given.is_file() and given.suffix != ".parquet" and not is_parquet(given):
+        raise InputError(f"{given}: is no star table (.parquet); name one, or a folder of them{HOW}")
     return files
+
+
+HOW = ", as 'xpbayes prepare' makes them of the spectra and labels in a survey.toml"
