@@ -217,11 +217,11 @@ def test_a_model_for_other_channels(model_folder, star_file, tmp_path):
 
     table = pq.read_table(star_file)
     about = json.loads(table.schema.metadata[b"xpbayes"])
-    about["channels"]["names"][-1] = "W1"
+    about["channels"]["names"][1] = "xp401"
     other = tmp_path / "other.parquet"
     pq.write_table(table.replace_schema_metadata({"xpbayes": json.dumps(about)}), other)
     sentence = refused("infer", model_folder, other, "--out", tmp_path / "c.parquet", "-q")
-    assert "1 missing (first: Ks), 1 unknown (first: W1)" in sentence
+    assert "1 missing (first: xp402), 1 unknown (first: xp401)" in sentence
 
 
 def test_an_unwritable_output(model_folder, star_file, tmp_path):

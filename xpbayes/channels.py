@@ -131,6 +131,13 @@ class Channels:
             f"use stars prepared with the channels that the model was trained on (bands = {bands} in survey.toml)"
         )
 
+    def require_same_spectra(self, other: "Channels", mine: str, theirs: str) -> None:
+        """Raise InputError, as `require_same`, unless both sets have the same samples and no band at two wavelengths."""
+        here, there = (dict(zip(of.names, of.wavelength_nm, strict=True)) for of in (self, other))
+        shared = here.keys() & there.keys()
+        if self.names[: self.n_xp] != other.names[: other.n_xp] or any(here[name] != there[name] for name in shared):
+            self.require_same(other, mine, theirs)
+
 
 def xp_channels(bands: tuple[str, ...] = ("J", "H", "Ks", "W1", "W2")) -> Channels:
     """Build the paper's channel set: 61 XP samples and the named bands (66 channels by default)."""

@@ -330,9 +330,9 @@ class TestFaults:
     def test_other_channels_are_refused_before_the_work(self, model_folder, inputs, tmp_path):
         table = pq.read_table(inputs / "a.parquet")
         about = json.loads(table.schema.metadata[b"xpbayes"])
-        about["channels"]["names"][-1] = "W1"
+        about["channels"]["names"][1] = "xp401"
         pq.write_table(table.replace_schema_metadata({"xpbayes": json.dumps(about)}), tmp_path / "a.parquet")
-        with pytest.raises(InputError, match=r"1 missing \(first: Ks\), 1 unknown \(first: W1\)"):
+        with pytest.raises(InputError, match=r"1 missing \(first: xp402\), 1 unknown \(first: xp401\)"):
             run(model_folder, tmp_path / "a.parquet", tmp_path / "c")
 
     def test_no_solution_at_all_is_one_sentence(self, model_folder, sample, tmp_path):

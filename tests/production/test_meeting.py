@@ -12,17 +12,20 @@ import xpbayes
 from tests.conftest import QUICK
 from tests.instrument.stub import stub
 from xpbayes.analysis.run_inputs import open_run, open_stars
+from xpbayes.channels import xp_channels
 from xpbayes.data.spectra import join_star_tables
 from xpbayes.data.spectra_file import read_star_table, write_star_table
 from xpbayes.errors import InputError
 from xpbayes.instrument.bases import registered
 from xpbayes.instrument.instrument import DEFAULT_ID
 from xpbayes.instrument.transfer import TERMS, Transfer
+from xpbayes.production.inputs import lay_out, read_task
 from xpbayes.production.meeting import stars_for
 from xpbayes.production.model_file import load_model, save_model
 from xpbayes.production.table import catalogue_about, describe, read_catalogue, write_catalogue
 from xpbayes.runs.confidence import confidence
 from xpbayes.runs.infer import about_model, infer
+from xpbayes.runs.inputs import stream_tables
 
 DR4_LIKE = Path(__file__).resolve().parents[2] / "../shared/data/dr4_like"
 DR3_ID, DR4_ID = DEFAULT_ID, stub().about
@@ -50,6 +53,27 @@ def of(table, instrument):
 
 def model_of(trained, instrument, transfer=None):
     return replace(trained, card={**trained.card, "instrument": instrument.to_json()}, transfer=transfer)
+
+
+def test_tables_of_other_bands_are_brought_to_the_models(trained, stars, tmp_path, said):
+    """J and W1 in the table, J, H, Ks in the model: at every door as if H and Ks had not been measured."""
+    other = xp_channels(("W1", "J"))
+    flux = np.concatenate([stars.flux[:, :61], np.full((N, 1), 7, np.float32), stars.flux[:, 61:62]], axis=1)
+    inverse = np.stack([np.ones(N, np.float32), stars.band_inverse_error[:, 0]], axis=1)
+    given = stars.replace(channels=other, flux=flux, band_inverse_error=inverse)
+    path = write_star_table(given, tmp_path / "stars.parquet")
+    found = [stars_for(trained, given, "stars"), next(stream_tables(path, None, trained.channels)[0])]
+    assert said == ["stars.parquet: the model does not use W1; H, Ks count as missing"]
+    layout = lay_out([path], trained.channels, 100)
+    found += [batch.table for batch in read_task(layout, layout.tasks[0], (), trained.channels)]
+    found += list(open_stars(path).seen_by(trained, "stars").batches())
+    for table in found:
+        assert table.channels == trained.channels
+        assert_array_equal(table.flux[:, :62], stars.flux[:, :62])
+        assert_array_equal(table.band_inverse_error, stars.band_inverse_error * [1, 0, 0])
+    moved = replace(other, wavelength_nm=(*other.wavelength_nm[:-1], 1250.0))
+    with pytest.raises(InputError, match="channels and the model has 64"):
+        stars_for(trained, given.replace(channels=moved), "stars")
 
 
 REFUSED = [

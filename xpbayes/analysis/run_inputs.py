@@ -45,6 +45,7 @@ class StarFiles:
         n_rows: stars.
         instrument: what the XP samples were calibrated with.
         transfer: applied to the fluxes that are handed out, where they are of its source.
+        wanted: channels of the fluxes that are handed out; the files' own if None.
     """
 
     files: tuple[Path, ...]
@@ -54,6 +55,12 @@ class StarFiles:
     n_rows: int
     instrument: InstrumentId = DEFAULT_ID
     transfer: Transfer | None = None
+    wanted: Channels | None = None
+
+    def seen_by(self, model: TrainedModel, where: str) -> "StarFiles":
+        """The same stars as a model takes them; InputError as `require_fitting`."""
+        require_fitting(model, self.channels, self.instrument, where)
+        return replace(self, transfer=model.transfer, wanted=model.channels)
 
     def columns(self, names: Sequence[str]) -> dict[str, NDArray[Any]]:
         """(star,) each of scalar columns, all stars; a number that is missing, or a column that is, is NaN."""
@@ -99,6 +106,7 @@ class StarFiles:
         table = Spectra(
             self.channels, self.label_names, source_id, flux, whitening, bands, {}, instrument=self.instrument
         )
+        table = table if self.wanted is None else table.on(self.wanted)
         return table if self.transfer is None else moved_by(self.transfer, table)[0]
 
 
@@ -304,8 +312,7 @@ def open_run(paths: dict[str, Path], survey: str = "custom", sfd: Path | None = 
     if model is not None and catalogue is not None:
         require_model(catalogue.about, model, str(paths["catalogue"]))
     if model is not None and stars is not None:
-        require_fitting(model, stars.channels, stars.instrument, str(paths["stars"]))
-        stars = replace(stars, transfer=model.transfer)
+        stars = stars.seen_by(model, str(paths["stars"]))
     if catalogue is not None and stars is not None:
         require_same_stars(catalogue.about, stars.instrument, str(paths["catalogue"]), str(paths["stars"]))
     rest: dict[str, Any] = {name: paths.get(name) for name in ("external", "clusters", "dust_map", "curve")}

@@ -27,6 +27,7 @@ from xpbayes.archive.survey_config import Survey, check_survey, expand, hats_fil
 from xpbayes.archive.xp import product_of
 from xpbayes.channels import Channels
 from xpbayes.data.parquet import METADATA_KEY
+from xpbayes.data.spectra_file import read_header, star_table_files
 from xpbayes.errors import InputError, nearest
 from xpbayes.files import refuse_repeated
 
@@ -343,12 +344,18 @@ def _files(names: Sequence[str]) -> str:
     )
 
 
-def say_bands(inputs: Iterable[object], channels: Channels) -> None:
-    """Say which bands of a survey a model does not use, and which of the model's the survey does not have."""
-    for survey in (one for one in inputs if isinstance(one, Survey)):
-        mine, theirs = survey.settings.bands, channels.band_names
+def _bands_of(one: Input) -> tuple[str, ...]:
+    return (
+        one.settings.bands if isinstance(one, Survey) else read_header(star_table_files(one)[0])[0].channels.band_names
+    )
+
+
+def say_bands(inputs: Iterable[Input], channels: Channels) -> None:
+    """Say which bands of the inputs a model does not use, and which of the model's they do not have."""
+    for one in inputs:
+        mine, theirs = _bands_of(one), channels.band_names
         unknown, missing = [b for b in mine if b not in theirs], [b for b in theirs if b not in mine]
         parts = [f"the model does not use {', '.join(unknown)}"] * bool(unknown)
         parts += [f"{', '.join(missing)} count as missing"] * bool(missing)
         if parts:
-            log.info(f"{survey.name}: {'; '.join(parts)}")
+            log.info(f"{one.name}: {'; '.join(parts)}")

@@ -131,13 +131,9 @@ class Spectra:
         if channels == self.channels:
             return self
         n = self.channels.n_xp
-        where = dict(zip(channels.names, channels.wavelength_nm, strict=True))
-        mine = dict(zip(self.channels.names, self.channels.wavelength_nm, strict=True))
-        if channels.names[: channels.n_xp] != self.channels.names[:n] or any(
-            where[name] != mine[name] for name in where.keys() & mine.keys()
-        ):
-            self.channels.require_same(channels, "the stars", "the model")
-        place = [self.channels.names.index(band) if band in mine else -1 for band in channels.band_names]
+        channels.require_same_spectra(self.channels, "the model", "the stars")
+        mine = self.channels.names
+        place = [mine.index(band) if band in mine else -1 for band in channels.band_names]
         empty = np.zeros((len(self), 1), np.float32)
         bands = np.array([p - n if p >= 0 else self.channels.n_bands for p in place], int)
         return self.replace(

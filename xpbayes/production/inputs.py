@@ -158,7 +158,7 @@ def lay_out(inputs: Sequence[str | Path | Survey], channels: Channels, stars_per
 
     Args:
         inputs: star tables, folders of them, survey.toml files, or what `open_inputs` made of others.
-        channels: the model's channel set, which every star table must have; spectra are brought to it.
+        channels: the model's channel set; a star table may have other bands, but no other XP samples.
         stars_per_part: most rows of a part.
 
     Raises:
@@ -215,7 +215,7 @@ def _file(path: Path, kind: str, survey: int = -1, n_rows: int | None = None) ->
 
 def _star_table(path: Path, channels: Channels, instruments: dict[str, InstrumentId]) -> InputFile:
     header, n_rows = read_header(path)
-    channels.require_same(header.channels, "the model", str(path))
+    channels.require_same_spectra(header.channels, "the model", str(path))
     instruments[str(path)] = header.instrument
     return _file(path, "star table", n_rows=n_rows)
 
@@ -247,7 +247,7 @@ def read_task(
         layout: what the task belongs to.
         task: which one.
         companions: of every survey, the tables to be joined to its spectra.
-        channels: the model's, to whose bands spectra are brought; they keep the survey's if None.
+        channels: the model's, to whose bands the stars are brought; they keep their own if None.
 
     Raises:
         InputError: the file has gone or is damaged.
@@ -262,7 +262,7 @@ def read_task(
     for table in read_star_table_rows(file.path, task.start, task.stop, STARS_AT_ONCE):
         start += len(table)
         last = start == task.stop
-        yield Batch(task.block, table, (), len(table), last, last)
+        yield Batch(task.block, table if channels is None else table.on(channels), (), len(table), last, last)
 
 
 def _read_spectra(

@@ -30,9 +30,10 @@ def require_fitting(model: TrainedModel, channels: Channels, instrument: Instrum
         where: what the stars are called.
 
     Raises:
-        InputError: they have other channels, or are of another instrument and the model has no transfer from it.
+        InputError: they have other XP samples or a band at another wavelength, or are of another instrument and the
+            model has no transfer from it.
     """
-    model.channels.require_same(channels, "the model", where)
+    model.channels.require_same_spectra(channels, "the model", where)
     if model.channels.n_xp and (model.transfer is None or model.transfer.source != instrument):
         model.instrument.require_same(instrument, "the model", where)
 
@@ -60,7 +61,7 @@ def say_what_is_null(model: TrainedModel) -> None:
 
 
 def stars_for(model: TrainedModel, table: Spectra, where: str, *, quiet: bool = False) -> Spectra:
-    """Stars as a model takes them, on its instrument; `require_fitting` says which it does not.
+    """Stars as a model takes them, on its bands and instrument; `require_fitting` says which it does not.
 
     Args:
         model: the model.
@@ -69,6 +70,7 @@ def stars_for(model: TrainedModel, table: Spectra, where: str, *, quiet: bool = 
         quiet: say nothing of a transfer; whoever reads many tables says it once.
     """
     require_fitting(model, table.channels, table.instrument, where)
+    table = table.on(model.channels)
     if not quiet:
         warn_of_transfer(model, table.instrument, where)
     if model.transfer is None or not model.channels.n_xp:

@@ -62,7 +62,7 @@ def adapt(
     trained = load_if_path(model)
     table, source = read_stars(stars)
     require_labels(table.columns, trained.labels, str(source["path"]))
-    table = stars_for(trained, table.on(trained.channels), str(source["path"]))
+    table = stars_for(trained, table, str(source["path"]))
     how = TrainingConfig.model_validate(trained.card["settings"])
     kept = training_cuts(table, trained.labels, how.teff_max, how.min_channels, distances=False)
     held = Split(config.validation_fraction, seed=config.split_seed).on(Side.HELD_OUT, kept.source_id)

@@ -92,7 +92,7 @@ def _stream_one(
 ) -> tuple[Iterator[Spectra], dict[str, Any]]:
     if not isinstance(one, Survey):
         table, source = read_stars(one)
-        return iter([table]), source
+        return iter([table if channels is None else table.on(channels)]), source
     from xpbayes.archive.companions import read_companions
     from xpbayes.archive.stream import idle_companions, stream_stars, uncorrected_parallaxes
     from xpbayes.data.rejected import write_quarantine

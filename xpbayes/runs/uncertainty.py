@@ -18,7 +18,7 @@ from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.search.solver import solve
 from xpbayes.models.star_model import StarModel
 from xpbayes.models.theta import to_log
-from xpbayes.production.meeting import require_fitting
+from xpbayes.production.meeting import stars_for
 from xpbayes.production.model_file import WEIGHT_FACTOR, TrainedModel
 from xpbayes.production.weight_file import save_weight_factor
 from xpbayes.runs.inputs import (
@@ -69,7 +69,7 @@ def uncertainty(
     table, source = read_stars(stars)
     where = str(source["path"])
     # Its training stars are of its own instrument: a transfer leads to no more of them.
-    require_fitting(replace(trained, transfer=None), table.channels, table.instrument, where)
+    table = stars_for(replace(trained, transfer=None), table, where)
     config = TrainingConfig.model_validate(trained.card["settings"])
     require_labels(table.columns, trained.labels, where)
     chosen = choose_stars(

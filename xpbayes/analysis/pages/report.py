@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from xpbayes.data.join import rows_of
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.errors import InputError
 from xpbayes.identity import Side, Split
-from xpbayes.production.meeting import require_fitting, require_same_stars, stars_for
+from xpbayes.production.meeting import require_same_stars, stars_for
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.production.reader import open_catalogue
 from xpbayes.production.table import catalogue_about, list_column, read_catalogue, text_column
@@ -113,9 +113,8 @@ def write_report(
     """
     on_disk = open_catalogue(catalogue_path)
     require_model(on_disk.about, model, str(catalogue_path))
-    require_fitting(model, star_files.channels, star_files.instrument, "the star table")
     require_same_stars(on_disk.about, star_files.instrument, str(catalogue_path), "the star table")
-    star_files = replace(star_files, transfer=model.transfer)
+    star_files = star_files.seen_by(model, "the star table")
     stars = stars_for(model, stars, "the star table")
     catalogue = read_catalogue(catalogue_path)
     about = catalogue_about(catalogue)
