@@ -4,10 +4,12 @@ What all tests share is made once, whatever the number of pytest-xdist's workers
 """
 
 import fcntl
+import gc
 import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -72,19 +74,31 @@ def _set_defaults(kind: type[BaseModel], values: Mapping[str, object]) -> dict[s
     return before
 
 
+@contextmanager
+def _in_short(small: Mapping[type[BaseModel], Mapping[str, object]]) -> Iterator[None]:
+    before = {kind: _set_defaults(kind, values) for kind, values in small.items()}
+    try:
+        yield
+    finally:
+        for kind, values in before.items():
+            _set_defaults(kind, values)
+
+
+SHORT_INFERENCE = {
+    InferenceConfig: {name: getattr(QUICK, name) for name in QUICK.model_fields_set - {"use_parallax"}}
+}
+
+
 @pytest.fixture
 def short_runs():
     """Every run is short where its caller does not say otherwise: for pages, whose code runs as it is printed."""
     small = {
-        InferenceConfig: {name: getattr(QUICK, name) for name in QUICK.model_fields_set - {"use_parallax"}},
         TrainingConfig: {name: getattr(SHORT_TRAINING, name) for name in SHORT_TRAINING.model_fields_set},
         SamplingConfig: {"draws": 100, "max_rounds": 1},
         DustMapConfig: {"max_extinction_error": 1.0, "sky_max_parallax_error": 0.33},
     }
-    before = {kind: _set_defaults(kind, values) for kind, values in small.items()}
-    yield
-    for kind, values in before.items():
-        _set_defaults(kind, values)
+    with _in_short(SHORT_INFERENCE | small):
+        yield
 
 
 def run_page(path: Path, shorter: Mapping[str, str] | None = None) -> dict:
@@ -102,8 +116,14 @@ def run_page(path: Path, shorter: Mapping[str, str] | None = None) -> dict:
     return namespace
 
 
-MOST_MAPPINGS = 30_000
+MOST_MAPPINGS = 45_000
 """Programs of XLA's CPU backend are mapped into memory piece by piece; beyond 65,530 mappings Linux ends the process."""
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collector need not look at it each time that JAX has traced a program."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -173,7 +193,11 @@ def trained(sample: Spectra, made_once) -> TrainedModel:
 
     from xpbayes.runs.train import train
 
-    return load_model(made_once("model", lambda path: train(sample, path, SHORT_TRAINING)))
+    def make(path: Path) -> None:
+        with _in_short(SHORT_INFERENCE):  # of stars kept aside
+            train(sample, path, SHORT_TRAINING)
+
+    return load_model(made_once("model", make))
 
 
 @pytest.fixture(scope="session")

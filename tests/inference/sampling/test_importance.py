@@ -74,11 +74,14 @@ def _dusty_stars(model, extinction, noise):
     return Stars(*(jnp.asarray(v, jnp.float32) for v in values))
 
 
-def _summaries(model, stars, n_draws=1024, start_extinction=3 * SIGMA_E):
-    n = len(stars)
-    start = jnp.tile(jnp.array([0.0, 0.0, 0.0, np.log(start_extinction), 0.0]), (n, 1))
-    mode = solve(model, stars, start, 100).theta_log
-    return mode, summarise(model, stars, mode, mode, jnp.zeros(n, bool), jnp.arange(n, dtype=jnp.uint32), n_draws)
+def _mode(model, stars):
+    start = jnp.tile(jnp.array([0.0, 0.0, 0.0, np.log(3 * SIGMA_E), 0.0]), (len(stars), 1))
+    return solve(model, stars, start, 100).theta_log
+
+
+def _summaries(model, stars):
+    n, mode = len(stars), _mode(model, stars)
+    return mode, summarise(model, stars, mode, mode, jnp.zeros(n, bool), jnp.arange(n, dtype=jnp.uint32), 1024)
 
 
 def test_extinction_of_simulated_stars_is_a_cut_gaussian(plain):
@@ -130,7 +133,7 @@ def test_extinction_that_could_be_negative_is_unbiased_without_dust(plain):
     stars = _dusty_stars(plain, np.zeros(64), noise)
     curve = np.exp(np.asarray(plain.forward.ln_curve, float))
     best = -noise @ (curve / np.linalg.norm(curve))
-    mode, _ = _summaries(plain, stars, 64)
+    mode = _mode(plain, stars)
     found = np.asarray(evaluate_mode(plain, stars, mode).unbounded, float)
     assert_allclose(found[:, 0] / SIGMA_E, best, atol=0.1)
     assert_allclose(found[:, 1] / SIGMA_E, 1.0, atol=0.05)
@@ -147,7 +150,7 @@ def test_two_competing_optima_give_a_mixture(plain):
     stars = _dusty_stars(plain, np.full(64, 10 * SIGMA_E), RNG.normal(size=(64, N)))
     tops = [jnp.tile(jnp.array([*np.asarray(m), np.log(10 * SIGMA_E), 0.0], jnp.float32), (64, 1)) for m in TWO.mean]
     two = replace(plain, prior=TWO)
-    first, second = (solve(two, stars, top, 60).theta_log for top in tops)
+    first, second = (solve(two, stars, top, 100).theta_log for top in tops)
     seed = jnp.arange(64, dtype=jnp.uint32)
     both = summarise(two, stars, first, second, jnp.ones(64, bool), seed, 512)
     alone = summarise(two, stars, first, second, jnp.zeros(64, bool), seed, 512)
@@ -168,7 +171,7 @@ def test_two_competing_optima_give_a_mixture(plain):
 def test_inference_finds_both_and_mixes_them(plain):
     """From the start search to the summary; L of the optima differs by 2 ln of their odds."""
     stars = _dusty_stars(plain, np.full(8, 10 * SIGMA_E), RNG.normal(size=(8, N)))
-    config = InferenceConfig(n_nodes=64, n_starts=3, n_draws=512, use_parallax=True)
+    config = InferenceConfig(n_nodes=64, n_starts=3, n_draws=512, n_more_draws=0, use_parallax=True)
     found = fit_stars(replace(plain, prior=TWO), stars, config)
     assert_array_equal(found.n_modes, 2)
     assert_allclose(found.runner_up_delta, 2 * np.log(7 / 3), atol=0.02)
@@ -212,18 +215,30 @@ def _pulls(ln_values):
     return (ln_mean - np.average(ln_mean, weights=error**-2)) / error if len(error) else error
 
 
+@pytest.fixture(scope="module")
+def in_double(trained, real):
+    """Model, stars, optima, and 8192 draws of each star, in double precision."""
+    with jax.enable_x64(True):
+        model, stars, modes = as_double((trained.star_model.without_error, *real[:2]))
+        return model, stars, modes, _many_draws(model, stars, modes)
+
+
+def _many_draws(model, stars, modes):
+    return importance_draws(model, stars, modes, modes, jnp.zeros(16, bool), jnp.full(16, 7, jnp.uint32), 8192)
+
+
 @pytest.mark.parametrize("with_parallax", [False, True])
-def test_ratio_is_posterior_over_proposal(trained, real, with_parallax, x64):
+def test_ratio_is_posterior_over_proposal(in_double, with_parallax, x64):
     """Draws of q, weighted by h / q, integrate to one for every density h: here to one constant that is left out of q.
 
     q is posterior over ratio; SciPy's Gaussians h, half as wide as the posterior, lie at its mean and one sigma from it
     along ten directions. Where draws tell such an integral to 0.1 it agrees with the others within five of its errors.
     """
-    model, stars, modes = as_double((trained.star_model.without_error, *real[:2]))
+    model, stars, modes, drawn = in_double
     if with_parallax:
         plx = jnp.exp(modes[:, -1])
         stars = replace(stars, parallax=0.9 * plx, parallax_inv_error=10 / plx)
-    drawn = importance_draws(model, stars, modes, modes, jnp.zeros(16, bool), jnp.full(16, 7, jnp.uint32), 8192)
+        drawn = _many_draws(model, stars, modes)
     found, tested = [], 0
     for star, draws, ln_ratio in zip(map(stars.take, range(16)), *map(np.asarray, drawn), strict=True):
         ln_p = -0.5 * np.asarray(_objectives(model, star, jnp.asarray(draws))) - draws[:, -2]
@@ -251,24 +266,22 @@ def _in_extinction(x, labels, extinction, ln_parallax, forward, star, sigma):
 
 
 _given_labels = jax.jit(given_labels)
+_shapes = jax.jit(jax.vmap(shape_and_level, (None, 0)))
 
 
-def test_extinction_given_labels_is_the_best_of_its_labels(trained, real, x64):
+def test_extinction_given_labels_is_the_best_of_its_labels(in_double, x64):
     """SciPy's minimiser over (E, ln parallax) with the labels held, flux not linearised: within 0.3 of its error.
 
     At labels drawn from the posterior, where E itself ranges over many times that error.
     """
-    model, stars, modes = as_double((trained.star_model.without_error, *real[:2]))
+    model, stars, modes, (draws, ln_ratio) = in_double
     random, moved = np.random.default_rng(2), []
     for i in (1, 4, 8):
-        of_star = jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], (stars, modes))
-        alone, seed = jnp.zeros(1, bool), jnp.full(1, 3, jnp.uint32)
-        draws, ln_ratio = importance_draws(model, of_star[0], of_star[1], of_star[1], alone, seed, 256, 64)
-        weight = np.asarray(jax.nn.softmax(ln_ratio[0]))
-        some = np.asarray(draws[0])[random.choice(len(weight), 10, p=weight / weight.sum())]
+        weight = np.exp(np.asarray(ln_ratio[i]) - np.max(ln_ratio[i]))
+        some = np.asarray(draws[i])[random.choice(len(weight), 10, p=weight / weight.sum())]
         labels, star, mode = some[:, :3], stars.take(i), modes[i]
         follow = _given_labels(model.forward, star, mode)
-        shapes = np.stack([np.asarray(shape_and_level(model.forward, jnp.asarray(at))[0]) for at in labels])
+        shapes = np.asarray(_shapes(model.forward, jnp.asarray(labels))[0])
         best = float(follow.extinction) + (shapes - np.asarray(follow.shape)) @ np.asarray(follow.slope)
 
         for at, ours, ln_parallax in zip(labels, best, some[:, -1], strict=True):
@@ -367,15 +380,23 @@ def test_gaussians_cut_far_above_their_mean_are_drawn_whole(lowest):
     assert_allclose((np.asarray(found) - law.ppf(share)) / law.std(), 0.0, atol=0.02)
 
 
-def test_rounds_of_more_draws_are_worth_more_and_do_not_change_the_integral(trained, real):
+def _drawn(trained, real, n_more):
+    stars, modes, _ = real
+    no, seed = jnp.zeros(16, bool), jnp.arange(16, dtype=jnp.uint32)
+    return importance_draws(trained.star_model.without_error, stars, modes, modes, no, seed, N_DRAWS, n_more)
+
+
+@pytest.fixture(scope="module")
+def in_rounds(trained, real):
+    return _drawn(trained, real, 256)
+
+
+def test_rounds_of_more_draws_are_worth_more_and_do_not_change_the_integral(trained, real, in_rounds):
     """The mean ratio is the posterior's integral over a normalised proposal, whatever was drawn from.
 
     Compared where the first draws are fair already: its relative error is 1 / sqrt(effective draws), here below 0.1.
     """
-    stars, modes, _ = real
-    no, seed = jnp.zeros(16, bool), jnp.arange(16, dtype=jnp.uint32)
-    call = partial(importance_draws, trained.star_model.without_error, stars, modes, modes, no, seed)
-    (few, first), (many, later) = call(512, 0), call(512, 256)
+    (few, first), (many, later) = _drawn(trained, real, 0), in_rounds
     assert many.shape == (16, 512 + 4 * 256, 5)
     assert_allclose(many[:, :512], few, rtol=1e-5, atol=1e-5)  # another program: its last digits may differ
     first, later = np.asarray(first, float), np.asarray(later, float)
@@ -391,16 +412,13 @@ def test_rounds_of_more_draws_are_worth_more_and_do_not_change_the_integral(trai
     assert np.all(effective(later) > 1.5 * effective(first))
 
 
-def test_rounds_that_share_a_program_draw_the_same(trained, real, monkeypatch):
+def test_rounds_that_share_a_program_draw_the_same(trained, real, in_rounds, monkeypatch):
     """For few stars, arrays have room for all rounds from the first on."""
-    stars, modes, _ = real
-    no, seed = jnp.zeros(16, bool), jnp.arange(16, dtype=jnp.uint32)
-    call = partial(importance_draws, trained.star_model.without_error, stars, modes, modes, no, seed, 64, 32)
-    draws, ln_ratio = call()
+    draws, ln_ratio = in_rounds
     monkeypatch.setattr("xpbayes.inference.sampling.importance.is_hasty", lambda: True)
-    same, same_ratio = call()
-    assert same.shape == draws.shape == (16, 64 + 4 * 32, 5)
-    first = 64 + 32  # of the later rounds' mixtures, rounding decides some draws' term
+    same, same_ratio = _drawn(trained, real, 256)
+    assert same.shape == draws.shape == (16, 512 + 4 * 256, 5)
+    first = 512 + 256  # of the later rounds' mixtures, rounding decides some draws' term
     assert_allclose(same[:, :first], draws[:, :first], rtol=2e-3, atol=2e-3)
     assert_allclose(np.median(same, axis=1), np.median(draws, axis=1), rtol=0.02, atol=0.02)
     weight, other = (np.asarray(jax.nn.logsumexp(ratio, axis=1)) for ratio in (ln_ratio, same_ratio))
