@@ -423,8 +423,8 @@ def _run(  # noqa: PLR0915 - the jitted epoch closes over the sample's constants
     state = ClassifierState(
         parameters,
         adam.init(parameters),
-        jnp.full(n_targets, config.learning_rate),
-        jnp.full(n_targets, jnp.inf),
+        jnp.full(n_targets, config.learning_rate, jnp.float32),
+        jnp.full(n_targets, jnp.inf, jnp.float32),
         zero,
         zero,
         parameters,

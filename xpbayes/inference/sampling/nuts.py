@@ -161,7 +161,9 @@ def _begin(
         usable = jnp.all(jnp.isfinite(points), axis=1) & jnp.isfinite(energy)
         drawn = jnp.where(usable[n:, None], drawn, 0.0)
         z = drawn.at[:n].set(jnp.where(usable[:n, None], at_tops, drawn[:n]))
-        return _Chains(z, dual_averaging_of_step_size()[0](jnp.log(10.0 * FIRST_STEP)), jnp.zeros((), jnp.uint32))
+        # Of the type that `_walk` gives back: a second one would be a second program.
+        ln_step = jnp.log(jnp.asarray(10.0 * FIRST_STEP, z.dtype))
+        return _Chains(z, dual_averaging_of_step_size()[0](ln_step), jnp.zeros((), jnp.uint32))
 
     with jax.default_matmul_precision("highest"):
         return jax.lax.map(one, (stars, found, optima, seed))
