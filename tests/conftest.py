@@ -84,9 +84,7 @@ def _in_short(small: Mapping[type[BaseModel], Mapping[str, object]]) -> Iterator
             _set_defaults(kind, values)
 
 
-SHORT_INFERENCE = {
-    InferenceConfig: {name: getattr(QUICK, name) for name in QUICK.model_fields_set - {"use_parallax"}}
-}
+SHORT_INFERENCE = {InferenceConfig: {name: getattr(QUICK, name) for name in QUICK.model_fields_set - {"use_parallax"}}}
 
 
 @pytest.fixture
