@@ -45,6 +45,11 @@ def progress_shown(wanted: bool = True) -> Iterator[None]:
         LOGGER.removeHandler(lines)
 
 
+def in_stars(n: int) -> str:
+    """So many stars, in words."""
+    return f"{n} star" if n == 1 else f"{n} stars"
+
+
 def speed(stars_per_second: float) -> str:
     """A speed in words; of a few stars, whose programs take longer to compile than to run, it is no zero."""
     number = f"{stars_per_second:,.0f}" if stars_per_second >= 10 else f"{stars_per_second:.2g}"

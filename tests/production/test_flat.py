@@ -16,6 +16,7 @@ from xpbayes.production.export import WRITERS, save_catalogue
 from xpbayes.production.flat import flat_columns, flat_table
 from xpbayes.production.table import catalogue_about, describe, list_column, read_catalogue, to_arrow
 from xpbayes.runs.export import export
+from xpbayes.runs.verify import verify
 from xpbayes.schema import catalogue_columns, columns_of
 
 N = 40
@@ -159,6 +160,13 @@ def test_a_flat_file_is_no_catalogue_and_says_so(catalogue, tmp_path):
     path = save_catalogue(catalogue, tmp_path / "flat.parquet", flat=True)
     with pytest.raises(InputError, match="holds a flat table, not a catalogue"):
         read_catalogue(path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".ecsv", ".fits", ".vot"])
+def test_what_only_parquet_can_be_asked_says_so(catalogue, suffix, tmp_path):
+    path = save_catalogue(catalogue.slice(0, 3), tmp_path / f"cat{suffix}")
+    with pytest.raises(InputError, match=r"is no Parquet file, and only such are read here; name the .parquet"):
+        verify(path)
 
 
 def test_catalogues_of_earlier_versions_are_flattened_too():

@@ -53,6 +53,10 @@ def encode_parquet(table: pa.Table, path: Path) -> None:
     )
 
 
+NO_PARQUET = (".csv", ".ecsv", ".fits", ".vot")
+"""Suffixes of what catalogues are exported to."""
+
+
 @contextmanager
 def open_parquet(path: str | os.PathLike[str], advice: str = AGAIN) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file; whatever is wrong with it, now or while it is read, is one sentence.
@@ -70,6 +74,8 @@ def open_parquet(path: str | os.PathLike[str], advice: str = AGAIN) -> Iterator[
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name one .parquet file")
     try:
+        if path.suffix in NO_PARQUET and not is_parquet(path):
+            raise InputError(f"{path}: is no Parquet file, and only such are read here; name the .parquet it was made of")
         file = pq.ParquetFile(path, buffer_size=BYTES_AT_ONCE, pre_buffer=False)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = reason_of(error).rstrip(".")

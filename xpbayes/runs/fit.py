@@ -17,6 +17,7 @@ from xpbayes.inference.scatter import loosened, settling, trusted_inverse_error
 from xpbayes.inference.search.modes import Mode, Modes, find_modes
 from xpbayes.production.meeting import stars_for
 from xpbayes.production.model_file import TrainedModel
+from xpbayes.progress import in_stars
 from xpbayes.runs.infer import model_factor, solve_stars, stars_scatter
 from xpbayes.runs.inputs import (
     PathLike,
@@ -56,11 +57,11 @@ def fit(
     table, where = find_stars(stars, source_ids, trained.channels)
     given, table = table, stars_for(trained, table, where)
     factor = model_factor(model, trained) if config.model_uncertainty else None
-    log.info(f"solving {len(given)} stars; programs are compiled before the first")
+    log.info(f"solving {in_stars(len(given))}; programs are compiled before the first")
     with suited_programs(len(given), slow=config.refine):
         rows, _ = solve_stars(trained, factor, given, config)
         usable = table.take(np.flatnonzero(table.problems() == OK))
-        log.info(f"looking for other optima of {len(usable)} stars")
+        log.info(f"looking for other optima of {in_stars(len(usable))}")
         modes = _modes(trained, usable, config) if len(usable) else []
         found = dict(zip(usable.source_id.tolist(), modes, strict=True))
         fits = star_fits(trained, table, rows, found, parallax_used=config.use_parallax)

@@ -34,7 +34,7 @@ from xpbayes.production.flags import Scores
 from xpbayes.production.meeting import say_what_is_null, stars_for, warn_of_transfer
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.production.table import catalogue_rows, describe, refined_rows, to_arrow
-from xpbayes.progress import speed
+from xpbayes.progress import in_stars, speed
 from xpbayes.runs.inputs import (
     PathLike,
     check_writable,
@@ -114,7 +114,7 @@ def infer(
             instrument = chosen.instrument
             warn_of_transfer(trained, instrument, str(source["path"]))
             say_what_is_null(trained)
-            log.info(f"solving {len(chosen)} stars; programs are compiled before the first")
+            log.info(f"solving {in_stars(len(chosen))}; programs are compiled before the first")
         instrument.require_same(chosen.instrument, "what came before", str(source["path"]))
         with suited_programs(len(chosen), slow=config.refine):
             part, unusable = solve_stars(trained, factor, chosen, config, where=str(source["path"]))
@@ -186,7 +186,7 @@ def solve_stars(
             )
 
     def progress(done: int, total: int, rate: float) -> None:
-        log.log(level, f"inferred {done} of {total} stars ({speed(rate)})")
+        log.log(level, f"inferred {done} of {in_stars(total)} ({speed(rate)})")
 
     batch = usable.stars(trained.labels, doubt_parallax=config.doubt_parallax)
     seeds = seeds_from_id(usable.source_id, Stream.DRAWS)

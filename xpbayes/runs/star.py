@@ -121,7 +121,9 @@ def star(  # noqa: PLR0913 - what the verb of the command line can say
         (found,) = fit(trained, fetched.on(trained.channels), [source_id], out, config)
         where = f"from Gaia's archive, {release_named(release).title}"
     if out is not None:
-        about = f"model of {trained.card.get('n_training', '?')} training stars, {trained.card.get('created', '')}"
+        name = "" if isinstance(model, TrainedModel) else f" {Path(model).name}"
+        card = trained.card
+        about = f"model{name} of {card.get('n_training', 0):,} training stars, {card.get('created', '')[:10]}"
         log.info(f"wrote {write_page(found, Path(out) / PAGE, where, about)}")
     return found
 

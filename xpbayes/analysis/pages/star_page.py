@@ -246,11 +246,10 @@ def _parameter_table(star: StarFit) -> Table:
         trust = star.confidence.get(name, float("nan"))
         values = tuple(number(name, of[i]) for of in (star.value, star.low, star.high))
         mode = f"{number(name, star.estimate[i])} ± {number(name, star.error[i])}"
-        unit = figures.LABEL_UNIT.get(name, "")
-        rows.append((text(name), *values, unit, mode, f"{trust:.2f}" if np.isfinite(trust) else MISSING, note))
-    headings = ("parameter", "value", "16 %", "84 %", "unit", "ZGR23-compatible", "confidence", "note")
+        rows.append((heading(name), *values, mode, f"{trust:.2f}" if np.isfinite(trust) else MISSING, note))
+    headings = ("parameter", "value", "16 %", "84 %", "ZGR23-compatible", "confidence", "note")
     caption = "Value: the posterior's median with its 68 % interval. ZGR23-compatible: mode ± Fisher error."
-    return Table(headings, rows, 1, caption, wide=(4, 7))
+    return Table(headings, rows, 1, caption, wide=(6,))
 
 
 def _mode_table(star: StarFit) -> Table:
