@@ -253,10 +253,35 @@ def test_star_tables_and_surveys_are_passed_on(desk, sample):
     assert open_inputs("gone.parquet") == [Path("gone.parquet")]  # whoever reads it says so
 
 
+def test_what_gives_nothing_and_what_some_stars_lack_is_said(desk, said):
+    text = (desk / "2mass.csv").read_text()
+    (desk / "2mass.csv").write_text("".join(text.splitlines(keepends=True)[:-2]))
+    stream, source = stream_tables(only("xp.csv"), None)
+    assert len(list(stream)) == 1 and source["notes"][-1] == f"2 of the {N} stars are not in 2MASS"
+    (desk / "2mass.csv").write_text(text.replace("ph_qual", "flag"))
+    assert files(only("xp.csv"))["two_mass"] == ()
+    assert "2mass.csv has 2MASS magnitudes without ph_qual, and is left out" in said[-1]
+
+
+@pytest.mark.parametrize(
+    ("spectra", "sentence"),
+    [
+        ("", "x.csv: has no rows of spectra$"),
+        ("5,440.0,inf,1\n", "x.csv: none of its 1 rows of spectra can be used; the first, row 1: "),
+    ],
+)
+def test_spectra_without_a_star_are_one_sentence(spectra, sentence, desk):
+    (desk / "x.csv").write_text("source_id,wavelength,flux,flux_error\n" + spectra)
+    with pytest.raises(InputError, match=sentence):
+        list(stream_tables(only("x.csv"), None)[0])
+
+
 def test_refusals(desk, sample):
     write_star_table(sample.take(np.arange(3)), desk / "stars.parquet")
+    (desk / "empty").mkdir()
     for arguments, words in (
         (("stars.parquet", {"gaia": "gaia.csv"}), "is for files of spectra"),
+        (("empty",), "empty: holds neither files of XP spectra nor star tables"),
         (("xp.csv", {"2mass": "2mass.csv"}), "there is no table '2mass'.*two_mass"),
         (("gaia.csv",), "has neither coefficients.*as Gaia's source table it is named by --gaia"),
         ((["xp.csv", "./xp.csv"],), "named twice"),

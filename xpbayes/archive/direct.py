@@ -105,7 +105,12 @@ def _spectra_of(given: Path) -> Iterator[Path]:
         if hats_files(given):
             yield given
         elif not any(_is_ours(path) for path in given.glob("*.parquet")):
-            yield from (path for path in _tables_in(given) if product_of(_columns(path)))
+            found = [path for path in _tables_in(given) if product_of(_columns(path))]
+            if not found:
+                raise InputError(
+                    f"{given}: holds neither files of XP spectra nor star tables (.parquet); check the path"
+                )
+            yield from found
     elif given.is_file() and not _is_ours(given):
         with opened(given) as file:
             names = list(dict.fromkeys(name for table in file.tables for name in table.names))
@@ -207,6 +212,10 @@ def _survey_of(spectra: list[Path], named: Mapping[str, tuple[str, ...]]) -> Sur
             and all({"source_id", "ra", "dec"} <= n for n in own.values())
         ):
             tables["gaia"], said["gaia"] = list(map(str, own)), "the spectra (positions alone)"
+        if "two_mass" in wanted and "two_mass" not in tables:
+            near = [path.name for path, names in (own | beside).items() if "two_mass" in kinds_of([*names, "ph_qual"])]
+            if near:
+                said[""] = f"{near[0]} has 2MASS magnitudes without ph_qual, and is left out"
         if n_beside > MOST_LOOKED_AT:
             said[""] = f"{n_beside} files beside the spectra were not looked at"
     lacking = [title for kind, title in KINDS.items() if kind not in tables]

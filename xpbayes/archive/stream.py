@@ -108,23 +108,28 @@ def stream_file(survey: SurveySettings, path: Path, companions: Companions, seen
 
 
 COMPANIONS = ("Gaia's source table", "2MASS", "unWISE", "the label catalogues", "the reddening estimates")
+FEW_STARS_HAVE = COMPANIONS[3:]
 
 
 def idle_companions(cuts: Iterable[Cut]) -> list[str]:
-    """Say which tables gave nothing to any star: a wrong file, most often.
+    """Say which tables gave nothing to any star, a wrong file most often, and which lack some of the stars.
 
     Args:
         cuts: of all parts together.
     """
     left = {c.what: c.left for c in cuts}
     removed = {c.what: c.removed for c in cuts}
+    n_stars = left.get("rows read", 0)
     out: list[str] = []
     for name in COMPANIONS:
         own = [what for what in left if what.startswith(f"{name}: ")]
+        lacking = n_stars - left.get(f"in {name}", n_stars)
         if left.get(f"in {name}") == 0:
-            out.append(f"none of the {left.get('rows read', 0)} stars is in {name}")
+            out.append(f"none of the {n_stars} stars is in {name}")
         elif own and left[own[-1]] == 0:
             out.append(f"no measurement of {name} counts (most went with '{max(own, key=lambda what: removed[what])}')")
+        elif lacking and name not in FEW_STARS_HAVE:
+            out.append(f"{lacking} of the {n_stars} stars {'is' if lacking == 1 else 'are'} not in {name}")
     return out
 
 

@@ -75,7 +75,9 @@ def open_parquet(path: str | os.PathLike[str], advice: str = AGAIN) -> Iterator[
         raise InputError(f"{path}: is a folder; name one .parquet file")
     try:
         if path.suffix in NO_PARQUET and not is_parquet(path):
-            raise InputError(f"{path}: is no Parquet file, and only such are read here; name the .parquet it was made of")
+            raise InputError(
+                f"{path}: is no Parquet file, and only such are read here; name the .parquet it was made of"
+            )
         file = pq.ParquetFile(path, buffer_size=BYTES_AT_ONCE, pre_buffer=False)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = reason_of(error).rstrip(".")

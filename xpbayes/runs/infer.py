@@ -142,7 +142,8 @@ def infer(
         save_catalogue(catalogue, out, flat=flat)
         log.info(f"wrote {out}")
     if notes:
-        log.info(f"{notes}; {n_rows} rows written, {n_seen - n_rows} not selected")
+        parallaxes = f", {n_with_parallax} with a parallax" if config.use_parallax else ""
+        log.info(f"{notes}; {n_rows} rows written{parallaxes}, {n_seen - n_rows} not selected")
     return catalogue
 
 

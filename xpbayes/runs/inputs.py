@@ -102,12 +102,13 @@ def _stream_one(
 
     def parts() -> Iterator[Spectra]:
         companions = read_companions(survey, one.base)
-        rejected, n_read = list(companions.rejected), 0
+        rejected, n_read, n_stars = list(companions.rejected), 0, 0
         cuts: list[Cut] = []
         uncorrected = 0
         for part in stream_stars(survey, one.base, companions):
             rejected += part.rejected
             n_read += part.n_read
+            n_stars += len(part.table)
             cuts += part.table.cuts
             uncorrected += part.n_uncorrected
             yield part.table if channels is None else part.table.on(channels)
@@ -115,9 +116,14 @@ def _stream_one(
         notes.append(f"{n_read} rows of spectra read, {quarantined} quarantined")
         notes.extend([*companions.summary, *idle_companions(add_up_cuts(cuts)), *uncorrected_parallaxes(uncorrected)])
         if rejected:
-            log.info(f"{len(rejected)} rows could not be used (first: {rejected[0].file}, row {rejected[0].row})")
+            first = rejected[0]
+            log.info(f"{len(rejected)} rows could not be used (first: {first.file}, row {first.row}: {first.reason})")
             if (path_of_rejected := quarantine_of(out)) is not None:
                 log.info(f"wrote {write_quarantine(rejected, path_of_rejected)}")
+        if not n_stars:
+            why = "".join(f"; the first, row {r.row}: {r.reason}" for r in rejected[len(companions.rejected) :][:1])
+            what = f"none of its {n_read} rows of spectra can be used" if n_read else "has no rows of spectra"
+            raise InputError(f"{one.name}: {what}{why}")
 
     return parts(), {"path": one.name, "checksum": one.checksum, "notes": notes}
 
