@@ -8,6 +8,8 @@ from numpy.testing import assert_array_equal
 
 import xpbayes
 from tests.conftest import with_columns
+from xpbayes.analysis.pages.model_card import model_card
+from xpbayes.analysis.pages.page import Table
 from xpbayes.analysis.validation import Accuracy
 from xpbayes.errors import InputError
 from xpbayes.models.forward import ln_absolute_flux
@@ -18,6 +20,7 @@ from xpbayes.training.selection import has_distance, training_cuts
 
 OFFSET_DEX, STRETCH = 0.25, 1.03
 """Of [Fe/H] and Teff on the other scale."""
+TITLES = ("What it was trained on", "How good it is")
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,17 @@ def test_held_out_stars_come_out_on_the_new_scale(adapted, trained):
     moved = adapted.card["adapted"]["labels_moved"]
     assert moved["offset"][1] > 0.5 * OFFSET_DEX and abs(moved["offset"][2]) < 0.2
     assert adapted.card["adapted"]["from"]["n_training"] == trained.card["n_training"] != adapted.card["n_training"]
+
+
+def test_the_card_tells_of_the_adaptation(adapted, trained):
+    origin, how_good = (next(s for s in model_card(adapted) if s.title == title) for title in TITLES)
+    moved = adapted.card["adapted"]["labels_moved"]
+    assert (
+        origin.parts[0].startswith("Adapted ") and f"on {trained.card['n_training']:,}; labels moved" in origin.parts[0]
+    )
+    assert f"[Fe/H] [dex] {moved['offset'][1]:+.3f} (x {moved['stretch'][1]:.3f})" in origin.parts[0]
+    now, before = (part for part in how_good.parts if isinstance(part, Table))
+    assert "before" in before.caption and now.rows != before.rows
 
 
 def test_only_the_scale_moves(adapted, trained):

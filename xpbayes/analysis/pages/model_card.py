@@ -28,6 +28,10 @@ PERCENTILES = ("least", "1 %", "16 %", "50 %", "84 %", "99 %", "most")
 """What `label_range` of the card holds."""
 
 
+NETWORK = {"none": "the network as it was", "last": "its last layer moved", "all": "all its layers moved"}
+"""What an adaptation did to the network, by its setting `layers`."""
+
+
 def held_out_entry(
     model: TrainedModel, catalogue: pa.Table, stars: Spectra, floor: Sequence[float], *, use_parallax: bool
 ) -> dict[str, Any]:
@@ -99,10 +103,25 @@ def _origin(model: TrainedModel) -> Section:
     channels, split = model.channels, card.get("split", {})
     preset = card.get("settings", {}).get("preset", "default")
     bands = f", bands {', '.join(channels.band_names)}" if channels.n_bands else ""
+    when, n, where = (
+        card.get("created", "at an unknown time"),
+        card.get("n_training", 0),
+        card.get("input", {}).get("path"),
+    )
+    stars = f"{n:,} stars of {where or 'an unknown table'}"
+    if (adapted := card.get("adapted")) is not None:
+        former, moved = adapted["from"], adapted["labels_moved"]
+        moves = zip(model.labels, moved["offset"], moved["stretch"], strict=True)
+        scales = ", ".join(f"{heading(name)} {number(name, at, sign=True)} (x {by:.3f})" for name, at, by in moves)
+        made = [
+            f"Adapted {when} to {stars}, {NETWORK[adapted['settings']['layers']]}, from a model trained "
+            f"{former['created']} on {former['n_training']:,}; labels moved, and stretched about their median: {scales}."
+        ]
+    else:
+        seconds = card.get("training_seconds", float("nan"))
+        made = [f"Trained {when} on {stars} (preset {preset}, seed {card.get('seed')}, {seconds:.0f} s)."]
     sentences = [
-        f"Trained {card.get('created', 'at an unknown time')} on {card.get('n_training', 0):,} stars of "
-        f"{card.get('input', {}).get('path', 'an unknown table')} (preset {preset}, seed {card.get('seed')}, "
-        f"{card.get('training_seconds', float('nan')):.0f} s).",
+        *made,
         f"Labels: {', '.join(model.labels)}. Channels: {len(channels)}, of these {channels.n_xp} XP samples{bands}.",
         f"Spectra of {model.instrument.title}, calibrated with GaiaXPy's {' and '.join(model.instrument.models)}.",
         f"Parallaxes in training: {card.get('parallax_used', 'unknown')}.",
@@ -150,7 +169,10 @@ def _accuracy(model: TrainedModel) -> Section:
         f"{held['n']:,} held-out stars, inferred {how}: {held.get('of', 'modes')} against their labels; robust scatter, "
         f"median difference, and how many labels the 68 % and 95 % intervals cover, label errors included."
     )
-    return Section("How good it is", [sentence, accuracy_table([Accuracy(**row) for row in held["accuracy"]])])
+    tables = [accuracy_table([Accuracy(**row) for row in held["accuracy"]])]
+    if before := model.card.get("adapted", {}).get("accuracy_before"):
+        tables.append(accuracy_table([Accuracy(**row) for row in before], "The same stars before the adaptation."))
+    return Section("How good it is", [sentence, *tables])
 
 
 def _second_stage(model: TrainedModel) -> list[Section]:
@@ -201,7 +223,8 @@ def _limits(model: TrainedModel) -> Section:
     card = model.card
     sentences = [
         "Systematic errors of the label survey are inherited; a label's scatter includes them.",
-        "One extinction curve for all directions; single stars only.",
+        *(["One extinction curve for all directions."] if model.forward.curve_variation is None else []),
+        "Single stars only, unless an unresolved pair is asked for (--binaries).",
         "The mode in ln E sits one sigma high for a dust-free star.",
     ]
     if "spectroscopic" in card.get("parallax_used", ""):
