@@ -74,6 +74,8 @@ def adapt(
             f"{len(kept)} pass the cuts, of which '{worst.what}' took {worst.removed}; validation_fraction = "
             f"{config.validation_fraction:g}), at least {LEAST} and {LEAST // 4} are needed; bring more stars"
         )
+    lost = len(table) - len(kept)
+    log.info(f"adapting to {len(training)} stars; {len(held_out)} are held out, {lost} do not pass the cuts")
     floor = how.floor_for(len(trained.labels))
     batch = _with_distances(training, config, str(source["path"])).stars(
         trained.labels, spectroscopic_parallax=True, label_error_floor=floor
