@@ -166,7 +166,7 @@ def draw_families(
         drawing.plain_log_ticks(axis)
     top.tick_params(labelbottom=False)
     drawing.legend(top, 6.5, ncols=3, loc="lower left")
-    drawing.legend(bottom, 7.5, loc="lower left")
+    drawing.legend(bottom, 7.5, loc="lower right")
     return figure
 
 
