@@ -27,5 +27,5 @@ def verify(catalogue: PathLike) -> None:
         log.info(problem)
     if found.problems:
         raise InputError(f"{catalogue}: {len(found.problems)} problems (first: {found.problems[0]})")
-    where = "" if path.is_file() else f" in {found.n_parts} parts"
+    where = "" if path.is_file() else f" in {found.n_parts} part{'s' * (found.n_parts > 1)}"
     log.info(f"{found.n_rows:,} rows{where}: every check passed")
