@@ -143,7 +143,8 @@ def infer_parts(  # noqa: PLR0913, PLR0915 - what the verb of the command line c
             log.info(f"{len(done)} of {len(mine)} tasks are done already")
         if left:
             say_what_is_null(trained)
-            log.info(f"{len(left)} task{'s' * (len(left) > 1)} to do; each worker compiles its programs before its first stars")
+            tasks = "1 task" if len(left) == 1 else f"{len(left)} tasks"
+            log.info(f"{tasks} to do; each worker compiles its programs before its first stars")
         for task, made in run(partial(infer_task, job), left) if left else ():
             progress.add(made, task.weight)
 
