@@ -220,6 +220,10 @@ def test_labels_and_companions_among_the_files_get_their_sections(desk):
     (desk / "mine.csv").write_text("source_id,T_eff,e_T_eff,[Fe/H],e_[Fe/H],logg,logg_error\n" + rows)
     (desk / "theirs.csv").write_text(OWN.replace("source_id", "dr3_source_id") + "\n" + rows)
     (desk / "cat.csv").write_text(f"{OWN},teff_p16\n")
+    (desk / "both.csv").write_text(f"{OWN},parallax,parallax_error\n")
+    for names, of in ((["both.csv"], '"both.csv"'), (["both.csv", "gaia.csv"], '"gaia.csv"')):
+        assert f"[gaia]\nfiles = [{of}]" in survey_toml(["xp.csv", *names])
+    (desk / "both.csv").unlink()
     written = survey_toml(["theirs.csv", "2mass.csv", "xp.csv", "mine.csv"])
     assert (
         survey_toml(["."]).count("[[labels]]")
@@ -236,6 +240,8 @@ def test_labels_and_companions_among_the_files_get_their_sections(desk):
     assert settings.labels[1].columns.labels == {"teff": ("t_eff",), "feh": ("[fe/h]",), "logg": ("logg",)}
     found = read_companions(settings, desk).star_labels
     assert len(found) == N and np.isfinite(found.error).all()
+    (desk / "dust.csv").write_text("source_id,ebv,ebv_err\n1,0.2,0.1\n")
+    assert survey_toml(["xp.csv", "dust.csv"]).endswith('\n[reddening]\nsource = "columns"\nfiles = ["dust.csv"]\n')
     (desk / "notes.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="notes.csv: holds no XP spectra, is no table of Gaia"):
         survey_toml(["xp.csv", "notes.csv"])
@@ -290,6 +296,12 @@ def test_refusals(desk, sample):
             open_inputs(*arguments)
     with pytest.raises(InputError, match="is no file of XP spectra"):
         survey_toml(["stars.parquet"])
+    with pytest.raises(InputError, match=r"gone\.csv: no such file"):
+        survey_toml(["gone.csv"])
+    (desk / "others").mkdir()
+    (desk / "others" / "lines.csv").write_text("source_id,flux,width\n1,2,3\n")
+    with pytest.raises(InputError, match="others: holds neither files of XP spectra"):
+        open_inputs("others")
     with pytest.raises(InputError, match="2mass"):
         check_writable("2mass.csv", open_inputs("xp.csv"))
 

@@ -23,6 +23,7 @@ from xpbayes.archive.gaia_source import MEASURED
 from xpbayes.archive.label_surveys import OWN_LABELS, LabelColumns, surveys_of
 from xpbayes.archive.open_file import MAGIC, SUFFIXES, TEXT, opened
 from xpbayes.archive.photometric import TWO_MASS_FIELDS, TWO_MASS_MAGNITUDES, UNWISE_FIELDS, UNWISE_MEASURED
+from xpbayes.archive.reddening import FIELDS as REDDENING_FIELDS
 from xpbayes.archive.survey_config import Survey, check_survey, expand, hats_files, open_survey
 from xpbayes.archive.xp import product_of
 from xpbayes.channels import Channels
@@ -105,7 +106,7 @@ def _spectra_of(given: Path) -> Iterator[Path]:
         if hats_files(given):
             yield given
         elif not any(_is_ours(path) for path in given.glob("*.parquet")):
-            found = [path for path in _tables_in(given) if product_of(_columns(path))]
+            found = [path for path in _tables_in(given) if _are_spectra(_columns(path))]
             if not found:
                 raise InputError(
                     f"{given}: holds neither files of XP spectra nor star tables (.parquet); check the path"
@@ -121,6 +122,13 @@ def _spectra_of(given: Path) -> Iterator[Path]:
                 f"flux_error); name a file of Gaia XP spectra, a star table or a survey.toml{looks_like}"
             )
         yield from [given] if product_of(names) else []
+
+
+def _are_spectra(names: set[str]) -> bool:
+    """Whether columns are those of spectra beyond doubt: other tables, too, have a flux."""
+    return product_of(names) == "continuous" or (
+        product_of(names) == "sampled" and any("flux" in name and "err" in name for name in names)
+    )
 
 
 def _is_ours(path: Path) -> bool:
@@ -253,6 +261,8 @@ def survey_toml(inputs: Sequence[Named], companions: CompanionFiles = None) -> s
     tables = {kind: list(_listed(of)) for kind, of in (companions or {}).items()}
     spectra: list[Path] = []
     labels: list[LabelTable] = []
+    beside_labels: dict[str, list[str]] = {}
+    reddening: list[str] = []
     for given in map(Path, inputs):
         names = sorted(map(Path, glob.glob(str(given), recursive=True))) if glob.has_magic(str(given)) else []
         for path in [given] if given.exists() or not names else names:
@@ -261,20 +271,24 @@ def survey_toml(inputs: Sequence[Named], companions: CompanionFiles = None) -> s
                 spectra.append(path)
                 continue
             here = _columns(path) if path.suffix != ".toml" else set()
-            found = _label_tables([path] if here else [])
-            labels += found
-            kinds = kinds_of(here) if product_of(here) is None else []
-            for kind in kinds:
-                tables.setdefault(kind, []).append(str(path))
             if not here or product_of(here):
                 spectra.append(path)
-            elif not kinds and not found:
+            kinds = kinds_of(here) if product_of(here) is None else []
+            found = _label_tables([path] if here else [])
+            labels += found
+            for kind in kinds:
+                (beside_labels if found else tables).setdefault(kind, []).append(str(path))
+            is_reddening = all(here & set(column.all_names) for column in REDDENING_FIELDS)
+            reddening += [_literal(path)] * is_reddening
+            if here and not (product_of(here) or kinds or found or is_reddening):
                 raise InputError(
-                    f"{path}: holds no XP spectra, is no table of Gaia, 2MASS (with ph_qual) or unWISE, and has no labels "
-                    f"({', '.join(OWN_LABELS)}) with their errors; name other files"
+                    f"{path}: holds no XP spectra, is no table of Gaia, 2MASS (with ph_qual), unWISE or reddening, and has "
+                    f"no labels ({', '.join(OWN_LABELS)}) with their errors; name other files"
                 )
-    opened = open_inputs(spectra, tables)
+    opened = open_inputs(spectra, beside_labels | tables)
     for one in opened:
+        if isinstance(one, Path) and not one.exists():
+            raise InputError(f"{one}: no such file; check the path")
         if isinstance(one, Path) or one.path.name == one.name:
             raise InputError(f"{one if isinstance(one, Path) else one.path}: is no file of XP spectra; name such files")
     if not opened:
@@ -284,7 +298,8 @@ def survey_toml(inputs: Sequence[Named], companions: CompanionFiles = None) -> s
     labels = [table for i, table in enumerate(labels) if table.path not in [other.path for other in labels[:i]]]
     for table in labels:
         log.info(f"{table.path.name}: labels of {table.survey}{table.or_others}")
-    return as_toml(survey.settings.xp.files, {kind: files for kind, files in joined.items() if files}, labels)
+    joined = {kind: files for kind, files in joined.items() if files}
+    return as_toml(survey.settings.xp.files, joined, labels, reddening)
 
 
 @dataclass(frozen=True)
@@ -324,13 +339,19 @@ def _label_tables(paths: Iterable[Path]) -> list[LabelTable]:
     return [LabelTable(path, told) for path in paths if (told := surveys_of(_columns(path)))]
 
 
-def as_toml(spectra: Sequence[str], tables: Mapping[str, Sequence[str]], labels: Sequence[LabelTable] = ()) -> str:
+def as_toml(
+    spectra: Sequence[str],
+    tables: Mapping[str, Sequence[str]],
+    labels: Sequence[LabelTable] = (),
+    reddening: Sequence[str] = (),
+) -> str:
     """A survey.toml of files, relative to where it will lie.
 
     Args:
         spectra: files of spectra.
         tables: kind of companion -> its files.
         labels: tables of labels.
+        reddening: files of estimates.
     """
     bands = [band for kind, names in BANDS_OF.items() if kind in tables for band in names]
     lines = ["# Names start from this file's folder. What else can be set, docs/survey.md says.", ""]
@@ -338,7 +359,10 @@ def as_toml(spectra: Sequence[str], tables: Mapping[str, Sequence[str]], labels:
     for kind in KINDS:
         if kind in tables:
             lines += ["", f"[{kind}]", _files(tables[kind])]
-    return "\n".join([*lines, *(line for table in labels for line in table.lines())]) + "\n"
+    lines += [line for table in labels for line in table.lines()]
+    if reddening:
+        lines += ["", "[reddening]", 'source = "columns"', _files(reddening)]
+    return "\n".join(lines) + "\n"
 
 
 def _literal(path: Named) -> str:
