@@ -333,3 +333,13 @@ def test_one_command_from_a_file_to_a_table(desk, model_folder, settings, traine
 def test_options_of_parts_and_of_files_are_told_apart(desk, model_folder):
     assert "name a folder" in refused("infer", model_folder, "xp.csv", "--out", "c.fits", "--resume")
     assert "--flat is for one file" in refused("infer", model_folder, "xp.csv", "--out", "parts", "--flat")
+
+
+@pytest.mark.parametrize("name", ["c.txt", "c.FITS", "c.csv.gz", "c.xml"])
+def test_a_folder_is_not_made_where_a_file_was_asked_for(name, desk):
+    sentence = refused("infer", "xp.csv", "--out", name)
+    assert f"{name}: '{Path(name).suffix}' is no format of catalogues" in sentence and not Path(name).exists()
+
+
+def test_a_model_that_is_nearly_one_of_the_packages_is_named(desk):
+    assert "did you mean 'apogee-dr17'?" in refused("infer", "apogee-dr16", "xp.csv", "--out", "c.csv")

@@ -85,6 +85,8 @@ def split_model(given: list[str]) -> tuple[Path, list[str]]:
             raise InputError(f"{given[0]} is a model; name the files of stars after it")
         return model_folder(given[0]), given[1:]
     first = Path(given[0])
+    if given[1:] and not first.exists():
+        model_folder(first)  # which knows names that are nearly a model's
     empty = first.is_dir() and not any(path.is_file() for path in first.rglob("*"))
     if given[1:] and (empty or (first / "model.safetensors").is_file()):
         raise InputError(

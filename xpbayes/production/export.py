@@ -356,6 +356,32 @@ def save_catalogue(catalogue: pa.Table, path: str | Path, *, flat: bool | None =
     return path
 
 
+OF_OTHER_FILES = {
+    ".txt",
+    ".tsv",
+    ".dat",
+    ".xml",
+    ".votable",
+    ".fit",
+    ".pq",
+    ".h5",
+    ".hdf5",
+    ".gz",
+    ".zip",
+    ".json",
+    ".xlsx",
+}
+"""Suffixes of files that catalogues are not written as: who asks for one does not want a folder."""
+
+
+def check_folder(path: Path) -> None:
+    """Raise InputError for the folder of a catalogue in parts that is named like a file."""
+    if path.suffix.lower() in {*WRITERS, *OF_OTHER_FILES} and not path.is_dir():
+        raise InputError(
+            f"{path}: '{path.suffix}' is no format of catalogues; use {', '.join(WRITERS)}, or name a folder for parts"
+        )
+
+
 def check_suffix(path: Path, *, flat: bool | None = None) -> bool:
     """Whether a file is to hold flat columns: as asked for, else in every format but Parquet.
 

@@ -24,6 +24,7 @@ from xpbayes.production import engine as engines
 from xpbayes.production import kept, parts
 from xpbayes.production import manifest as manifests
 from xpbayes.production.bundled import model_folder
+from xpbayes.production.export import check_folder
 from xpbayes.production.inputs import STARS_AT_ONCE, Layout, Task, lay_out, read_task
 from xpbayes.production.meeting import require_fitting, say_what_is_null, warn_of_transfer
 from xpbayes.production.model_file import TrainedModel, load_model
@@ -104,6 +105,7 @@ def infer_parts(  # noqa: PLR0913, PLR0915 - what the verb of the command line c
         raise InputError(f"--stars-per-part {stars_per_part} is not possible; use at least 1")
     config, folder, model = config or InferenceConfig(), Path(out), model_folder(model).absolute()
     check_selection(only)
+    check_folder(folder)
     check_writable(folder, model, inputs, files=(manifests.MANIFEST,))
     opened = open_inputs(inputs, companions)
     trained = load_model(model)
