@@ -154,6 +154,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 512,
         "calibration_fraction": 0.0,
         "ks_over_j": 0.0,
+        "w2_over_j": 0.0,
     },
 }
 """What a preset changes; settings given beside it win."""
@@ -216,6 +217,13 @@ class TrainingConfig(FrozenSettings):
         lt=1,
         description="R(Ks) / R(J), which fixes the grey part of R where no training star has a measured parallax (0.41: "
         "Cardelli et al. 1989, 0.39: Gordon et al. 2023); 0: free",
+    )
+    w2_over_j: float = Field(
+        0.12,
+        ge=0,
+        lt=1,
+        description="R(W2) / R(J), which fixes it where stars have measured parallaxes (0.115: Gordon et al. 2023, 0.127: "
+        "Rieke et al. 1989; these tell it to 0.013 mag per mag of E, parallaxes hardly better); 0: free",
     )
     label_error_floor: tuple[float, ...] = Field(
         (0.02, 0.02, 0.02), description="added to label errors in quadrature [kK, dex, dex]; the last repeats"

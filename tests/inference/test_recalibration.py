@@ -337,3 +337,25 @@ def test_an_old_calibration_of_labels_leaves_the_rest():
     for name in ("covariance", "laplace", "fisher"):
         assert_array_equal(getattr(after, name), getattr(found, name))
     assert_allclose(after.high[:, 3:], found.high[:, 3:], rtol=1e-6)
+
+
+def test_stars_that_count_for_nothing_change_nothing():
+    """A quarter of the stars is far from its references, as binaries are; with counts of 0 no width knows of them."""
+    stars = _stars(11)
+    counts = np.ones((N, 5))
+    counts[np.arange(N) % 8 < 2] = 0.0  # of either kind
+    sound = _fit(stars, counts=counts)
+    stars.known = stars.known + np.where(counts > 0, 0.0, 3.0)
+    assert_allclose(_fit(stars, counts=counts).stretch, sound.stretch, rtol=0.01)
+    assert np.all(_fit(stars).stretch > 1.2 * sound.stretch)
+
+
+def test_references_worse_than_posteriors_do_not_narrow_those_with_parallaxes():
+    """Widths are right; labels err by five times as much and less than they say: a narrowing of chance stays undone."""
+    stars = _stars(12, n=400)
+    stars.median = stars.truth + stars.std * np.random.default_rng(13).normal(size=(400, 5))
+    stars.known = stars.truth + 0.95 * 5.0 * WIDTH * np.random.default_rng(14).normal(size=(400, 5))
+    stars.variance = np.broadcast_to((5.0 * WIDTH) ** 2, (400, 5)).copy()
+    free, careful = (INNER * _fit(stars, own_parallax=own).stretch[:, :4].mean(axis=0) for own in (False, True))
+    assert free.min() < 0.5
+    assert np.all(careful > 0.9)

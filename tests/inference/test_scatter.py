@@ -175,3 +175,13 @@ def test_nothing_measured_is_no_scatter():
     found, stars = _with_scatter(np.full((2, 2), 0.3))
     stars.reddening_inv_error, stars.parallax_inv_error = 0 * stars.reddening_inv_error, 0 * stars.parallax_inv_error
     assert not fit_scatter(found, SimpleNamespace(**vars(stars)), error=None).any()
+
+
+@pytest.mark.usefixtures("_two_kinds")
+def test_stars_of_no_count_leave_no_scatter_of_e():
+    """A fifth of the stars is behind dust of another law: planted as E off by 0.5, counting for nothing."""
+    found, stars = _with_scatter(np.zeros((2, 2)))
+    odd = np.arange(len(stars.parallax)) % 5 == 0
+    stars.reddening = stars.reddening + 0.5 * odd * np.random.default_rng(4).normal(size=len(odd))
+    assert np.all(fit_scatter(found, stars, error=None, counts=np.where(odd, 0.0, 1.0))[:, 0] < 0.02)
+    assert np.all(fit_scatter(found, stars, error=None)[:, 0] > 0.02)

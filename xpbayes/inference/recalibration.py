@@ -34,7 +34,7 @@ from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
 from xpbayes.device import program
 from xpbayes.inference.fit_quality import FitQuality
 from xpbayes.inference.references import WITHIN_ONE_SIGMA, References, in_sampled, weighted_quantiles
-from xpbayes.inference.scatter import trusted_inverse_error
+from xpbayes.inference.scatter import VARIANCE_ERROR, trusted_inverse_error
 from xpbayes.models.model_error import mean_ln_snr
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ WIDTH = 0.7
 """Kinds pass into each other over this part of the median distance to the second nearest."""
 PRIOR_STARS = 30.0
 """A kind's numbers are drawn towards those of all stars with the weight of so many."""
+LIKELY_STRETCH = 0.15
+"""Widths of stars with parallaxes, which the scatter of luminosity sets, are likely right to within this, in ln: labels with
+errors as large as theirs could narrow them by chance."""
 N_ROUNDS, DAMPING = 25, 0.7
 SETTLED = 0.005
 """Rounds end once no stretch changes by more."""
@@ -142,11 +145,13 @@ class Known(NamedTuple):
         residual: (star, parameter) of what is to be calibrated minus the reference.
         half: (star, parameter) half the width of its interval, in units of which it is stretched.
         variance: (star, parameter) of the residual that is not its own; infinite where nothing is known.
+        counts: (star, parameter) how much each star counts.
     """
 
     residual: NDArray[np.float64]
     half: NDArray[np.float64]
     variance: NDArray[np.float64]
+    counts: NDArray[np.float64]
 
     @property
     def enough(self) -> NDArray[np.bool_]:
@@ -160,7 +165,8 @@ class Known(NamedTuple):
     def told(self, stretch: NDArray[np.float64]) -> NDArray[np.float64]:
         """(star, parameter) how much a star tells of a stretch: all, or little where the reference's error hides it."""
         own = (stretch * self.half) ** 2
-        return np.where(np.isfinite(self.variance), own / (own + np.maximum(self.variance, 0.0)), 0.0)
+        told = np.where(np.isfinite(self.variance), own / (own + np.maximum(self.variance, 0.0)), 0.0)
+        return self.counts * told
 
 
 class _Factors(NamedTuple):
@@ -216,9 +222,31 @@ def _fit(known: Known, weight: NDArray[np.float64], *, shifted: bool) -> _Factor
     return _Factors(offset, stretch)
 
 
-def fit_and_widen(known: Known, weight: NDArray[np.float64], *, shifted: bool) -> _Factors:
-    """The same, widened by what such a fit is seen to promise too much of stars that were left out of it."""
+def _as_told(found: _Factors, known: Known, weight: NDArray[np.float64], neutral: float) -> _Factors:
+    """The same, but narrowed no further than references tell whose own errors hide the posterior's."""
+    told, pooled = known.told(weight @ found.stretch), weight + PRIOR_STARS / len(weight)
+    own = ((weight @ found.stretch) * known.half) ** 2
+    other = np.where(np.isfinite(known.variance), np.maximum(known.variance, 0.0), 0.0)
+    total = np.maximum(pooled.T @ told, 1e-9)
+    noise = (pooled.T @ (told * (1.0 + other / np.maximum(own, 1e-30)))) / total  # variance of residuals over own
+    error = 0.5 * VARIANCE_ERROR * noise * np.sqrt((pooled**2).T @ told**2) / total  # of ln stretch
+    ratio = found.stretch / neutral
+    kept = 1.0 / (1.0 + (error / LIKELY_STRETCH) ** 4)
+    return found._replace(stretch=neutral * np.where(ratio < 1.0, ratio**kept, ratio))
+
+
+def fit_and_widen(
+    known: Known, weight: NDArray[np.float64], *, shifted: bool, neutral: float | None = None
+) -> _Factors:
+    """The same, widened by what such a fit is seen to promise too much of stars that were left out of it.
+
+    Args:
+        known, weight, shifted: as for `_fit`.
+        neutral: the stretch that leaves a posterior as it is, if its width is to be believed unless references tell.
+    """
     found = _fit(known, weight, shifted=shifted)
+    if neutral is not None:
+        found = _as_told(found, known, weight, neutral)
     fold = np.arange(len(weight)) % N_FOLDS
     if np.sum(fold != 0) < MIN_STARS_PER_KIND:
         return found
@@ -242,6 +270,7 @@ def fit_calibration(
     label_scale: Float[NDArray, " label"],
     *,
     own_parallax: bool = False,
+    counts: Float[NDArray, "star parameter"] | None = None,
 ) -> KindCalibration | None:
     """Measure offsets, stretches and factors.
 
@@ -251,7 +280,8 @@ def fit_calibration(
             is left as it is.
         ln_snr: mean ln S/N of the stars' channels.
         label_scale: units in which labels tell kinds apart.
-        own_parallax: the stars' parallaxes were used: ln parallax is not judged.
+        own_parallax: the stars' parallaxes were used: ln parallax is not judged, and widths are narrowed with care.
+        counts: how much each star counts for each parameter; 1 if None.
 
     Returns:
         the calibration; None if fewer than `MIN_STARS_PER_KIND` stars can be used.
@@ -275,8 +305,11 @@ def fit_calibration(
     def factors(center: NDArray[np.float64], sigma: NDArray[np.float64], *, shifted: bool) -> _Factors:
         usable = told & np.isfinite(sigma[sound]) & (sigma[sound] > 0)
         residual = np.where(usable, center[sound] - value, 0.0)
-        some = Known(residual, np.where(usable, sigma[sound], 1.0), np.where(usable, variance, np.inf))
-        return fit_and_widen(some, weight, shifted=shifted)
+        half = np.where(usable, sigma[sound], 1.0)
+        count = np.ones_like(residual) if counts is None else counts[sound]
+        some = Known(residual, half, np.where(usable, variance, np.inf), count)
+        neutral = (1.0 / INNER if shifted else 1.0) if own_parallax else None
+        return fit_and_widen(some, weight, shifted=shifted, neutral=neutral)
 
     mode, fisher, laplace = in_sampled(found)
     of_draws = factors(draws.median, INNER * half, shifted=True)

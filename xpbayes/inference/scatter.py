@@ -32,8 +32,9 @@ from xpbayes.models.model_error import ModelError, kind_weights_of
 if TYPE_CHECKING:
     from xpbayes.inference.fit import Posteriors
 
-PRIOR_STARS = 30.0
-"""A kind's scatter is drawn towards that of all stars with the weight of so many."""
+PRIOR_STARS = (150.0, 30.0)
+"""A kind's scatter of E and of ln parallax is drawn towards that of all stars with the weight of so many: stars of the same
+labels hardly differ in colour, giants do in luminosity."""
 N_ROUNDS, DAMPING = 30, 0.5
 FIRST, LEAST = (0.02, 0.05), (1e-3, 2e-3)
 """Scatters of E [mag] and ln parallax to begin with, and what counts as none."""
@@ -55,16 +56,21 @@ def scatter_of(scatter: Float[NDArray, "kind two"], error: ModelError, stars: St
     return np.sqrt(weight @ np.asarray(scatter, np.float64) ** 2)
 
 
-def fit_scatter(found: "Posteriors", stars: Stars, error: ModelError) -> NDArray[np.float32]:
+def fit_scatter(
+    found: "Posteriors", stars: Stars, error: ModelError, counts: Float[NDArray, " star"] | None = None
+) -> NDArray[np.float32]:
     """(kind, 2) scatter of E [mag] and ln parallax at known labels; 0 where too little was measured.
 
-    It is what measured reddenings and parallaxes differ by from those that labels imply, beyond all errors: of its square
-    the error is taken off, so that poor measurements do not invent any.
+    It is what measured reddenings and parallaxes differ by from those that labels imply, beyond all errors. For E the error
+    of its square is taken off, so that poor measurements do not invent any. For ln parallax the square is shrunk as James &
+    Stein (1961) do: none where it may be chance, all where it is clear.
 
     Args:
         found: results of inference, without parallaxes.
         stars: the same stars, with labels and what else was measured.
         error: of the model; says what kinds there are.
+        counts: (star,) how much each star counts for the scatter of E; 1 if None. That of ln parallax is of all stars:
+            nobody knows of a star beforehand that it is not two.
     """
     implied = implied_by_labels(found, stars)
     value, sigma = measured(stars)
@@ -76,8 +82,9 @@ def fit_scatter(found: "Posteriors", stars: Stars, error: ModelError) -> NDArray
             continue
         residual = (value - implied.value)[use, i]
         variance = (sigma**2 + implied.variance + implied.left)[use, i]
-        pooled = weight[use] + PRIOR_STARS / use.sum()
-        out[:, i] = [_one(residual, variance, w, FIRST[i], LEAST[i]) for w in pooled.T]
+        count = np.ones(use.sum()) if counts is None or i else counts[use]
+        pooled = (weight[use] + PRIOR_STARS[i] / use.sum()) * count[:, None]
+        out[:, i] = [_one(residual, variance, w, i) for w in pooled.T]
     return out
 
 
@@ -85,18 +92,18 @@ def _one(
     residual: NDArray[np.float64],
     variance: NDArray[np.float64],
     weight: NDArray[np.float64],
-    first: float,
-    least: float,
+    of: int,
 ) -> float:
     """Scatter of residuals beyond their variances, their median apart, from the stars that tell most of it."""
-    square = first**2
+    square, least = FIRST[of] ** 2, LEAST[of]
     for _ in range(N_ROUNDS):
         middle = weighted_quantiles(residual, (weight / (variance + square))[:, None], 0.5)
         told = weight * square / (variance + square)
         beyond = (residual - middle) ** 2 - variance
         square += DAMPING * (max(weighted_quantiles(beyond, told[:, None], WITHIN_ONE_SIGMA)[0], least**2) - square)
     typical, n = np.sum(told * (variance + square)) / told.sum(), told.sum() ** 2 / np.sum(told**2)
-    return float(np.sqrt(max(square - VARIANCE_ERROR * typical / np.sqrt(n), 0.0)))
+    error = VARIANCE_ERROR * typical / np.sqrt(n)
+    return float(np.sqrt(max(square - (error**2 / square if of else error), 0.0)))
 
 
 def loosened(stars: Stars, scatter: Float[NDArray, "star two"]) -> Stars:

@@ -4,7 +4,7 @@ In: ln_flux (channel,), any linear unit inside the log; E [mag]; the curve (chan
 Not here: the prior on E (`posterior.py`), where the curve comes from (`inference/training.py`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -20,8 +20,9 @@ MAX_XI_ERROR = 0.7
 class NearInfraredLaw(NamedTuple):
     """The ratio of R in two near-infrared bands, known beforehand: what fixes the grey part of R.
 
-    Spectra say nothing of it: R + b with every parallax times exp(b E / 2) predicts the same fluxes. Measured parallaxes
-    do; parallaxes derived from labels do not, for their errors are alike in stars that are alike.
+    Spectra say nothing of it: R + b with every parallax times exp(b E / 2) predicts the same fluxes. Parallaxes derived from
+    labels do not, for their errors are alike in stars that are alike. Measured ones do, but stars that are brighter than
+    their labels say, binaries above all, are seen farther out and behind more dust.
 
     Attributes:
         numerator, denominator: the two channels, by number.
@@ -31,6 +32,10 @@ class NearInfraredLaw(NamedTuple):
     numerator: int
     denominator: int
     ratio: float
+
+    def in_words(self, names: Sequence[str]) -> str:
+        """Say what it holds of bands with these names."""
+        return f"R({names[self.numerator]}) / R({names[self.denominator]}) = {self.ratio:g}"
 
 
 @dataclass(frozen=True)

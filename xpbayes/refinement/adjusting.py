@@ -147,7 +147,7 @@ def fit_adjustments(
     per_label = zip((labels - forward.median).T, (refined.median - forward.median).T, sigma.T, strict=True)
     weight = np.stack([_weights(wanted / s, moved / s, kind) for wanted, moved, s in per_label], axis=1)
     new = between(forward, refined, kind @ weight)
-    known = Known(new.median - labels, new.half, error**2)
+    known = Known(new.median - labels, new.half, error**2, np.ones_like(labels))
     stretch = fit_and_widen(known, kind, shifted=False).stretch
     told = kind.T @ known.told(kind @ stretch) / kind.sum(axis=0)[:, None]
     stretch = np.where(stretch < 1.0, stretch**told, stretch)

@@ -52,6 +52,7 @@ from xpbayes.runs.inputs import (
     require_labels,
     versions,
 )
+from xpbayes.training.companions import counts_of
 from xpbayes.training.learn import train as learn
 from xpbayes.training.reddening_law import fit_law
 from xpbayes.training.self_cleaning import with_absolute_magnitudes
@@ -126,9 +127,7 @@ def train(
                 "cuts": [vars(c) for c in training.cuts],
                 "provenance": training.provenance,
                 "parallax_used": _parallax_used(training),
-                "grey_extinction": "free"
-                if near_infrared is None
-                else f"R(Ks) / R(J) = {near_infrared.ratio:g}, for want of parallaxes",
+                "grey_extinction": "free" if near_infrared is None else near_infrared.in_words(training.channels.names),
                 "label_range": {
                     name: np.percentile(training.column(name), [0, 1, 16, 50, 84, 99, 100]).round(4).tolist()
                     for name in config.labels
@@ -233,13 +232,14 @@ def _calibrate(
     stars = kept_aside.stars(model.labels, label_error_floor=floor, doubt_parallax=InferenceConfig().doubt_parallax)
     ln_snr, scale = ln_snr_of(stars), np.asarray(model.forward.label_scale, np.float64)
     found = fit_stars(model.star_model, stars, InferenceConfig(use_parallax=False))
-    spread = None if model.model_error is None else fit_scatter(found, stars, model.model_error)
+    counts = counts_of(model.star_model, stars, model.labels, np.asarray(model.channels.wavelengths, np.float64))
+    spread = None if model.model_error is None else fit_scatter(found, stars, model.model_error, counts[:, -2])
     scatter = np.zeros((len(stars), 2))
     if spread is not None and model.model_error is not None:
         scatter = scatter_of(spread, model.model_error, stars)
     own = settled(found, stars, scatter, use_parallax=False)
     known = references(own, stars)
-    flux_only = fit_calibration(own, known, ln_snr, scale)
+    flux_only = fit_calibration(own, known, ln_snr, scale, counts=counts)
     quality = fit_quality_of(np.asarray(own.chi2, np.float64), n_channels_of(stars), ln_snr)
     aside = [Aside(stars, found, own, use_parallax=False)]
     if flux_only is None:
@@ -253,7 +253,9 @@ def _calibrate(
         found = fit_stars(model.star_model, looked_at, InferenceConfig())
         own = settled(found, some, spread_of, use_parallax=True)
         known_of.append(known.take(measured))
-        with_parallax = fit_calibration(own, known_of[-1], ln_snr[measured], scale, own_parallax=True)
+        with_parallax = fit_calibration(
+            own, known_of[-1], ln_snr[measured], scale, own_parallax=True, counts=counts[measured]
+        )
         aside.append(Aside(looked_at, found, own, use_parallax=True))
     calibration = Calibration(with_parallax or flux_only, flux_only, spread, quality)
     aside = [
@@ -342,8 +344,10 @@ def _parallax_used(table: Spectra) -> str:
 
 
 def _near_infrared_law(table: Spectra, config: TrainingConfig) -> NearInfraredLaw | None:
-    """What fixes the grey part of R: the law where no parallax was measured, nothing where one was."""
+    """What fixes the grey part of R, by whether parallaxes were measured; None if it is left free."""
     names = table.channels.names
-    if not config.ks_over_j or table.is_measured("parallax").any() or not {"J", "Ks"} <= set(names):
+    measured = table.is_measured("parallax").any()
+    band, ratio = ("W2", config.w2_over_j) if measured else ("Ks", config.ks_over_j)
+    if not ratio or not {"J", band} <= set(names):
         return None
-    return NearInfraredLaw(names.index("Ks"), names.index("J"), config.ks_over_j)
+    return NearInfraredLaw(names.index(band), names.index("J"), ratio)

@@ -45,7 +45,7 @@ def _judge(forward: ForwardModel, stars: Stars, theta_log: Array) -> tuple[Array
 
 
 def star_weights(
-    forward: ForwardModel, stars: Stars, theta_log: Float[Array, "star parameter"]
+    forward: ForwardModel, stars: Stars, theta_log: Float[Array, "star parameter"], *, by_measurements: bool = True
 ) -> Float[NDArray, " star"]:
     """How much each star counts, at most about 1.
 
@@ -53,6 +53,7 @@ def star_weights(
         forward: the forward model.
         stars: training stars with the measurement's own whitening: no model error in it, in memory or in files.
         theta_log: (star, label + 2) solutions.
+        by_measurements: judge stars by their pulls, too.
     """
     found = [
         by_blocks(partial(_judge, forward), STAR_BLOCK, in_memory(stars, at), theta_log[at])
@@ -63,6 +64,7 @@ def star_weights(
     measured = np.column_stack(
         [np.asarray(v) > 0 for v in (stars.label_inv_error, stars.parallax_inv_error, stars.reddening_inv_error)]
     ).sum(axis=1)
+    pulls2 = pulls2 if by_measurements else np.zeros_like(pulls2)
     return weights_from(np.column_stack([labels, ln_snr / LN_SNR_UNIT]), chi2, pulls2, measured)
 
 
