@@ -105,9 +105,8 @@ def _ln_odds(
     labelled = StarModel(model.forward)
     folded = jax.tree.map(np.asarray, fold_in_model_error(model, stars, jnp.asarray(theta_log)))
     n = len(theta_log)
-    alone = Solution(
-        theta_log[:, None], np.zeros((n, 1)), np.zeros((n, 1)), np.ones((n, 1), bool), np.ones((n, 1), int)
-    )
+    nothing = jnp.zeros((n, 1))
+    alone = Solution(jnp.asarray(theta_log)[:, None], nothing, nothing, nothing == 0, nothing.astype(int))
     tried = solve_companions(labelled, ridge, folded, theta_log, MAX_ITERATIONS)
     evidence = np.stack([np.asarray(one.ln_odds, np.float64) for one in tried], axis=1)
     return np.asarray(logsumexp(evidence, axis=1) - np.log(len(tried)) - ln_evidence_of_single(labelled, folded, alone))
