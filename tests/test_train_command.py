@@ -1,15 +1,17 @@
 """`xpbayes train` and `xpbayes card` as a user meets them."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from tests.command_line import run
+from xpbayes.config import TrainingConfig
 from xpbayes.errors import InputError
 from xpbayes.files import locked
-from xpbayes.runs.train import LOCK, _take_dropped, train
+from xpbayes.runs.train import LOCK, _near_infrared_law, _take_dropped, train
 
 TINY = """
 [training]
@@ -114,3 +116,23 @@ def test_a_table_larger_than_memory_is_worked_on_in_files(star_file, settings, s
     assert "more than 100: worked on in files" in result.stderr
     assert sorted(p.name for p in out.iterdir()) == ["card.json", "model.safetensors", "self_cleaning.csv"]
     _tells_who_was_dropped(out, star_file)
+
+
+@pytest.mark.parametrize(
+    ("bands", "measured", "expected"),
+    [
+        (("J", "Ks", "W2"), True, (2, 0, 0.12, False)),
+        (("J", "Ks", "W2"), False, (1, 0, 0.4, True)),
+        (("J", "Ks"), True, None),
+        (("W2",), False, None),
+    ],
+)
+def test_what_fixes_the_grey_part_of_r(bands, measured, expected):
+    """WISE where parallaxes were measured, 2MASS where none was; `zgr23` leaves R free."""
+    table = SimpleNamespace(
+        channels=SimpleNamespace(names=bands),
+        is_measured=lambda name: np.array([measured and name == "parallax", False]),
+    )
+    law = _near_infrared_law(table, TrainingConfig())
+    assert law is None if expected is None else tuple(law) == expected
+    assert _near_infrared_law(table, TrainingConfig(preset="zgr23")) is None

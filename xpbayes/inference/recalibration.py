@@ -263,9 +263,7 @@ def fit_and_widen(
         weighted_quantiles(n, t[:, None], WITHIN_ONE_SIGMA)[0] if enough else 1.0
         for n, t, enough in zip(needed.T, told.T, known.enough, strict=True)
     ]
-    if neutral is not None:
-        wider = np.maximum(wider, 1.0)
-    return found._replace(stretch=found.stretch * wider)
+    return found._replace(stretch=found.stretch * (wider if neutral is None else np.maximum(wider, 1.0)))
 
 
 def fit_calibration(

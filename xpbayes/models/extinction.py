@@ -27,11 +27,13 @@ class NearInfraredLaw(NamedTuple):
     Attributes:
         numerator, denominator: the two channels, by number.
         ratio: R of the first over R of the second.
+        of_variation: R1 is to obey it, too.
     """
 
     numerator: int
     denominator: int
     ratio: float
+    of_variation: bool = True
 
     def in_words(self, names: Sequence[str]) -> str:
         """Say what it holds of bands with these names."""

@@ -350,4 +350,5 @@ def _near_infrared_law(table: Spectra, config: TrainingConfig) -> NearInfraredLa
     band, ratio = ("W2", config.w2_over_j) if measured else ("Ks", config.ks_over_j)
     if not ratio or not {"J", band} <= set(names):
         return None
-    return NearInfraredLaw(names.index(band), names.index("J"), ratio)
+    # Measured parallaxes and reddenings do tell how grey R1 is.
+    return NearInfraredLaw(names.index(band), names.index("J"), ratio, of_variation=not measured)

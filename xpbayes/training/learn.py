@@ -361,7 +361,7 @@ def _vary_curve(
     """Learn R1; the stars' xi follow in the next phase of the stars."""
     forward = state.model.forward
     variation, history = learn_curve_variation(forward, stars, state.theta_log, wavelength_nm, phase.epochs)
-    if law is not None and np.any(variation):  # dust of every curve obeys it
+    if law is not None and law.of_variation and np.any(variation):
         variation -= grey_excess(variation, law, positive=False)
     size = np.abs(np.asarray(variation)) / np.exp(np.asarray(forward.ln_curve))
     entry = {"ln_likelihood_per_star": history, "largest_relative_variation": float(size.max())}
