@@ -33,7 +33,7 @@ demo: setup
 # Where a container forbids bytecode, every process of a test would compile all its libraries anew.
 test: export PYTHONDONTWRITEBYTECODE :=
 test: setup
-	$(RUN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(RUN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(RUN)/ruff check .

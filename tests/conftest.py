@@ -32,7 +32,15 @@ from threadpoolctl import threadpool_limits
 
 from tests.listening import heard
 from xpbayes.analysis.posterior_file import import_arviz
-from xpbayes.config import DustMapConfig, InferenceConfig, Phase, RefinementConfig, SamplingConfig, TrainingConfig
+from xpbayes.config import (
+    DustMapConfig,
+    InferenceConfig,
+    Phase,
+    RefinementConfig,
+    SamplingConfig,
+    Settings,
+    TrainingConfig,
+)
 from xpbayes.data.spectra import Spectra
 from xpbayes.data.spectra_file import read_star_table, write_star_table
 from xpbayes.device import prepare_device
@@ -76,12 +84,16 @@ def _set_defaults(kind: type[BaseModel], values: Mapping[str, object]) -> dict[s
 
 @contextmanager
 def _in_short(small: Mapping[type[BaseModel], Mapping[str, object]]) -> Iterator[None]:
-    before = {kind: _set_defaults(kind, values) for kind, values in small.items()}
+    def set_all(values_of: Mapping[type[BaseModel], Mapping[str, object]]) -> dict[type[BaseModel], dict[str, object]]:
+        before = {kind: _set_defaults(kind, values) for kind, values in values_of.items()}
+        _set_defaults(Settings, {name: field.annotation() for name, field in Settings.model_fields.items()})
+        return before
+
+    before = set_all(small)
     try:
         yield
     finally:
-        for kind, values in before.items():
-            _set_defaults(kind, values)
+        set_all(before)
 
 
 SHORT_INFERENCE = {InferenceConfig: {name: getattr(QUICK, name) for name in QUICK.model_fields_set - {"use_parallax"}}}
@@ -122,6 +134,23 @@ def pytest_collection_finish() -> None:
     """What was imported stays: the garbage collector need not look at it each time that JAX has traced a program."""
     gc.collect()
     gc.freeze()
+
+
+LONGEST = (
+    "test_pages",
+    "test_infer_parts",
+    "test_golden",
+    "test_importance",
+    "test_nuts",
+    "test_model_error",
+    "test_on_device",
+    "test_meeting",
+)
+"""Files that begin first, so that no worker is left with one of them in the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 def pytest_configure(config: pytest.Config) -> None:

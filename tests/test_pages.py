@@ -155,8 +155,8 @@ def follow(page: Path, here: SimpleNamespace) -> None:
 def test_code_of_the_python_page_runs(here, sample, capsys):
     """As printed, in a folder with a model and real stars."""
     shutil.copytree(here.model, "model")
-    write_star_table(sample.take(np.arange(300)), "stars.parquet")
-    write_star_table(sample.take(np.arange(300, 1100)), "labelled.parquet")
+    write_star_table(sample.take(np.arange(250)), "stars.parquet")
+    write_star_table(sample.take(np.arange(250, 1050)), "labelled.parquet")
     run_page(ROOT / "docs" / "python.md")
     printed = capsys.readouterr().out
     assert "<xpbayes model of teff, feh, logg: 64 channels" in printed and "it is in kelvin" in printed
@@ -164,9 +164,19 @@ def test_code_of_the_python_page_runs(here, sample, capsys):
     assert (here.folder / "catalogue.parquet").is_file() and (here.folder / "mine" / "card.json").is_file()
 
 
+def test_code_of_the_tutorial_runs(sample, short_runs, tmp_path, monkeypatch, capsys):
+    """As printed, but on every fifth bundled star; settings that it does not name are small."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(apogee, "bundled_stars", lambda: sample)
+    run_page(ROOT / "docs" / "tutorial.md")
+    printed = capsys.readouterr().out
+    assert "2000 stars, 64 channels" in printed and "in 68 % intervals" in printed
+    assert (tmp_path / "figures" / "kiel.png").is_file() and (tmp_path / "catalogue.parquet").is_file()
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_code_of_the_recipes_runs(here, sample):
-    write_star_table(sample.take(np.arange(300)), "stars.parquet")
+    write_star_table(sample.take(np.arange(250)), "stars.parquet")
     run_page(ROOT / "docs" / "recipes.md")
     assert (here.folder / "ten.fits").is_file() and (here.folder / "corner.png").stat().st_size > 10_000
 

@@ -1,4 +1,4 @@
-"""The documentation site: the tutorial's code runs, commands exist, links lead somewhere."""
+"""The documentation site: commands exist, links lead somewhere."""
 
 import re
 from pathlib import Path
@@ -6,22 +6,10 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from tests.conftest import run_page
-from xpbayes.archive import apogee
 from xpbayes.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-
-
-def test_the_tutorial_runs(sample, short_runs, tmp_path, monkeypatch, capsys):
-    """As printed, but on every fifth bundled star; settings that it does not name are small."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(apogee, "bundled_stars", lambda: sample)
-    run_page(ROOT / "docs" / "tutorial.md")
-    printed = capsys.readouterr().out
-    assert "2000 stars, 64 channels" in printed and "in 68 % intervals" in printed
-    assert (tmp_path / "figures" / "kiel.png").is_file() and (tmp_path / "catalogue.parquet").is_file()
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda p: p.name)

@@ -21,7 +21,8 @@ from xpbayes.runs.infer import infer
 from xpbayes.runs.infer_parts import infer_parts
 from xpbayes.simulation.sky import simulate_sky
 
-N, N_SKY = 300, 80
+N, N_SKY = 250, 80
+"""Stars from the bundled sample, with those that pages name one chunk; and simulated ones."""
 NAMED = (1222926864488848640, 792167036547424128, 5866286617486854656, 1542079630784289280, 6051805285969944192)
 """Stars of the bundled sample that the pages name."""
 ARCHIVED = 4295806720

@@ -8,6 +8,7 @@ from astropy import units as u
 from astropy.coordinates import SkyCoord
 
 from benchmarks.dust_map_truth import compare, true_means
+from tests.conftest import QUICK
 from xpbayes.config import DustMapConfig, Recipe
 from xpbayes.runs.dust_map import dust_map
 from xpbayes.runs.infer import infer
@@ -20,7 +21,8 @@ def simulated(trained, tmp_path_factory):
     # Without an error of its own the model is exact: what is tested is the chain, not the network.
     exact = replace(trained, star_model=trained.star_model.without_error)
     files = simulate_sky(exact, 400, folder / "survey", Recipe(seed=2), "80,0,2")
-    infer(exact, files[0], folder / "catalogue.parquet")
+    how = QUICK.model_copy(update={"use_parallax": True})
+    infer(exact, files[0], folder / "catalogue.parquet", how)
     return folder
 
 

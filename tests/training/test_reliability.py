@@ -16,7 +16,7 @@ from xpbayes.training.reliability import (
     train_confidence,
 )
 
-QUICK = ConfidenceConfig(max_epochs=48, min_batches=16)
+QUICK = ConfidenceConfig(max_epochs=24, min_batches=16)
 NAMES = ("useful", "useless", "absent", "sometimes")
 
 
