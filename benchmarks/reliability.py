@@ -5,7 +5,7 @@ describes: how many are refused by p_outside_model above 0.5. `reliability`: how
 within their errors, and purity and completeness of selections by it.
 
     python benchmarks/mock.py --seeds 7 --out DIR       # or any catalogue of a survey of ../shared/mock/make_mock.py
-    python benchmarks/reliability.py DIR/seed7/truth_test.parquet DIR/seed7/plx.parquet
+    python benchmarks/reliability.py DIR/seed7/truth_test.parquet DIR/seed7/plx.parquet --figure purity.png
 
 And on real stars with labels that a model has not seen, from fluxes alone, errors of labels added in quadrature:
 
@@ -29,7 +29,7 @@ from xpbayes.training.selection import training_cuts
 NAMES = ("Teff", "[Fe/H]", "log g", "E", "parallax")
 BINS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 CUTS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95)
-WITHIN = 2.0
+WITHIN, FLAGGED = 2.0, 8
 
 
 class Judged:
@@ -115,6 +115,28 @@ def reliabilities(of: Judged) -> None:
         print(f"{name:10s}" + "".join(f"{cell:>14s}" for cell in cells))
 
 
+def draw(of: Judged, path: str) -> None:
+    """Draw purity against completeness of selections by `reliability` above a cut, a panel a parameter."""
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, len(NAMES), figsize=(13.0, 3.1), sharey=True, layout="constrained")
+    flags = of.catalogue["quality_flags"].to_numpy() < FLAGGED
+    for i, (name, panel) in enumerate(zip(NAMES, panels, strict=True)):
+        good = of.good[:, i] & of.solved
+        order = np.argsort(-np.where(of.solved, of.reliability[:, i], -1.0))
+        right = np.cumsum(good[order])
+        panel.plot(right / good.sum(), right / np.arange(1, len(order) + 1), color="C0")
+        for cut, marker in ((0.5, "o"), (0.9, "s")):
+            rows = of.solved & (of.reliability[:, i] >= cut)
+            panel.plot((good & rows).sum() / good.sum(), good[rows].mean(), f"C0{marker}", label=f"reliability > {cut}")
+        panel.plot((good & flags).sum() / good.sum(), good[flags].mean(), "C1^", label="quality_flags < 8")
+        panel.axhline(good[of.solved].mean(), color="0.6", lw=1.0, ls=":")
+        panel.set(title=name, xlabel="completeness", xlim=(0.3, 1.02), ylim=(0.78, 1.0))
+    panels[0].set_ylabel("purity")
+    panels[0].legend(loc="upper left", fontsize=8, frameon=False)
+    figure.savefig(path, dpi=110)
+
+
 def real_stars(folder: str, stars: str) -> None:
     """Print how `reliability` and `p_outside_model` fare on held-out stars with labels."""
     model = xpbayes.load_model(folder)
@@ -147,6 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("truth", help="the mock survey's, .parquet; a star table with --model")
     parser.add_argument("catalogue", nargs="?")
+    parser.add_argument("--figure", help="draw purity and completeness there")
     parser.add_argument("--model", help="judge this model on the labelled stars that it has not seen")
     arguments = parser.parse_args()
     if arguments.model:
@@ -160,6 +183,8 @@ def main() -> None:
     parallaxes(of)
     refusals(of)
     reliabilities(of)
+    if arguments.figure:
+        draw(of, arguments.figure)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Sources made to be refused: they look like what they are, and are seen with a real star's errors."""
 
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import numpy as np
 from numpy.testing import assert_allclose
 
-from xpbayes.training.outsiders import BALMER, _black_body, _quasar, _seen, _white_dwarf
+from xpbayes.training.outsiders import BALMER, _black_body, _metal_poor, _quasar, _seen, _white_dwarf
 
 WAVELENGTH = np.linspace(392.0, 992.0, 61)
 
@@ -44,3 +46,16 @@ def test_a_source_has_its_template_s_brightness_and_errors():
     assert_allclose(np.median(seen[:, there]), 2.0, rtol=0.02)
     assert_allclose(seen[:, there].mean(axis=0) / WAVELENGTH[there], 2.0 / np.median(WAVELENGTH), rtol=0.01)
     assert jnp.asarray(seen).dtype == jnp.float32
+
+
+def test_metal_poor_stars_have_fewer_metals_than_any_and_half_are_giants(monkeypatch):
+    random = np.random.default_rng(2)
+    known = np.column_stack(
+        [random.normal(5.5, 0.5, 900), random.normal(-0.2, 0.3, 900), random.uniform(1.0, 5.0, 900)]
+    )
+    seen = []
+    monkeypatch.setattr("xpbayes.training.outsiders._shapes", lambda forward, labels: seen.append(labels))
+    _metal_poor(None, SimpleNamespace(labels=known), (1, 2), 400, random)
+    (labels,) = seen
+    assert (labels[:, 1] < np.quantile(known[:, 1], 0.005)).all()
+    assert 0.5 <= np.mean(labels[:, 2] < 3.3) < 0.9

@@ -196,7 +196,8 @@ def _moments(found: list[PairPosteriors], ln_single: NDArray[np.float64], forwar
     """Mean and standard deviation over companions, each with its evidence as weight."""
     evidence = np.stack([one.ln_odds for one in found], axis=1).astype(np.float64)
     whole = np.logaddexp.reduce(evidence, axis=1)
-    ln_odds = whole - np.log(len(found)) - ln_single
+    with np.errstate(invalid="ignore"):  # neither has an optimum
+        ln_odds = whole - np.log(len(found)) - ln_single
     known = np.isfinite(ln_odds)
     weight = np.exp(np.where(known[:, None], evidence - np.where(known, whole, 0.0)[:, None], -np.inf))
 

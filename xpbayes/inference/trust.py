@@ -8,7 +8,7 @@ which functions (`training.trust`).
   stand black bodies, white dwarfs, quasars, blends, and labels beyond the training sample's, each seen with the errors of a
   real star. The odds are scaled such that one in a hundred stars kept aside has a probability above a half.
 - *Within its errors*: is the published median less than `WITHIN` of its half 68 % intervals off? Of stars with a reliability
-  of 0.9, nine in ten are.
+  of 0.9, nine in ten are. Where a second source was asked for, that it is there, and what the star then is, counts too.
 """
 
 from functools import partial
@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
-from scipy.special import expit
+from scipy.special import expit, logit, ndtr
 
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
 from xpbayes.device import program
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 WITHIN = 2.0
 """A parameter within so many half widths of its 68 % interval counts as right."""
 LEAST_ERROR = 1e-6
+PAIRS = 0.1
+"""Share of sources taken for unresolved pairs beforehand, where every flux ratio is as likely: of the stars of a magnitude
+that nearly half have a companion, and that three in four of these are too faint to matter (Duchene & Kraus 2013)."""
 FARTHEST = 50.0
 """Features are clipped to this: all differences that count are far below."""
 
@@ -53,10 +56,40 @@ class Trust(NamedTuple):
 
     def probabilities(self, features: Float[NDArray, "star feature"]) -> NDArray[np.float32]:
         """(star, target) probabilities; NaN for a star without features."""
+        features = features[:, : len(self.knots)]  # models that were trained before know fewer
         ln_odds = np.broadcast_to(self.offset, (len(features), len(self.offset))).astype(np.float64)
         for x, knots, values in zip(features.T, self.knots, np.moveaxis(self.values, 1, 0), strict=True):
             ln_odds += np.stack([np.interp(x, knots, value) for value in values], axis=1)
         return np.where(np.isfinite(features).all(axis=1)[:, None], expit(ln_odds), np.nan).astype(np.float32)
+
+
+def with_second_sources(
+    probabilities: Float[NDArray, "star target"], published: "Posteriors"
+) -> Float[NDArray, "star target"]:
+    """Probabilities that also count with a second source, where hypothesis B was compared.
+
+    With the probability of B a parameter is within its errors as often as B's own posterior has it. Parallaxes are left:
+    what is published of them is nearer to the measured ones than either hypothesis by itself.
+
+    Args:
+        probabilities: as of `Trust.probabilities`.
+        published: posteriors as the catalogue has them.
+    """
+    pair = published.pair
+    if pair is None:
+        return probabilities
+    is_pair = expit(np.asarray(pair.ln_odds, np.float64) + logit(PAIRS))[:, None]
+    median, low, high, center, error = (
+        np.asarray(v, np.float64)[:, :-1]
+        for v in (published.median, published.low, published.high, pair.estimate, pair.error)
+    )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ends = (median + side * WITHIN * half - center for side, half in ((1.0, high - median), (-1.0, median - low)))
+        above, below = (ndtr(end / error) for end in ends)
+    out, of_labels = probabilities.copy(), probabilities[:, 1:-1]
+    known = np.isfinite(is_pair + above - below)
+    out[:, 1:-1] = np.where(known, (1.0 - is_pair) * of_labels + is_pair * (above - below), of_labels)
+    return out
 
 
 def feature_names(labels: tuple[str, ...]) -> tuple[str, ...]:
@@ -66,7 +99,7 @@ def feature_names(labels: tuple[str, ...]) -> tuple[str, ...]:
         *labels,
         "sqrt_E",
         *(f"ln_error_{name}" for name in (*labels, "E", "ln_parallax")),
-        *("parallax_tension", "has_parallax", "p_spurious_parallax", "runner_up_share"),
+        *("parallax_tension", "has_parallax", "p_spurious_parallax", "runner_up_share", "fit_times_rarity"),
     )
 
 
@@ -102,7 +135,7 @@ def trust_features(
     """
     n_labels, n = found.estimate.shape[1] - 2, len(found.estimate)
     if not n:
-        return np.zeros((0, 2 * n_labels + 14))
+        return np.zeros((0, 2 * n_labels + 15))
     estimate = np.asarray(found.estimate, np.float64)
     labels, ln_snr = estimate[:, :n_labels], ln_snr_of(stars)
     shape = np.zeros(n) if model.error is None else by_blocks(partial(_shapes, model.error), STAR_BLOCK, stars)
@@ -130,6 +163,7 @@ def trust_features(
             spurious,
             np.where(np.isnan(found.runner_up_delta), 0.0, np.exp(-0.5 * found.runner_up_delta)),
         ]
+        columns.append(columns[0] * columns[1])  # a bad fit says more where stars are rare
     solved = np.isfinite(estimate).all(axis=1) & np.isfinite(found.chi2)
     features = np.clip(np.nan_to_num(np.stack(columns, axis=1).astype(np.float64)), -FARTHEST, FARTHEST)
     return np.where(solved[:, None], features, np.nan)

@@ -293,6 +293,7 @@ def _check_arrays(arrays: Mapping[str, NDArray[Any]], n_labels: int, n_channels:
         check_fields(arrays, {f"support.{f.name}": f.type for f in fields(LabelSupport)}, sizes)
     if f"{TRUST}.knots" in arrays:
         n_features = len(trust_feature_names(("",) * n_labels))
+        n_features -= len(arrays[f"{TRUST}.knots"]) == n_features - 1  # of models that were trained before
         of_trust = {f"{TRUST}.{name}": kind for name, kind in Trust.__annotations__.items()}
         check_fields(arrays, of_trust, {"target": n_labels + 3, "feature": n_features})
     of_kinds, kinds = {f.name: f.type for f in fields(KindCalibration)}, Float[np.ndarray, " kind"]

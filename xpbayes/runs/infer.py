@@ -269,10 +269,10 @@ def _scores(
 
         beyond = extrapolation_of(trained.support, trained.prior, inferred)
         if trained.trust is not None and quality is not None:
-            from xpbayes.inference.trust import trust_features
+            from xpbayes.inference.trust import trust_features, with_second_sources
 
             left = trust_features(trained.star_model, trained.support, quality, *seen, use_parallax=use_parallax)
-            trust = trained.trust.probabilities(left)
+            trust = with_second_sources(trained.trust.probabilities(left), inferred)
     return Scores(fit_quality, beyond, trust)
 
 

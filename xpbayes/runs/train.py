@@ -272,7 +272,8 @@ def _calibrate(
     wavelength = np.asarray(model.channels.wavelengths, np.float64)
     trust = None
     if model.support is not None:
-        trust = learn_trust(model.star_model, model.support, calibration, wavelength, cases, config.seed)
+        at = (model.labels.index("feh"), model.labels.index("logg")) if {"feh", "logg"} <= set(model.labels) else None
+        trust = learn_trust(model.star_model, model.support, calibration, wavelength, cases, config.seed, at)
     return calibration, aside, trust
 
 

@@ -2,7 +2,8 @@
 
 Each has the errors, correlations and brightness of a star kept aside, and one of these spectra: a hot or a cold black body,
 a white dwarf (a black body with broad Balmer lines), a quasar (a power law with broad emission lines at any redshift), two
-stars in one at different extinctions, or the model's own extrapolation to labels beyond those of its training stars.
+stars in one at different extinctions, or the model's own extrapolation to labels beyond those of its training stars, to
+fewer metals than any of these have above all.
 """
 
 from collections.abc import Callable
@@ -27,6 +28,10 @@ QUASAR_LINES = ((121.6, 4.0), (154.9, 1.2), (190.9, 0.8), (279.8, 0.6), (486.1, 
 """Wavelength [nm] and peak over the continuum of broad lines, after the composite of Vanden Berk et al. (2001)."""
 BEYOND = (1.5, 4.0)
 """Labels beyond the training sample's: distances from its middle, times these."""
+FEWEST, FEWER = 0.1, (0.2, 1.2)
+"""Metal-poor stars are made of this share of the training sample, with [Fe/H] so much below all but its lowest [dex]."""
+GIANTS = 3.3
+"""log g; half of them are below, as far as there are such: the halo is seen in giants."""
 MIN_BLEND, MIN_CONTRAST = 0.2, 0.2
 """A blend is at least so far from either of its stars: flux ratio, and rms difference of their ln fluxes."""
 
@@ -41,6 +46,7 @@ def outsiders(
     templates: Stars,
     n_each: int,
     seed: int,
+    feh_and_logg: tuple[int, int] | None = None,
 ) -> Stars:
     """Make sources of every kind.
 
@@ -51,6 +57,7 @@ def outsiders(
         templates: stars as measured, that lend errors, brightness and parallaxes.
         n_each: sources of each kind.
         seed: of all random numbers.
+        feh_and_logg: places of [Fe/H] and log g among the labels; None if one of them is none.
 
     Returns:
         a batch, one kind after the other.
@@ -58,20 +65,23 @@ def outsiders(
     random = np.random.default_rng(seed)
     curve = np.exp(np.asarray(forward.ln_curve, np.float64))
     sound = np.flatnonzero((np.asarray(templates.flux) > 0).mean(axis=1) > 0.9)
+    known: list[Callable[[Stars], Shapes]] = [lambda of: _beyond(forward, support, len(of), random)]
+    if feh_and_logg is not None:
+        known.append(lambda of: _metal_poor(forward, support, feh_and_logg, len(of), random))
     made: list[Callable[[Stars], Shapes]] = [
         lambda of: _black_body(wavelength, random.uniform(12.0, 60.0, (len(of), 1))),
         lambda of: _black_body(wavelength, random.uniform(1.4, 2.7, (len(of), 1))),
         lambda of: _white_dwarf(wavelength, len(of), random),
         lambda of: _quasar(wavelength, len(of), random),
         partial(_blend, curve, random),
-        lambda of: _beyond(forward, support, len(of), random),
+        *known,
     ]
     parts = []
     for kind in made:
         of = rows_of_each(templates, random.choice(sound, n_each))
         shape = kind(of) - random.exponential(0.15, (n_each, 1)) * curve
         seen = _seen(shape, of, random)
-        parts.append(_at_its_distance(seen, shape, random) if kind is made[-1] else seen)
+        parts.append(_at_its_distance(seen, shape, random) if kind in known else seen)
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
@@ -125,8 +135,25 @@ def _beyond(forward: ForwardModel, support: LabelSupport, n: int, random: Random
     label = random.integers(0, known.shape[1], (40 * n, 1)) == np.arange(known.shape[1])
     picked = picked + label * (picked - middle) * (random.uniform(*BEYOND, (40 * n, 1)) - 1.0)
     outside = ((picked < low) | (picked > high)).any(axis=1) & (picked[:, 0] > 0.5 * low[0])
-    labels = picked[outside][:n].astype(np.float32)
-    return np.asarray(by_blocks(jax.vmap(partial(ln_absolute_flux, forward)), STAR_BLOCK, labels), np.float64)
+    return _shapes(forward, picked[outside][:n])
+
+
+def _metal_poor(forward: ForwardModel, support: LabelSupport, at: tuple[int, int], n: int, random: Random) -> Shapes:
+    """The model carried on to fewer metals, from the training stars that have least; half of them giants."""
+    known, (feh_at, logg_at) = np.asarray(support.labels, np.float64), at
+    giants = known[known[:, logg_at] < GIANTS]
+    picked = []
+    for some, number in ((known, n - n // 2), (giants if len(giants) > 1 / FEWEST else known, n // 2)):
+        fewest = some[some[:, feh_at] <= np.quantile(some[:, feh_at], FEWEST)]
+        picked.append(fewest[random.integers(0, len(fewest), number)])
+    labels = np.concatenate(picked)
+    labels[:, feh_at] = np.quantile(known[:, feh_at], 0.005) - random.uniform(*FEWER, n)
+    return _shapes(forward, labels)
+
+
+def _shapes(forward: ForwardModel, labels: NDArray[np.float64]) -> Shapes:
+    function = jax.vmap(partial(ln_absolute_flux, forward))
+    return np.asarray(by_blocks(function, STAR_BLOCK, labels.astype(np.float32)), np.float64)
 
 
 def _seen(shape: Shapes, of: Stars, random: Random) -> Stars:

@@ -1,16 +1,23 @@
 """Learn whom to trust: from stars kept aside, and from sources made to be refused; see `inference.trust`."""
 
 import logging
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import expit, logit
+from scipy.stats import norm
 
 from xpbayes.config import InferenceConfig
+from xpbayes.data.stars import rows_of_each
 from xpbayes.inference.fit import fit_stars
-from xpbayes.inference.references import References
-from xpbayes.inference.scatter import loosened, scatter_of
+from xpbayes.inference.recalibration import recalibrated
+from xpbayes.inference.references import MIN_PARALLAX_SNR, References
+from xpbayes.inference.scatter import loosened, scatter_of, settled
 from xpbayes.inference.trust import WITHIN, Trust, trust_features
 from xpbayes.training.outsiders import outsiders
 
@@ -31,8 +38,15 @@ PENALTY = 1.0
 """Of squared values at knots, in units of stars."""
 OUTSIDERS_SHARE = {"outside": 0.5, "reliability": 0.01}
 """Weight of all outsiders together over that of stars: as many are to be told apart; few are in a catalogue."""
-OUTSIDE = -1.0
-"""In the place of a weight: that of a source outside of the model."""
+N_ALTERED, MOST_NOISE = 1000, 5.0
+"""Parallaxes of so many stars kept aside, at most, are made poorer: errors of 1 to so many times those measured are added,
+evenly in their logarithm."""
+FARTHEST_PULL, LEAST_SPREAD = 20.0, 0.1
+"""Differences are clipped to this, and no reference is better than that, in units of medians' errors."""
+_CORE, _WINGS = np.arange(0.05, WITHIN, 0.1), WITHIN * np.exp(np.arange(0.0125, np.log(FARTHEST_PULL / WITHIN), 0.025))
+PULLS = np.concatenate([_CORE, _WINGS])
+"""Errors of medians in their own units: those within follow a Gaussian, density beyond falls with the square."""
+PULL_SHARES = np.concatenate([norm.pdf(_CORE) / norm.pdf(_CORE).sum(), 1.0 / _WINGS / (1.0 / _WINGS).sum()])
 
 
 class Case(NamedTuple):
@@ -53,36 +67,45 @@ class Case(NamedTuple):
     known: References
 
 
-class Judged(NamedTuple):
-    """What is known of published medians, (star, parameter) each.
+class Evidence(NamedTuple):
+    """What is known of published medians, (row, parameter) each.
 
     Attributes:
-        right: within `WITHIN` of their errors, the reference's own taken in.
-        weight: how much that tells: little where the reference's error hides the star's; 0 where there is no reference.
+        right, wrong: likelihoods of what is known if the median is within `WITHIN` of its errors, and if it is not; equal
+            where nothing is known.
+        weight: of the row.
     """
 
-    right: NDArray[np.bool_]
+    right: NDArray[np.float64]
+    wrong: NDArray[np.float64]
     weight: NDArray[np.float64]
 
 
-def judged(case: Case) -> Judged:
-    """Compare published medians of labels, E and ln parallax with what is known of them.
+def judged(case: Case, *, parallax: bool = False) -> Evidence:
+    """Compare published medians of labels, E and ln parallax with what is known of them, whose errors are deconvolved.
 
-    A parallax that was used is not judged: what is known of it is mostly itself.
+    Args:
+        case: the stars.
+        parallax: judge parallaxes even if they were used; else what is known of them is mostly themselves.
     """
     published, known = case.published, case.known
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         median, low, high = (np.array(v, np.float64) for v in (published.median, published.low, published.high))
         for values in (median, low, high):
             values[:, -1] = np.log(values[:, -1])
-        variance = np.maximum(known.variance, 0.0)
-        half2 = np.where(known.value > median, high - median, median - low) ** 2
-        pull2 = (median - known.value) ** 2 / (half2 + variance)
-        weight = (half2 / (half2 + variance)) ** 2
-    if case.use_parallax:
-        weight[:, -1] = 0.0
-    there = np.isfinite(pull2) & np.isfinite(weight) & np.isfinite(known.variance)
-    return Judged(np.where(there, pull2, np.inf) < WITHIN**2, np.where(there, weight, 0.0))
+        half = np.where(known.value > median, high - median, median - low)
+        pull = np.abs(median - known.value) / half
+        spread2 = np.maximum(known.variance, 0.0) / half**2
+    there = np.isfinite(pull) & np.isfinite(spread2)
+    there[:, -1] &= parallax or not case.use_parallax
+    difference = np.where(there, np.minimum(pull, FARTHEST_PULL), 0.0)
+    spread = np.sqrt(np.where(there, spread2, 1.0) + LEAST_SPREAD**2)
+    right, wrong = np.zeros_like(difference), np.zeros_like(difference)
+    for z, share, wide in zip(PULLS, PULL_SHARES, PULLS > WITHIN, strict=True):
+        near = share * (norm.pdf((difference - z) / spread) + norm.pdf((difference + z) / spread))
+        (wrong if wide else right)[...] += near
+    known = there & (right + wrong > 0)
+    return Evidence(np.where(known, right, 1.0), np.where(known, wrong, 1.0), known.astype(np.float64))
 
 
 def learn_trust(
@@ -92,16 +115,18 @@ def learn_trust(
     wavelength: Float[NDArray, " channel"],
     cases: list[Case],
     seed: int,
+    feh_and_logg: tuple[int, int] | None = None,
 ) -> Trust | None:
-    """Learn from stars kept aside and as many sources made to be refused.
+    """Learn from stars kept aside, from the same altered, and from as many sources made to be refused.
 
     Args:
         model: the trained model.
         support: where its training labels are.
         calibration: of posteriors, with how well fluxes of ordinary stars are described.
         wavelength: of the channels [nm].
-        cases: stars kept aside, with parallaxes used and without.
-        seed: of the sources made.
+        cases: stars kept aside as measured, without their parallaxes, and those that have one with it.
+        seed: of what is made and altered.
+        feh_and_logg: as of `outsiders`.
 
     Returns:
         what was learned; None if how well fluxes are described is not known.
@@ -111,40 +136,74 @@ def learn_trust(
         return None
     templates = cases[0].stars
     n_each = max(1, min(N_EACH, len(templates) // 6))
-    made = _loosened(model, calibration, outsiders(model.forward, support, wavelength, templates, n_each, seed))
+    made = outsiders(model.forward, support, wavelength, templates, n_each, seed, feh_and_logg)
+    made = loosened(made, _scatter(model, calibration, made))
 
-    def left_by(stars: "Stars", found: "Posteriors", case: Case) -> NDArray[np.float64]:
-        return trust_features(model, support, quality, stars, found, use_parallax=case.use_parallax)
+    def left_by(stars: "Stars", found: "Posteriors", use_parallax: bool) -> NDArray[np.float64]:
+        return trust_features(model, support, quality, stars, found, use_parallax=use_parallax)
 
-    features, told = [], []
-    for case in cases:
-        features.append(left_by(case.stars, case.found, case))
-        told.append(judged(case))
-    for case in cases:
-        config = InferenceConfig(n_draws=0, use_parallax=case.use_parallax)
-        features.append(left_by(made, fit_stars(model, made, config), case))
-        nobody = np.zeros((len(made), told[0].right.shape[1]))
-        told.append(Judged(nobody > 0, nobody + OUTSIDE))
-    every = np.concatenate(features)
-    right, weight = (np.concatenate(values) for values in zip(*told, strict=True))
+    lessons = [
+        Lesson(left_by(*case[:2], case.use_parallax), judged(case), case.use_parallax, "as measured") for case in cases
+    ]
+    if len(cases) > 1:
+        case = _with_poorer_parallaxes(model, calibration, cases[0], np.random.default_rng(seed))
+        told = judged(case, parallax=True)
+        lessons.append(Lesson(left_by(*case[:2], case.use_parallax), told, case.use_parallax, "altered"))
+    nobody = np.zeros((len(made), cases[0].known.value.shape[1]))
+    for use_parallax in (case.use_parallax for case in cases):
+        config = InferenceConfig(n_draws=0, use_parallax=use_parallax)
+        features = left_by(made, fit_stars(model, made, config), use_parallax)
+        lessons.append(Lesson(features, Evidence(nobody, nobody + 1.0, nobody + 1.0), use_parallax, "outside"))
+    return _learned(lessons)
+
+
+class Lesson(NamedTuple):
+    """Rows to learn from.
+
+    Attributes:
+        features: (row, feature).
+        told: what is known of them.
+        use_parallax: whether their parallaxes were used.
+        kind: stars kept aside 'as measured', 'altered', or sources 'outside' of the model.
+    """
+
+    features: NDArray[np.float64]
+    told: Evidence
+    use_parallax: bool
+    kind: Literal["as measured", "altered", "outside"]
+
+
+def _learned(lessons: list[Lesson]) -> Trust:
+    """Fit the functions of every target."""
+    every, sizes = np.concatenate([lesson.features for lesson in lessons]), [len(lesson.features) for lesson in lessons]
     solved = np.isfinite(every).all(axis=1)
-    every, right, weight = every[solved], right[solved], weight[solved]
-    outside = (weight == OUTSIDE).all(axis=1)
-    flux_only = np.repeat([not case.use_parallax for case in (*cases, *cases)], [len(rows) for rows in features])
-    knots = _knots(every, outside)
+
+    def of_rows(of_lesson: list[bool]) -> NDArray[np.bool_]:
+        return np.repeat(of_lesson, sizes)[solved]
+
+    outside, measured = (of_rows([lesson.kind == kind for lesson in lessons]) for kind in ("outside", "as measured"))
+    flux_only = of_rows([not lesson.use_parallax for lesson in lessons])
+    every = every[solved]
+    right, wrong, weight = (np.concatenate(v)[solved] for v in zip(*(lesson.told for lesson in lessons), strict=True))
+    knots = _knots(every[measured | outside], outside[measured | outside])
     basis = _basis(every, knots)
-    offset, values = _fit(basis, outside, np.where(outside, OUTSIDERS_SHARE["outside"] * _ratio(outside), 1.0))
+    either = measured | outside
+    share = np.where(outside, OUTSIDERS_SHARE["outside"] * measured.sum() / max(1, int(outside.sum())), 1.0)
+    offset, values = _fit(
+        basis[either], outside[either].astype(np.float64), measured[either].astype(np.float64), share[either]
+    )
     odds = basis @ values + offset
-    fits = [(offset - float(np.quantile(odds[~outside], 1.0 - FALSE_ALARMS)), values)]
+    fits = [(offset - float(np.quantile(odds[measured], 1.0 - FALSE_ALARMS)), values)]
     for i in range(right.shape[1]):
-        rows = weight[:, i] != 0
+        rows = weight[:, i] > 0
         if i == right.shape[1] - 1:  # like the stars that tell of it
-            rows &= flux_only[solved]
-        share = OUTSIDERS_SHARE["reliability"] * weight[rows & ~outside, i].sum() / max(1, int(np.sum(rows & outside)))
-        fits.append(_fit(basis[rows], right[rows, i], np.where(outside, share, weight[:, i])[rows]))
+            rows &= flux_only | ~outside
+        stars, others = weight[rows & ~outside, i].sum(), int(np.sum(rows & outside))
+        each = np.where(outside, OUTSIDERS_SHARE["reliability"] * stars / max(1, others), weight[:, i])
+        fits.append(_fit(basis[rows], right[rows, i], wrong[rows, i], each[rows]))
     log.info(
-        f"trust learned from {np.sum(~outside)} fits of stars kept aside and {np.sum(outside)} of sources outside of the "
-        f"model, {np.mean(odds[outside] - offset + fits[0][0] > 0):.0%} of which are recognised"
+        f"trust learned from {measured.sum()} fits of stars kept aside and {outside.sum()} of sources outside of "
+        f"the model, {np.mean(odds[outside] - offset + fits[0][0] > 0):.0%} of which are recognised"
     )
     shape = (len(fits), *knots.shape)
     return Trust(
@@ -154,14 +213,71 @@ def learn_trust(
     )
 
 
-def _loosened(model: "StarModel", calibration: "Calibration", stars: "Stars") -> "Stars":
+def _with_poorer_parallaxes(
+    model: "StarModel", calibration: "Calibration", whole: Case, random: np.random.Generator
+) -> Case:
+    """Stars whose parallaxes were made poorer, as inference and a catalogue have them: the true ones are nearly known.
+
+    Args:
+        model: the trained model.
+        calibration: of its posteriors.
+        whole: stars as measured.
+        random: random numbers.
+    """
+    measured = np.flatnonzero(np.asarray(whole.stars.parallax_inv_error) > 0)
+    some = measured[random.permutation(len(measured))[:N_ALTERED]]
+    before = rows_of_each(whole.stars, some)
+    stars = with_poorer_parallaxes(before, random)
+    scatter = _scatter(model, calibration, stars)
+    looked_at = loosened(stars, scatter)
+    found = fit_stars(model, looked_at, InferenceConfig())
+    published = settled(found, stars, scatter, use_parallax=True)
+    published = recalibrated(published, calibration, stars, use_parallax=True)
+    known = whole.known.take(some)
+    # What is known was part of what is judged, which is drawn to it by the square of one error over the other.
+    value, variance = measured_parallaxes(before)
+    half = 0.5 * (published.high - published.low)[:, -1].astype(np.float64)
+    drawn = np.clip((half * np.asarray(stars.parallax_inv_error, np.float64)) ** 2, 0.0, 0.5)
+    left = 1.0 - 2.0 * drawn
+    known.value[:, -1], known.variance[:, -1] = value, np.where(np.isfinite(variance), variance * left, np.inf)
+    return Case(looked_at, found, published, use_parallax=True, known=known)
+
+
+def with_poorer_parallaxes(stars: "Stars", random: np.random.Generator) -> "Stars":
+    """Stars whose parallaxes were measured with larger errors, and are spurious as often as they are taken to be.
+
+    Args:
+        stars: as measured.
+        random: random numbers.
+    """
+    n, inverse = len(stars), np.asarray(stars.parallax_inv_error, np.float64)
+    noise = np.exp(random.uniform(0.0, np.log(MOST_NOISE), n))
+    wider = np.hypot(1.0, noise)
+    if stars.doubt is not None:
+        spurious = random.random(n) < np.asarray(stars.doubt.prior)
+        noise = np.where(spurious, wider / np.asarray(stars.doubt.narrowing), noise)
+    error = np.where(inverse > 0, 1.0 / np.where(inverse > 0, inverse, 1.0), 0.0)
+    parallax = np.asarray(stars.parallax, np.float64) + error * noise * random.standard_normal(n)
+    return replace(
+        stars,
+        parallax=jnp.asarray(parallax, jnp.float32),
+        parallax_inv_error=jnp.asarray(inverse / wider, jnp.float32),
+    )
+
+
+def measured_parallaxes(stars: "Stars") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(star,) ln of measured parallaxes and its variance, infinite where it is no Gaussian."""
+    parallax = np.asarray(stars.parallax, np.float64)
+    snr = parallax * np.asarray(stars.parallax_inv_error, np.float64)
+    good = snr > MIN_PARALLAX_SNR
+    return np.log(np.where(good, parallax, 1.0)), np.where(good, 1.0 / np.where(good, snr, 1.0) ** 2, np.inf)
+
+
+def _scatter(model: "StarModel", calibration: "Calibration", stars: "Stars") -> NDArray[np.float64]:
+    """(star, 2) scatter of E and ln parallax; 0 if the model does not know."""
     if calibration.scatter is None or model.error is None:
-        return stars
-    return loosened(stars, scatter_of(calibration.scatter, model.error, stars))
-
-
-def _ratio(outside: NDArray[np.bool_]) -> float:
-    return int(np.sum(~outside)) / max(1, int(np.sum(outside)))
+        return np.zeros((len(stars), 2))
+    return scatter_of(calibration.scatter, model.error, stars)
 
 
 def _knots(features: NDArray[np.float64], outside: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -186,14 +302,19 @@ def _basis(features: NDArray[np.float64], knots: NDArray[np.float64]) -> NDArray
 
 
 def _fit(
-    basis: NDArray[np.float64], target: NDArray[np.bool_], weight: NDArray[np.float64]
+    basis: NDArray[np.float64], right: NDArray[np.float64], wrong: NDArray[np.float64], weight: NDArray[np.float64]
 ) -> tuple[float, NDArray[np.float64]]:
-    """Offset and values of one additive model of ln odds."""
-    from sklearn.linear_model import LogisticRegression
+    """Offset and values of one additive model of ln odds, from likelihoods of what is known in either case."""
+    total = float(weight.sum())
+    chance = float(np.clip(np.sum(weight * right / (right + wrong)) / max(total, 1.0), 0.01, 0.99))
+    first = np.append(logit(chance), np.zeros(basis.shape[1]))
 
-    n_right = int(np.count_nonzero(target))
-    if n_right in (0, len(target)):
-        odds = (n_right + 0.5) / (len(target) - n_right + 0.5)
-        return float(np.log(odds)), np.zeros(basis.shape[1])
-    found = LogisticRegression(C=1.0 / PENALTY, max_iter=2000).fit(basis, target, sample_weight=weight)
-    return float(found.intercept_[0]), found.coef_[0]
+    def loss(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        share = expit(x[0] + basis @ x[1:])
+        likelihood = share * right + (1.0 - share) * wrong
+        slope = weight * share * (1.0 - share) * (wrong - right) / likelihood
+        value = -np.sum(weight * np.log(likelihood)) + 0.5 * PENALTY * np.sum(x[1:] ** 2)
+        return float(value), np.append(slope.sum(), basis.T @ slope + PENALTY * x[1:])
+
+    found = minimize(loss, first, jac=True, method="L-BFGS-B", options={"maxiter": 1000}).x
+    return float(found[0]), found[1:]
