@@ -30,8 +30,8 @@ BEYOND = (1.5, 4.0)
 """Labels beyond the training sample's: distances from its middle, times these."""
 FEWEST, FEWER = 0.1, (0.2, 1.2)
 """Metal-poor stars are made of this share of the training sample, with [Fe/H] so much below all but its lowest [dex]."""
-GIANTS = 3.3
-"""log g; half of them are below, as far as there are such: the halo is seen in giants."""
+GIANTS, GIANTS_SHARE = 3.3, 0.75
+"""log g, and the share of them that are below, as far as there are such: the halo is seen in giants."""
 MIN_BLEND, MIN_CONTRAST = 0.2, 0.2
 """A blend is at least so far from either of its stars: flux ratio, and rms difference of their ln fluxes."""
 
@@ -67,7 +67,7 @@ def outsiders(
     sound = np.flatnonzero((np.asarray(templates.flux) > 0).mean(axis=1) > 0.9)
     known: list[Callable[[Stars], Shapes]] = [lambda of: _beyond(forward, support, len(of), random)]
     if feh_and_logg is not None:
-        known.append(lambda of: _metal_poor(forward, support, feh_and_logg, len(of), random))
+        known += 2 * [lambda of: _metal_poor(forward, support, feh_and_logg, len(of), random)]
     made: list[Callable[[Stars], Shapes]] = [
         lambda of: _black_body(wavelength, random.uniform(12.0, 60.0, (len(of), 1))),
         lambda of: _black_body(wavelength, random.uniform(1.4, 2.7, (len(of), 1))),
@@ -139,11 +139,13 @@ def _beyond(forward: ForwardModel, support: LabelSupport, n: int, random: Random
 
 
 def _metal_poor(forward: ForwardModel, support: LabelSupport, at: tuple[int, int], n: int, random: Random) -> Shapes:
-    """The model carried on to fewer metals, from the training stars that have least; half of them giants."""
+    """The model carried on to fewer metals, from the training stars that have least; most of them giants."""
     known, (feh_at, logg_at) = np.asarray(support.labels, np.float64), at
     giants = known[known[:, logg_at] < GIANTS]
-    picked = []
-    for some, number in ((known, n - n // 2), (giants if len(giants) > 1 / FEWEST else known, n // 2)):
+    picked, n_giants = [], int(GIANTS_SHARE * n) if len(giants) > 1 / FEWEST else 0
+    for some, number in ((known, n - n_giants), (giants, n_giants)):
+        if not number:
+            continue
         fewest = some[some[:, feh_at] <= np.quantile(some[:, feh_at], FEWEST)]
         picked.append(fewest[random.integers(0, len(fewest), number)])
     labels = np.concatenate(picked)

@@ -34,7 +34,7 @@ N_EACH = 200
 """Sources of every kind that are made, as far as a sixth of the stars kept aside goes."""
 FALSE_ALARMS = 0.01
 """Share of stars kept aside that are taken for sources outside of the model."""
-PENALTY = 1.0
+PENALTY = 0.3
 """Of squared values at knots, in units of stars."""
 OUTSIDERS_SHARE = {"outside": 0.5, "reliability": 0.01}
 """Weight of all outsiders together over that of stars: as many are to be told apart; few are in a catalogue."""
@@ -239,7 +239,7 @@ def _with_poorer_parallaxes(
     half = 0.5 * (published.high - published.low)[:, -1].astype(np.float64)
     drawn = np.clip((half * np.asarray(stars.parallax_inv_error, np.float64)) ** 2, 0.0, 0.5)
     left = 1.0 - 2.0 * drawn
-    known.value[:, -1], known.variance[:, -1] = value, np.where(np.isfinite(variance), variance * left, np.inf)
+    known.value[:, -1], known.variance[:, -1] = value, variance * np.maximum(left, LEAST_SPREAD**2)
     return Case(looked_at, found, published, use_parallax=True, known=known)
 
 
