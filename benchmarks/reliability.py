@@ -130,10 +130,10 @@ def draw(of: Judged, path: str) -> None:
             rows = of.solved & (of.reliability[:, i] >= cut)
             panel.plot((good & rows).sum() / good.sum(), good[rows].mean(), f"C0{marker}", label=f"reliability > {cut}")
         panel.plot((good & flags).sum() / good.sum(), good[flags].mean(), "C1^", label="quality_flags < 8")
-        panel.axhline(good[of.solved].mean(), color="0.6", lw=1.0, ls=":")
-        panel.set(title=name, xlabel="completeness", xlim=(0.3, 1.02), ylim=(0.78, 1.0))
+        panel.axhline(good[of.solved].mean(), color="0.6", lw=1.0, ls=":", label="all rows")
+        panel.set(title=name, xlabel="completeness", xlim=(0.3, 1.02), ylim=(0.8, 1.0))
     panels[0].set_ylabel("purity")
-    panels[0].legend(loc="upper left", fontsize=8, frameon=False)
+    panels[0].legend(loc="lower left", fontsize=8, frameon=False)
     figure.savefig(path, dpi=110)
 
 

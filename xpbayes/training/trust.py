@@ -34,7 +34,7 @@ N_EACH = 200
 """Sources of every kind that are made, as far as a sixth of the stars kept aside goes."""
 FALSE_ALARMS = 0.01
 """Share of stars kept aside that are taken for sources outside of the model."""
-PENALTY = 0.3
+PENALTY = 1.0
 """Of squared values at knots, in units of stars."""
 OUTSIDERS_SHARE = {"outside": 0.5, "reliability": 0.01}
 """Weight of all outsiders together over that of stars: as many are to be told apart; few are in a catalogue."""
@@ -302,7 +302,10 @@ def _basis(features: NDArray[np.float64], knots: NDArray[np.float64]) -> NDArray
 
 
 def _fit(
-    basis: NDArray[np.float64], right: NDArray[np.float64], wrong: NDArray[np.float64], weight: NDArray[np.float64]
+    basis: NDArray[np.float64],
+    right: NDArray[np.float64],
+    wrong: NDArray[np.float64],
+    weight: NDArray[np.float64],
 ) -> tuple[float, NDArray[np.float64]]:
     """Offset and values of one additive model of ln odds, from likelihoods of what is known in either case."""
     total = float(weight.sum())
