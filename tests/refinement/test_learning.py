@@ -41,7 +41,7 @@ def learned():
 
 def _median_and_half(nets, world):
     of = ensemble(nets, world.features, np.zeros((N, 1)), world.lessons.sigma)
-    low, median, high = (quantiles(of, level) for level in (0.1587, 0.5, 0.8413))
+    low, median, high = quantiles(of, (0.1587, 0.5, 0.8413))
     return median, 0.5 * (high - low)
 
 

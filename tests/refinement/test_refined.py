@@ -44,7 +44,7 @@ def test_quantiles_and_moments_are_those_of_draws():
 
 def test_quantiles_with_a_measurements_error():
     of, error = _mixtures(n=2), np.array([[0.3, 0.5], [0.0, 1.0]])
-    found = quantiles(of, 0.9, error**2)
+    (found,) = quantiles(of, (0.9,), error**2)
     for star in range(2):
         draws = _draws(of, star) + error[star] * RNG.normal(size=(N_DRAWS, 2))
         np.testing.assert_allclose(found[star], np.quantile(draws, 0.9, axis=0), atol=0.02)

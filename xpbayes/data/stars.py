@@ -128,7 +128,8 @@ def by_blocks(function: Callable[..., T], size: int, *trees: Any) -> T:
         size = chunk_size(n, n)
     parts = []
     for start in range(0, n, size):
-        rows = np.minimum(np.arange(start, start + size), n - 1)
+        whole = start + size <= n  # a slice is no copy
+        rows = slice(start, start + size) if whole else np.minimum(np.arange(start, start + size), n - 1)
         part = function(*jax.tree.map(lambda leaf, at=rows: leaf[at], trees))
         parts.append(jax.tree.map(np.asarray, part) if on_host or n > size else part)
     return jax.tree.map(lambda *leaves: (np.concatenate(leaves) if len(leaves) > 1 else leaves[0])[:n], *parts)

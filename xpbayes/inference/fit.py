@@ -19,6 +19,7 @@ from xpbayes.inference.errors import evaluate_mode, laplace_covariance
 from xpbayes.inference.linear_algebra import are_positive_definite, invert_positive
 from xpbayes.inference.sampling.importance import Summary, summarise
 from xpbayes.inference.search.optima import Optima, best_of, choose_optima, search
+from xpbayes.inference.search.solver import HOST_CHUNK
 from xpbayes.inference.search.starts import StartGrid, make_grid
 from xpbayes.inference.second_source import PairPosteriors, rows_asked, unasked, weigh_hypotheses
 from xpbayes.models.forward import ForwardModel
@@ -29,9 +30,6 @@ from xpbayes.models.theta import to_linear
 
 if TYPE_CHECKING:
     from xpbayes.config import InferenceConfig
-
-HOST_CHUNK = 2048
-"""Stars solved together on CPUs, if the settings do not say how many."""
 
 
 class CurvePosteriors(NamedTuple):

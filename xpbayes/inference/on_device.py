@@ -25,15 +25,18 @@ from numpy.typing import NDArray
 from xpbayes.data.stars import STAR_BLOCK, Stars
 from xpbayes.inference.errors import ModeDiagnostics, evaluate_mode
 from xpbayes.inference.model_error import fold_in_model_error
-from xpbayes.inference.sampling.importance import Summary, all_draws, batch_size, summarise
+from xpbayes.inference.sampling.importance import Summary, all_draws, batch_size, enough, summarise_with
 from xpbayes.inference.search.optima import (
     BETTERED,
     FIRST_ITERATIONS,
+    HOPELESS,
+    JUDGED,
     MAX_FURTHER,
     SHARP,
     Optima,
     best_of,
     choose_optima,
+    going_to,
     is_elsewhere,
     is_nearer,
     promising,
@@ -163,16 +166,27 @@ def draw(model: StarModel, found: Found, seeds: Array, n_draws: int, n_more: int
         seeds: every star's own.
         n_draws, n_more: as for `importance_draws`.
     """
-    room = stars_that_fit(BYTES_PER_DRAW * all_draws(n_draws, n_more), MOST_DRAWN_TOGETHER, MOST_DRAWN_TOGETHER // 8)
-    together = at_once(room, batch_size(n_draws, n_more))
     best, n_modes, runner_up, _ = found.optima
     given = (found.stars, best.theta_log, runner_up, n_modes > 1, seeds)
 
-    def some(rows: Array) -> Summary:
-        stars, mode, second, competes, own = _taken(given, rows)
-        return summarise(model, unpacked(stars), mode, second, competes, own, n_draws, n_more)
+    def some(n_more: int, rows: Array) -> Summary:
+        stars, *rest = _taken(given, rows)
+        return summarise_with(model, unpacked(stars), *rest, n_draws=n_draws, n_more=n_more)
 
-    return _for_each(len(seeds), some, together)
+    def together(n_more: int) -> int:
+        room = stars_that_fit(
+            BYTES_PER_DRAW * all_draws(n_draws, n_more), MOST_DRAWN_TOGETHER, MOST_DRAWN_TOGETHER // 8
+        )
+        return at_once(room, batch_size(n_draws, n_more))
+
+    first = _for_each(len(seeds), partial(some, 0), together(0))
+    if not n_more:
+        return first
+
+    def go_on(rows: Array, summary: Summary) -> Summary:
+        return _put(summary, rows, some(n_more, rows))
+
+    return in_turns(~enough(first), together(n_more), go_on, first)[0]
 
 
 # ------------------------------------------------------------------------------------------------- within the program
@@ -356,7 +370,9 @@ def _refine(
         limit = jnp.where(later, 1, rounds.limits[jnp.minimum(now.number, len(rounds.limits) - 1)])
         new = _advance(model, stars, k, given, left, limit)
 
-        keep = promising(new.theta_log.reshape(n, k, p), new.value.reshape(n, k), model.forward, jnp).reshape(-1)
+        margin = jnp.where(later | (limit >= JUDGED), HOPELESS, jnp.inf)
+        place = going_to(new, jnp).reshape(n, k, p)
+        keep = promising(place, new.value.reshape(n, k), model.forward, margin, jnp).reshape(-1)
         value = jnp.where(keep, new.value, jnp.inf)
         moved = new._replace(value=value, converged=new.converged & keep)
         nearer = left & is_nearer(state.value, state.decrement, new)

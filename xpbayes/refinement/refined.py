@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
@@ -202,24 +203,48 @@ def faded(of: Gaussians, share: NDArray[np.float64], median: NDArray, covariance
     )
 
 
-def quantiles(of: Gaussians, level: float, added: Float[NDArray, "star label"] | float = 0.0) -> NDArray[np.float64]:
-    """(star, label) quantiles of mixtures, label by label, by bisection.
+def quantiles(
+    of: Gaussians, levels: tuple[float, ...], added: Float[NDArray, "star label"] | float = 0.0
+) -> NDArray[np.float64]:
+    """(level, star, label) quantiles of mixtures, label by label, by bisection.
 
     Args:
         of: the mixtures.
-        level: which quantile.
+        levels: which quantiles.
         added: variance of something else that every label has in it, such as a measurement's error.
     """
     variance = np.diagonal(of.covariance, axis1=2, axis2=3)
     more = np.asarray(added)
     sigma = np.sqrt(variance + (more[:, None] if more.ndim else more))
-    counts = of.weight[:, :, None] > 0
-    low = np.where(counts, of.mean - FAR * sigma, np.inf).min(axis=1)
-    high = np.where(counts, of.mean + FAR * sigma, -np.inf).max(axis=1)
-    for _ in range(N_BISECTIONS):
+    # About each mixture's mean and in units of its widest Gaussian, float32 tells places apart to millionths of a sigma.
+    center, unit = np.sum(of.weight[:, :, None] * of.mean, axis=1), sigma.max(axis=1)
+    standard = (of.weight, (of.mean - center[:, None]) / unit[:, None], sigma / unit[:, None])
+    found = by_blocks(partial(_bisected, levels=levels), STAR_BLOCK, *(v.astype(np.float32) for v in standard))
+    return center + unit * np.moveaxis(np.asarray(found, np.float64), 1, 0)
+
+
+@partial(program, static_argnames="levels")
+def _bisected(
+    weight: Float[Array, "star component"],
+    mean: Float[Array, "star component label"],
+    sigma: Float[Array, "star component label"],
+    levels: tuple[float, ...],
+) -> Float[Array, "star level label"]:
+    """Quantiles of standardised mixtures."""
+    level, counts = jnp.asarray(levels, mean.dtype)[:, None], weight[:, :, None] > 0
+    low = jnp.min(jnp.where(counts, mean - FAR * sigma, jnp.inf), axis=1)[:, None]
+    high = jnp.max(jnp.where(counts, mean + FAR * sigma, -jnp.inf), axis=1)[:, None]
+    shape = (len(weight), len(levels), mean.shape[2])
+
+    def halved(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
         middle = 0.5 * (low + high)
-        below = np.sum(of.weight[:, :, None] * ndtr((middle[:, None] - of.mean) / sigma), axis=1) < level
-        low, high = np.where(below, middle, low), np.where(below, high, middle)
+        share = jax.scipy.special.ndtr((middle[:, :, None] - mean[:, None]) / sigma[:, None])
+        below = jnp.sum(weight[:, None, :, None] * share, axis=2) < level
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+    bounds = (jnp.broadcast_to(low, shape), jnp.broadcast_to(high, shape))
+    low, high = jax.lax.fori_loop(0, N_BISECTIONS, halved, bounds)
     return 0.5 * (low + high)
 
 
@@ -230,7 +255,7 @@ def summary(of: Gaussians, share: NDArray[np.float64]) -> Refined:
     each = of.covariance + apart[:, :, :, None] * apart[:, :, None, :]
     covariance = np.sum(of.weight[:, :, None, None] * each, axis=1)
     std = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
-    median, low, high = (quantiles(of, level) for level in (MEDIAN, LOW, HIGH))
+    median, low, high = quantiles(of, (MEDIAN, LOW, HIGH))
     return Refined(median, low, high, std, covariance, share)
 
 

@@ -14,9 +14,9 @@ proposal knows the posterior's shape:
   sequence the whole posterior's curvature says nothing of the arm towards the subgiants, which is another component's.
 
 Rounds of more draws follow, each from a mixture fitted to all draws before it, weighted by a power of the posterior
-that grows from round to round: an arm that few draws met is followed to its end. Every star gets them, since the weights
-of the first draws do not say which star has lost an arm. Every draw counts in the end, under the mixture of all that
-were drawn from (deterministic mixture weights, as in adaptive multiple importance sampling, Cornuet et al. 2012).
+that grows from round to round: an arm that few draws met is followed to its end. Stars get them whose first draws'
+weights are uneven (k_hat). Every draw counts in the end, under the mixture of all that were drawn from (deterministic
+mixture weights, as in adaptive multiple importance sampling, Cornuet et al. 2012).
 
 Points are a randomly rotated Sobol sequence; a star's rotation depends on its own seed alone.
 """
@@ -31,7 +31,7 @@ from jax.scipy.stats import norm
 from jaxtyping import Array, Bool, Float, UInt
 from numpy.typing import NDArray
 
-from xpbayes.data.stars import Stars, by_blocks
+from xpbayes.data.stars import Stars, by_blocks, replaced, rows_of_each
 from xpbayes.device import is_hasty, is_traced, program
 from xpbayes.inference.laplace import Gaussian, around_components, laplace_at
 from xpbayes.inference.linear_algebra import cholesky, distance2, whitened
@@ -60,6 +60,8 @@ ROUNDS = ((1, 0.1), (1, 0.4), (2, 0.8))
 for arms that the star's first draws missed, the others follow them."""
 ROUND_TERMS, ROUND_STEPS = 5, 3
 """Terms of a round's mixture, and steps of its fit."""
+ENOUGH = 0.5
+"""Of k_hat: below, the first draws stay alone. The variance of sums over them is then finite (Vehtari et al. 2024)."""
 N_CLIPPED = 16
 """So many of the largest weights are made equal for a fit."""
 NO_WEIGHT = 1e-8
@@ -542,15 +544,40 @@ def summarise(
     """Summarise every star's posterior; see `importance_draws` for the arguments.
 
     Args:
-        n_more: of the rounds; 0 for none.
+        n_more: of the rounds, for stars whose first draws are not `enough`; 0 for none.
     """
 
-    def batch(stars: Stars, mode: Array, runner_up: Array, competes: Array, seed: Array) -> Summary:
-        drawn = importance_draws(model, stars, mode, runner_up, competes, seed, n_draws, n_more)
-        return _summarise_draws(stars, *drawn)
+    def batch(n_more: int, *given: Any) -> Summary:
+        return summarise_with(model, *given, n_draws=n_draws, n_more=n_more)
 
     # Batch by batch from Python: as a loop inside one program, XLA on the CPU now and then stood still for ever.
-    return by_blocks(batch, batch_size(n_draws, n_more), stars, mode, runner_up, competes, seed)
+    given = (stars, mode, runner_up, competes, seed)
+    first = by_blocks(partial(batch, 0), batch_size(n_draws, 0), *given)
+    rows = np.flatnonzero(~enough(first)) if n_more else np.arange(0)
+    if not len(rows):
+        return first
+    again = by_blocks(partial(batch, n_more), batch_size(n_draws, n_more), *rows_of_each(given, rows))
+    return replaced(first, again, rows)
+
+
+def summarise_with(
+    model: StarModel,
+    stars: Stars,
+    mode: Float[Array, "star parameter"],
+    runner_up: Float[Array, "star parameter"],
+    competes: Bool[Array, " star"],
+    seed: UInt[Array, " star"],
+    *,
+    n_draws: int,
+    n_more: int = 0,
+) -> Summary:
+    """Summaries of exactly so many draws of every star; see `importance_draws` for the arguments."""
+    return _summarise_draws(stars, *importance_draws(model, stars, mode, runner_up, competes, seed, n_draws, n_more))
+
+
+def enough(first: Summary) -> Any:
+    """(star,) whether the weights of the first draws ask for no more."""
+    return first.k_hat < ENOUGH
 
 
 def batch_size(n_draws: int, n_more: int) -> int:

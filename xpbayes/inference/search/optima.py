@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, replaced, rows_of_each
 from xpbayes.inference.model_error import fold_in_model_error
-from xpbayes.inference.search.solver import Solution, SolverState, StartPool, columns_first, limits, solve
+from xpbayes.inference.search.solver import Solution, SolverState, StartPool, limits, solve
 from xpbayes.inference.search.starts import StartGrid, find_starts, first_guess
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.star_model import StarModel
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 FIRST_ITERATIONS = 20
 """The best start is followed so far for the flux that the model's error is taken of: next to its optimum will do."""
-HOPELESS = 15.0
-"""A start this far above the star's best after some iterations is given up."""
-SAME_PLACE = 0.02
-"""Starts that have met, within this in units of the training labels' spread and of ln E and ln parallax, go on as
-one."""
+HOPELESS, JUDGED = 15.0, 5
+"""A start this far above the star's best is given up, after so many iterations: earlier the best may be one on its way."""
+SAME_PLACE = 0.05
+"""Starts whose next steps end within this of each other, in units of the training labels' spread and of ln E and ln
+parallax, have met and go on as one."""
 SAME_FLUX = 0.005
 """The model's error may be taken of the flux so near to the optimum, in the same units: where on the way to it the first
 start was left is an accident of rounding."""
@@ -159,12 +159,14 @@ def refine(
         a solution with leading axes (star, start); L is infinite for starts that were given up.
     """
     n, k, p = starts.shape
-    pool = StartPool(columns_first(stars), np.asarray(starts).reshape(-1, p), np.repeat(np.arange(n), k))
+    pool = StartPool(stars, np.asarray(starts).reshape(-1, p), np.repeat(np.arange(n), k))
     left: NDArray[np.integer] = np.arange(n * k) if alive is None else np.flatnonzero(alive)
     for limit in limits(most):
         left = pool.advance(model.without_error, left, limit)
         state = pool.state
-        keep = promising(state.theta_log.reshape(n, k, p), state.value.reshape(n, k), model.forward).reshape(-1)
+        margin = HOPELESS if limit >= JUDGED else np.inf
+        place = going_to(state)
+        keep = promising(place.reshape(n, k, p), state.value.reshape(n, k), model.forward, margin).reshape(-1)
         # Given up on its way, a start may still be lower by rounding than the one at its place that goes on.
         state.value[~keep], state.converged[~keep] = np.inf, False
         left = left[keep[left]]
@@ -221,13 +223,20 @@ def place_of(theta_log: Any, forward: ForwardModel, xp: Any = np) -> Any:
     return xp.where(xp.isfinite(theta_log), theta_log, xp.nan) / unit
 
 
-def promising(theta_log: Any, objective: Any, forward: ForwardModel, xp: Any = np) -> Any:
+def going_to(state: SolverState, xp: Any = np) -> Any:
+    """(start, parameter) where each start's next step ends, or where it has come to rest."""
+    moves = ~state.converged & xp.isfinite(state.trial).all(axis=1)
+    return xp.where(moves[:, None], state.trial, state.theta_log)
+
+
+def promising(place: Any, objective: Any, forward: ForwardModel, margin: Any = HOPELESS, xp: Any = np) -> Any:
     """Tell which starts may still win: not far above the best, and each place once.
 
     Args:
-        theta_log: (star, start, parameter) where they are.
-        objective: (star, start) L there.
+        place: (star, start, parameter) where they are going to.
+        objective: (star, start) L where they are.
         forward: the forward model.
+        margin: how far above the best is too far.
         xp: the library of the arrays, NumPy's or JAX's.
 
     Returns:
@@ -237,8 +246,8 @@ def promising(theta_log: Any, objective: Any, forward: ForwardModel, xp: Any = n
     value = xp.where(xp.isfinite(objective), objective, xp.inf)
     order, row = xp.argsort(value, axis=1, stable=True), xp.arange(n)[:, None]  # the lowest stays of those that met
     value = value[row, order]
-    keep = value <= value[:, :1] + HOPELESS  # of a star whose every start failed, all: it still gets its row
-    place = place_of(theta_log, forward, xp)[row, order]
+    keep = value <= value[:, :1] + margin  # of a star whose every start failed, all: it still gets its row
+    place = place_of(place, forward, xp)[row, order]
     kept = keep[:, :1]
     for later in range(1, k):
         together = xp.max(xp.abs(place[:, later, None] - place[:, :later]), axis=2) < SAME_PLACE

@@ -12,7 +12,6 @@ A star that has converged is frozen: its answer does not depend on who shares it
 """
 
 import math
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,8 +21,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import NDArray
 
-from xpbayes.data.stars import Stars
-from xpbayes.device import prepare_device, program
+from xpbayes.data.stars import STAR_BLOCK, Stars
+from xpbayes.device import is_hasty, prepare_device, program
 from xpbayes.inference.linear_algebra import smallest_pivot, solve_positive
 from xpbayes.models.likelihood import deviance, n_observed, parallax_deviance
 from xpbayes.models.objective import Expansion, at_other_parallax, curvature_of, expand
@@ -44,9 +43,15 @@ PARALLAX_ROUNDS = 5
 """Rounds of Newton's method for the parallax, from the value that the fluxes want."""
 MIN_PIVOT = 3e-6
 """The exact Hessian is used where its scaled Cholesky pivots exceed this, else the positive definite bound."""
-FIRST_ROUND, SECOND_ROUND, LONGER = 5, 3, 1.4
-"""Iterations that all starts make together; then some more, and every further round so much longer than the last. Short
-rounds gather starts anew more often, which costs half an iteration; long ones make those that have converged wait."""
+FIRST_ROUND, ONE_BY_ONE, LONGER = 2, 5, 1.4
+"""Iterations that all starts make together; up to how many rounds are of one more, for that is where most starts of a star
+meet; every further round is so much longer than the last. Short rounds gather starts anew more often, which costs a third
+of an iteration; long ones make those that have converged wait."""
+LATE, LATE_BATCH = 40, 16
+"""After so many iterations few starts are left: they advance in batches of so many, on CPUs. It is by a start's own
+iterations, so that its path does not depend on who shares its batch."""
+HOST_CHUNK = 2048
+"""Stars solved together on CPUs, if the settings do not say how many."""
 BATCH, ACCELERATOR_BATCH = 128, 16384
 """Starts that advance together: what a processor's cache holds; what fills an accelerator."""
 
@@ -220,16 +225,26 @@ def advance_lanes(model: StarModel, stars: Stars, state: SolverState, limit: Int
 
 
 @program
-def _advance_batch(model: StarModel, stars: Stars, state: SolverState, limit: Int[Array, ""]) -> SolverState:
-    """The same as a program of its own, the stars' whitening matrices transposed."""
-    stars = replace(stars, whitening=jnp.swapaxes(stars.whitening, 1, 2))
-    return advance_lanes(model, stars, state, limit)
+def _advance_batch(
+    model: StarModel, stars: Stars, star_of: Int[Array, " start"], state: SolverState, limit: Int[Array, ""]
+) -> SolverState:
+    """The same as a program of its own, each start's star taken from all of them."""
+    return advance_lanes(model, stars.take(star_of), state, limit)
 
 
-def columns_first(stars: Stars) -> Stars:
-    """Transpose the whitening matrices, in NumPy: a few vectors at a time multiply them at twice the speed on CPUs."""
-    columns: Any = np.ascontiguousarray(np.swapaxes(np.asarray(stars.whitening), 1, 2))
-    return replace(jax.tree.map(np.asarray, stars), whitening=columns)
+def _whole_chunk(stars: Stars) -> Stars:
+    """Stars on the device, filled up to whole chunks: one program then serves any number of them."""
+    n = len(stars)
+    size = STAR_BLOCK if is_hasty() and n <= STAR_BLOCK else -(-n // HOST_CHUNK) * HOST_CHUNK
+
+    def filled(leaf: Array) -> Array:
+        if n == size:
+            return jnp.asarray(leaf)
+        whole = np.zeros((size, *leaf.shape[1:]), leaf.dtype)
+        whole[:n] = leaf
+        return jnp.asarray(whole)
+
+    return jax.tree.map(filled, stars)
 
 
 class StartPool:
@@ -249,11 +264,11 @@ class StartPool:
         """Set every start to where it begins.
 
         Args:
-            stars: a batch, from `columns_first`.
+            stars: a batch.
             start: (start, label + 2) labels, ln E, ln parallax.
             star_of: (start,) row of each one's star; one start per star in order if None.
         """
-        self._stars = stars
+        self._stars = stars if len(stars) == 0 else _whole_chunk(stars)
         begin = np.array(start)
         self._star_of = np.arange(len(begin)) if star_of is None else np.asarray(star_of)
         self.state = starting_state(begin)
@@ -264,13 +279,12 @@ class StartPool:
         Returns:
             those of `rows` that have not converged.
         """
-        size = BATCH if jax.default_backend() == "cpu" else ACCELERATOR_BATCH
+        size = _batch_size(limit)
         for begin in range(0, len(rows), size):
             batch = rows[begin : begin + size]
             padded = np.pad(batch, (0, size - len(batch)), mode="edge")
             state = jax.tree.map(lambda leaf, at=padded: leaf[at], self.state)
-            stars = self._stars.take(self._star_of[padded])
-            moved = _advance_batch(model, stars, state, np.int32(limit))
+            moved = _advance_batch(model, self._stars, self._star_of[padded], state, np.int32(limit))
             for leaf, new in zip(self.state, moved, strict=True):
                 leaf[batch] = np.asarray(new)[: len(batch)]
         return rows[~self.state.converged[rows]]
@@ -285,12 +299,18 @@ class StartPool:
         return Solution(at.theta_log, at.value, at.decrement, at.converged, at.n_iterations)
 
 
+def _batch_size(limit: int) -> int:
+    if jax.default_backend() != "cpu":
+        return ACCELERATOR_BATCH
+    return LATE_BATCH if limit > LATE and not is_hasty() else BATCH
+
+
 def limits(most: int) -> list[int]:
     """Iterations since the start after which starts are gathered anew."""
-    found, limit, more = [], FIRST_ROUND, SECOND_ROUND
+    found, limit, more = [], FIRST_ROUND, 1
     while limit < most:
         found.append(limit)
-        limit, more = limit + more, math.ceil(LONGER * more)
+        limit, more = limit + more, more if limit < ONE_BY_ONE else math.ceil(LONGER * more)
     return [*found, most]
 
 
@@ -309,7 +329,7 @@ def solve(
         max_iterations: stop after so many; unconverged stars say so.
     """
     prepare_device()
-    pool = StartPool(columns_first(stars), start)
+    pool = StartPool(stars, start)
     left: NDArray[np.integer] = np.arange(len(start))
     for limit in limits(max_iterations):
         left = pool.advance(model.without_error, left, limit)
