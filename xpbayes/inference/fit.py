@@ -199,8 +199,8 @@ def _on_host(
         at = by_blocks(partial(evaluate_mode, bare), STAR_BLOCK, stars, np.asarray(best_of(solution).theta_log))
         optima, summary = choose_optima(solution, at.hessian), None
         if config.n_draws:
-            two = optima.best.theta_log, jnp.asarray(optima.runner_up), jnp.asarray(optima.n_modes > 1)
-            summary = summarise(bare, stars, *two, jnp.asarray(seeds[rows]), config.n_draws, config.n_more_draws)
+            two = optima.best.theta_log, optima.runner_up, optima.n_modes > 1
+            summary = summarise(bare, stars, *two, seeds[rows], config.n_draws, config.n_more_draws)
         pair = None
         if ridge is not None:
             mode, everywhere = np.asarray(optima.best.theta_log), config.binaries != "suspicious"
@@ -242,7 +242,7 @@ def _posteriors(
     single = n_modes == 1
     drawn: dict[str, Any] = {name: np.asarray(v) for name, v in summary._asdict().items() if name != "spurious"}
     found = Posteriors(
-        estimate=np.asarray(to_linear(jnp.asarray(best.theta_log))),
+        estimate=np.asarray(to_linear(jax.device_put(best.theta_log))),
         fisher=at.fisher,
         covariance=invert_positive(at.fisher),
         laplace=laplace_covariance(at.hessian, mode),
@@ -255,7 +255,7 @@ def _posteriors(
         hessian_positive=are_positive_definite(at.hessian),
         unbounded=at.unbounded,
         n_modes=n_modes,
-        runner_up=np.where(single[:, None], np.float32(np.nan), np.asarray(to_linear(jnp.asarray(runner_up)))),
+        runner_up=np.where(single[:, None], np.float32(np.nan), np.asarray(to_linear(jax.device_put(runner_up)))),
         runner_up_delta=np.where(single, np.float32(np.nan), delta),
         spurious=None if spurious is None else np.asarray(spurious),
         pair=pair,
@@ -274,7 +274,7 @@ def spurious_in(stars: Stars, parallax: Float[NDArray, "star draw"]) -> NDArray[
     if stars.doubt is None:
         return None
     one = jax.vmap(lambda star, of: jnp.mean(spurious_at(star, star.doubt, of)))
-    return np.asarray(one(_light(stars), jnp.asarray(parallax, jnp.float32)))
+    return np.asarray(one(_light(stars), np.asarray(parallax, np.float32)))
 
 
 def _light(stars: Stars) -> Stars:

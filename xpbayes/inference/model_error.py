@@ -29,7 +29,7 @@ def fold_in_model_error(
     flux = stars.flux
     if theta_log is not None:
         flux = by_blocks(partial(_predicted, model.forward), STAR_BLOCK, stars, theta_log)
-    return jax.tree.map(jnp.asarray, by_blocks(partial(_fold_in, model.error), STAR_BLOCK, stars, flux))
+    return jax.device_put(by_blocks(partial(_fold_in, model.error), STAR_BLOCK, stars, flux))
 
 
 @program

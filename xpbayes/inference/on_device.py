@@ -186,7 +186,7 @@ def draw(model: StarModel, found: Found, seeds: Array, n_draws: int, n_more: int
     def go_on(rows: Array, summary: Summary) -> Summary:
         return _put(summary, rows, some(n_more, rows))
 
-    return in_turns(~enough(first), together(n_more), go_on, first)[0]
+    return in_turns(~enough(first.k_hat), together(n_more), go_on, first)[0]
 
 
 # ------------------------------------------------------------------------------------------------- within the program

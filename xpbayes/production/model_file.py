@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
@@ -261,7 +261,7 @@ def _load_confidence(folder: Path, about: "_Confidence", features: tuple[str, ..
         check_layers(raw, (len(about.targets), 2 * len(features)), (len(about.targets), 1))
         check_fields(raw, {f.name: f.type for f in fields(ConfidenceNets) if f.name in CONFIDENCE_ARRAYS}, sizes)
 
-    arrays = {k: jnp.asarray(v) for k, v in load_checked(path, check, again).items()}
+    arrays = {k: jax.device_put(v) for k, v in load_checked(path, check, again).items()}
     n_layers = sum(k.startswith("weights.") for k in arrays)
     return ConfidenceNets(
         weights=tuple(arrays[f"weights.{i}"] for i in range(n_layers)),
@@ -347,7 +347,7 @@ def load_model(folder: str | os.PathLike[str]) -> TrainedModel:
     labels, channels = about.labels, about.channels
     require_described(folder / ARRAYS, about.arrays_checksum, AGAIN)
     raw = load_checked(folder / ARRAYS, lambda raw: _check_arrays(raw, len(labels), len(channels)), AGAIN)
-    arrays = {k: jnp.asarray(v) for k, v in raw.items()}
+    arrays = {k: jax.device_put(v) for k, v in raw.items()}
     n_layers = sum(k.startswith("weights.") for k in arrays)
     star_model = StarModel(
         forward=ForwardModel(

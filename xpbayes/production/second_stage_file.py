@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from numpy.typing import NDArray
 
@@ -62,9 +62,9 @@ def load_second_stage(
     arrays = load_checked(path, lambda arrays: _check(arrays, labels, channels), AGAIN)
     n_layers = sum(name.startswith("weights.") for name in arrays)
     weights, biases = (
-        tuple(jnp.asarray(arrays[f"{kind}.{i}"]) for i in range(n_layers)) for kind in ("weights", "biases")
+        tuple(jax.device_put(arrays[f"{kind}.{i}"]) for i in range(n_layers)) for kind in ("weights", "biases")
     )
-    nets = RefinementNets(weights, biases, *(jnp.asarray(arrays[name]) for name in NETS))
+    nets = RefinementNets(weights, biases, *(jax.device_put(arrays[name]) for name in NETS))
     support = FeatureSupport(*(arrays[f"support.{name}"] for name in FeatureSupport._fields))
     adjustments = {
         case: Adjustments(*(arrays[f"{case}.{name}"] for name in Adjustments._fields))

@@ -6,6 +6,7 @@ and of which their labels would be guessed. A measured parallax is no feature: t
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
@@ -81,11 +82,12 @@ def flux_only(model: StarModel, stars: Stars, found: "Posteriors", *, use_parall
     own = model.forward.without_xi
     used = np.flatnonzero((np.asarray(stars.parallax_inv_error) > 0) & use_parallax & np.isfinite(optimum).all(axis=1))
     if len(used):
-        some = rows_of_each(stars.blind(parallax=False), used)
+        blind = replace(stars.blind(parallax=False), doubt=stars.doubt)  # of no effect; one program serves both fits
+        some = rows_of_each(blind, used)
         least = np.append(np.full(optimum.shape[1] - 2, -np.inf), [TINY, TINY])
         begin = to_log(np.maximum(optimum[used], least).astype(np.float32))
-        some = fold_in_model_error(model, some, jnp.asarray(begin))
-        there = np.asarray(solve(model, some, jnp.asarray(begin)).theta_log)
+        some = fold_in_model_error(model, some, begin)
+        there = np.asarray(solve(model, some, begin).theta_log)
         at = by_blocks(partial(evaluate_mode, model.without_error), STAR_BLOCK, some, there)
         optimum[used], chi2[used] = to_linear(there.astype(np.float64)), at.chi2
         laplace[used] = laplace_covariance(np.asarray(at.hessian), there)[:, own][:, :, own]

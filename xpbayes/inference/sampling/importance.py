@@ -537,7 +537,7 @@ def summarise(
     mode: Float[Array, "star parameter"],
     runner_up: Float[Array, "star parameter"],
     competes: Bool[Array, " star"],
-    seed: UInt[Array, " star"],
+    seed: UInt[Array, " star"] | NDArray[np.uint32],
     n_draws: int,
     n_more: int = 0,
 ) -> Summary:
@@ -552,11 +552,12 @@ def summarise(
 
     # Batch by batch from Python: as a loop inside one program, XLA on the CPU now and then stood still for ever.
     given = (stars, mode, runner_up, competes, seed)
-    first = by_blocks(partial(batch, 0), batch_size(n_draws, 0), *given)
-    rows = np.flatnonzero(~enough(first)) if n_more else np.arange(0)
+    size = batch_size(n_draws, n_more)  # of both: another would be another program
+    first = by_blocks(partial(batch, 0), size, *given)
+    rows = np.flatnonzero(~enough(first.k_hat)) if n_more else np.arange(0)
     if not len(rows):
         return first
-    again = by_blocks(partial(batch, n_more), batch_size(n_draws, n_more), *rows_of_each(given, rows))
+    again = by_blocks(partial(batch, n_more), size, *rows_of_each(given, rows))
     return replaced(first, again, rows)
 
 
@@ -575,9 +576,9 @@ def summarise_with(
     return _summarise_draws(stars, *importance_draws(model, stars, mode, runner_up, competes, seed, n_draws, n_more))
 
 
-def enough(first: Summary) -> Any:
+def enough(k_hat: Any) -> Any:
     """(star,) whether the weights of the first draws ask for no more."""
-    return first.k_hat < ENOUGH
+    return k_hat < ENOUGH
 
 
 def batch_size(n_draws: int, n_more: int) -> int:

@@ -4,7 +4,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
@@ -90,7 +89,7 @@ def search(model: StarModel, grid: StartGrid, measured: Stars, config: "Inferenc
     starts = np.array(ranked)
     if model.error is None:
         return Searched(stars, starts, refine(model, stars, starts, config.max_iterations))
-    first = solve(model, stars, jnp.asarray(starts[:, 0]), FIRST_ITERATIONS)
+    first = solve(model, stars, starts[:, 0], FIRST_ITERATIONS)
     stars = fold_in_model_error(model, measured, first.theta_log)
     begin = starts.copy()
     begin[:, 0] = first.theta_log

@@ -239,10 +239,10 @@ def _whole_chunk(stars: Stars) -> Stars:
 
     def filled(leaf: Array) -> Array:
         if n == size:
-            return jnp.asarray(leaf)
+            return jax.device_put(leaf)
         whole = np.zeros((size, *leaf.shape[1:]), leaf.dtype)
         whole[:n] = leaf
-        return jnp.asarray(whole)
+        return jax.device_put(whole)
 
     return jax.tree.map(filled, stars)
 
