@@ -291,8 +291,8 @@ class InferenceConfig(FrozenSettings):
         256,
         ge=0,
         le=65536,
-        description="four times as many more, in three rounds that follow the posterior's arms, a power of two; "
-        "0 is faster by a third of all time, and its tails are a little light",
+        description="four times as many more where the first do not suffice (k_hat of 0.5 or more), in three rounds that "
+        "follow the posterior's arms, a power of two; 0 for none",
     )
     refine: bool = Field(
         False, description="sample stars with NUTS whose importance draws cannot be trusted or whose optima compete"
