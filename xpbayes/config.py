@@ -291,7 +291,7 @@ class InferenceConfig(FrozenSettings):
         256,
         ge=0,
         le=65536,
-        description="four times as many more where the first do not suffice (k_hat of 0.5 or more), in three rounds that "
+        description="four times as many more where the first do not suffice (k_hat of 0.2 or more), in three rounds that "
         "follow the posterior's arms, a power of two; 0 for none",
     )
     refine: bool = Field(

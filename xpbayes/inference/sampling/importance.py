@@ -60,8 +60,9 @@ ROUNDS = ((1, 0.1), (1, 0.4), (2, 0.8))
 for arms that the star's first draws missed, the others follow them."""
 ROUND_TERMS, ROUND_STEPS = 5, 3
 """Terms of a round's mixture, and steps of its fit."""
-ENOUGH = 0.5
-"""Of k_hat: below, the first draws stay alone. The variance of sums over them is then finite (Vehtari et al. 2024)."""
+ENOUGH = 0.2
+"""Of k_hat: below, the first draws stay alone. Simulated truths are then covered as well as if all stars got more: a star
+that has lost an arm mostly shows it here."""
 N_CLIPPED = 16
 """So many of the largest weights are made equal for a fit."""
 NO_WEIGHT = 1e-8
