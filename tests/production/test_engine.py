@@ -1,8 +1,10 @@
 """Engines call a function with every item, whoever dies on the way."""
 
+import contextlib
 import os
 import platform
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -149,9 +151,13 @@ class TestDask:
         assert found == SQUARES and len(list(tmp_path.iterdir())) == 2
         assert said[0].startswith("dask: 3 workers")
 
-    def test_a_users_mistake_comes_through(self):
-        with pytest.raises(InputError, match="item 2: cannot be used"):
-            list(run_dask(refuse, range(4), processes=1))
+    def test_a_users_mistake_comes_through_whoever_has_the_dashboards_port(self):
+        with socket.socket() as other:
+            with contextlib.suppress(OSError):  # taken already, which does as well
+                other.bind(("", 8787))
+                other.listen()
+            with pytest.raises(InputError, match="item 2: cannot be used"):
+                list(run_dask(refuse, range(4), processes=1))
 
 
 def test_a_scheduler_that_is_not_there_is_one_sentence(monkeypatch):

@@ -330,9 +330,10 @@ def local_cluster(environments: Sequence[dict[str, str]]) -> Any:
         i: {"cls": Nanny, "options": {"nthreads": 1, "env": environment, "memory_limit": 0, "silence_logs": silent}}
         for i, environment in enumerate(environments)
     }
+    here = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"}  # two runs at once
     return SpecCluster(
         workers=workers,
-        scheduler={"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard": False}},
+        scheduler={"cls": Scheduler, "options": here},
         name="xpbayes",
         silence_logs=silent,
     )
