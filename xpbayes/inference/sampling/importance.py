@@ -1,5 +1,7 @@
 """Unbiased summaries of one star's posterior: importance-reweighted draws around its optima (METHOD 5).
 
+More than 500 lines, for proposal, draws, their density and the rounds of more share one set of coordinates, told below.
+
 The mode in ln E sits one sigma high for a dust-free star; means and quantiles do not. Draws are cheap because the
 proposal knows the posterior's shape:
 
