@@ -42,7 +42,7 @@ def guessed(labels: np.ndarray, alpha: np.ndarray, error: np.ndarray, asked: np.
     lessons = Lessons(labels.astype(np.float32), (alpha - middle)[:, None], error[:, None], spread)
     nets = learn(lessons, np.ones(1), RefinementConfig(members=2, hidden=(64, 64)))
     at = np.full((len(asked), 1), middle)
-    return quantiles(ensemble(nets, asked.astype(np.float32), at, np.full(at.shape, alpha.std())), 0.5)[:, 0]
+    return quantiles(ensemble(nets, asked.astype(np.float32), at, np.full(at.shape, alpha.std())), (0.5,))[0, :, 0]
 
 
 def main() -> None:

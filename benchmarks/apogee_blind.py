@@ -56,7 +56,7 @@ def network_ensemble(x: np.ndarray, y: np.ndarray, error: np.ndarray, x_test: np
     wide = np.broadcast_to(spread, y.shape)
     nets = learn(Lessons(x.astype(np.float32), y - middle, error, wide), np.ones(1), RefinementConfig(members=5))
     at = np.broadcast_to(middle, (len(x_test), y.shape[1]))
-    return quantiles(ensemble(nets, x_test.astype(np.float32), at, np.broadcast_to(spread, at.shape)), 0.5)
+    return quantiles(ensemble(nets, x_test.astype(np.float32), at, np.broadcast_to(spread, at.shape)), (0.5,))[0]
 
 
 def peers(
