@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from xpbayes.checks.prior_predictive import Simulated, Window, in_window
-from xpbayes.data.stars import Stars, by_blocks, replaced, rows_of_each
-from xpbayes.inference.sampling.importance import batch_size, enough, importance_draws
+from xpbayes.data.stars import Stars
+from xpbayes.inference.sampling.importance import importance_draws, where_needed
 from xpbayes.inference.sampling.nuts import optima_of
 from xpbayes.inference.sampling.psis import pareto_smoothed
 from xpbayes.models.forward import ForwardModel
@@ -177,23 +177,22 @@ def importance_shares(
     ) -> tuple[Array, Array]:
         two = jnp.all(jnp.isfinite(optima[:, 1]), axis=1)
         second = jnp.where(two[:, None], optima[:, 1], optima[:, 0])
-        draws, ln_ratio = importance_draws(model, stars, optima[:, 0], second, two, seed, n_draws, n_more)
+        draws, ln_ratio = importance_draws(
+            model, stars, optima[:, 0], second, two, seed, n_draws=n_draws, n_more=n_more
+        )
         return _weigh(model.forward, draws, ln_ratio, truth, window, n_xp=n_xp)
 
-    given = (
+    share, k_hat = where_needed(
+        batch,
+        lambda found: found[1],
+        n_draws,
+        n_more,
         simulated.stars,
         optima_of(estimate, runner_up),
         jnp.asarray(simulated.truth, jnp.float32),
         simulated.window,
         jnp.asarray(seeds),
     )
-    size = batch_size(n_draws, n_more)
-    found = by_blocks(partial(batch, 0), size, *given)
-    rows = np.flatnonzero(~enough(found[1])) if n_more else np.arange(0)
-    if len(rows):
-        more = by_blocks(partial(batch, n_more), size, *rows_of_each(given, rows))
-        found = replaced(found, more, rows)
-    share, k_hat = found
     return np.asarray(share, np.float64), np.asarray(k_hat, np.float64)
 
 

@@ -25,7 +25,14 @@ from numpy.typing import NDArray
 from xpbayes.data.stars import STAR_BLOCK, Stars
 from xpbayes.inference.errors import ModeDiagnostics, evaluate_mode
 from xpbayes.inference.model_error import fold_in_model_error
-from xpbayes.inference.sampling.importance import Summary, all_draws, batch_size, enough, summarise_with
+from xpbayes.inference.sampling.importance import (
+    Summary,
+    all_draws,
+    batch_size,
+    enough,
+    importance_draws,
+    summarise_draws,
+)
 from xpbayes.inference.search.optima import (
     BETTERED,
     FIRST_ITERATIONS,
@@ -171,7 +178,8 @@ def draw(model: StarModel, found: Found, seeds: Array, n_draws: int, n_more: int
 
     def some(n_more: int, rows: Array) -> Summary:
         stars, *rest = _taken(given, rows)
-        return summarise_with(model, unpacked(stars), *rest, n_draws=n_draws, n_more=n_more)
+        stars = unpacked(stars)
+        return summarise_draws(stars, *importance_draws(model, stars, *rest, n_draws=n_draws, n_more=n_more))
 
     def together(n_more: int) -> int:
         room = stars_that_fit(

@@ -224,7 +224,7 @@ def in_double(trained, real):
 
 
 def _many_draws(model, stars, modes):
-    return importance_draws(model, stars, modes, modes, jnp.zeros(16, bool), jnp.full(16, 7, jnp.uint32), 8192)
+    return importance_draws(model, stars, modes, modes, jnp.zeros(16, bool), jnp.full(16, 7, jnp.uint32), n_draws=8192)
 
 
 @pytest.mark.parametrize("with_parallax", [False, True])
@@ -383,7 +383,9 @@ def test_gaussians_cut_far_above_their_mean_are_drawn_whole(lowest):
 def _drawn(trained, real, n_more):
     stars, modes, _ = real
     no, seed = jnp.zeros(16, bool), jnp.arange(16, dtype=jnp.uint32)
-    return importance_draws(trained.star_model.without_error, stars, modes, modes, no, seed, N_DRAWS, n_more)
+    return importance_draws(
+        trained.star_model.without_error, stars, modes, modes, no, seed, n_draws=N_DRAWS, n_more=n_more
+    )
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,9 @@ mixture weights, as in adaptive multiple importance sampling, Cornuet et al. 201
 Points are a randomly rotated Sobol sequence; a star's rotation depends on its own seed alone.
 """
 
+from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,8 @@ from xpbayes.models.likelihood import deviance, n_observed
 from xpbayes.models.objective import measurement_deviance, parallax_weight, smooth_part, spurious_at
 from xpbayes.models.star_model import StarModel
 from xpbayes.models.theta import to_linear
+
+T = TypeVar("T")
 
 INFLATION = (1.1, 2.2)
 """The proposal is wider than the Laplace approximation by these factors: weights must not pile up in its tails."""
@@ -279,6 +282,7 @@ def importance_draws(
     runner_up: Float[Array, "star parameter"],
     competes: Bool[Array, " star"],
     seed: UInt[Array, " star"],
+    *,
     n_draws: int,
     n_more: int = 0,
 ) -> tuple[Float[Array, "star draw parameter"], Float[Array, "star draw"]]:
@@ -511,7 +515,9 @@ def _draw(
 
 
 @program
-def _summarise_draws(stars: Stars, draws: Array, ln_ratio: Array) -> Summary:
+def summarise_draws(stars: Stars, draws: Array, ln_ratio: Array) -> Summary:
+    """Summaries of weighted draws; arguments as `importance_draws` has and returns them."""
+
     def one(star: Stars, draws: Array, ln_ratio: Array) -> Summary:
         weight, k_hat = pareto_smoothed(ln_ratio)
         linear = to_linear(draws)
@@ -551,32 +557,29 @@ def summarise(
     """
 
     def batch(n_more: int, *given: Any) -> Summary:
-        return summarise_with(model, *given, n_draws=n_draws, n_more=n_more)
+        return summarise_draws(given[0], *importance_draws(model, *given, n_draws=n_draws, n_more=n_more))
 
-    # Batch by batch from Python: as a loop inside one program, XLA on the CPU now and then stood still for ever.
     given = (stars, mode, runner_up, competes, seed)
+    return where_needed(batch, lambda summary: summary.k_hat, n_draws, n_more, *given)
+
+
+def where_needed(batch: Callable[..., T], k_hat: Callable[[T], Any], n_draws: int, n_more: int, *given: Any) -> T:
+    """What `batch` makes of the first draws, and of more for stars where these are not `enough`; on the host.
+
+    Batch by batch from Python: as a loop inside one program, XLA on the CPU now and then stood still for ever.
+
+    Args:
+        batch: takes the draws of a round, 0 for none, and a batch of `given`.
+        k_hat: takes what it returns.
+        n_draws, n_more: as for `importance_draws`.
+        given: trees with the star as leading axis.
+    """
     size = batch_size(n_draws, n_more)  # of both: another would be another program
     first = by_blocks(partial(batch, 0), size, *given)
-    rows = np.flatnonzero(~enough(first.k_hat)) if n_more else np.arange(0)
+    rows = np.flatnonzero(~enough(k_hat(first))) if n_more else np.arange(0)
     if not len(rows):
         return first
-    again = by_blocks(partial(batch, n_more), size, *rows_of_each(given, rows))
-    return replaced(first, again, rows)
-
-
-def summarise_with(
-    model: StarModel,
-    stars: Stars,
-    mode: Float[Array, "star parameter"],
-    runner_up: Float[Array, "star parameter"],
-    competes: Bool[Array, " star"],
-    seed: UInt[Array, " star"],
-    *,
-    n_draws: int,
-    n_more: int = 0,
-) -> Summary:
-    """Summaries of exactly so many draws of every star; see `importance_draws` for the arguments."""
-    return _summarise_draws(stars, *importance_draws(model, stars, mode, runner_up, competes, seed, n_draws, n_more))
+    return replaced(first, by_blocks(partial(batch, n_more), size, *rows_of_each(given, rows)), rows)
 
 
 def enough(k_hat: Any) -> Any:

@@ -268,7 +268,7 @@ class StartPool:
             start: (start, label + 2) labels, ln E, ln parallax.
             star_of: (start,) row of each one's star; one start per star in order if None.
         """
-        self._stars = stars if len(stars) == 0 else _whole_chunk(stars)
+        self._stars = _whole_chunk(stars)
         begin = np.array(start)
         self._star_of = np.arange(len(begin)) if star_of is None else np.asarray(star_of)
         self.state = starting_state(begin)
