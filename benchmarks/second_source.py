@@ -28,7 +28,6 @@ from xpbayes.config import InferenceConfig
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
 from xpbayes.device import prepare_device
 from xpbayes.inference import second_source
-from xpbayes.inference.errors import hessians
 from xpbayes.inference.ridge import companion_ridge
 from xpbayes.inference.sampling.kernels import nuts_transition
 from xpbayes.inference.scatter import loosened
@@ -40,7 +39,7 @@ from xpbayes.inference.second_source import (
     solve_companions,
     weigh_hypotheses,
 )
-from xpbayes.models.objective import objective
+from xpbayes.models.objective import curvature, objective
 from xpbayes.models.pair import pair_of
 from xpbayes.models.star_model import StarModel
 from xpbayes.models.theta import to_log
@@ -132,7 +131,8 @@ def student(key: jax.Array, mean: jax.Array, factor: jax.Array, n: int) -> tuple
 
 def factors(model: StarModel, stars: Stars, at: np.ndarray) -> np.ndarray:
     """Cholesky factors of Laplace's covariances, in float64; of the eigenvalues' magnitude where L is no bowl."""
-    hessian = np.asarray(by_blocks(partial(hessians, model), STAR_BLOCK, stars, at), np.float64)
+    of_each = jax.jit(jax.vmap(lambda star, u: curvature(model, star, u)[0].hessian))
+    hessian = np.asarray(by_blocks(of_each, STAR_BLOCK, stars, at), np.float64)
     value, vector = np.linalg.eigh(hessian)
     covariance = (vector * (2.0 / np.maximum(np.abs(value), 1e-3))[:, None, :]) @ vector.transpose(0, 2, 1)
     return np.linalg.cholesky(covariance).astype(np.float32)
