@@ -197,6 +197,7 @@ def _survey_of(spectra: list[Path], named: Mapping[str, tuple[str, ...]]) -> Sur
     tables = {kind: list(files) for kind, files in named.items() if files}
     wanted = [kind for kind in KINDS if kind not in named]
     said = {kind: ", ".join(Path(f).name for f in files) for kind, files in tables.items()}
+    remarks: list[str] = []
     if wanted:
         own = {path: _columns(path) for path in spectra[:MOST_LOOKED_AT]}
         beside, n_beside = _beside(spectra, {str(f) for listed in named.values() for f in listed})
@@ -223,11 +224,11 @@ def _survey_of(spectra: list[Path], named: Mapping[str, tuple[str, ...]]) -> Sur
         if "two_mass" in wanted and "two_mass" not in tables:
             near = [path.name for path, names in (own | beside).items() if "two_mass" in kinds_of([*names, "ph_qual"])]
             if near:
-                said[""] = f"{near[0]} has 2MASS magnitudes without ph_qual, and is left out"
+                remarks.append(f"{near[0]} has 2MASS magnitudes without ph_qual, and is left out")
         if n_beside > MOST_LOOKED_AT:
-            said[""] = f"{n_beside} files beside the spectra were not looked at"
+            remarks.append(f"{n_beside} files beside the spectra were not looked at")
     lacking = [title for kind, title in KINDS.items() if kind not in tables]
-    parts = [f"{KINDS[kind]} from {where}" if kind else where for kind, where in said.items()]
+    parts = [*(f"{KINDS[kind]} from {where}" for kind, where in said.items()), *remarks]
     name = spectra[0].name if len(spectra) == 1 else f"{spectra[0].name} and {len(spectra) - 1} more"
     log.info(f"{name}: XP spectra; " + "; ".join([*parts, *([f"no {', no '.join(lacking)}"] if lacking else [])]))
     text = as_toml([_literal(path) for path in spectra], {kind: list(map(_literal, of)) for kind, of in tables.items()})
@@ -267,15 +268,15 @@ def survey_toml(inputs: Sequence[Named], companions: CompanionFiles = None) -> s
         names = sorted(map(Path, glob.glob(str(given), recursive=True))) if glob.has_magic(str(given)) else []
         for path in [given] if given.exists() or not names else names:
             if path.is_dir() and not hats_files(path):
-                labels += _label_tables(_tables_in(path))
+                labels += [table for inner in _tables_in(path) if (table := _label_table(inner, _columns(inner)))]
                 spectra.append(path)
                 continue
             here = _columns(path) if path.suffix != ".toml" else set()
             if not here or product_of(here):
                 spectra.append(path)
             kinds = kinds_of(here) if product_of(here) is None else []
-            found = _label_tables([path] if here else [])
-            labels += found
+            found = _label_table(path, here)
+            labels += [found] if found else []
             for kind in kinds:
                 (beside_labels if found else tables).setdefault(kind, []).append(str(path))
             is_reddening = all(here & set(column.all_names) for column in REDDENING_FIELDS)
@@ -334,9 +335,10 @@ class LabelTable:
         return out
 
 
-def _label_tables(paths: Iterable[Path]) -> list[LabelTable]:
-    """Those of some files that hold labels, ours left out."""
-    return [LabelTable(path, told) for path in paths if (told := surveys_of(_columns(path)))]
+def _label_table(path: Path, names: set[str]) -> LabelTable | None:
+    """A table with these columns, if it holds labels."""
+    told = surveys_of(names)
+    return LabelTable(path, told) if told else None
 
 
 def as_toml(
