@@ -34,8 +34,8 @@ from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
 from xpbayes.device import program
 from xpbayes.inference.fit_quality import FitQuality
 from xpbayes.inference.references import WITHIN_ONE_SIGMA, References, in_sampled, weighted_quantiles
-from xpbayes.inference.scatter import VARIANCE_ERROR, trusted_inverse_error
-from xpbayes.models.model_error import mean_ln_snr
+from xpbayes.inference.scatter import VARIANCE_ERROR, scatter_of, trusted_inverse_error
+from xpbayes.models.model_error import ModelError, mean_ln_snr
 
 if TYPE_CHECKING:
     from xpbayes.inference.fit import Posteriors
@@ -104,6 +104,10 @@ class Calibration:
     flux_only: KindCalibration
     scatter: Float[np.ndarray, "error_kind two"] | None = None
     fit_quality: FitQuality | None = None
+
+    def scatter_of(self, error: ModelError | None, stars: Stars) -> NDArray[np.float64] | None:
+        """(star, 2) by how much E [mag] and ln parallax of stars scatter at given labels; None if that is not known."""
+        return None if self.scatter is None or error is None else scatter_of(self.scatter, error, stars)
 
 
 def of_labels_only(scale: NDArray, kinds: NDArray, width: NDArray, offset: NDArray, stretch: NDArray) -> Calibration:

@@ -26,7 +26,7 @@ from xpbayes.errors import InputError
 from xpbayes.identity import Stream, seeds_from_id
 from xpbayes.inference.fit import Posteriors, fit_stars
 from xpbayes.inference.ridge import companion_ridge
-from xpbayes.inference.scatter import loosened, scatter_of, settled
+from xpbayes.inference.scatter import loosened, settled
 from xpbayes.instrument.instrument import InstrumentId
 from xpbayes.models.pair import CompanionRidge
 from xpbayes.production.export import check_suffix, save_catalogue
@@ -285,9 +285,7 @@ def _ridge(trained: TrainedModel, config: InferenceConfig) -> CompanionRidge | N
 
 def stars_scatter(trained: TrainedModel, stars: Stars) -> NDArray[np.float64] | None:
     """(star, 2) by how much E [mag] and ln parallax scatter at given labels; None if the model does not know."""
-    if trained.calibration is None or trained.calibration.scatter is None or trained.model_error is None:
-        return None
-    return scatter_of(trained.calibration.scatter, trained.model_error, stars)
+    return None if trained.calibration is None else trained.calibration.scatter_of(trained.model_error, stars)
 
 
 def _threads() -> int | None:

@@ -16,8 +16,8 @@ from xpbayes.config import InferenceConfig
 from xpbayes.data.stars import rows_of_each
 from xpbayes.inference.fit import fit_stars
 from xpbayes.inference.recalibration import recalibrated
-from xpbayes.inference.references import MIN_PARALLAX_SNR, References
-from xpbayes.inference.scatter import loosened, scatter_of, settled
+from xpbayes.inference.references import References, measured
+from xpbayes.inference.scatter import loosened, settled
 from xpbayes.inference.trust import WITHIN, Trust, trust_features
 from xpbayes.training.outsiders import outsiders
 
@@ -181,19 +181,19 @@ def _learned(lessons: list[Lesson]) -> Trust:
     def of_rows(of_lesson: list[bool]) -> NDArray[np.bool_]:
         return np.repeat(of_lesson, sizes)[solved]
 
-    outside, measured = (of_rows([lesson.kind == kind for lesson in lessons]) for kind in ("outside", "as measured"))
+    outside, as_measured = (of_rows([lesson.kind == kind for lesson in lessons]) for kind in ("outside", "as measured"))
     flux_only = of_rows([not lesson.use_parallax for lesson in lessons])
     every = every[solved]
     right, wrong, weight = (np.concatenate(v)[solved] for v in zip(*(lesson.told for lesson in lessons), strict=True))
-    knots = _knots(every[measured | outside], outside[measured | outside])
+    either = as_measured | outside
+    knots = _knots(every[either], outside[either])
     basis = _basis(every, knots)
-    either = measured | outside
-    share = np.where(outside, OUTSIDERS_SHARE["outside"] * measured.sum() / max(1, int(outside.sum())), 1.0)
+    share = np.where(outside, OUTSIDERS_SHARE["outside"] * as_measured.sum() / max(1, int(outside.sum())), 1.0)
     offset, values = _fit(
-        basis[either], outside[either].astype(np.float64), measured[either].astype(np.float64), share[either]
+        basis[either], outside[either].astype(np.float64), as_measured[either].astype(np.float64), share[either]
     )
     odds = basis @ values + offset
-    fits = [(offset - float(np.quantile(odds[measured], 1.0 - FALSE_ALARMS)), values)]
+    fits = [(offset - float(np.quantile(odds[as_measured], 1.0 - FALSE_ALARMS)), values)]
     for i in range(right.shape[1]):
         rows = weight[:, i] > 0
         if i == right.shape[1] - 1:  # like the stars that tell of it
@@ -202,7 +202,7 @@ def _learned(lessons: list[Lesson]) -> Trust:
         each = np.where(outside, OUTSIDERS_SHARE["reliability"] * stars / max(1, others), weight[:, i])
         fits.append(_fit(basis[rows], right[rows, i], wrong[rows, i], each[rows]))
     log.info(
-        f"trust learned from {measured.sum()} fits of stars kept aside and {outside.sum()} of sources outside of "
+        f"trust learned from {as_measured.sum()} fits of stars kept aside and {outside.sum()} of sources outside of "
         f"the model, {np.mean(odds[outside] - offset + fits[0][0] > 0):.0%} of which are recognised"
     )
     shape = (len(fits), *knots.shape)
@@ -224,8 +224,8 @@ def _with_poorer_parallaxes(
         whole: stars as measured.
         random: random numbers.
     """
-    measured = np.flatnonzero(np.asarray(whole.stars.parallax_inv_error) > 0)
-    some = measured[random.permutation(len(measured))[:N_ALTERED]]
+    with_one = np.flatnonzero(np.asarray(whole.stars.parallax_inv_error) > 0)
+    some = with_one[random.permutation(len(with_one))[:N_ALTERED]]
     before = rows_of_each(whole.stars, some)
     stars = with_poorer_parallaxes(before, random)
     scatter = _scatter(model, calibration, stars)
@@ -235,11 +235,11 @@ def _with_poorer_parallaxes(
     published = recalibrated(published, calibration, stars, use_parallax=True)
     known = whole.known.take(some)
     # What is known was part of what is judged, which is drawn to it by the square of one error over the other.
-    value, variance = measured_parallaxes(before)
+    value, error = (of_both[:, 1] for of_both in measured(before))
     half = 0.5 * (published.high - published.low)[:, -1].astype(np.float64)
     drawn = np.clip((half * np.asarray(stars.parallax_inv_error, np.float64)) ** 2, 0.0, 0.5)
     left = 1.0 - 2.0 * drawn
-    known.value[:, -1], known.variance[:, -1] = value, variance * np.maximum(left, LEAST_SPREAD**2)
+    known.value[:, -1], known.variance[:, -1] = value, error**2 * np.maximum(left, LEAST_SPREAD**2)
     return Case(looked_at, found, published, use_parallax=True, known=known)
 
 
@@ -265,19 +265,10 @@ def with_poorer_parallaxes(stars: "Stars", random: np.random.Generator) -> "Star
     )
 
 
-def measured_parallaxes(stars: "Stars") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(star,) ln of measured parallaxes and its variance, infinite where it is no Gaussian."""
-    parallax = np.asarray(stars.parallax, np.float64)
-    snr = parallax * np.asarray(stars.parallax_inv_error, np.float64)
-    good = snr > MIN_PARALLAX_SNR
-    return np.log(np.where(good, parallax, 1.0)), np.where(good, 1.0 / np.where(good, snr, 1.0) ** 2, np.inf)
-
-
 def _scatter(model: "StarModel", calibration: "Calibration", stars: "Stars") -> NDArray[np.float64]:
     """(star, 2) scatter of E and ln parallax; 0 if the model does not know."""
-    if calibration.scatter is None or model.error is None:
-        return np.zeros((len(stars), 2))
-    return scatter_of(calibration.scatter, model.error, stars)
+    known = calibration.scatter_of(model.error, stars)
+    return np.zeros((len(stars), 2)) if known is None else known
 
 
 def _knots(features: NDArray[np.float64], outside: NDArray[np.bool_]) -> NDArray[np.float64]:
