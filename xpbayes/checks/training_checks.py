@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 from scipy.constants import c, h, k
@@ -26,7 +25,7 @@ from xpbayes.archive.spectroscopic_parallax import (
     SOLAR_TEFF_KK,
 )
 from xpbayes.channels import Channels
-from xpbayes.models.forward import ForwardModel, ln_absolute_flux
+from xpbayes.models.forward import ForwardModel, ln_absolute_flux, ln_absolute_fluxes
 
 PHYSICAL_RANGE = {"teff": (2.0, 60.0), "feh": (-6.0, 1.2), "logg": (-1.0, 6.5), "alpha_m": (-1.0, 1.2)}
 """Where labels of stars lie [kK, dex, dex, dex]."""
@@ -139,13 +138,12 @@ def label_directions(forward: ForwardModel, channels: Channels, names: Sequence[
     )
 
 
-_fluxes = jax.jit(jax.vmap(ln_absolute_flux, (None, 0)))
 _slopes = jax.jit(jax.vmap(jax.jacfwd(ln_absolute_flux, argnums=1), (None, 0)))
 
 
 def _ln_absolute_fluxes(forward: ForwardModel, labels: NDArray[Any]) -> NDArray[np.float64]:
     """(star, channel) ln f_abs."""
-    return np.asarray(_fluxes(forward, jnp.asarray(labels, jnp.float32)), np.float64)
+    return np.asarray(ln_absolute_fluxes(forward, np.asarray(labels, np.float32)), np.float64)
 
 
 def _ln_planck(wavelength_nm: NDArray[Any], teff_kk: NDArray[Any]) -> NDArray[Any]:

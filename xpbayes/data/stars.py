@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
@@ -71,12 +70,15 @@ class Stars(eqx.Module):
         return self.flux.shape[0]
 
     def take(self, index: Array | NDArray[Any] | slice) -> "Stars":
-        """Select stars by index, mask or slice."""
-        return jax.tree.map(lambda leaf: leaf[index], self)
+        """Select stars by index, mask or slice: outside of a program by NumPy, which compiles nothing for that."""
+        if is_traced((self, index)) or jax.default_backend() != "cpu":
+            return jax.tree.map(lambda leaf: leaf[index], self)
+        rows = index if isinstance(index, slice) else np.asarray(index)
+        return jax.tree.map(lambda leaf: _rows(leaf, rows), self)
 
     def padded(self, size: int) -> "Stars":
         """Repeat the last star up to a fixed size: one compiled program then serves every chunk."""
-        return self if len(self) == size else self.take(jnp.minimum(jnp.arange(size), len(self) - 1))
+        return self if len(self) == size else self.take(np.minimum(np.arange(size), len(self) - 1))
 
     def blind(self, *, parallax: bool = True) -> "Stars":
         """Return the stars as inference may see them: no labels, no reddening, and no parallax if asked.
@@ -86,11 +88,21 @@ class Stars(eqx.Module):
         """
         return replace(
             self,
-            label_inv_error=jnp.zeros_like(self.label_inv_error),
-            reddening_inv_error=jnp.zeros_like(self.reddening_inv_error),
-            parallax_inv_error=self.parallax_inv_error if parallax else jnp.zeros_like(self.parallax_inv_error),
+            label_inv_error=_none_of(self.label_inv_error),
+            reddening_inv_error=_none_of(self.reddening_inv_error),
+            parallax_inv_error=self.parallax_inv_error if parallax else _none_of(self.parallax_inv_error),
             doubt=self.doubt if parallax else None,
         )
+
+
+def _rows(leaf: Array | NDArray[Any], rows: NDArray[Any] | slice) -> Array | NDArray[Any]:
+    """Rows of an array, which stays where it is."""
+    return leaf[rows] if isinstance(leaf, np.ndarray) else jax.device_put(np.asarray(leaf)[rows])
+
+
+def _none_of(values: Array) -> Any:
+    """Zeros in the shape of some values."""
+    return np.zeros(values.shape, values.dtype)
 
 
 def chunk_size(n_stars: int, largest: int, multiple: int = 64) -> int:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, chunk_size
-from xpbayes.device import prepare_device
+from xpbayes.device import prepare_device, program
 from xpbayes.inference import on_device
 from xpbayes.inference.errors import evaluate_mode, laplace_covariance
 from xpbayes.inference.linear_algebra import are_positive_definite, invert_positive
@@ -226,6 +226,9 @@ def _on_device(
         yield _posteriors(model.forward, *jax.tree.map(lambda leaf, n=n: leaf[:n], found))
 
 
+_linear = program(to_linear)
+
+
 def _posteriors(
     forward: ForwardModel,
     stars: Stars,
@@ -237,12 +240,13 @@ def _posteriors(
     """Everything in NumPy, as `at` is, a `ModeDiagnostics`: covariances are inverted in float64."""
     best, n_modes, runner_up, delta = optima
     mode = np.asarray(best.theta_log)
+    estimate, second = (np.asarray(by_blocks(_linear, STAR_BLOCK, one)) for one in (mode, runner_up))
     spurious = spurious_in(stars, np.exp(mode[:, -1:])) if summary is None else summary.spurious
     summary = _no_summary(*mode.shape) if summary is None else summary
     single = n_modes == 1
     drawn: dict[str, Any] = {name: np.asarray(v) for name, v in summary._asdict().items() if name != "spurious"}
     found = Posteriors(
-        estimate=np.asarray(to_linear(jax.device_put(best.theta_log))),
+        estimate=estimate,
         fisher=at.fisher,
         covariance=invert_positive(at.fisher),
         laplace=laplace_covariance(at.hessian, mode),
@@ -255,7 +259,7 @@ def _posteriors(
         hessian_positive=are_positive_definite(at.hessian),
         unbounded=at.unbounded,
         n_modes=n_modes,
-        runner_up=np.where(single[:, None], np.float32(np.nan), np.asarray(to_linear(jax.device_put(runner_up)))),
+        runner_up=np.where(single[:, None], np.float32(np.nan), second),
         runner_up_delta=np.where(single, np.float32(np.nan), delta),
         spurious=None if spurious is None else np.asarray(spurious),
         pair=pair,
@@ -273,8 +277,10 @@ def spurious_in(stars: Stars, parallax: Float[NDArray, "star draw"]) -> NDArray[
     """
     if stars.doubt is None:
         return None
-    one = jax.vmap(lambda star, of: jnp.mean(spurious_at(star, star.doubt, of)))
-    return np.asarray(one(_light(stars), np.asarray(parallax, np.float32)))
+    return np.asarray(by_blocks(_spurious, STAR_BLOCK, _light(stars), np.asarray(parallax, np.float32)))
+
+
+_spurious = program(jax.vmap(lambda star, of: jnp.mean(spurious_at(star, star.doubt, of))))
 
 
 def _light(stars: Stars) -> Stars:
@@ -303,7 +309,8 @@ def _marginal_over_xi(found: Posteriors, forward: ForwardModel) -> Posteriors:
 
 
 def _no_summary(n: int, n_parameters: int) -> Summary:
-    each, one = jnp.full((n, n_parameters), jnp.nan), jnp.full(n, jnp.nan)
+    each: Any = np.full((n, n_parameters), np.nan, np.float32)
+    one: Any = np.full(n, np.nan, np.float32)
     return Summary(each, each, each, each, each, one, one)
 
 

@@ -18,7 +18,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
@@ -111,11 +110,11 @@ def loosened(stars: Stars, scatter: Float[NDArray, "star two"]) -> Stars:
     inverse = np.asarray(stars.parallax_inv_error, np.float64)
     spread = scatter[:, 1] * np.maximum(np.asarray(stars.parallax, np.float64), 0.0)
     wider = np.hypot(1.0, inverse * spread)
-    looser = replace(stars, parallax_inv_error=jnp.asarray(inverse / wider, jnp.float32))
+    looser = replace(stars, parallax_inv_error=(inverse / wider).astype(np.float32))
     if stars.doubt is None:
         return looser
     narrowing = wider / np.hypot(1.0 / np.asarray(stars.doubt.narrowing, np.float64), inverse * spread)
-    return replace(looser, doubt=replace(stars.doubt, narrowing=jnp.asarray(narrowing, jnp.float32)))
+    return replace(looser, doubt=replace(stars.doubt, narrowing=narrowing.astype(np.float32)))
 
 
 def trusted_inverse_error(stars: Stars, spurious: Float[NDArray, " star"] | None) -> NDArray[np.float64]:

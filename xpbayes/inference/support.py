@@ -109,12 +109,18 @@ def extrapolation(
     finite = np.flatnonzero(np.isfinite(points).all(axis=1))
     if len(finite):
         inside = points[finite]
-        density = np.asarray(by_blocks(partial(ln_priors, prior), STAR_BLOCK, inside))
-        rarity = (support.ln_typical - density) / (support.ln_typical - support.ln_rare)
+        rarity = np.asarray(by_blocks(partial(_rarity, prior, support.ln_typical, support.ln_rare), STAR_BLOCK, inside))
         scale, neighbour = np.asarray(support.scale), min(NEIGHBOUR, len(support.labels) - 1)
         distance = neighbour_distance(np.asarray(support.labels) / scale, inside / scale, neighbour)
         out[finite] = np.maximum(np.maximum(rarity, distance / np.asarray(support.reach)), 0.0)
     return out
+
+
+@program
+def _rarity(
+    prior: LabelPrior, typical: Array, rare: Array, labels: Float[Array, "star label"]
+) -> Float[Array, " star"]:
+    return (typical - ln_priors(prior, labels)) / (typical - rare)
 
 
 _slopes = program(jax.vmap(jax.grad(ln_prior, argnums=1), (None, 0)))

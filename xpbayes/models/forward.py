@@ -7,6 +7,7 @@ vector without it is of a star behind dust of the mean curve, xi = 0.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from xpbayes.device import program
 from xpbayes.models.extinction import attenuate
 
 HIDDEN = (32, 32, 32)
@@ -235,6 +237,12 @@ def ln_absolute_flux(forward: ForwardModel, labels: Float[Array, " label"]) -> F
     """
     shape, level = shape_and_level(forward, labels)
     return shape + level
+
+
+@program
+def ln_absolute_fluxes(forward: ForwardModel, labels: Float[Array, "star label"]) -> Float[Array, "star channel"]:
+    """`ln_absolute_flux` of many stars."""
+    return jax.vmap(partial(ln_absolute_flux, forward))(labels)
 
 
 def predict_ln_flux(

@@ -2,15 +2,13 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 import xarray as xr
 
 from xpbayes.analysis.pages.prediction import Prediction
 from xpbayes.channels import FLUX_UNIT
-from xpbayes.device import program
 from xpbayes.errors import InputError, nearest
-from xpbayes.models.forward import ln_absolute_flux
+from xpbayes.models.forward import ln_absolute_fluxes
 from xpbayes.models.model_error import relative_sigma
 from xpbayes.models.prior import ln_priors
 from xpbayes.production.flat import PARAMETER_UNITS
@@ -65,7 +63,7 @@ def predict_fluxes(
     _check_values(spread)
     shape, dims = spread["parallax"].shape, spread["parallax"].dims
     theta = np.stack([_internal(name, spread[name]) for name in trained.labels], axis=-1).reshape(-1, len(labels))
-    intrinsic = np.asarray(_intrinsic(trained.forward, theta), np.float64)
+    intrinsic = np.asarray(ln_absolute_fluxes(trained.forward, theta), np.float64)
     curve = np.exp(np.asarray(trained.forward.ln_curve, np.float64))
     if variation is not None:
         curve = curve + spread["xi"].values.reshape(-1, 1) * np.asarray(variation, np.float64)
@@ -90,9 +88,6 @@ def predict_fluxes(
             "wavelength": ("channel", trained.channels.wavelengths, {"units": "nm"}),
         },
     )
-
-
-_intrinsic = program(jax.vmap(ln_absolute_flux, (None, 0)))
 
 
 def predict_flux(

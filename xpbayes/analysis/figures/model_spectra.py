@@ -135,18 +135,15 @@ def over_continuum(wavelength_nm: NDArray[np.floating], flux: NDArray[np.floatin
 
 def sequence(model: TrainedModel, line: Line) -> Sequence:
     """Predict spectra along a line; labels other than its three stay at the middle of the training sample."""
-    import jax
-    import jax.numpy as jnp
-
-    from xpbayes.models.forward import ln_absolute_flux
-    from xpbayes.models.prior import ln_prior
+    from xpbayes.models.forward import ln_absolute_fluxes
+    from xpbayes.models.prior import ln_priors
 
     labels = np.tile(np.asarray(model.forward.label_center, np.float64), (len(line.value), 1))
     for name in LABELS:
         labels[:, model.labels.index(name)] = getattr(line, name)
-    at = jnp.asarray(labels, jnp.float32)
-    flux = np.exp(np.asarray(jax.vmap(ln_absolute_flux, (None, 0))(model.forward, at), np.float64))
-    likely = np.asarray(jax.vmap(ln_prior, (None, 0))(model.prior, at)) > float(model.prior.ln_threshold)
+    at = labels.astype(np.float32)
+    flux = np.exp(np.asarray(ln_absolute_fluxes(model.forward, at), np.float64))
+    likely = np.asarray(ln_priors(model.prior, at)) > float(model.prior.ln_threshold)
     wavelength, n_xp = model.channels.wavelengths, model.channels.n_xp
     normalised = np.full(flux.shape, np.nan)
     if n_xp >= MIN_CONTINUUM_CHANNELS:
