@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, replaced, rows_of_each
 from xpbayes.device import program
@@ -139,7 +139,7 @@ def _weigh(
 
 def companions_tried() -> NDArray[np.float64]:
     """`companion` of the pairs that are solved, the faintest first."""
-    return np.asarray(norm.ppf((np.arange(N_COMPANIONS) + 0.5) / N_COMPANIONS))
+    return np.asarray(ndtri((np.arange(N_COMPANIONS) + 0.5) / N_COMPANIONS))
 
 
 def solve_companions(

@@ -1,9 +1,10 @@
 """Predict fluxes of stars whose parameters are given."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import xarray as xr
+from numpy.typing import NDArray
 
 from xpbayes.analysis.pages.prediction import Prediction
 from xpbayes.channels import FLUX_UNIT
@@ -15,13 +16,16 @@ from xpbayes.production.flat import PARAMETER_UNITS
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.runs.inputs import PathLike, load_if_path
 
+if TYPE_CHECKING:
+    import xarray as xr
+
 TEFF_RANGE = (1000.0, 100_000.0)
 """[K] Whatever lies outside was not given in kelvin."""
 
 
 def predict_fluxes(
     model: TrainedModel | PathLike, *, extinction: Any = 0.0, parallax: Any = 1.0, xi: Any = 0.0, **labels: Any
-) -> xr.Dataset:
+) -> "xr.Dataset":
     """Predict fluxes (ZGR23 Eq. 8).
 
     Arguments are numbers, arrays, which are broadcast together along `star`, or xarray's DataArrays, which are broadcast
@@ -42,40 +46,22 @@ def predict_fluxes(
     Raises:
         InputError: a label is missing or unknown, shapes do not fit together, or a value is not possible.
     """
+    import xarray as xr  # takes longer to import than to predict
+
     trained = load_if_path(model)
-    for name in labels:
-        if name not in trained.labels:
-            raise InputError(f"the model has no label '{name}'{nearest(name, trained.labels)}")
-    missing = [name for name in trained.labels if name not in labels]
-    if missing:
-        raise InputError(f"the label '{missing[0]}' is missing; the model needs {', '.join(trained.labels)}")
-    given = {name: labels[name] for name in trained.labels} | {"extinction": extinction, "parallax": parallax}
-    variation = trained.forward.curve_variation
-    if variation is not None:
-        given["xi"] = xi
-    elif np.any(xi):
-        raise InputError("the model does not know how the extinction curve varies; leave xi out")
-    arguments = {name: _named(name, value) for name, value in given.items()}
+    arguments = {name: _named(name, value) for name, value in _given(trained, labels, extinction, parallax, xi).items()}
     try:
         spread = dict(zip(arguments, xr.broadcast(*arguments.values()), strict=True))
     except ValueError as error:
         raise InputError(f"labels, extinction and parallax cannot be broadcast together ({error})") from error
-    _check_values(spread)
     shape, dims = spread["parallax"].shape, spread["parallax"].dims
-    theta = np.stack([_internal(name, spread[name]) for name in trained.labels], axis=-1).reshape(-1, len(labels))
-    intrinsic = np.asarray(ln_absolute_fluxes(trained.forward, theta), np.float64)
-    curve = np.exp(np.asarray(trained.forward.ln_curve, np.float64))
-    if variation is not None:
-        curve = curve + spread["xi"].values.reshape(-1, 1) * np.asarray(variation, np.float64)
-    dimming = spread["extinction"].values.reshape(-1, 1) * curve
-    flux = np.exp(intrinsic - dimming) * spread["parallax"].values.reshape(-1, 1) ** 2
-    ln_p = np.asarray(ln_priors(trained.prior, theta), np.float64).reshape(shape)
-    n = len(trained.channels)
-    own = relative_sigma(trained.model_error) if trained.model_error is not None else np.zeros(n)
+    found = _predicted(trained, {name: value.values.ravel() for name, value in spread.items()})
+    ln_p, n = found.ln_prior.reshape(shape), len(trained.channels)
+    flux = found.flux.reshape(*shape, n)
     return xr.Dataset(
         {
-            "flux": ((*dims, "channel"), flux.reshape(*shape, n), {"units": FLUX_UNIT, "long_name": "predicted flux"}),
-            "model_error": ("channel", own, {"long_name": "relative 1-sigma error of the model itself"}),
+            "flux": ((*dims, "channel"), flux, {"units": FLUX_UNIT, "long_name": "predicted flux"}),
+            "model_error": ("channel", _own(trained), {"long_name": "relative 1-sigma error of the model itself"}),
             "ln_prior": (dims, ln_p, {"long_name": "ln prior density of the labels"}),
             "unlikely": (dims, ln_p < float(trained.prior.ln_threshold), {"long_name": "an extrapolation"}),
         },
@@ -98,20 +84,67 @@ def predict_flux(
     Example:
         >>> xpbayes.predict_flux("model", teff=5800, feh=0, logg=4.4, extinction=0.1)  # doctest: +SKIP
     """
-    found = predict_fluxes(model, extinction=extinction, parallax=parallax, xi=xi, **labels)
+    trained = load_if_path(model)
+    given = _given(trained, labels, extinction, parallax, xi)
+    found = _predicted(trained, {name: np.array([value], np.float64) for name, value in given.items()})
     return Prediction(
         parameters={**labels, "extinction": extinction, "parallax": parallax},
-        channels=tuple(found.channel.values.tolist()),
-        wavelength_nm=found.wavelength.values,
-        flux=found.flux.values,
-        model_error=found.model_error.values,
-        ln_prior=float(found.ln_prior),
-        unlikely=bool(found.unlikely),
+        channels=tuple(trained.channels.names),
+        wavelength_nm=np.asarray(trained.channels.wavelengths),
+        flux=found.flux[0],
+        model_error=_own(trained),
+        ln_prior=float(found.ln_prior[0]),
+        unlikely=bool(found.ln_prior[0] < float(trained.prior.ln_threshold)),
     )
 
 
-def _named(name: str, value: Any) -> xr.DataArray:
+class _Predicted(NamedTuple):
+    """Of every star: (star, channel) fluxes, and (star,) ln prior density of its labels."""
+
+    flux: NDArray[np.float64]
+    ln_prior: NDArray[np.float64]
+
+
+def _given(trained: TrainedModel, labels: dict[str, Any], extinction: Any, parallax: Any, xi: Any) -> dict[str, Any]:
+    """The arguments by name; InputError where the model has not these labels."""
+    for name in labels:
+        if name not in trained.labels:
+            raise InputError(f"the model has no label '{name}'{nearest(name, trained.labels)}")
+    missing = [name for name in trained.labels if name not in labels]
+    if missing:
+        raise InputError(f"the label '{missing[0]}' is missing; the model needs {', '.join(trained.labels)}")
+    given = {name: labels[name] for name in trained.labels} | {"extinction": extinction, "parallax": parallax}
+    variation = trained.forward.curve_variation
+    if variation is not None:
+        given["xi"] = xi
+    elif np.any(xi):
+        raise InputError("the model does not know how the extinction curve varies; leave xi out")
+    return given
+
+
+def _predicted(trained: TrainedModel, arguments: Mapping[str, NDArray[np.float64]]) -> _Predicted:
+    """Predict, from (star,) values of every argument."""
+    _check_values(arguments)
+    theta = np.stack([_internal(name, arguments[name]) for name in trained.labels], axis=-1)
+    intrinsic = np.asarray(ln_absolute_fluxes(trained.forward, theta), np.float64)
+    curve = np.exp(np.asarray(trained.forward.ln_curve, np.float64))
+    if "xi" in arguments:
+        curve = curve + arguments["xi"][:, None] * np.asarray(trained.forward.curve_variation, np.float64)
+    dimming = arguments["extinction"][:, None] * curve
+    flux = np.exp(intrinsic - dimming) * arguments["parallax"][:, None] ** 2
+    return _Predicted(flux, np.asarray(ln_priors(trained.prior, theta), np.float64))
+
+
+def _own(trained: TrainedModel) -> NDArray[np.float64]:
+    """(channel,) relative 1-sigma error of the model itself."""
+    n = len(trained.channels)
+    return relative_sigma(trained.model_error) if trained.model_error is not None else np.zeros(n)
+
+
+def _named(name: str, value: Any) -> "xr.DataArray":
     """An argument as a DataArray: plain arrays run along `star`."""
+    import xarray as xr
+
     if isinstance(value, xr.DataArray):
         return value.astype(np.float64)
     array = np.asarray(value, np.float64)
@@ -120,20 +153,20 @@ def _named(name: str, value: Any) -> xr.DataArray:
     return xr.DataArray(array, dims=("star",) * array.ndim)
 
 
-def _check_values(arguments: dict[str, xr.DataArray]) -> None:
+def _check_values(arguments: Mapping[str, NDArray[np.float64]]) -> None:
     """InputError for what no star can have."""
     if not all(np.isfinite(value).all() for value in arguments.values()):
         raise InputError("labels, extinction and parallax must be finite numbers")
     teff = arguments.get("teff")
     if teff is not None:
-        outside = teff.values[(teff.values < TEFF_RANGE[0]) | (teff.values > TEFF_RANGE[1])]
+        outside = teff[(teff < TEFF_RANGE[0]) | (teff > TEFF_RANGE[1])]
         if outside.size:
             low, high = TEFF_RANGE
-            raise InputError(f"teff = {outside.flat[0]:g} is outside {low:.0f} to {high:.0f}; it is in kelvin")
+            raise InputError(f"teff = {outside[0]:g} is outside {low:.0f} to {high:.0f}; it is in kelvin")
     if (arguments["extinction"] < 0).any() or (arguments["parallax"] <= 0).any():
         raise InputError("the extinction must not be negative and the parallax must be positive (mas)")
 
 
-def _internal(name: str, value: xr.DataArray) -> np.ndarray:
+def _internal(name: str, value: NDArray[np.float64]) -> NDArray[np.float32]:
     """Values in the model's own unit: kK."""
-    return (value.values / 1e3 if name == "teff" else value.values).astype(np.float32)
+    return (value / 1e3 if name == "teff" else value).astype(np.float32)

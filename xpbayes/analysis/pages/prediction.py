@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.analysis.figures import drawing
 from xpbayes.analysis.pages.page import Table
 from xpbayes.channels import FLUX_UNIT
 
@@ -56,6 +55,8 @@ def print_prediction(prediction: Prediction) -> None:
 
 def prediction_figure(prediction: Prediction) -> "Figure":
     """The predicted spectrum with the model's own 1-sigma error, under the star's parameters."""
+    from xpbayes.analysis.figures import drawing  # takes longer to import than to predict
+
     figure, ((axis,),) = drawing.panels(1, 1, 7.0, 3.8)
     wavelength, flux, error = prediction.wavelength_nm, prediction.flux, prediction.model_error
     axis.plot(wavelength, flux, "o-", ms=3, lw=1.0, color=drawing.BLUE, label="prediction")
@@ -78,4 +79,6 @@ def draw_prediction(prediction: Prediction, path: Path) -> None:
     Raises:
         InputError: the file cannot be written, or its ending names no figure format.
     """
+    from xpbayes.analysis.figures import drawing
+
     drawing.save_figure(prediction_figure(prediction), path, dpi=150)

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import irfft, next_fast_len, rfft
 from scipy.special import ndtri
-from scipy.stats import rankdata
 
 MAX_R_HAT = 1.01
 MIN_ESS_PER_CHAIN = 100
@@ -28,6 +27,8 @@ def _split(draws: NDArray[np.float64]) -> NDArray[np.float64]:
 def _normal_scores(draws: NDArray[np.float64]) -> NDArray[np.float64]:
     """Replace draws by the normal quantiles of their ranks among all chains of their series."""
     flat = draws.reshape(*draws.shape[:-2], -1)
+    from scipy.stats import rankdata  # takes long to import
+
     rank = rankdata(flat, axis=-1)
     return np.asarray(ndtri((rank - 0.375) / (flat.shape[-1] + 0.25))).reshape(draws.shape)
 
