@@ -7,12 +7,13 @@ RUN := .venv/bin
 export UV_PYTHON_DOWNLOADS := never
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: demo test test-slow setup lint docs notebook benchmark clean
+.PHONY: demo test test-pages test-slow setup lint docs notebook benchmark clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   train on real stars, infer held-out ones, write demo/report.html (five CPU minutes)"
 	@echo "make test   run the tests (8 to 12 minutes on 2 cores)"
+	@echo "make test-pages   run every command and all code of the pages and the notebook (three minutes)"
 	@echo "make test-slow   those marked slow: long chains, kills, a second model"
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   the documentation site, docs/_build/html/index.html"
@@ -32,9 +33,12 @@ demo: setup
 	@echo "open demo/report.html"
 
 # Where a container forbids bytecode, every process of a test would compile all its libraries anew.
-test test-slow: export PYTHONDONTWRITEBYTECODE :=
+test test-pages test-slow: export PYTHONDONTWRITEBYTECODE :=
 test: setup
 	$(RUN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test-pages: setup
+	$(RUN)/python -m pytest --numprocesses 2 --dist worksteal -m pages
 
 test-slow: setup
 	$(RUN)/python -m pytest --numprocesses 2 --dist loadfile -m slow

@@ -2,7 +2,8 @@
 
 Each page has a folder with what it may take for granted. Settings are short where the page does not name them, numbers of
 stars are small, one rough model serves all, and Gaia's archive is a server on loopback. What does not run is in `NOT_RUN`,
-each with its reason. All in one file: they share their compiled programs.
+each with its reason. All in one file: they share their compiled programs. What takes long is marked `pages`, and run by
+`make test-pages` and CI.
 """
 
 import json
@@ -152,6 +153,7 @@ def follow(page: Path, here: SimpleNamespace) -> None:
             Path(out).write_text(result.stdout)
 
 
+@pytest.mark.pages
 def test_code_of_the_python_page_runs(here, sample, capsys):
     """As printed, in a folder with a model and real stars."""
     shutil.copytree(here.model, "model")
@@ -164,6 +166,7 @@ def test_code_of_the_python_page_runs(here, sample, capsys):
     assert (here.folder / "catalogue.parquet").is_file() and (here.folder / "mine" / "card.json").is_file()
 
 
+@pytest.mark.pages
 def test_code_of_the_tutorial_runs(sample, short_runs, tmp_path, monkeypatch, capsys):
     """As printed, but on every fifth bundled star; settings that it does not name are small."""
     monkeypatch.chdir(tmp_path)
@@ -174,6 +177,7 @@ def test_code_of_the_tutorial_runs(sample, short_runs, tmp_path, monkeypatch, ca
     assert (tmp_path / "figures" / "kiel.png").is_file() and (tmp_path / "catalogue.parquet").is_file()
 
 
+@pytest.mark.pages
 @pytest.mark.filterwarnings("ignore")
 def test_code_of_the_recipes_runs(here, sample):
     write_star_table(sample.take(np.arange(250)), "stars.parquet")
@@ -181,6 +185,7 @@ def test_code_of_the_recipes_runs(here, sample):
     assert (here.folder / "ten.fits").is_file() and (here.folder / "corner.png").stat().st_size > 10_000
 
 
+@pytest.mark.pages
 @pytest.mark.filterwarnings("ignore")
 def test_code_of_the_notebook_runs(here, bundled, monkeypatch, capsys):
     """As printed, on every eighth bundled star and those that it names."""
@@ -211,12 +216,14 @@ def test_what_the_notebook_shows_is_stored_and_says_nothing_of_a_machine():
     assert text.count('"image/png"') >= 4
 
 
+@pytest.mark.pages
 def test_the_commands_of_the_readme_run_in_order(here):
     follow(ROOT / "README.md", here)
     for made in ("mine.vot", "catalogue.fits", "report.html", "fits/1222926864488848640.png"):
         assert (here.folder / made).is_file()
 
 
+@pytest.mark.pages
 @pytest.mark.parametrize("page", [p for p in PAGES[1:] if list(commands(p))], ids=lambda page: page.name)
 @pytest.mark.filterwarnings("ignore")
 def test_commands_of_a_page_run_in_order(page, here, workshop):
