@@ -110,6 +110,7 @@ def test_every_format_gives_the_same_numbers_back(catalogue, suffix, tmp_path):
             assert_allclose(values, flat[name].to_numpy().astype(float), rtol=1e-6)
     if suffix != ".csv":
         assert found["teff_p16"].unit == "K" and found["parallax_err"].unit == "mas" and found["ra"].unit == "deg"
+        assert str(found["feh"].unit) == "dex"
     if suffix in (".ecsv", ".vot", ".parquet"):
         assert found["teff"].description.startswith("effective temperature")
         assert found["teff"].meta["ucd"] == "phys.temperature.effective"

@@ -189,7 +189,7 @@ def _votable_frame(columns: list[BinaryColumn], n_rows: int) -> bytes:
     for column in columns:
         about: dict[str, Any] = {"name": column.column.name, "ucd": column.column.ucd or None}
         if column.unit:
-            about["unit"] = column.unit
+            about["unit"] = "'dex'" if column.unit == "dex" else column.unit  # no unit of VOUnit: bare it is 0.1 ex
         if column.is_text:
             about |= {"datatype": "char", "arraysize": column.item[1:]}
         else:
