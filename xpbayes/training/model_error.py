@@ -204,7 +204,7 @@ def _find_kinds(forward: ForwardModel, stars: Stars, theta_log: Array) -> ModelE
 
 def as_double(tree: T) -> T:
     """Turn the float32 leaves of a pytree into float64; call where that is enabled."""
-    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), tree)
+    return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf, np.float64)), tree)
 
 
 @jax.jit
@@ -241,7 +241,7 @@ def learn_model_error(
     size = min(n_used, BATCH)
     n_used -= n_used % size
     picked = np.linspace(0, len(stars) - 1, n_used).astype(int)
-    used = stars.take(jnp.asarray(picked))
+    used = stars.take(picked)
     error = start if start is not None else _find_kinds(forward, used, theta_log[picked])
     weight = np.asarray(kind_weights_of(error, used), np.float64)
     count = np.ones(n_used) if counts is None else np.asarray(counts, np.float64)[picked]

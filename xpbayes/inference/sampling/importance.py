@@ -304,7 +304,7 @@ def importance_draws(
         (star, draw, label + 2) labels, ln E, ln parallax; (star, draw) ln of posterior / proposal density, up to a
         constant of the star's.
     """
-    tops = _around_optima(model, stars, jnp.stack([mode, runner_up], axis=1))
+    tops = _around_optima(model, stars, mode, runner_up)
     parts = _around_components(model, stars, mode)
     so_far = _begin(model, stars, mode, tops, parts, competes, seed, n_draws=n_draws)
     rounds = [(times * n_more, temper) for times, temper in (ROUNDS if n_more else ())]
@@ -318,12 +318,18 @@ def importance_draws(
     else:
         for number, (n_now, temper) in enumerate(rounds):
             so_far = _go_on(model, stars, mode, seed, so_far, _Round(number, temper), n_now=n_now)
-    ln_ratio = so_far.drawn.ln_height - so_far.ln_density
-    return so_far.drawn.theta_log, jnp.where(jnp.isfinite(ln_ratio), ln_ratio, -jnp.inf)
+    return so_far.drawn.theta_log, _ln_ratio(so_far.drawn.ln_height, so_far.ln_density)
 
 
 @program
-def _around_optima(model: StarModel, stars: Stars, optima: Array) -> Gaussian:
+def _ln_ratio(ln_height: Array, ln_density: Array) -> Array:
+    ln_ratio = ln_height - ln_density
+    return jnp.where(jnp.isfinite(ln_ratio), ln_ratio, -jnp.inf)
+
+
+@program
+def _around_optima(model: StarModel, stars: Stars, mode: Array, runner_up: Array) -> Gaussian:
+    optima = jnp.stack([mode, runner_up], axis=1)
     with jax.default_matmul_precision("highest"):
         return jax.vmap(lambda star, tops: jax.vmap(partial(laplace_at, model, star))(tops))(stars, optima)
 
