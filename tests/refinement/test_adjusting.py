@@ -11,6 +11,7 @@ from xpbayes.refinement.adjusting import (
     adjusted,
     between,
     fit_adjustments,
+    held_back,
 )
 
 N, LABEL_ERROR = 800, 0.1
@@ -30,7 +31,8 @@ def _world(seed, forward_sigma, refined_sigma, overconfident=1.0):
 
 
 def _found(world):
-    return fit_adjustments(PLACES, np.ones(4), *world)
+    forward, refined, *known = world
+    return fit_adjustments(PLACES, np.ones(4), forward, refined, np.zeros((N, 2)), *known)
 
 
 def test_independent_answers_are_weighed_by_their_variances():
@@ -58,12 +60,32 @@ def test_no_group_loses_to_the_forward_posterior(worse):
     assert np.std(new.median[FIRST_KIND]) < 0.5
 
 
+def test_where_networks_disagree_less_is_expected_of_them():
+    """A narrow kind whose labels are too poor to tell: half of its networks' moves are noise, as in the other kind's."""
+    rng = np.random.default_rng(20)
+    noisy = np.where(FIRST_KIND, 0.0, 1.0)[:, None]
+    draw = rng.normal(size=(4, N, 2))
+    truth, noise = 0.3 * draw[0], 0.3 * noisy * draw[1]
+    forward, refined = Interval(0.0 * truth, 0.3 + 0.0 * truth), Interval(truth + noise, 0.2 + 0.0 * truth)
+    known = truth + draw[2], np.ones((N, 2))
+    apart = np.abs(0.3 * noisy * draw[3])
+    weight, blind = (
+        fit_adjustments(PLACES, np.ones(4), forward, refined, some, *known).at(PLACES)[0]
+        for some in (apart, 0.0 * apart)
+    )
+    assert np.median(weight[~FIRST_KIND]) < 0.7 * np.median(weight[FIRST_KIND])
+    best = np.where(noisy > 0, 0.5, 1.0)
+    assert np.mean((weight - best) ** 2) < np.mean((blind - best) ** 2)
+
+
 def test_a_second_stage_that_is_too_timid_goes_further():
     """It has moved half of the way to the label."""
     rng = np.random.default_rng(5)
     truth = rng.normal(size=(N, 2))
     forward, refined = Interval(0.0 * truth, 1.0 + 0.0 * truth), Interval(0.5 * truth, 0.5 + 0.0 * truth)
-    weight, _ = fit_adjustments(PLACES, np.ones(4), forward, refined, truth, np.full((N, 2), 0.01)).at(PLACES)
+    weight, _ = fit_adjustments(
+        PLACES, np.ones(4), forward, refined, np.zeros((N, 2)), truth, np.full((N, 2), 0.01)
+    ).at(PLACES)
     np.testing.assert_allclose(weight, MAX_WEIGHT, rtol=1e-5)
 
 
@@ -80,8 +102,8 @@ def test_few_stars_with_poor_labels_show_nothing():
     few = slice(0, 200)
     poor = label[few] + 20.0 * np.random.default_rng(8).normal(size=(200, 2)), error[few] + 20.0
     some = [Interval(*(v[few] for v in of)) for of in (forward, refined)]
-    weight, _ = fit_adjustments(PLACES[few], np.ones(4), *some, *poor).at(PLACES)
-    good, _ = fit_adjustments(PLACES[few], np.ones(4), *some, label[few], error[few]).at(PLACES)
+    weight, _ = fit_adjustments(PLACES[few], np.ones(4), *some, np.zeros((200, 2)), *poor).at(PLACES)
+    good, _ = fit_adjustments(PLACES[few], np.ones(4), *some, np.zeros((200, 2)), label[few], error[few]).at(PLACES)
     assert np.median(weight) < np.median(good) - 0.1
 
 
@@ -102,9 +124,18 @@ def test_poor_labels_do_not_narrow_intervals():
     forward, refined, label, _ = _world(14, 1.0, 1.0)
     rng = np.random.default_rng(15)
     poor = label + 5.0 * rng.normal(size=label.shape), np.full(label.shape, 5.5)
-    weight, stretch = fit_adjustments(PLACES, np.ones(4), forward, refined, *poor).at(PLACES)
+    weight, stretch = fit_adjustments(PLACES, np.ones(4), forward, refined, np.zeros((N, 2)), *poor).at(PLACES)
     assert stretch.min() > 0.85
     assert weight.max() <= MAX_WEIGHT
+
+
+@pytest.mark.parametrize(("edge", "half", "say"), [(0.0, 2.0, 1.0), (1.0, 2.0, 0.25), (0.5, 2.0, 0.5), (1.0, 0.5, 1.0)])
+def test_at_the_edge_what_is_less_certain_has_less_say(edge, half, say):
+    ones = np.ones((5, 2))
+    of = Refined(ones, ones - half, ones + half, half * ones, half**2 * np.tile(np.eye(2), (5, 1, 1)), np.ones(5))
+    new = held_back(of, Interval(0.0 * ones, ones), edge * ones)
+    np.testing.assert_allclose(new.median, say)
+    np.testing.assert_allclose([new.high - new.low, new.high - new.median], [2.0 * half * ones, half * ones])
 
 
 def _refined(share):
@@ -133,7 +164,7 @@ def test_what_has_faded_into_the_forward_posterior_stays_it():
 
 def test_too_few_stars_say_nothing():
     few = [Interval(*(v[:50] for v in of)) for of in _world(12, 1.0, 0.5)[:2]]
-    assert fit_adjustments(PLACES[:50], np.ones(4), *few, np.zeros((50, 2)), np.ones((50, 2))) is None
+    assert fit_adjustments(PLACES[:50], np.ones(4), *few, *[np.zeros((50, 2))] * 2, np.ones((50, 2))) is None
 
 
 def test_kinds_are_not_told_apart_by_dust():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from xpbayes.refinement.support import distance_to_labels, make_feature_support, share_of_second_stage
+from xpbayes.refinement.support import among_labels, make_feature_support, share_of_second_stage
 
 RNG = np.random.default_rng(5)
 N = 20_000
@@ -27,7 +27,7 @@ def support(places):
 
 def _share(support, places, residual):
     """Of stars whose modes lie among the labels."""
-    return share_of_second_stage(support, places, residual, *(np.tile(v, (len(places), 1)) for v in INSIDE))
+    return share_of_second_stage(support, places, residual, *(np.tile(v, (len(places), 1)) for v in INSIDE))[0]
 
 
 def test_those_that_it_learned_from_have_all_of_it(support, places):
@@ -59,7 +59,7 @@ def _among_labels(support, labels, sigma):
     """Share of stars that are in no other way unlike those that were learned from, at given places among the labels."""
     modes = labels + sigma * RNG.normal(size=labels.shape)
     n = len(labels)
-    return share_of_second_stage(support, np.zeros((n, 3)), np.full(n, 0.7), modes, np.full(modes.shape, sigma))
+    return share_of_second_stage(support, np.zeros((n, 3)), np.full(n, 0.7), modes, np.full(modes.shape, sigma))[0]
 
 
 @pytest.mark.parametrize("sigma", [0.01, 0.05, 0.2])
@@ -84,11 +84,23 @@ def test_distance_is_in_units_of_both_errors(places):
     labels = np.tile([[0.0, 0.0]], (50, 1))
     one_place = make_feature_support(places, RNG.uniform(0.5, 1.0, N), labels, np.full((50, 2), 0.3))
     mode, sigma = np.array([[1.0, 0.0], [1.0, 2.0], [np.nan, 0.0]]), np.full((3, 2), 0.4)
-    np.testing.assert_allclose(distance_to_labels(one_place, mode, sigma), [2.0, np.sqrt(20.0), np.inf], rtol=1e-5)
+    np.testing.assert_allclose(among_labels(one_place, mode, sigma).distance, [2.0, np.sqrt(20.0), np.inf], rtol=1e-5)
 
 
 def test_one_wrong_label_is_no_support(places):
     labels = np.concatenate([np.zeros((200, 2)), [[5.0, 5.0]]]) + 1e-3 * RNG.normal(size=(201, 2))
     support = make_feature_support(places, RNG.uniform(0.5, 1.0, N), labels, np.full((201, 2), 0.05))
     there = np.array([[5.0, 5.0]])
-    assert distance_to_labels(support, there, np.full((1, 2), 0.05))[0] > 1.0
+    assert among_labels(support, there, np.full((1, 2), 0.05)).distance[0] > 1.0
+
+
+def test_at_the_edge_labels_lie_to_one_side(places):
+    """Labels fill a square; about a mode on its edge half of a normal distribution is left, with a mean of 0.8 sigma."""
+    labels = RNG.uniform(-1.0, 1.0, (6000, 2))
+    square = make_feature_support(places, RNG.uniform(0.5, 1.0, N), labels, np.full((6000, 2), 0.01))
+    mode, sigma = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, -1.2], [np.nan, 0.0]]), np.full((4, 2), 0.2)
+    offset = among_labels(square, mode, sigma).offset
+    np.testing.assert_allclose(offset, [[0.0, 0.0], [0.8, 0.0], [0.0, 1.53], [np.inf] * 2], atol=0.2)
+    edge = share_of_second_stage(square, np.zeros((3, 3)), np.full(3, 0.7), mode[:3], sigma[:3])[1]
+    assert edge[0].max() == edge[1, 1] == 0.0
+    assert 0.2 < edge[1, 0] < edge[2, 1] == 1.0

@@ -6,9 +6,16 @@ through both is better than either (Breiman 1996, stacked regressions): label by
     median = forward + weight (refined - forward).
 
 Where a kind of star does better without the second stage its weight is small, where the second stage is too timid it is
-above 1. Weights are found by robust least squares, drawn towards those of all stars, and lowered by one standard error: what
-few stars or poor labels do not show is not believed. Widths are the geometric mean of both with that weight, times the
-stretch by which 68 % of the labels of stars kept aside lie within; narrower only as far as labels are good enough to tell.
+above 1. Members of the ensemble differ where noise of labels is what they learned: in a kind where a share q of what labels
+moved is their disagreement, a - c q of the way is expected to be best, with one a and c of all stars. Weights of kinds are
+found by robust least squares, drawn towards that, and lowered by one standard error: what few stars or poor labels do not
+show is not believed. A star that moved beyond its errors counts as if it had moved by these: a wrong optimum, which the
+second stage mends, tells nothing of small moves (Mallows 1975). Widths are the geometric mean of both with that weight,
+times the stretch by which 68 % of the labels of stars kept aside lie within; narrower only as far as labels are good enough
+to tell.
+
+Before that, `held_back`: at the edge of the sample a refined answer that is less certain than the forward posterior has no
+more say than the ratio of their variances. Its networks know one side of the edge alone, and draw stars from beyond it in.
 """
 
 from typing import NamedTuple
@@ -36,6 +43,11 @@ UNJUDGED = 0.5
 OUTLYING = 1.5
 """Sigma from which a star's pull on the weights does not grow any more (Huber 1964)."""
 N_ROUNDS = 20
+STARS_PER_KIND, KINDS_DIFFER = 100.0, 0.15
+"""A kind's weights are drawn towards what its networks' disagreement lets expect with the weight of so many stars, but where
+labels are good enough to show it they may differ by about so much."""
+FAR = 5.0
+"""Moves and disagreements beyond so many times their medians count as that far."""
 
 
 class Refined(NamedTuple):
@@ -96,6 +108,19 @@ def between(forward: Interval, refined: Interval, weight: NDArray[np.float64]) -
     return Interval(median, forward.half * (refined.half / forward.half) ** np.minimum(weight, 1.0))
 
 
+def held_back(of: Refined, forward: Interval, edge: NDArray[np.float64]) -> Refined:
+    """Refined labels that are less certain than the forward posterior, nearer to it where stars are at the sample's edge.
+
+    Args:
+        of: the second stage's answer.
+        forward: the forward posterior's.
+        edge: (star, label) from 0 within the sample to 1 at its edge, see `support`.
+    """
+    say = np.minimum(1.0, 2.0 * forward.half / (of.high - of.low)) ** (2.0 * edge)
+    back = (1.0 - say) * (forward.median - of.median)
+    return of._replace(median=of.median + back, low=of.low + back, high=of.high + back)
+
+
 def adjusted(of: Refined, forward: Interval, weight: NDArray[np.float64], stretch: NDArray[np.float64]) -> Refined:
     """Refined labels as stars kept aside bear them out; where they are the forward posterior's they stay.
 
@@ -121,6 +146,7 @@ def fit_adjustments(
     spread: NDArray[np.floating],
     forward: Interval,
     refined: Interval,
+    apart: NDArray[np.float64],
     labels: NDArray[np.float64],
     error: NDArray[np.float64],
 ) -> Adjustments | None:
@@ -130,6 +156,7 @@ def fit_adjustments(
         places: (star, place) of `features.places_of`.
         spread: (place,) of training stars in these.
         forward, refined: both answers.
+        apart: (star, label) by how much the networks' means scatter.
         labels: (star, label) measured.
         error: (star, label) of these.
 
@@ -144,8 +171,11 @@ def fit_adjustments(
     kinds, width = find_kinds(where, MAX_KINDS, WIDTH)
     kind = kind_weights(where, kinds, width)
     sigma = np.hypot(forward.half, error)
-    per_label = zip((labels - forward.median).T, (refined.median - forward.median).T, sigma.T, strict=True)
-    weight = np.stack([_weights(wanted / s, moved / s, kind) for wanted, moved, s in per_label], axis=1)
+    moved = refined.median - forward.median
+    noise = kind.T @ np.minimum(apart, FAR * np.median(apart, axis=0)) ** 2
+    noise /= np.maximum(kind.T @ np.minimum(np.abs(moved), FAR * np.median(np.abs(moved), axis=0)) ** 2, 1e-30)
+    per_label = zip((labels - forward.median).T, moved.T, sigma.T, noise.T, strict=True)
+    weight = np.stack([_weights(wanted / s, m / s, kind, of_label) for wanted, m, s, of_label in per_label], axis=1)
     new = between(forward, refined, kind @ weight)
     known = Known(new.median - labels, new.half, error**2, np.ones_like(labels))
     stretch = fit_and_widen(known, kind, shifted=False).stretch
@@ -154,22 +184,53 @@ def fit_adjustments(
     return Adjustments(*(np.asarray(v, np.float32) for v in (scale, kinds, width, weight, stretch)))
 
 
-def _weights(wanted: NDArray[np.float64], moved: NDArray[np.float64], kind: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(kind,) weights of one label: how far to go in units of how far it moved, both (star,) over their errors."""
+def _weights(
+    wanted: NDArray[np.float64], moved: NDArray[np.float64], kind: NDArray[np.float64], noise: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(kind,) weights of one label.
+
+    Args:
+        wanted, moved: (star,) how far to go and how far it moved, over their errors.
+        kind: (star, kind) how much a star belongs to every kind.
+        noise: (kind,) share of the networks' own noise in what they moved, as they disagree.
+    """
+    counts = 1.0 / np.maximum(np.abs(moved), 1.0)
+    of_all = moved[:, None] * np.column_stack([np.ones(len(moved)), -(kind @ noise)])
+    tied = np.mean(moved**2) * np.array([1.0, PRIOR_STARS * np.mean((kind @ noise) ** 2)]) + 1e-12
+    common = _robust(of_all, wanted, counts, np.ones(2), tied)[0]
+    if common[1] < 0:
+        common = np.append(_robust(of_all[:, :1], wanted, counts, np.ones(1), tied[:1])[0], 0.0)
+    expected = np.clip(common[0] - common[1] * noise, 0.0, MAX_WEIGHT)
+    tied = np.minimum(STARS_PER_KIND * (kind.T @ moved**2) / kind.sum(axis=0), KINDS_DIFFER**-2)
+    of_kinds, error = _robust(kind * moved[:, None], wanted, counts, expected, tied)
+    return np.asarray(np.clip(of_kinds - error, 0.0, MAX_WEIGHT))
+
+
+def _robust(
+    x: NDArray[np.float64],
+    wanted: NDArray[np.float64],
+    counts: NDArray[np.float64],
+    expected: NDArray[np.float64],
+    prior: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(regressor,) slopes of what is wanted on `x`, and their standard errors: Huber's, drawn to what is expected.
+
+    Args:
+        x: (star, regressor).
+        wanted: (star,) over its error.
+        counts: (star,) how much each star counts.
+        expected: (regressor,) slopes.
+        prior: (regressor,) their precision.
+    """
 
     def trust(left: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.minimum(1.0, OUTLYING / np.maximum(np.abs(left), OUTLYING))
 
-    common, of_kinds = 1.0, np.ones(kind.shape[1])
-    x = kind * moved[:, None]
+    slope = expected
     for _ in range(N_ROUNDS):
-        h = trust(wanted - common * moved)
-        common = float(np.sum(h * moved * wanted) / max(np.sum(h * moved**2), 1e-12))
-    for _ in range(N_ROUNDS):
-        left = wanted - x @ of_kinds
-        h = trust(left)
-        prior = PRIOR_STARS * np.maximum(kind.T @ (h * moved**2) / kind.sum(axis=0), 1e-12)
-        inverse = np.linalg.inv((x * h[:, None]).T @ x + np.diag(prior))
-        of_kinds = inverse @ (x.T @ (h * wanted) + prior * common)
-    spread = np.mean((trust(left) * left) ** 2)
-    return np.asarray(np.clip(of_kinds - np.sqrt(spread * np.diag(inverse)), 0.0, MAX_WEIGHT))
+        weight = counts * trust(wanted - x @ slope)
+        inverse = np.linalg.inv((x * weight[:, None]).T @ x + np.diag(prior))
+        slope = inverse @ (x.T @ (weight * wanted) + prior * expected)
+    left = wanted - x @ slope
+    spread = np.average((trust(left) * left) ** 2, weights=counts)
+    return slope, np.sqrt(spread * np.diag(inverse))

@@ -7,7 +7,7 @@ In: stars, their forward posteriors, a `SecondStage`. Out: `Refined`, in the lab
    linear function of the labels, up to what the fluxes leave open and the scatter of stars of the same labels; a measured
    parallax is then one more observation of the labels (Kalman's update), and weighs the Gaussians against each other;
 3. the forward posterior is one more Gaussian, with all the weight where the second stage has not learned (`support`);
-   medians and quantiles of that mixture;
+   medians and quantiles of that mixture, which are `held_back` at the sample's edge;
 4. how far these go from the forward posterior, and how wide they are, is adjusted as stars kept aside, with parallaxes and
    without, bear out (`adjusting`).
 """
@@ -28,7 +28,7 @@ from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, rows_of_each
 from xpbayes.device import program
 from xpbayes.inference.scatter import trusted_inverse_error
 from xpbayes.models.star_model import StarModel
-from xpbayes.refinement.adjusting import UNJUDGED, Adjustments, Interval, Refined, adjusted
+from xpbayes.refinement.adjusting import UNJUDGED, Adjustments, Interval, Refined, adjusted, held_back
 from xpbayes.refinement.features import flux_only, places_of, relative_residuals, star_features
 from xpbayes.refinement.networks import Layers, Mixture, RefinementNets, mixture, residual_size, standardised
 from xpbayes.refinement.support import FeatureSupport, share_of_second_stage
@@ -78,6 +78,13 @@ class Gaussians(NamedTuple):
     def take(self, rows: NDArray[np.integer]) -> "Gaussians":
         """Select stars."""
         return Gaussians(*(values[rows] for values in self))
+
+    def apart(self, n_members: int) -> NDArray[np.float64]:
+        """(star, label) standard deviation of the means that members give, whose components follow each other."""
+        n, _, n_labels = self.mean.shape
+        weight, mean = self.weight.reshape(n, n_members, -1, 1), self.mean.reshape(n, n_members, -1, n_labels)
+        each = np.sum(weight * mean, axis=2) / np.maximum(weight.sum(axis=2), 1e-300)
+        return np.asarray(each.std(axis=1, ddof=min(1, n_members - 1)))
 
     def replaced(self, rows: NDArray[np.integer], others: "Gaussians") -> "Gaussians":
         """Those of some stars replaced by others."""
@@ -282,6 +289,7 @@ class Answers(NamedTuple):
         used: (sound star,) whether their parallax was.
         forward: the forward posterior's.
         refined: the second stage's, not adjusted.
+        apart: (sound star, label) standard deviation of the networks' means.
     """
 
     rows: NDArray[np.integer]
@@ -289,6 +297,7 @@ class Answers(NamedTuple):
     used: NDArray[np.bool_]
     forward: Interval
     refined: Refined
+    apart: NDArray[np.float64]
 
 
 def answers(
@@ -338,10 +347,10 @@ def _answers(
         of = of.replaced(at, with_parallax(of.take(at), relation, mode[at, -1], *measured))
     places = places_of(features, n)
     sigma = np.sqrt(np.diagonal(laplace, axis1=1, axis2=2))[:, :n]
-    share = share_of_second_stage(second.support, places, residual_size(nets, features), mode[:, :n], sigma)
-    refined = summary(faded(of, share, median, covariance), share)
-    half = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
-    return Answers(rows, places, used, Interval(median, half), refined)
+    share, edge = share_of_second_stage(second.support, places, residual_size(nets, features), mode[:, :n], sigma)
+    forward = Interval(median, np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)))
+    refined = held_back(summary(faded(of, share, median, covariance), share), forward, edge)
+    return Answers(rows, places, used, forward, refined, share[:, None] * of.apart(nets.n_members))
 
 
 def refine_labels(

@@ -3,7 +3,8 @@
 Three questions. How far in labels, extinction and S/N, all as inferred, are the nearest stars; how large is the residual
 spectrum as a whole? Both are scaled so that one training star in a thousand lies beyond 1. And how far is the star's
 mode from the nearest *measured* labels, in units of its own errors? Noisy stars' modes lie where no labels do, so that
-the first question does not see a kind of star that was never learned from; the networks would draw it into the sample.
+the first question does not see a kind of star that was never learned from; the networks would draw it into the sample. At
+the edge of the sample all labels around a star lie to one side: by how much is its `offset`.
 """
 
 from typing import NamedTuple
@@ -25,7 +26,11 @@ SPACING = 8
 """A star stands for the labels around it as far as its so-many-th neighbour: the sample is thin in places."""
 FULL_LABELS, NONE_LABELS = 1.0, 2.0
 """The same two scores for the distance to measured labels, in sigma."""
-AT_ONCE = 256
+WITHIN, EDGE = 0.5, 1.0
+"""Up to the first offset from labels around it, in sigma, a star is within the sample, from the second on at its edge."""
+FAR = 60.0
+"""Squared distances beyond that of the nearest label from which on labels are alike: far."""
+AT_ONCE = 64
 """Stars whose distances to all labels are held together."""
 
 
@@ -87,10 +92,22 @@ def _reach(labels: NDArray[np.floating], error: NDArray[np.floating]) -> NDArray
     return np.asarray(np.hypot(spacing * unit, error))
 
 
-def distance_to_labels(
+class AmongLabels(NamedTuple):
+    """Where modes lie among measured labels.
+
+    Attributes:
+        distance: (star,) to the third-nearest, in units of both errors; infinite if not finite.
+        offset: (star, label) to the mean of those within these errors, in units of the star's; infinite likewise.
+    """
+
+    distance: NDArray[np.float64]
+    offset: NDArray[np.float64]
+
+
+def among_labels(
     support: FeatureSupport, mode: Float[NDArray, "star label"], sigma: Float[NDArray, "star label"]
-) -> NDArray[np.float64]:
-    """(star,) how far modes are from the third-nearest measured labels, in units of both errors; infinite if not finite.
+) -> AmongLabels:
+    """Where modes lie among measured labels.
 
     Args:
         support: of the second stage.
@@ -98,22 +115,24 @@ def distance_to_labels(
         sigma: their errors in the forward posterior.
     """
     nearest = min(NEIGHBOUR, len(support.labels)) - 1
-    out = np.full(len(mode), np.inf)
+    out = AmongLabels(np.full(len(mode), np.inf), np.full(mode.shape, np.inf))
     finite = np.flatnonzero(np.isfinite(mode).all(axis=1) & np.isfinite(sigma).all(axis=1))
     for begin in range(0, len(finite), AT_ONCE):
         rows = finite[begin : begin + AT_ONCE]
+        at, error = mode[rows].astype(np.float32), sigma[rows].astype(np.float32)
         square = np.zeros((len(rows), len(support.labels)), np.float32)
-        for m, s, label, reach in zip(
-            mode[rows].T.astype(np.float32), sigma[rows].T.astype(np.float32), support.labels.T, support.label_reach.T,
-            strict=True,
-        ):  # fmt: skip
+        for m, s, label, reach in zip(at.T, error.T, support.labels.T, support.label_reach.T, strict=True):
             square += (m[:, None] - label) ** 2 / (s[:, None] ** 2 + reach**2)
-        out[rows] = np.sqrt(np.partition(square, nearest, axis=1)[:, nearest])
+        out.distance[rows] = np.sqrt(np.partition(square, nearest, axis=1)[:, nearest])
+        least = square.min(axis=1, keepdims=True)
+        near = np.exp(-0.5 * np.minimum(square - least, FAR))  # nowhere so small that arithmetic slows down
+        mean = near @ support.labels / near.sum(axis=1, keepdims=True)
+        out.offset[rows] = np.abs(mean - at) / error
     return out
 
 
 def _left(score: NDArray[np.float64], full: float, none: float) -> NDArray[np.float64]:
-    """(star,) from 1 up to the first score, smoothly, to 0 from the second on."""
+    """(star, ...) from 1 up to the first score, smoothly, to 0 from the second on."""
     left = np.clip((none - score) / (none - full), 0.0, 1.0)
     return np.asarray(left**2 * (3.0 - 2.0 * left))
 
@@ -124,8 +143,8 @@ def share_of_second_stage(
     residual: Float[NDArray, " star"],
     mode: Float[NDArray, "star label"],
     sigma: Float[NDArray, "star label"],
-) -> NDArray[np.float64]:
-    """(star,) from 1 where the networks have learned to 0 where they have not.
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(star,) from 1 where the networks have learned to 0 elsewhere; (star, label) from 0 in the sample to 1 at its edge.
 
     Args:
         support: of the second stage.
@@ -140,6 +159,6 @@ def share_of_second_stage(
             support.points, places[finite] / support.spread, min(NEIGHBOUR, len(support.points))
         )
     away = np.where(finite, np.maximum(distance / float(support.reach), score), np.inf)
-    return np.minimum(
-        _left(away, FULL, NONE), _left(distance_to_labels(support, mode, sigma), FULL_LABELS, NONE_LABELS)
-    )
+    at = among_labels(support, mode, sigma)
+    share = np.minimum(_left(away, FULL, NONE), _left(at.distance, FULL_LABELS, NONE_LABELS))
+    return share, 1.0 - _left(at.offset, WITHIN, EDGE)
