@@ -11,6 +11,7 @@ from dust_extinction.parameter_averages import G23
 from numpy.testing import assert_allclose
 
 from xpbayes.models.forward import predict_flux
+from xpbayes.training import unshared_xi
 from xpbayes.training.curve_variation import KEPT, LARGEST, MIN_STARS, learn_curve_variation, without_grey_and_curve
 from xpbayes.training.reddening_law import fit_law
 
@@ -115,6 +116,24 @@ def test_few_stars_behind_dust_tell_nothing(forward, planted):
     thin = theta.at[MIN_STARS - 1 :, -2].set(jnp.log(0.05))
     found, history = learn_curve_variation(forward, stars, thin, WAVELENGTH, 3)
     assert not np.any(found) and history == []
+
+
+def test_xi_is_measured_and_an_unshared_part_of_it_becomes_its_error(forward, trained, planted, monkeypatch):
+    """Pulls of unit width; a variance of 0.5 that neighbours did not share is what xi's variance rises by."""
+    stars, theta, xi, truth = planted
+    model = replace(trained.star_model, forward=replace(forward, curve_variation=jnp.asarray(truth, jnp.float32)))
+    rows = np.arange(512)
+    found, before, _ = unshared_xi._measured_xi(model, stars, theta.at[:, 3].set(xi), rows)
+    pulls = (found - np.asarray(xi)[rows]) / np.sqrt(before)
+    assert np.median(np.abs(pulls)) < 0.7 * 1.2  # the model's error is added to noise that has none
+    monkeypatch.setattr(unshared_xi, "excess_by_kind", lambda *given: np.full(given[2].shape[1], 0.5))
+    at_one_place = np.zeros(len(theta))
+    thick = theta.at[:, -2].set(0.0)  # E = 1 mag
+    error, excess = unshared_xi.with_unshared_xi(model, stars, thick, at_one_place, at_one_place)
+    assert_allclose(excess, 0.5)
+    _, before, _ = unshared_xi._measured_xi(model, stars, thick, rows)
+    _, after, _ = unshared_xi._measured_xi(replace(model, error=error), stars, thick, rows)
+    assert_allclose(np.median(after - before), 0.5, rtol=0.15)  # a star's amplitude changes, too
 
 
 @pytest.mark.parametrize("r_v", [2.5, 3.1, 4.0, 5.0])

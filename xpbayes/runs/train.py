@@ -58,6 +58,7 @@ from xpbayes.training.reddening_law import fit_law
 from xpbayes.training.self_cleaning import with_absolute_magnitudes
 from xpbayes.training.training_set import TrainingSet, n_rows, training_set, training_set_in_files
 from xpbayes.training.trust import Case, learn_trust
+from xpbayes.training.unshared_xi import with_unshared_xi
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +107,14 @@ def train(
         learned = learn(
             chosen.stars, training.channels.wavelengths, config, checkpoint, resume=resume, near_infrared=near_infrared
         )
+        unshared: list[float] = []
+        if learned.model.error is not None and learned.model.forward.curve_variation is not None:
+            ra, dec = training.column("ra"), training.column("dec")
+            error, excess = with_unshared_xi(learned.model, chosen.stars, learned.theta_log, ra, dec)
+            learned, unshared = replace(learned, model=replace(learned.model, error=error)), excess.round(3).tolist()
+            log.info(
+                f"xi of {np.sum(excess > 0)} kinds of star differ from their neighbours' more than those of most kinds"
+            )
         labels = training.labels(config.labels)[0]
         dropped = _take_dropped(learned.record.phases, training.source_id)
         for phase in learned.record.phases:
@@ -133,6 +142,7 @@ def train(
                     for name in config.labels
                 },
                 "phases": learned.record.phases,
+                "unshared_xi_variance": unshared,
                 "training_seconds": round(time.perf_counter() - begun, 2),
                 "versions": versions(),
             },

@@ -18,6 +18,7 @@ from xpbayes.analysis.figures.flux_residuals import MAX_STARS, flux_residuals
 from xpbayes.analysis.run_inputs import Rows, Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Series, Task, require_variation
 from xpbayes.data.join import Lookup
+from xpbayes.training.unshared_xi import unit_vectors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,12 +54,6 @@ class Neighbours:
     correlation: NDArray[np.float64]
     shuffled: NDArray[np.float64]
     shuffled_std: NDArray[np.float64]
-
-
-def unit_vectors(ra: NDArray[np.floating], dec: NDArray[np.floating]) -> NDArray[np.float64]:
-    """(star, 3) of positions [deg]."""
-    a, d = np.radians(ra), np.radians(dec)
-    return np.stack([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)], axis=1)
 
 
 def neighbours(
