@@ -81,6 +81,8 @@ MIN_CUT_VARIANCE = 0.05
 MAX_Z, FARTHEST = 6.0, 12.0
 """Draws of E reach so far above its mean or the cut, in widths; and float32 tells the share above a point up to here."""
 TINY_EXTINCTION = 1e-7
+LEAST_AMOUNT = 0.2
+"""Of dust per unit of E with another xi, where it is one at the optimum."""
 BATCH_DRAWS = 2**15
 """Draws in memory together."""
 
@@ -453,15 +455,21 @@ def _above(lowest: Float[Array, " draw"], share: Float[Array, " draw"]) -> Float
 
 
 def _draw_extinction(
-    follow: ExtinctionGivenLabels, shape: Float[Array, "draw channel"], points: Float[Array, "draw two"]
+    follow: ExtinctionGivenLabels,
+    shape: Float[Array, "draw channel"],
+    points: Float[Array, "draw two"],
+    amount: Float[Array, " draw"] | None,
 ) -> tuple[Float[Array, " draw"], Float[Array, " draw"]]:
-    """Draw E given the labels, whose ln f_abs is `shape`; E and ln of its density."""
+    """Draw E given the labels, whose ln f_abs is `shape`, and how much dust its unit is; E and ln of its density."""
     best = follow.extinction + (shape - follow.shape) @ follow.slope
     width = jnp.asarray(INFLATION, best.dtype) * follow.sigma
+    if amount is not None:
+        best, width = best / amount, width / amount[:, None]
     lowest = (TINY_EXTINCTION - best[:, None]) / width
     wide = (points[:, 1] < WIDE_SHARE_EXTINCTION).astype(int)
     own = jnp.where(wide, lowest[:, 1], lowest[:, 0])
-    extinction = jnp.maximum(best + width[wide] * _above(own, points[:, 0]), TINY_EXTINCTION)
+    of_each = width[wide] if amount is None else jnp.where(wide, width[:, 1], width[:, 0])
+    extinction = jnp.maximum(best + of_each * _above(own, points[:, 0]), TINY_EXTINCTION)
     z = (extinction - best)[:, None] / width
     ln_share = np.log([1.0 - WIDE_SHARE_EXTINCTION, WIDE_SHARE_EXTINCTION])
     ln_density = jnp.logaddexp(*(ln_share - jnp.log(width) - 0.5 * z**2 - norm.logcdf(-lowest)).T)
@@ -484,11 +492,12 @@ def _draw(
     shape, level = jax.vmap(partial(shape_and_level, model.forward))(labels[:, :n_labels])
     follow = given_labels(model.forward, star, mode)
     curve = jax.vmap(partial(curve_of, model.forward))(jnp.pad(labels, ((0, 0), (0, 2))))
-    # To first order another curve is another shape, by the optimum's E.
-    as_shape = shape
+    # What fluxes tell is E (R + xi R1) along `slope`, in which R counts as one: with another xi the same dust is another E.
+    amount = None
     if model.forward.curve_variation is not None:
-        as_shape = shape - jnp.exp(mode[-2]) * (labels[:, n_labels:n] - mode[n_labels]) * model.forward.curve_variation
-    extinction, ln_of_extinction = _draw_extinction(follow, as_shape, points[:, 2 + n : 4 + n])
+        by_xi = follow.slope @ model.forward.curve_variation
+        amount = jnp.maximum(1.0 + by_xi * (labels[:, n_labels] - mode[n_labels]), LEAST_AMOUNT)
+    extinction, ln_of_extinction = _draw_extinction(follow, shape, points[:, 2 + n : 4 + n], amount)
 
     # Parallax given the rest: f = a f1 with a = (parallax / that of the mode)^2, best a by linear least squares.
     ln_flux = jax.vmap(attenuate)(shape, extinction, curve)
