@@ -119,6 +119,7 @@ class TestPrediction:
             ({"teff": 5800, "feh": 0, "logg": 4.4, "alpha": 0}, "no label 'alpha'"),
             ({"teff": 5800, "feh": 0, "logg": 4.4, "extinction": -1}, "must not be negative"),
             ({"teff": 5800, "feh": np.nan, "logg": 4.4}, "must be finite"),
+            ({"teff": [5800, 5000], "feh": 0, "logg": 4.4}, "teff is not one number; predict_fluxes takes arrays"),
         ],
     )
     def test_bad_arguments_are_one_sentence(self, trained, labels, message):

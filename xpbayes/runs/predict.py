@@ -86,6 +86,9 @@ def predict_flux(
     """
     trained = load_if_path(model)
     given = _given(trained, labels, extinction, parallax, xi)
+    several = [name for name, value in given.items() if np.ndim(value)]
+    if several:
+        raise InputError(f"{several[0]} is not one number; predict_fluxes takes arrays")
     found = _predicted(trained, {name: np.array([value], np.float64) for name, value in given.items()})
     return Prediction(
         parameters={**labels, "extinction": extinction, "parallax": parallax},

@@ -26,9 +26,9 @@ def _split(draws: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _normal_scores(draws: NDArray[np.float64]) -> NDArray[np.float64]:
     """Replace draws by the normal quantiles of their ranks among all chains of their series."""
-    flat = draws.reshape(*draws.shape[:-2], -1)
     from scipy.stats import rankdata  # takes long to import
 
+    flat = draws.reshape(*draws.shape[:-2], -1)
     rank = rankdata(flat, axis=-1)
     return np.asarray(ndtri((rank - 0.375) / (flat.shape[-1] + 0.25))).reshape(draws.shape)
 
