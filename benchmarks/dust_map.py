@@ -31,8 +31,9 @@ import xpbayes
 from xpbayes.analysis.dust_map.build import build_dust_map
 from xpbayes.analysis.dust_map.selection import galactic_pixel
 from xpbayes.config import DustMapConfig, Recipe
+from xpbayes.data.directions import unit_vectors
 from xpbayes.production.table import catalogue_about, list_column, read_catalogue
-from xpbayes.simulation.sky import SKY_FILE, Dust, Region, disc_with_clouds, dusty_sky, simulate_sky, unit_vectors
+from xpbayes.simulation.sky import SKY_FILE, Dust, Region, disc_with_clouds, dusty_sky, simulate_sky
 
 TEMPLATE_SCALES = np.array([0.3, 0.5, 0.2, 1.5])
 """Teff [kK], log g, E [mag], G [mag]: how alike two stars must be for one to lend the other its errors."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from xpbayes.config import Recipe
+from xpbayes.data.directions import unit_vectors
 from xpbayes.data.json_file import read_json, write_json
 from xpbayes.errors import InputError
 from xpbayes.production.model_file import TrainedModel
@@ -206,12 +207,6 @@ class Region:
         around = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
         x, y, z = (around @ down @ about_pole.T).clip(-1.0, 1.0)
         return np.degrees(np.arctan2(y, x)) % 360.0, np.degrees(np.arcsin(z))
-
-
-def unit_vectors(longitude: NDArray[np.float64], latitude: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(point, 3) Cartesian directions of (point,) Galactic l and b [deg]."""
-    lon, lat = np.radians(longitude), np.radians(latitude)
-    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
 
 
 def dusty_sky(

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from xpbayes.data.directions import unit_vectors
 from xpbayes.data.scratch import in_memory
 from xpbayes.data.stars import Stars
 from xpbayes.inference.model_error import fold_in_model_error
@@ -35,12 +36,6 @@ LARGEST_VARIANCE = 1.0
 MIN_PAIRS, MIN_SIGNIFICANCE = 50, 2.0
 """With fewer pairs of a kind, or an excess of fewer standard errors, the kind keeps its error."""
 MAX_STARS, BATCH = 20_480, 256
-
-
-def unit_vectors(ra: NDArray[np.floating], dec: NDArray[np.floating]) -> NDArray[np.float64]:
-    """(star, 3) of positions [deg]."""
-    a, d = np.radians(ra), np.radians(dec)
-    return np.stack([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)], axis=1)
 
 
 def excess_by_kind(

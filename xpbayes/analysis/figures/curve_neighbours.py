@@ -17,8 +17,8 @@ from xpbayes.analysis.figures.curve_families import channel_weights
 from xpbayes.analysis.figures.flux_residuals import MAX_STARS, flux_residuals
 from xpbayes.analysis.run_inputs import Rows, Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Series, Task, require_variation
+from xpbayes.data.directions import unit_vectors
 from xpbayes.data.join import Lookup
-from xpbayes.training.unshared_xi import unit_vectors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
