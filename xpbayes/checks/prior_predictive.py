@@ -194,7 +194,7 @@ def simulate(
     if not len(whole):
         raise ValueError("no template has a positive flux in every XP channel")
     template = np.concatenate([random.permutation(whole) for _ in range(-(-n_stars // len(whole)))])[:n_stars]
-    chosen = templates.take(jnp.asarray(template))
+    chosen = templates.take(template)
     window = _look_at_measured(chosen, n_xp)
 
     picked, level, found = _pick(model, np.asarray(window.colour, np.float64), n_xp, max_extinction, seed, random)
@@ -220,7 +220,7 @@ def simulate(
     keep = np.flatnonzero(found)
     truth = to_linear(theta_log.astype(np.float64))
     return Simulated(
-        stars.take(jnp.asarray(keep)),
+        stars.take(keep),
         truth[keep],
         Window(window.level[keep], window.colour[keep]),
         template[keep],

@@ -107,4 +107,4 @@ def pieces(n_stars: int) -> Iterator[slice]:
 
 def in_memory(stars: Stars, rows: NDArray[np.integer] | slice) -> Stars:
     """Some of the stars as an ordinary batch."""
-    return jax.tree.map(jax.device_put, stars.take(rows))
+    return jax.device_put(stars.take(rows))

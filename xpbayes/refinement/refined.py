@@ -289,7 +289,7 @@ class Answers(NamedTuple):
         used: (sound star,) whether their parallax was.
         forward: the forward posterior's.
         refined: the second stage's, not adjusted.
-        apart: (sound star, label) standard deviation of the networks' means.
+        mixture: the networks', given the parallax where it was used.
     """
 
     rows: NDArray[np.integer]
@@ -297,7 +297,7 @@ class Answers(NamedTuple):
     used: NDArray[np.bool_]
     forward: Interval
     refined: Refined
-    apart: NDArray[np.float64]
+    mixture: Gaussians
 
 
 def answers(
@@ -350,7 +350,7 @@ def _answers(
     share, edge = share_of_second_stage(second.support, places, residual_size(nets, features), mode[:, :n], sigma)
     forward = Interval(median, np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)))
     refined = held_back(summary(faded(of, share, median, covariance), share), forward, edge)
-    return Answers(rows, places, used, forward, refined, share[:, None] * of.apart(nets.n_members))
+    return Answers(rows, places, used, forward, refined, of)
 
 
 def refine_labels(

@@ -165,7 +165,8 @@ def _adjustments(second: SecondStage, model: StarModel, case: Aside) -> Adjustme
     for here in answers(second, model, case.stars, case.found, case.published, use_parallax=case.use_parallax):
         good = converged[here.rows] & (here.used == case.use_parallax) & np.isfinite(error[here.rows]).all(axis=1)
         rows, of = here.rows[good], here.refined
-        told = (here.places, *here.forward, of.median, 0.5 * (of.high - of.low), here.apart)
+        apart = of.share[:, None] * here.mixture.apart(second.nets.n_members)
+        told = (here.places, *here.forward, of.median, 0.5 * (of.high - of.low), apart)
         parts.append((*(v[good] for v in told), labels[rows], error[rows]))
     if not parts:
         return None

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, rows_of_each
 from xpbayes.inference.support import LabelSupport
-from xpbayes.models.forward import ForwardModel, ln_absolute_flux
+from xpbayes.models.forward import ForwardModel, ln_absolute_fluxes
 
 HC_OVER_K = 1.4388e7
 """[nm K]"""
@@ -154,7 +154,7 @@ def _metal_poor(forward: ForwardModel, support: LabelSupport, at: tuple[int, int
 
 
 def _shapes(forward: ForwardModel, labels: NDArray[np.float64]) -> Shapes:
-    function = jax.vmap(partial(ln_absolute_flux, forward))
+    function = partial(ln_absolute_fluxes, forward)
     return np.asarray(by_blocks(function, STAR_BLOCK, labels.astype(np.float32)), np.float64)
 
 

@@ -125,7 +125,7 @@ def _measured_xi(
     parts: list[tuple[NDArray[np.float64], ...]] = []
     for begin in range(0, len(rows), BATCH):
         some = rows[begin : begin + BATCH]
-        batch = jax.tree.map(jnp.asarray, in_memory(stars, some))
+        batch = in_memory(stars, some)
         folded = fold_in_model_error(model, batch, theta_log[some])
         with jax.enable_x64(True):
             along = as_double(model.forward.curve_variation[:, None])
