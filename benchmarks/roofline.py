@@ -28,7 +28,7 @@ from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.on_device import packed, unpacked
 from xpbayes.inference.sampling import importance
 from xpbayes.inference.search.optima import best_of, choose_optima, search
-from xpbayes.inference.search.solver import advance_lanes, starting_state
+from xpbayes.inference.search.solver import advance_lanes, starting_state, turned
 from xpbayes.inference.search.starts import find_starts, first_guess, make_grid
 
 GPUS = {"A100 80 GB": (19.5e12, 2.04e12), "H100 SXM": (67e12, 3.35e12), "H200": (67e12, 4.8e12)}
@@ -89,7 +89,10 @@ def main() -> None:
 
     with jax.default_matmul_precision("highest"):
         one = counted(
-            lambda m, s, u: advance_lanes(m, s, starting_state(u, jax.numpy), np.int32(1)), bare, stars, starts[:, 0]
+            lambda m, s, u: advance_lanes(m, turned(s), starting_state(u, jax.numpy), np.int32(1)),
+            bare,
+            stars,
+            starts[:, 0],
         )
         draw = {}
         for name, more in (("first draws", 0), ("rounds of more draws", config.n_more_draws)):

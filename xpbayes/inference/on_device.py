@@ -48,7 +48,15 @@ from xpbayes.inference.search.optima import (
     is_nearer,
     promising,
 )
-from xpbayes.inference.search.solver import BATCH, Solution, SolverState, advance_lanes, limits, starting_state
+from xpbayes.inference.search.solver import (
+    BATCH,
+    Solution,
+    SolverState,
+    advance_lanes,
+    limits,
+    starting_state,
+    turned,
+)
 from xpbayes.inference.search.starts import StartGrid, find_starts, first_guess
 from xpbayes.models.star_model import StarModel
 
@@ -379,7 +387,7 @@ def _refine(
         new = _advance(model, stars, k, given, left, limit)
 
         margin = jnp.where(later | (limit >= JUDGED), HOPELESS, jnp.inf)
-        place = going_to(new, jnp).reshape(n, k, p)
+        place = going_to(new, xp=jnp).reshape(n, k, p)
         keep = promising(place, new.value.reshape(n, k), model.forward, margin, jnp).reshape(-1)
         value = jnp.where(keep, new.value, jnp.inf)
         moved = new._replace(value=value, converged=new.converged & keep)
@@ -409,7 +417,7 @@ def _advance(
     def some(rows: Array, state: SolverState) -> SolverState:
         own = _taken(state, rows)
         own = own._replace(converged=own.converged | (rows >= n))  # what fills up must not keep the others going
-        moved = advance_lanes(model, unpacked(_taken(stars, jnp.minimum(rows, n - 1) // n_starts)), own, limit)
+        moved = advance_lanes(model, turned(unpacked(_taken(stars, jnp.minimum(rows, n - 1) // n_starts))), own, limit)
         return _put(state, rows, moved)
 
     left = left & ~state.converged & (state.n_iterations < limit)

@@ -160,14 +160,18 @@ def refine(
     n, k, p = starts.shape
     pool = StartPool(stars, np.asarray(starts).reshape(-1, p), np.repeat(np.arange(n), k))
     left: NDArray[np.integer] = np.arange(n * k) if alive is None else np.flatnonzero(alive)
+    before = None
     for limit in limits(most):
-        left = pool.advance(model.without_error, left, limit)
-        state = pool.state
         margin = HOPELESS if limit >= JUDGED else np.inf
-        place = going_to(state)
-        keep = promising(place.reshape(n, k, p), state.value.reshape(n, k), model.forward, margin).reshape(-1)
+        # Of stars none of whose starts has moved there is nothing new to be said.
+        stirred = np.unique(left // k) if margin == before else np.arange(n)
+        left, before = pool.advance(model.without_error, left, limit), margin
+        lane = (stirred[:, None] * k + np.arange(k)).ravel()
+        value, place = pool.state.value[lane], going_to(pool.state, lane)
+        keep = np.ones(n * k, bool)
+        keep[lane] = promising(place.reshape(-1, k, p), value.reshape(-1, k), model.forward, margin).reshape(-1)
         # Given up on its way, a start may still be lower by rounding than the one at its place that goes on.
-        state.value[~keep], state.converged[~keep] = np.inf, False
+        pool.state.value[~keep], pool.state.converged[~keep] = np.inf, False
         left = left[keep[left]]
     winners = np.arange(n) * k + np.argmin(pool.state.value.reshape(n, k), axis=1)
     _step_further(model.without_error, pool, winners)
@@ -222,10 +226,11 @@ def place_of(theta_log: Any, forward: ForwardModel, xp: Any = np) -> Any:
     return xp.where(xp.isfinite(theta_log), theta_log, xp.nan) / unit
 
 
-def going_to(state: SolverState, xp: Any = np) -> Any:
-    """(start, parameter) where each start's next step ends, or where it has come to rest."""
-    moves = ~state.converged & xp.isfinite(state.trial).all(axis=1)
-    return xp.where(moves[:, None], state.trial, state.theta_log)
+def going_to(state: SolverState, lane: Any = slice(None), xp: Any = np) -> Any:
+    """(start, parameter) where each start's next step ends, or where it has come to rest; of some of them."""
+    trial = state.trial[lane]
+    moves = ~state.converged[lane] & xp.isfinite(trial).all(axis=1)
+    return xp.where(moves[:, None], trial, state.theta_log[lane])
 
 
 def promising(place: Any, objective: Any, forward: ForwardModel, margin: Any = HOPELESS, xp: Any = np) -> Any:
@@ -246,11 +251,13 @@ def promising(place: Any, objective: Any, forward: ForwardModel, margin: Any = H
     order, row = xp.argsort(value, axis=1, stable=True), xp.arange(n)[:, None]  # the lowest stays of those that met
     value = value[row, order]
     keep = value <= value[:, :1] + margin  # of a star whose every start failed, all: it still gets its row
-    place = place_of(place, forward, xp)[row, order]
-    kept = keep[:, :1]
+    # The star is the last axis from here on: sums over few numbers beside each other are slow.
+    place = xp.moveaxis(place_of(place, forward, xp)[row, order], 0, -1).copy()
+    kept = keep[None, :, 0]
     for later in range(1, k):
-        together = xp.max(xp.abs(place[:, later, None] - place[:, :later]), axis=2) < SAME_PLACE
-        kept = xp.concatenate([kept, (keep[:, later] & ~xp.any(together & kept, axis=1))[:, None]], axis=1)
+        together = xp.max(xp.abs(place[later] - place[:later]), axis=1) < SAME_PLACE
+        kept = xp.concatenate([kept, (keep[None, :, later] & ~xp.any(together & kept, axis=0))])
+    kept = kept.T
     return xp.take_along_axis(kept, xp.argsort(order, axis=1), axis=1)
 
 
