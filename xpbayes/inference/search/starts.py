@@ -47,15 +47,16 @@ class StartGrid(NamedTuple):
         ln_flux: (node, channel) ln f_abs.
         ln_prior: (node,).
         members: (component, node) whether a component of the prior is the likeliest to have a node.
+        of_each: (component, place) the nodes of each component in order, filled up with others to the same number.
     """
 
     labels: Float[Array, "node label"]
     ln_flux: Float[Array, "node channel"]
     ln_prior: Float[Array, " node"]
     members: Bool[Array, "component node"]
+    of_each: Int[Array, "component place"]
 
 
-@partial(program, static_argnames=("n_nodes", "seed"))
 def make_grid(model: StarModel, n_nodes: int = 1024, seed: int = 0) -> StartGrid:
     """Draw nodes from the label prior, half of them from its components with equal weights.
 
@@ -66,6 +67,15 @@ def make_grid(model: StarModel, n_nodes: int = 1024, seed: int = 0) -> StartGrid
         n_nodes: number of nodes.
         seed: of the draw; part of the model's identity, not of a run's.
     """
+    *nodes, members = _draw_nodes(model, n_nodes, seed)
+    own = np.asarray(members)
+    own_first = np.argsort(~own, axis=1, kind="stable")
+    return StartGrid(*nodes, members, own_first[:, : max(N_RANKED_PER_COMPONENT, own.sum(axis=1).max())])
+
+
+@partial(program, static_argnames=("n_nodes", "seed"))
+def _draw_nodes(model: StarModel, n_nodes: int, seed: int) -> tuple[Array, Array, Array, Array]:
+    """Labels, ln flux, ln prior and components of nodes."""
     forward, prior = model.forward, model.label_prior
     likely, rare = jax.random.split(jax.random.key(seed))
     flat = prior.ln_weight * 0.0 - np.log(prior.ln_weight.shape[0])
@@ -74,7 +84,7 @@ def make_grid(model: StarModel, n_nodes: int = 1024, seed: int = 0) -> StartGrid
         [draw_labels(prior, likely, n_nodes - n_nodes // 2), draw_labels(even, rare, n_nodes // 2)]
     )
     likeliest = jnp.argmax(jax.vmap(partial(component_ln_density, prior))(labels), axis=1)
-    return StartGrid(
+    return (
         labels,
         jax.vmap(partial(ln_absolute_flux, forward))(labels),
         jax.vmap(partial(ln_prior, prior))(labels),
@@ -156,11 +166,10 @@ def find_starts(model: StarModel, grid: StartGrid, stars: Stars, n_starts: int) 
     with jax.default_matmul_precision("highest"):
         extinction, a, score = _node_fits(model.forward, grid, stars)
         _, best = jax.lax.top_k(-score, N_RANKED)
-        # One component at a time: (star, component, node) would not fit on an accelerator.
-        _, of_each = jax.lax.map(
-            lambda members: jax.lax.top_k(jnp.where(members, -score, -jnp.inf), N_RANKED_PER_COMPONENT), grid.members
-        )
-        node = jnp.concatenate([best, jnp.moveaxis(of_each, 0, 1).reshape(len(best), -1)], axis=1)
+        own = jnp.take_along_axis(grid.members, grid.of_each, axis=1)
+        _, place = jax.lax.top_k(jnp.where(own, -score[:, grid.of_each], -jnp.inf), N_RANKED_PER_COMPONENT)
+        of_each = jnp.take_along_axis(grid.of_each[None], place, axis=2)
+        node = jnp.concatenate([best, of_each.reshape(len(best), -1)], axis=1)
         picked = _at_nodes(grid, extinction, a, node, model.forward.n_star_parameters)
         full = jax.vmap(lambda star, u: jax.vmap(lambda p: objective(model, star, p))(u))(stars, picked)
     full = jnp.where(jnp.isfinite(full), full, jnp.inf)
