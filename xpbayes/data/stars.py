@@ -165,6 +165,7 @@ def replaced(tree: T, part: T, rows: NDArray[np.integer]) -> T:
 
 def signal_to_noise(stars: Stars) -> NDArray[np.float64]:
     """(star,) median over the measured channels of flux over error, the model's own error included."""
-    precision = np.sum(np.asarray(stars.whitening, np.float64) ** 2, axis=1)
+    whitening = np.asarray(stars.whitening)
+    precision = np.einsum("sij,sij->sj", whitening, whitening).astype(np.float64)
     ratio = np.where(precision > 0, np.asarray(stars.flux) * np.sqrt(precision), np.nan)
     return np.nanmedian(ratio, axis=1)

@@ -12,6 +12,7 @@ In: stars, their forward posteriors, a `SecondStage`. Out: `Refined`, in the lab
    without, bear out (`adjusting`).
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,8 +40,10 @@ if TYPE_CHECKING:
 LOW, MEDIAN, HIGH = (float(ndtr(z)) for z in (-1.0, 0.0, 1.0))
 AT_ONCE = 8192
 """Stars whose mixtures are held together."""
-N_BISECTIONS, FAR = 26, 8.0
-"""Quantiles are sought within so many sigma of every Gaussian's mean."""
+N_BISECTIONS = 26
+"""Of a few sigma, between the outermost of the Gaussians' own quantiles."""
+RELATIVE = float(np.sqrt(0.5))
+"""Of an error function's argument to a number of sigma."""
 
 
 @dataclass(frozen=True)
@@ -238,21 +241,24 @@ def _bisected(
     levels: tuple[float, ...],
 ) -> Float[Array, "star level label"]:
     """Quantiles of standardised mixtures."""
-    level, counts = jnp.asarray(levels, mean.dtype)[:, None], weight[:, :, None] > 0
-    low = jnp.min(jnp.where(counts, mean - FAR * sigma, jnp.inf), axis=1)[:, None]
-    high = jnp.max(jnp.where(counts, mean + FAR * sigma, -jnp.inf), axis=1)[:, None]
-    shape = (len(weight), len(levels), mean.shape[2])
+    level = jnp.asarray(levels, mean.dtype)[:, None, None]
+    # The star is the last axis, and components are added up one by one: so it is plain arithmetic on vectors of stars.
+    parts = [(weight[:, k], mean[:, k].T, RELATIVE / sigma[:, k].T, sigma[:, k].T) for k in range(weight.shape[1])]
+    z, aim = jax.scipy.special.ndtri(level), (2.0 * level - 1.0) * jnp.sum(weight, axis=1)
+    # Where every Gaussian of the mixture has its own quantile, the mixture has its.
+    own = [(jnp.where(w > 0, m + z * s, jnp.inf), jnp.where(w > 0, m + z * s, -jnp.inf)) for w, m, _, s in parts]
+    low = functools.reduce(jnp.minimum, (below for below, _ in own))
+    high = functools.reduce(jnp.maximum, (above for _, above in own))
 
     def halved(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         middle = 0.5 * (low + high)
-        share = jax.scipy.special.ndtr((middle[:, :, None] - mean[:, None]) / sigma[:, None])
-        below = jnp.sum(weight[:, None, :, None] * share, axis=2) < level
+        share = sum(w * jax.lax.erf((middle - m) * by) for w, m, by, _ in parts)
+        below = share < aim
         return jnp.where(below, middle, low), jnp.where(below, high, middle)
 
-    bounds = (jnp.broadcast_to(low, shape), jnp.broadcast_to(high, shape))
-    low, high = jax.lax.fori_loop(0, N_BISECTIONS, halved, bounds)
-    return 0.5 * (low + high)
+    low, high = jax.lax.fori_loop(0, N_BISECTIONS, halved, (low, high))
+    return jnp.moveaxis(0.5 * (low + high), -1, 0)
 
 
 def summary(of: Gaussians, share: NDArray[np.float64]) -> Refined:

@@ -120,9 +120,11 @@ def among_labels(
     for begin in range(0, len(finite), AT_ONCE):
         rows = finite[begin : begin + AT_ONCE]
         at, error = mode[rows].astype(np.float32), sigma[rows].astype(np.float32)
-        square = np.zeros((len(rows), len(support.labels)), np.float32)
+        square, part, wide = np.zeros((3, len(rows), len(support.labels)), np.float32)
         for m, s, label, reach in zip(at.T, error.T, support.labels.T, support.label_reach.T, strict=True):
-            square += (m[:, None] - label) ** 2 / (s[:, None] ** 2 + reach**2)
+            np.square(np.subtract(m[:, None], label, out=part), out=part)
+            np.divide(part, np.add(s[:, None] ** 2, reach**2, out=wide), out=part)
+            square += part
         out.distance[rows] = np.sqrt(np.partition(square, nearest, axis=1)[:, nearest])
         least = square.min(axis=1, keepdims=True)
         near = np.exp(-0.5 * np.minimum(square - least, FAR))  # nowhere so small that arithmetic slows down
