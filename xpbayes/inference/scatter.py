@@ -179,52 +179,60 @@ def settled(
         scatter: (star, 2) of E [mag] and ln parallax.
         use_parallax: whether measured parallaxes were used.
     """
-    at_mode = _settled(found, stars, scatter, trusted_inverse_error(stars, found.spurious) * use_parallax)
-    if found.spurious is None or stars.doubt is None:
+    of_mode = settling(found.estimate, stars, scatter, trusted_inverse_error(stars, found.spurious) * use_parallax)
+    at_mode = _settled(found, scatter, of_mode)
+    if found.spurious is None or stars.doubt is None or not np.isfinite(found.median).any():
         return at_mode
     inverse = np.asarray(stars.parallax_inv_error, np.float64) * use_parallax
-    sound = _settled(found, stars, scatter, inverse)
-    spurious = _settled(found, stars, scatter, inverse * np.asarray(stars.doubt.narrowing, np.float64))
-    return replace(at_mode, **_mixed(sound, spurious, np.where(np.isfinite(found.spurious), found.spurious, 0.0)))
+    both = (inverse, inverse * np.asarray(stars.doubt.narrowing, np.float64))
+    sound, spurious = (_summaries(found, settling(found.estimate, stars, scatter, error)) for error in both)
+    mixed = _mixed(sound, spurious, np.where(np.isfinite(found.spurious), found.spurious, 0.0))
+    return replace(at_mode, **mixed)
 
 
-def _settled(
-    found: "Posteriors", stars: Stars, scatter: Float[NDArray, "star two"], inverse: Float[NDArray, " star"]
-) -> "Posteriors":
+def _settled(found: "Posteriors", scatter: Float[NDArray, "star two"], by: Settling) -> "Posteriors":
     """The same with 1 / error of the measured parallaxes as given."""
-    factor, added, shift = settling(found.estimate, stars, scatter, inverse)
-
-    def single(values: NDArray[np.floating]) -> NDArray[np.float32]:
-        return values.astype(np.float32)
+    factor, added, shift = by
 
     def wider(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
         return covariance * factor[:, :, None] * factor[:, None, :] + added[:, :, None] * np.eye(added.shape[1])
 
-    median = factor * np.where(np.isfinite(found.median), found.median, np.nan)
-    low, high = (np.sqrt((median - factor * end) ** 2 + added) for end in (found.low, found.high))
     covariance = wider(found.covariance)
     return replace(
         found,
-        estimate=single(factor * found.estimate + shift),
-        runner_up=single(factor * found.runner_up + shift),
-        fisher=single(invert_positive(covariance)),
+        estimate=_single(factor * found.estimate + shift),
+        runner_up=_single(factor * found.runner_up + shift),
+        fisher=_single(invert_positive(covariance)),
         covariance=covariance,
         laplace=wider(found.laplace),
-        unbounded=single(np.column_stack([found.unbounded[:, 0], np.hypot(found.unbounded[:, 1], scatter[:, 0])])),
-        mean=single(factor * found.mean + shift),
-        std=single(np.sqrt((factor * found.std) ** 2 + added)),
-        median=single(median + shift),
-        low=single(_above_zero(median + shift - low)),
-        high=single(median + shift + high),
+        unbounded=_single(np.column_stack([found.unbounded[:, 0], np.hypot(found.unbounded[:, 1], scatter[:, 0])])),
+        **_summaries(found, by),
     )
 
 
-def _mixed(sound: "Posteriors", spurious: "Posteriors", share: NDArray[np.floating]) -> dict[str, Any]:
+def _single(values: NDArray[np.floating]) -> NDArray[np.float32]:
+    return values.astype(np.float32)
+
+
+def _summaries(found: "Posteriors", by: Settling) -> dict[str, NDArray[np.float32]]:
+    """What draws say, settled likewise."""
+    factor, added, shift = by
+    median = factor * np.where(np.isfinite(found.median), found.median, np.nan)
+    low, high = (np.sqrt((median - factor * end) ** 2 + added) for end in (found.low, found.high))
+    return {
+        "mean": _single(factor * found.mean + shift),
+        "std": _single(np.sqrt((factor * found.std) ** 2 + added)),
+        "median": _single(median + shift),
+        "low": _single(_above_zero(median + shift - low)),
+        "high": _single(median + shift + high),
+    }
+
+
+def _mixed(
+    sound: dict[str, NDArray[np.float32]], spurious: dict[str, NDArray[np.float32]], share: NDArray[np.floating]
+) -> dict[str, Any]:
     """Summaries whose parallaxes are a mixture: quantiles by bisection, each part a Gaussian with halves of two widths."""
-    parts = [
-        {name: getattr(of, name)[:, -1].astype(np.float64) for name in ("mean", "std", "low", "median", "high")}
-        for of in (sound, spurious)
-    ]
+    parts = [{name: values[:, -1].astype(np.float64) for name, values in of.items()} for of in (sound, spurious)]
     one, two = parts
     new = {"mean": one["mean"] + share * (two["mean"] - one["mean"])}
     square = [of["std"] ** 2 + (of["mean"] - new["mean"]) ** 2 for of in parts]
@@ -243,7 +251,7 @@ def _mixed(sound: "Posteriors", spurious: "Posteriors", share: NDArray[np.floati
         new[name] = np.where(share > 0, 0.5 * (least + most), one[name])
     out = {}
     for name, of_parallax in new.items():
-        out[name] = getattr(sound, name).copy()
+        out[name] = sound[name].copy()
         out[name][:, -1] = of_parallax
     return out
 
