@@ -106,6 +106,18 @@ def test_spurious_measurements_and_weights_decide_nothing(survey):
     assert scale == pytest.approx(1.0, abs=0.05)
 
 
+def test_stars_of_little_weight_do_not_tilt_the_scale_of_e(survey):
+    """E behind dust of another law is off by less than an estimate's error: fluxes have to tell, by their weights."""
+    model, theta_log, measured = survey
+    odd = np.arange(N) % 10 == 0
+    moved = theta_log.copy()
+    moved[odd, 3] += np.log(1.3)
+    clean, spoiled = (
+        move_gauge(model, measured, u, np.where(odd, 0.3, 1.0), labels=False).scale for u in (theta_log, moved)
+    )
+    assert abs(spoiled / clean - 1) < 0.005  # .0036; weights that are not squared .0066, all stars alike .0125
+
+
 def test_what_was_not_measured_stays(survey):
     model, theta_log, measured = survey
     blind = SimpleNamespace(**vars(measured))

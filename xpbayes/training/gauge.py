@@ -34,9 +34,9 @@ LN_PARALLAX_PRIOR, EXTINCTION_PRIOR, LABEL_PRIOR = 0.5, 0.05, 0.3
 """Prior spread of every feature's coefficient: of d, of b [mag], and of g in units of the training labels' spread."""
 DOF = 4.0
 """Of the Student t that measurements are taken to follow: unresolved binaries and spurious parallaxes are among them."""
-N_EXTINCTION_FEATURES = 6
+N_EXTINCTION_FEATURES = 20
 """b depends on the foremost features alone: what reddening estimates get wrong for a kind of star (distances of a dust map,
-fields that a survey picked) is not to become that kind's zero point."""
+fields that a survey picked) is not to become that kind's zero point. With few of them, what is left out tilts E's scale."""
 N_REWEIGHTS, N_NEWTON = 12, 4
 MIN_EXTINCTION = 1e-3
 """Smallest E after a move [mag]."""
@@ -170,7 +170,7 @@ def move_gauge(
             np.asarray(stars.reddening, np.float64),
             inverse,
             np.append(_precision(features, EXTINCTION_PRIOR), 0.0)[used],
-            weight,
+            np.square(weight),  # E behind another extinction law is off by less than an estimate's error: no pull tells
         )
         scale = float(coefficient[-1])
         moved = np.maximum(scale * extinction + features.values @ coefficient[:-1], MIN_EXTINCTION)
