@@ -35,7 +35,7 @@ class Phase(FrozenSettings):
         )
     )
     move_labels: bool = Field(
-        True, description="gauge: labels too, by functions of the labels; a phase of the model must follow"
+        True, description="gauge: labels too, a phase of the model must follow; if not, E by finer kinds of star"
     )
     stars: Literal["all", "high_quality", "survivors"] = Field(
         "all", description="which stars take part: 'high_quality' as in Eq. 15, 'survivors' of the last self-cleaning"

@@ -9,7 +9,14 @@ import pytest
 from numpy.testing import assert_allclose
 
 from xpbayes.models.forward import ForwardModel, initial_model, predict_ln_flux
-from xpbayes.training.gauge import LARGEST_LABEL_MOVE, MIN_EXTINCTION, move_gauge, moves_by_kind, robust_ridge
+from xpbayes.training.gauge import (
+    LARGEST_LABEL_MOVE,
+    MIN_EXTINCTION,
+    _features,
+    move_gauge,
+    moves_by_kind,
+    robust_ridge,
+)
 
 N, N_CHANNELS = 3000, 12
 RNG = np.random.default_rng(20)
@@ -116,6 +123,20 @@ def test_stars_of_little_weight_do_not_tilt_the_scale_of_e(survey):
         move_gauge(model, measured, u, np.where(odd, 0.3, 1.0), labels=False).scale for u in (theta_log, moved)
     )
     assert abs(spoiled / clean - 1) < 0.005  # .0036; weights that are not squared .0066, all stars alike .0125
+
+
+def test_the_last_move_tells_finer_kinds_apart(survey):
+    """A zero point of E that only the hindmost combination of neurons describes."""
+    model, theta_log, measured = survey
+    extinction = np.exp(theta_log[:, 3])
+    hindmost = _features(model, theta_log[:, :3]).values[:, -1]
+    moved = theta_log.copy()
+    moved[:, 3] = np.log(extinction + 0.3 + 0.05 * hindmost)
+    wrong = [
+        np.std(np.exp(move_gauge(model, measured, moved, labels=False, last=last).theta_log[:, 3]) - extinction)
+        for last in (False, True)
+    ]
+    assert wrong[1] < 0.2 * wrong[0]
 
 
 def test_what_was_not_measured_stays(survey):

@@ -34,9 +34,10 @@ LN_PARALLAX_PRIOR, EXTINCTION_PRIOR, LABEL_PRIOR = 0.5, 0.05, 0.3
 """Prior spread of every feature's coefficient: of d, of b [mag], and of g in units of the training labels' spread."""
 DOF = 4.0
 """Of the Student t that measurements are taken to follow: unresolved binaries and spurious parallaxes are among them."""
-N_EXTINCTION_FEATURES = 20
+N_EXTINCTION_FEATURES, N_LAST_FEATURES = 6, 20
 """b depends on the foremost features alone: what reddening estimates get wrong for a kind of star (distances of a dust map,
-fields that a survey picked) is not to become that kind's zero point. With few of them, what is left out tilts E's scale."""
+fields that a survey picked) is not to become that kind's zero point. On more of them once no network follows: labels from
+fluxes then stay the same, and a kind's zero point that is left out tilts the scale of E."""
 N_REWEIGHTS, N_NEWTON = 12, 4
 MIN_EXTINCTION = 1e-3
 """Smallest E after a move [mag]."""
@@ -126,6 +127,7 @@ def move_gauge(
     weight: Float[NDArray, " star"] | float = 1.0,
     *,
     labels: bool = True,
+    last: bool = False,
 ) -> Moved:
     """Find all moves at the present solutions and make them.
 
@@ -135,6 +137,7 @@ def move_gauge(
         theta_log: (star, label + 2) their solutions.
         weight: (star,) how much each counts, from `weights.star_weights`.
         labels: move labels too; the network then has to follow.
+        last: move E by finer kinds of star; no phase of the model may follow.
     """
     u = np.array(theta_log, np.float64)
     n_labels = forward.n_labels
@@ -164,7 +167,8 @@ def move_gauge(
     inverse = np.asarray(stars.reddening_inv_error, np.float64)
     if np.any(inverse > 0):
         coefficient = np.zeros(features.values.shape[1] + 1)
-        used = np.r_[: min(1 + N_EXTINCTION_FEATURES, len(coefficient) - 1), -1]
+        n_used = 1 + (N_LAST_FEATURES if last else N_EXTINCTION_FEATURES)
+        used = np.r_[: min(n_used, len(coefficient) - 1), -1]
         coefficient[used] = robust_ridge(
             np.column_stack([features.values, extinction])[:, used],
             np.asarray(stars.reddening, np.float64),

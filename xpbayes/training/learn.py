@@ -334,6 +334,9 @@ def _move_gauge(
         "scale_of_E": moved.scale,
         "moves": moves_by_kind(moved, np.asarray(theta_log), config.labels),
     }
+    if not phase.move_labels:  # of what has moved before, the record now tells whether it is at rest
+        moved = move_gauge(moved.forward, stars, moved.theta_log, weight, labels=False, last=True)
+        entry["last_moves"] = moves_by_kind(moved, np.asarray(theta_log), config.labels)
     largest = np.abs(np.median(moved.by, axis=0))
     summary = f"E times {moved.scale:.4f}, median move of E {largest[-2]:.4f} mag, of ln parallax {largest[-1]:.4f}"
     new = state._replace(
