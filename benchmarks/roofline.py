@@ -81,7 +81,7 @@ def main() -> None:
     table = table.on(trained.channels).take(np.linspace(0, len(table) - 1, given.n).astype(int))
     measured = jax.tree.map(np.asarray, table.stars(trained.labels).blind())
     grid = make_grid(bare, config.n_nodes)
-    stars, starts, solution = search(model, grid, measured, config)
+    stars, starts, solution, _ = search(model, grid, measured, config)
     stars = jax.tree.map(np.asarray, stars)
     best = np.asarray(best_of(solution).theta_log)
     optima = choose_optima(solution, np.asarray(jax.jit(evaluate_mode)(bare, stars, best).hessian))

@@ -149,7 +149,7 @@ def check(model: xpbayes.Model, tables: list[xpbayes.Spectra], truth: pd.DataFra
     stars = (stars if scatter is None else loosened(stars, scatter)).blind()
     ridge = companion_ridge(model.star_model, model.labels, np.asarray(model.channels.wavelengths))
     bare = model.star_model.without_error
-    stars, _, single = search(model.star_model, make_grid(bare, config.n_nodes), stars, config)
+    stars, _, single, _ = search(model.star_model, make_grid(bare, config.n_nodes), stars, config)
     said = weigh_hypotheses(bare, ridge, stars, single, np.arange(n), config.max_iterations)
     best = np.asarray(single.theta_log)[np.arange(n), np.argmin(single.objective, axis=1)]
     pairs = solve_companions(bare, ridge, stars, best, config.max_iterations)

@@ -92,7 +92,7 @@ def core_seconds(took: list[float]) -> Iterator[None]:
 
 def engine(at: Problem, grid: StartGrid, config: InferenceConfig) -> Answer:
     """Search as `infer` does, and keep what it does not return: the objective that was minimised."""
-    stars, starts, solution = search(at.model, grid, at.stars, config)
+    stars, starts, solution, _ = search(at.model, grid, at.stars, config)
     best, which = winner(solution.theta_log, solution.objective)
     return Answer(stars, starts[:, 0], best, np.asarray(solution.converged)[np.arange(len(best)), which])
 

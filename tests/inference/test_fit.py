@@ -11,7 +11,7 @@ from xpbayes.inference.errors import laplace_covariance
 from xpbayes.inference.fit import fit_stars
 from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.search.optima import best_of, choose_optima, promising, refine, search
-from xpbayes.inference.search.solver import Solution, solve
+from xpbayes.inference.search.solver import Solution, StarChunk, solve
 from xpbayes.inference.search.starts import find_starts, make_grid
 from xpbayes.models.objective import objective
 from xpbayes.models.theta import to_log
@@ -119,7 +119,7 @@ def refined(trained, stars):
     some = jax.tree.map(jnp.asarray, stars.take(slice(0, 64)).blind(parallax=False))
     some = fold_in_model_error(trained.star_model, some)
     starts = find_starts(trained.star_model.without_error, make_grid(trained.star_model.without_error, 256), some, 2)
-    return some, starts, refine(trained.star_model.without_error, some, starts, QUICK.max_iterations)
+    return some, starts, refine(trained.star_model.without_error, StarChunk.of(some), starts, QUICK.max_iterations)
 
 
 def test_refining_in_stages_finds_what_one_long_run_finds(trained, refined):

@@ -16,6 +16,7 @@ from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, chunk_size
 from xpbayes.device import prepare_device, program
 from xpbayes.inference import on_device
 from xpbayes.inference.errors import evaluate_mode, laplace_covariance
+from xpbayes.inference.fluxes_alone import FluxesAlone, without_parallax
 from xpbayes.inference.linear_algebra import are_positive_definite, invert_positive
 from xpbayes.inference.sampling.importance import Summary, summarise
 from xpbayes.inference.search.optima import Optima, best_of, choose_optima, search
@@ -77,6 +78,7 @@ class Posteriors:
         spurious: (star,) probability that the measured parallax is spurious; NaN without one, None if none is doubted.
         curve: of xi, which all of these are marginal over; None where the curve does not vary.
         pair: under the hypothesis of an unresolved second source; None where it was not asked for.
+        alone: given the fluxes alone, the parallax left out; None where it was not asked for, or not found yet.
     """
 
     estimate: NDArray[np.float32]
@@ -104,6 +106,7 @@ class Posteriors:
     spurious: NDArray[np.float32] | None = None
     curve: CurvePosteriors | None = None
     pair: PairPosteriors | None = None
+    alone: FluxesAlone | None = None
 
     def take(self, rows: slice | NDArray[np.integer]) -> "Posteriors":
         """Select stars."""
@@ -146,6 +149,8 @@ def fit_stars(
     progress: Callable[[int, int, float], None] = lambda done, total, rate: None,
     seeds: NDArray[np.uint32] | None = None,
     ridge: CompanionRidge | None = None,
+    *,
+    alone: bool = False,
 ) -> Posteriors:
     """Infer all stars of a batch.
 
@@ -156,6 +161,7 @@ def fit_stars(
         progress: receives stars done, stars in total, and stars per second.
         seeds: (star,) each star's own, for its draws; the row number if None.
         ridge: where companions lie, for the settings' `binaries`.
+        alone: what the fluxes alone say is wanted, too; found at once where the search is on the host.
     """
     prepare_device()
     if not len(stars):
@@ -168,7 +174,9 @@ def fit_stars(
     # Pairs begin from what the search leaves behind on the host.
     on_host = ridge is not None or not is_one_program(config)
     parts = (
-        _on_host(model, grid, blind, seeds, config, ridge) if on_host else _on_device(model, grid, blind, seeds, config)
+        _on_host(model, grid, blind, seeds, config, ridge, alone=alone)
+        if on_host
+        else _on_device(model, grid, blind, seeds, config)
     )
     for part in parts:
         done.append(part)
@@ -189,13 +197,15 @@ def _on_host(
     seeds: NDArray[np.uint32],
     config: "InferenceConfig",
     ridge: CompanionRidge | None,
+    *,
+    alone: bool,
 ) -> Iterator[Posteriors]:
     """Batch by batch, the search round by round."""
     bare = model.without_error
     size = config.chunk_size or HOST_CHUNK
     for start in range(0, len(blind), size):
         rows = slice(start, min(start + size, len(blind)))
-        stars, _, solution = search(model, grid, blind.take(rows), config)
+        stars, _, solution, chunk = search(model, grid, blind.take(rows), config)
         at = by_blocks(partial(evaluate_mode, bare), STAR_BLOCK, stars, np.asarray(best_of(solution).theta_log))
         optima, summary = choose_optima(solution, at.hessian), None
         if config.n_draws:
@@ -206,7 +216,9 @@ def _on_host(
             mode, everywhere = np.asarray(optima.best.theta_log), config.binaries != "suspicious"
             asked = rows_asked(ridge, stars, mode, np.asarray(at.chi2), everywhere=everywhere)
             pair = weigh_hypotheses(bare, ridge, stars, solution, asked, config.max_iterations)
-        yield _posteriors(model.forward, stars, optima, at, summary, pair)
+        found = _posteriors(model.forward, stars, optima, at, summary, pair)
+        fluxes = without_parallax(bare, stars, optima.best.theta_log, at, chunk) if alone else None
+        yield replace(found, alone=fluxes)
 
 
 def _on_device(

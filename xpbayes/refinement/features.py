@@ -6,7 +6,6 @@ and of which their labels would be guessed. A measured parallax is no feature: t
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,11 +16,11 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
-from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, rows_of_each, signal_to_noise
+from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, signal_to_noise
 from xpbayes.device import program
 from xpbayes.inference.errors import evaluate_mode, laplace_covariance
+from xpbayes.inference.fluxes_alone import FluxesAlone, without_parallax
 from xpbayes.inference.model_error import fold_in_model_error
-from xpbayes.inference.search.solver import solve
 from xpbayes.models.forward import ForwardModel, predict_flux
 from xpbayes.models.star_model import StarModel
 from xpbayes.models.theta import to_linear, to_log
@@ -78,20 +77,24 @@ def flux_only(model: StarModel, stars: Stars, found: "Posteriors", *, use_parall
     single = np.isnan(found.runner_up_delta)
     share = np.where(single, 0.0, np.exp(-0.5 * np.where(single, 0.0, found.runner_up_delta)))
     runner_up = np.where(single[:, None], 0.0, found.runner_up[:, :n] - found.estimate[:, :n]).astype(np.float64)
-    optimum, laplace, chi2 = (np.array(v, np.float64) for v in (found.optimum, found.laplace, found.chi2))
     own = model.forward.without_xi
-    used = np.flatnonzero((np.asarray(stars.parallax_inv_error) > 0) & use_parallax & np.isfinite(optimum).all(axis=1))
-    if len(used):
-        blind = replace(stars.blind(parallax=False), doubt=stars.doubt)  # of no effect; one program serves both fits
-        some = rows_of_each(blind, used)
-        least = np.append(np.full(optimum.shape[1] - 2, -np.inf), [TINY, TINY])
-        begin = to_log(np.maximum(optimum[used], least).astype(np.float32))
-        some = fold_in_model_error(model, some, begin)
-        there = np.asarray(solve(model, some, begin).theta_log)
-        at = by_blocks(partial(evaluate_mode, model.without_error), STAR_BLOCK, some, there)
-        optimum[used], chi2[used] = to_linear(there.astype(np.float64)), at.chi2
-        laplace[used] = laplace_covariance(np.asarray(at.hessian), there)[:, own][:, :, own]
+    if not use_parallax:
+        at = found.optimum, found.laplace, found.chi2
+    else:
+        mode, hessian, chi2 = found.alone or _again(model, stars, found)
+        laplace = laplace_covariance(hessian, mode)[:, own][:, :, own]
+        at = to_linear(mode.astype(np.float64)), laplace, chi2
+    optimum, laplace, chi2 = (np.asarray(v, np.float64) for v in at)
     return FluxOnly(optimum, optimum[:, own], laplace, chi2, runner_up, share)
+
+
+def _again(model: StarModel, stars: Stars, found: "Posteriors") -> FluxesAlone:
+    """The same where inference did not leave it behind."""
+    least = np.append(np.full(found.optimum.shape[1] - 2, -np.inf), [TINY, TINY])
+    begin = np.asarray(to_log(np.maximum(found.optimum, least).astype(np.float32)))
+    folded = fold_in_model_error(model, stars.blind(), begin)
+    at = by_blocks(partial(evaluate_mode, model.without_error), STAR_BLOCK, folded, begin)
+    return without_parallax(model.without_error, folded, begin, at)
 
 
 def feature_names(labels: Sequence[str], channels: Sequence[str], n_xp: int) -> tuple[str, ...]:

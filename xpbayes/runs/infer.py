@@ -193,7 +193,16 @@ def solve_stars(
     seeds = seeds_from_id(usable.source_id, Stream.DRAWS)
     scatter = stars_scatter(trained, batch) if config.calibrate else None
     looked_at = batch if scatter is None else loosened(batch, scatter)
-    inferred = fit_stars(trained.star_model, looked_at, config, progress, seeds, _ridge(trained, config))
+    second = trained.second_stage if config.second_stage else None
+    inferred = fit_stars(
+        trained.star_model,
+        looked_at,
+        config,
+        progress,
+        seeds,
+        _ridge(trained, config),
+        alone=second is not None and config.use_parallax,
+    )
     by_chains = np.zeros(len(usable), bool)
     if config.refine:
         from xpbayes.inference.sampling.ladder import refine_with_nuts
@@ -237,11 +246,12 @@ def solve_stars(
         wide = as_rows(add_model_covariance(inferred, added), added=added)
         # Flags and confidences know the stars' own errors, from which the classifiers were learned.
         rows = rows | wide | {name: rows[name] for name in KNOW_OWN_ERRORS}
-    if config.second_stage and trained.second_stage is not None:
+    if second is not None:
         from xpbayes.refinement.refined import refine_labels
 
-        second, star_model = trained.second_stage, trained.star_model
-        refined = refine_labels(second, star_model, looked_at, found, inferred, use_parallax=config.use_parallax)
+        refined = refine_labels(
+            second, trained.star_model, looked_at, found, inferred, use_parallax=config.use_parallax
+        )
         rows |= refined_rows(refined, inferred, status, rows["status"] == OK)
     return to_arrow(rows, len(trained.labels), release), int((rows["status"] != OK).sum())
 

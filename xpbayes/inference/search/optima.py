@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, replaced, rows_of_each
 from xpbayes.inference.model_error import fold_in_model_error
-from xpbayes.inference.search.solver import Solution, SolverState, StartPool, limits, solve
+from xpbayes.inference.search.solver import Solution, SolverState, StarChunk, StartPool, limits, solve
 from xpbayes.inference.search.starts import StartGrid, find_starts, first_guess
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.star_model import StarModel
@@ -45,11 +45,13 @@ class Searched(NamedTuple):
         stars: the batch with the model's error folded in, whose L was minimised.
         starts: (star, start, parameter) where the search began, best first.
         solution: leading axes (star, start); L is infinite for starts that were given up.
+        chunk: the stars as the solver has them.
     """
 
     stars: Stars
     starts: NDArray[np.floating]
     solution: Solution
+    chunk: StarChunk
 
 
 class Optima(NamedTuple):
@@ -88,16 +90,18 @@ def search(model: StarModel, grid: StartGrid, measured: Stars, config: "Inferenc
     ranked = by_blocks(lambda some: find_starts(model.without_error, grid, some, config.n_starts), STAR_BLOCK, stars)
     starts = np.array(ranked)
     if model.error is None:
-        return Searched(stars, starts, refine(model, stars, starts, config.max_iterations))
+        chunk = StarChunk.of(stars)
+        return Searched(stars, starts, refine(model, chunk, starts, config.max_iterations), chunk)
     first = solve(model, stars, starts[:, 0], FIRST_ITERATIONS)
     stars = fold_in_model_error(model, measured, first.theta_log)
     begin = starts.copy()
     begin[:, 0] = first.theta_log
-    solution = refine(model, stars, begin, config.max_iterations)
+    chunk = StarChunk.of(stars)
+    solution = refine(model, chunk, begin, config.max_iterations)
     n_iterations: Any = np.array(solution.n_iterations)
     n_iterations[:, 0] += np.asarray(first.n_iterations)
     solution = solution._replace(n_iterations=n_iterations)
-    return _at_the_winner(model, measured, Searched(stars, starts, solution), begin[:, 0], config)
+    return _at_the_winner(model, measured, Searched(stars, starts, solution, chunk), begin[:, 0], config)
 
 
 def _at_the_winner(
@@ -127,20 +131,21 @@ def _at_the_winner(
     # Whole batches, repeating some: another number of stars would be another program.
     padded = np.resize(elsewhere, -(-len(elsewhere) // STAR_BLOCK) * STAR_BLOCK)
     few = fold_in_model_error(model, rows_of_each(measured, padded), winner[padded])
-    few = rows_of_each(few, slice(len(elsewhere)))
-    stars = replaced(found.stars, few, elsewhere)
+    chunk = found.chunk.replaced(few, padded)
+    stars = replaced(found.stars, rows_of_each(few, slice(len(elsewhere))), elsewhere)
     alive = np.isfinite(np.asarray(solution.objective)[elsewhere])
-    again = refine(model, few, at[elsewhere], config.max_iterations, alive)
+    again = refine(model, chunk, at[elsewhere], config.max_iterations, alive, elsewhere)
     more = np.asarray(again.n_iterations) + np.asarray(solution.n_iterations)[elsewhere]
-    return Searched(stars, found.starts, replaced(solution, again._replace(n_iterations=more), elsewhere))
+    return Searched(stars, found.starts, replaced(solution, again._replace(n_iterations=more), elsewhere), chunk)
 
 
 def refine(
     model: StarModel,
-    stars: Stars,
+    stars: StarChunk,
     starts: Float[Array, "star start parameter"] | NDArray[np.floating],
     most: int,
     alive: NDArray[np.bool_] | None = None,
+    rows: NDArray[np.integer] | None = None,
 ) -> Solution:
     """Solve every star from every start.
 
@@ -153,12 +158,14 @@ def refine(
         starts: where to begin.
         most: iterations at most, in all.
         alive: (star, start) the starts that count; all if None.
+        rows: which of the stars these starts are of; all in order if None.
 
     Returns:
         a solution with leading axes (star, start); L is infinite for starts that were given up.
     """
     n, k, p = starts.shape
-    pool = StartPool(stars, np.asarray(starts).reshape(-1, p), np.repeat(np.arange(n), k))
+    star_of = np.repeat(np.arange(n) if rows is None else rows, k)
+    pool = StartPool(stars, np.asarray(starts).reshape(-1, p), star_of)
     left: NDArray[np.integer] = np.arange(n * k) if alive is None else np.flatnonzero(alive)
     before = None
     for limit in limits(most):

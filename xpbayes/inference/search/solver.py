@@ -12,8 +12,8 @@ A star that has converged is frozen: its answer does not depend on who shares it
 """
 
 import math
-from copy import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,8 +22,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import NDArray
 
-from xpbayes.data.stars import STAR_BLOCK, Stars
-from xpbayes.device import is_hasty, prepare_device, program
+from xpbayes.data.stars import STAR_BLOCK, Stars, rows_of_each
+from xpbayes.device import aligned_zeros, is_hasty, prepare_device, program
 from xpbayes.inference.linear_algebra import smallest_pivot, solve_positive
 from xpbayes.models.likelihood import deviance, n_observed, parallax_deviance
 from xpbayes.models.objective import Expansion, at_other_parallax, curvature_of, expand
@@ -233,28 +233,93 @@ def advance_lanes(model: StarModel, stars: Stars, state: SolverState, limit: Int
 
 @program
 def _advance_batch(
-    model: StarModel, stars: Stars, star_of: Int[Array, " start"], state: SolverState, limit: Int[Array, ""]
-) -> SolverState:
+    model: StarModel, stars: Stars, star_of: Int[Array, " start"], state: "_Packed", limit: Int[Array, ""]
+) -> "_Packed":
     """The same as a program of its own, each start's star taken from all of them, which are `turned`."""
-    return advance_lanes(model, stars.take(star_of), state, limit)
+    moved = advance_lanes(model, stars.take(star_of), state.opened(), limit)
+    n = len(star_of)
+    numbers = jnp.concatenate([leaf.reshape(n, -1) for leaf in moved[:-2]], axis=1)
+    return _Packed(numbers, moved.converged, moved.n_iterations)
+
+
+class _Packed(NamedTuple):
+    """Starts as they travel between host and program, which costs by the number of arrays.
+
+    Attributes:
+        numbers: (start, number) what a `SolverState` begins with, side by side.
+        converged, n_iterations: (start,) as there.
+    """
+
+    numbers: Any
+    converged: Any
+    n_iterations: Any
+
+    def opened(self) -> SolverState:
+        """As a `SolverState`; in NumPy of views, through which these arrays change."""
+        n, width = self.numbers.shape
+        p = round(np.sqrt(width - 1.75) - 1.5)  # of p^2 + 3 p + 4
+        at, leaves = 0, []
+        for shape in ((p,), (), (), (p,), (p, p), (), (p,), ()):
+            size = math.prod(shape)
+            leaves.append(self.numbers[:, at : at + size].reshape(n, *shape))
+            at += size
+        return SolverState(*leaves, self.converged, self.n_iterations)
+
+    @classmethod
+    def starting(cls, begin: NDArray[np.floating]) -> "_Packed":
+        """Starts that have not moved yet."""
+        *numbers, converged, n_iterations = starting_state(begin)
+        packed = np.concatenate([leaf.reshape(len(begin), -1) for leaf in numbers], axis=1)
+        return cls(packed, converged, n_iterations)
 
 
 _turn = jax.jit(turned)
 
 
-def _whole_chunk(stars: Stars) -> Stars:
-    """Stars on the device, `turned`, filled up to whole chunks: one program then serves any number of them."""
-    n = len(stars)
-    size = STAR_BLOCK if is_hasty() and n <= STAR_BLOCK else -(-n // HOST_CHUNK) * HOST_CHUNK
+@partial(jax.jit, donate_argnums=0)
+def _put(whitening: Array, rest: Stars, few: Stars, rows: Int[Array, " few"]) -> Stars:
+    """Stars with some of them replaced: in their place, where this memory is the program's own."""
+    whole = replace(rest, whitening=whitening)
+    return jax.tree.map(lambda leaf, new: leaf.at[rows].set(new), whole, turned(few))
 
-    def filled(leaf: Array) -> Array:
-        if n == size:
-            return jax.device_put(leaf)
-        whole = np.zeros((size, *leaf.shape[1:]), leaf.dtype)
-        whole[:n] = leaf
-        return jax.device_put(whole)
 
-    return _turn(jax.tree.map(filled, stars))
+class StarChunk(NamedTuple):
+    """Stars on the device, filled up to whole chunks: one program then serves any number of them.
+
+    Attributes:
+        turned: the stars, `turned`.
+    """
+
+    turned: Stars
+
+    @classmethod
+    def of(cls, stars: Stars) -> "StarChunk":
+        """Bring a batch to the device."""
+        n = len(stars)
+        size = STAR_BLOCK if is_hasty() and n <= STAR_BLOCK else -(-n // HOST_CHUNK) * HOST_CHUNK
+
+        def filled(leaf: Array) -> Array:
+            if n == size:
+                return jax.device_put(leaf)
+            whole = aligned_zeros((size, *leaf.shape[1:]), leaf.dtype)
+            whole[:n] = leaf
+            return jax.device_put(whole)
+
+        return cls(_turn(jax.tree.map(filled, stars)))
+
+    def replaced(self, few: Stars, rows: NDArray[np.integer]) -> "StarChunk":
+        """The same with some stars replaced, whole blocks of them; this one is gone then."""
+        whole = self.turned
+        for begin in range(0, len(rows), STAR_BLOCK):
+            block = slice(begin, begin + STAR_BLOCK)
+            rest = replace(whole, whitening=whole.ln_scale)
+            whole = _put(whole.whitening, rest, rows_of_each(few, block), rows[block])
+        return StarChunk(whole)
+
+    def without_parallax(self) -> "StarChunk":
+        """The same stars, no parallax measured."""
+        nothing = jax.device_put(np.zeros(len(self.turned), np.float32))
+        return StarChunk(replace(self.turned, parallax_inv_error=nothing))
 
 
 class StartPool:
@@ -267,7 +332,7 @@ class StartPool:
 
     def __init__(
         self,
-        stars: Stars,
+        stars: StarChunk,
         start: Float[Array, "start parameter"] | NDArray[np.floating],
         star_of: NDArray[np.integer] | None = None,
     ) -> None:
@@ -278,10 +343,10 @@ class StartPool:
             start: (start, label + 2) labels, ln E, ln parallax.
             star_of: (start,) row of each one's star; one start per star in order if None.
         """
-        self._stars = _whole_chunk(stars)
-        begin = np.array(start)
-        self._star_of = np.arange(len(begin)) if star_of is None else np.asarray(star_of)
-        self.state = starting_state(begin)
+        self._stars = stars
+        self._star_of = np.arange(len(start)) if star_of is None else np.asarray(star_of)
+        self._packed = _Packed.starting(np.asarray(start))
+        self.state = self._packed.opened()
 
     def advance(self, model: StarModel, rows: NDArray[np.integer], limit: int) -> NDArray[np.integer]:
         """Move the starts `rows` until they converge or have made `limit` iterations since their start.
@@ -292,18 +357,16 @@ class StartPool:
         size = _batch_size(limit)
         for begin in range(0, len(rows), size):
             batch = rows[begin : begin + size]
-            padded = np.pad(batch, (0, size - len(batch)), mode="edge")
-            state = jax.tree.map(lambda leaf, at=padded: leaf[at], self.state)
-            moved = _advance_batch(model, self._stars, self._star_of[padded], state, np.int32(limit))
-            for leaf, new in zip(self.state, moved, strict=True):
+            padded = batch if len(batch) == size else batch[np.minimum(np.arange(size), len(batch) - 1)]
+            state = _Packed(*(leaf[padded] for leaf in self._packed))
+            moved = _advance_batch(model, self._stars.turned, self._star_of[padded], state, np.int32(limit))
+            for leaf, new in zip(self._packed, moved, strict=True):
                 leaf[batch] = np.asarray(new)[: len(batch)]
         return rows[~self.state.converged[rows]]
 
     def further(self, rows: NDArray[np.integer]) -> "StartPool":
         """New starts from the trials of some of these, of the same stars."""
-        pool = copy(self)
-        pool._star_of, pool.state = self._star_of[rows], starting_state(self.state.trial[rows])
-        return pool
+        return StartPool(self._stars, self.state.trial[rows], self._star_of[rows])
 
     def solution(self) -> Solution:
         """Where the starts stand, in NumPy: nothing is compiled for another number of them."""
@@ -328,9 +391,10 @@ def limits(most: int) -> list[int]:
 
 def solve(
     model: StarModel,
-    stars: Stars,
+    stars: Stars | StarChunk,
     start: Float[Array, "star parameter"] | NDArray[np.floating],
     max_iterations: int = 30,
+    rows: NDArray[np.integer] | None = None,
 ) -> Solution:
     """Refine every star from its start.
 
@@ -339,9 +403,10 @@ def solve(
         stars: a batch.
         start: (star, label + 2) where to begin.
         max_iterations: stop after so many; unconverged stars say so.
+        rows: which of the stars these are; all in order if None.
     """
     prepare_device()
-    pool = StartPool(stars, start)
+    pool = StartPool(stars if isinstance(stars, StarChunk) else StarChunk.of(stars), start, rows)
     left: NDArray[np.integer] = np.arange(len(start))
     for limit in limits(max_iterations):
         left = pool.advance(model.without_error, left, limit)

@@ -1,0 +1,59 @@
+"""The posterior given a star's fluxes alone, beside one whose parallax was used: found again from where that has its mode."""
+
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float
+from numpy.typing import NDArray
+
+from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, rows_of_each
+from xpbayes.inference.errors import ModeDiagnostics, evaluate_mode
+from xpbayes.inference.search.solver import StarChunk, solve
+from xpbayes.models.star_model import StarModel
+
+
+class FluxesAlone(NamedTuple):
+    """The mode given the fluxes alone; of stars without a parallax the one that is known.
+
+    Attributes:
+        theta_log: (star, parameter) labels, xi if the curve varies, ln E, ln parallax.
+        hessian: (star, parameter, parameter) of L there.
+        chi2: (star,) of the fluxes.
+    """
+
+    theta_log: NDArray[np.float32]
+    hessian: NDArray[np.float32]
+    chi2: NDArray[np.float32]
+
+
+def without_parallax(
+    model: StarModel,
+    stars: Stars,
+    theta_log: Float[Array, "star parameter"] | NDArray[np.floating],
+    at: ModeDiagnostics,
+    chunk: StarChunk | None = None,
+) -> FluxesAlone:
+    """Solve for the mode given the fluxes alone, of all stars whose parallax was used.
+
+    Args:
+        model: the trained model, its error in the stars.
+        stars: as their modes were found.
+        theta_log: their modes.
+        at: evaluated there.
+        chunk: the stars as the solver has them, if it has them already.
+    """
+    found = FluxesAlone(*(np.array(leaf, np.float32) for leaf in (theta_log, at.hessian, at.chi2)))
+    used = (np.asarray(stars.parallax_inv_error) > 0) & np.isfinite(found.theta_log).all(axis=1)
+    if used.any():
+        rows = np.flatnonzero(used)
+        # With the doubt of parallaxes that are left out, of no effect: one program serves both fits.
+        bare = (chunk or StarChunk.of(stars)).without_parallax()
+        there = np.asarray(solve(model, bare, found.theta_log[rows], rows=rows).theta_log)
+        blind = replace(stars, parallax_inv_error=np.zeros(len(stars), np.float32))
+        some = rows_of_each(blind, slice(None) if used.all() else rows)
+        again = by_blocks(partial(evaluate_mode, model), STAR_BLOCK, some, there)
+        for values, new in zip(found, (there, again.hessian, again.chi2), strict=True):
+            values[rows] = new
+    return found
