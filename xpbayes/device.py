@@ -1,6 +1,7 @@
 """How JAX compiles and runs here; asked for where a computation begins, never by an import."""
 
 import importlib.util
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -10,10 +11,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 ONE_THREAD: dict[str, bool | int] = {"xla_cpu_multi_thread_eigen": False}
 LEVEL = "xla_backend_optimization_level"
 FEW_STARS = 1000
 """Up to so many stars, programs that are ready in a third of the time and four times slower are done sooner."""
+ALIGNMENT = 64
+"""[bytes]"""
 
 _hasty: ContextVar[bool] = ContextVar("hasty", default=False)
 _few_left = [FEW_STARS]
@@ -64,6 +70,14 @@ def visible_gpus() -> list[str]:
     if visible is not None:
         return [v.strip() for v in visible.split(",") if v.strip() not in ("", "-1")]
     return [p.name.removeprefix("nvidia") for p in sorted(Path("/dev").glob("nvidia[0-9]*"))]
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Zeros that a program on a CPU reads where they are: what begins elsewhere than at a whole 64 bytes it copies."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % ALIGNMENT
+    return memory[first : first + size].view(dtype).reshape(shape)
 
 
 # ------------------------------------------------------------------------------------------------------ few or many stars

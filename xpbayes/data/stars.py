@@ -6,7 +6,7 @@ Gaia's 64-bit source_id stays outside (`data.spectra.Spectra`): 32-bit JAX silen
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
-from xpbayes.device import is_traced
+from xpbayes.device import aligned_zeros, is_traced
 
 T = TypeVar("T")
 
@@ -144,7 +144,12 @@ def by_blocks(function: Callable[..., T], size: int, *trees: Any) -> T:
         rows = slice(start, start + size) if whole else np.minimum(np.arange(start, start + size), n - 1)
         part = function(*jax.tree.map(lambda leaf, at=rows: leaf[at], trees))
         parts.append(jax.tree.map(np.asarray, part) if on_host or n > size else part)
-    return jax.tree.map(lambda *leaves: (np.concatenate(leaves) if len(leaves) > 1 else leaves[0])[:n], *parts)
+    return jax.tree.map(lambda *leaves: (_joined(leaves) if len(leaves) > 1 else leaves[0])[:n], *parts)
+
+
+def _joined(leaves: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    whole = aligned_zeros((sum(map(len, leaves)), *leaves[0].shape[1:]), leaves[0].dtype)
+    return np.concatenate(leaves, out=whole)
 
 
 def rows_of_each(tree: T, rows: NDArray[Any] | slice) -> T:
@@ -156,7 +161,7 @@ def replaced(tree: T, part: T, rows: NDArray[np.integer]) -> T:
     """A tree of arrays with some rows of each replaced, in NumPy."""
 
     def merged(before: Array, after: Array) -> NDArray[Any]:
-        out = np.array(before)
+        out = _joined([np.asarray(before)])
         out[rows] = after
         return out
 

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.lapack import dpotrf, dtrtri, dtrttp
 
+from xpbayes.device import aligned_zeros
+
 EIGENVALUE_FLOOR = 1e-9
 """ZGR23, Section 2.1 [(1e-18 W m^-2 nm^-1)^2]."""
 
@@ -119,7 +121,7 @@ def unpack(packed: NDArray[np.floating], band_inverse_error: NDArray[np.floating
     """
     n_star, n_band = band_inverse_error.shape
     n = n_xp + n_band
-    full = np.zeros((n_star, n, n), dtype=np.float32)
+    full = aligned_zeros((n_star, n, n), np.float32)
     for row in range(n_xp):  # slices, which cost a third of what indices do
         first = row * (row + 1) // 2
         full[:, row, : row + 1] = packed[:, first : first + row + 1]
