@@ -214,7 +214,7 @@ def _single(values: NDArray[np.floating]) -> NDArray[np.float32]:
     return values.astype(np.float32)
 
 
-def _summaries(found: "Posteriors", by: Settling) -> dict[str, NDArray[np.float32]]:
+def _summaries(found: "Posteriors", by: Settling) -> dict[str, Any]:
     """What draws say, settled likewise."""
     factor, added, shift = by
     median = factor * np.where(np.isfinite(found.median), found.median, np.nan)

@@ -8,7 +8,7 @@ and of which their labels would be guessed. A measured parallax is no feature: t
 from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,19 +79,18 @@ def flux_only(model: StarModel, stars: Stars, found: "Posteriors", *, use_parall
     runner_up = np.where(single[:, None], 0.0, found.runner_up[:, :n] - found.estimate[:, :n]).astype(np.float64)
     own = model.forward.without_xi
     if not use_parallax:
-        at = found.optimum, found.laplace, found.chi2
+        optimum, laplace, chi2 = (np.asarray(v, np.float64) for v in (found.optimum, found.laplace, found.chi2))
     else:
-        mode, hessian, chi2 = found.alone or _again(model, stars, found)
-        laplace = laplace_covariance(hessian, mode)[:, own][:, :, own]
-        at = to_linear(mode.astype(np.float64)), laplace, chi2
-    optimum, laplace, chi2 = (np.asarray(v, np.float64) for v in at)
+        alone = found.alone or _again(model, stars, found)
+        laplace = laplace_covariance(alone.hessian, alone.theta_log)[:, own][:, :, own]
+        optimum, chi2 = to_linear(alone.theta_log.astype(np.float64)), alone.chi2.astype(np.float64)
     return FluxOnly(optimum, optimum[:, own], laplace, chi2, runner_up, share)
 
 
 def _again(model: StarModel, stars: Stars, found: "Posteriors") -> FluxesAlone:
     """The same where inference did not leave it behind."""
     least = np.append(np.full(found.optimum.shape[1] - 2, -np.inf), [TINY, TINY])
-    begin = np.asarray(to_log(np.maximum(found.optimum, least).astype(np.float32)))
+    begin: Any = to_log(np.maximum(found.optimum, least).astype(np.float32))
     folded = fold_in_model_error(model, stars.blind(), begin)
     at = by_blocks(partial(evaluate_mode, model.without_error), STAR_BLOCK, folded, begin)
     return without_parallax(model.without_error, folded, begin, at)

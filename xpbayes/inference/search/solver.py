@@ -258,12 +258,13 @@ class _Packed(NamedTuple):
         """As a `SolverState`; in NumPy of views, through which these arrays change."""
         n, width = self.numbers.shape
         p = round(np.sqrt(width - 1.75) - 1.5)  # of p^2 + 3 p + 4
-        at, leaves = 0, []
+        at = 0
+        leaves: list[Any] = []
         for shape in ((p,), (), (), (p,), (p, p), (), (p,), ()):
             size = math.prod(shape)
             leaves.append(self.numbers[:, at : at + size].reshape(n, *shape))
             at += size
-        return SolverState(*leaves, self.converged, self.n_iterations)
+        return SolverState(*[*leaves, self.converged, self.n_iterations])
 
     @classmethod
     def starting(cls, begin: NDArray[np.floating]) -> "_Packed":

@@ -9,7 +9,7 @@ every start is of another component.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,10 +67,11 @@ def make_grid(model: StarModel, n_nodes: int = 1024, seed: int = 0) -> StartGrid
         n_nodes: number of nodes.
         seed: of the draw; part of the model's identity, not of a run's.
     """
-    *nodes, members = _draw_nodes(model, n_nodes, seed)
+    labels, ln_flux, ln_density, members = _draw_nodes(model, n_nodes, seed)
     own = np.asarray(members)
     own_first = np.argsort(~own, axis=1, kind="stable")
-    return StartGrid(*nodes, members, own_first[:, : max(N_RANKED_PER_COMPONENT, own.sum(axis=1).max())])
+    of_each: Any = own_first[:, : max(N_RANKED_PER_COMPONENT, own.sum(axis=1).max())]
+    return StartGrid(labels, ln_flux, ln_density, members, of_each)
 
 
 @partial(program, static_argnames=("n_nodes", "seed"))
