@@ -2,7 +2,8 @@
 
 Of real stars held out, from fluxes alone, prints for each model: the cosine of R1 with dA/dR_V of G23 (weighted by the
 model's error, grey and R taken out); the Pearson correlation of xi of neighbours within 0.3 deg for E > 0.6, shuffled, and
-by Teff; labels' robust scatter by E, beside a model without variation if one is given.
+by Teff; labels' robust scatter by E, beside a model without variation if one is given; the variance of relative
+residuals beyond that of the measurement (robust, mean over XP channels and over the bands), by E.
 With --truth, of catalogues of a mock survey (../shared/mock): labels, E and R(V) by R(V), plain stars with E > 0.5.
 
 Usage: python benchmarks/curve.py MODEL STARS.parquet [--without MODEL] [--number N]
@@ -23,10 +24,11 @@ import pyarrow.parquet as pq
 import xpbayes
 from xpbayes.analysis.figures.curve_families import FAMILIES, channel_weights, direction
 from xpbayes.analysis.figures.curve_neighbours import MIN_EXTINCTION, NEAR, neighbours
+from xpbayes.analysis.figures.flux_residuals import flux_residuals
 from xpbayes.analysis.validation import robust_scatter
 from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.data.join import rows_of
-from xpbayes.data.spectra import OK, Spectra
+from xpbayes.data.spectra import OK, STARS_AT_ONCE, Spectra
 from xpbayes.production.table import list_column, text_column
 from xpbayes.training.selection import training_cuts
 
@@ -35,6 +37,8 @@ EXTINCTION = (0.0, 0.2, 1.0, np.inf)
 TEFF = (0.0, 4.2, 4.6, np.inf)
 """Bins of what is inferred [mag, kK]."""
 UNITS = {"teff": 1e3}
+RESIDUALS_BY = (0.0, 0.2, 1.5, np.inf)
+"""Bins of E [mag] for residuals."""
 BEHIND_DUST = 0.5
 """E [mag] from which R(V) is judged against the truth."""
 
@@ -63,6 +67,32 @@ def scatter_by_extinction(found: dict[str, np.ndarray], labels: np.ndarray, name
         )
         cells.append(f"E {low:g}-{high:g} ({use.sum():5d}): {' '.join(each)}")
     return cells
+
+
+def excess_variance(model: xpbayes.TrainedModel, table: Spectra, found: dict[str, np.ndarray]) -> None:
+    """Print the variance of residuals beyond that of the measurement, and for E > 1.5 beyond that of little dust."""
+    e = found["estimate"][:, -2]
+    estimate = np.insert(found["estimate"], -2, found["xi"], axis=1) if "xi" in found else found["estimate"]
+    mean, rows = [], rows_of(found["source_id"], table.source_id)
+    for low, high in zip(RESIDUALS_BY[:-1], RESIDUALS_BY[1:], strict=True):
+        use = np.flatnonzero((e >= low) & (e < high))
+        ratio, noise = [], []
+        for some in np.array_split(use, -(-len(use) // STARS_AT_ONCE)):
+            stars = table.take(rows[some])
+            chi = flux_residuals(model, stars, estimate[some], model.channels.names, own_level=model.has_levels)
+            error = stars.flux_error(list(range(len(model.channels))))
+            predicted = stars.flux + chi * error
+            ratio.append(chi * error / predicted)
+            noise.append(error / predicted)
+        known, sigma = np.concatenate(ratio), np.concatenate(noise)
+        each = np.array([robust_scatter(r[np.isfinite(r)]) ** 2 for r in known.T]) - np.nanmedian(sigma, axis=0) ** 2
+        mean.append((each[: model.channels.n_xp].mean(), each[model.channels.n_xp :].mean()))
+        cells = " ".join(f"{1e4 * value:7.2f}" for value in mean[-1])
+        print(
+            f"    E {low:g}-{high:g} ({len(use):5d}): variance of residuals beyond noise, XP and bands, 1e-4: {cells}"
+        )
+    behind = " ".join(f"{1e4 * (a - b):7.2f}" for a, b in zip(mean[-1], mean[0], strict=True))
+    print(f"    of E > {RESIDUALS_BY[-2]:g} beyond that of E < {RESIDUALS_BY[1]:g}: {behind}")
 
 
 def judge_xi(found: dict[str, np.ndarray]) -> None:
@@ -151,6 +181,7 @@ def main() -> None:
         print(f"  {len(rows)} stars, {spent:.0f} s of CPU time; scatter of {', '.join(model.labels)} (Teff in K):")
         for cell in scatter_by_extinction(found, labels, model.labels):
             print(f"    {cell}")
+        excess_variance(model, chosen, found)
         if "xi" in found:
             judge_xi(found)
 

@@ -15,6 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Threads of OpenMP, scikit-learn's, wait for each other by spinning: beside another worker this takes twice the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Most of the time goes into compiling programs that run once or twice. Unoptimised ones, written by XLA's older emitters
 # (where it still has them: an unknown flag ends the process) and in one LLVM module each, are ready in a quarter of it.
 # XLA_FLAGS=--xla_backend_optimization_level=3 tests what users run.
@@ -47,8 +49,8 @@ from xpbayes.device import prepare_device
 from xpbayes.production.model_file import TrainedModel, load_model, save_model
 
 prepare_device()
-# The variable alone comes too late where a plugin has imported NumPy: many small inverses then take 15 times as long.
-threadpool_limits(1, "blas")
+# The variables alone come too late where a plugin has imported NumPy: many small inverses then take 15 times as long.
+threadpool_limits(1)
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 

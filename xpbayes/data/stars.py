@@ -20,8 +20,8 @@ from xpbayes.device import aligned_zeros, is_traced
 
 T = TypeVar("T")
 
-STAR_BLOCK = 256
-"""Stars that are worked on together on CPUs: one program per step, whatever the batch."""
+STAR_BLOCK = 64
+"""Stars that are worked on together on CPUs: one program per step, whatever the batch; few stars fill little in vain."""
 
 
 class ParallaxDoubt(eqx.Module):

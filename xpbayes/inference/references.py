@@ -127,7 +127,16 @@ def references(found: "Posteriors", stars: Stars) -> References:
 def weighted_quantiles(values: NDArray, weight: NDArray, level: float) -> NDArray[np.float64]:
     """(kind,) quantiles of values (star,) under the weights (star, kind) of every kind."""
     order = np.argsort(values)
-    weight = weight[order]
-    cumulative = np.cumsum(weight, axis=0)
-    middle = cumulative - 0.5 * weight
-    return np.array([np.interp(level * c[-1], m, values[order]) for c, m in zip(cumulative.T, middle.T, strict=True)])
+    values, weight = values[order], np.ascontiguousarray(weight.T[:, order])
+    cumulative = np.cumsum(weight, axis=1)
+    return np.array([_quantile(values, w, c, level * c[-1]) for w, c in zip(weight, cumulative, strict=True)])
+
+
+def _quantile(values: NDArray, weight: NDArray, cumulative: NDArray, target: float) -> np.float64:
+    """Interpolate sorted values, each of which lies in the middle of its weight, where the sum of weights is `target`."""
+    last = len(values) - 1
+    below = min(int(np.searchsorted(cumulative, target, side="right")), last)
+    if below and cumulative[below] - 0.5 * weight[below] > target:
+        below -= 1
+    around = slice(below, below + 2)
+    return np.interp(target, cumulative[around] - 0.5 * weight[around], values[around])

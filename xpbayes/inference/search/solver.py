@@ -51,8 +51,8 @@ of an iteration; long ones make those that have converged wait."""
 LATE, LATE_BATCH = 40, 16
 """After so many iterations few starts are left: they advance in batches of so many, on CPUs. It is by a start's own
 iterations, so that its path does not depend on who shares its batch."""
-HOST_CHUNK = 2048
-"""Stars solved together on CPUs, if the settings do not say how many."""
+HOST_CHUNK, HASTY_CHUNK = 2048, 256
+"""Stars solved together on CPUs, if the settings do not say how many; what few stars are filled up to."""
 BATCH, ACCELERATOR_BATCH = 128, 16384
 """Starts that advance together: what a processor's cache holds; what fills an accelerator."""
 
@@ -297,7 +297,7 @@ class StarChunk(NamedTuple):
     def of(cls, stars: Stars) -> "StarChunk":
         """Bring a batch to the device."""
         n = len(stars)
-        size = STAR_BLOCK if is_hasty() and n <= STAR_BLOCK else -(-n // HOST_CHUNK) * HOST_CHUNK
+        size = HASTY_CHUNK if is_hasty() and n <= HASTY_CHUNK else -(-n // HOST_CHUNK) * HOST_CHUNK
 
         def filled(leaf: Array) -> Array:
             if n == size:
