@@ -2,8 +2,8 @@
 
 Of real stars held out, from fluxes alone, prints for each model: the cosine of R1 with dA/dR_V of G23 (weighted by the
 model's error, grey and R taken out); the Pearson correlation of xi of neighbours within 0.3 deg for E > 0.6, shuffled, and
-by Teff; labels' robust scatter by E, beside a model without variation if one is given; the variance of relative
-residuals beyond that of the measurement (robust, mean over XP channels and over the bands), by E.
+by Teff; labels' robust scatter by E, beside a model without variation if one is given; the median chi^2 per channel
+under the measurement's covariance alone, by E.
 With --truth, of catalogues of a mock survey (../shared/mock): labels, E and R(V) by R(V), plain stars with E > 0.5.
 
 Usage: python benchmarks/curve.py MODEL STARS.parquet [--without MODEL] [--number N]
@@ -25,10 +25,11 @@ import xpbayes
 from xpbayes.analysis.figures.curve_families import FAMILIES, channel_weights, direction
 from xpbayes.analysis.figures.curve_neighbours import MIN_EXTINCTION, NEAR, neighbours
 from xpbayes.analysis.figures.flux_residuals import flux_residuals
+from xpbayes.analysis.run_inputs import STARS_AT_ONCE
 from xpbayes.analysis.validation import robust_scatter
 from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.data.join import rows_of
-from xpbayes.data.spectra import OK, STARS_AT_ONCE, Spectra
+from xpbayes.data.spectra import OK, Spectra
 from xpbayes.production.table import list_column, text_column
 from xpbayes.training.selection import training_cuts
 
@@ -70,29 +71,28 @@ def scatter_by_extinction(found: dict[str, np.ndarray], labels: np.ndarray, name
 
 
 def excess_variance(model: xpbayes.TrainedModel, table: Spectra, found: dict[str, np.ndarray]) -> None:
-    """Print the variance of residuals beyond that of the measurement, and for E > 1.5 beyond that of little dust."""
+    """Print chi^2 per channel under the measurement's own covariance, median of stars: of E > 1.5 and beyond little dust."""
     e = found["estimate"][:, -2]
     estimate = np.insert(found["estimate"], -2, found["xi"], axis=1) if "xi" in found else found["estimate"]
-    mean, rows = [], rows_of(found["source_id"], table.source_id)
+    rows = rows_of(found["source_id"], table.source_id)
+    medians = []
     for low, high in zip(RESIDUALS_BY[:-1], RESIDUALS_BY[1:], strict=True):
         use = np.flatnonzero((e >= low) & (e < high))
-        ratio, noise = [], []
+        chi2 = []
         for some in np.array_split(use, -(-len(use) // STARS_AT_ONCE)):
-            stars = table.take(rows[some])
-            chi = flux_residuals(model, stars, estimate[some], model.channels.names, own_level=model.has_levels)
-            error = stars.flux_error(list(range(len(model.channels))))
-            predicted = stars.flux + chi * error
-            ratio.append(chi * error / predicted)
-            noise.append(error / predicted)
-        known, sigma = np.concatenate(ratio), np.concatenate(noise)
-        each = np.array([robust_scatter(r[np.isfinite(r)]) ** 2 for r in known.T]) - np.nanmedian(sigma, axis=0) ** 2
-        mean.append((each[: model.channels.n_xp].mean(), each[model.channels.n_xp :].mean()))
-        cells = " ".join(f"{1e4 * value:7.2f}" for value in mean[-1])
+            spectra = table.take(rows[some])
+            stars = spectra.stars(model.labels)
+            chi = flux_residuals(model, spectra, estimate[some], model.channels.names, own_level=model.has_levels)
+            scale = np.exp(np.asarray(stars.ln_scale, float))[:, None]
+            miss = np.nan_to_num(chi * spectra.flux_error(list(range(len(model.channels)))) / scale)
+            whitening = np.asarray(stars.whitening, float)
+            n = np.count_nonzero(np.diagonal(whitening, axis1=1, axis2=2), axis=1)
+            chi2.append(np.sum(np.einsum("sij,sj->si", whitening, miss) ** 2, axis=1) / n)
+        medians.append(np.median(np.concatenate(chi2)))
         print(
-            f"    E {low:g}-{high:g} ({len(use):5d}): variance of residuals beyond noise, XP and bands, 1e-4: {cells}"
+            f"    E {low:g}-{high:g} ({len(use):5d}): chi^2 per channel, the model's error left out {medians[-1]:.2f}"
         )
-    behind = " ".join(f"{1e4 * (a - b):7.2f}" for a, b in zip(mean[-1], mean[0], strict=True))
-    print(f"    of E > {RESIDUALS_BY[-2]:g} beyond that of E < {RESIDUALS_BY[1]:g}: {behind}")
+    print(f"    of E > {RESIDUALS_BY[-2]:g} beyond that of E < {RESIDUALS_BY[1]:g}: {medians[-1] - medians[0]:.2f}")
 
 
 def judge_xi(found: dict[str, np.ndarray]) -> None:
