@@ -68,6 +68,12 @@ def counted(function: Callable[..., Any], *arguments: Any) -> Stage:
     return Stage(cost["flops"] / n, cost["bytes accessed"] / n, (time.process_time() - begun) / n)
 
 
+def drawn(model: Any, given: tuple[Any, ...], n_draws: int, n_more: int) -> Any:
+    """Summaries of stars all of whom have the rounds, if `n_more` is not 0."""
+    draws = importance.importance_draws(model, *given, n_draws=n_draws, n_more=n_more)
+    return importance.summarise_draws(given[0], *draws)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -100,8 +106,9 @@ def main() -> None:
             rows = slice(0, importance.batch_size(config.n_draws, more))
             some = (stars, best, optima.runner_up, optima.n_modes > 1, np.arange(given.n, dtype=np.uint32))
             few = jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], some)
-            work = partial(importance.summarise, n_draws=config.n_draws, n_more=more)
-            draw[name] = counted(lambda m, given, work=work: work(m, *given), bare, few)
+            draw[name] = counted(partial(drawn, n_draws=config.n_draws, n_more=more), bare, few)
+        first_draws = importance.summarise(bare, *some, n_draws=config.n_draws)
+        needing = float(np.mean(~importance.enough(first_draws.k_hat)))
         stages = {
             "starts": counted(lambda m, s: find_starts(m, grid, s, config.n_starts), bare, stars),
             "model's error, three times": counted(fold_in_model_error, model, measured, best).times(3),
@@ -111,8 +118,9 @@ def main() -> None:
             "optima, Fisher, Laplace": counted(evaluate_mode, bare, stars, best),
             "first draws": draw["first draws"],
         }
-    first, whole = draw["first draws"], draw["rounds of more draws"]
-    stages["rounds of more draws"] = Stage(*(b - a for a, b in zip(first, whole, strict=True)))
+    whole = draw["rounds of more draws"]
+    # A program of rounds draws the first ones too.
+    stages[f"rounds of more draws, {100 * needing:.0f} % of stars"] = whole.times(needing)
 
     print(f"{given.n} stars of {stars.flux.shape[1]} channels, {len(model.forward.biases)} layers; per star:")
     print("| stage | Mflop | MB | flop/byte | CPU µs |" + "".join(f" {gpu}, µs at least |" for gpu in GPUS))
