@@ -70,7 +70,7 @@ def scatter_by_extinction(found: dict[str, np.ndarray], labels: np.ndarray, name
     return cells
 
 
-def excess_variance(model: xpbayes.TrainedModel, table: Spectra, found: dict[str, np.ndarray]) -> None:
+def excess_chi2(model: xpbayes.TrainedModel, table: Spectra, found: dict[str, np.ndarray]) -> None:
     """Print chi^2 per channel under the measurement's own covariance, median of stars: of E > 1.5 and beyond little dust."""
     e = found["estimate"][:, -2]
     estimate = np.insert(found["estimate"], -2, found["xi"], axis=1) if "xi" in found else found["estimate"]
@@ -181,7 +181,7 @@ def main() -> None:
         print(f"  {len(rows)} stars, {spent:.0f} s of CPU time; scatter of {', '.join(model.labels)} (Teff in K):")
         for cell in scatter_by_extinction(found, labels, model.labels):
             print(f"    {cell}")
-        excess_variance(model, chosen, found)
+        excess_chi2(model, chosen, found)
         if "xi" in found:
             judge_xi(found)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -51,8 +51,7 @@ def without_parallax(
         # With the doubt of parallaxes that are left out, of no effect: one program serves both fits.
         bare = (chunk or StarChunk.of(stars)).without_parallax()
         there = np.asarray(solve(model, bare, found.theta_log[rows], rows=rows).theta_log)
-        nothing: Any = np.zeros(len(stars), np.float32)
-        blind = replace(stars, parallax_inv_error=nothing)
+        blind = replace(stars.blind(parallax=False), doubt=stars.doubt)
         some = rows_of_each(blind, slice(None) if used.all() else rows)
         again = by_blocks(partial(evaluate_mode, model), STAR_BLOCK, some, there)
         for values, new in zip(found, (there, again.hessian, again.chi2), strict=True):

@@ -12,10 +12,9 @@ In: stars, their forward posteriors, a `SecondStage`. Out: `Refined`, in the lab
    without, bear out (`adjusting`).
 """
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -247,8 +246,8 @@ def _bisected(
     z, aim = jax.scipy.special.ndtri(level), (2.0 * level - 1.0) * jnp.sum(weight, axis=1)
     # Where every Gaussian of the mixture has its own quantile, the mixture has its.
     own = [(jnp.where(w > 0, m + z * s, jnp.inf), jnp.where(w > 0, m + z * s, -jnp.inf)) for w, m, _, s in parts]
-    low = functools.reduce(jnp.minimum, (below for below, _ in own))
-    high = functools.reduce(jnp.maximum, (above for _, above in own))
+    low = reduce(jnp.minimum, (below for below, _ in own))
+    high = reduce(jnp.maximum, (above for _, above in own))
 
     def halved(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
