@@ -7,12 +7,13 @@ RUN := .venv/bin
 export UV_PYTHON_DOWNLOADS := never
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: demo test test-pages test-slow setup lint docs notebook benchmark clean
+.PHONY: demo test test-thorough test-pages test-slow setup lint docs notebook benchmark clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   train on real stars, infer held-out ones, write demo/report.html (five CPU minutes)"
-	@echo "make test   run the tests (8 minutes on 2 cores)"
+	@echo "make test   run the tests (six minutes on 2 cores)"
+	@echo "make test-thorough   those of laws that need many stars (two minutes)"
 	@echo "make test-pages   run every command and all code of the pages and the notebook (three minutes)"
 	@echo "make test-slow   those marked slow: long chains, kills, a second model"
 	@echo "make lint   ruff and mypy"
@@ -33,9 +34,12 @@ demo: setup
 	@echo "open demo/report.html"
 
 # Where a container forbids bytecode, every process of a test would compile all its libraries anew.
-test test-pages test-slow: export PYTHONDONTWRITEBYTECODE :=
+test test-thorough test-pages test-slow: export PYTHONDONTWRITEBYTECODE :=
 test: setup
 	$(RUN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test-thorough: setup
+	$(RUN)/python -m pytest --numprocesses 2 --dist loadfile -m thorough
 
 test-pages: setup
 	$(RUN)/python -m pytest --numprocesses 2 --dist worksteal -m pages

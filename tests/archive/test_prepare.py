@@ -289,6 +289,7 @@ module.prepare(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
 
+@pytest.mark.thorough
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path):
     """Two SIGKILLs and a resume against an undisturbed run: two XP files, five tables, a star in both files."""
     config = survey(tmp_path / "s", 'select = "all"\nstars_per_file = 5')

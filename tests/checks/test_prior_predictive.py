@@ -42,6 +42,7 @@ def test_every_star_looks_like_its_template(trained, simulated):
     assert not np.any(look(far, jnp.asarray(sampled, jnp.float32)))
 
 
+@pytest.mark.thorough
 def test_truths_follow_the_prior_within_the_window(trained, simulated):
     """Against rejection: labels from the mixture, E and parallax flat, and what looks otherwise thrown away."""
     _, templates = simulated

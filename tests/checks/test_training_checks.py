@@ -55,6 +55,7 @@ def test_a_healthy_model_passes(trained, labels):
     assert [Check(**c).name for c in trained.card["checks"]][: len(checks)] == [c.name for c in checks]
 
 
+@pytest.mark.thorough
 def test_a_wrong_parallax_unit_is_caught(sample):
     """Trained on parallaxes in arcseconds; everything else as it should be."""
     columns = sample.columns | {
@@ -65,6 +66,7 @@ def test_a_wrong_parallax_unit_is_caught(sample):
     ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("pair", [("teff", "logg"), ("feh", "logg")])
 def test_a_swapped_label_column_is_caught(sample, pair):
     a, b = pair
@@ -121,6 +123,7 @@ def test_stars_of_two_calibrations_are_caught(trained):
     assert check.passed is False and "channel Ks" in check.line
 
 
+@pytest.mark.thorough
 def test_shuffled_labels_have_no_skill(sample):
     """The whole way: labels of other stars, trained and inferred; the healthy run is in test_model_card."""
     from xpbayes.runs.train import train

@@ -26,6 +26,7 @@ def simulated(trained, tmp_path_factory):
     return folder
 
 
+@pytest.mark.thorough
 def test_the_map_finds_the_dust_that_was_put_in(simulated):
     """400 stars in a cone of 2 deg, four bins: E rises with distance as it does in truth."""
     config = DustMapConfig(

@@ -68,6 +68,7 @@ def catalogue(prepared, model_folder, settings):
     return read_catalogue(out)
 
 
+@pytest.mark.thorough
 def test_inference_from_star_tables_and_straight_from_the_survey_agree(
     survey, catalogue, model_folder, settings, tmp_path
 ):

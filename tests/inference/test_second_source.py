@@ -47,6 +47,7 @@ def simulated(trained, sample, ridge):
     return stars, np.exp(np.asarray(jax.vmap(pair.ln_flux_ratio)(theta))), theta
 
 
+@pytest.mark.thorough
 def test_companions_are_found_and_single_answers_stay(trained, simulated, ridge):
     stars, ratio, theta = simulated
     model = trained.star_model.without_error

@@ -120,6 +120,7 @@ def test_every_real_covariance_is_positive_semidefinite_and_needs_no_floor(name)
     assert not calibrate(batch.bp, batch.rp).floored.any()
 
 
+@pytest.mark.thorough
 def test_covariance_of_samples_is_that_of_drawn_coefficients():  # the definition of a covariance, by Monte Carlo
     rng = np.random.default_rng(1)
     one = made_up_side(rng, 1)

@@ -154,6 +154,7 @@ class TestHats:
         write_hats(catalogue, out, processes=1)
         return out
 
+    @pytest.mark.thorough
     def test_cone_search(self, hats, table):
         import lsdb
 
@@ -168,6 +169,7 @@ class TestHats:
         assert 50 < len(expected) < N
         assert_array_equal(np.sort(found["gdr3_source_id"].to_numpy()), expected)
 
+    @pytest.mark.thorough
     def test_cross_match(self, hats, table):
         """A survey displaced by half an arcsecond finds every star within one, and none within a tenth."""
         import lsdb

@@ -89,12 +89,10 @@ def test_as_the_one_file_way(undisturbed, model_folder, inputs):
     assert np.nanmedian(np.abs(shift) / error) < 1e-2
 
 
-def test_two_processes_give_the_same_bytes(model_folder, inputs, tmp_path, said):
-    """Without draws, whose programs both would compile; those that are killed, below, draw."""
-    plain = QUICK.model_copy(update={"n_draws": 0})
-    for name, processes in (("c", 2), ("alone", 1)):
-        infer_parts(model_folder, inputs, tmp_path / name, plain, stars_per_part=PER_PART, processes=processes)
-    assert contents(tmp_path / "c") == contents(tmp_path / "alone")
+@pytest.mark.thorough
+def test_two_processes_give_the_same_bytes(undisturbed, model_folder, inputs, tmp_path, said):
+    run(model_folder, inputs, tmp_path / "c", processes=2)
+    assert contents(tmp_path / "c") == contents(undisturbed)
     assert any("stars/s" in line and "left" in line and "failures: 1 flux error is negative" in line for line in said)
 
 

@@ -54,6 +54,7 @@ def test_without_parallaxes_every_star_counts(trained, monkeypatch):
     assert_array_equal(counts[:, 3], [1.0, 0.5, 0.1, 1.0])
 
 
+@pytest.mark.thorough
 def test_pairs_of_known_labels_are_told_from_singles(trained, simulated, ridge):  # noqa: F811 - fixtures
     """A dwarf of 5,000 K with and without companions of 30 to 100 % of its light; labels, parallax and E as measured."""
     stars, _, theta = simulated

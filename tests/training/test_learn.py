@@ -157,6 +157,7 @@ def test_learning_rates_fall_where_the_paper_says():
     assert cosine[0] == 1.0 and abs(cosine[-1] - 0.1) < 1e-4 and np.all(np.diff(cosine) < 0)
 
 
+@pytest.mark.thorough
 def test_the_papers_training_goes_downhill(paper):
     result, _ = paper
     assert [p["update"] for p in result.record.phases] == ["model", "both", "stars", "self_cleaning", "both", "stars"]

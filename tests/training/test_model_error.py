@@ -14,6 +14,8 @@ from xpbayes.models.model_error import kind_weights, mean_covariance, relative_s
 from xpbayes.models.star_model import StarModel
 from xpbayes.training.model_error import DOF_GRID, allowed_directions, learn_model_error
 
+pytestmark = pytest.mark.thorough
+
 N = 1024
 N_ITERATIONS = 30
 RED = slice(15, 61)

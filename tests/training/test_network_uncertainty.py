@@ -79,6 +79,7 @@ def _residuals(forward, star, vector, u):
     return jnp.concatenate([star.whitening @ (flux - star.flux), measurement_residuals(star, u)])
 
 
+@pytest.mark.thorough
 def test_precision_is_the_dense_joint_one_with_stars_marginalised(problem, precision, x64):
     """Central differences of all residuals by the model and all stars, the joint matrix, and one Schur complement."""
     model, stars, at = as_double(problem)
@@ -111,6 +112,7 @@ def _optima(model, stars, at):
     return jax.vmap(newton)(stars, at)
 
 
+@pytest.mark.thorough
 def test_added_covariance_is_that_of_optima_under_other_models(problem, precision, x64):
     """Stars solved anew after the model was moved a little along each column: the sum of the squared shifts."""
     model, stars, at = as_double(problem)
@@ -135,6 +137,7 @@ def test_added_covariance_is_that_of_optima_under_other_models(problem, precisio
     assert np.array_equal(np.asarray(nothing), np.zeros_like(found))
 
 
+@pytest.mark.thorough
 def test_more_training_stars_leave_less_unknown(problem, precision):
     """Four times the stars, half the error; all of the added variance is in as many columns as there are."""
     model, stars, at = problem

@@ -56,6 +56,7 @@ def learned(simulated):
     return train_confidence(features, chi2, validation, ("teff", "feh"), NAMES, QUICK)
 
 
+@pytest.mark.thorough
 def test_known_probabilities_are_learnt(simulated, learned):
     features, truth, _, validation = simulated
     p = confidences(learned.nets, features)
@@ -72,6 +73,7 @@ def test_no_stars_have_no_confidences(learned):
     assert confidences(learned.nets, np.zeros((0, 4))).shape == (0, 2)
 
 
+@pytest.mark.thorough
 def test_weighting_the_rare_class_leaves_probabilities(simulated):
     """The shift of the odds is undone: the mean confidence is still the share of good stars."""
     features, truth, chi2, validation = simulated
@@ -80,6 +82,7 @@ def test_weighting_the_rare_class_leaves_probabilities(simulated):
     assert_allclose(p.mean(axis=0), truth.mean(axis=0), atol=0.03)
 
 
+@pytest.mark.thorough
 def test_nothing_is_learnt_where_there_is_nothing_to_learn(simulated):
     """Must fail to separate: outcomes shuffled among the stars leave the share of good ones, for every star."""
     features, _, chi2, validation = simulated

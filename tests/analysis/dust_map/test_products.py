@@ -234,6 +234,7 @@ def test_the_image_looks_up_the_pixel_under_each_point(maps):
     assert_allclose(image, value, rtol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("n_bins", [2, 3, 5])
 def test_a_map_of_the_whole_sky_has_a_panel_per_bin(n_bins, tmp_path):
     figure = draw_sky(whole_sky(lambda r: 0.3 * r, np.arange(n_bins + 1.0), 8))
@@ -261,6 +262,7 @@ def test_too_few_stars_everywhere_is_one_sentence_and_leaves_nothing(
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.thorough
 def test_a_profile_without_a_sky_map_is_written(patch_catalogue, tmp_path):
     config = PLAIN.model_copy(update={"sky_max_parallax_error": 1e-9})
     made = dust_map(patch_catalogue, tmp_path / "m", config)

@@ -84,6 +84,7 @@ def _summaries(model, stars):
     return mode, summarise(model, stars, mode, mode, jnp.zeros(n, bool), jnp.arange(n, dtype=jnp.uint32), 1024)
 
 
+@pytest.mark.thorough
 def test_extinction_of_simulated_stars_is_a_cut_gaussian(plain):
     """E from fluxes with Gaussian errors under a flat prior: SciPy's truncated normal, star by star.
 
@@ -393,6 +394,7 @@ def in_rounds(trained, real):
     return _drawn(trained, real, 256)
 
 
+@pytest.mark.thorough
 def test_rounds_of_more_draws_are_worth_more_and_do_not_change_the_integral(trained, real, in_rounds):
     """The mean ratio is the posterior's integral over a normalised proposal, whatever was drawn from.
 

@@ -74,6 +74,7 @@ def sampled(problem):
     return sample_stars(model, stars, components, optima, np.arange(12, dtype=np.uint32), SCHEDULE)
 
 
+@pytest.mark.thorough
 def test_extinction_of_dust_free_stars_is_a_cut_gaussian(problem, sampled):
     """SciPy's truncated normal, star by star: some best values of E are negative."""
     draws, found = sampled
@@ -88,6 +89,7 @@ def test_extinction_of_dust_free_stars_is_a_cut_gaussian(problem, sampled):
     assert found.n_divergent.sum() == 0
 
 
+@pytest.mark.thorough
 def test_two_optima_get_their_weights(problem, sampled):
     """Labels that the fluxes do not see follow the prior: chains go to and fro between its components."""
     draws, found = sampled
@@ -100,6 +102,7 @@ def test_two_optima_get_their_weights(problem, sampled):
     assert np.all(found.r_hat < 1.05)
 
 
+@pytest.mark.thorough
 def test_a_stars_draws_depend_on_its_seed_alone(problem, sampled):
     """Neither on its place in the batch nor on who else is in it."""
     model, stars, components, optima, _ = problem
@@ -110,6 +113,7 @@ def test_a_stars_draws_depend_on_its_seed_alone(problem, sampled):
     assert np.any(again.theta[0] != again.theta[1])
 
 
+@pytest.mark.thorough
 def test_ln_posterior_is_the_density(problem, sampled):
     """Against the cut Gaussian in E and the two components of the prior, up to a constant; parallax aside."""
     draws, _ = sampled
