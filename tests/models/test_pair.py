@@ -57,6 +57,7 @@ def test_solver_and_numpyro_have_the_same_density_of_pairs(trained, sample, ridg
     assert_allclose(ours, -2 * theirs, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.thorough
 def test_derivatives_of_a_pair_are_those_of_its_objective(trained, sample, ridge, points, x64):
     """Gradient, Hessian and the bend along a step, in closed form, against JAX's."""
     stars = as_double(sample.take(np.arange(3)).stars(trained.labels)).blind()

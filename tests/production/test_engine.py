@@ -146,6 +146,7 @@ class TestDask:
     def _distributed(self):
         pytest.importorskip("distributed", reason="the extra dist is not installed")
 
+    @pytest.mark.thorough
     def test_a_worker_killed_twice(self, tmp_path, said):
         found = dict(run_dask(partial(die_twice, str(tmp_path)), range(6), processes=3))
         assert found == SQUARES and len(list(tmp_path.iterdir())) == 2

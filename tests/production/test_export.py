@@ -195,10 +195,12 @@ class TestHats:
         assert_array_equal(found[column].to_numpy(), expected)
         assert len(none) == 0
 
+    @pytest.mark.thorough
     def test_stars_of_one_partition_are_not_counted_finely(self, hats):
         """Counts down to order 10, hats-import's own choice, take ten times as long as all the rest."""
         assert "hats_skymap_order=6" in (hats / "hats.properties").read_text().split()
 
+    @pytest.mark.thorough
     def test_numbers_and_units_survive(self, hats, table):
         files = sorted((hats / "dataset").rglob("Npix=*.parquet"))
         found = pa.concat_tables([pq.read_table(f, partitioning=None) for f in files])

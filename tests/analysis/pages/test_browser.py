@@ -8,6 +8,8 @@ import pytest
 
 from xpbayes.analysis.pages.page import Page, Section, Table
 
+pytestmark = pytest.mark.thorough
+
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 DESKTOP, PHONE = (1280, 900), (390, 844)

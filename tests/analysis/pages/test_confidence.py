@@ -86,6 +86,7 @@ def run(model_folder, held_out, catalogue):
     return model, check, folder
 
 
+@pytest.mark.thorough
 def test_estimates_that_are_trusted_less_are_worse(run):
     """On stars that trained neither model nor classifiers, the less trusted half has more bad log g."""
     model, check, _ = run
@@ -95,6 +96,7 @@ def test_estimates_that_are_trusted_less_are_worse(run):
     assert np.percentile(far[low], 90) > 1.3 * np.percentile(far[~low], 90)
 
 
+@pytest.mark.thorough
 def test_the_judged_stars_did_not_train(run, trained, held_out):
     record = run[0].card["confidence"]
     assert len(run[1].confidence) == record["n_validation"]
@@ -103,6 +105,7 @@ def test_the_judged_stars_did_not_train(run, trained, held_out):
     assert record["n_training"] + record["n_validation"] + record["n_failed_basic_cut"] == labelled
 
 
+@pytest.mark.thorough
 def test_card_and_files_hold_the_numbers(run):
     model, check, folder = run
     card = load_model(folder / "model").card["confidence"]
@@ -116,6 +119,7 @@ def test_card_and_files_hold_the_numbers(run):
         assert (folder / "figures" / f"confidence_{name}.png").stat().st_size > 10_000
 
 
+@pytest.mark.thorough
 def test_sides_add_up(run):
     by_side = {(s.label, s.side): s for s in run[1].sides}
     for name in run[1].targets:
@@ -124,6 +128,7 @@ def test_sides_add_up(run):
         assert_allclose(by_side[name, "all"].rms, np.sqrt(np.mean(difference**2)))
 
 
+@pytest.mark.thorough
 def test_a_label_without_bad_stars_is_drawn_and_printed(run, capsys):
     check = replace(run[1], confidence=np.ones_like(run[1].confidence))
     residual_figure(check), reliability_figure(check)
@@ -131,12 +136,14 @@ def test_a_label_without_bad_stars_is_drawn_and_printed(run, capsys):
     assert "expected calibration error" in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_the_classified_model_infers_confidences(run, held_out):
     model, _, _ = run
     again = infer(model, held_out.take(np.arange(40)), config=QUICK)
     assert again["logg_confidence"].null_count == 0
 
 
+@pytest.mark.thorough
 def test_judging_by_foreign_confidences_is_rejected(run, held_out, model_folder, catalogue):
     """Must fail: confidences handed to other stars are not reliable."""
     from xpbayes.analysis.pages.confidence import held_out_fits

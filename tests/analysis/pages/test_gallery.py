@@ -31,6 +31,7 @@ def out(figure_folder):
     return figure_folder
 
 
+@pytest.mark.thorough
 def test_every_analysis_is_drawn_or_says_why(out):
     record = {f["name"]: f for f in json.loads((out / "analyses.json").read_text())["figures"]}
     assert list(record) == [a.name for a in ANALYSES]

@@ -416,6 +416,7 @@ def test_rounds_of_more_draws_are_worth_more_and_do_not_change_the_integral(trai
     assert np.all(effective(later) > 1.5 * effective(first))
 
 
+@pytest.mark.thorough
 def test_rounds_that_share_a_program_draw_the_same(trained, real, in_rounds, monkeypatch):
     """For few stars, arrays have room for all rounds from the first on."""
     draws, ln_ratio = in_rounds
