@@ -13,7 +13,7 @@ export OPENBLAS_NUM_THREADS := 1
 help:
 	@echo "make demo   train on real stars, infer held-out ones, write demo/report.html (five CPU minutes)"
 	@echo "make test   run the tests (six minutes on 2 cores)"
-	@echo "make test-thorough   those of laws that need many stars (two minutes)"
+	@echo "make test-thorough   those that take seconds each: laws over many stars, a browser (three minutes)"
 	@echo "make test-pages   run every command and all code of the pages and the notebook (three minutes)"
 	@echo "make test-slow   those marked slow: long chains, kills, a second model"
 	@echo "make lint   ruff and mypy"

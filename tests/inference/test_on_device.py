@@ -61,8 +61,8 @@ def test_one_program_finds_what_rounds_find(answers):
         assert np.all((np.abs(one["estimate"] - host["estimate"]) / sigma)[done] < 0.01)
         change = np.abs(np.sqrt(np.diagonal(one[errors], axis1=1, axis2=2)) / sigma - 1.0).max(axis=1)[done]
         assert np.quantile(change, 0.95) < 0.01
-        # An eigenvalue of a float32 matrix is known to eps times the largest: this is all that the inverse can promise.
-        rounding = np.finfo(np.float32).eps * np.linalg.cond(host[errors][done].astype(float))
+        # Rounding leaves the least eigenvalue of a float32 Hessian uncertain by eps / 2 of the largest, and sigma by half.
+        rounding = 0.25 * np.finfo(np.float32).eps * np.linalg.cond(host[errors][done].astype(float))
         assert np.all(change < np.maximum(0.01, rounding))
     assert (one["n_modes"] == host["n_modes"])[done].mean() > 0.95
 
