@@ -12,7 +12,6 @@ import argparse
 import os
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -68,12 +67,6 @@ def counted(function: Callable[..., Any], *arguments: Any) -> Stage:
     return Stage(cost["flops"] / n, cost["bytes accessed"] / n, (time.process_time() - begun) / n)
 
 
-def drawn(model: Any, given: tuple[Any, ...], n_draws: int, n_more: int) -> Any:
-    """Summaries of stars all of whom have the rounds, if `n_more` is not 0."""
-    draws = importance.importance_draws(model, *given, n_draws=n_draws, n_more=n_more)
-    return importance.summarise_draws(given[0], *draws)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -106,7 +99,9 @@ def main() -> None:
             rows = slice(0, importance.batch_size(config.n_draws, more))
             some = (stars, best, optima.runner_up, optima.n_modes > 1, np.arange(given.n, dtype=np.uint32))
             few = jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], some)
-            draw[name] = counted(partial(drawn, n_draws=config.n_draws, n_more=more), bare, few)
+            draw[name] = counted(
+                lambda m, g, more=more: importance.summarise_batch(m, config.n_draws, more, *g), bare, few
+            )
         first_draws = importance.summarise(bare, *some, n_draws=config.n_draws)
         needing = float(np.mean(~importance.enough(first_draws.k_hat)))
         stages = {

@@ -570,12 +570,15 @@ def summarise(
     Args:
         n_more: of the rounds, for stars whose first draws are not `enough`; 0 for none.
     """
-
-    def batch(n_more: int, *given: Any) -> Summary:
-        return summarise_draws(given[0], *importance_draws(model, *given, n_draws=n_draws, n_more=n_more))
-
     given = (stars, mode, runner_up, competes, seed)
-    return where_needed(batch, lambda summary: summary.k_hat, n_draws, n_more, *given)
+    return where_needed(
+        partial(summarise_batch, model, n_draws), lambda summary: summary.k_hat, n_draws, n_more, *given
+    )
+
+
+def summarise_batch(model: StarModel, n_draws: int, n_more: int, *given: Any) -> Summary:
+    """Summarise stars all of whom have the rounds, if `n_more` is not 0; `given` are the stars' of `importance_draws`."""
+    return summarise_draws(given[0], *importance_draws(model, *given, n_draws=n_draws, n_more=n_more))
 
 
 def where_needed(batch: Callable[..., T], k_hat: Callable[[T], Any], n_draws: int, n_more: int, *given: Any) -> T:
