@@ -7,13 +7,17 @@ the first question does not see a kind of star that was never learned from; the 
 the edge of the sample all labels around a star lie to one side: by how much is its `offset`.
 """
 
+from functools import partial
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
+from xpbayes.data.stars import by_blocks
+from xpbayes.device import program
 from xpbayes.inference.support import NEIGHBOUR, RARE, neighbour_distance
 
 MAX_STARS = 8192
@@ -117,22 +121,25 @@ def among_labels(
     n_nearest = min(NEIGHBOUR, len(support.labels))
     out = AmongLabels(np.full(len(mode), np.inf), np.full(mode.shape, np.inf))
     finite = np.flatnonzero(np.isfinite(mode).all(axis=1) & np.isfinite(sigma).all(axis=1))
-    reach_square = support.label_reach**2
+    known = np.ascontiguousarray(support.labels.T), np.ascontiguousarray(support.label_reach.T) ** 2
     for begin in range(0, len(finite), AT_ONCE):
         rows = finite[begin : begin + AT_ONCE]
         at, error = mode[rows].astype(np.float32), sigma[rows].astype(np.float32)
-        square, part, wide = np.zeros((3, len(rows), len(support.labels)), np.float32)
-        for m, s, label, reach in zip(at.T, error.T, support.labels.T, reach_square.T, strict=True):
-            np.square(np.subtract(m[:, None], label, out=part), out=part)
-            np.divide(part, np.add(s[:, None] ** 2, reach, out=wide), out=part)
-            square += part
+        square = np.array(by_blocks(partial(_square_distances, *known), AT_ONCE, at, error))
         least = _smallest(square, n_nearest)
         out.distance[rows] = np.sqrt(least[-1])
-        near = np.minimum(np.subtract(square, least[0][:, None], out=part), FAR, out=part)
-        near = np.exp(np.multiply(near, -0.5, out=part), out=part)  # nowhere so small that arithmetic slows down
+        near = np.minimum(np.subtract(square, least[0][:, None], out=square), FAR, out=square)
+        near = np.exp(np.multiply(near, -0.5, out=near), out=near)  # nowhere so small that arithmetic slows down
         mean = near @ support.labels / near.sum(axis=1, keepdims=True)
         out.offset[rows] = np.abs(mean - at) / error
     return out
+
+
+@program
+def _square_distances(labels: Array, reach_square: Array, at: Array, error: Array) -> Array:
+    """(star, known) squared distances to measured labels (label, known), in units of both errors."""
+    each = zip(at.T, error.T, labels, reach_square, strict=True)
+    return sum(jnp.square(m[:, None] - label) / (jnp.square(s)[:, None] + reach) for m, s, label, reach in each)
 
 
 def _smallest(values: NDArray[np.float32], n: int) -> list[NDArray[np.float32]]:
