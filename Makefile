@@ -36,7 +36,7 @@ demo: setup
 # Where a container forbids bytecode, every process of a test would compile all its libraries anew.
 test test-thorough test-pages test-slow: export PYTHONDONTWRITEBYTECODE :=
 test: setup
-	$(RUN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(RUN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(if $(MARK),-m "$(MARK)")
 
 test-thorough: setup
 	$(RUN)/python -m pytest --numprocesses 2 --dist loadfile -m thorough

@@ -6,10 +6,11 @@ On top of one trained model, second stages are learned from its training stars
  - without a kind of star (metal-poor, hot, cool dwarfs), of which no star kept aside is looked at either: stars of that kind
    must stay within the forward posterior's errors.
 Then noisier and redder copies of held-out stars: scatter and coverage by how much noise was added. And information against
-prior correlation: the slope of refined on true [Fe/H] at fixed Teff and log g.
+prior correlation: the slope of refined on true [Fe/H] at fixed Teff and log g. First what the model's own second stage
+costs: CPU time of inference with it and without, in turns, with draws and without.
 About ten minutes on 2 quiet cores with the full table.
 
-Usage: python benchmarks/second_stage.py MODEL STARS.parquet [--members 2]
+Usage: python benchmarks/second_stage.py MODEL STARS.parquet [--members 2] [--only-cost]
 MODEL was trained on STARS ('xpbayes fetch apogee' writes them).
 """
 
@@ -23,10 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import xpbayes
-from xpbayes.config import RefinementConfig, TrainingConfig
+from xpbayes.config import InferenceConfig, RefinementConfig, TrainingConfig
+from xpbayes.data.spectra import Spectra
 from xpbayes.data.stars import signal_to_noise
 from xpbayes.identity import Side, Split
 from xpbayes.inference.fit import fit_stars
+from xpbayes.production.model_file import TrainedModel
 from xpbayes.refinement.copies import copies
 from xpbayes.refinement.learning import Lessons
 from xpbayes.refinement.refined import SecondStage, refine_labels
@@ -34,6 +37,7 @@ from xpbayes.refinement.stage import BLIND, Aside, calibrate_second_stage, label
 from xpbayes.training.selection import training_cuts
 
 UNITS = (1e3, 1.0, 1.0)
+N_COSTED = 8192
 COOL_DWARF, HOT, METAL_POOR = 4.2, 6.5, -1.0
 
 
@@ -69,13 +73,36 @@ def slope(x: np.ndarray, y: np.ndarray, fixed: np.ndarray) -> float:
     return float(np.sum(rest[0][good] * rest[1][good]) / np.sum(rest[0][good] ** 2))
 
 
+def cost(trained: TrainedModel, stars: Spectra, turns: int = 5) -> None:
+    """CPU time of inference in memory, from flux alone; the first turn, which compiles, does not count."""
+    for what, draws in (("without draws", {"n_draws": 0}), ("as by default", {})):
+        spent: dict[bool, list[float]] = {True: [], False: []}
+        for _ in range(turns):
+            for second_stage, of in spent.items():
+                config = InferenceConfig(use_parallax=False, second_stage=second_stage, **draws)
+                begun = time.process_time()
+                xpbayes.infer(trained, stars, config=config)
+                of.append(1e3 * (time.process_time() - begun) / len(stars))
+        with_it, without = (np.array(spent[second_stage][1:]) for second_stage in (True, False))
+        ratio = with_it / without
+        print(
+            f"cost, {what}: {np.median(with_it):.3f} CPU ms a star with the second stage, {np.median(without):.3f} "
+            f"without, {np.median(ratio):.3f} times ({ratio.min():.3f} to {ratio.max():.3f})",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("stars")
     parser.add_argument("--members", type=int, default=2)
+    parser.add_argument("--only-cost", action="store_true")
     arguments = parser.parse_args()
     trained, table = xpbayes.load(arguments.model), xpbayes.read_star_table(arguments.stars)
+    cost(trained, table.take(np.linspace(0, len(table) - 1, N_COSTED, dtype=int)))
+    if arguments.only_cost:
+        return
     model, n_xp = trained.star_model, trained.channels.n_xp
     settings = TrainingConfig.model_validate(trained.card["settings"])
     floor = settings.floor_for(len(trained.labels))
