@@ -1,9 +1,8 @@
 """A survey drawn from a trained model, written in the formats of the real one, the truth beside it.
 
-Stars are drawn from the model's label prior (`stars`), put at distances and behind dust by a sky (`placement`), observed
-with Gaia-like errors (`spectra`, `companions`) and the noise of the likelihood (`noise`), and written as bulk
-XP_CONTINUOUS csv.gz, Gaia source table, 2MASS and unWISE matches, LAMOST and Hot Payne labels, reddening (`files`) and
-a survey.toml that ties them together.
+Stars are drawn from the model's label prior and put at distances and behind dust by a sky (`stars`), observed with Gaia-like
+errors (`spectra`) and the noise of the likelihood (`noise`), and written as bulk XP_CONTINUOUS csv.gz, Gaia source table,
+2MASS and unWISE matches, LAMOST and Hot Payne labels, reddening (`files`) and a survey.toml that ties them together.
 """
 
 import logging
@@ -21,22 +20,21 @@ from xpbayes.errors import InputError
 from xpbayes.files import refuse_overwriting, write_text
 from xpbayes.production.model_file import TrainedModel, load_model
 from xpbayes.release import DEFAULT_RELEASE
-from xpbayes.simulation.companions import (
+from xpbayes.simulation.files import (
     GAIA_FILE,
     LABEL_FILES,
     REDDENING_FILE,
     TWO_MASS_FILE,
     UNWISE_FILE,
     write_bands,
+    write_bulk,
     write_gaia,
     write_labels,
     write_reddening,
 )
-from xpbayes.simulation.files import write_bulk
 from xpbayes.simulation.noise import Noise, NoiseSource, draw_band_errors
-from xpbayes.simulation.placement import Sky, smooth_disc
 from xpbayes.simulation.spectra import ObservedXp, errors_like, observe, typical_errors
-from xpbayes.simulation.stars import N_XP, SimulatedStars, draw_stars
+from xpbayes.simulation.stars import N_XP, SimulatedStars, Sky, draw_stars, smooth_disc
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +71,9 @@ def simulate(
         )
     if out.exists() and (not out.is_dir() or (out / "survey.toml").exists()):
         raise InputError(f"{out}: is in use; choose another folder")
-    if recipe.like is not None:
-        for name in (TWO_MASS_FILE, UNWISE_FILE, GAIA_FILE, REDDENING_FILE, *LABEL_FILES.values(), TRUTH):
-            refuse_overwriting(out / name, [recipe.like])
+    real = [] if recipe.like is None else [recipe.like]
+    for name in (TWO_MASS_FILE, UNWISE_FILE, GAIA_FILE, REDDENING_FILE, *LABEL_FILES.values(), TRUTH):
+        refuse_overwriting(out / name, real)
     errors = typical_errors() if recipe.like is None else errors_like(recipe.like)
     try:
         (out / "xp").mkdir(parents=True, exist_ok=True)
@@ -97,7 +95,7 @@ def simulate(
     for number, start in enumerate(range(0, n_stars, recipe.stars_per_file)):
         at = np.arange(start, min(start + recipe.stars_per_file, n_stars))
         bulk = out / "xp" / f"XpContinuousMeanSpectrum_{number:04d}.csv.gz"
-        refuse_overwriting(bulk, [recipe.like] if recipe.like is not None else ())
+        refuse_overwriting(bulk, real)
         files.append(write_bulk(bulk, spectra(at)))
         log.info(f"{files[-1].name}: {len(at)} spectra")
     bands, observed[:, N_XP:] = write_bands(stars, trained.channels, band_errors, noise, rng, out)

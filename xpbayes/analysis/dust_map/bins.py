@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.analysis.dust_map.selection import Measured
+from xpbayes.analysis.dust_map.selection import AnyMeasured, Measured
 
 
 def profile_edges(n_bins: int, reach: float) -> NDArray[np.float64]:
@@ -38,6 +38,39 @@ class Voxels:
     cov_previous: NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Sums:
+    """Sums over the stars of voxels: (star,) flat number of each star's voxel, and the (pixel, bin) shape of all."""
+
+    voxel: NDArray[np.int64]
+    shape: tuple[int, int]
+
+    def __call__(self, values: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+        """(pixel, bin) sums of (star,) values; the number of stars if None."""
+        return np.bincount(self.voxel, values, self.shape[0] * self.shape[1]).reshape(self.shape).astype(np.float64)
+
+    def of(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(star,) value of each star's voxel."""
+        return values.reshape(-1)[self.voxel]
+
+
+def in_hard_bins(
+    stars: AnyMeasured, pixel: NDArray[np.int64], n_pixels: int, edges: NDArray[np.float64]
+) -> tuple[AnyMeasured, Sums]:
+    """The stars that are in any bin of 1/parallax, and sums over them; a star on an edge belongs to the farther bin.
+
+    Args:
+        stars: after the cuts.
+        pixel: (star,) 0 ... n_pixels - 1.
+        n_pixels: how many.
+        edges: (bin + 1,) [kpc].
+    """
+    n_bins = len(edges) - 1
+    which = np.searchsorted(edges, 1.0 / stars.parallax, side="right") - 1
+    inside = (which >= 0) & (which < n_bins)
+    return stars.take(inside), Sums((pixel * n_bins + which)[inside], (n_pixels, n_bins))
+
+
 def voxel_means(
     stars: Measured, pixel: NDArray[np.int64], n_pixels: int, edges: NDArray[np.float64], min_stars: int = 10
 ) -> Voxels:
@@ -48,37 +81,17 @@ def voxel_means(
     A spread found from n stars is itself uncertain: in units of it the mean follows Student's t with n - 1 degrees of
     freedom, whose variance is (n - 1) / (n - 3), and the standard error contains that.
 
-    Args:
-        stars: after the cuts.
-        pixel: (star,) 0 ... n_pixels - 1.
-        n_pixels: how many.
-        edges: (bin + 1,) [kpc]; a star on an edge belongs to the farther bin.
-        min_stars: unused here; voxels of fewer stars are filled too, and left to the caller.
+    Arguments as of `in_hard_bins`; voxels of fewer than `min_stars` are filled too, and left to the caller.
     """
-    n_bins = len(edges) - 1
-    which = np.searchsorted(edges, 1.0 / stars.parallax, side="right") - 1
-    inside = (which >= 0) & (which < n_bins)
-    voxel = pixel[inside] * n_bins + which[inside]
-    e, w = stars.extinction[inside], 1.0 / stars.var_e[inside]
-
-    def total(values: NDArray[np.float64] | None) -> NDArray[np.float64]:
-        return np.bincount(voxel, values, n_pixels * n_bins).reshape(n_pixels, n_bins).astype(np.float64)
-
-    n = total(None)
-    sum_w, sum_w2 = total(w), total(w * w)
+    stars, total = in_hard_bins(stars, pixel, n_pixels, edges)
+    e, w = stars.extinction, 1.0 / stars.var_e
+    n, sum_w, sum_w2 = total(), total(w), total(w * w)
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = total(w * e) / sum_w
-        distance = total(w / stars.parallax[inside]) / sum_w
-        q = total(w * (e - mean.reshape(-1)[voxel]) ** 2)
+        distance = total(w / stars.parallax) / sum_w
+        q = total(w * (e - total.of(mean)) ** 2)
         spread2 = np.where(n > 1, np.maximum((q - (n - 1.0)) / (sum_w - sum_w2 / sum_w), 0.0), 0.0)
         few = np.where(n > 3, (n - 1.0) / (n - 3.0), 1.0)
         sigma = np.sqrt(1.0 / sum_w + few * spread2 * sum_w2 / sum_w**2)
-    empty = n == 0
-    return Voxels(
-        mean=mean,
-        sigma=np.where(empty, np.nan, sigma),
-        spread=np.where(empty, np.nan, np.sqrt(spread2)),
-        distance=distance,
-        stars=n,
-        cov_previous=np.zeros_like(mean),
-    )
+    sigma, spread = (np.where(n == 0, np.nan, of) for of in (sigma, np.sqrt(spread2)))
+    return Voxels(mean, sigma, spread, distance, n, np.zeros_like(mean))

@@ -31,10 +31,8 @@ def sky_image(
 ) -> NDArray[np.float64]:
     """Look up (row,) values of a map at Galactic positions [deg] of any shape; NaN where there are none."""
     import astropy.units as u
-    from astropy_healpix import lonlat_to_healpix
 
-    pixel = lonlat_to_healpix(longitude * u.deg, latitude * u.deg, dust_map.finest, order="nested")
-    row = dust_map.rows_of(np.asarray(pixel))
+    row = dust_map.rows_at(longitude * u.deg, latitude * u.deg)
     return np.where(row >= 0, np.append(np.asarray(values, np.float64), np.nan)[row], np.nan)
 
 
@@ -49,9 +47,7 @@ def draw_curve_sky(curve_map: CurveMap) -> "Figure":
     return _draw_bins(curve_map, curve_map.dust_r_v, R_V_COLOURS, R_V_TEXT)
 
 
-def _draw_bins(
-    pixels: DustMap | CurveMap, values: NDArray[np.floating], colours: Mapping[str, Any], label: str
-) -> "Figure":
+def _draw_bins(pixels: PixelMap, values: NDArray[np.floating], colours: Mapping[str, Any], label: str) -> "Figure":
     n_pixels, n_bins = values.shape
     patch = 0 < n_pixels <= FULL_SKY_FRACTION * 12 * pixels.finest**2
     figure, axes, image = (_draw_patch if patch else _draw_ellipses)(pixels, values, n_bins, colours)
@@ -59,7 +55,7 @@ def _draw_bins(
     return figure
 
 
-def _title(pixels: DustMap | CurveMap, values: NDArray[np.floating], k: int) -> str:
+def _title(pixels: PixelMap, values: NDArray[np.floating], k: int) -> str:
     shown = np.isfinite(values[:, k])
     stars = (
         f"{shown.sum():,} pixels, median {np.median(pixels.stars[shown, k]):.0f} stars" if shown.any() else "no pixel"
@@ -75,7 +71,7 @@ def _colours(values: NDArray[np.floating], least: float) -> dict[str, Any]:
 
 
 def _draw_ellipses(
-    pixels: DustMap | CurveMap, values: NDArray[np.floating], n_bins: int, colours: Mapping[str, Any]
+    pixels: PixelMap, values: NDArray[np.floating], n_bins: int, colours: Mapping[str, Any]
 ) -> "tuple[Figure, list[Axes], Any]":
     figure, axes = drawing.sky_grid(n_bins)
     at = drawing.sky_positions()
@@ -85,7 +81,7 @@ def _draw_ellipses(
 
 
 def _draw_patch(
-    pixels: DustMap | CurveMap, values: NDArray[np.floating], n_bins: int, colours: Mapping[str, Any]
+    pixels: PixelMap, values: NDArray[np.floating], n_bins: int, colours: Mapping[str, Any]
 ) -> "tuple[Figure, list[Axes], Any]":
     import astropy.units as u
     from astropy_healpix import healpix_to_lonlat

@@ -10,7 +10,7 @@ with the parallax even inside a bin and, where bins are narrower than the errors
 from bin to bin. The integral over the parallax is the probability of the bin under N(plx_i, C_i)
 (Eq. A below); given the bin, E_i is corrected for the parallax error that this implies (Eq. B). Means, spreads and
 shares pi_k of each pixel are found by expectation-maximisation. One more component collects what lies beyond the last
-edge. Same in and out as `bins.voxel_means`; pixels without a bin of min_stars have no errors.
+edge.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.analysis.dust_map.bins import Voxels, voxel_means
+from xpbayes.analysis.dust_map.bins import Sums, Voxels, voxel_means
 from xpbayes.analysis.dust_map.selection import Measured
 
 MAX_ITERATIONS = 60
@@ -52,14 +52,7 @@ def voxel_means_joint(
     """Average E in bins of distance, every star shared between bins by its (E, parallax) covariance.
 
     Wide bins are cut into narrow ones for the fit, inside of which the parallax may be taken as even, and the results
-    averaged as the stars are shared.
-
-    Args:
-        stars: after the cuts.
-        pixel: (star,) 0 ... n_pixels - 1.
-        n_pixels: how many.
-        edges: (bin + 1,) [kpc].
-        min_stars: pixels without a bin of so many stars get no errors.
+    averaged as the stars are shared. Arguments as of `bins.voxel_means`; pixels without a bin of `min_stars` get no errors.
     """
     fine, bin_of = _narrow(edges)
     prior = _Prior.of(voxel_means(stars, pixel, n_pixels, fine), stars, fine)
@@ -142,24 +135,20 @@ def _fit(
     # Eq. B: E given that the parallax lies in the bin.
     e = stars.extinction[star] - slope * (stars.parallax[star] - parallax)
     var = (stars.var_e - stars.cov**2 / stars.var_plx)[star] + slope**2 * parallax_var
-    voxel = pixel[star] * n + k
-
-    def total(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.bincount(voxel, values, n_pixels * n).reshape(n_pixels, n).astype(np.float64)
-
+    total = Sums(pixel[star] * n + k, (n_pixels, n))
     mean = np.broadcast_to(prior.mean, (n_pixels, n))
     expected_spread2 = (FRACTIONAL_SPREAD * mean + LEAST_SPREAD) ** 2
     spread2, shares = expected_spread2, np.broadcast_to(prior.share, mean.shape)
     for _ in range(MAX_ITERATIONS):
-        total_var = var + spread2.reshape(-1)[voxel]
-        residual = e - mean.reshape(-1)[voxel]
-        ln_joint = ln_bin + np.log(shares.reshape(-1)[voxel]) - 0.5 * residual**2 / total_var - 0.5 * np.log(total_var)
+        total_var = var + total.of(spread2)
+        residual = e - total.of(mean)
+        ln_joint = ln_bin + np.log(total.of(shares)) - 0.5 * residual**2 / total_var - 0.5 * np.log(total_var)
         belongs = np.exp(ln_joint - np.maximum.reduceat(ln_joint, first)[star])
         belongs /= np.add.reduceat(belongs, first)[star]
         weight = belongs / total_var
         sum_w = total(weight)
         before, mean = mean, _smoothed(sum_w, total(weight * e), prior.rise, prior.stiffness)
-        residual = e - mean.reshape(-1)[voxel]
+        residual = e - total.of(mean)
         # Moment estimate of the spread, pulled to what is expected with the weight of a few stars.
         pull = SPREAD_STARS / (spread2 + LEAST_SPREAD**2) ** 2
         excess = total(weight / total_var * (residual**2 - var))
