@@ -30,21 +30,13 @@ The distribution ends where a star is nothing but noise already; smaller amplitu
 
 @dataclass(frozen=True)
 class BandErrors:
-    """What 2MASS and unWISE are going to measure, before any noise.
+    """What 2MASS and unWISE are going to measure, before any noise; (star, band) each."""
 
-    Attributes:
-        flux: (star, band) noiseless flux, a neighbour's light included [1e-18 W m^-2 nm^-1].
-        sigma: (star, band) stated error [mag].
-        relative: (star, band) relative error that the calibration makes of it, floor included.
-        good: (star, band) whether the survey calls the measurement good.
-        usable: (star, band) good, and of a star that is not crowded: what inference will see.
-    """
-
-    flux: NDArray[np.float64]
-    sigma: NDArray[np.float64]
-    relative: NDArray[np.float64]
-    good: NDArray[np.bool_]
-    usable: NDArray[np.bool_]
+    flux: NDArray[np.float64]  # noiseless, a neighbour's light included [1e-18 W m^-2 nm^-1]
+    sigma: NDArray[np.float64]  # stated error [mag]
+    relative: NDArray[np.float64]  # relative error that the calibration makes of it, floor included
+    good: NDArray[np.bool_]  # the survey calls the measurement good
+    usable: NDArray[np.bool_]  # good, and of a star that is not crowded: what inference will see
 
 
 def draw_band_errors(stars: SimulatedStars, channels: Channels, recipe: Recipe, rng: np.random.Generator) -> BandErrors:

@@ -43,23 +43,14 @@ BLOCK = 20_000
 
 @dataclass(frozen=True)
 class Dust:
-    """Extinction density: a double-exponential disc plus spherical Gaussian clouds.
+    """Extinction density: a double-exponential disc plus spherical Gaussian clouds."""
 
-    Attributes:
-        disc_density: E per kpc in the midplane at the Sun [mag/kpc].
-        disc_height: scale height [kpc].
-        disc_length: scale length in Galactocentric radius [kpc].
-        cloud_position: (cloud, 3) x, y, z [kpc].
-        cloud_radius: (cloud,) standard deviation of the Gaussian [kpc].
-        cloud_depth: (cloud,) E along the full line through the centre [mag].
-    """
-
-    disc_density: float
-    disc_height: float
-    disc_length: float
-    cloud_position: NDArray[np.float64]
-    cloud_radius: NDArray[np.float64]
-    cloud_depth: NDArray[np.float64]
+    disc_density: float  # E per kpc in the midplane at the Sun [mag/kpc]
+    disc_height: float  # scale height [kpc]
+    disc_length: float  # scale length in Galactocentric radius [kpc]
+    cloud_position: NDArray[np.float64]  # (cloud, 3) x, y, z [kpc]
+    cloud_radius: NDArray[np.float64]  # (cloud,) standard deviation of the Gaussian [kpc]
+    cloud_depth: NDArray[np.float64]  # (cloud,) E along the full line through the centre [mag]
 
     def extinction(
         self, longitude: NDArray[np.float64], latitude: NDArray[np.float64], distance: NDArray[np.float64]

@@ -33,17 +33,11 @@ BLOCK = 256
 
 @dataclass(frozen=True)
 class ErrorProfiles:
-    """Errors of one side of real or typical sources, to draw from.
+    """Errors of one side of real or typical sources, to draw from."""
 
-    Attributes:
-        level: mean ln error as a quadratic in ln of the side's mean flux [1e-18 W m^-2 nm^-1].
-        profile: (template, k) ln error minus its mean.
-        correlation: (template, k(k-1)/2) packed correlations; None: made up.
-    """
-
-    level: tuple[float, float, float]
-    profile: NDArray[np.float64]
-    correlation: NDArray[np.float64] | None
+    level: tuple[float, float, float]  # mean ln error, a quadratic in ln of the side's mean flux [1e-18 W m^-2 nm^-1]
+    profile: NDArray[np.float64]  # (template, k) ln error minus its mean
+    correlation: NDArray[np.float64] | None  # (template, k(k-1)/2) packed; None: made up
 
 
 @dataclass(frozen=True)
@@ -122,18 +116,12 @@ class _Sampling:
 
     A merged sample is a sum of both sides. Each side alone must give the star's flux there too, or a star without BP
     would have a wrong 642 nm sample: such rows are replaced by one row a side.
-
-    Attributes:
-        design: (sample, coefficient) D [1e-18 W m^-2 nm^-1 per coefficient unit].
-        merged: (m,) the samples that both sides reach.
-        alone: (2, m, coefficient) BP's and RP's own rows for these samples.
-        apart: (sample + m, coefficient) all other rows, then both of these.
     """
 
-    design: NDArray[np.float64]
-    merged: NDArray[np.intp]
-    alone: NDArray[np.float64]
-    apart: NDArray[np.float64]
+    design: NDArray[np.float64]  # (sample, coefficient) D [1e-18 W m^-2 nm^-1 per coefficient unit]
+    merged: NDArray[np.intp]  # (m,) the samples that both sides reach
+    alone: NDArray[np.float64]  # (2, m, coefficient) BP's and RP's own rows for these
+    apart: NDArray[np.float64]  # (sample + m, coefficient) all other rows, then both of these
 
 
 def _sampling() -> _Sampling:

@@ -64,26 +64,16 @@ def smooth_disc(n: int, magnitude: Magnitude, rng: np.random.Generator) -> Place
 
 @dataclass(frozen=True)
 class SimulatedStars:
-    """The truth.
+    """The truth."""
 
-    Attributes:
-        source_id: (star,) with the position in its upper bits, as Gaia's.
-        ra, dec: (star,) [deg].
-        parameters: (star, label + 2) labels, ln E, ln parallax.
-        xi: (star,) of the extinction curve; 0 where the model's does not vary.
-        flux: (star, channel) noiseless flux, companion included [1e-18 W m^-2 nm^-1].
-        g: (star,) rough G magnitude.
-        has_bp, has_rp, crowded, binary, outlier: (star,) which stars are special.
-    """
-
-    source_id: NDArray[np.int64]
-    ra: NDArray[np.float64]
-    dec: NDArray[np.float64]
-    parameters: NDArray[np.float64]
-    xi: NDArray[np.float64]
-    flux: NDArray[np.float64]
-    g: NDArray[np.float64]
-    has_bp: NDArray[np.bool_]
+    source_id: NDArray[np.int64]  # (star,) with the position in its upper bits, as Gaia's
+    ra: NDArray[np.float64]  # [deg]
+    dec: NDArray[np.float64]  # [deg]
+    parameters: NDArray[np.float64]  # (star, label + 2) labels, ln E, ln parallax
+    xi: NDArray[np.float64]  # (star,) of the extinction curve; 0 where the model's does not vary
+    flux: NDArray[np.float64]  # (star, channel) noiseless, companion included [1e-18 W m^-2 nm^-1]
+    g: NDArray[np.float64]  # (star,) rough magnitude
+    has_bp: NDArray[np.bool_]  # (star,) which stars are special, as the rest
     has_rp: NDArray[np.bool_]
     crowded: NDArray[np.bool_]
     binary: NDArray[np.bool_]

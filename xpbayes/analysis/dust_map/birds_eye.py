@@ -11,8 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.analysis.dust_map.healpix_map import DustMap
-from xpbayes.analysis.dust_map.pixels import PixelMap, write_fits
+from xpbayes.analysis.dust_map.healpix_map import DustMap, PixelMap, write_fits
 
 MIN_COVERED = 0.5
 """Share of the column that must be on the map."""
@@ -63,17 +62,11 @@ class BirdsEye(FromAbove):
 
 
 class Crossing(NamedTuple):
-    """Where columns through the plane, at one height, lie on a map.
+    """Where columns through the plane, at one height, lie on a map."""
 
-    Attributes:
-        cell: (crossing,) flat number of the image's cell.
-        row: (crossing,) of the map.
-        node: (crossing,) the node of the line beyond, from 1 on; one more than there are beyond the last.
-    """
-
-    cell: NDArray[np.int64]
-    row: NDArray[np.int64]
-    node: NDArray[np.int64]
+    cell: NDArray[np.int64]  # (crossing,) flat number of the image's cell
+    row: NDArray[np.int64]  # (crossing,) of the map
+    node: NDArray[np.int64]  # (crossing,) as of `PixelMap.node_beyond`
 
 
 def cell_centres(reach: float, step: float) -> NDArray[np.float64]:

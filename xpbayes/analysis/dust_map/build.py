@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.analysis.dust_map.bins import profile_edges, voxel_means
 from xpbayes.analysis.dust_map.birds_eye import BirdsEye, birds_eye
 from xpbayes.analysis.dust_map.curve_map import (
     COARSEST,
@@ -21,9 +20,8 @@ from xpbayes.analysis.dust_map.curve_map import (
     curve_from_above,
     curve_map_of_piece,
 )
-from xpbayes.analysis.dust_map.healpix_map import DustMap, map_of_piece
-from xpbayes.analysis.dust_map.joint import voxel_means_joint
-from xpbayes.analysis.dust_map.pixels import PixelMap
+from xpbayes.analysis.dust_map.healpix_map import DustMap, PixelMap, map_of_piece
+from xpbayes.analysis.dust_map.means import profile_edges, voxel_means, voxel_means_joint
 from xpbayes.analysis.dust_map.selection import Measured, MeasuredCurve, SkyPieces, Tally, open_for_map, select
 from xpbayes.config import DustMapConfig
 from xpbayes.data.json_file import write_json

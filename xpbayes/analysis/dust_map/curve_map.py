@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.analysis.dust_map.bins import in_hard_bins
 from xpbayes.analysis.dust_map.birds_eye import HEIGHT_STEPS, MIN_COVERED, FromAbove, cell_centres, crossings
-from xpbayes.analysis.dust_map.pixels import PixelMap, at_finest, bin_before, known_around
+from xpbayes.analysis.dust_map.healpix_map import PixelMap, at_finest, bin_before, known_around
+from xpbayes.analysis.dust_map.means import in_hard_bins
 from xpbayes.analysis.dust_map.selection import MeasuredCurve
 from xpbayes.models.extinction import MAX_XI_ERROR, ReddeningLaw
 

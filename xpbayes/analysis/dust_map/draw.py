@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from xpbayes.analysis.dust_map.birds_eye import BirdsEye
 from xpbayes.analysis.dust_map.curve_map import CurveFromAbove, CurveMap
-from xpbayes.analysis.dust_map.healpix_map import DustMap
-from xpbayes.analysis.dust_map.pixels import PixelMap
+from xpbayes.analysis.dust_map.healpix_map import DustMap, PixelMap
 from xpbayes.analysis.figures import drawing
 
 if TYPE_CHECKING:

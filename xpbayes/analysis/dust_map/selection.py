@@ -39,22 +39,15 @@ so many sigma below zero."""
 
 @dataclass(frozen=True)
 class Measured:
-    """Stars that passed the cuts.
+    """Stars that passed the cuts; (star,) each."""
 
-    Attributes:
-        pixel: (star,) HEALPix pixel, Galactic, nested, at the finest nside of the map.
-        extinction, parallax: (star,) E [mag] and parallax [mas].
-        var_e, var_plx, cov: (star,) their variances and covariance [mag^2, mas^2, mag mas].
-        relative_error: (star,) sigma_plx / plx as catalogued; the maps differ in their cut on it.
-    """
-
-    pixel: NDArray[np.int64]
-    extinction: NDArray[np.float64]
-    parallax: NDArray[np.float64]
-    var_e: NDArray[np.float64]
+    pixel: NDArray[np.int64]  # HEALPix pixel, Galactic, nested, at the finest nside of the map
+    extinction: NDArray[np.float64]  # [mag]
+    parallax: NDArray[np.float64]  # [mas]
+    var_e: NDArray[np.float64]  # their variances and covariance [mag^2, mas^2, mag mas]
     var_plx: NDArray[np.float64]
     cov: NDArray[np.float64]
-    relative_error: NDArray[np.float64]
+    relative_error: NDArray[np.float64]  # sigma_plx / plx as catalogued; the maps differ in their cut on it
 
     def __len__(self) -> int:
         return len(self.pixel)
@@ -72,15 +65,11 @@ class MeasuredCurve(Measured):
     """Stars that passed the cuts, with what they say of their extinction curves R + xi R1 beside E.
 
     Fluxes are linear in E and in E xi, ln f = ln f_abs - E R - E xi R1: both add up along the line of sight.
-
-    Attributes:
-        amount, along: (star,) E and E xi, without the pull of xi's prior [mag].
-        weight: (star,) inverse variance of E xi, 0 where nothing but its prior is known of xi [mag^-2].
     """
 
-    amount: NDArray[np.float64]
-    along: NDArray[np.float64]
-    weight: NDArray[np.float64]
+    amount: NDArray[np.float64]  # E without the pull of xi's prior [mag]
+    along: NDArray[np.float64]  # E xi, likewise [mag]
+    weight: NDArray[np.float64]  # inverse variance of E xi, 0 where nothing but its prior is known of xi [mag^-2]
 
 
 CUTS = {

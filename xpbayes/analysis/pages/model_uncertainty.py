@@ -55,11 +55,7 @@ class ModelUncertainty:
 
 
 def kinds(estimate: NDArray[np.float64]) -> list[tuple[str, NDArray[np.bool_]]]:
-    """Regions of label space: name and (star,) members.
-
-    Args:
-        estimate: (star, parameter) Teff [kK], [Fe/H], log g [dex] first.
-    """
+    """Regions of label space, name and (star,) members, of (star, parameter) Teff [kK], [Fe/H], log g [dex] first."""
     teff, feh, logg = estimate[:, 0], estimate[:, 1], estimate[:, 2]
     cool, giant = teff < HOT, logg < GIANT
     return [

@@ -1,5 +1,9 @@
-"""What `xpbayes compare` shows: cheap error bars beside NUTS for the same stars, and where they fail."""
+"""What is shown of Markov chains: draws, and cheap error bars beside them for the same stars, and where those fail.
 
+`xpbayes sample` prints the one, `xpbayes compare` writes a page of the other.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -10,12 +14,13 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from xpbayes.analysis.figures import drawing as figures
-from xpbayes.analysis.pages.numbers import MISSING, text
+from xpbayes.analysis.pages.numbers import MISSING, heading, pair, text
 from xpbayes.analysis.pages.page import Page, Picture, Section, Table, wide_console
 from xpbayes.analysis.posterior_file import parameter_names
 from xpbayes.production.model_file import TrainedModel
 
 if TYPE_CHECKING:
+    import xarray as xr
     from matplotlib.figure import Figure
 
 FILES = ("report.html", "stars.csv")
@@ -26,6 +31,30 @@ MAX_SHIFT = 0.5
 """Or where the centre is off by more of NUTS' standard deviations."""
 MAX_K_HAT = 0.7
 N_CORNERS = 4
+MAX_ROWS, WIDTH = 40, 160
+"""Of printed draws: stars, and characters a line."""
+
+
+def print_draws(groups: "Mapping[str, xr.Dataset]") -> None:
+    """Print mean and standard deviation of every parameter, R-hat, ESS and divergences; at most 40 stars."""
+    posterior, known = groups["posterior"], groups["diagnostics"]
+    names = [str(name) for name in posterior.data_vars]
+    source_id = posterior["source_id"].to_numpy()
+    rows = []
+    for i, star in enumerate(source_id[:MAX_ROWS]):
+        one = known.isel(source_id=i)
+        draws = posterior.isel(source_id=i).astype(np.float64)
+        cells = [pair(n, float(draws[n].mean()), float(draws[n].std())) for n in names]
+        ess = [f"{float(one[n].min()):.0f}" for n in ("ess_bulk", "ess_tail")]
+        said = "" if bool(one["settled"]) else "not settled"
+        rows.append((str(star), *cells, f"{float(one['r_hat'].max()):.3f}", *ess, str(int(one["n_divergent"])), said))
+    headings = ("source_id", *(heading(n) for n in names), "R-hat", "ESS bulk", "tail", "divergent", "")
+    console = wide_console(WIDTH)
+    caption = "mean ± standard deviation of the posterior; worst R-hat and ESS of the parameters"
+    Table(headings, rows, 0, caption).print(console)
+    if len(source_id) > MAX_ROWS:
+        console.print(f"... and {len(source_id) - MAX_ROWS} more")
+    console.print(f"{int(known['settled'].sum())} of {len(source_id)} stars have settled")
 
 
 @dataclass(frozen=True)
@@ -255,13 +284,7 @@ def choose_corners(comparison: PosteriorComparison) -> list[tuple[str, int]]:
 
 
 def write_comparison(comparison: PosteriorComparison, model: TrainedModel, folder: Path) -> list[Path]:
-    """Write report.html and stars.csv.
-
-    Args:
-        comparison: the result.
-        model: the model.
-        folder: is made if need be.
-    """
+    """Write report.html and stars.csv into a folder that is made if need be."""
     methods = list(comparison.methods)
     fails = {m: comparison.fails(m)[comparison.settled].mean() if comparison.settled.any() else np.nan for m in methods}
     sections = [
