@@ -64,14 +64,12 @@ def errors_like(path: Path) -> list[ErrorProfiles]:
                 found[side].append(getattr(batch, side).take(keep))
     if not found["bp"]:
         raise InputError(f"{path}: no source has BP and RP with correlations; name a file of real continuous spectra")
-    return [
-        _profiles(
-            side,
-            np.log(np.concatenate([some.error for some in sides])),
-            np.concatenate([some.correlation for some in sides if some.correlation is not None]),
-        )
-        for side, sides in found.items()
-    ]
+    profiles = []
+    for side, some in found.items():
+        ln_error = np.log(np.concatenate([one.error for one in some]))
+        correlation = np.concatenate([one.correlation for one in some if one.correlation is not None])
+        profiles.append(_profiles(side, ln_error, correlation))
+    return profiles
 
 
 def _profiles(side: str, ln_error: NDArray[np.float64], correlation: NDArray[np.float64] | None) -> ErrorProfiles:

@@ -1,12 +1,12 @@
 """The map from above: extinction density averaged through the Galactic plane (ZGR23 Eq. 30, Fig. 21).
 
-In: a profile map, or any function E(l, b, distance). Out: a grid of mean dE/dr, x towards the Galactic centre.
+In: a profile map. Out: a grid of mean dE/dr, x towards the Galactic centre.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,24 +61,19 @@ class BirdsEye(FromAbove):
     IMAGES = {"density": "mag/kpc", "covered": ""}
 
 
-class Crossing(NamedTuple):
-    """Where columns through the plane, at one height, lie on a map."""
-
-    cell: NDArray[np.int64]  # (crossing,) flat number of the image's cell
-    row: NDArray[np.int64]  # (crossing,) of the map
-    node: NDArray[np.int64]  # (crossing,) as of `PixelMap.node_beyond`
-
-
 def cell_centres(reach: float, step: float) -> NDArray[np.float64]:
     """(cell,) along x and along y [kpc]."""
     n = int(np.ceil(reach / step))
     return np.asarray((np.arange(2 * n) - n + 0.5) * step, np.float64)
 
 
-def crossings(pixels: PixelMap, axis: NDArray[np.float64], max_height: float) -> Iterator[Crossing]:
+def crossings(
+    pixels: PixelMap, axis: NDArray[np.float64], max_height: float
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
     """Follow the columns of an image through the plane, `HEIGHT_STEPS` heights one after the other.
 
-    The axis is from `cell_centres`, the height in kpc.
+    The axis is from `cell_centres`, the height in kpc. Of each height: (crossing,) flat number of the image's cell, row of
+    the map, and node of the line beyond, as of `PixelMap.node_beyond`.
     """
     from astropy import units as u
 
@@ -87,7 +82,7 @@ def crossings(pixels: PixelMap, axis: NDArray[np.float64], max_height: float) ->
     for z in (np.arange(HEIGHT_STEPS) + 0.5) / HEIGHT_STEPS * 2.0 * max_height - max_height:
         row = pixels.rows_at(longitude * u.rad, np.arctan2(z, level) * u.rad)
         on = np.flatnonzero(row >= 0)
-        yield Crossing(on, row[on], pixels.node_beyond(row[on], np.hypot(level, z)[on]))
+        yield on, row[on], pixels.node_beyond(row[on], np.hypot(level, z)[on])
 
 
 def birds_eye(dust_map: DustMap, max_height: float = 0.4, step: float = STEP_KPC) -> BirdsEye:

@@ -54,23 +54,18 @@ QUANTITIES = {
 class CurveVoxels:
     """Mean E and E xi of every pixel in every bin; (pixel, bin) each, NaN without stars.
 
-    Attributes:
-        extinction, along: the means [mag].
-        var_extinction, var_along, cov: of the means, by the scatter of the voxel's stars [mag^2].
-        distance: mean 1/parallax, weighted alike [kpc].
-        stars: stars with any weight.
-        expected: standard error of xi by the stars' own errors alone. It chooses the resolution: to choose by the scatter of
-            a few stars would be to choose stars that agree by chance.
+    The expected error chooses the resolution: to choose by the scatter of a few stars would be to choose stars that agree
+    by chance.
     """
 
-    extinction: NDArray[np.float64]
-    along: NDArray[np.float64]
-    var_extinction: NDArray[np.float64]
+    extinction: NDArray[np.float64]  # mean E [mag]
+    along: NDArray[np.float64]  # mean E xi [mag]
+    var_extinction: NDArray[np.float64]  # of the means, by the scatter of the voxel's stars [mag^2], as the next two
     var_along: NDArray[np.float64]
     cov: NDArray[np.float64]
-    distance: NDArray[np.float64]
-    stars: NDArray[np.float64]
-    expected: NDArray[np.float64]
+    distance: NDArray[np.float64]  # mean 1/parallax, weighted alike [kpc]
+    stars: NDArray[np.float64]  # stars with any weight
+    expected: NDArray[np.float64]  # standard error of xi by the stars' own errors alone
 
 
 def ratio(

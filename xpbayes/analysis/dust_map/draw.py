@@ -48,8 +48,13 @@ def draw_curve_sky(curve_map: CurveMap) -> "Figure":
 
 def _draw_bins(pixels: PixelMap, values: NDArray[np.floating], colours: Mapping[str, Any], label: str) -> "Figure":
     n_pixels, n_bins = values.shape
-    patch = 0 < n_pixels <= FULL_SKY_FRACTION * 12 * pixels.finest**2
-    figure, axes, image = (_draw_patch if patch else _draw_ellipses)(pixels, values, n_bins, colours)
+    if 0 < n_pixels <= FULL_SKY_FRACTION * 12 * pixels.finest**2:
+        figure, axes, image = _draw_patch(pixels, values, colours)
+    else:
+        figure, axes = drawing.sky_grid(n_bins)
+        at = drawing.sky_positions()
+        for k, axis in enumerate(axes):
+            image = drawing.sky_panel(axis, sky_image(pixels, values[:, k], *at), _title(pixels, values, k), **colours)
     figure.colorbar(image, ax=axes, label=label, pad=0.01, extend="both")
     return figure
 
@@ -69,24 +74,14 @@ def _colours(values: NDArray[np.floating], least: float) -> dict[str, Any]:
     return {"cmap": COLOURS, "vmin": 0.0, "vmax": high}
 
 
-def _draw_ellipses(
-    pixels: PixelMap, values: NDArray[np.floating], n_bins: int, colours: Mapping[str, Any]
-) -> "tuple[Figure, list[Axes], Any]":
-    figure, axes = drawing.sky_grid(n_bins)
-    at = drawing.sky_positions()
-    for k, axis in enumerate(axes):
-        image = drawing.sky_panel(axis, sky_image(pixels, values[:, k], *at), _title(pixels, values, k), **colours)
-    return figure, axes, image
-
-
 def _draw_patch(
-    pixels: PixelMap, values: NDArray[np.floating], n_bins: int, colours: Mapping[str, Any]
+    pixels: PixelMap, values: NDArray[np.floating], colours: Mapping[str, Any]
 ) -> "tuple[Figure, list[Axes], Any]":
     import astropy.units as u
     from astropy_healpix import healpix_to_lonlat
 
     lon, lat = healpix_to_lonlat(pixels.pixel, pixels.finest, order="nested")
-    b = lat.to_value(u.deg)
+    b, n_bins = lat.to_value(u.deg), values.shape[1]
     middle = np.degrees(np.arctan2(np.sin(lon).mean().value, np.cos(lon).mean().value))
     offset = (lon.to_value(u.deg) - middle + 180.0) % 360.0 - 180.0
     margin = 60.0 / pixels.finest

@@ -257,13 +257,7 @@ class PixelMap:
 
     @classmethod
     def join(cls, pieces: Sequence[Self], about: dict[str, Any], **common: Any) -> Self:
-        """Put the pieces of the sky together; they come in rising order of pixels.
-
-        Args:
-            pieces: of the sky.
-            about: of the whole.
-            common: fields that all have: edges, finest, and what else is not (row, bin).
-        """
+        """Put pieces of the sky, in rising order of pixels, together; common fields are those that are not (row, bin)."""
         arrays: dict[str, Any] = {"pixel": np.concatenate([np.zeros(0, np.int64), *(p.pixel for p in pieces)])}
         for name, (_, kind, *_) in cls.QUANTITIES.items():
             none = np.zeros((0, len(common["edges"]) - 1), DTYPES[kind])
@@ -389,15 +383,9 @@ class DustMap(PixelMap):
 def map_of_piece(
     stars: Measured, pixels: range, edges: NDArray[np.float64], nsides: Sequence[int], min_stars: int, means: Means
 ) -> DustMap:
-    """Make the map of one piece of the sky: means at every resolution, the finest that has enough stars wins.
+    """Make the map of one piece of the sky from means at every resolution: the finest that has `min_stars` wins.
 
-    Args:
-        stars: of the piece, pixels at the finest nside.
-        pixels: the piece's, a whole number of the coarsest ones.
-        edges: (bin + 1,) [kpc].
-        nsides: resolutions, finest first.
-        min_stars: stars that a voxel needs.
-        means: `voxel_means` or `voxel_means_joint`.
+    Stars, pixels and nsides are as of `at_finest`, edges (bin + 1,) [kpc], means `voxel_means` or `voxel_means_joint`.
     """
 
     def average(stars: Measured, pixel: NDArray[np.int64], n_pixels: int) -> Voxels:

@@ -86,11 +86,7 @@ def in_hard_bins(
 ) -> tuple[AnyMeasured, Sums]:
     """The stars that are in any bin of 1/parallax, and sums over them; a star on an edge belongs to the farther bin.
 
-    Args:
-        stars: after the cuts.
-        pixel: (star,) 0 ... n_pixels - 1.
-        n_pixels: how many.
-        edges: (bin + 1,) [kpc].
+    Stars are those after the cuts, pixels (star,) 0 ... n_pixels - 1, edges (bin + 1,) [kpc].
     """
     n_bins = len(edges) - 1
     which = np.searchsorted(edges, 1.0 / stars.parallax, side="right") - 1

@@ -24,23 +24,14 @@ METAL_POOR = -1.0
 
 @dataclass(frozen=True)
 class ModelUncertainty:
-    """How well training has determined a model, and what that adds to the errors of stars like its own.
-
-    Attributes:
-        labels: names of the model's labels.
-        factor: of the covariance of everything that was trained.
-        estimate: (star, parameter) optima of stars, without their labels.
-        covariance: (star, parameter, parameter) of these, by Laplace.
-        added: (star, parameter, parameter) what the model's uncertainty adds.
-        n_training: how many stars the model was trained on.
-    """
+    """How well training has determined a model, and what that adds to the errors of stars like its own."""
 
     labels: tuple[str, ...]
-    factor: NetworkCovariance
-    estimate: NDArray[np.float64]
-    covariance: NDArray[np.float64]
-    added: NDArray[np.float64]
-    n_training: int
+    factor: NetworkCovariance  # of the covariance of everything that was trained
+    estimate: NDArray[np.float64]  # (star, parameter) optima of stars, without their labels
+    covariance: NDArray[np.float64]  # (star, parameter, parameter) of these, by Laplace
+    added: NDArray[np.float64]  # (star, parameter, parameter) what the model's uncertainty adds
+    n_training: int  # stars that the model was trained on
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,8 +1,7 @@
 """The report: one self-contained HTML page about a run, from finished products only.
 
-In: model, catalogue, star table, and source_ids of stars that get a section of their own. Numbers come from `validation`,
-`extinction_curve`, `spectra`, `model_card`, `requested_stars` and, for every figure of the paper that the data allow, from
-`gallery`. Works offline: figures are embedded, nothing is fetched.
+In: model, catalogue, star table, and source_ids of stars that get a section of their own. Works offline: figures, for which
+`gallery` draws all of the paper's that the data allow, are embedded, nothing is fetched.
 """
 
 import json

@@ -167,8 +167,7 @@ def requested_stars(
     split = Split.of(model.card) if model.card.get("split") else Split(0.0)
     on = {side: split.on(side, np.array(wanted)) for side in Side}
     found = []
-    for i, fit in enumerate(fits):
-        row = {name: picked[name][i].as_py() for name in picked.column_names}
+    for i, (fit, row) in enumerate(zip(fits, picked.to_pylist(), strict=True)):
         own = dict(answers[i])
         chains = draws.get(fit.source_id)
         if chains is not None:
