@@ -354,7 +354,7 @@ def small_curve_map() -> CurveMap:
 def small_view() -> BirdsEye:
     """A view from above of two cells a side."""
     axis, cells = np.array([-0.5, 0.5]), np.ones((2, 2))
-    return BirdsEye(axis, cells, cells, 0.4)
+    return BirdsEye(axis=axis, density=cells, covered=cells, max_height=0.4)
 
 
 def safetensors_bytes(arrays: dict[str, np.ndarray], words: dict[str, str]) -> bytes:

@@ -39,7 +39,7 @@ from xpbayes.runs.sample import sample
 from xpbayes.runs.train import CHECKPOINT, train
 from xpbayes.runs.transfer import transfer
 from xpbayes.runs.uncertainty import uncertainty
-from xpbayes.simulation.companions import GAIA_FILE
+from xpbayes.simulation.files import GAIA_FILE
 from xpbayes.simulation.survey import TRUTH, simulate
 
 M, S = Path("model"), Path("stars")

@@ -8,8 +8,8 @@ from tests.simulation.test_survey import small_model
 from xpbayes.config import Recipe
 from xpbayes.data.directions import unit_vectors
 from xpbayes.errors import InputError
-from xpbayes.simulation.placement import BRIGHT_G, FAINT_G
 from xpbayes.simulation.sky import SUN_RADIUS_KPC, Dust, Region, disc_with_clouds, dusty_sky, simulate_sky
+from xpbayes.simulation.stars import BRIGHT_G, FAINT_G
 
 
 def density(dust, point):

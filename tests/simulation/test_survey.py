@@ -24,7 +24,7 @@ from xpbayes.models.prior import LabelPrior
 from xpbayes.models.star_model import StarModel
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.simulation.noise import MAX_AMPLITUDE, draw_amplitude
-from xpbayes.simulation.placement import BRIGHT_G, FAINT_G, Placement
+from xpbayes.simulation.stars import BRIGHT_G, FAINT_G, Placement
 from xpbayes.simulation.survey import simulate
 
 

@@ -118,7 +118,7 @@ def sample(  # noqa: PLR0913 - an argument for each option of the command line
     run = read_settings(
         settings, out, inference={"use_parallax": parallax, "doubt_parallax": doubt_parallax}, sampling=given
     )
-    from xpbayes.analysis.pages.posterior_tables import print_draws
+    from xpbayes.analysis.pages.posterior_comparison import print_draws
     from xpbayes.runs.sample import sample as run_sample
 
     print_draws(

@@ -23,38 +23,29 @@ from xpbayes.simulation.stars import SimulatedStars
 MAX_AMPLITUDE = 10.0
 """Largest factor by which a star's errors exceed the stated ones.
 
-Below two degrees of freedom the amplitude of a Student t has no variance, and a few stars of a large survey would have
-errors of any size, fluxes below zero, and magnitudes of none of it. The distribution ends where a star is nothing but
-noise already; amplitudes below are drawn as they are, so the bulk of a heavy-tailed kind keeps its distribution.
+Below two degrees of freedom a Student t has no variance: a few stars would have errors of any size and fluxes below zero.
+The distribution ends where a star is nothing but noise already; smaller amplitudes are drawn as they are.
 """
 
 
 @dataclass(frozen=True)
 class BandErrors:
-    """What 2MASS and unWISE are going to measure, before any noise.
+    """What 2MASS and unWISE are going to measure, before any noise; (star, band) each."""
 
-    Attributes:
-        flux: (star, band) noiseless flux, a neighbour's light included [1e-18 W m^-2 nm^-1].
-        sigma: (star, band) stated error [mag].
-        relative: (star, band) relative error that the calibration makes of it, floor included.
-        good: (star, band) whether the survey calls the measurement good.
-        usable: (star, band) good, and of a star that is not crowded: what inference will see.
-    """
-
-    flux: NDArray[np.float64]
-    sigma: NDArray[np.float64]
-    relative: NDArray[np.float64]
-    good: NDArray[np.bool_]
-    usable: NDArray[np.bool_]
+    flux: NDArray[np.float64]  # noiseless, a neighbour's light included [1e-18 W m^-2 nm^-1]
+    sigma: NDArray[np.float64]  # stated error [mag]
+    relative: NDArray[np.float64]  # relative error that the calibration makes of it, floor included
+    good: NDArray[np.bool_]  # the survey calls the measurement good
+    usable: NDArray[np.bool_]  # good, and of a star that is not crowded: what inference will see
 
 
 def draw_band_errors(stars: SimulatedStars, channels: Channels, recipe: Recipe, rng: np.random.Generator) -> BandErrors:
     """Decide which bands are good and how large their errors are; bands of no survey that is simulated are absent."""
-    n, names = len(stars), channels.band_names
+    n = len(stars)
     flux = stars.flux[:, channels.n_xp :].copy()
     sigma = np.full(flux.shape, 0.02)
     good = np.zeros(flux.shape, bool)
-    for j, name in enumerate(names):
+    for j, name in enumerate(channels.band_names):
         if name not in (*TWO_MASS_BANDS, *UNWISE_BANDS):
             continue
         flux[:, j] *= np.where(stars.crowded, 1.0 + rng.uniform(0.2, 1.0, n), 1.0)
@@ -67,23 +58,14 @@ def draw_band_errors(stars: SimulatedStars, channels: Channels, recipe: Recipe, 
 
 @dataclass(frozen=True)
 class Noise:
-    """What was drawn for some stars.
-
-    Attributes:
-        amplitude: (star,) factor of measurement noise and model error.
-        model_error: (star, channel) relative error of the model, the amplitude included.
-    """
+    """Drawn for some stars: (star,) amplitude, and (star, channel) relative error of the model, amplitude included."""
 
     amplitude: NDArray[np.float64]
     model_error: NDArray[np.float64]
 
 
 class NoiseSource:
-    """Draws the noise of stars of any kind, as one model describes it.
-
-    Args:
-        model: whose error it is; without one the amplitude is 1 and the model exact.
-    """
+    """Draws the noise of stars of any kind, as one model describes it: amplitude 1 and none of its own if it does not."""
 
     def __init__(self, model: TrainedModel) -> None:
         self.channels, self.labels, self.error = model.channels, model.labels, model.model_error
@@ -95,14 +77,7 @@ class NoiseSource:
     def draw(
         self, noiseless: CalibratedXp, bands: BandErrors, block: NDArray[np.int64], rng: np.random.Generator
     ) -> Noise:
-        """Draw the noise of a block of stars.
-
-        Args:
-            noiseless: the block's XP samples without noise, with the whitening that their errors give.
-            bands: of all stars.
-            block: (block,) which of them.
-            rng: random numbers.
-        """
+        """Draw the noise of (block,) some stars from their own noiseless XP samples and the bands of all stars."""
         import jax
 
         from xpbayes.models.model_error import kind_weights_of

@@ -18,7 +18,7 @@ from xpbayes.data.directions import unit_vectors
 from xpbayes.data.json_file import read_json, write_json
 from xpbayes.errors import InputError
 from xpbayes.production.model_file import TrainedModel
-from xpbayes.simulation.placement import BRIGHT_G, FAINT_G, MIN_EXTINCTION, Magnitude, Placement, Sky
+from xpbayes.simulation.stars import BRIGHT_G, FAINT_G, MIN_EXTINCTION, Magnitude, Placement, Sky
 from xpbayes.simulation.survey import simulate
 
 SKY_FILE = "sky.json"
@@ -28,7 +28,9 @@ SUN_RADIUS_KPC = 8.2
 """Distance of the Sun from the Galactic centre (GRAVITY Collaboration 2019: 8.178 +- 0.026 kpc)."""
 DISC_NODES, DISC_WEIGHTS = np.polynomial.legendre.leggauss(24)
 """Along a line of sight through a midplane Sun |z| has no kink: 24 nodes give E of the disc to 1e-6."""
-MIN_DISTANCE_KPC = 0.03
+STAR_HEIGHT_KPC, STAR_LENGTH_KPC = 0.3, 2.6
+"""Scale height and scale length of the stars."""
+MIN_DISTANCE_KPC, MAX_DISTANCE_KPC = 0.03, 6.0
 CANDIDATES = 16
 """Distances tried along a star's line of sight."""
 MAX_ROUNDS = 30
@@ -41,33 +43,19 @@ BLOCK = 20_000
 
 @dataclass(frozen=True)
 class Dust:
-    """Extinction density: a double-exponential disc plus spherical Gaussian clouds.
+    """Extinction density: a double-exponential disc plus spherical Gaussian clouds."""
 
-    Attributes:
-        disc_density: E per kpc in the midplane at the Sun [mag/kpc].
-        disc_height: scale height [kpc].
-        disc_length: scale length in Galactocentric radius [kpc].
-        cloud_position: (cloud, 3) x, y, z [kpc].
-        cloud_radius: (cloud,) standard deviation of the Gaussian [kpc].
-        cloud_depth: (cloud,) E along the full line through the centre [mag].
-    """
-
-    disc_density: float
-    disc_height: float
-    disc_length: float
-    cloud_position: NDArray[np.float64]
-    cloud_radius: NDArray[np.float64]
-    cloud_depth: NDArray[np.float64]
+    disc_density: float  # E per kpc in the midplane at the Sun [mag/kpc]
+    disc_height: float  # scale height [kpc]
+    disc_length: float  # scale length in Galactocentric radius [kpc]
+    cloud_position: NDArray[np.float64]  # (cloud, 3) x, y, z [kpc]
+    cloud_radius: NDArray[np.float64]  # (cloud,) standard deviation of the Gaussian [kpc]
+    cloud_depth: NDArray[np.float64]  # (cloud,) E along the full line through the centre [mag]
 
     def extinction(
         self, longitude: NDArray[np.float64], latitude: NDArray[np.float64], distance: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        """E in front of points: the integral of the density from the Sun.
-
-        Args:
-            longitude, latitude: (point,) Galactic l and b [deg].
-            distance: (point,) [kpc].
-        """
+        """E in front of points at (point,) Galactic l and b [deg], distance [kpc]: the density's integral from the Sun."""
         towards = unit_vectors(np.asarray(longitude, np.float64), np.asarray(latitude, np.float64))
         r = np.asarray(distance, np.float64)
         blocks = [self._integral(towards[i : i + BLOCK], r[i : i + BLOCK]) for i in range(0, len(r), BLOCK)]
@@ -139,18 +127,9 @@ def radius_and_height(
     return np.hypot(SUN_RADIUS_KPC - towards[..., 0] * r, towards[..., 1] * r), np.abs(towards[..., 2] * r)
 
 
-def disc_with_clouds(
-    seed: int = 0, n_clouds: int = 1500, reach_kpc: float = 5.0, disc_density: float = 0.15, disc_height: float = 0.12
-) -> Dust:
-    """Draw a dust distribution that looks like the Solar neighbourhood.
-
-    Args:
-        seed: of the clouds.
-        n_clouds: within the reach.
-        reach_kpc: radius of the disc around the Sun that has clouds [kpc]; none is nearer than 0.1 kpc.
-        disc_density: smooth part [mag/kpc].
-        disc_height: scale height of the smooth part [kpc]; clouds keep to half of it.
-    """
+def disc_with_clouds(seed: int, n_clouds: int = 1500, reach_kpc: float = 5.0) -> Dust:
+    """Draw a dust distribution that looks like the Solar neighbourhood, its clouds 0.1 kpc to `reach_kpc` from the Sun."""
+    disc_height = 0.12  # [kpc]; clouds keep to half of it
     rng = np.random.default_rng(seed)
     radius = np.sqrt(rng.uniform(0.1**2, reach_kpc**2, n_clouds))
     angle = rng.uniform(0.0, 2.0 * np.pi, n_clouds)
@@ -158,7 +137,7 @@ def disc_with_clouds(
         [radius * np.cos(angle), radius * np.sin(angle), rng.normal(0.0, 0.5 * disc_height, n_clouds)], axis=1
     )
     return Dust(
-        disc_density=disc_density,
+        disc_density=0.15,
         disc_height=disc_height,
         disc_length=3.5,
         cloud_position=position,
@@ -169,12 +148,7 @@ def disc_with_clouds(
 
 @dataclass(frozen=True)
 class Region:
-    """A round piece of the sky; the whole sky has radius 180.
-
-    Attributes:
-        longitude, latitude: Galactic coordinates of the centre [deg].
-        radius: [deg].
-    """
+    """A round piece of the sky: Galactic l and b of its centre and radius [deg]; the whole sky has radius 180."""
 
     longitude: float = 0.0
     latitude: float = 0.0
@@ -209,19 +183,11 @@ class Region:
         return np.degrees(np.arctan2(y, x)) % 360.0, np.degrees(np.arcsin(z))
 
 
-def dusty_sky(
-    dust: Dust, region: Region = Region(), reach_kpc: float = 6.0, star_height: float = 0.3, star_length: float = 2.6
-) -> Sky:
+def dusty_sky(dust: Dust, region: Region) -> Sky:
     """Build a `Sky` whose stars stand in a Galactic disc and are dimmed by this dust.
 
     A star stands only where it would be bright enough for the survey behind the dust of that very place: stars behind
     clouds go missing as they do in reality.
-
-    Args:
-        dust: the truth.
-        region: where on the sky.
-        reach_kpc: greatest distance [kpc].
-        star_height, star_length: scale height and scale length of the stars [kpc].
     """
 
     def place(n: int, magnitude: Magnitude, rng: np.random.Generator) -> Placement:
@@ -234,12 +200,12 @@ def dusty_sky(
         for last in range(MAX_ROUNDS + 1):
             m = len(homeless)
             lon, lat = (angle.reshape(m, CANDIDATES) for angle in region.draw(m * CANDIDATES, rng))
-            r = np.exp(rng.uniform(np.log(MIN_DISTANCE_KPC), np.log(reach_kpc), (m, CANDIDATES)))
+            r = np.exp(rng.uniform(np.log(MIN_DISTANCE_KPC), np.log(MAX_DISTANCE_KPC), (m, CANDIDATES)))
             e = np.maximum(dust.extinction(lon.ravel(), lat.ravel(), r.ravel()).reshape(r.shape), MIN_EXTINCTION)
             outside = _outside_limits(e, r, homeless, n, magnitude)
             radius, height = radius_and_height(unit_vectors(lon, lat), r)
             # Distances are drawn evenly in ln r, where the number of stars goes as r^3 times their density.
-            weight = (outside == 0) * r**3 * np.exp(-radius / star_length - height / star_height)
+            weight = (outside == 0) * r**3 * np.exp(-radius / STAR_LENGTH_KPC - height / STAR_HEIGHT_KPC)
             total = weight.sum(axis=1)
             pick = (weight.cumsum(axis=1) < rng.random((m, 1)) * total[:, None]).sum(axis=1).clip(0, CANDIDATES - 1)
             settled = total > 0
@@ -274,11 +240,9 @@ def _outside_limits(
 def simulate_sky(
     model: TrainedModel | Path, n_stars: int, out: Path, recipe: Recipe, region: str | None = None
 ) -> list[Path]:
-    """Simulate a survey inside a dust distribution that its seed determines, and write that beside it as sky.json.
+    """Simulate a survey, as `survey.simulate`, inside dust that its seed determines, which goes beside it as sky.json.
 
-    Args:
-        model, n_stars, out, recipe: as of `survey.simulate`.
-        region: "l,b,radius" in degrees; the whole sky if None.
+    The region is "l,b,radius" in degrees, the whole sky if None.
     """
     dust = disc_with_clouds(recipe.seed)
     sky = dusty_sky(dust, Region() if region is None else Region.parse(region))

@@ -33,17 +33,11 @@ BLOCK = 256
 
 @dataclass(frozen=True)
 class ErrorProfiles:
-    """Errors of one side of real or typical sources, to draw from.
+    """Errors of one side of real or typical sources, to draw from."""
 
-    Attributes:
-        level: mean ln error as a quadratic in ln of the side's mean flux [1e-18 W m^-2 nm^-1].
-        profile: (template, k) ln error minus its mean.
-        correlation: (template, k(k-1)/2) packed correlations; None: made up.
-    """
-
-    level: tuple[float, float, float]
-    profile: NDArray[np.float64]
-    correlation: NDArray[np.float64] | None
+    level: tuple[float, float, float]  # mean ln error, a quadratic in ln of the side's mean flux [1e-18 W m^-2 nm^-1]
+    profile: NDArray[np.float64]  # (template, k) ln error minus its mean
+    correlation: NDArray[np.float64] | None  # (template, k(k-1)/2) packed; None: made up
 
 
 @dataclass(frozen=True)
@@ -70,14 +64,12 @@ def errors_like(path: Path) -> list[ErrorProfiles]:
                 found[side].append(getattr(batch, side).take(keep))
     if not found["bp"]:
         raise InputError(f"{path}: no source has BP and RP with correlations; name a file of real continuous spectra")
-    return [
-        _profiles(
-            side,
-            np.log(np.concatenate([some.error for some in sides])),
-            np.concatenate([some.correlation for some in sides if some.correlation is not None]),
-        )
-        for side, sides in found.items()
-    ]
+    profiles = []
+    for side, some in found.items():
+        ln_error = np.log(np.concatenate([one.error for one in some]))
+        correlation = np.concatenate([one.correlation for one in some if one.correlation is not None])
+        profiles.append(_profiles(side, ln_error, correlation))
+    return profiles
 
 
 def _profiles(side: str, ln_error: NDArray[np.float64], correlation: NDArray[np.float64] | None) -> ErrorProfiles:
@@ -85,15 +77,9 @@ def _profiles(side: str, ln_error: NDArray[np.float64], correlation: NDArray[np.
 
 
 def draw_errors(mean_flux: NDArray[np.float64], errors: ErrorProfiles, rng: np.random.Generator) -> XpSide:
-    """Draw errors, correlations and standard deviations for one side of some stars.
+    """Draw errors, correlations and standard deviations for one side of some stars, given its mean flux (star,).
 
-    Args:
-        mean_flux: (star,) mean flux of the side [1e-18 W m^-2 nm^-1].
-        errors: what to draw from.
-        rng: random numbers.
-
-    Returns:
-        the side, its coefficients zero, all numbers rounded to what the file will hold (float32).
+    Coefficients are zero, all numbers rounded to what the file will hold (float32).
     """
     n = len(mean_flux)
     level = np.polyval(errors.level, np.log(np.maximum(mean_flux, 0.1)))
@@ -128,19 +114,12 @@ class _Sampling:
 
     A merged sample is a sum of both sides. Each side alone must give the star's flux there too, or a star without BP
     would have a wrong 642 nm sample: such rows are replaced by one row a side.
-
-    Attributes:
-        design: (sample, coefficient) D [1e-18 W m^-2 nm^-1 per coefficient unit].
-        merged: (m,) the samples that both sides reach.
-        bp_alone, rp_alone: (m, coefficient) one side's own rows for these samples.
-        apart: (sample + m, coefficient) all other rows, then both of these.
     """
 
-    design: NDArray[np.float64]
-    merged: NDArray[np.intp]
-    bp_alone: NDArray[np.float64]
-    rp_alone: NDArray[np.float64]
-    apart: NDArray[np.float64]
+    design: NDArray[np.float64]  # (sample, coefficient) D [1e-18 W m^-2 nm^-1 per coefficient unit]
+    merged: NDArray[np.intp]  # (m,) the samples that both sides reach
+    alone: NDArray[np.float64]  # (2, m, coefficient) BP's and RP's own rows for these
+    apart: NDArray[np.float64]  # (sample + m, coefficient) all other rows, then both of these
 
 
 def _sampling() -> _Sampling:
@@ -148,11 +127,10 @@ def _sampling() -> _Sampling:
     bp, rp = (matrix / FLUX_UNIT_SI for matrix in design_matrices())
     design, k = np.hstack([bp, rp]), bp.shape[1]
     merged = np.flatnonzero((w_bp > 0) & (w_rp > 0))
-    bp_alone, rp_alone = np.zeros((2, len(merged), design.shape[1]))
-    bp_alone[:, :k] = bp[merged] / w_bp[merged, None]
-    rp_alone[:, k:] = rp[merged] / w_rp[merged, None]
-    apart = np.vstack([np.delete(design, merged, axis=0), bp_alone, rp_alone])
-    return _Sampling(design, merged, bp_alone, rp_alone, apart)
+    alone = np.zeros((2, len(merged), design.shape[1]))
+    alone[0, :, :k] = bp[merged] / w_bp[merged, None]
+    alone[1, :, k:] = rp[merged] / w_rp[merged, None]
+    return _Sampling(design, merged, alone, np.vstack([np.delete(design, merged, axis=0), *alone]))
 
 
 def observe(
@@ -163,15 +141,7 @@ def observe(
     bands: BandErrors,
     rng: np.random.Generator,
 ) -> Iterator[tuple[NDArray[np.int64], ObservedXp, NDArray[np.float64], Noise]]:
-    """Observe the XP spectra of some stars, block by block.
-
-    Args:
-        stars: the truth.
-        at: (n,) which stars.
-        errors: what errors to draw from, BP's and RP's.
-        source: of amplitudes and model errors.
-        bands: of all stars: they help to tell a star's kind.
-        rng: random numbers.
+    """Observe the XP spectra of (n,) some stars, block by block; `bands`, of all stars, help to tell a star's kind.
 
     Yields:
         (block,) which stars, their coefficients, (block, 61) the flux that these give without further noise, and the
@@ -203,8 +173,8 @@ def observe(
             noisy.append(replace(side, coefficient=coefficient[:, of_side[i]] + noise))
         both = np.concatenate([side.coefficient for side in noisy], axis=1)
         observed = both @ sampling.design.T
-        for alone, has_other in ((sampling.rp_alone, noisy[0].present), (sampling.bp_alone, noisy[1].present)):
-            observed[np.ix_(~has_other, sampling.merged)] = both[~has_other] @ alone.T
+        for alone, other in zip(sampling.alone, reversed(noisy), strict=True):
+            observed[np.ix_(~other.present, sampling.merged)] = both[~other.present] @ alone.T
         yield block, ObservedXp(stars.source_id[block], noisy[0], noisy[1]), observed, drawn
 
 

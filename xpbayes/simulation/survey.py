@@ -1,14 +1,15 @@
 """A survey drawn from a trained model, written in the formats of the real one, the truth beside it.
 
-Stars are drawn from the model's label prior (`stars`), put at distances and behind dust by a sky (`placement`), observed
-with Gaia-like errors (`spectra`, `companions`) and the noise of the likelihood (`noise`), and written as bulk
-XP_CONTINUOUS csv.gz, Gaia source table, 2MASS and unWISE matches, LAMOST and Hot Payne labels, reddening (`files`) and
-a survey.toml that ties them together.
+Stars are drawn from the model's label prior and put at distances and behind dust by a sky (`stars`), observed with Gaia-like
+errors (`spectra`) and the noise of the likelihood (`noise`), and written as bulk XP_CONTINUOUS csv.gz, Gaia source table,
+2MASS and unWISE matches, LAMOST and Hot Payne labels, reddening (`files`) and a survey.toml that ties them together.
 """
 
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,22 +22,21 @@ from xpbayes.errors import InputError
 from xpbayes.files import refuse_overwriting, write_text
 from xpbayes.production.model_file import TrainedModel, load_model
 from xpbayes.release import DEFAULT_RELEASE
-from xpbayes.simulation.companions import (
+from xpbayes.simulation.files import (
     GAIA_FILE,
     LABEL_FILES,
     REDDENING_FILE,
     TWO_MASS_FILE,
     UNWISE_FILE,
     write_bands,
+    write_bulk,
     write_gaia,
     write_labels,
     write_reddening,
 )
-from xpbayes.simulation.files import write_bulk
 from xpbayes.simulation.noise import Noise, NoiseSource, draw_band_errors
-from xpbayes.simulation.placement import Sky, smooth_disc
 from xpbayes.simulation.spectra import ObservedXp, errors_like, observe, typical_errors
-from xpbayes.simulation.stars import N_XP, SimulatedStars, draw_stars
+from xpbayes.simulation.stars import N_XP, SimulatedStars, Sky, draw_stars, smooth_disc
 
 log = logging.getLogger(__name__)
 
@@ -73,14 +73,10 @@ def simulate(
         )
     if out.exists() and (not out.is_dir() or (out / "survey.toml").exists()):
         raise InputError(f"{out}: is in use; choose another folder")
-    if recipe.like is not None:
-        for name in (TWO_MASS_FILE, UNWISE_FILE, GAIA_FILE, REDDENING_FILE, *LABEL_FILES.values(), TRUTH):
-            refuse_overwriting(out / name, [recipe.like])
+    real = [] if recipe.like is None else [recipe.like]
+    for name in (TWO_MASS_FILE, UNWISE_FILE, GAIA_FILE, REDDENING_FILE, *LABEL_FILES.values(), TRUTH):
+        refuse_overwriting(out / name, real)
     errors = typical_errors() if recipe.like is None else errors_like(recipe.like)
-    try:
-        (out / "xp").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be made ({error.strerror}); choose another folder") from error
     rng = np.random.default_rng(recipe.seed)
     stars = draw_stars(trained, n_stars, recipe, sky, rng)
     source, band_errors = NoiseSource(trained), draw_band_errors(stars, trained.channels, recipe, rng)
@@ -97,7 +93,7 @@ def simulate(
     for number, start in enumerate(range(0, n_stars, recipe.stars_per_file)):
         at = np.arange(start, min(start + recipe.stars_per_file, n_stars))
         bulk = out / "xp" / f"XpContinuousMeanSpectrum_{number:04d}.csv.gz"
-        refuse_overwriting(bulk, [recipe.like] if recipe.like is not None else ())
+        refuse_overwriting(bulk, real)
         files.append(write_bulk(bulk, spectra(at)))
         log.info(f"{files[-1].name}: {len(at)} spectra")
     bands, observed[:, N_XP:] = write_bands(stars, trained.channels, band_errors, noise, rng, out)
@@ -113,49 +109,31 @@ def _write_truth(
     stars: SimulatedStars, model: TrainedModel, observed: NDArray[np.float64], noise: Noise, path: Path
 ) -> Path:
     """The truth: parameters, noiseless and observed flux (NaN where a band is bad), what is odd, amplitude of noise."""
-    names = (*model.labels, "extinction", "parallax")
     values = np.concatenate([stars.parameters[:, :-2], np.exp(stars.parameters[:, -2:])], axis=1)
-    columns: dict[str, pa.Array] = {name: pa.array(getattr(stars, name)) for name in ("source_id", "ra", "dec")}
-    columns |= {name: pa.array(values[:, i]) for i, name in enumerate(names)}
-    columns["xi"] = pa.array(stars.xi)
     kind = pa.list_(pa.float64(), len(model.channels))
+    columns: dict[str, Any] = {name: getattr(stars, name) for name in ("source_id", "ra", "dec")}
+    columns |= dict(zip((*model.labels, "extinction", "parallax"), values.T, strict=True)) | {"xi": stars.xi}
     columns |= {"flux": fixed_list(stars.flux, kind), "flux_observed": fixed_list(observed, kind)}
-    odd = ("has_bp", "has_rp", "crowded", "binary", "outlier", "g")
-    columns |= {name: pa.array(getattr(stars, name)) for name in odd}
-    columns["amplitude"] = pa.array(noise.amplitude)
-    write_parquet(pa.table(columns), path)
+    columns |= {name: getattr(stars, name) for name in ("has_bp", "has_rp", "crowded", "binary", "outlier", "g")}
+    write_parquet(pa.table(columns | {"amplitude": noise.amplitude}), path)
     return path
 
 
 def _survey_toml(model: TrainedModel, files: set[str]) -> str:
-    bands = ", ".join(f'"{b}"' for b in model.channels.band_names)
-    names = ", ".join(f'"{n}"' for n in model.labels)
+    tables = {GAIA_FILE: "[gaia]", TWO_MASS_FILE: "[two_mass]", UNWISE_FILE: "[unwise]"}
+    tables[REDDENING_FILE] = '[reddening]\nsource = "columns"'
+    labels, errors = (", ".join(f'{n} = ["{n}{end}"]' for n in model.labels) for end in ("", "_err"))
+    columns = f'snr = ["snrg", "snrr", "snri"]\nlabels = {{ {labels} }}\nerrors = {{ {errors} }}'
     text = [
         "# A simulated survey; the truth is in truth.parquet.",
-        f"bands = [{bands}]",
-        f"label_names = [{names}]",
+        f"bands = {json.dumps(model.channels.band_names)}",
+        f"label_names = {json.dumps(model.labels)}",
         'select = "all"',
-        "\n[xp]",
-        'files = ["xp/*.csv.gz"]',
-        "\n[gaia]",
-        f'files = ["{GAIA_FILE}"]',
+        '\n[xp]\nfiles = ["xp/*.csv.gz"]',
+        *(f'\n{table}\nfiles = ["{file}"]' for file, table in tables.items() if file in files),
     ]
-    for table, file in (("two_mass", TWO_MASS_FILE), ("unwise", UNWISE_FILE)):
-        if file in files:
-            text += [f"\n[{table}]", f'files = ["{file}"]']
-    text += ["\n[reddening]", 'source = "columns"', f'files = ["{REDDENING_FILE}"]']
-    labels = ", ".join(f'{n} = ["{n}"]' for n in model.labels)
-    errors = ", ".join(f'{n} = ["{n}_err"]' for n in model.labels)
     for survey, file in LABEL_FILES.items():
         if file in files:
-            text += [
-                "\n[[labels]]",
-                f'survey = "{survey}"',
-                f'files = ["{file}"]',
-                f"epoch = {DEFAULT_RELEASE.epoch}",
-                "[labels.columns]",
-                'snr = ["snrg", "snrr", "snri"]',
-                f"labels = {{ {labels} }}",
-                f"errors = {{ {errors} }}",
-            ]
+            text += [f'\n[[labels]]\nsurvey = "{survey}"', f'files = ["{file}"]', f"epoch = {DEFAULT_RELEASE.epoch}"]
+            text += ["[labels.columns]", columns]
     return "\n".join(text) + "\n"

@@ -11,8 +11,8 @@ from astropy_healpix import healpix_to_lonlat
 from numpy.testing import assert_allclose, assert_array_equal
 
 from tests.analysis.dust_map.conftest import measured
-from xpbayes.analysis.dust_map.bins import voxel_means
 from xpbayes.analysis.dust_map.healpix_map import QUANTITIES, DustMap, map_of_piece
+from xpbayes.analysis.dust_map.means import voxel_means
 from xpbayes.errors import InputError
 
 EDGES = np.array([0.0, 1.0, 2.0, 3.0])

@@ -6,8 +6,7 @@ from numpy.testing import assert_allclose
 from scipy.stats import truncnorm
 
 from tests.analysis.dust_map.conftest import measured
-from xpbayes.analysis.dust_map.bins import voxel_means
-from xpbayes.analysis.dust_map.joint import _bins_given_parallax, _narrow, _smoothed, voxel_means_joint
+from xpbayes.analysis.dust_map.means import _bins_given_parallax, _narrow, _smoothed, voxel_means, voxel_means_joint
 
 EDGES = np.array([0.0, 0.5, 1.0, 2.0, 4.0])
 

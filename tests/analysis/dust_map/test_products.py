@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 from benchmarks.dust_map_truth import blur_scale, compare, true_means
 from tests.command_line import refused
-from xpbayes.analysis.dust_map.bins import profile_edges
 from xpbayes.analysis.dust_map.birds_eye import birds_eye
 from xpbayes.analysis.dust_map.build import build_dust_map
 from xpbayes.analysis.dust_map.draw import draw_sky, sky_image
 from xpbayes.analysis.dust_map.healpix_map import DustMap
+from xpbayes.analysis.dust_map.means import profile_edges
 from xpbayes.analysis.figures.sky_dust import BIRDS_EYE_VIEW, DUST_SKY
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.cli import app

@@ -195,7 +195,7 @@ def test_a_birds_eye_view_reads_back_what_was_written(tmp_path):
     axis = np.linspace(-1, 1, 9)
     density = np.random.default_rng(0).random((9, 9))
     density[0] = np.nan
-    above = BirdsEye(axis, density, np.ones((9, 9)), 0.4)
+    above = BirdsEye(axis=axis, density=density, covered=np.ones((9, 9)), max_height=0.4)
     back = read_birds_eye(above.write(tmp_path / "above.fits"))
     assert_allclose(back.axis, axis)
     assert_allclose(back.density, density, rtol=1e-6)

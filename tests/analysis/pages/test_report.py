@@ -21,17 +21,15 @@ from xpbayes.analysis.pages.requested_stars import (
     NUTS,
     POSTERIOR,
     find_neighbours,
-    read_draws,
-    remarks,
-    requested_stars,
-    typical_stars,
-)
-from xpbayes.analysis.pages.star_section import (
     headline,
     neighbour_figure,
     neighbour_table,
     parameter_table,
     posterior_figure,
+    read_draws,
+    remarks,
+    requested_stars,
+    typical_stars,
 )
 from xpbayes.analysis.posterior_file import parameter_names, write_posterior
 from xpbayes.data.spectra_file import read_star_table
@@ -146,7 +144,6 @@ def test_refined_labels_have_their_own_table(inputs, trained):
     from xpbayes.analysis.validation import accuracy, compare
 
     catalogue = read_catalogue(inputs[1])
-    about = catalogue_about(catalogue)
     values = {
         name: np.stack(catalogue[f"stellar_params_{name}"].to_numpy(zero_copy_only=False))[:, :3]
         for name in ("median", "p16", "p84", "std")
@@ -158,7 +155,7 @@ def test_refined_labels_have_their_own_table(inputs, trained):
         catalogue = catalogue.append_column(f"refined_{name}", pa.array(list(of)))
     share = np.where(np.arange(len(catalogue)) < len(catalogue) // 4, 0.5, 1.0)
     catalogue = catalogue.append_column("refined_share", pa.array(share))
-    run = report_module.Reported(trained, catalogue, about, read_star_table(inputs[2]))
+    run = report_module.Reported(trained, catalogue, read_star_table(inputs[2]))
     sentence, table, _ = report_module._refined(run, (0.02, 0.02, 0.02)).parts
     assert "25.0% of the catalogue's stars" in sentence
     before = next(

@@ -8,16 +8,20 @@ import logging
 from dataclasses import asdict, dataclass
 from itertools import count, takewhile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.analysis.dust_map.bins import profile_edges, voxel_means
 from xpbayes.analysis.dust_map.birds_eye import BirdsEye, birds_eye
-from xpbayes.analysis.dust_map.curve_map import COARSEST, CurveFromAbove, CurveMap, curve_from_above
-from xpbayes.analysis.dust_map.healpix_map import DustMap, map_of_piece
-from xpbayes.analysis.dust_map.joint import voxel_means_joint
+from xpbayes.analysis.dust_map.curve_map import (
+    COARSEST,
+    CurveFromAbove,
+    CurveMap,
+    curve_from_above,
+    curve_map_of_piece,
+)
+from xpbayes.analysis.dust_map.healpix_map import DustMap, PixelMap, map_of_piece
+from xpbayes.analysis.dust_map.means import profile_edges, voxel_means, voxel_means_joint
 from xpbayes.analysis.dust_map.selection import Measured, MeasuredCurve, SkyPieces, Tally, open_for_map, select
 from xpbayes.config import DustMapConfig
 from xpbayes.data.json_file import write_json
@@ -63,12 +67,7 @@ class DustMaps:
 
 
 def build_dust_map(catalogue: Path, config: DustMapConfig | None = None, scratch: Path | None = None) -> DustMaps:
-    """Make the maps of a catalogue.
-
-    Args:
-        catalogue: a catalogue file or a folder of parts.
-        config: cuts, resolutions, bins, kind of mean; the defaults if None.
-        scratch: folder for temporary files of a catalogue that does not fit into memory.
+    """Make the maps of a catalogue; one that does not fit into memory is sorted in a scratch folder.
 
     Raises:
         InputError: an unfinished or unreadable catalogue, a missing column, no star left by the cuts, or nowhere enough.
@@ -82,11 +81,10 @@ def build_dust_map(catalogue: Path, config: DustMapConfig | None = None, scratch
         )
     tally = Tally()
     finest = config.nsides[0]
-    fine = profile_edges(config.profile_bins, config.profile_reach)
-    edges = {"sky": np.asarray(config.sky_edges), "profile": fine}
+    edges = {"sky": np.asarray(config.sky_edges), "profile": profile_edges(config.profile_bins, config.profile_reach)}
     limits = {"sky": config.sky_max_parallax_error, "profile": config.profile_max_parallax_error}
-    pieces: dict[str, list[DustMap]] = {"sky": [], "profile": []}
-    curves: dict[str, list[CurveMap]] = {"sky": [], "profile": []}
+    pieces: dict[str, list[DustMap]] = {name: [] for name in edges}
+    curves: dict[str, list[CurveMap]] = {name: [] for name in edges}
     coarser = takewhile(lambda nside: nside >= COARSEST, (config.nsides[-1] >> k for k in count(1)))
     nsides = (*config.nsides, *coarser) if config.curve else config.nsides
     kind = MeasuredCurve if config.curve else Measured
@@ -96,21 +94,18 @@ def build_dust_map(catalogue: Path, config: DustMapConfig | None = None, scratch
         for line in tally.sentences():
             log.info(line)
         if not tally.kept:
-            raise InputError(
-                f"{catalogue}: none of {tally.rows} stars passes the cuts ({_largest_cut(tally)}); relax them"
-            )
+            raise InputError(f"{catalogue}: none of {tally.rows} stars passes the cuts ({tally.largest}); relax them")
         for first_pixel, stars in sorted_sky:
             pixels = range(first_pixel, first_pixel + sorted_sky.pixels_per_piece)
             precise = stars.take(stars.var_e < config.max_extinction_error**2)
-            for name, done in pieces.items():
+            for name, bins in edges.items():
                 some = precise.take(precise.relative_error < limits[name])
-                done.append(
-                    map_of_piece(some, pixels, edges[name], config.nsides, config.min_stars, MEANS[config.method])
-                )
+                means = (bins, config.nsides, config.min_stars, MEANS[config.method])
+                pieces[name].append(map_of_piece(some, pixels, *means))
                 if isinstance(stars, MeasuredCurve) and law is not None:
-                    some = stars.take(stars.relative_error < limits[name])
-                    settings = (edges[name], nsides, config.min_stars, config.max_curve_error, law)
-                    curves[name].append(CurveMap.of_piece(some, pixels, *settings))
+                    telling = stars.take(stars.relative_error < limits[name])
+                    settings = (bins, nsides, config.min_stars, config.max_curve_error, law)
+                    curves[name].append(curve_map_of_piece(telling, pixels, *settings))
     about = {"method": config.method, **config.model_dump(mode="json"), **asdict(tally)}
     sky, profile = (
         DustMap.join(pieces[name], {"map": name, **about}, edges=edges[name], finest=finest) for name in pieces
@@ -133,12 +128,6 @@ def build_dust_map(catalogue: Path, config: DustMapConfig | None = None, scratch
     return DustMaps(sky, profile, above, tally, curve)
 
 
-def _largest_cut(tally: Tally) -> str:
-    cuts = {k: v for k, v in asdict(tally).items() if k not in ("rows", "kept")}
-    name = max(cuts, key=lambda k: cuts[k])
-    return f"largest cut: {name.replace('_', ' ')}, {cuts[name]} stars"
-
-
 def write_dust_map(maps: DustMaps, out: Path) -> list[Path]:
     """Write FITS files, figures (PNG and PDF) and dust_map.json; all is drawn before any file is made.
 
@@ -149,16 +138,14 @@ def write_dust_map(maps: DustMaps, out: Path) -> list[Path]:
     from xpbayes.analysis.figures.drawing import save_figure
 
     figures = {"sky": draw_sky(maps.sky), "birds_eye": draw_birds_eye(maps.above)}
-    products: dict[str, Any] = {SKY: maps.sky, PROFILE: maps.profile, BIRDS_EYE: maps.above}
     if maps.curve is not None:
-        figures |= {
-            f"{CURVE}sky": draw_curve_sky(maps.curve.sky),
-            f"{CURVE}birds_eye": draw_curve_from_above(maps.curve.above),
-        }
-        products |= {f"{CURVE}{name}": getattr(maps.curve, of) for name, of in
-                     ((SKY, "sky"), (PROFILE, "profile"), (BIRDS_EYE, "above"))}  # fmt: skip
+        figures[f"{CURVE}sky"] = draw_curve_sky(maps.curve.sky)
+        figures[f"{CURVE}birds_eye"] = draw_curve_from_above(maps.curve.above)
     about = {"kind": "dust map", "version": VERSION, **maps.sky.about, "coverage": coverage(maps)}
-    files = [made.write(out / name) for name, made in products.items()]
+    files = []
+    for prefix, of in _prefixed(maps):
+        files += [of.sky.write(out / f"{prefix}{SKY}"), of.profile.write(out / f"{prefix}{PROFILE}")]
+        files.append(of.above.write(out / f"{prefix}{BIRDS_EYE}"))
     for name, figure in figures.items():
         for suffix in ("png", "pdf"):
             files.append(save_figure(figure, out / f"{name}.{suffix}", dpi=160))
@@ -167,19 +154,18 @@ def write_dust_map(maps: DustMaps, out: Path) -> list[Path]:
     return files
 
 
+def _prefixed(maps: DustMaps) -> "list[tuple[str, DustMaps | CurveMaps]]":
+    """The maps of E, and those of the curve if there are any, with what their files' names begin with."""
+    return [("", maps), *([(CURVE, maps.curve)] if maps.curve is not None else [])]
+
+
 def coverage(maps: DustMaps) -> dict[str, list[dict[str, float]]]:
     """Sky fraction, resolutions and typical values of every bin of all maps, for people and for tests."""
-    shown = {"median_extinction": "mean", "median_sigma": "sigma"}
-    both = (("sky", maps.sky), ("profile", maps.profile))
-    found = {name: [_bin_summary(m, k, shown) for k in range(len(m.edges) - 1)] for name, m in both}
-    if maps.curve is not None:
-        shown = {"median_r_v": "r_v", "median_r_v_sigma": "r_v_sigma"}
-        curves = ((f"{CURVE}sky", maps.curve.sky), (f"{CURVE}profile", maps.curve.profile))
-        found |= {name: [_bin_summary(m, k, shown) for k in range(len(m.edges) - 1)] for name, m in curves}
-    return found
+    both = [(f"{prefix}{name}", getattr(of, name)) for prefix, of in _prefixed(maps) for name in ("sky", "profile")]
+    return {name: [_bin_summary(m, k) for k in range(len(m.edges) - 1)] for name, m in both}
 
 
-def _bin_summary(m: DustMap | CurveMap, k: int, shown: dict[str, str]) -> dict[str, float]:
+def _bin_summary(m: PixelMap, k: int) -> dict[str, float]:
     used: NDArray[np.bool_] = m.nside[:, k] > 0
     out = {
         "near_kpc": round(float(m.edges[k]), 4),
@@ -188,7 +174,7 @@ def _bin_summary(m: DustMap | CurveMap, k: int, shown: dict[str, str]) -> dict[s
     }
     for nside in np.unique(m.nside[used, k]):
         out[f"share_nside_{nside}"] = round(float(np.mean(m.nside[used, k] == nside)), 4)
-    for name, of in shown.items():
+    for name, of in m.TYPICAL.items():
         values = getattr(m, of)[used, k]
         if np.isfinite(values).any():
             out[name] = round(float(np.nanmedian(values)), 4)

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from xpbayes.analysis.dust_map.birds_eye import BirdsEye
 from xpbayes.analysis.dust_map.curve_map import CurveFromAbove, CurveMap
-from xpbayes.analysis.dust_map.healpix_map import DustMap
-from xpbayes.analysis.dust_map.pixels import PixelMap
+from xpbayes.analysis.dust_map.healpix_map import DustMap, PixelMap
 from xpbayes.analysis.figures import drawing
 
 if TYPE_CHECKING:
@@ -31,10 +30,8 @@ def sky_image(
 ) -> NDArray[np.float64]:
     """Look up (row,) values of a map at Galactic positions [deg] of any shape; NaN where there are none."""
     import astropy.units as u
-    from astropy_healpix import lonlat_to_healpix
 
-    pixel = lonlat_to_healpix(longitude * u.deg, latitude * u.deg, dust_map.finest, order="nested")
-    row = dust_map.rows_of(np.asarray(pixel))
+    row = dust_map.rows_at(longitude * u.deg, latitude * u.deg)
     return np.where(row >= 0, np.append(np.asarray(values, np.float64), np.nan)[row], np.nan)
 
 
@@ -49,17 +46,20 @@ def draw_curve_sky(curve_map: CurveMap) -> "Figure":
     return _draw_bins(curve_map, curve_map.dust_r_v, R_V_COLOURS, R_V_TEXT)
 
 
-def _draw_bins(
-    pixels: DustMap | CurveMap, values: NDArray[np.floating], colours: Mapping[str, Any], label: str
-) -> "Figure":
+def _draw_bins(pixels: PixelMap, values: NDArray[np.floating], colours: Mapping[str, Any], label: str) -> "Figure":
     n_pixels, n_bins = values.shape
-    patch = 0 < n_pixels <= FULL_SKY_FRACTION * 12 * pixels.finest**2
-    figure, axes, image = (_draw_patch if patch else _draw_ellipses)(pixels, values, n_bins, colours)
+    if 0 < n_pixels <= FULL_SKY_FRACTION * 12 * pixels.finest**2:
+        figure, axes, image = _draw_patch(pixels, values, colours)
+    else:
+        figure, axes = drawing.sky_grid(n_bins)
+        at = drawing.sky_positions()
+        for k, axis in enumerate(axes):
+            image = drawing.sky_panel(axis, sky_image(pixels, values[:, k], *at), _title(pixels, values, k), **colours)
     figure.colorbar(image, ax=axes, label=label, pad=0.01, extend="both")
     return figure
 
 
-def _title(pixels: DustMap | CurveMap, values: NDArray[np.floating], k: int) -> str:
+def _title(pixels: PixelMap, values: NDArray[np.floating], k: int) -> str:
     shown = np.isfinite(values[:, k])
     stars = (
         f"{shown.sum():,} pixels, median {np.median(pixels.stars[shown, k]):.0f} stars" if shown.any() else "no pixel"
@@ -74,24 +74,14 @@ def _colours(values: NDArray[np.floating], least: float) -> dict[str, Any]:
     return {"cmap": COLOURS, "vmin": 0.0, "vmax": high}
 
 
-def _draw_ellipses(
-    pixels: DustMap | CurveMap, values: NDArray[np.floating], n_bins: int, colours: Mapping[str, Any]
-) -> "tuple[Figure, list[Axes], Any]":
-    figure, axes = drawing.sky_grid(n_bins)
-    at = drawing.sky_positions()
-    for k, axis in enumerate(axes):
-        image = drawing.sky_panel(axis, sky_image(pixels, values[:, k], *at), _title(pixels, values, k), **colours)
-    return figure, axes, image
-
-
 def _draw_patch(
-    pixels: DustMap | CurveMap, values: NDArray[np.floating], n_bins: int, colours: Mapping[str, Any]
+    pixels: PixelMap, values: NDArray[np.floating], colours: Mapping[str, Any]
 ) -> "tuple[Figure, list[Axes], Any]":
     import astropy.units as u
     from astropy_healpix import healpix_to_lonlat
 
     lon, lat = healpix_to_lonlat(pixels.pixel, pixels.finest, order="nested")
-    b = lat.to_value(u.deg)
+    b, n_bins = lat.to_value(u.deg), values.shape[1]
     middle = np.degrees(np.arctan2(np.sin(lon).mean().value, np.cos(lon).mean().value))
     offset = (lon.to_value(u.deg) - middle + 180.0) % 360.0 - 180.0
     margin = 60.0 / pixels.finest

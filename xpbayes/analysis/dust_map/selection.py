@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from xpbayes.data.parquet import read_footer
 from xpbayes.data.spectra import OK
 from xpbayes.errors import InputError, nearest
 from xpbayes.production.reader import Catalogue, open_catalogue
+from xpbayes.production.table import text_column
 
 COLUMNS = ("ra", "dec", "stellar_params_est", "stellar_params_cov_triu", "chi2_opt", "dof", "status")
 CURVE_COLUMNS = ("laplace_cov_triu", "xi", "xi_err", "xi_cov")
@@ -38,22 +39,15 @@ so many sigma below zero."""
 
 @dataclass(frozen=True)
 class Measured:
-    """Stars that passed the cuts.
+    """Stars that passed the cuts; (star,) each."""
 
-    Attributes:
-        pixel: (star,) HEALPix pixel, Galactic, nested, at the finest nside of the map.
-        extinction, parallax: (star,) E [mag] and parallax [mas].
-        var_e, var_plx, cov: (star,) their variances and covariance [mag^2, mas^2, mag mas].
-        relative_error: (star,) sigma_plx / plx as catalogued; the maps differ in their cut on it.
-    """
-
-    pixel: NDArray[np.int64]
-    extinction: NDArray[np.float64]
-    parallax: NDArray[np.float64]
-    var_e: NDArray[np.float64]
+    pixel: NDArray[np.int64]  # HEALPix pixel, Galactic, nested, at the finest nside of the map
+    extinction: NDArray[np.float64]  # [mag]
+    parallax: NDArray[np.float64]  # [mas]
+    var_e: NDArray[np.float64]  # their variances and covariance [mag^2, mas^2, mag mas]
     var_plx: NDArray[np.float64]
     cov: NDArray[np.float64]
-    relative_error: NDArray[np.float64]
+    relative_error: NDArray[np.float64]  # sigma_plx / plx as catalogued; the maps differ in their cut on it
 
     def __len__(self) -> int:
         return len(self.pixel)
@@ -63,20 +57,30 @@ class Measured:
         return type(self)(*(getattr(self, f.name)[which] for f in fields(self)))
 
 
+AnyMeasured = TypeVar("AnyMeasured", bound=Measured)
+
+
 @dataclass(frozen=True)
 class MeasuredCurve(Measured):
     """Stars that passed the cuts, with what they say of their extinction curves R + xi R1 beside E.
 
     Fluxes are linear in E and in E xi, ln f = ln f_abs - E R - E xi R1: both add up along the line of sight.
-
-    Attributes:
-        amount, along: (star,) E and E xi, without the pull of xi's prior [mag].
-        weight: (star,) inverse variance of E xi, 0 where nothing but its prior is known of xi [mag^-2].
     """
 
-    amount: NDArray[np.float64]
-    along: NDArray[np.float64]
-    weight: NDArray[np.float64]
+    amount: NDArray[np.float64]  # E without the pull of xi's prior [mag]
+    along: NDArray[np.float64]  # E xi, likewise [mag]
+    weight: NDArray[np.float64]  # inverse variance of E xi, 0 where nothing but its prior is known of xi [mag^-2]
+
+
+CUTS = {
+    "unsolved": "without a solution",
+    "no_position": "without a position",
+    "poor_fit": "with a poor fit",
+    "extinction": "with too large an extinction",
+    "extinction_error": "with too uncertain an extinction",
+    "parallax_error": "with too uncertain a parallax",
+}
+"""In their order, and which stars each takes."""
 
 
 @dataclass
@@ -94,24 +98,18 @@ class Tally:
 
     def sentences(self) -> list[str]:
         """One line per cut."""
-        texts = {
-            "unsolved": "without a solution",
-            "no_position": "without a position",
-            "poor_fit": "with a poor fit",
-            "extinction": "with too large an extinction",
-            "extinction_error": "with too uncertain an extinction",
-            "parallax_error": "with too uncertain a parallax",
-        }
-        removed = [f"{getattr(self, name)} stars {text}" for name, text in texts.items() if getattr(self, name)]
-        return [f"{self.rows} stars read", *(f"cut: {text}" for text in removed), f"{self.kept} stars kept"]
+        removed = [f"cut: {getattr(self, name)} stars {text}" for name, text in CUTS.items() if getattr(self, name)]
+        return [f"{self.rows} stars read", *removed, f"{self.kept} stars kept"]
+
+    @property
+    def largest(self) -> str:
+        """The cut that took most, in words."""
+        name = max(CUTS, key=lambda cut: getattr(self, cut))
+        return f"largest cut: {name.replace('_', ' ')}, {getattr(self, name)} stars"
 
 
 def open_for_map(path: Path, *, curve: bool = False) -> Catalogue:
-    """Find a catalogue and check that it has what a dust map needs.
-
-    Args:
-        path: a file, or a folder of parts.
-        curve: the map is to say how the extinction curve varies, too.
+    """Find a catalogue, a file or a folder of parts, and check that it has what a dust map, or one of curves too, needs.
 
     Raises:
         InputError: no catalogue, an unfinished one, or one that lacks a column.
@@ -139,13 +137,7 @@ def open_for_map(path: Path, *, curve: bool = False) -> Catalogue:
 
 
 def select(catalogue: Catalogue, config: DustMapConfig, tally: Tally) -> Iterator[Measured]:
-    """Read, cut and place the stars, `ROWS_AT_ONCE` at a time.
-
-    Args:
-        catalogue: from `open_for_map`.
-        config: cuts and resolution.
-        tally: counts, updated on the way.
-    """
+    """Read, cut and place the stars of what `open_for_map` opened, `ROWS_AT_ONCE` at a time; the tally counts along."""
     for rows in catalogue.tables((*COLUMNS, *CURVE_COLUMNS) if config.curve else COLUMNS, ROWS_AT_ONCE):
         yield _cut(rows, config, tally)
 
@@ -159,7 +151,7 @@ def _cut(rows: pa.Table, config: DustMapConfig, tally: Tally) -> Measured:
     var_e, cov, var_plx = triangle[:, -3:].T
     e, plx = estimate[:, -2:].T
     ra, dec, chi2, dof = (_numbers(rows[name]) for name in ("ra", "dec", "chi2_opt", "dof"))
-    solved = np.asarray(rows["status"].combine_chunks().to_numpy(zero_copy_only=False) == OK)
+    solved = np.asarray(text_column(rows, "status") == OK)
     solved &= np.isfinite([var_e, cov, var_plx, e, plx, chi2]).all(axis=0) & (var_e > 0) & (var_plx > 0) & (plx > 0)
     keep = np.ones(len(rows), bool)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -173,21 +165,16 @@ def _cut(rows: pa.Table, config: DustMapConfig, tally: Tally) -> Measured:
             "parallax_error": relative_error < max(config.sky_max_parallax_error, config.profile_max_parallax_error),
         }
     tally.rows += len(rows)
-    taken: dict[str, int] = {}
-    kept = apply_cuts(keep, tests, taken)
-    for name, number in taken.items():
-        setattr(tally, name, getattr(tally, name) + number)
+    kept = apply_cuts(keep, tests, vars(tally))
     tally.kept += int(kept.sum())
     if config.curve:  # where there is much dust E is uncertain and xi well known
         kept = apply_cuts(keep, {name: passed for name, passed in tests.items() if name != "extinction_error"}, {})
     pixel = galactic_pixel(ra[kept], dec[kept], config.nsides[0])
     stars = Measured(pixel, *(column[kept] for column in (e, plx, var_e, var_plx, cov, relative_error)))
     plain = without_prior(stars) if config.remove_prior else stars
-    return (
-        with_curve(plain, stars, rows.filter(pa.array(kept)), remove_prior=config.remove_prior)
-        if config.curve
-        else plain
-    )
+    if not config.curve:
+        return plain
+    return with_curve(plain, stars, rows.filter(pa.array(kept)), remove_prior=config.remove_prior)
 
 
 def with_curve(plain: Measured, stars: Measured, rows: pa.Table, *, remove_prior: bool) -> MeasuredCurve:
@@ -195,13 +182,8 @@ def with_curve(plain: Measured, stars: Measured, rows: pa.Table, *, remove_prior
 
     The catalogue's mode maximises ln likelihood + ln E + ln parallax - xi^2 / 2. The likelihood is Gaussian in E and E xi:
     its precision is that of the posterior without these priors and without what the fluxes bend in (E, xi). The pull of
-    xi's prior is always undone: averages of posterior modes would remember it however many stars there are.
-
-    Args:
-        plain: the stars as they are averaged for E.
-        stars: the stars at the mode.
-        rows: of the catalogue, of the same stars.
-        remove_prior: undo the pull on E and parallax, too.
+    xi's prior is always undone: averages of posterior modes would remember it however many stars there are; that on E and
+    parallax if `remove_prior`. Given are the stars as they are averaged for E, at the mode, and as rows of the catalogue.
     """
     xi, error = (_numbers(rows[name]) for name in ("xi", "xi_err"))
     by_e, by_plx = _matrix(rows["xi_cov"])[:, -2:].T

@@ -32,7 +32,7 @@ def read_birds_eye(path: Path) -> BirdsEye:
             density, covered = (np.asarray(units[n].data, np.float64) for n in ("DENSITY", "COVERED"))
             header = units["DENSITY"].header
             axis = header["CRVAL1"] + header["CDELT1"] * np.arange(density.shape[1])
-            return BirdsEye(axis, density, covered, float(header["ZMAX"]))
+            return BirdsEye(axis=axis, density=density, covered=covered, max_height=float(header["ZMAX"]))
     except Exception as error:  # astropy raises what the bytes happen to break
         raise InputError(
             f"{path}: cannot be read as a view from above ({reason_of(error)}); make the map again"

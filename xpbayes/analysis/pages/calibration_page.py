@@ -28,37 +28,23 @@ DUST_FREE = 3.0
 
 @dataclass(frozen=True)
 class CalibrationCheck:
-    """Simulated stars and how much of each posterior lies below the truth.
-
-    Attributes:
-        labels: names of the model's labels.
-        truth, estimate: (star, parameter) labels, xi if the curve varies, E [mag], parallax [mas], and the mode found.
-        mean, error: (star, parameter) of the importance posterior; NaN without draws.
-        unbounded: (star, 2) E as if it could be negative, and its error.
-        shares: by method, (star, parameter) share of the posterior below the truth; NaN where not computed.
-        chi2_shares: (star,) share of chi^2 that the noise's law puts below the one at the truth.
-        chi2, n_obs: (star,) of the fluxes at the mode; channels.
-        magnitude, signal_to_noise: (star,) G of the template; of the simulated spectrum.
-        k_hat: (star,) of the importance weights.
-        settled: (star,) whose Markov chains can be trusted.
-        seconds: that it took.
-    """
+    """Simulated stars and how much of each posterior lies below the truth."""
 
     labels: tuple[str, ...]
-    truth: NDArray[np.float64]
-    estimate: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    error: NDArray[np.float64]
-    unbounded: NDArray[np.float64]
-    shares: dict[str, NDArray[np.float64]]
-    chi2_shares: NDArray[np.float64]
-    chi2: NDArray[np.float64]
-    n_obs: NDArray[np.int64]
-    magnitude: NDArray[np.float64]
-    signal_to_noise: NDArray[np.float64]
-    k_hat: NDArray[np.float64]
-    settled: NDArray[np.bool_]
-    seconds: float
+    truth: NDArray[np.float64]  # (star, parameter) labels, xi if the curve varies, E [mag], parallax [mas]
+    estimate: NDArray[np.float64]  # (star, parameter) the mode found
+    mean: NDArray[np.float64]  # (star, parameter) of the importance posterior; NaN without draws
+    error: NDArray[np.float64]  # (star, parameter) its standard deviation
+    unbounded: NDArray[np.float64]  # (star, 2) E as if it could be negative, and its error
+    shares: dict[str, NDArray[np.float64]]  # by method, (star, parameter) below the truth; NaN where not computed
+    chi2_shares: NDArray[np.float64]  # (star,) share of chi^2 that the noise's law puts below the one at the truth
+    chi2: NDArray[np.float64]  # (star,) of the fluxes at the mode
+    n_obs: NDArray[np.int64]  # (star,) channels
+    magnitude: NDArray[np.float64]  # (star,) G of the template
+    signal_to_noise: NDArray[np.float64]  # (star,) of the simulated spectrum
+    k_hat: NDArray[np.float64]  # (star,) of the importance weights
+    settled: NDArray[np.bool_]  # (star,) whose Markov chains can be trusted
+    seconds: float  # that it took
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -83,15 +69,14 @@ class CalibrationCheck:
         """Bias of mode, mean and unbounded E in units of its error, for stars next to no dust; NaN if there are none."""
         with np.errstate(invalid="ignore"):
             few = self.truth[:, -2] < DUST_FREE * self.error[:, -2]
-        if not few.any():
-            return {"n": 0.0, "mode": float("nan"), "mean": float("nan"), "unbounded": float("nan")}
-        sigma = self.error[few, -2]
-        return {
-            "n": float(few.sum()),
-            "mode": float(np.mean((self.estimate[few, -2] - self.truth[few, -2]) / sigma)),
-            "mean": float(np.mean((self.mean[few, -2] - self.truth[few, -2]) / sigma)),
-            "unbounded": float(np.mean((self.unbounded[few, 0] - self.truth[few, -2]) / self.unbounded[few, 1])),
+        truth, sigma = self.truth[few, -2], self.error[few, -2]
+        answers = {
+            "mode": (self.estimate[few, -2], sigma),
+            "mean": (self.mean[few, -2], sigma),
+            "unbounded": (self.unbounded[few, 0], self.unbounded[few, 1]),
         }
+        bias = {k: float(np.mean((e - truth) / s)) if few.any() else np.nan for k, (e, s) in answers.items()}
+        return {"n": float(few.sum()), **bias}
 
 
 def groups(check: CalibrationCheck) -> list[tuple[str, NDArray[np.bool_]]]:
@@ -181,12 +166,8 @@ def coverage_figure(check: CalibrationCheck) -> "Figure":
         axis.axvline(2 * one - 1, color=figures.GREY, lw=0.8)
         for i, name in enumerate(check.names):
             values = check.shares[method][:, i]
-            at = [
-                np.mean((values[m & np.isfinite(values)] > 1 - one) & (values[m & np.isfinite(values)] < one))
-                if (m & np.isfinite(values)).sum() >= 20
-                else np.nan
-                for _, m in kinds
-            ]
+            of_kind = [values[member & np.isfinite(values)] for _, member in kinds]
+            at = [np.mean((v > 1 - one) & (v < one)) if len(v) >= 20 else np.nan for v in of_kind]
             axis.plot(at, np.arange(len(kinds)) + 0.13 * (i - 2), "o", ms=4, color=colours[i % 5], label=text(name))
         axis.set(xlim=(0.3, 1.0), ylim=(len(kinds) - 0.5, -0.5), title=method, xlabel="inside central 68.3 %")
         axis.set_yticks(np.arange(len(kinds)), [n for n, _ in kinds] if column == 0 else [""] * len(kinds), fontsize=8)
@@ -195,13 +176,7 @@ def coverage_figure(check: CalibrationCheck) -> "Figure":
 
 
 def write_check(check: CalibrationCheck, model: TrainedModel, folder: Path) -> list[Path]:
-    """Write report.html, verdicts.csv and shares.csv.
-
-    Args:
-        check: the result.
-        model: what was checked.
-        folder: is made if need be.
-    """
+    """Write report.html, verdicts.csv and shares.csv into a folder that is made if need be."""
     verdicts = verdict_table(check)
     columns = [f"{m} {n}" for m in check.shares for n in check.names]
     values = np.concatenate([*check.shares.values()], axis=1)

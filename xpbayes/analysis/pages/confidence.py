@@ -31,34 +31,19 @@ NUMBERS = "confidence.json"
 
 @dataclass(frozen=True)
 class HeldOutFits:
-    """Fits that confidences may be learnt from.
+    """Fits that confidences may be learnt from, of (star,) held-out stars."""
 
-    Attributes:
-        comparison: the stars, held out by the model's own split and passing the basic cut.
-        features: (star, feature).
-        targets: labels that get a classifier.
-        chi2_eps: (star, target) of Eq. 27.
-        n_failed_basic_cut: held-out stars with labels that do not pass the basic cut.
-    """
-
-    comparison: Comparison
-    features: NDArray[np.float32]
-    targets: tuple[str, ...]
-    chi2_eps: NDArray[np.float64]
-    n_failed_basic_cut: int
+    comparison: Comparison  # held out by the model's own split and passing the basic cut
+    features: NDArray[np.float32]  # (star, feature)
+    targets: tuple[str, ...]  # labels that get a classifier
+    chi2_eps: NDArray[np.float64]  # (star, target) of Eq. 27
+    n_failed_basic_cut: int  # held-out stars with labels that do not pass it
 
 
 def held_out_fits(
     model: TrainedModel, catalogue: pa.Table, about: dict[str, Any], stars: Spectra, where: str
 ) -> HeldOutFits:
-    """Collect what confidences are learnt from.
-
-    Args:
-        model: the model that the catalogue was inferred with.
-        catalogue: the catalogue.
-        about: its metadata.
-        stars: the star table that it was inferred from, with labels.
-        where: the catalogue's name, for messages.
+    """Collect what confidences are learnt from: a catalogue of that name, and the star table with labels behind it.
 
     Raises:
         InputError: the catalogue is another model's, a star is on the training side of the model's split, or none is
@@ -131,10 +116,6 @@ def print_check(check: ConfidenceCheck) -> None:
 
 def write_check(check: ConfidenceCheck, folder: Path) -> list[Path]:
     """Write confidence.json and the figures: residuals in K and dex, residuals in sigma, reliability.
-
-    Args:
-        check: from `judge`.
-        folder: is made if need be.
 
     Raises:
         InputError: the folder cannot be written.

@@ -7,7 +7,7 @@ The catalogue is read once for all figures, in memory that does not grow with it
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -82,13 +82,7 @@ ABSENT = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one analysis.
-
-    Attributes:
-        analysis: which.
-        product: the figure, or
-        reason: why there is none.
-    """
+    """What became of one analysis: the figure, or why there is none."""
 
     analysis: Analysis
     product: Product | None
@@ -108,12 +102,13 @@ class Outcome:
         tables = self.product.tables if self.product is not None else ()
         return [f"{name}.png", f"{name}.pdf", *(f"{name}_{key}.ecsv" if key else f"{name}.ecsv" for key in tables)]
 
-    def entry(self, files: Sequence[str]) -> dict[str, Any]:
+    @property
+    def entry(self) -> dict[str, Any]:
         """What the record says of it."""
         about = {"name": self.analysis.name, "paper": self.analysis.paper, "title": self.analysis.title}
         if self.product is None:
             return {**about, "not_drawn_because": self.reason}
-        return {**about, "caption": self.product.caption, "files": files}
+        return {**about, "caption": self.product.caption, "files": self.files}
 
 
 def choose(only: Sequence[str]) -> list[Analysis]:
@@ -127,10 +122,6 @@ def choose(only: Sequence[str]) -> list[Analysis]:
 
 def make_figures(run: Run, analyses: Sequence[Analysis]) -> list[Outcome]:
     """Draw figures from one pass through the catalogue.
-
-    Args:
-        run: what is there.
-        analyses: which figures.
 
     Raises:
         InputError: a file is damaged or lacks a column.
@@ -171,16 +162,9 @@ def gather(run: Run, gatherers: Sequence[Gatherer]) -> None:
 
 
 def write_figures(run: Run, outcomes: Sequence[Outcome], out: Path, inputs: Sequence[Path] = ()) -> Path:
-    """Write figures, their numbers, a record of all, and the page that shows them.
+    """Write figures, their numbers, a record of all, and the page that shows them, whose path is returned.
 
-    Args:
-        run: what they were drawn from.
-        outcomes: from `make_figures`.
-        out: folder for everything.
-        inputs: files and folders that must stay as they are.
-
-    Returns:
-        path of the page.
+    Files and folders among the inputs must stay as they are.
 
     Raises:
         InputError: nothing could be drawn, or a file cannot be written, or is an input.
@@ -190,79 +174,9 @@ def write_figures(run: Run, outcomes: Sequence[Outcome], out: Path, inputs: Sequ
         raise InputError(f"none of {len(outcomes)} figures can be drawn; the first, {outcomes[0].line}")
     for name in (INDEX, RECORD, *(file for o in drawn for file in o.files)):
         refuse_overwriting(out / name, inputs)
-    files = {o.analysis.name: write_product(o, out) for o in drawn}
-    record = [o.entry(files.get(o.analysis.name, ())) for o in outcomes]
-    text = json.dumps({"kind": "analyses", "figures": record}, indent=1, ensure_ascii=False)
-    write_text(out / RECORD, text + "\n")
-    return _page(run, outcomes, files, out)
-
-
-def write_product(outcome: Outcome, out: Path) -> list[str]:
-    """Write one figure as PNG and PDF, and its numbers as ECSV.
-
-    Returns:
-        names of the files.
-
-    Raises:
-        InputError: one cannot be written.
-    """
-    analysis, product = outcome.analysis, outcome.product
-    assert product is not None
-    names = outcome.files
-    png = as_png(product.figure)
-    product.figure.set_layout_engine("none")  # the layout is found: to find it again takes as long as to draw
-    with whole_file(out / names[0]) as temporary:
-        temporary.write_bytes(png)
-    save_figure(product.figure, out / names[1], DPI)
-    for name, table in zip(names[2:], product.tables.values(), strict=True):
-        _write_numbers(table, out / name, analysis, product.caption)
-    return names
-
-
-def _write_numbers(table: NumberTable, path: Path, analysis: Analysis, caption: str) -> None:
-    from astropy.table import Column, Table
-
-    columns = [
-        Column(series.values, name=name, unit=series.unit or None, description=series.about or None)
-        for name, series in table.items()
-    ]
-    numbers = Table(
-        columns,
-        meta={
-            "figure": analysis.title,
-            "paper": f"ZGR23 {analysis.paper}" if analysis.paper else analysis.origin,
-            "caption": caption,
-        },
-    )
-    with whole_file(path) as temporary:
-        numbers.write(temporary, format="ascii.ecsv", overwrite=True)
-
-
-def not_drawn(outcomes: Sequence[Outcome], advice: str = "") -> list[Section]:
-    """The section that says why figures are missing; none if all are there.
-
-    Args:
-        outcomes: of all figures.
-        advice: a sentence that goes before.
-    """
-    missing = [o for o in outcomes if o.product is None]
-    points = Points(
-        [
-            (o.analysis.title, f"({o.analysis.paper or o.analysis.origin}): not drawn because {o.reason}.")
-            for o in missing
-        ]
-    )
-    return [Section("Not drawn", [*([advice] if advice else []), points], "missing")] if missing else []
-
-
-def _page(run: Run, outcomes: Sequence[Outcome], files: Mapping[str, Sequence[str]], out: Path) -> Path:
-    sections = []
-    for o in outcomes:
-        if o.product is not None:
-            png, names = (out / f"{o.analysis.name}.png").read_bytes(), files[o.analysis.name]
-            picture = Picture.of(o.product.figure, o.product.alt, o.product.caption, png=png)
-            aside = Aside(f"{o.analysis.origin[0].upper()}{o.analysis.origin[1:]}. Files:", names)
-            sections.append(Section(o.analysis.title, [picture, aside], o.analysis.name))
+    sections = [_write_product(o, o.product, out) for o in outcomes if o.product is not None]
+    record = {"kind": "analyses", "figures": [o.entry for o in outcomes]}
+    write_text(out / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     known = [
         f"xpbayes {version('xpbayes')}",
         f"a catalogue of {run.catalogue.n_rows:,} rows" if run.catalogue is not None else "",
@@ -275,3 +189,44 @@ def _page(run: Run, outcomes: Sequence[Outcome], files: Mapping[str, Sequence[st
         [parallax_sentence(run.catalogue.about)] if run.catalogue is not None else [],
         credit="Numbers of figures: Zhang, Green & Rix 2023, MNRAS 524, 1855. Gaia data: ESA/Gaia/DPAC.",
     ).write(out / INDEX)
+
+
+def _write_product(outcome: Outcome, product: Product, out: Path) -> Section:
+    """Write one figure as PNG and PDF, and its numbers as ECSV; returns what the page shows of it."""
+    analysis, names = outcome.analysis, outcome.files
+    png = as_png(product.figure)
+    picture = Picture.of(product.figure, product.alt, product.caption, png=png)
+    product.figure.set_layout_engine("none")  # the layout is found: to find it again takes as long as to draw
+    with whole_file(out / names[0]) as temporary:
+        temporary.write_bytes(png)
+    save_figure(product.figure, out / names[1], DPI)
+    for name, table in zip(names[2:], product.tables.values(), strict=True):
+        _write_numbers(table, out / name, analysis, product.caption)
+    return Section(
+        analysis.title,
+        [picture, Aside(f"{analysis.origin[0].upper()}{analysis.origin[1:]}. Files:", names)],
+        analysis.name,
+    )
+
+
+def _write_numbers(table: NumberTable, path: Path, analysis: Analysis, caption: str) -> None:
+    from astropy.table import Column, Table
+
+    columns = [
+        Column(series.values, name=name, unit=series.unit or None, description=series.about or None)
+        for name, series in table.items()
+    ]
+    paper = f"ZGR23 {analysis.paper}" if analysis.paper else analysis.origin
+    numbers = Table(columns, meta={"figure": analysis.title, "paper": paper, "caption": caption})
+    with whole_file(path) as temporary:
+        numbers.write(temporary, format="ascii.ecsv", overwrite=True)
+
+
+def not_drawn(outcomes: Sequence[Outcome], *advice: str) -> list[Section]:
+    """The section that says why figures are missing, after some advice; none if all are there."""
+    missing = [
+        (o.analysis.title, f"({o.analysis.paper or o.analysis.origin}): not drawn because {o.reason}.")
+        for o in outcomes
+        if o.product is None
+    ]
+    return [Section("Not drawn", [*advice, Points(missing)], "missing")] if missing else []

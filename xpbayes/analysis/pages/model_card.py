@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 PERCENTILES = ("least", "1 %", "16 %", "50 %", "84 %", "99 %", "most")
 """What `label_range` of the card holds."""
-
-
 NETWORK = {"none": "the network as it was", "last": "its last layer moved", "all": "all its layers moved"}
 """What an adaptation did to the network, by its setting `layers`."""
 
@@ -35,14 +33,9 @@ NETWORK = {"none": "the network as it was", "last": "its last layer moved", "all
 def held_out_entry(
     model: TrainedModel, catalogue: pa.Table, stars: Spectra, floor: Sequence[float], *, use_parallax: bool
 ) -> dict[str, Any]:
-    """Measure a model on held-out stars, for its card.
+    """Measure a model on held-out stars, for its card: what it inferred for them, and the same with labels, row by row.
 
-    Args:
-        model: the model.
-        catalogue: what it inferred for them.
-        stars: the same stars with their labels, row by row.
-        floor: (label,) error floor of the labels, as in training.
-        use_parallax: whether the inference was given measured parallaxes.
+    The floor is of the (label,) errors, as in training; `use_parallax`: the inference was given measured parallaxes.
 
     Returns:
         'accuracy' of posterior medians (one entry per label and group), 'of' (says so), 'skill' (label -> 1 - scatter^2 /
@@ -81,12 +74,7 @@ def held_out_entry(
 
 
 def accuracy_table(rows: Sequence[Accuracy], caption: str = "") -> Table:
-    """Scatter, bias and coverage in displayed units.
-
-    Args:
-        rows: from `accuracy`.
-        caption: which answers with which errors these are.
-    """
+    """Scatter, bias and coverage in displayed units; the caption says which answers with which errors these are."""
     cells = [
         (
             heading(row.label), row.group, f"{row.n:,}", number(row.label, row.scatter),
@@ -103,12 +91,8 @@ def _origin(model: TrainedModel) -> Section:
     channels, split = model.channels, card.get("split", {})
     preset = card.get("settings", {}).get("preset", "default")
     bands = f", bands {', '.join(channels.band_names)}" if channels.n_bands else ""
-    when, n, where = (
-        card.get("created", "at an unknown time"),
-        card.get("n_training", 0),
-        card.get("input", {}).get("path"),
-    )
-    stars = f"{n:,} stars of {where or 'an unknown table'}"
+    when, where = card.get("created", "at an unknown time"), card.get("input", {}).get("path")
+    stars = f"{card.get('n_training', 0):,} stars of {where or 'an unknown table'}"
     if (adapted := card.get("adapted")) is not None:
         former, moved = adapted["from"], adapted["labels_moved"]
         moves = zip(model.labels, moved["offset"], moved["stretch"], strict=True)
@@ -188,10 +172,8 @@ def _second_stage(model: TrainedModel) -> list[Section]:
     ]
     for case, of in (("from fluxes alone", second.flux_only), ("with parallaxes", second.with_parallax)):
         if of is not None:
-            names = ", ".join(
-                f"{heading(name)} {low:.2f} to {high:.2f}"
-                for name, low, high in zip(model.labels, of.weight.min(axis=0), of.weight.max(axis=0), strict=True)
-            )
+            ranges = zip(model.labels, of.weight.min(axis=0), of.weight.max(axis=0), strict=True)
+            names = ", ".join(f"{heading(name)} {low:.2f} to {high:.2f}" for name, low, high in ranges)
             sentences.append(
                 f"How far stars kept aside let refined labels go from the forward posterior (0) to the networks (1), "
                 f"{case}, by kind of star: {names}."
@@ -263,12 +245,7 @@ def model_card(model: TrainedModel) -> list[Section]:
 
 
 def print_card(model: TrainedModel, console: "Console | None" = None) -> None:
-    """Print the page.
-
-    Args:
-        model: the model.
-        console: where to; standard output if None.
-    """
+    """Print the page, on standard output if no console is given."""
     from rich.console import Console
 
     console = console or Console()

@@ -24,23 +24,14 @@ METAL_POOR = -1.0
 
 @dataclass(frozen=True)
 class ModelUncertainty:
-    """How well training has determined a model, and what that adds to the errors of stars like its own.
-
-    Attributes:
-        labels: names of the model's labels.
-        factor: of the covariance of everything that was trained.
-        estimate: (star, parameter) optima of stars, without their labels.
-        covariance: (star, parameter, parameter) of these, by Laplace.
-        added: (star, parameter, parameter) what the model's uncertainty adds.
-        n_training: how many stars the model was trained on.
-    """
+    """How well training has determined a model, and what that adds to the errors of stars like its own."""
 
     labels: tuple[str, ...]
-    factor: NetworkCovariance
-    estimate: NDArray[np.float64]
-    covariance: NDArray[np.float64]
-    added: NDArray[np.float64]
-    n_training: int
+    factor: NetworkCovariance  # of the covariance of everything that was trained
+    estimate: NDArray[np.float64]  # (star, parameter) optima of stars, without their labels
+    covariance: NDArray[np.float64]  # (star, parameter, parameter) of these, by Laplace
+    added: NDArray[np.float64]  # (star, parameter, parameter) what the model's uncertainty adds
+    n_training: int  # stars that the model was trained on
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -55,11 +46,7 @@ class ModelUncertainty:
 
 
 def kinds(estimate: NDArray[np.float64]) -> list[tuple[str, NDArray[np.bool_]]]:
-    """Regions of label space: name and (star,) members.
-
-    Args:
-        estimate: (star, parameter) Teff [kK], [Fe/H], log g [dex] first.
-    """
+    """Regions of label space, name and (star,) members, of (star, parameter) Teff [kK], [Fe/H], log g [dex] first."""
     teff, feh, logg = estimate[:, 0], estimate[:, 1], estimate[:, 2]
     cool, giant = teff < HOT, logg < GIANT
     return [

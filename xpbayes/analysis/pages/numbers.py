@@ -10,13 +10,7 @@ MISSING = "–"
 
 
 def number(name: str, value: float, *, sign: bool = False) -> str:
-    """A parameter's value or error in displayed units, a dash where there is none.
-
-    Args:
-        name: of the parameter.
-        value: in internal units.
-        sign: also show a plus.
-    """
+    """A parameter's value or error, given in internal units, in displayed ones; a dash where there is none."""
     if not np.isfinite(value):
         return MISSING
     return f"{display_scale(name) * value:{'+' if sign else ''}.{ {'teff': 0, 'parallax': 4}.get(name, 3) }f}"

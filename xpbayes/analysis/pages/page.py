@@ -25,31 +25,17 @@ WIDE = 120
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure inside the page.
+    """A figure inside the page: its alt is what a screen reader says, its caption what is shown, with cuts and counts."""
 
-    Attributes:
-        image: PNG as a data URI.
-        alt: what a screen reader says.
-        width, height: in pixels, so that the page does not jump while loading.
-        caption: what is shown, with cuts and counts.
-    """
-
-    image: str
+    image: str  # PNG as a data URI
     alt: str
-    width: int
+    width: int  # in pixels, so that the page does not jump while loading
     height: int
     caption: str = ""
 
     @classmethod
     def of(cls, figure: "Figure", alt: str, caption: str = "", dpi: int = DPI, png: bytes | None = None) -> "Picture":
-        """Put a finished figure inside a page.
-
-        Args:
-            figure: finished.
-            alt, caption: words, as above.
-            dpi: pixels per inch.
-            png: its bytes, where `as_png` has drawn them already.
-        """
+        """Put a finished figure inside a page; `png` where `as_png` has drawn it already."""
         width, height = (int(v) for v in figure.get_size_inches() * dpi)
         data = base64.b64encode(as_png(figure, dpi) if png is None else png).decode()
         return cls(f"data:image/png;base64,{data}", alt, width, height, caption)
@@ -64,24 +50,16 @@ def as_png(figure: "Figure", dpi: int = DPI) -> bytes:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text; a page lets its reader sort it by any column.
-
-    Attributes:
-        headings: of the columns.
-        rows: cells; the first of a row names it.
-        n_text: so many columns from the left are words, the others numbers.
-        caption: above the table, below it on a terminal; where there is none, a screen reader says the section's title.
-        wide: columns, counted from 0, that hold sentences.
-    """
+    """A table of text; a page lets its reader sort it by any column."""
 
     headings: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    n_text: int = 1
-    caption: str = ""
-    wide: Sequence[int] = ()
+    rows: Sequence[Sequence[str]]  # the first cell of a row names it
+    n_text: int = 1  # so many columns from the left are words, the others numbers
+    caption: str = ""  # above the table, below it on a terminal; where empty, a screen reader says the section's title
+    wide: Sequence[int] = ()  # columns, counted from 0, that hold sentences
 
-    def print(self, console: "Console | None" = None, title: str = "") -> None:
-        """Print it, on a console that is wide enough if none is given."""
+    def print(self, console: "Console", title: str = "") -> None:
+        """Print it."""
         from rich.table import Table as Printed
         from rich.text import Text
 
@@ -91,7 +69,7 @@ class Table:
             table.add_column(Text(heading), justify="left" if left else "right", overflow="fold")
         for row in self.rows:
             table.add_row(*(Text(cell) for cell in row))  # as text: rich takes [dex] for a style
-        (console or wide_console()).print(table)
+        console.print(table)
 
     def write_csv(self, path: Path) -> Path:
         """Write headings and rows."""
@@ -125,13 +103,7 @@ class Folded:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what follows.
-
-    Attributes:
-        title: its heading.
-        parts: sentences, tables, pictures and sections.
-        id: where links lead; only sections that have one are in the contents.
-    """
+    """A heading and what follows; only sections with an id, where links lead, are in the contents."""
 
     title: str
     parts: "Sequence[Part]" = ()
@@ -142,11 +114,10 @@ class Section:
         """Its own sections that are in the contents."""
         return [p for p in self.parts if isinstance(p, Section) and p.id]
 
-    def print(self, console: "Console | None" = None) -> None:
+    def print(self, console: "Console") -> None:
         """Print heading, sentences and tables."""
         from rich.text import Text
 
-        console = console or wide_console()
         console.print("\n", Text(self.title, style="bold"), sep="")
         for part in self.parts:
             if isinstance(part, str):
@@ -161,21 +132,13 @@ Part = str | Table | Picture | Points | Aside | Folded | Section
 
 @dataclass(frozen=True)
 class Page:
-    """One page.
-
-    Attributes:
-        title, subtitle: at its top.
-        sections: what follows; those without an id are numbered.
-        notices: what to know first; on a page of one question, its answer.
-        tiles: values that stand out, and what they are.
-        credit: below everything.
-    """
+    """One page."""
 
     title: str
     subtitle: str
-    sections: Sequence[Section]
-    notices: Sequence[str] = ()
-    tiles: Sequence[tuple[str, str]] = ()
+    sections: Sequence[Section]  # those without an id are numbered
+    notices: Sequence[str] = ()  # what to know first; on a page of one question, its answer
+    tiles: Sequence[tuple[str, str]] = ()  # values that stand out, and what they are
     credit: str = "Method: Zhang, Green & Rix 2023, MNRAS 524, 1855. Gaia data: ESA/Gaia/DPAC."
 
     def write(self, path: Path) -> Path:
@@ -194,12 +157,10 @@ class Page:
             lstrip_blocks=True,
         )
         sections = [s if s.id else replace(s, id=f"s{i}") for i, s in enumerate(self.sections, 1)]
-        text = environment.get_template("page.html").render(page=self, sections=sections, kind=_kind)
+        text = environment.get_template("page.html").render(
+            page=self, sections=sections, kind=lambda part: type(part).__name__.lower()
+        )
         return write_text(path, text)
-
-
-def _kind(part: Any) -> str:
-    return type(part).__name__.lower()
 
 
 def wide_console(width: int = WIDE) -> "Console":
@@ -221,12 +182,7 @@ def parallax_sentence(metadata: dict[str, Any]) -> str:
 
 
 def save_figures(folder: Path, texts: Mapping[str, str], drawn: "Iterable[tuple[str, Figure]]") -> list[Path]:
-    """Write text files and figures into a folder, which is made if need be.
-
-    Args:
-        folder: for all of them.
-        texts: what to write, by name.
-        drawn: names and figures, each written before the next is drawn.
+    """Write text files and figures, by name, into a folder, which is made if need be; each before the next is drawn.
 
     Raises:
         InputError: the folder cannot be written.

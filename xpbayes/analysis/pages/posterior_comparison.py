@@ -1,5 +1,9 @@
-"""What `xpbayes compare` shows: cheap error bars beside NUTS for the same stars, and where they fail."""
+"""What is shown of Markov chains: draws, and cheap error bars beside them for the same stars, and where those fail.
 
+`xpbayes sample` prints the one, `xpbayes compare` writes a page of the other.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -10,12 +14,13 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from xpbayes.analysis.figures import drawing as figures
-from xpbayes.analysis.pages.numbers import MISSING, text
+from xpbayes.analysis.pages.numbers import MISSING, heading, pair, text
 from xpbayes.analysis.pages.page import Page, Picture, Section, Table, wide_console
 from xpbayes.analysis.posterior_file import parameter_names
 from xpbayes.production.model_file import TrainedModel
 
 if TYPE_CHECKING:
+    import xarray as xr
     from matplotlib.figure import Figure
 
 FILES = ("report.html", "stars.csv")
@@ -26,6 +31,30 @@ MAX_SHIFT = 0.5
 """Or where the centre is off by more of NUTS' standard deviations."""
 MAX_K_HAT = 0.7
 N_CORNERS = 4
+MAX_ROWS, WIDTH = 40, 160
+"""Of printed draws: stars, and characters a line."""
+
+
+def print_draws(groups: "Mapping[str, xr.Dataset]") -> None:
+    """Print mean and standard deviation of every parameter, R-hat, ESS and divergences; at most 40 stars."""
+    posterior, known = groups["posterior"], groups["diagnostics"]
+    names = [str(name) for name in posterior.data_vars]
+    source_id = posterior["source_id"].to_numpy()
+    rows = []
+    for i, star in enumerate(source_id[:MAX_ROWS]):
+        one = known.isel(source_id=i)
+        draws = posterior.isel(source_id=i).astype(np.float64)
+        cells = [pair(n, float(draws[n].mean()), float(draws[n].std())) for n in names]
+        ess = [f"{float(one[n].min()):.0f}" for n in ("ess_bulk", "ess_tail")]
+        said = "" if bool(one["settled"]) else "not settled"
+        rows.append((str(star), *cells, f"{float(one['r_hat'].max()):.3f}", *ess, str(int(one["n_divergent"])), said))
+    headings = ("source_id", *(heading(n) for n in names), "R-hat", "ESS bulk", "tail", "divergent", "")
+    console = wide_console(WIDTH)
+    caption = "mean ± standard deviation of the posterior; worst R-hat and ESS of the parameters"
+    Table(headings, rows, 0, caption).print(console)
+    if len(source_id) > MAX_ROWS:
+        console.print(f"... and {len(source_id) - MAX_ROWS} more")
+    console.print(f"{int(known['settled'].sum())} of {len(source_id)} stars have settled")
 
 
 @dataclass(frozen=True)
@@ -38,31 +67,19 @@ class Estimate:
 
 @dataclass(frozen=True)
 class PosteriorComparison:
-    """The same stars, by several methods.
-
-    Attributes:
-        labels: names of the model's labels.
-        source_id: (star,).
-        methods: the cheap ones, by name.
-        nuts: mean and standard deviation of the chains.
-        covariance: (star, parameter, parameter) of Fisher, Laplace and NUTS, by name.
-        draws: (star, draw, parameter) of NUTS.
-        settled: (star,) whose chains can be trusted; only these are counted.
-        k_hat, n_modes, signal_to_noise: (star,).
-        seconds: solving with all cheap answers, and NUTS.
-    """
+    """The same stars, by several methods."""
 
     labels: tuple[str, ...]
-    source_id: NDArray[np.int64]
-    methods: dict[str, Estimate]
-    nuts: Estimate
-    covariance: dict[str, NDArray[np.float64]]
-    draws: NDArray[np.float32]
-    settled: NDArray[np.bool_]
-    k_hat: NDArray[np.float64]
+    source_id: NDArray[np.int64]  # (star,)
+    methods: dict[str, Estimate]  # the cheap ones, by name
+    nuts: Estimate  # mean and standard deviation of the chains
+    covariance: dict[str, NDArray[np.float64]]  # (star, parameter, parameter) of Fisher, Laplace and NUTS, by name
+    draws: NDArray[np.float32]  # (star, draw, parameter) of NUTS
+    settled: NDArray[np.bool_]  # (star,) whose chains can be trusted; only these are counted
+    k_hat: NDArray[np.float64]  # (star,) as the next two
     n_modes: NDArray[np.int64]
     signal_to_noise: NDArray[np.float64]
-    seconds: tuple[float, float]
+    seconds: tuple[float, float]  # solving with all cheap answers, and NUTS
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -255,13 +272,7 @@ def choose_corners(comparison: PosteriorComparison) -> list[tuple[str, int]]:
 
 
 def write_comparison(comparison: PosteriorComparison, model: TrainedModel, folder: Path) -> list[Path]:
-    """Write report.html and stars.csv.
-
-    Args:
-        comparison: the result.
-        model: the model.
-        folder: is made if need be.
-    """
+    """Write report.html and stars.csv into a folder that is made if need be."""
     methods = list(comparison.methods)
     fails = {m: comparison.fails(m)[comparison.settled].mean() if comparison.settled.any() else np.nan for m in methods}
     sections = [

@@ -1,8 +1,7 @@
 """The report: one self-contained HTML page about a run, from finished products only.
 
-In: model, catalogue, star table, and source_ids of stars that get a section of their own. Numbers come from `validation`,
-`extinction_curve`, `spectra`, `model_card`, `requested_stars` and, for every figure of the paper that the data allow, from
-`gallery`. Works offline: figures are embedded, nothing is fetched.
+In: model, catalogue, star table, and source_ids of stars that get a section of their own. Works offline: figures, for which
+`gallery` draws all of the paper's that the data allow, are embedded, nothing is fetched.
 """
 
 import json
@@ -10,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,7 @@ from xpbayes.analysis.pages.gallery import ANALYSES, Outcome, make_figures, not_
 from xpbayes.analysis.pages.model_card import accuracy_table, model_card
 from xpbayes.analysis.pages.numbers import heading, number, share, text
 from xpbayes.analysis.pages.page import Folded, Page, Part, Picture, Section, Table, parallax_sentence
-from xpbayes.analysis.pages.requested_stars import read_draws, requested_stars
-from xpbayes.analysis.pages.star_section import star_section
+from xpbayes.analysis.pages.requested_stars import read_draws, requested_stars, star_section
 from xpbayes.analysis.run_inputs import Run, StarFiles, require_model
 from xpbayes.analysis.validation import accuracy, compare, has_posteriors
 from xpbayes.config import TrainingConfig
@@ -60,19 +59,16 @@ CREDIT = (
 
 @dataclass(frozen=True)
 class Reported:
-    """What the report is about.
-
-    Attributes:
-        model: the trained model.
-        catalogue: all rows of the catalogue.
-        about: what it was made with.
-        stars: the star table it was inferred from.
-    """
+    """What the report is about: a model, all rows of a catalogue, and the star table that it was inferred from."""
 
     model: TrainedModel
     catalogue: pa.Table
-    about: dict[str, Any]
     stars: Spectra
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """What the catalogue was made with."""
+        return catalogue_about(self.catalogue)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -95,17 +91,10 @@ def write_report(
     source_ids: Sequence[int] = (),
     draws: str | Path | None = None,
 ) -> Path:
-    """Write the report.
+    """Write the report of a catalogue, a file or a folder of parts, and its star table, in memory and on disk.
 
-    Args:
-        model: the trained model.
-        catalogue_path: the catalogue: a file, or the folder of one in parts.
-        stars: the star table it was inferred from.
-        star_files: the same on disk.
-        out: HTML file.
-        timings: seconds of further stages, for the timing table.
-        source_ids: stars that get a section of their own.
-        draws: file of `xpbayes sample`, for these stars' posteriors.
+    Timings are seconds of further stages. Stars of `source_ids` get a section of their own, with posteriors from `draws`, a
+    file of `xpbayes sample`.
 
     Raises:
         InputError: model, catalogue, star table and draws do not belong together, a requested star is not there, or the
@@ -117,8 +106,8 @@ def write_report(
     star_files = star_files.seen_by(model, "the star table")
     stars = stars_for(model, stars, "the star table")
     catalogue = read_catalogue(catalogue_path)
-    about = catalogue_about(catalogue)
-    run = Reported(model, catalogue, about, stars)
+    run = Reported(model, catalogue, stars)
+    about = run.about
     chains = read_draws(draws, model) if draws is not None else {}
     training = run.training_labels() if source_ids else np.empty(0)
     requested = [
@@ -152,9 +141,7 @@ def write_report(
                 "Options in brackets are those of 'xpbayes analyse', which draws these figures from further files.",
             ),
         ],
-        [
-            parallax_sentence(about) + (f" Parallaxes in training: {origin}." if "spectroscopic" in origin else ""),
-        ],
+        [parallax_sentence(about) + (f" Parallaxes in training: {origin}." if "spectroscopic" in origin else "")],
         [
             (f"{model.card['n_training']:,}", "training stars"),
             (f"{solved.sum():,}", "stars inferred"),
@@ -167,18 +154,11 @@ def write_report(
 
 def _shown(outcomes: Sequence[Outcome], after: Mapping[str, list[Table]]) -> list[Section]:
     """The figures that could be drawn, and what belongs below them."""
-    return [
-        Section(
-            o.analysis.title,
-            [
-                Picture.of(o.product.figure, o.product.alt, f"{o.product.caption} ({o.analysis.origin}.)"),
-                *after.get(o.analysis.name, []),
-            ],
-            o.analysis.name,
-        )
-        for o in outcomes
-        if o.product is not None
-    ]
+    sections = []
+    for analysis, product in ((o.analysis, o.product) for o in outcomes if o.product is not None):
+        picture = Picture.of(product.figure, product.alt, f"{product.caption} ({analysis.origin}.)")
+        sections.append(Section(analysis.title, [picture, *after.get(analysis.name, [])], analysis.name))
+    return sections
 
 
 def flag_table(catalogue: pa.Table) -> Table:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,47 +35,30 @@ SAME_SOLUTION = 0.3
 
 @dataclass(frozen=True)
 class StarFit:
-    """One star, fitted.
-
-    Attributes:
-        source_id: of Gaia.
-        status: 'ok', or why there is no solution; the rest is then empty or NaN.
-        label_names: the model's labels.
-        value, low, high: (parameter,) recommended labels [kK, dex, ...], E [mag], parallax [mas], and their 68 % intervals.
-        estimate, error: (parameter,) ZGR23-compatible: the posterior's mode, where the spectrum is drawn, and Fisher errors.
-        measured_parallax, measured_parallax_error: Gaia's [mas], NaN where missing.
-        parallax_used: there is a measured parallax, and it entered the fit.
-        chi2, n_obs, dof, ln_prior, flags: as in the catalogue.
-        confidence: probability that each label is reliable, for labels that have a classifier.
-        modes: the optima.
-        wavelength_nm: (channel,) [nm].
-        spectrum: data and model at the estimate.
-        others: model flux at the further optima within Delta L of 9, with that Delta L.
-        release: that source_id is of.
-    """
+    """One star, fitted."""
 
     source_id: int
-    status: str
+    status: str  # 'ok', or why there is no solution; the rest is then empty or NaN
     label_names: tuple[str, ...]
-    value: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-    estimate: NDArray[np.float64]
-    error: NDArray[np.float64]
-    measured_parallax: float
+    value: NDArray[np.float64]  # (parameter,) recommended labels [kK, dex, ...], E [mag], parallax [mas]
+    low: NDArray[np.float64]  # (parameter,) of the 68 % interval
+    high: NDArray[np.float64]  # (parameter,)
+    estimate: NDArray[np.float64]  # (parameter,) ZGR23-compatible: the posterior's mode, where the spectrum is drawn
+    error: NDArray[np.float64]  # (parameter,) by Fisher
+    measured_parallax: float  # Gaia's [mas], NaN where missing
     measured_parallax_error: float
-    parallax_used: bool
-    chi2: float
+    parallax_used: bool  # there is a measured parallax, and it entered the fit
+    chi2: float  # as in the catalogue, and the next four
     n_obs: int
     dof: int
     ln_prior: float
     flags: int
-    confidence: dict[str, float]
-    modes: Modes
-    wavelength_nm: NDArray[np.float64]
-    spectrum: SpectrumFit | None = None
-    others: tuple[tuple[float, NDArray[np.float64]], ...] = ()
-    release: str = DEFAULT_RELEASE.name
+    confidence: dict[str, float]  # probability that each label is reliable, for labels that have a classifier
+    modes: Modes  # the optima
+    wavelength_nm: NDArray[np.float64]  # (channel,)
+    spectrum: SpectrumFit | None = None  # data and model at the estimate
+    others: tuple[tuple[float, NDArray[np.float64]], ...] = ()  # Delta L and flux of further optima, up to 9
+    release: str = DEFAULT_RELEASE.name  # that source_id is of
 
     @property
     def title(self) -> str:
@@ -82,9 +66,26 @@ class StarFit:
         return f"{titles([self.release])} {self.source_id}"
 
     @property
+    def solved(self) -> bool:
+        """Whether there is a solution."""
+        return self.status == OK
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Of the parameters."""
         return (*self.label_names, "extinction", "parallax")
+
+    @property
+    def written(self) -> list[tuple[str, str]]:
+        """Every parameter's name, and its value ± error with the unit."""
+        each = zip(self.names, self.value, 0.5 * (self.high - self.low), strict=True)
+        return [(text(n), f"{pair(n, v, e)} {figures.LABEL_UNIT.get(n, '')}".replace("-", "−")) for n, v, e in each]
+
+    @property
+    def quality(self) -> str:
+        """How well the model fits, in a sentence."""
+        fitted = f"χ² = {self.chi2:.1f} in {self.n_obs} channels, {self.dof} degrees of freedom"
+        return f"{fitted}; ln prior = {self.ln_prior:.1f}."
 
     @property
     def agrees(self) -> bool:
@@ -101,16 +102,14 @@ class StarFit:
 
     def as_json(self) -> dict[str, Any]:
         """The numbers, JSON-ready, in displayed units; NaN as None."""
-        names = self.names
 
         def displayed(values: NDArray[np.float64]) -> dict[str, float | None]:
-            pairs = zip(names, values, strict=True)
-            return {n: _number(v * figures.display_scale(n)) for n, v in pairs}
+            return {n: _number(v * figures.display_scale(n)) for n, v in zip(self.names, values, strict=True)}
 
         return {
             "source_id": self.source_id,
             "status": self.status,
-            "units": {n: figures.LABEL_UNIT.get(n, "") for n in names},
+            "units": {n: figures.LABEL_UNIT.get(n, "") for n in self.names},
             "value": displayed(self.value),
             "p16": displayed(self.low),
             "p84": displayed(self.high),
@@ -143,14 +142,9 @@ class StarFit:
 def star_fits(
     model: TrainedModel, stars: Spectra, catalogue: pa.Table, modes: dict[int, Modes], *, parallax_used: bool
 ) -> list[StarFit]:
-    """Put together what is known of each star.
+    """Put together what is known of stars: their rows of a catalogue, one for one, and optima by source_id.
 
-    Args:
-        model: the trained model.
-        stars: the stars.
-        catalogue: their rows, one for one.
-        modes: the optima of the solved stars, by source_id.
-        parallax_used: measured parallaxes entered the fits.
+    Measured parallaxes entered the fits if `parallax_used`.
     """
     estimate, error = list_column(catalogue, "stellar_params_est"), list_column(catalogue, "stellar_params_err")
     best = recommended(catalogue)
@@ -162,6 +156,7 @@ def star_fits(
     releases = text_column(catalogue, "release") if known else [DEFAULT_RELEASE.name] * len(stars)
     fits = []
     for i, source_id in enumerate(stars.source_id.tolist()):
+        fit_at = partial(spectrum_fit, model, stars, i, own_level=model.has_levels)
         row = {name: float(values[i]) for name, values in columns.items()}
         optima = modes.get(source_id, Modes((), 0, 0))
         above = [(mode.objective - optima.modes[0].objective, mode.estimate) for mode in optima.modes[1:]]
@@ -186,14 +181,8 @@ def star_fits(
                 confidence={n: row[f"{n}_confidence"] for n in trusted},
                 modes=optima,
                 wavelength_nm=model.channels.wavelengths,
-                spectrum=spectrum_fit(model, stars, i, estimate[i], own_level=model.has_levels)
-                if status[i] == OK
-                else None,
-                others=tuple(
-                    (d, spectrum_fit(model, stars, i, at, own_level=model.has_levels).predicted)
-                    for d, at in above
-                    if d < NOTABLE
-                ),
+                spectrum=fit_at(estimate[i]) if status[i] == OK else None,
+                others=tuple((delta, fit_at(at).predicted) for delta, at in above if delta < NOTABLE),
                 release=str(releases[i]),
             )
         )
@@ -213,7 +202,7 @@ def print_star(star: StarFit) -> None:
     """Print a star's parameters, quality and optima."""
     console = wide_console()
     console.print(f"\n[bold]{star.title}[/bold]")
-    if star.status != OK:
+    if not star.solved:
         console.print(f"no solution: {star.status}")
         return
     _parameter_table(star).print(console)
@@ -227,9 +216,8 @@ def print_star(star: StarFit) -> None:
         return
     failed = f", {star.modes.n_unconverged} did not converge" if star.modes.n_unconverged else ""
     n = len(star.modes.modes)
-    _mode_table(star).print(
-        console, f"{n} {'optimum' if n == 1 else 'optima'} from {star.modes.n_starts} starts{failed}"
-    )
+    title = f"{n} {'optimum' if n == 1 else 'optima'} from {star.modes.n_starts} starts{failed}"
+    _mode_table(star).print(console, title)
     if not star.agrees:
         console.print("note: many starts found a better optimum than the mode above; raise n_starts to infer")
 
@@ -262,19 +250,13 @@ def _mode_table(star: StarFit) -> Table:
 
 
 def write_page(star: StarFit, path: Path, where: str, model: str) -> Path:
-    """Write one page about a star: parameters, quality, optima, spectrum.
-
-    Args:
-        star: the star.
-        path: HTML file.
-        where: its spectrum is from, in words.
-        model: it was solved with, in words.
+    """Write one page about a star: parameters, quality, optima, spectrum; `where` that is from and the model in words.
 
     Raises:
         InputError: it cannot be written.
     """
     notices = [f"Flagged: {sentence}." for sentence in flag_sentences(star.flags)]
-    if star.status != OK:
+    if not star.solved:
         return Page(star.title, where, [], [f"There is no solution: {star.status}."]).write(path)
     spectrum = Picture.of(
         star_figure(star),
@@ -282,18 +264,12 @@ def write_page(star: StarFit, path: Path, where: str, model: str) -> Path:
         "Points are data with their marginal 1 σ errors, model error included; the solid line is the model at the mode, "
         "dashed other optima that compete; below, the residual in σ.",
     )
-    quality = (
-        f"χ² = {star.chi2:.1f} in {star.n_obs} channels, {star.dof} degrees of freedom; ln prior = {star.ln_prior:.1f}."
-    )
     sections = [
-        Section("Parameters", [_parameter_table(star), Aside(quality)]),
+        Section("Parameters", [_parameter_table(star), Aside(star.quality)]),
         Section("Spectrum, fit and residuals", [spectrum]),
         *([Section("Optima of the posterior", [_mode_table(star)])] if star.modes.modes else []),
     ]
-    tiles = [
-        (f"{pair(n, v, e)} {figures.LABEL_UNIT.get(n, '')}".replace("-", "−"), text(n))
-        for n, v, e in zip(star.names, star.value, 0.5 * (star.high - star.low), strict=True)
-    ]
+    tiles = [(value, name) for name, value in star.written]
     return Page(star.title, f"{where}; {model}", sections, notices or ["No quality flag is set."], tiles).write(path)
 
 
@@ -313,15 +289,12 @@ def star_figure(star: StarFit) -> "Figure":
     top.errorbar(
         wavelength, fit.observed, fit.error, fmt="o", ms=3, lw=0.8, color=figures.INK, label="data, 1σ with model error"
     )
-    values = [
-        f"{text(n)} = {pair(n, v, e)} {figures.LABEL_UNIT.get(n, '')}".replace("-", "−")
-        for n, v, e in zip(star.names, star.value, 0.5 * (star.high - star.low), strict=True)
-    ]
+    values = [f"{name} = {value}" for name, value in star.written]
     lines = [star.title, *("    ".join(values[i : i + 4]) for i in range(0, len(values), 4))]
     top.set_title("\n".join(lines), loc="left", fontsize=9, linespacing=1.5)
-    top.set(xscale="log", ylabel="flux [10$^{-18}$ W m$^{-2}$ nm$^{-1}$]", ylim=_flux_limits(fit))
+    top.set(xscale="log", ylabel=figures.FLUX_LABEL, ylim=_flux_limits(fit))
     top.tick_params(labelbottom=False)
-    top.legend(fontsize=8, frameon=False)
+    figures.legend(top)
     bottom.axhspan(-1, 1, color=figures.LIGHT, lw=0)
     bottom.axhline(0, color=figures.GREY, lw=0.7)
     bottom.plot(wavelength, fit.residual, "o", ms=3, color=figures.INK)
@@ -346,11 +319,7 @@ def _flux_limits(fit: SpectrumFit) -> tuple[float, float]:
 
 
 def write_fits(stars: list[StarFit], folder: Path) -> list[Path]:
-    """Write fit.json and one PNG per solved star, named by its source_id.
-
-    Args:
-        stars: the fits.
-        folder: is made if need be.
+    """Write fit.json and one PNG per solved star, named by its source_id, into a folder that is made if need be.
 
     Raises:
         InputError: the folder cannot be written.

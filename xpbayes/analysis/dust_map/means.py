@@ -1,8 +1,11 @@
-"""Means per voxel from each star's full (E, parallax) covariance: beyond the paper.
+"""Means per voxel, a voxel being one pixel times one distance bin: the paper's way (ZGR23 Section 5.4), and beyond it.
 
-A hard bin takes 1/parallax for the distance. Stars near an edge then fall on its wrong side, more of them inwards or
-outwards as the stars' density runs, and where errors of E and parallax go together those that are misplaced bring an E
-that is wrong in the same sense. Here every star belongs to one bin, but which one is not known:
+In: stars with their pixel as a number 0 ... n_pixels - 1, and the bins. Out: `Voxels`.
+
+A hard bin (`voxel_means`) takes 1/parallax for the distance. Stars near an edge then fall on its wrong side, more of
+them inwards or outwards as the stars' density runs, and where errors of E and parallax go together those that are
+misplaced bring an E that is wrong in the same sense. In `voxel_means_joint` every star belongs to one bin, but which one
+is not known:
 
     p(E_i, plx_i) = sum_k pi_k  int_{bin k} N((E_i, plx_i) | (E, plx), C_i)  N(E | mean_k, spread_k^2)  dE dplx / width_k
 
@@ -10,7 +13,7 @@ with the parallax even inside a bin and, where bins are narrower than the errors
 from bin to bin. The integral over the parallax is the probability of the bin under N(plx_i, C_i)
 (Eq. A below); given the bin, E_i is corrected for the parallax error that this implies (Eq. B). Means, spreads and
 shares pi_k of each pixel are found by expectation-maximisation. One more component collects what lies beyond the last
-edge. Same in and out as `bins.voxel_means`; pixels without a bin of min_stars have no errors.
+edge.
 """
 
 from dataclasses import dataclass
@@ -19,8 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.analysis.dust_map.bins import Voxels, voxel_means
-from xpbayes.analysis.dust_map.selection import Measured
+from xpbayes.analysis.dust_map.selection import AnyMeasured, Measured
 
 MAX_ITERATIONS = 60
 TOLERANCE = 1e-3
@@ -46,20 +48,85 @@ BLOCK_STARS = 50_000
 """Stars handled at once."""
 
 
+def profile_edges(n_bins: int, reach: float) -> NDArray[np.float64]:
+    """(bin + 1,) edges [kpc] of the profile's fine bins: sinh(n arcsinh(reach) / bins), as under ZGR23 Eq. 30."""
+    return np.sinh(np.arange(n_bins + 1) * np.arcsinh(reach) / n_bins)
+
+
+@dataclass(frozen=True)
+class Voxels:
+    """Cumulative extinction of every pixel (at one resolution) in every bin; (pixel, bin) each."""
+
+    mean: NDArray[np.float64]  # mean E of the voxel's stars [mag]; NaN without stars
+    sigma: NDArray[np.float64]  # its standard error [mag], from the stars' errors and the spread of E inside the voxel
+    spread: NDArray[np.float64]  # standard deviation of E among the voxel's stars beyond their errors [mag]
+    distance: NDArray[np.float64]  # mean 1/parallax of the stars, weighted as E [kpc]: where the mean holds
+    stars: NDArray[np.float64]  # number; the expected one where stars are shared between bins
+    cov_previous: NDArray[np.float64]  # of the mean with that of the bin before; 0 where stars are not shared
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over the stars of voxels: (star,) flat number of each star's voxel, and the (pixel, bin) shape of all."""
+
+    voxel: NDArray[np.int64]
+    shape: tuple[int, int]
+
+    def __call__(self, values: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+        """(pixel, bin) sums of (star,) values; the number of stars if None."""
+        return np.bincount(self.voxel, values, self.shape[0] * self.shape[1]).reshape(self.shape).astype(np.float64)
+
+    def of(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(star,) value of each star's voxel."""
+        return values.reshape(-1)[self.voxel]
+
+
+def in_hard_bins(
+    stars: AnyMeasured, pixel: NDArray[np.int64], n_pixels: int, edges: NDArray[np.float64]
+) -> tuple[AnyMeasured, Sums]:
+    """The stars that are in any bin of 1/parallax, and sums over them; a star on an edge belongs to the farther bin.
+
+    Stars are those after the cuts, pixels (star,) 0 ... n_pixels - 1, edges (bin + 1,) [kpc].
+    """
+    n_bins = len(edges) - 1
+    which = np.searchsorted(edges, 1.0 / stars.parallax, side="right") - 1
+    inside = (which >= 0) & (which < n_bins)
+    return stars.take(inside), Sums((pixel * n_bins + which)[inside], (n_pixels, n_bins))
+
+
+def voxel_means(
+    stars: Measured, pixel: NDArray[np.int64], n_pixels: int, edges: NDArray[np.float64], min_stars: int = 10
+) -> Voxels:
+    """Average E by inverse variance in hard bins of 1/parallax.
+
+    The standard error adds to 1 / sum(w) what the spread of E inside the voxel - structure smaller than it, the gradient
+    across it - contributes, with the moment estimate of that spread (DerSimonian & Laird 1986), which is never negative.
+    A spread found from n stars is itself uncertain: in units of it the mean follows Student's t with n - 1 degrees of
+    freedom, whose variance is (n - 1) / (n - 3), and the standard error contains that.
+
+    Arguments as of `in_hard_bins`; voxels of fewer than `min_stars` are filled too, and left to the caller.
+    """
+    stars, total = in_hard_bins(stars, pixel, n_pixels, edges)
+    e, w = stars.extinction, 1.0 / stars.var_e
+    n, sum_w, sum_w2 = total(), total(w), total(w * w)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = total(w * e) / sum_w
+        distance = total(w / stars.parallax) / sum_w
+        q = total(w * (e - total.of(mean)) ** 2)
+        spread2 = np.where(n > 1, np.maximum((q - (n - 1.0)) / (sum_w - sum_w2 / sum_w), 0.0), 0.0)
+        few = np.where(n > 3, (n - 1.0) / (n - 3.0), 1.0)
+        sigma = np.sqrt(1.0 / sum_w + few * spread2 * sum_w2 / sum_w**2)
+    sigma, spread = (np.where(n == 0, np.nan, of) for of in (sigma, np.sqrt(spread2)))
+    return Voxels(mean, sigma, spread, distance, n, np.zeros_like(mean))
+
+
 def voxel_means_joint(
     stars: Measured, pixel: NDArray[np.int64], n_pixels: int, edges: NDArray[np.float64], min_stars: int = 10
 ) -> Voxels:
     """Average E in bins of distance, every star shared between bins by its (E, parallax) covariance.
 
     Wide bins are cut into narrow ones for the fit, inside of which the parallax may be taken as even, and the results
-    averaged as the stars are shared.
-
-    Args:
-        stars: after the cuts.
-        pixel: (star,) 0 ... n_pixels - 1.
-        n_pixels: how many.
-        edges: (bin + 1,) [kpc].
-        min_stars: pixels without a bin of so many stars get no errors.
+    averaged as the stars are shared. Arguments as of `voxel_means`; pixels without a bin of `min_stars` get no errors.
     """
     fine, bin_of = _narrow(edges)
     prior = _Prior.of(voxel_means(stars, pixel, n_pixels, fine), stars, fine)
@@ -97,19 +164,12 @@ def _narrow(edges: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np
 
 @dataclass(frozen=True)
 class _Prior:
-    """What all pixels of a piece of the sky have in common.
+    """What all pixels of a piece of the sky have in common; (bin + 1,) each, the last beyond the last edge."""
 
-    Attributes:
-        mean: (bin + 1,) E by hard bins, all pixels together, never falling [mag]; the last is beyond the last edge.
-        rise: (bin + 1,) its steps, the first from E = 0 at the Sun.
-        stiffness: (bin + 1,) inverse variance of a pixel's own steps about them.
-        share: (bin + 1,) shares of the stars.
-    """
-
-    mean: NDArray[np.float64]
-    rise: NDArray[np.float64]
-    stiffness: NDArray[np.float64]
-    share: NDArray[np.float64]
+    mean: NDArray[np.float64]  # E by hard bins, all pixels together, never falling [mag]
+    rise: NDArray[np.float64]  # its steps, the first from E = 0 at the Sun
+    stiffness: NDArray[np.float64]  # inverse variance of a pixel's own steps about them
+    share: NDArray[np.float64]  # shares of the stars
 
     @classmethod
     def of(cls, hard: Voxels, stars: Measured, edges: NDArray[np.float64]) -> "_Prior":
@@ -142,24 +202,20 @@ def _fit(
     # Eq. B: E given that the parallax lies in the bin.
     e = stars.extinction[star] - slope * (stars.parallax[star] - parallax)
     var = (stars.var_e - stars.cov**2 / stars.var_plx)[star] + slope**2 * parallax_var
-    voxel = pixel[star] * n + k
-
-    def total(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.bincount(voxel, values, n_pixels * n).reshape(n_pixels, n).astype(np.float64)
-
+    total = Sums(pixel[star] * n + k, (n_pixels, n))
     mean = np.broadcast_to(prior.mean, (n_pixels, n))
     expected_spread2 = (FRACTIONAL_SPREAD * mean + LEAST_SPREAD) ** 2
     spread2, shares = expected_spread2, np.broadcast_to(prior.share, mean.shape)
     for _ in range(MAX_ITERATIONS):
-        total_var = var + spread2.reshape(-1)[voxel]
-        residual = e - mean.reshape(-1)[voxel]
-        ln_joint = ln_bin + np.log(shares.reshape(-1)[voxel]) - 0.5 * residual**2 / total_var - 0.5 * np.log(total_var)
+        total_var = var + total.of(spread2)
+        residual = e - total.of(mean)
+        ln_joint = ln_bin + np.log(total.of(shares)) - 0.5 * residual**2 / total_var - 0.5 * np.log(total_var)
         belongs = np.exp(ln_joint - np.maximum.reduceat(ln_joint, first)[star])
         belongs /= np.add.reduceat(belongs, first)[star]
         weight = belongs / total_var
         sum_w = total(weight)
         before, mean = mean, _smoothed(sum_w, total(weight * e), prior.rise, prior.stiffness)
-        residual = e - mean.reshape(-1)[voxel]
+        residual = e - total.of(mean)
         # Moment estimate of the spread, pulled to what is expected with the weight of a few stars.
         pull = SPREAD_STARS / (spread2 + LEAST_SPREAD**2) ** 2
         excess = total(weight / total_var * (residual**2 - var))
