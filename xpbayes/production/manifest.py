@@ -25,7 +25,7 @@ from xpbayes.data.spectra import add_up_cuts
 from xpbayes.errors import InputError
 from xpbayes.files import file_checksum, first_difference, locked
 from xpbayes.instrument.instrument import InstrumentId
-from xpbayes.production.model_file import WEIGHT_FACTOR
+from xpbayes.production.beside import WEIGHT_FACTOR
 from xpbayes.production.parts import MAKE_ROOM, RECORDS, PartRecord, check_unchanged, clean, is_intact, read_records
 from xpbayes.schema import CATALOGUE_VERSION
 

@@ -310,7 +310,7 @@ def model_factor(
     model: TrainedModel | PathLike, trained: TrainedModel, factor: "NetworkCovariance | None" = None
 ) -> "NetworkCovariance":
     """What training leaves unknown of a model: as given, or from the model's folder."""
-    from xpbayes.production.weight_file import load_weight_factor
+    from xpbayes.production.beside import load_weight_factor
     from xpbayes.training.network_uncertainty import trained_vector
 
     if factor is not None:

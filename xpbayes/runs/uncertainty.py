@@ -18,9 +18,9 @@ from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.search.solver import solve
 from xpbayes.models.star_model import StarModel
 from xpbayes.models.theta import to_log
+from xpbayes.production.beside import WEIGHT_FACTOR, save_weight_factor
 from xpbayes.production.meeting import stars_for
-from xpbayes.production.model_file import WEIGHT_FACTOR, TrainedModel
-from xpbayes.production.weight_file import save_weight_factor
+from xpbayes.production.model_file import TrainedModel
 from xpbayes.runs.inputs import (
     PathLike,
     check_writable,
