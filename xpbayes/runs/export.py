@@ -5,12 +5,9 @@ from pathlib import Path
 
 from xpbayes.errors import InputError, nearest
 from xpbayes.production import export as exports
-from xpbayes.production.flat import Flat
+from xpbayes.production.flat import flat_rows
 from xpbayes.production.reader import open_catalogue
-from xpbayes.runs.inputs import (
-    PathLike,
-    check_writable,
-)
+from xpbayes.runs.inputs import PathLike, check_writable
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +48,7 @@ def export(
     opened = open_catalogue(catalogue)
     opened.check_intact()
     if suffix:
-        exports.WRITERS[suffix](Flat(opened, opened.about) if is_flat else opened, target)
+        exports.WRITERS[suffix](flat_rows(opened.rows, opened.about) if is_flat else opened.rows, target)
     else:
         exports.write_hats(opened, target, approximate_positions=approximate_positions, processes=processes)
     log.info(f"wrote {target}: {opened.n_rows:,} rows")
