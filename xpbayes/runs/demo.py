@@ -11,10 +11,7 @@ from xpbayes.production.model_file import CARD
 from xpbayes.production.table import read_catalogue
 from xpbayes.runs.fetch import bundled_stars
 from xpbayes.runs.infer import infer
-from xpbayes.runs.inputs import (
-    PathLike,
-    check_writable,
-)
+from xpbayes.runs.inputs import PathLike, check_writable
 from xpbayes.runs.report import report
 from xpbayes.runs.train import train
 

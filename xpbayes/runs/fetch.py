@@ -7,10 +7,7 @@ from pathlib import Path
 from xpbayes.archive import apogee
 from xpbayes.data.spectra import Spectra
 from xpbayes.data.spectra_file import write_star_table
-from xpbayes.runs.inputs import (
-    PathLike,
-    check_writable,
-)
+from xpbayes.runs.inputs import PathLike, check_writable
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,7 @@ from pathlib import Path
 
 from xpbayes.errors import InputError
 from xpbayes.production.verify import verify_catalogue, verify_file
-from xpbayes.runs.inputs import (
-    PathLike,
-)
+from xpbayes.runs.inputs import PathLike
 
 log = logging.getLogger(__name__)
 
