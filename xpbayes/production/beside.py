@@ -5,6 +5,7 @@ which repeats their file's checksum; the posterior of the model itself names the
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from xpbayes.files import file_checksum, load_arrays, save_arrays
 from xpbayes.instrument.instrument import InstrumentId
 from xpbayes.instrument.transfer import TERMS, Transfer
 from xpbayes.models.reliability import ConfidenceNets
+from xpbayes.models.reliability import feature_names as confidence_features
 from xpbayes.production.arrays import Arrays, check_fields, check_layers, load_described, pack, shapes_of, unpack
 from xpbayes.production.bundled import model_folder
 from xpbayes.refinement.adjusting import Adjustments
@@ -59,13 +61,16 @@ def save_confidence(nets: ConfidenceNets, folder: Path) -> dict[str, Any]:
     return _save(pack(nets), folder / CONFIDENCE)
 
 
-def load_confidence(folder: Path, about: ConfidenceEntry, features: tuple[str, ...]) -> ConfidenceNets:
+def load_confidence(
+    folder: Path, about: ConfidenceEntry, labels: tuple[str, ...], channels: Channels
+) -> ConfidenceNets:
     """Read the classifiers that the card describes; InputError where they take other features than xpbayes computes."""
-    path = folder / CONFIDENCE
+    path, features = folder / CONFIDENCE, confidence_features(labels, channels.names)
     again = "run 'xpbayes confidence' or copy the model again"
     if about.features != features:
         raise InputError(
-            f"{path}: was trained on {len(about.features)} features, this xpbayes computes {len(features)} others; {again}"
+            f"{path}: was trained on {len(about.features)} features, this xpbayes computes {len(features)} others; "
+            f"{again}"
         )
 
     def check(raw: Arrays) -> None:
@@ -93,7 +98,7 @@ def save_second_stage(second: SecondStage, folder: Path) -> dict[str, Any]:
 
 
 def load_second_stage(folder: Path, about: Entry, labels: tuple[str, ...], channels: Channels) -> SecondStage:
-    """Read the second stage that the card of a model with these labels and channels describes."""
+    """Read the second stage that the card describes."""
 
     def check(raw: Arrays) -> None:
         n_labels, n_features = len(labels), len(feature_names(labels, channels.names, channels.n_xp))
@@ -144,7 +149,7 @@ def save_transfer(transfer: Transfer, folder: Path) -> dict[str, Any]:
     return asdict(TransferEntry(**_save(arrays, folder / TRANSFER), **rest))
 
 
-def load_transfer(folder: Path, about: TransferEntry) -> Transfer:
+def load_transfer(folder: Path, about: TransferEntry, *_: Any) -> Transfer:
     """Read the transfer that the card describes."""
 
     def check(raw: Arrays) -> None:
@@ -157,6 +162,15 @@ def load_transfer(folder: Path, about: TransferEntry) -> Transfer:
     rest = {f.name: getattr(about, f.name) for f in fields(Transfer) if f.name not in SHAPES}
     own: dict[str, Any] = {name: np.asarray(arrays[name], np.float64) for name in SHAPES}
     return Transfer(**own, **rest)
+
+
+DESCRIBED: dict[str, tuple[str, Callable[[Any, Path], dict[str, Any]], Callable[..., Any]]] = {
+    "confidence": (CONFIDENCE, save_confidence, load_confidence),
+    "transfer": (TRANSFER, save_transfer, load_transfer),
+    "second_stage": (SECOND_STAGE, save_second_stage, load_second_stage),
+}
+"""By name in the card and in `TrainedModel`: the file, what writes it and returns the card's entry, and what reads it of a
+folder, that entry and the model's labels and channels."""
 
 
 # -------------------------------------------------------------------------------------------- the model's own posterior

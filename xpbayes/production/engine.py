@@ -123,13 +123,8 @@ def run_local(
 ) -> Iterator[tuple[Item, Result]]:
     """Call a picklable function with every item, on processes of this machine; a dead worker's item is done again.
 
-    Without a number, `slots` chooses; with one process, this very one does the work.
-
-    Yields:
-        item and result, in the order in which they are finished.
-
-    Raises:
-        InputError: raised by the function; or workers die again and again.
+    Without a number, `slots` chooses; with one process, this very one does the work. Item and result come in the order
+    in which they are finished; InputError is the function's own, or workers die again and again.
     """
     environments = slots(processes)[: max(1, len(items))]
     if len(environments) == 1:
@@ -246,18 +241,9 @@ def run_dask(
     scheduler: str | None = None,
     processes: int | None = None,
 ) -> Iterator[tuple[Item, Result]]:
-    """Call a picklable function with every item on a Dask cluster; a killed worker's item is done again.
+    """Do as `run_local` on a Dask cluster: a running scheduler's, whose workers must see the same files, or one here.
 
-    Args:
-        work, items: the function, and what to call it with.
-        scheduler: address of a running scheduler, whose workers must see the same files; None starts a cluster here.
-        processes: workers of that cluster, as for `run_local`.
-
-    Yields:
-        item and result, in the order in which they are finished.
-
-    Raises:
-        InputError: raised by the function; the scheduler cannot be reached; workers die again and again.
+    InputError also where the scheduler cannot be reached.
     """
     import dask
     from distributed import Client, as_completed

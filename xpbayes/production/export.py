@@ -313,10 +313,9 @@ def write_hats(
     """Write a HATS catalogue, which LSDB opens: Parquet files by HEALPix pixel, for matching and cone searches.
 
     Args:
-        catalogue: what to write.
-        path: folder to make.
+        catalogue, path: what to write, and the folder to make.
         approximate_positions: where ra and dec are missing, take the centre of the pixel in the source_id.
-        processes: worker processes; one a core, as far as memory goes, if None.
+        processes: as for `engine.slots`.
 
     Raises:
         InputError: the folder exists or cannot be written, positions are missing, or hats-import is.

@@ -50,14 +50,7 @@ class Parallaxes(NamedTuple):
 def paper_flags(
     chi2: NDArray[np.floating], ln_prior: NDArray[np.floating], ln_threshold: float, parallaxes: Parallaxes
 ) -> NDArray[np.uint8]:
-    """(star,) bits 3 to 5 of ZGR23 Table 2 (Eq. 24 to 26).
-
-    Args:
-        chi2: (star,) of the fluxes; NaN where there is no fit.
-        ln_prior: (star,).
-        ln_threshold: the model's own threshold.
-        parallaxes: of the stars.
-    """
+    """(star,) bits 3 to 5 of ZGR23 Table 2 (Eq. 24 to 26); (star,) chi2 of the fluxes is NaN where there is no fit."""
     flags = np.zeros(len(chi2), np.uint8)
     with np.errstate(invalid="ignore", divide="ignore"):
         flags[~(chi2 / CHI2_CHANNELS <= MAX_REDUCED_CHI2)] |= np.uint8(QualityFlag.POOR_FIT)
@@ -74,13 +67,9 @@ def quality_flags(
     extrapolation: NDArray[np.floating],
     spurious: NDArray[np.floating],
 ) -> NDArray[np.uint8]:
-    """(star,) the paper's bits 3 and 4, and bits 5 to 7 as `schema.QualityFlag` has them.
+    """(star,) bits 3 and 4 of `paper_flags`, and bits 5 to 7 as `schema.QualityFlag` has them.
 
-    Args:
-        of_paper: from `paper_flags`.
-        parallaxes: of the stars.
-        fit_quality, extrapolation: (star,) NaN where not known.
-        spurious: (star,) probability that the parallax is; NaN where not known.
+    Fit quality, extrapolation and the probability that the parallax is spurious are (star,), NaN where not known.
     """
     flags = of_paper & np.uint8(0xFF & ~QualityFlag.PARALLAX_TENSION)
     with np.errstate(invalid="ignore", divide="ignore"):

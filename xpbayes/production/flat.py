@@ -27,6 +27,27 @@ PARAMETERS = {
     "parallax": ("mas", "pos.parallax", "parallax"),
 }
 """Unit, UCD and title of flat columns; another label is in dex."""
+INTERVAL = {
+    "": ("{ucd}", "{title}: {what}"),
+    "_err": ("stat.error;{ucd}", "half of {name}_p84 - {name}_p16"),
+    "_p16": ("{ucd};stat.value", "16 % quantile of {name}"),
+    "_p84": ("{ucd};stat.value", "84 % quantile of {name}"),
+}
+"""Columns of a parameter, what their names end with -> UCD and description: a value and its 68 % interval."""
+MODE = {
+    "_mode": ("{ucd};stat.max", "{title}: posterior mode (ZGR23-compatible)"),
+    "_mode_err": ("stat.error;{ucd}", "{title}: Fisher error (ZGR23-compatible)"),
+}
+BINARY = {
+    "_binary": ("{ucd};stat.mean", "{title}: of the brighter star, if there is a second source"),
+    "_binary_err": ("stat.error;{ucd}", "1-sigma error of {name}_binary"),
+}
+RELIABILITY = {
+    "_reliability": (
+        "stat.probability",
+        "{title}: probability that the median of the forward posterior is within 2 of its errors",
+    )
+}
 KEPT = (
     "quality_flags", "status", "fit_quality", "extrapolation", "p_outside_model", "p_spurious_parallax", "refined_share",
     "xi_median", "xi_p16", "xi_p84", "r_v", "r_v_err", "teff_confidence", "feh_confidence", "logg_confidence", "k_hat",
@@ -44,7 +65,7 @@ def unit_of(parameter: str) -> str:
 
 
 def flat_rows(rows: Rows, about: Mapping[str, Any]) -> Rows:
-    """A catalogue's rows with flat columns: those of `flat_columns` that it can fill; `about` is what it was made with."""
+    """A catalogue's rows with those of `flat_columns` that it can fill; `about` is what it was made with."""
 
     def tables(names: Sequence[str] | None) -> Iterator[pa.Table]:
         for table in rows.tables(None):
@@ -161,14 +182,7 @@ def columns_for(about: Mapping[str, Any], names: Sequence[str]) -> tuple[Column,
 def flat_columns(
     labels: tuple[str, ...] = DEFAULT_LABELS, *, refined: bool = False, curve: bool = False, binaries: bool = False
 ) -> tuple[Column, ...]:
-    """List the columns of a flat table of stars.
-
-    Args:
-        labels: names of the model's labels, Teff first.
-        refined: the model has a second stage, which refined the labels.
-        curve: the model knows how the extinction curve varies.
-        binaries: stars were compared with pairs of stars.
-    """
+    """List the columns of a flat table of stars; arguments as of `schema.catalogue_columns`, labels with Teff first."""
     f64 = pa.float64()
     names = (*labels, "extinction", "parallax")
     all_columns = catalogue_columns(len(labels), refined=refined, curve=curve, binaries=binaries)
@@ -180,51 +194,28 @@ def flat_columns(
     ]
     for name in names:
         how = "refined by what the residual spectrum tells" if refined and name in labels else "as calibrated"
-        columns += _interval(name, name, f"posterior median, {how}; the mode where nothing was drawn")
+        columns += _of(name, INTERVAL, what=f"posterior median, {how}; the mode where nothing was drawn")
     columns += [known[name] for name in KEPT if name in known]
-    within = "{title}: probability that the median of the forward posterior is within 2 of its errors"
     for name in names:
-        columns += [replace(c, unit="") for c in _of(name, {f"{name}_reliability": ("stat.probability", within)})]
-    if binaries:
-        columns += [replace(known[name], unit="K") for name in OF_COMPANION]
+        columns += [replace(column, unit="") for column in _of(name, RELIABILITY)]
+    columns += [replace(known[name], unit="K") for name in OF_COMPANION if binaries]
     for name in names if binaries else ():
-        columns += _of(
-            name,
-            {
-                f"{name}_binary": ("{ucd};stat.mean", "{title}: of the brighter star, if there is a second source"),
-                f"{name}_binary_err": ("stat.error;{ucd}", f"1-sigma error of {name}_binary"),
-            },
-        )
+        columns += _of(name, BINARY)
     for name in labels if refined else ():
-        columns += _interval(f"{name}_forward", name, "median of the forward posterior, before refinement")
+        columns += _of(name, INTERVAL, f"{name}_forward", "median of the forward posterior, before refinement")
     for name in names:
-        columns += _of(
-            name,
-            {
-                f"{name}_mode": ("{ucd};stat.max", "{title}: posterior mode (ZGR23-compatible)"),
-                f"{name}_mode_err": ("stat.error;{ucd}", "{title}: Fisher error (ZGR23-compatible)"),
-            },
-        )
+        columns += _of(name, MODE)
     return tuple(columns)
 
 
-def _interval(name: str, parameter: str, description: str) -> list[Column]:
-    """Flat columns of a value of some parameter and its 68 % interval."""
-    return _of(
-        parameter,
-        {
-            name: ("{ucd}", f"{{title}}: {description}"),
-            f"{name}_err": ("stat.error;{ucd}", f"half of {name}_p84 - {name}_p16"),
-            f"{name}_p16": ("{ucd};stat.value", f"16 % quantile of {name}"),
-            f"{name}_p84": ("{ucd};stat.value", f"84 % quantile of {name}"),
-        },
-    )
-
-
-def _of(parameter: str, columns: Mapping[str, tuple[str, str]]) -> list[Column]:
-    """Flat columns of a parameter, by UCD and description: its own ucd and title stand in braces."""
+def _of(
+    parameter: str, columns: Mapping[str, tuple[str, str]], name: str | None = None, what: str = ""
+) -> list[Column]:
+    """Flat columns of a parameter, by another name perhaps, and what it is."""
     unit, own, title = PARAMETERS.get(parameter, ("dex", "", parameter))
-    return [
-        Column(name, pa.float32(), unit, ucd.replace("{ucd}", own).strip(";"), what.replace("{title}", title))
-        for name, (ucd, what) in columns.items()
-    ]
+    name = parameter if name is None else name
+    found = []
+    for end, (ucd, text) in columns.items():
+        ucd, text = ucd.format(ucd=own).strip(";"), text.format(title=title, name=name, what=what)
+        found.append(Column(f"{name}{end}", pa.float32(), unit, ucd, text))
+    return found

@@ -23,7 +23,7 @@ SOURCE_ID_SHIFT = 35
 
 
 def positions_from_source_id(source_id: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(star,) right ascension and declination [deg] of source_ids' pixels, at most 0.9 arcmin from where the star was."""
+    """(star,) right ascension and declination [deg] of source_ids' pixels, at most 0.9 arcmin from the stars."""
     from astropy_healpix import healpix_to_lonlat
 
     ra, dec = healpix_to_lonlat(source_id >> SOURCE_ID_SHIFT, 2**HEALPIX_ORDER, order="nested")

@@ -26,7 +26,7 @@ from xpbayes.channels import Channels
 from xpbayes.data.parquet import read_footer, read_parquet
 from xpbayes.data.rejected import Rejected
 from xpbayes.data.spectra import Cut, Spectra
-from xpbayes.data.spectra_file import read_header, read_star_table_rows
+from xpbayes.data.spectra_file import read_header, read_star_table_rows, star_table_files
 from xpbayes.errors import InputError
 from xpbayes.files import has_gone, refuse_repeated
 from xpbayes.instrument.instrument import DEFAULT_ID, InstrumentId
@@ -119,12 +119,9 @@ class Layout:
 
 
 def lay_out(inputs: Sequence[str | Path | Survey], channels: Channels, stars_per_part: int) -> Layout:
-    """Find and check all inputs and cut them into tasks; reads no more than headers and source_ids.
+    """Find and check all inputs, files or what `open_inputs` made of others, and cut them into tasks.
 
-    Args:
-        inputs: star tables, folders of them, survey.toml files, or what `open_inputs` made of others.
-        channels: the model's channel set; a star table may have other bands, but no other XP samples.
-        stars_per_part: most rows of a part.
+    No more than headers and source_ids are read. `channels` are the model's; a star table may have other bands.
 
     Raises:
         InputError: an input is missing, of another kind, empty or named twice; its channels are not the model's; star
@@ -147,13 +144,12 @@ def lay_out(inputs: Sequence[str | Path | Survey], channels: Channels, stars_per
             for kind in COMPANIONS:
                 patterns = getattr(survey.settings, kind).files
                 companions += [_file(p, kind, number) for p in (expand(patterns, base) if patterns else [])]
-        elif given.is_dir():
-            tables = sorted(given.glob("*.parquet"))
-            if not tables:
-                raise InputError(f"{given}: holds no star table (*.parquet); name a star table or a folder of them")
-            files += [_star_table(p, channels, instruments) for p in tables]
-        else:
-            files.append(_star_table(given, channels, instruments))
+            continue
+        for path in star_table_files(given):
+            header, n_rows = read_header(path)
+            channels.require_same_spectra(header.channels, "the model", str(path))
+            instruments[str(path)] = header.instrument
+            files.append(_file(path, "star table", n_rows=n_rows))
     if not files:
         raise InputError("no input was named; name star tables, folders of them, or a survey.toml")
     first, instrument = next(iter(instruments.items()))
@@ -174,13 +170,6 @@ def lay_out(inputs: Sequence[str | Path | Survey], channels: Channels, stars_per
 
 def _file(path: Path, kind: str, survey: int = -1, n_rows: int | None = None) -> InputFile:
     return InputFile(path.absolute(), path.name, kind, path.stat().st_size, survey, n_rows)
-
-
-def _star_table(path: Path, channels: Channels, instruments: dict[str, InstrumentId]) -> InputFile:
-    header, n_rows = read_header(path)
-    channels.require_same_spectra(header.channels, "the model", str(path))
-    instruments[str(path)] = header.instrument
-    return _file(path, "star table", n_rows=n_rows)
 
 
 def _identifiers(file: InputFile) -> Identifiers:

@@ -356,9 +356,7 @@ def _published(record: PartRecord) -> dict[str, Any]:
 def totals(records: Iterable[PartRecord], companion_rows: int = 0) -> dict[str, Any]:
     """Add up the parts: rows read = rows written + rows not selected + rows quarantined."""
     records = list(records)
-    status: Counter[str] = Counter()
-    for record in records:
-        status.update(record.status)
+    status = sum((Counter(record.status) for record in records), Counter[str]())
     return {
         "rows_read": sum(r.n_read for r in records),
         "rows_written": sum(r.n_rows for r in records),

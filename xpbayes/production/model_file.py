@@ -1,12 +1,11 @@
 """A trained model on disk: a folder with `model.safetensors` (arrays) and `card.json` (everything else).
 
 The card says what the model was trained on, how, and where it can be trusted; it repeats the checksum of the arrays,
-so that a half-copied model is noticed. Loading needs no NumPyro. What is trained later has files of its own (`beside.py`).
+so that a half-copied model is noticed. Loading needs no NumPyro. What is trained later has its own files (`beside.py`).
 """
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from xpbayes.models.extinction import ReddeningLaw
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.model_error import ModelError
 from xpbayes.models.prior import LabelPrior
-from xpbayes.models.reliability import ConfidenceNets, feature_names
+from xpbayes.models.reliability import ConfidenceNets
 from xpbayes.models.star_model import StarModel
 from xpbayes.production import beside
 from xpbayes.production.arrays import Arrays, check_fields, check_layers, load_described, pack, shapes_of, unpack
@@ -98,31 +97,20 @@ class _Header:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model that can predict and infer.
+    """A model that can predict and infer."""
 
-    Attributes:
-        star_model: forward model, label prior and model error.
-        channels: the channel set that it predicts.
-        labels: names of the stellar labels, in order.
-        card: the model card; see `runs.train` for its keys.
-        confidence: classifiers of the estimates' reliability; None until `runs.confidence` has trained them.
-        support: where in label space the model was trained; None in models of version 0.1.
-        calibration: of posteriors, on stars kept aside; None if none were.
-        transfer: to the model's instrument from another release's; None until `runs.transfer` has learned one.
-        second_stage: what refines labels; None if it was switched off or there were too few stars.
-        trust: how far rows can be trusted; None if too few stars were kept aside, and in models trained before.
-    """
-
-    star_model: StarModel
-    channels: Channels
-    labels: tuple[str, ...]
-    card: dict[str, Any]
-    confidence: ConfidenceNets | None = None
-    support: LabelSupport | None = None
-    calibration: Calibration | None = None
-    transfer: Transfer | None = None
-    second_stage: SecondStage | None = None
-    trust: Trust | None = None
+    star_model: StarModel  # forward model, label prior and model error
+    channels: Channels  # that it predicts
+    labels: tuple[str, ...]  # names of the stellar labels, in order
+    card: dict[str, Any]  # see `runs.train` for its keys
+    confidence: ConfidenceNets | None = (
+        None  # of the estimates' reliability; None until `runs.confidence` has trained them
+    )
+    support: LabelSupport | None = None  # where in label space the model was trained; None in models of version 0.1
+    calibration: Calibration | None = None  # of posteriors, on stars kept aside; None if none were
+    transfer: Transfer | None = None  # to its instrument from another release's; None until `runs.transfer` learned one
+    second_stage: SecondStage | None = None  # refines labels; None if switched off, or there were too few stars
+    trust: Trust | None = None  # how far rows can be trusted; None if too few were kept aside, or trained before
 
     @property
     def instrument(self) -> InstrumentId:
@@ -180,24 +168,19 @@ def save_model(model: TrainedModel, folder: str | os.PathLike[str]) -> Path:
         "labels": list(model.labels),
         "arrays_checksum": file_checksum(folder / ARRAYS),
     }
-    others: dict[str, tuple[str, Any, Callable[[Any, Path], dict[str, Any]]]] = {
-        "confidence": (beside.CONFIDENCE, model.confidence, beside.save_confidence),
-        "transfer": (beside.TRANSFER, model.transfer, beside.save_transfer),
-        "second_stage": (beside.SECOND_STAGE, model.second_stage, beside.save_second_stage),
-    }
-    for name, (_, part, save) in others.items():
+    for name, (_, save, _) in beside.DESCRIBED.items():
         entry = card.pop(name, None) or {}
-        if part is not None:
+        if (part := getattr(model, name)) is not None:
             card[name] = {**entry, **save(part, folder)}
     write_json(card, folder / CARD)
-    for file, part, _ in others.values():
-        if part is None:
+    for name, (file, _, _) in beside.DESCRIBED.items():
+        if getattr(model, name) is None:
             (folder / file).unlink(missing_ok=True)  # of a model that this one replaces
     return folder
 
 
 def _parts_in(arrays: Arrays) -> dict[str, type]:
-    """The parts that a file holds, or should: the label prior, what it has any array of, and both cases of a calibration."""
+    """The parts that a file should hold: the label prior, what it has any array of, both cases of a calibration."""
     there = {"prior", *(name.rpartition(".")[0] for name in arrays)}
     cases = {f"calibration.{case}" for case in CASES}
     if there & cases:
@@ -267,11 +250,9 @@ def load_model(folder: str | os.PathLike[str]) -> TrainedModel:
         support=parts.get("support"),
         calibration=calibration,
         trust=parts.get("trust"),
-        confidence=None
-        if about.confidence is None
-        else beside.load_confidence(folder, about.confidence, feature_names(labels, channels.names)),
-        transfer=None if about.transfer is None else beside.load_transfer(folder, about.transfer),
-        second_stage=None
-        if about.second_stage is None
-        else beside.load_second_stage(folder, about.second_stage, labels, channels),
+        **{
+            name: load(folder, entry, labels, channels)
+            for name, (_, _, load) in beside.DESCRIBED.items()
+            if (entry := getattr(about, name)) is not None
+        },
     )

@@ -77,14 +77,14 @@ class PartDraft:
         self._cuts: tuple[Cut, ...] = ()
 
     def add(self, rows: pa.Table, rejected: Iterable[Rejected] = (), cuts: Iterable[Cut] = (), **counts: int) -> None:
-        """Take one piece: rows of the catalogue, rows that could not be used, and the numbers of `PartRecord` by name."""
+        """Take one piece: catalogue rows, rows that could not be used, and the numbers of `PartRecord` by name."""
         self._rows.append(rows)
         self._quarantined += rejected
         self._cuts = add_up_cuts([*self._cuts, *cuts])
         self._counts.update(counts)
 
     def finished(self, file: int, block: int, source: "OpenedInput", *, last: bool) -> tuple[pa.Table, PartRecord]:
-        """The part's rows and its record, which lacks size and checksum; InputError if the input file is another now."""
+        """The part's rows and its record, without size and checksum; InputError if the input file is another now."""
         source.check()
         rows = pa.concat_tables(self._rows)
         ids = rows["source_id"].to_numpy()

@@ -44,7 +44,7 @@ def table_features(model: TrainedModel, stars: Spectra, fit: Estimates) -> NDArr
 
 
 def confidence_columns(model: TrainedModel, stars: Spectra, rows: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Compute the confidences of catalogue rows, as `table.catalogue_rows` made them of these stars, and flag bits 0 to 2.
+    """Compute the confidences of the rows that `table.catalogue_rows` made of these stars, and flag bits 0 to 2.
 
     Returns:
         the columns to replace, NaN where a star has no fit; and in words, which features are there for another share of

@@ -60,8 +60,8 @@ def catalogue_rows(  # noqa: PLR0913 - what a row is made from
         ln_threshold: the model's threshold on ln_prior.
         use_parallax: whether the fit used the measured parallax.
         by_chains: whose summaries are from Markov chains; none if None.
-        added: (star, parameter, parameter) what the results contain because the model is uncertain, NaN where nothing; None
-            leaves out the columns that tell.
+        added: (star, parameter, parameter) what the results contain because the model is uncertain, NaN where nothing;
+            None leaves out the columns that tell.
         scores: how far they can be trusted.
         law: the model's R(V) along xi.
     """
@@ -187,11 +187,8 @@ def refined_rows(
 ) -> dict[str, Any]:
     """Columns of the second stage, one row per star of the table; null for whoever has no solution.
 
-    Args:
-        refined: labels of the stars that were tried.
-        published: their forward posteriors, as the other columns have them.
-        status: (star,) 'ok' for the stars that were tried.
-        solved: (star,) those of them that have a solution.
+    Refined labels and forward posteriors as published are of the stars that were tried, whose (star,) status is 'ok';
+    `solved` says which have a solution.
     """
     center, covariance = forward_gaussian(published, refined.median.shape[1])
     move = (refined.median - center) / np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
@@ -209,7 +206,7 @@ def refined_rows(
 
 
 def to_arrow(rows: dict[str, Any], n_labels: int, release: str = DEFAULT_RELEASE.name) -> pa.Table:
-    """Give the rows of `catalogue_rows` their types, units and descriptions; `release` names the stars' data release."""
+    """Give `catalogue_rows`' rows their types, units and descriptions; `release` names the stars' data release."""
     columns = catalogue_columns(
         n_labels,
         model_uncertainty="model_cov_triu" in rows,
@@ -246,7 +243,7 @@ def write_catalogue(catalogue: pa.Table, path: str | Path) -> Path:
 
 
 def read_catalogue(path: str | Path) -> pa.Table:
-    """Read a catalogue, a file or a folder of parts, as `infer` returns it; `catalogue_about` tells what it was made with.
+    """Read a catalogue, a file or a folder of parts, as `infer` returns it; `catalogue_about` tells how it was made.
 
     Raises:
         InputError: not a catalogue, not finished, damaged, or lacking a column.

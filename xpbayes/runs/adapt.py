@@ -48,8 +48,8 @@ def adapt(
     last layer or all of it. Extinction curve, model error, the calibration of posteriors and what counts as extrapolation
     stay. A second stage and classifiers are left out: they know the former labels.
 
-    Its `card` has its accuracy on stars held out, before and after, and checks with results. Arguments and errors are those
-    of `api.model.adapt`.
+    Its `card` has its accuracy on stars held out, before and after, and checks with results. Arguments and errors are
+    those of `api.model.adapt`.
     """
     config = config or AdaptationConfig()
     check_writable(out, model, stars, files=(CARD, "*.safetensors"))

@@ -19,14 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def demo(out: PathLike) -> Path:
-    """Do everything once on the bundled sample: train, infer held-out stars, write catalogue and report.
-
-    Args:
-        out: folder for all products.
-
-    Returns:
-        path of the report.
-    """
+    """Do everything once on the bundled sample, into a folder: train, infer held-out stars, report. Returns its page."""
     folder = Path(out)
     seconds: dict[str, float] = {}
 

@@ -162,7 +162,7 @@ def solve_stars(
     status: NDArray[np.str_] | None = None,
     where: str = "the stars",
 ) -> tuple[pa.Table, int]:
-    """Catalogue rows of one star table, and how many of its stars could not be used; InputError if the model takes none.
+    """Catalogue rows of one star table, and how many of its stars could not be used; InputError if they do not fit.
 
     Args:
         trained, config: model and settings.

@@ -94,8 +94,8 @@ def stream_tables(
 ) -> tuple[Iterator[Spectra], dict[str, Any]]:
     """Star tables one after the other, and what they are: a table, or whatever `open_inputs` takes.
 
-    Of files, the second value holds a list `notes`, which is filled while tables are taken: what became of the rows of every
-    table of a survey that was read, and which of them gave nothing to any star.
+    Of files, the second value holds a list `notes`, which is filled while tables are taken: what became of the rows of
+    every table of a survey that was read, and which of them gave nothing to any star.
 
     Args:
         stars: the inputs.

@@ -113,9 +113,7 @@ def sample(  # noqa: PLR0913 - what the verb of the command line can say
 class Sampled:
     """Stars with everything that is known of their posteriors."""
 
-    model: TrainedModel
-    table: Spectra
-    stars: Stars  # the same as a batch, model error folded in
+    stars: Stars  # model error folded in
     seeds: NDArray[np.uint32]  # (star,) each star's own
     inferred: Posteriors  # modes and cheap summaries
     draws: Draws  # of the Markov chains
@@ -133,8 +131,7 @@ def pick_stars(
 ) -> Spectra:
     """Usable stars by source_id, or at random.
 
-    Raises:
-        InputError: neither or both were asked for, a star is not there or cannot be used, or the channels differ.
+    InputError if neither or both were asked for, a star is not there or cannot be used, or the channels differ.
     """
     source_ids = list(source_ids)  # an array has no truth
     if bool(source_ids) == (n_random is not None):
@@ -172,7 +169,7 @@ def draw_posteriors(
     folded = fold_in_model_error(model.star_model, blind, to_log(jnp.asarray(inferred.optimum)))
     draws, diagnostics = run_chains(model, folded, inferred, seeds, inference, sampling)
     seconds = (solved - begun, time.perf_counter() - solved)
-    return Sampled(model, table, folded, seeds, inferred, draws, diagnostics, seconds)
+    return Sampled(folded, seeds, inferred, draws, diagnostics, seconds)
 
 
 def run_chains(

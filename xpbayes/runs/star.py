@@ -54,8 +54,8 @@ def fetch_stars(
         spectra = fetch_spectra(source_ids, out / "xp", release=release, url=data_url, patience=patience)
         if not spectra:
             raise InputError(
-                f"{profile.title} {source_ids[0]}: the archive has no XP spectrum of it; only stars with has_xp_continuous "
-                f"have one, most brighter than G = 17.65"
+                f"{profile.title} {source_ids[0]}: the archive has no XP spectrum of it; only stars with "
+                f"has_xp_continuous have one, most brighter than G = 17.65"
             )
         companions: dict[str, list[Path]] = {"unwise": []}
         for table in ("gaia", "two_mass"):
