@@ -278,13 +278,15 @@ def text_column(table: pa.Table, name: str) -> NDArray[np.str_]:
 
 
 def list_column(table: pa.Table, name: str) -> NDArray[np.float64]:
-    """(row, item) values of a fixed-size list column, or of a scalar one as a single item; NaN where null."""
+    """(row, item) values of a column of lists of one size, or of a scalar one as a single item; NaN where null."""
     column = table[name].combine_chunks()
-    items = items_of(column) if pa.types.is_fixed_size_list(column.type) else column
+    items = items_of(column) if pa.types.is_nested(column.type) else column
     return items.to_numpy(zero_copy_only=False).astype(np.float64).reshape(len(column), -1)
 
 
 def items_of(column: pa.Array) -> pa.Array:
-    """Items of all rows of a fixed-size list column, null ones too, which Arrow's `flatten` leaves out."""
+    """Items of all rows of a column of lists; of a fixed-size one those of null rows too, which `flatten` leaves out."""
+    if not pa.types.is_fixed_size_list(column.type):
+        return column.flatten()
     size = column.type.list_size
     return column.values.slice(column.offset * size, len(column) * size)
