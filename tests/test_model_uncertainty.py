@@ -17,10 +17,10 @@ from xpbayes.errors import InputError
 from xpbayes.inference.linear_algebra import from_upper_triangle
 from xpbayes.instrument.instrument import DEFAULT_ID
 from xpbayes.models.reliability import feature_names, initial_nets
+from xpbayes.production.beside import save_weight_factor
 from xpbayes.production.manifest import model_checksums
 from xpbayes.production.model_file import save_model
 from xpbayes.production.table import DRAWS, WIDENED, catalogue_about, list_column, read_catalogue, text_column
-from xpbayes.production.weight_file import save_weight_factor
 from xpbayes.runs.infer import infer
 from xpbayes.runs.infer_parts import infer_parts
 from xpbayes.runs.verify import verify

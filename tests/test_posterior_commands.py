@@ -54,7 +54,7 @@ def test_no_comparison_where_no_chain_has_settled(run, model_folder, star_file, 
         n, shape = len(table), (len(table), 5)
         nothing = np.zeros(shape)
         known = Diagnostics(nothing + 2, nothing, nothing, np.zeros(n, int), np.zeros(n, bool))
-        return Sampled(model, table, None, None, None, None, known, (0.0, 0.0))
+        return Sampled(None, None, None, None, known, (0.0, 0.0))
 
     monkeypatch.setattr(compare, "draw_posteriors", unsettled)
     arguments = ("compare", model_folder, star_file, "--random", 7, "--out", tmp_path / "compare")

@@ -31,14 +31,14 @@ from xpbayes.data.json_file import read_json
 from xpbayes.data.rejected import read_quarantine
 from xpbayes.data.spectra_file import read_star_table
 from xpbayes.models.extinction import ReddeningLaw
+from xpbayes.production.beside import WEIGHT_FACTOR, load_weight_factor
 from xpbayes.production.inputs import Layout, Survey
 from xpbayes.production.kept import kept_tables
 from xpbayes.production.manifest import read_manifest
-from xpbayes.production.model_file import ARRAYS, CARD, CARD_VERSION, WEIGHT_FACTOR, load_model
+from xpbayes.production.model_file import ARRAYS, CARD, CARD_VERSION, load_model
 from xpbayes.production.parts import RECORDS, read_records
 from xpbayes.production.table import read_catalogue
 from xpbayes.production.verify import verify_catalogue
-from xpbayes.production.weight_file import load_weight_factor
 from xpbayes.simulation.sky import Dust
 from xpbayes.training.checkpoint import read_checkpoint, tree_checksum
 

@@ -27,7 +27,7 @@ from xpbayes.data.rejected import Rejected, write_quarantine
 from xpbayes.data.scratch import make_star_files
 from xpbayes.errors import InputError
 from xpbayes.files import write_text
-from xpbayes.production.weight_file import save_weight_factor
+from xpbayes.production.beside import save_weight_factor
 from xpbayes.simulation.files import write_bulk, write_csv
 from xpbayes.simulation.sky import Dust
 from xpbayes.training.checkpoint import write_checkpoint

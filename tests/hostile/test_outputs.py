@@ -21,9 +21,9 @@ from xpbayes.cli import posterior as posterior_verbs
 from xpbayes.cli.options import read_settings
 from xpbayes.config import Recipe
 from xpbayes.errors import InputError
+from xpbayes.production.beside import CONFIDENCE, TRANSFER, WEIGHT_FACTOR
 from xpbayes.production.manifest import MANIFEST
-from xpbayes.production.model_file import ARRAYS, CARD, CONFIDENCE, WEIGHT_FACTOR
-from xpbayes.production.transfer_file import TRANSFER
+from xpbayes.production.model_file import ARRAYS, CARD
 from xpbayes.runs import check as check_run
 from xpbayes.runs.analyse import analyse
 from xpbayes.runs.check import check

@@ -1,7 +1,7 @@
 """Each check of `verify` finds the fault that it is there for."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,9 +52,9 @@ def make(folder: Path, change=lambda rows, block: None, quarantined=()) -> Path:
         rows = plausible(N, block + 1)
         change(rows, block)
         table = describe(to_arrow(rows, 3), ABOUT)
-        draft = PartDraft(0, block)
-        draft.add(N + (len(quarantined) if block else 0), 0, 0, table, quarantined if block else ())
-        records.append(write_part(folder, table, draft.record(OpenedInput.at(source), last=block == 1)))
+        draft = PartDraft()
+        draft.add(table, quarantined if block else (), n_read=N + (len(quarantined) if block else 0))
+        records.append(write_part(folder, *draft.finished(0, block, OpenedInput.at(source), last=block == 1)))
         assert read_record(folder, 0, block) == records[-1]
     source.unlink()
     for path in (folder / "records").iterdir():
@@ -63,7 +63,7 @@ def make(folder: Path, change=lambda rows, block: None, quarantined=()) -> Path:
     write_quarantine(quarantined, folder / QUARANTINE)
     parts = []
     for record in records:
-        raw = {k: v for k, v in record.to_json().items() if k != "quarantined"}
+        raw = {k: v for k, v in asdict(record).items() if k != "quarantined"}
         parts.append({**raw, "name": record.name, "n_quarantined": len(record.quarantined)})
     manifest = {"version": 1, "complete": True, "identity": {"about": ABOUT, "versions": {}}, "parts": parts}
     manifest["inputs"] = [{"name": source.name, "checksum": records[0].input_checksum}]
@@ -167,25 +167,25 @@ def test_a_damaged_manifest_is_one_sentence(tmp_path):
 
 def test_a_record_adds_up_what_companions_gave(tmp_path):
     table = to_arrow(plausible(N, 1), 3)
-    draft = PartDraft(0, 0)
+    draft = PartDraft()
     for _ in range(2):
-        draft.add(N, 0, 0, table, (), 0, [Cut("rows read", 0, N), Cut("in 2MASS", 0, 0)])
+        draft.add(table, cuts=[Cut("rows read", 0, N), Cut("in 2MASS", 0, 0)], n_read=N)
     source = tmp_path / "input.txt"
     source.write_text("input")
-    record = draft.record(OpenedInput.at(source), last=True)
+    _, record = draft.finished(0, 0, OpenedInput.at(source), last=True)
     assert idle_companions(record.cuts) == [f"none of the {2 * N} stars is in 2MASS"]
 
 
 def test_rows_that_were_lost_are_never_written(tmp_path):
     table = to_arrow(plausible(N, 1), 3)
-    draft = PartDraft(0, 0)
-    draft.add(N + 1, 0, 0, table, ())
+    draft = PartDraft()
+    draft.add(table, n_read=N + 1)
     source = tmp_path / "input.txt"
     source.write_text("input")
     with pytest.raises(RuntimeError, match="41 rows were read and 40 are accounted for"):
-        write_part(tmp_path, table, draft.record(OpenedInput.at(source), last=True))
+        write_part(tmp_path, *draft.finished(0, 0, OpenedInput.at(source), last=True))
     assert not list(tmp_path.glob("part-*"))
-    good = draft.record(OpenedInput.at(source), last=True)
+    _, good = draft.finished(0, 0, OpenedInput.at(source), last=True)
     assert write_part(tmp_path, table, replace(good, n_read=N)).size > 0
 
 
@@ -224,7 +224,7 @@ def test_an_input_that_changes_while_it_is_read_is_refused(tmp_path):
     (tmp_path / "other").write_text("two")
     (tmp_path / "other").replace(source)
     with pytest.raises(InputError, match="has changed while it was read"):
-        PartDraft(0, 0).record(opened, last=True)
+        PartDraft().finished(0, 0, opened, last=True)
 
 
 @pytest.mark.parametrize("fault", ["shorter", "swapped"])

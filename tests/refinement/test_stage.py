@@ -14,8 +14,8 @@ from xpbayes.data.json_file import read_json
 from xpbayes.errors import InputError
 from xpbayes.files import file_checksum
 from xpbayes.inference.fit import fit_stars
+from xpbayes.production.beside import SECOND_STAGE
 from xpbayes.production.model_file import CARD, load_model, save_model
-from xpbayes.production.second_stage_file import SECOND_STAGE
 from xpbayes.production.table import catalogue_about, list_column, read_catalogue
 from xpbayes.refinement import stage
 from xpbayes.refinement.features import feature_names, flux_only

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.errors import nearest
-from xpbayes.production.flat import InMemory, columns_for, flat_table
+from xpbayes.production.flat import columns_for, flat_table
 from xpbayes.production.table import list_column, text_column
-from xpbayes.schema import QualityFlag
+from xpbayes.schema import Column, QualityFlag
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,26 +156,25 @@ class Fit:
         import pandas as pd
 
         frame = pd.DataFrame(self.columns)
-        frame.attrs["units"] = {c.name: c.unit for c in self._rows_of_file.columns if c.unit}
+        frame.attrs["units"] = {c.name: c.unit for c in self._flat_columns if c.unit}
         return frame
 
     def to_table(self) -> "Table":
         """Flat columns as an astropy table with units, UCDs and descriptions."""
-        from astropy.table import Column, Table
+        from astropy import table as astropy
 
-        table = Table()
-        for column in self._rows_of_file.columns:
+        table = astropy.Table()
+        for column in self._flat_columns:
             values = self.columns[column.name]
-            table[column.name] = Column(values, unit=column.unit or None, description=column.description)
+            table[column.name] = astropy.Column(values, unit=column.unit or None, description=column.description)
             if column.ucd:
                 table[column.name].meta["ucd"] = column.ucd
         table.meta["model"] = str(self.about.get("model", {}).get("arrays_checksum", ""))
         return table
 
     @property
-    def _rows_of_file(self) -> InMemory:
-        """The flat columns as they are written."""
-        return InMemory(columns_for(self.about, self.catalogue.column_names), self._flat)
+    def _flat_columns(self) -> tuple[Column, ...]:
+        return columns_for(self.about, self.catalogue.column_names)
 
     def save(self, path: str | Path, *, flat: bool | None = None) -> Path:
         """Write the stars to one file.

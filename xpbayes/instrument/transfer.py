@@ -3,7 +3,7 @@
 A model that was trained on one release serves the next one's stars until it is trained anew: f = r(x) f', sample by
 sample, where f' is the star in the source release, f in the target's, and r a smooth function of wavelength whose terms
 depend on the star's colour and magnitude x in the source release. In: stars in both releases. NumPy, float64.
-Not here: which stars are pairs (`runs/transfer.py`), the file (`production/transfer_file.py`).
+Not here: which stars are pairs (`runs/transfer.py`), the file (`production/beside.py`).
 """
 
 from dataclasses import dataclass

@@ -16,22 +16,14 @@ DEFAULT_MODEL = "apogee-dr17"
 
 @dataclass(frozen=True)
 class BundledModel:
-    """A model of the package.
+    """A model of the package."""
 
-    Attributes:
-        name: as users give it.
-        summary: what it is.
-        good_for, not_for: what it was trained on, and what it was not.
-        licence: of its training data.
-        scatter: robust scatter of refined labels on held-out stars, in kK and dex, that it must not exceed.
-    """
-
-    name: str
+    name: str  # as users give it
     summary: str
-    good_for: str
+    good_for: str  # what it was trained on
     not_for: str
-    licence: str
-    scatter: dict[str, float]
+    licence: str  # of its training data
+    scatter: dict[str, float]  # robust scatter of refined labels on held-out stars [kK, dex], that it must not exceed
 
     @property
     def folder(self) -> Path:
@@ -54,8 +46,7 @@ BUNDLED = {
 def model_folder(model: str | os.PathLike[str]) -> Path:
     """The folder of a model: that itself, or of the bundled model of that name where there is no such folder.
 
-    Raises:
-        InputError: there is neither, and the name is nearly that of a bundled model.
+    InputError where there is neither, and the name is nearly that of a bundled model.
     """
     name, folder = str(model), Path(model)
     if folder.exists():

@@ -16,44 +16,28 @@ AT_ONCE = 20_000_000
 
 @dataclass(frozen=True)
 class Identifiers:
-    """The source_ids of one file.
+    """The source_ids of one file."""
 
-    Attributes:
-        name: what to call the file in a message.
-        first, last: smallest and largest source_id.
-        count: how many rows.
-        read: returns (row,) int64.
-    """
-
-    name: str
-    first: int
+    name: str  # what to call the file in a message
+    first: int  # smallest and largest source_id
     last: int
-    count: int
+    count: int  # rows
     read: Callable[[], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
 class Repeated:
-    """What was found.
-
-    Attributes:
-        count: source_ids that occur more than once.
-        first: the smallest of them.
-        files: names of the files that hold the first, one entry per occurrence, at most four.
-    """
+    """Source_ids that occur more than once."""
 
     count: int
-    first: int
-    files: tuple[str, ...]
+    first: int  # the smallest of them
+    files: tuple[str, ...]  # that hold the first, one entry per occurrence, at most four
 
 
 def find_repeated(files: Sequence[Identifiers], at_once: int = AT_ONCE) -> Repeated | None:
     """Find source_ids that occur more than once, within a file or across files.
 
-    Args:
-        files: all files; those without rows are skipped.
-        at_once: most source_ids to compare at once; where overlapping files hold more, they are read once per share
-            of their common range.
+    Where overlapping files hold more than `at_once`, they are read once per share of their common range.
     """
     count, first = 0, 0
     holders: tuple[str, ...] = ()

@@ -19,18 +19,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
 from xpbayes.device import prepare_device, visible_gpus
 from xpbayes.errors import InputError, nearest
 
 log = logging.getLogger(__name__)
 
-Engine = Literal["local", "dask"]
-ENGINES: tuple[str, ...] = get_args(Engine)
+ENGINES = ("local", "dask")
 MEMORY_PER_PROCESS = 1.5e9
 """[bytes] that one process may need on CPUs; measured 1.3e9 with draws."""
 LONG_COMPILATION = 0.5
@@ -49,11 +48,7 @@ Result = TypeVar("Result")
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """Read "i/n": this is job i of n, the first is 0.
-
-    Raises:
-        InputError: it is not of that form.
-    """
+    """Read "i/n": this is job i of n, the first is 0; InputError if it is not of that form."""
     first, _, second = text.partition("/")
     plain = text.isascii() and first.isdecimal() and second.isdecimal() and len(text) < 20  # "²" is a digit, no number
     if not plain or int(first) >= int(second):
@@ -61,29 +56,21 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(first), int(second)
 
 
-def check_engine(name: str) -> Engine:
-    """Return the engine of that name; InputError for an unknown one, or one that is not installed."""
+def check_engine(name: str) -> None:
+    """Raise InputError for an unknown engine, or one that is not installed."""
     if name not in ENGINES:
         raise InputError(f"'{name}' is no engine{nearest(name, ENGINES)}; use {' or '.join(ENGINES)}")
     if name == "dask" and importlib.util.find_spec("distributed") is None:
         raise InputError("the engine dask needs dask.distributed; pip install 'xpbayes[dist]'")
-    return name  # type: ignore[return-value]
 
 
 # ------------------------------------------------------------------------------------------------------------ devices
 
 
 def slots(processes: int | None = None) -> list[dict[str, str]]:
-    """Choose worker processes for this machine: one a GPU, else one a core as far as memory goes.
+    """Environments of worker processes on this machine, each with the device or the cores that it may use.
 
-    Args:
-        processes: how many; chosen if None.
-
-    Returns:
-        the environment of each worker: the device or the cores that it may use.
-
-    Raises:
-        InputError: fewer than one process was asked for.
+    Without a number, one a GPU, else one a core as far as memory goes; InputError for fewer than one.
     """
     if processes is not None and processes < 1:
         raise InputError(f"--processes {processes} is not possible; use at least 1")
@@ -134,18 +121,10 @@ def begin_worker(environment: dict[str, str]) -> None:
 def run_local(
     work: Callable[[Item], Result], items: Sequence[Item], processes: int | None = None
 ) -> Iterator[tuple[Item, Result]]:
-    """Call a function with every item, on processes of this machine; a dead worker's item is done again.
+    """Call a picklable function with every item, on processes of this machine; a dead worker's item is done again.
 
-    Args:
-        work: picklable; may be called again with an item that a killed worker had half done.
-        items: what to call it with.
-        processes: how many; chosen if None. With one, this very process does the work.
-
-    Yields:
-        item and result, in the order in which they are finished.
-
-    Raises:
-        InputError: raised by the function; or workers die again and again.
+    Without a number, `slots` chooses; with one process, this very one does the work. Item and result come in the order
+    in which they are finished; InputError is the function's own, or workers die again and again.
     """
     environments = slots(processes)[: max(1, len(items))]
     if len(environments) == 1:
@@ -249,12 +228,8 @@ def spare_memory() -> None:
         ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, LARGE_ARRAY)
 
 
-def _unpickled(shipped: bytes, _cache: dict[bytes, Any] = {}) -> Any:  # noqa: B006
-    """The same object for the same bytes, so that whatever it keeps between calls is kept."""
-    if shipped not in _cache:
-        _cache.clear()
-        _cache[shipped] = pickle.loads(shipped)
-    return _cache[shipped]
+_unpickled = lru_cache(maxsize=1)(pickle.loads)
+"""The same object for the same bytes, so that whatever it keeps between calls is kept."""
 
 
 # --------------------------------------------------------------------------------------------------------------- Dask
@@ -266,20 +241,9 @@ def run_dask(
     scheduler: str | None = None,
     processes: int | None = None,
 ) -> Iterator[tuple[Item, Result]]:
-    """Call a function with every item on a Dask cluster; a killed worker's item is done again.
+    """Do as `run_local` on a Dask cluster: a running scheduler's, whose workers must see the same files, or one here.
 
-    Args:
-        work: picklable; may be called again with an item that a killed worker had half done.
-        items: what to call it with.
-        scheduler: address of a running scheduler, whose workers must see the same files; None starts a cluster of
-            worker processes on this machine, one a device.
-        processes: workers of that cluster; chosen if None.
-
-    Yields:
-        item and result, in the order in which they are finished.
-
-    Raises:
-        InputError: raised by the function; the scheduler cannot be reached; workers die again and again.
+    InputError also where the scheduler cannot be reached.
     """
     import dask
     from distributed import Client, as_completed
@@ -287,12 +251,9 @@ def run_dask(
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": MOST_DEATHS}))
-        if scheduler is None:
-            address: Any = stack.enter_context(local_cluster(slots(processes)))
-        else:
-            address = scheduler
+        cluster = stack.enter_context(local_cluster(slots(processes))) if scheduler is None else None
         try:
-            client = stack.enter_context(Client(address, timeout="30s"))
+            client = stack.enter_context(Client(scheduler or cluster, timeout="30s"))
         except (OSError, ValueError) as error:
             raise InputError(f"{scheduler}: no Dask scheduler answers there ({error}); check the address") from error
         log.info(f"dask: {len(client.scheduler_info()['workers'])} workers at {client.scheduler.address}")
@@ -331,12 +292,7 @@ def local_cluster(environments: Sequence[dict[str, str]]) -> Any:
         for i, environment in enumerate(environments)
     }
     here = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"}  # two runs at once
-    return SpecCluster(
-        workers=workers,
-        scheduler={"cls": Scheduler, "options": here},
-        name="xpbayes",
-        silence_logs=silent,
-    )
+    return SpecCluster(workers, {"cls": Scheduler, "options": here}, name="xpbayes", silence_logs=silent)
 
 
 def _call_on_dask(shipped: bytes, item: Any) -> Any:

@@ -9,11 +9,10 @@ import base64
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,9 +24,9 @@ from numpy.typing import NDArray
 from xpbayes.data.parquet import METADATA_KEY
 from xpbayes.errors import InputError
 from xpbayes.files import reason_of, whole_file
-from xpbayes.production.flat import Flat, InMemory, Rows
-from xpbayes.production.reader import Catalogue
-from xpbayes.production.table import catalogue_about, write_catalogue
+from xpbayes.production.flat import flat_rows
+from xpbayes.production.reader import Catalogue, Rows
+from xpbayes.production.table import catalogue_about, items_of, write_catalogue
 from xpbayes.schema import Column, astropy_metadata, columns_of
 
 FORMATS = {"hats": "", "votable": ".vot", "fits": ".fits", "csv": ".csv", "ecsv": ".ecsv", "parquet": ".parquet"}
@@ -39,41 +38,34 @@ FINEST_ORDER, ORDER_OF_SMALL = 10, 6
 of stars, and a catalogue that fits into one partition needs no fine counts to be cut."""
 FITS_BLOCK = 2880
 """FITS files are made of blocks of so many bytes."""
-BINARY_TYPES: dict[pa.DataType, str] = {
-    pa.float32(): ">f4",
-    pa.float64(): ">f8",
-    pa.int64(): ">i8",
-    pa.int32(): ">i4",
-    pa.int16(): ">i2",
-    pa.int8(): ">i2",
-    pa.uint8(): "u1",
-    pa.uint16(): ">i4",
-    pa.uint32(): ">i8",
-    pa.bool_(): "S1",
+BINARY_TYPES: dict[pa.DataType, tuple[str, str, str]] = {
+    pa.float32(): (">f4", "float", "E"),
+    pa.float64(): (">f8", "double", "D"),
+    pa.int64(): (">i8", "long", "K"),
+    pa.int32(): (">i4", "int", "J"),
+    pa.int16(): (">i2", "short", "I"),
+    pa.int8(): (">i2", "short", "I"),
+    pa.uint8(): ("u1", "unsignedByte", "B"),
+    pa.uint16(): (">i4", "int", "J"),
+    pa.uint32(): (">i8", "long", "K"),
+    pa.bool_(): ("S1", "boolean", "L"),
 }
-VOTABLE_TYPES = {">f4": "float", ">f8": "double", ">i8": "long", ">i4": "int", ">i2": "short", "u1": "unsignedByte",
-                 "S1": "boolean"}  # fmt: skip
-FITS_TYPES = {">f4": "E", ">f8": "D", ">i8": "K", ">i4": "J", ">i2": "I", "u1": "B", "S1": "L"}
+"""Items of both binary formats as NumPy, VOTable and FITS call them."""
 TITLE = "Stellar parameters from Gaia XP spectra (xpbayes)"
 
 
 class BinaryColumn:
-    """One column as both binary formats write it.
-
-    Attributes:
-        column: of the schema.
-        item: NumPy type of one item; text is 'S' with its width.
-        count: items a row; 1 for scalars and text.
-        is_text: fixed-width text.
-    """
+    """One column as both binary formats write it; `width` is that of text."""
 
     def __init__(self, column: Column, width: int) -> None:
-        self.column = column
+        self.column, self.name = column, column.name
         kind = column.type
-        self.is_text = pa.types.is_string(kind)
-        is_list = pa.types.is_fixed_size_list(kind)
-        self.count = kind.list_size if is_list else 1
-        self.item = f"S{width}" if self.is_text else BINARY_TYPES[kind.value_type if is_list else kind]
+        self.is_list, self.is_text = pa.types.is_fixed_size_list(kind), pa.types.is_string(kind)
+        self.count = kind.list_size if self.is_list else 1
+        if self.is_text:
+            self.item, self.votable, self.fits = f"S{width}", "char", f"{width}A"
+        else:
+            self.item, self.votable, self.fits = BINARY_TYPES[kind.value_type if self.is_list else kind]
 
     @property
     def unit(self) -> str:
@@ -88,81 +80,50 @@ class BinaryColumn:
 
     def dtype(self) -> tuple[Any, ...]:
         """Entry of a NumPy record type."""
-        name = self.column.name
-        return (name, self.item, (self.count,)) if pa.types.is_fixed_size_list(self.column.type) else (name, self.item)
+        return (self.name, self.item, (self.count,)) if self.is_list else (self.name, self.item)
 
 
 def binary_columns(catalogue: Rows) -> list[BinaryColumn]:
     """Describe every column; reads the text columns once, for their widths."""
-    texts = [c.name for c in catalogue.columns if pa.types.is_string(c.type)]
-    width = dict.fromkeys(texts, 1)
-    if texts:
-        for table in catalogue.tables(texts):
-            for name in texts:
-                longest = pc.max(pc.binary_length(table[name])).as_py()
-                width[name] = max(width[name], longest or 1)
+    width = {c.name: 1 for c in catalogue.columns if pa.types.is_string(c.type)}
+    for table in catalogue.tables(list(width)) if width else ():
+        width = {name: max(n, pc.max(pc.binary_length(table[name])).as_py() or 1) for name, n in width.items()}
     return [BinaryColumn(c, width.get(c.name, 1)) for c in catalogue.columns]
 
 
 def fill_records(table: pa.Table, columns: list[BinaryColumn], out: NDArray[Any]) -> NDArray[np.bool_]:
-    """Fill NumPy records with a table's rows.
-
-    Args:
-        table: the rows.
-        columns: of the records.
-        out: (row,) records.
-
-    Returns:
-        (row, column) which scalar cells are null.
-    """
+    """Fill (row,) NumPy records with a table's rows; returns (row, column) which scalar cells are null."""
     null = np.zeros((table.num_rows, len(columns)), bool)
     for i, column in enumerate(columns):
-        values = table[column.column.name].combine_chunks()
-        if values.null_count and not pa.types.is_fixed_size_list(values.type):
+        values = table[column.name].combine_chunks()
+        if values.null_count and not column.is_list:
             null[:, i] = values.is_null().to_numpy(zero_copy_only=False)
         if column.is_text:
-            out[column.column.name] = [b"" if v is None else v.encode() for v in values.to_pylist()]
-        elif pa.types.is_fixed_size_list(values.type):
-            size = values.type.list_size
-            items = values.values.slice(values.offset * size, len(values) * size)
-            out[column.column.name] = items.to_numpy(zero_copy_only=False).reshape(-1, size)
+            out[column.name] = [b"" if v is None else v.encode() for v in values.to_pylist()]
+        elif column.is_list:
+            out[column.name] = items_of(values).to_numpy(zero_copy_only=False).reshape(-1, column.count)
         elif pa.types.is_boolean(values.type):
             known = values.fill_null(False).to_numpy(zero_copy_only=False)
-            out[column.column.name] = np.where(null[:, i], b"?", np.where(known, b"T", b"F"))
+            out[column.name] = np.where(null[:, i], b"?", np.where(known, b"T", b"F"))
         else:
             filled = values if pa.types.is_floating(values.type) else values.fill_null(0)
-            out[column.column.name] = filled.to_numpy(zero_copy_only=False)
+            out[column.name] = filled.to_numpy(zero_copy_only=False)
     return null
-
-
-@contextmanager
-def _new_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that gets its name if all goes well."""
-    with whole_file(path) as temporary, open(temporary, "wb") as stream:
-        yield stream
 
 
 # ------------------------------------------------------------------------------------------------------------ VOTable
 
 
 def write_votable(catalogue: Rows, path: Path) -> None:
-    """Write a VOTable 1.4 with a BINARY2 stream, row block by row block.
-
-    Args:
-        catalogue: what to write.
-        path: file to write.
-
-    Raises:
-        InputError: the file cannot be written, or the catalogue not read.
-    """
+    """Write a VOTable 1.4 with a BINARY2 stream, row block by row block."""
     columns = binary_columns(catalogue)
     n_flags = -(-len(columns) // 8)
     kind = np.dtype([("_null", "u1", (n_flags,)), *(c.dtype() for c in columns)])
     before, after = _votable_frame(columns, catalogue.n_rows).split(b"@DATA@")
-    with _new_file(path) as stream:
+    with whole_file(path) as temporary, open(temporary, "wb") as stream:
         stream.write(before)
         waiting = b""
-        for table in catalogue.tables():
+        for table in catalogue.tables(None):
             records = np.zeros(table.num_rows, kind)
             null = fill_records(table, columns, records)
             padded = np.zeros((len(null), n_flags * 8), bool)
@@ -187,15 +148,12 @@ def _votable_frame(columns: list[BinaryColumn], n_rows: int) -> bytes:
     table.description = TITLE
     resource.tables.append(table)
     for column in columns:
-        about: dict[str, Any] = {"name": column.column.name, "ucd": column.column.ucd or None}
+        about: dict[str, Any] = {"name": column.name, "ucd": column.column.ucd or None}
         if column.unit:
             about["unit"] = "'dex'" if column.unit == "dex" else column.unit  # no unit of VOUnit: bare it is 0.1 ex
-        if column.is_text:
-            about |= {"datatype": "char", "arraysize": column.item[1:]}
-        else:
-            about["datatype"] = VOTABLE_TYPES[column.item]
-            if column.count > 1:
-                about["arraysize"] = str(column.count)
+        about["datatype"] = column.votable
+        if column.is_text or column.count > 1:
+            about["arraysize"] = column.item[1:] if column.is_text else str(column.count)
         field = Field(file, **about)
         field.description = column.description
         table.fields.append(field)
@@ -212,13 +170,6 @@ def write_fits(catalogue: Rows, path: Path) -> None:
     """Write a FITS binary table, row block by row block.
 
     UCDs and descriptions stand in the keywords TUCDn and TCOMMn. An integer that is null is 0: FITS marks none.
-
-    Args:
-        catalogue: what to write.
-        path: file to write.
-
-    Raises:
-        InputError: the file cannot be written, or the catalogue not read.
     """
     from astropy.io import fits
 
@@ -231,24 +182,24 @@ def write_fits(catalogue: Rows, path: Path) -> None:
     header["PCOUNT"], header["GCOUNT"], header["TFIELDS"] = 0, 1, len(columns)
     header["EXTNAME"] = "XPBAYES"
     for i, column in enumerate(columns, 1):
-        form = f"{column.item[1:]}A" if column.is_text else f"{column.count}{FITS_TYPES[column.item]}"
-        header[f"TTYPE{i}"], header[f"TFORM{i}"] = column.column.name, form
+        header[f"TTYPE{i}"] = column.name
+        header[f"TFORM{i}"] = column.fits if column.is_text else f"{column.count}{column.fits}"
         if column.unit:
             header[f"TUNIT{i}"] = column.unit
         header[f"TUCD{i}"] = column.column.ucd
         header[f"TCOMM{i}"] = column.description
     primary = fits.PrimaryHDU()
     primary.header["TITLE"] = TITLE
-    with _new_file(path) as stream:
+    with whole_file(path) as temporary, open(temporary, "wb") as stream:
         stream.write(primary.header.tostring().encode("ascii"))
         stream.write(header.tostring().encode("ascii"))
         written = 0
-        for table in catalogue.tables():
+        for table in catalogue.tables(None):
             records = np.zeros(table.num_rows, kind)
             null = fill_records(table, columns, records)
             for i, column in enumerate(columns):
                 if column.item == "S1" and not column.is_text:
-                    records[column.column.name][null[:, i]] = b"\0"
+                    records[column.name][null[:, i]] = b"\0"
             written += stream.write(records.tobytes())
         stream.write(b"\0" * (-written % FITS_BLOCK))
 
@@ -257,72 +208,42 @@ def write_fits(catalogue: Rows, path: Path) -> None:
 
 
 def write_csv(catalogue: Rows, path: Path) -> None:
-    """Write CSV, row block by row block; a cell without a value is empty.
-
-    Args:
-        catalogue: what to write, flat.
-        path: file to write.
-
-    Raises:
-        InputError: the file cannot be written, or the catalogue not read.
-    """
-    with _new_file(path) as stream:
-        stream.write((",".join(c.name for c in catalogue.columns) + "\n").encode())
-        _write_cells(catalogue, stream)
+    """Write CSV of flat columns, row block by row block; a cell without a value is empty."""
+    _write_cells(catalogue, path, ())
 
 
 def write_ecsv(catalogue: Rows, path: Path) -> None:
-    """Write astropy's ECSV, row block by row block: CSV under a header with types, units, UCDs and descriptions.
-
-    Args:
-        catalogue: what to write, flat.
-        path: file to write.
-
-    Raises:
-        InputError: the file cannot be written, or the catalogue not read.
-    """
+    """Write astropy's ECSV of flat columns: CSV under a header with types, units, UCDs and descriptions."""
     header = ["%ECSV 1.0", "---", "delimiter: ','", "datatype:"]
     for c in catalogue.columns:
         about = {"name": c.name, "datatype": {"float": "float32", "double": "float64"}.get(str(c.type), str(c.type))}
         about |= {"unit": c.unit} if c.unit else {}
         header.append(f"- {json.dumps(about | {'description': c.description, 'meta': {'ucd': c.ucd}})}")
-    header += [f"meta: {json.dumps({'title': TITLE})}", "schema: astropy-2.0"]
-    names = ",".join(c.name for c in catalogue.columns)
-    with _new_file(path) as stream:
-        stream.write("".join(f"# {line}\n" for line in header).encode() + f"{names}\n".encode())
-        _write_cells(catalogue, stream)
+    _write_cells(catalogue, path, [*header, f"meta: {json.dumps({'title': TITLE})}", "schema: astropy-2.0"])
 
 
-def _write_cells(catalogue: Rows, stream: BinaryIO) -> None:
+def _write_cells(catalogue: Rows, path: Path, header: Sequence[str]) -> None:
     """Rows as comma-separated text; what is NaN in memory is an empty cell, which readers take for missing."""
     options = pa_csv.WriteOptions(include_header=False, quoting_style="needed")
-    for table in catalogue.tables():
-        arrays = [_null_where_nan(column) for column in table.columns]
-        pa_csv.write_csv(pa.Table.from_arrays(arrays, names=table.column_names), stream, options)
-
-
-def _null_where_nan(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    if not pa.types.is_floating(column.type):
-        return column
-    return pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+    names = ",".join(c.name for c in catalogue.columns)
+    with whole_file(path) as temporary, open(temporary, "wb") as stream:
+        stream.write("".join([*(f"# {line}\n" for line in header), f"{names}\n"]).encode())
+        for table in catalogue.tables(None):
+            for i, column in enumerate(table.columns):
+                if pa.types.is_floating(column.type):
+                    known = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+                    table = table.set_column(i, table.field(i), known)
+            pa_csv.write_csv(table, stream, options)
 
 
 def write_flat_parquet(catalogue: Rows, path: Path) -> None:
-    """Write Parquet with units, UCDs and descriptions, as pandas, astropy and DuckDB open it.
-
-    Args:
-        catalogue: what to write, flat.
-        path: file to write.
-
-    Raises:
-        InputError: the file cannot be written, or the catalogue not read.
-    """
+    """Write Parquet of flat columns with units, UCDs and descriptions, as pandas, astropy and DuckDB open it."""
     schema = pa.schema([c.field() for c in catalogue.columns])
     schema = schema.with_metadata(
         {METADATA_KEY.decode(): json.dumps({"kind": "flat table"}), **astropy_metadata(schema)}
     )
     with whole_file(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        for table in catalogue.tables():
+        for table in catalogue.tables(None):
             writer.write_table(table.cast(schema.remove_metadata()).replace_schema_metadata(schema.metadata))
 
 
@@ -349,28 +270,16 @@ def save_catalogue(catalogue: pa.Table, path: str | Path, *, flat: bool | None =
     """
     path = Path(path)
     is_flat, about = check_suffix(path, flat=flat), catalogue_about(catalogue)
+    own = [c.name for c in columns_of(about)]
     if not is_flat and path.suffix == ".parquet":
         return write_catalogue(catalogue, path)
-    rows: Rows = InMemory(columns_of(about), catalogue.select([c.name for c in columns_of(about)]))
-    WRITERS[path.suffix](Flat(rows, about) if is_flat else rows, path)
+    rows = Rows(len(catalogue), columns_of(about), lambda names: iter([catalogue.select(names or own)]))
+    WRITERS[path.suffix](flat_rows(rows, about) if is_flat else rows, path)
     return path
 
 
-OF_OTHER_FILES = {
-    ".txt",
-    ".tsv",
-    ".dat",
-    ".xml",
-    ".votable",
-    ".fit",
-    ".pq",
-    ".h5",
-    ".hdf5",
-    ".gz",
-    ".zip",
-    ".json",
-    ".xlsx",
-}
+OF_OTHER_FILES = {".txt", ".tsv", ".dat", ".xml", ".votable", ".fit", ".pq", ".h5", ".hdf5", ".gz", ".zip", ".json",
+                  ".xlsx"}  # fmt: skip
 """Suffixes of files that catalogues are not written as: who asks for one does not want a folder."""
 
 
@@ -404,10 +313,9 @@ def write_hats(
     """Write a HATS catalogue, which LSDB opens: Parquet files by HEALPix pixel, for matching and cone searches.
 
     Args:
-        catalogue: what to write.
-        path: folder to make.
+        catalogue, path: what to write, and the folder to make.
         approximate_positions: where ra and dec are missing, take the centre of the pixel in the source_id.
-        processes: worker processes; one a core, as far as memory goes, if None.
+        processes: as for `engine.slots`.
 
     Raises:
         InputError: the folder exists or cannot be written, positions are missing, or hats-import is.

@@ -20,35 +20,22 @@ MAX_EXTRAPOLATION = 1.0
 
 
 class Scores(NamedTuple):
-    """(star,) each; None where the model cannot tell.
+    """(star,) each; None where the model cannot tell."""
 
-    Attributes:
-        fit_quality: see `inference.fit_quality`.
-        extrapolation: see `inference.support`.
-        trust: (star, 1 + parameter) see `inference.trust`.
-    """
-
-    fit_quality: NDArray[np.float32] | None = None
-    extrapolation: NDArray[np.float32] | None = None
-    trust: NDArray[np.float32] | None = None
+    fit_quality: NDArray[np.float32] | None = None  # see `inference.fit_quality`
+    extrapolation: NDArray[np.float32] | None = None  # see `inference.support`
+    trust: NDArray[np.float32] | None = None  # (star, 1 + parameter) see `inference.trust`
 
 
 class Parallaxes(NamedTuple):
-    """Inferred and measured parallaxes [mas], (star,) each; NaN where missing.
+    """Inferred and measured parallaxes [mas], (star,) each; NaN where missing."""
 
-    Attributes:
-        mode: at the optimum.
-        mode_error: its standard error, of the full posterior's curvature.
-        median, low, high: 50, 16 and 84 % quantiles of draws.
-        measured, measured_error: Gaia's.
-    """
-
-    mode: NDArray[np.floating]
-    mode_error: NDArray[np.floating]
-    median: NDArray[np.floating]
+    mode: NDArray[np.floating]  # at the optimum
+    mode_error: NDArray[np.floating]  # its standard error, of the full posterior's curvature
+    median: NDArray[np.floating]  # 50, 16 and 84 % quantiles of draws
     low: NDArray[np.floating]
     high: NDArray[np.floating]
-    measured: NDArray[np.floating]
+    measured: NDArray[np.floating]  # Gaia's
     measured_error: NDArray[np.floating]
 
     @property
@@ -63,14 +50,7 @@ class Parallaxes(NamedTuple):
 def paper_flags(
     chi2: NDArray[np.floating], ln_prior: NDArray[np.floating], ln_threshold: float, parallaxes: Parallaxes
 ) -> NDArray[np.uint8]:
-    """Bits 3 to 5 of ZGR23 Table 2 (Eq. 24 to 26).
-
-    Args:
-        chi2: (star,) of the fluxes; NaN where there is no fit.
-        ln_prior: (star,).
-        ln_threshold: the model's own threshold.
-        parallaxes: of the stars.
-    """
+    """(star,) bits 3 to 5 of ZGR23 Table 2 (Eq. 24 to 26); (star,) chi2 of the fluxes is NaN where there is no fit."""
     flags = np.zeros(len(chi2), np.uint8)
     with np.errstate(invalid="ignore", divide="ignore"):
         flags[~(chi2 / CHI2_CHANNELS <= MAX_REDUCED_CHI2)] |= np.uint8(QualityFlag.POOR_FIT)
@@ -87,14 +67,9 @@ def quality_flags(
     extrapolation: NDArray[np.floating],
     spurious: NDArray[np.floating],
 ) -> NDArray[np.uint8]:
-    """The paper's bits 3 and 4, and bits 5 to 7 as `schema.QualityFlag` has them.
+    """(star,) bits 3 and 4 of `paper_flags`, and bits 5 to 7 as `schema.QualityFlag` has them.
 
-    Args:
-        of_paper: (star,) from `paper_flags`.
-        parallaxes: of the stars.
-        fit_quality: (star,) NaN where not known.
-        extrapolation: (star,) NaN where not known.
-        spurious: (star,) probability that the parallax is; NaN where not known.
+    Fit quality, extrapolation and the probability that the parallax is spurious are (star,), NaN where not known.
     """
     flags = of_paper & np.uint8(0xFF & ~QualityFlag.PARALLAX_TENSION)
     with np.errstate(invalid="ignore", divide="ignore"):

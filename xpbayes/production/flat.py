@@ -7,21 +7,47 @@ This is the only place that decides it: fits in memory, exports and pages take t
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from xpbayes.production.reader import Rows
 from xpbayes.production.table import catalogue_about, list_column, text_column
 from xpbayes.schema import DEFAULT_LABELS, LABEL_UCDS, Column, catalogue_columns, id_column
 
-PARAMETER_UNITS = {"teff": "K", "extinction": "mag", "parallax": "mas"}
-"""Of flat columns; a label that is not named here is in dex."""
-PARAMETER_UCDS = {**LABEL_UCDS, "extinction": "phys.absorption", "parallax": "pos.parallax"}
-TITLES = {"teff": "effective temperature", "feh": "[Fe/H]", "logg": "log g", "alpha_m": "[alpha/M]",
-          "extinction": "extinction scalar E", "parallax": "parallax"}  # fmt: skip
+PARAMETERS = {
+    "teff": ("K", LABEL_UCDS["teff"], "effective temperature"),
+    "feh": ("dex", LABEL_UCDS["feh"], "[Fe/H]"),
+    "logg": ("dex", LABEL_UCDS["logg"], "log g"),
+    "alpha_m": ("dex", LABEL_UCDS["alpha_m"], "[alpha/M]"),
+    "extinction": ("mag", "phys.absorption", "extinction scalar E"),
+    "parallax": ("mas", "pos.parallax", "parallax"),
+}
+"""Unit, UCD and title of flat columns; another label is in dex."""
+INTERVAL = {
+    "": ("{ucd}", "{title}: {what}"),
+    "_err": ("stat.error;{ucd}", "half of {name}_p84 - {name}_p16"),
+    "_p16": ("{ucd};stat.value", "16 % quantile of {name}"),
+    "_p84": ("{ucd};stat.value", "84 % quantile of {name}"),
+}
+"""Columns of a parameter, what their names end with -> UCD and description: a value and its 68 % interval."""
+MODE = {
+    "_mode": ("{ucd};stat.max", "{title}: posterior mode (ZGR23-compatible)"),
+    "_mode_err": ("stat.error;{ucd}", "{title}: Fisher error (ZGR23-compatible)"),
+}
+BINARY = {
+    "_binary": ("{ucd};stat.mean", "{title}: of the brighter star, if there is a second source"),
+    "_binary_err": ("stat.error;{ucd}", "1-sigma error of {name}_binary"),
+}
+RELIABILITY = {
+    "_reliability": (
+        "stat.probability",
+        "{title}: probability that the median of the forward posterior is within 2 of its errors",
+    )
+}
 KEPT = (
     "quality_flags", "status", "fit_quality", "extrapolation", "p_outside_model", "p_spurious_parallax", "refined_share",
     "xi_median", "xi_p16", "xi_p84", "r_v", "r_v_err", "teff_confidence", "feh_confidence", "logg_confidence", "k_hat",
@@ -33,68 +59,20 @@ OF_COMPANION = ("binary_teff2", "binary_teff2_err")
 """Those that are flat but for their unit, kK."""
 
 
-class Rows(Protocol):
-    """A catalogue that is read some rows at a time; `reader.Catalogue` is one."""
-
-    @property
-    def n_rows(self) -> int:
-        """Rows in all."""
-        ...
-
-    @property
-    def columns(self) -> tuple[Column, ...]:
-        """What they hold."""
-        ...
-
-    def tables(self, names: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The rows in order, of the named columns."""
-        ...
+def unit_of(parameter: str) -> str:
+    """Of flat columns."""
+    return PARAMETERS.get(parameter, ("dex",))[0]
 
 
-@dataclass(frozen=True)
-class InMemory:
-    """A table as `Rows`."""
+def flat_rows(rows: Rows, about: Mapping[str, Any]) -> Rows:
+    """A catalogue's rows with those of `flat_columns` that it can fill; `about` is what it was made with."""
 
-    columns: tuple[Column, ...]
-    table: pa.Table
-
-    @property
-    def n_rows(self) -> int:
-        """Rows in all."""
-        return len(self.table)
-
-    def tables(self, names: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The table, in one piece."""
-        yield self.table if names is None else self.table.select(list(names))
-
-
-@dataclass(frozen=True)
-class Flat:
-    """Another catalogue's rows with flat columns.
-
-    Attributes:
-        rows: the catalogue.
-        about: what it was made with.
-    """
-
-    rows: Rows
-    about: Mapping[str, Any]
-
-    @property
-    def n_rows(self) -> int:
-        """Rows in all."""
-        return self.rows.n_rows
-
-    @property
-    def columns(self) -> tuple[Column, ...]:
-        """Those of `flat_columns` that the catalogue can fill."""
-        return columns_for(self.about, [c.name for c in self.rows.columns])
-
-    def tables(self, names: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """Block by block."""
-        for table in self.rows.tables():
-            flat = flat_table(table, self.about)
+    def tables(names: Sequence[str] | None) -> Iterator[pa.Table]:
+        for table in rows.tables(None):
+            flat = flat_table(table, about)
             yield flat if names is None else flat.select(list(names))
+
+    return Rows(rows.n_rows, columns_for(about, [c.name for c in rows.columns]), tables)
 
 
 def flat_table(catalogue: pa.Table, about: Mapping[str, Any] | None = None) -> pa.Table:
@@ -108,24 +86,22 @@ def flat_table(catalogue: pa.Table, about: Mapping[str, Any] | None = None) -> p
         the columns of `flat_columns`, with units, UCDs and descriptions in their fields' metadata.
     """
     about = catalogue_about(catalogue) if about is None else about
-    names = (*about["labels"], "extinction", "parallax")
+    has = set(catalogue.column_names)
     values: dict[str, Any] = {"source_id": catalogue[id_column(catalogue.column_names)].to_numpy()}
-    mode, fisher = list_column(catalogue, "stellar_params_est"), list_column(catalogue, "stellar_params_err")
     forward = forward_values(catalogue)
-    best = recommended(catalogue, forward)
-    for i, name in enumerate(names):
+    of_list = {"{}_mode": "stellar_params_est", "{}_mode_err": "stellar_params_err"}
+    of_list |= {"{}_binary": "binary_params", "{}_binary_err": "binary_params_err"}
+    each = {flat: list_column(catalogue, name) for flat, name in of_list.items() if name in has}
+    for suffix, ours, before in zip(
+        ("", "_err", "_p16", "_p84"), recommended(catalogue, forward), forward, strict=True
+    ):
+        each |= {f"{{}}{suffix}": ours, f"{{}}_forward{suffix}": before}
+    for i, name in enumerate((*about["labels"], "extinction", "parallax")):
         scale = 1e3 if name == "teff" else 1.0
-        values |= {f"{name}_mode": mode[:, i] * scale, f"{name}_mode_err": fisher[:, i] * scale}
-        if "reliability" in catalogue.column_names:
+        values |= {flat.format(name): of[:, i] * scale for flat, of in each.items()}
+        if "reliability" in has:
             values[f"{name}_reliability"] = list_column(catalogue, "reliability")[:, i]
-        for suffix, ours, before in zip(("", "_err", "_p16", "_p84"), best, forward, strict=True):
-            values |= {f"{name}{suffix}": ours[:, i] * scale, f"{name}_forward{suffix}": before[:, i] * scale}
-    if "ln_odds_binary" in catalogue.column_names:
-        of_pair = [list_column(catalogue, name) for name in ("binary_params", "binary_params_err")]
-        for i, name in enumerate(names):
-            scale = 1e3 if name == "teff" else 1.0
-            values |= {f"{name}_binary{end}": of[:, i] * scale for end, of in zip(("", "_err"), of_pair, strict=True)}
-        values |= {name: catalogue[name].to_numpy() * 1e3 for name in OF_COMPANION}
+    values |= {name: catalogue[name].to_numpy() * 1e3 for name in OF_COMPANION if name in has}
     columns = columns_for(about, catalogue.column_names)
     arrays = [
         pa.array(values[c.name], type=c.type)
@@ -150,12 +126,7 @@ class Values(NamedTuple):
 
 
 def recommended(catalogue: pa.Table, forward: Values | None = None) -> Values:
-    """The recommended values of a catalogue's rows [kK, dex, dex, mag, mas].
-
-    Args:
-        catalogue: the rows.
-        forward: their `forward_values`, if these are known already.
-    """
+    """The recommended values of rows [kK, dex, dex, mag, mas], whose `forward_values` may be known already."""
     forward = forward_values(catalogue) if forward is None else forward
     if "refined_median" not in catalogue.column_names:
         return forward
@@ -211,20 +182,11 @@ def columns_for(about: Mapping[str, Any], names: Sequence[str]) -> tuple[Column,
 def flat_columns(
     labels: tuple[str, ...] = DEFAULT_LABELS, *, refined: bool = False, curve: bool = False, binaries: bool = False
 ) -> tuple[Column, ...]:
-    """List the columns of a flat table of stars.
-
-    Args:
-        labels: names of the model's labels, Teff first.
-        refined: the model has a second stage, which refined the labels.
-        curve: the model knows how the extinction curve varies.
-        binaries: stars were compared with pairs of stars.
-    """
+    """List the columns of a flat table of stars; arguments as of `schema.catalogue_columns`, labels with Teff first."""
     f64 = pa.float64()
     names = (*labels, "extinction", "parallax")
-    known = {
-        column.name: column
-        for column in catalogue_columns(len(labels), refined=refined, curve=curve, binaries=binaries)
-    }
+    all_columns = catalogue_columns(len(labels), refined=refined, curve=curve, binaries=binaries)
+    known = {column.name: column for column in all_columns}
     columns = [
         Column("source_id", pa.int64(), "", "meta.id;meta.main", "Gaia source identifier"),
         Column("ra", f64, "deg", "pos.eq.ra;meta.main", "right ascension (ICRS)"),
@@ -232,48 +194,28 @@ def flat_columns(
     ]
     for name in names:
         how = "refined by what the residual spectrum tells" if refined and name in labels else "as calibrated"
-        columns += _interval_columns(name, name, f"posterior median, {how}; the mode where nothing was drawn")
+        columns += _of(name, INTERVAL, what=f"posterior median, {how}; the mode where nothing was drawn")
     columns += [known[name] for name in KEPT if name in known]
     for name in names:
-        what = (
-            f"{TITLES.get(name, name)}: probability that the median of the forward posterior is within 2 of its errors"
-        )
-        columns.append(Column(f"{name}_reliability", pa.float32(), "", "stat.probability", what))
-    if binaries:
-        columns += [replace(known[name], unit="K") for name in OF_COMPANION]
-        columns += _binary_columns(names)
+        columns += [replace(column, unit="") for column in _of(name, RELIABILITY)]
+    columns += [replace(known[name], unit="K") for name in OF_COMPANION if binaries]
+    for name in names if binaries else ():
+        columns += _of(name, BINARY)
     for name in labels if refined else ():
-        columns += _interval_columns(f"{name}_forward", name, "median of the forward posterior, before refinement")
+        columns += _of(name, INTERVAL, f"{name}_forward", "median of the forward posterior, before refinement")
     for name in names:
-        unit, ucd, title = PARAMETER_UNITS.get(name, "dex"), PARAMETER_UCDS.get(name, ""), TITLES.get(name, name)
-        mode = f"{name}_mode"
-        columns += [
-            Column(mode, pa.float32(), unit, f"{ucd};stat.max", f"{title}: posterior mode (ZGR23-compatible)"),
-            Column(f"{mode}_err", pa.float32(), unit, f"stat.error;{ucd}", f"{title}: Fisher error (ZGR23-compatible)"),
-        ]
-    return tuple(replace(c, ucd=c.ucd.strip(";")) for c in columns)
+        columns += _of(name, MODE)
+    return tuple(columns)
 
 
-def _binary_columns(names: Sequence[str]) -> list[Column]:
-    """Flat columns of the primary's parameters under hypothesis B."""
-    columns = []
-    for name in names:
-        unit, ucd, title = PARAMETER_UNITS.get(name, "dex"), PARAMETER_UCDS.get(name, ""), TITLES.get(name, name)
-        what = f"{title}: of the brighter star, if there is a second source"
-        columns += [
-            Column(f"{name}_binary", pa.float32(), unit, f"{ucd};stat.mean", what),
-            Column(f"{name}_binary_err", pa.float32(), unit, f"stat.error;{ucd}", f"1-sigma error of {name}_binary"),
-        ]
-    return columns
-
-
-def _interval_columns(name: str, parameter: str, description: str) -> list[Column]:
-    """Flat columns of a value of some parameter and its 68 % interval."""
-    f32, unit, ucd = pa.float32(), PARAMETER_UNITS.get(parameter, "dex"), PARAMETER_UCDS.get(parameter, "")
-    title = TITLES.get(parameter, parameter)
-    return [
-        Column(name, f32, unit, ucd, f"{title}: {description}"),
-        Column(f"{name}_err", f32, unit, f"stat.error;{ucd}", f"half of {name}_p84 - {name}_p16"),
-        Column(f"{name}_p16", f32, unit, f"{ucd};stat.value", f"16 % quantile of {name}"),
-        Column(f"{name}_p84", f32, unit, f"{ucd};stat.value", f"84 % quantile of {name}"),
-    ]
+def _of(
+    parameter: str, columns: Mapping[str, tuple[str, str]], name: str | None = None, what: str = ""
+) -> list[Column]:
+    """Flat columns of a parameter, by another name perhaps, and what it is."""
+    unit, own, title = PARAMETERS.get(parameter, ("dex", "", parameter))
+    name = parameter if name is None else name
+    found = []
+    for end, (ucd, text) in columns.items():
+        ucd, text = ucd.format(ucd=own).strip(";"), text.format(title=title, name=name, what=what)
+        found.append(Column(f"{name}{end}", pa.float32(), unit, ucd, text))
+    return found

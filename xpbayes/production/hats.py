@@ -23,14 +23,7 @@ SOURCE_ID_SHIFT = 35
 
 
 def positions_from_source_id(source_id: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Centres of the HEALPix pixels in source_ids.
-
-    Args:
-        source_id: (star,) Gaia identifiers.
-
-    Returns:
-        right ascension and declination [deg], at most 0.9 arcmin from where the star was.
-    """
+    """(star,) right ascension and declination [deg] of source_ids' pixels, at most 0.9 arcmin from the stars."""
     from astropy_healpix import healpix_to_lonlat
 
     ra, dec = healpix_to_lonlat(source_id >> SOURCE_ID_SHIFT, 2**HEALPIX_ORDER, order="nested")
@@ -59,12 +52,7 @@ class CatalogueReader(InputReader):
         self._about = about
 
     def read(self, input_file: Any, read_columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """Yield tables.
-
-        Args:
-            input_file: a file of the catalogue.
-            read_columns: which columns; all if None.
-        """
+        """Yield a file's tables of these columns, all if None."""
         one = Catalogue((Path(str(input_file)),), 0, self._about)
         names = None if read_columns is None else list(dict.fromkeys([*read_columns, "source_id"]))
         for table in one.tables(names, rows_at_once=262_144):

@@ -6,6 +6,7 @@ writes the same parts. A star table is cut by rows, and each cut is a task of it
 read from its beginning, so it is one task with as many parts as it needs.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,7 +26,7 @@ from xpbayes.channels import Channels
 from xpbayes.data.parquet import read_footer, read_parquet
 from xpbayes.data.rejected import Rejected
 from xpbayes.data.spectra import Cut, Spectra
-from xpbayes.data.spectra_file import read_header, read_star_table_rows
+from xpbayes.data.spectra_file import read_header, read_star_table_rows, star_table_files
 from xpbayes.errors import InputError
 from xpbayes.files import has_gone, refuse_repeated
 from xpbayes.instrument.instrument import DEFAULT_ID, InstrumentId
@@ -39,23 +40,14 @@ COMPANIONS = ("gaia", "two_mass", "unwise")
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file of a run.
+    """One file of a run."""
 
-    Attributes:
-        path: where it is now.
-        name: what the manifest calls it: its name without the folder, which may differ between machines.
-        kind: 'star table', 'spectra', or a kind of companion table.
-        size: [bytes].
-        survey: index of the survey it belongs to, -1 for a star table.
-        n_rows: rows of a star table; None where only reading tells.
-    """
-
-    path: Path
-    name: str
-    kind: str
-    size: int
-    survey: int = -1
-    n_rows: int | None = None
+    path: Path  # where it is now
+    name: str  # what the manifest calls it: its name without the folder, which may differ between machines
+    kind: str  # 'star table', 'spectra', or a kind of companion table
+    size: int  # [bytes]
+    survey: int = -1  # index of the survey it belongs to, -1 for a star table
+    n_rows: int | None = None  # rows of a star table; None where only reading tells
 
     def identity(self) -> dict[str, Any]:
         """What must stay the same for a run to go on, without reading the file."""
@@ -64,66 +56,39 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Task:
-    """The unit of work: one cut of a star table, or one whole file of spectra.
+    """The unit of work: one cut of a star table, or one whole file of spectra."""
 
-    Attributes:
-        number: position in the layout.
-        file: index of the input file.
-        block: number of its first part within the file.
-        start, stop: rows of a star table; 0 and None for spectra.
-        weight: its share of all input [bytes], to tell what is left.
-    """
-
-    number: int
-    file: int
-    block: int
-    start: int
+    number: int  # position in the layout
+    file: int  # index of the input file
+    block: int  # number of its first part within the file
+    start: int  # rows of a star table; 0 and None for spectra
     stop: int | None
-    weight: float
+    weight: float  # its share of all input [bytes], to tell what is left
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Consecutive stars of a task, few enough to solve at once.
+    """Consecutive stars of a task, few enough to solve at once."""
 
-    Attributes:
-        block: number within the file of the part that the stars belong to.
-        table: the stars.
-        rejected: rows met on the way that could not be used.
-        n_read: rows of the file that this batch accounts for.
-        ends_part: no further batch belongs to this part.
-        ends_task: nor to this task.
-        n_uncorrected: stars with a parallax whose zero point was asked for and is not known.
-        cuts: of spectra, what companion tables gave to the stars.
-    """
-
-    block: int
+    block: int  # number within the file of the part that the stars belong to
     table: Spectra
-    rejected: tuple[Rejected, ...]
-    n_read: int
-    ends_part: bool
+    rejected: tuple[Rejected, ...]  # rows met on the way that could not be used
+    n_read: int  # rows of the file that this batch accounts for
+    ends_part: bool  # no further batch belongs to this part
     ends_task: bool
-    n_uncorrected: int = 0
-    cuts: tuple[Cut, ...] = ()
+    n_uncorrected: int = 0  # stars with a parallax whose zero point was asked for and is not known
+    cuts: tuple[Cut, ...] = ()  # of spectra, what companion tables gave to the stars
 
 
 @dataclass(frozen=True)
 class Layout:
-    """All inputs of a run and how they are cut.
+    """All inputs of a run and how they are cut."""
 
-    Attributes:
-        files: star tables and files of spectra, in the order they were named.
-        companions: tables to be joined to the spectra.
-        surveys: the survey.toml files, or what was made of files that were named without one.
-        stars_per_part: most rows of a part.
-        instrument: of all stars.
-    """
-
-    files: tuple[InputFile, ...]
-    companions: tuple[InputFile, ...]
-    surveys: tuple[Survey, ...]
-    stars_per_part: int
-    instrument: InstrumentId = DEFAULT_ID
+    files: tuple[InputFile, ...]  # star tables and files of spectra, in the order they were named
+    companions: tuple[InputFile, ...]  # tables to be joined to the spectra
+    surveys: tuple[Survey, ...]  # the survey.toml files, or what was made of files that were named without one
+    stars_per_part: int  # most rows of a part
+    instrument: InstrumentId = DEFAULT_ID  # of all stars
 
     @cached_property
     def tasks(self) -> tuple[Task, ...]:
@@ -154,12 +119,9 @@ class Layout:
 
 
 def lay_out(inputs: Sequence[str | Path | Survey], channels: Channels, stars_per_part: int) -> Layout:
-    """Find and check all inputs and cut them into tasks; reads no more than headers and source_ids.
+    """Find and check all inputs, files or what `open_inputs` made of others, and cut them into tasks.
 
-    Args:
-        inputs: star tables, folders of them, survey.toml files, or what `open_inputs` made of others.
-        channels: the model's channel set; a star table may have other bands, but no other XP samples.
-        stars_per_part: most rows of a part.
+    No more than headers and source_ids are read. `channels` are the model's; a star table may have other bands.
 
     Raises:
         InputError: an input is missing, of another kind, empty or named twice; its channels are not the model's; star
@@ -182,24 +144,21 @@ def lay_out(inputs: Sequence[str | Path | Survey], channels: Channels, stars_per
             for kind in COMPANIONS:
                 patterns = getattr(survey.settings, kind).files
                 companions += [_file(p, kind, number) for p in (expand(patterns, base) if patterns else [])]
-        elif given.is_dir():
-            tables = sorted(given.glob("*.parquet"))
-            if not tables:
-                raise InputError(f"{given}: holds no star table (*.parquet); name a star table or a folder of them")
-            files += [_star_table(p, channels, instruments) for p in tables]
-        else:
-            files.append(_star_table(given, channels, instruments))
+            continue
+        for path in star_table_files(given):
+            header, n_rows = read_header(path)
+            channels.require_same_spectra(header.channels, "the model", str(path))
+            instruments[str(path)] = header.instrument
+            files.append(_file(path, "star table", n_rows=n_rows))
     if not files:
         raise InputError("no input was named; name star tables, folders of them, or a survey.toml")
     first, instrument = next(iter(instruments.items()))
     for name, other in instruments.items():
         instrument.require_same(other, first, name)
-    once: set[Path] = set()
-    for file in files:
-        if file.path in once:
-            raise InputError(f"{file.path}: is named twice among the inputs; name every file once")
-        once.add(file.path)
-    refuse_repeated([file.path for file in files])
+    paths = [file.path for file in files]
+    if twice := [path for path, times in Counter(paths).items() if times > 1]:
+        raise InputError(f"{twice[0]}: is named twice among the inputs; name every file once")
+    refuse_repeated(paths)
     repeated = find_repeated([_identifiers(f) for f in files if f.n_rows])
     if repeated is not None:
         raise InputError(
@@ -211,13 +170,6 @@ def lay_out(inputs: Sequence[str | Path | Survey], channels: Channels, stars_per
 
 def _file(path: Path, kind: str, survey: int = -1, n_rows: int | None = None) -> InputFile:
     return InputFile(path.absolute(), path.name, kind, path.stat().st_size, survey, n_rows)
-
-
-def _star_table(path: Path, channels: Channels, instruments: dict[str, InstrumentId]) -> InputFile:
-    header, n_rows = read_header(path)
-    channels.require_same_spectra(header.channels, "the model", str(path))
-    instruments[str(path)] = header.instrument
-    return _file(path, "star table", n_rows=n_rows)
 
 
 def _identifiers(file: InputFile) -> Identifiers:
@@ -241,16 +193,12 @@ def _identifiers(file: InputFile) -> Identifiers:
 def read_task(
     layout: Layout, task: Task, companions: Sequence[Companions], channels: Channels | None = None
 ) -> Iterator[Batch]:
-    """Read one task, batch by batch.
+    """Read one task, batch by batch; InputError if its file has gone or is damaged.
 
     Args:
-        layout: what the task belongs to.
-        task: which one.
+        layout, task: what to read.
         companions: of every survey, the tables to be joined to its spectra.
         channels: the model's, to whose bands the stars are brought; they keep their own if None.
-
-    Raises:
-        InputError: the file has gone or is damaged.
     """
     file = layout.files[task.file]
     if not file.path.is_file():

@@ -23,7 +23,7 @@ from xpbayes.data.parquet import open_parquet, read_parquet
 from xpbayes.data.rejected import Rejected
 from xpbayes.errors import InputError
 from xpbayes.files import reason_of, temporary_name, whole_file
-from xpbayes.production.inputs import COMPANIONS, InputFile, Layout
+from xpbayes.production.inputs import COMPANIONS, Layout
 from xpbayes.production.parts import MAKE_ROOM, RECORDS, OpenedInput, check_unchanged
 
 TABLES = "tables.json"
@@ -52,57 +52,34 @@ def kept_layout(path: str) -> Layout:
 
 @dataclass(frozen=True)
 class _KeptTable:
-    """A table on disk.
+    """A table on disk."""
 
-    Attributes:
-        n_read, n_rows: rows in its files, and usable ones.
-        columns: their names.
-        missing: reason -> how many numbers were taken for missing.
-        rows: file of all rows, or
-        runs: files of sorted rows.
-    """
-
-    n_read: int
-    n_rows: int
+    n_read: int  # rows in its files
+    n_rows: int  # usable ones
     columns: tuple[str, ...]
-    missing: dict[str, int]
-    rows: str = ""
-    runs: tuple[str, ...] = ()
+    missing: dict[str, int]  # reason -> how many numbers were taken for missing
+    rows: str = ""  # file of all rows, or
+    runs: tuple[str, ...] = ()  # files of sorted rows
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """The companion tables of one survey on disk.
+class Kept:
+    """The companion tables of one survey on disk; notes and summary as `Companions` has them."""
 
-    Attributes:
-        checksums, modified: SHA-256 and times of change [ns] of the survey's companion files, in the layout's order.
-        rejected: rows of the tables that could not be used.
-        notes, summary: as `Companions` has them.
-        tables: kind of table -> where it is.
-    """
-
-    checksums: list[str]
-    modified: list[int]
-    rejected: list[Rejected]
+    checksums: list[str]  # SHA-256 of the survey's companion files, in the layout's order
+    modified: list[int]  # their times of change [ns]
+    rejected: list[Rejected]  # rows that could not be used
     notes: dict[str, str]
     summary: tuple[str, ...]
-    tables: dict[str, _KeptTable]
+    tables: dict[str, _KeptTable]  # by kind
 
 
-def keep_tables(folder: Path, layout: Layout) -> list[Rejected]:
+def keep_tables(folder: Path, layout: Layout) -> None:
     """Read the companion tables of every survey and keep them for the workers, if that was not done yet.
-
-    Args:
-        folder: of the catalogue.
-        layout: inputs and how they are cut.
-
-    Returns:
-        rows of the tables that could not be used.
 
     Raises:
         InputError: a table has changed since it was read, or cannot be used; the disk is full.
     """
-    rejected: list[Rejected] = []
     for survey in range(len(layout.surveys)):
         final = _tables_folder(folder, survey)
         if not final.is_dir():
@@ -118,44 +95,35 @@ def keep_tables(folder: Path, layout: Layout) -> list[Rejected]:
                     shutil.rmtree(scratch)  # another job was first, with the same tables
             except OSError as error:
                 raise InputError(f"{final}: cannot be written ({reason_of(error)}); {MAKE_ROOM}") from error
-        kept = _kept(folder, survey, layout.companions_of(survey))
-        for file, checksum, modified in zip(layout.companions_of(survey), kept.checksums, kept.modified, strict=True):
+    for survey, about in enumerate(kept_about(folder, layout)):
+        for file, checksum, modified in zip(layout.companions_of(survey), about.checksums, about.modified, strict=True):
             check_unchanged(file.path, checksum, modified)
-        rejected += kept.rejected
-    return rejected
 
 
 def kept_tables(folder: Path, layout: Layout) -> list[Companions]:
     """Return the companion tables of every survey, as `keep_tables` left them."""
     out = []
-    for survey in range(len(layout.surveys)):
-        kept, place = _kept(folder, survey, layout.companions_of(survey)), _tables_folder(folder, survey)
-        tables: dict[str, Any] = {
-            kind: _load(kept.tables[kind], place) if kind in kept.tables else None for kind in COMPANIONS
-        }
-        nothing: dict[str, Any] = {"star_labels": None, "reddening": None, "dust": None}
-        out.append(
-            Companions(**tables, **nothing, rejected=tuple(kept.rejected), notes=kept.notes, summary=kept.summary)
-        )
+    for survey, about in enumerate(kept_about(folder, layout)):
+        tables: dict[str, Any] = dict.fromkeys((*COMPANIONS, "star_labels", "reddening", "dust"))
+        tables |= {k: _load(about.tables[k], _tables_folder(folder, survey)) for k in COMPANIONS if k in about.tables}
+        out.append(Companions(**tables, rejected=tuple(about.rejected), notes=about.notes, summary=about.summary))
     return out
-
-
-def kept_about(folder: Path, layout: Layout) -> tuple[list[str], list[str]]:
-    """SHA-256 of every companion file, in the layout's order, and what became of the rows of each table, in words."""
-    kept = [_kept(folder, i, layout.companions_of(i)) for i in range(len(layout.surveys))]
-    return [c for one in kept for c in one.checksums], [line for one in kept for line in one.summary]
 
 
 def _tables_folder(folder: Path, survey: int) -> Path:
     return folder / RECORDS / f"tables-{survey:03d}"
 
 
-def _kept(folder: Path, survey: int, files: tuple[InputFile, ...]) -> _Kept:
-    path = _tables_folder(folder, survey) / TABLES
-    kept = read_json(path, _Kept, AGAIN)
-    if not len(kept.checksums) == len(kept.modified) == len(files):
-        raise InputError(f"{path}: is damaged (it tells of {len(kept.checksums)} files, not {len(files)}); {AGAIN}")
-    return kept
+def kept_about(folder: Path, layout: Layout) -> list[Kept]:
+    """What `keep_tables` wrote of every survey; InputError if it is not that."""
+    out = []
+    for survey in range(len(layout.surveys)):
+        path, n_files = _tables_folder(folder, survey) / TABLES, len(layout.companions_of(survey))
+        about = read_json(path, Kept, AGAIN)
+        if not len(about.checksums) == len(about.modified) == n_files:
+            raise InputError(f"{path}: is damaged (it tells of {len(about.checksums)} files, not {n_files}); {AGAIN}")
+        out.append(about)
+    return out
 
 
 def _read_and_keep(layout: Layout, survey: int, scratch: Path) -> None:
@@ -164,7 +132,7 @@ def _read_and_keep(layout: Layout, survey: int, scratch: Path) -> None:
     companions = read_companions(one.settings, one.base, scratch=scratch)
     for file in opened:
         file.check()
-    kept = _Kept(
+    about = Kept(
         checksums=[file.checksum for file in opened],
         modified=[file.modified for file in opened],
         rejected=list(companions.rejected),
@@ -176,7 +144,7 @@ def _read_and_keep(layout: Layout, survey: int, scratch: Path) -> None:
             if getattr(companions, kind) is not None
         },
     )
-    write_json(TypeAdapter(_Kept).dump_python(kept, mode="json"), scratch / TABLES, MAKE_ROOM)
+    write_json(TypeAdapter(Kept).dump_python(about, mode="json"), scratch / TABLES, MAKE_ROOM)
 
 
 def _save(table: Table | SortedRuns, kind: str, folder: Path) -> _KeptTable:

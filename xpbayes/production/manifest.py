@@ -12,7 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +20,18 @@ from pydantic import BaseModel, Field, StrictBool, StrictInt
 
 from xpbayes.data.json_file import checked, read_json, write_json
 from xpbayes.data.parquet import file_metadata, open_parquet, require_kind
-from xpbayes.data.rejected import Rejected, write_quarantine
+from xpbayes.data.rejected import write_quarantine
 from xpbayes.data.spectra import add_up_cuts
 from xpbayes.errors import InputError
 from xpbayes.files import file_checksum, first_difference, locked
 from xpbayes.instrument.instrument import InstrumentId
-from xpbayes.production.model_file import WEIGHT_FACTOR
+from xpbayes.production.beside import WEIGHT_FACTOR
 from xpbayes.production.parts import MAKE_ROOM, RECORDS, PartRecord, check_unchanged, clean, is_intact, read_records
 from xpbayes.schema import CATALOGUE_VERSION
 
 if TYPE_CHECKING:  # readers of a finished catalogue need none of the archive's doors
     from xpbayes.production.inputs import Layout, Task
+    from xpbayes.production.kept import Kept
 
 MANIFEST, QUARANTINE = "manifest.json", "quarantine.csv"
 LOCK = ".lock"
@@ -142,15 +143,7 @@ def check_model(folder: Path, identity: Mapping[str, Any]) -> None:
 def make_identity(
     layout: "Layout", model: Path, about: dict[str, Any], settings: dict[str, Any], versions: dict[str, str]
 ) -> dict[str, Any]:
-    """Put together what must not change between the first part and the last.
-
-    Args:
-        layout: inputs and how they are cut.
-        model: folder of the model.
-        about: the metadata of every part.
-        settings: of inference.
-        versions: of the software that results depend on.
-    """
+    """Put together what must not change between the first part and the last; `about` is the metadata of every part."""
     return {
         "inputs": layout.identity(),
         "model": model_checksums(model, uncertainty=bool(settings.get("model_uncertainty"))),
@@ -166,11 +159,7 @@ def identity_checksum(identity: dict[str, Any]) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read the manifest of a catalogue in parts.
-
-    Raises:
-        InputError: there is none, or it is damaged or from a newer xpbayes.
-    """
+    """Read the manifest of a catalogue in parts; InputError if there is none, it is damaged or from a newer xpbayes."""
     path = folder / MANIFEST
     if not path.is_file():
         raise InputError(f"{folder}: is not a catalogue in parts (no {MANIFEST}); name one that 'xpbayes infer' wrote")
@@ -180,13 +169,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return read_json(path, dict[str, Any], again)
 
 
+def read_complete(folder: Path) -> dict[str, Any]:
+    """Read the manifest of a catalogue whose parts are all there; InputError also where they are not."""
+    manifest = read_manifest(folder)
+    if not manifest["complete"]:
+        raise InputError(f"{folder}: is not finished; go on with 'xpbayes infer ... --out {folder} --resume'")
+    return manifest
+
+
+def part_records(manifest: Mapping[str, Any]) -> list[PartRecord]:
+    """Parts of a complete manifest; their quarantined rows are only counted there."""
+    known = {f.name for f in fields(PartRecord)}
+    unlisted = {"last": False, "input_checksum": "", "input_modified": 0}
+    return [PartRecord(**{**unlisted, **{k: v for k, v in p.items() if k in known}}) for p in manifest["parts"]]
+
+
 @contextmanager
 def alone(folder: Path, shard: tuple[int, int] | None = None) -> Iterator[None]:
-    """Keep other runs out of a catalogue's folder while one is at work; shards share it, each with itself alone.
-
-    Raises:
-        InputError: another run is at work there.
-    """
+    """Keep other runs out of a catalogue's folder while one is at work; shards share it, each with itself alone."""
     made = not folder.exists()
     busy = f"{folder}: another run is at work there; wait until it ends, or choose another folder"
     try:
@@ -201,15 +201,7 @@ def alone(folder: Path, shard: tuple[int, int] | None = None) -> Iterator[None]:
 
 
 def open_run(folder: Path, identity: dict[str, Any], *, resume: bool) -> dict[str, Any]:
-    """Begin a run in an empty folder, or go on with one.
-
-    Args:
-        folder: of the catalogue; made if absent.
-        identity: what `make_identity` returned.
-        resume: a run that was begun is gone on with; else the folder must be empty.
-
-    Returns:
-        the manifest.
+    """Begin a run in an empty folder, or with `resume` go on with one; returns the manifest.
 
     Raises:
         InputError: the folder holds something and `resume` is false, holds something else, or holds a run with other
@@ -253,13 +245,7 @@ def _difference(old: Any, new: Any) -> str:
 
 
 def check_inputs_unchanged(layout: "Layout", records: Iterable[PartRecord]) -> None:
-    """Refuse to go on where an input is no longer the file that finished parts came from.
-
-    Only files whose time of change differs are read again.
-
-    Raises:
-        InputError: an input has changed or gone, or parts came from different files of that name.
-    """
+    """Raise InputError where an input is no longer the file that finished parts came from, or these had several."""
     seen: dict[int, PartRecord] = {}
     for record in records:
         first = seen.setdefault(record.file, record)
@@ -273,35 +259,31 @@ def check_inputs_unchanged(layout: "Layout", records: Iterable[PartRecord]) -> N
             )
 
 
-def finished_tasks(
-    folder: Path, tasks: Sequence["Task"], records: Sequence[PartRecord]
-) -> dict["Task", list[PartRecord]]:
-    """Find tasks of which every part is there and intact.
-
-    Args:
-        folder: of the catalogue.
-        tasks: those that matter to this job.
-        records: of all finished parts.
-    """
+def _parts_of_each(
+    tasks: Iterable["Task"], records: Iterable[PartRecord]
+) -> Iterator[tuple["Task", list[PartRecord] | None]]:
+    """Every task with the records of its parts, None where there are not all."""
     by_file: dict[int, dict[int, PartRecord]] = {}
     for record in records:
         by_file.setdefault(record.file, {})[record.block] = record
-    done: dict[Task, list[PartRecord]] = {}
     for task in tasks:
         found = by_file.get(task.file, {})
-        if task.stop is not None:
-            blocks = [task.block]
-        else:
-            last = next((b for b, r in found.items() if r.last), None)
-            if last is None:
-                continue
-            blocks = list(range(last + 1))
-        mine = [found[b] for b in blocks if b in found]
-        intact = [is_intact(folder, r) for r in mine]
-        for record, good in zip(mine, intact, strict=True):
-            if not good:
-                log.info(f"{record.name}: is not what its record says (damaged or removed); it is made again")
-        if len(mine) == len(blocks) and all(intact):
+        blocks = [task.block]
+        if task.stop is None:  # of spectra, only the last part tells how many there are
+            blocks = list(range(1 + next((b for b, record in found.items() if record.last), -1)))
+        yield task, [found[b] for b in blocks] if blocks and found.keys() >= set(blocks) else None
+
+
+def finished_tasks(
+    folder: Path, tasks: Sequence["Task"], records: Sequence[PartRecord]
+) -> dict["Task", list[PartRecord]]:
+    """Find tasks of which every part is there and intact, by the records of all finished parts."""
+    done: dict[Task, list[PartRecord]] = {}
+    for task, mine in _parts_of_each(tasks, records):
+        damaged = [record for record in mine or () if not is_intact(folder, record)]
+        for record in damaged:
+            log.info(f"{record.name}: is not what its record says (damaged or removed); it is made again")
+        if mine and not damaged:
             done[task] = mine
     return done
 
@@ -309,41 +291,16 @@ def finished_tasks(
 # --------------------------------------------------------------------------------------------------------- completion
 
 
-def unfinished_files(layout: "Layout", records: Sequence[PartRecord]) -> list[int]:
-    """Input files of which parts are missing."""
-    blocks: dict[int, set[int]] = {}
-    last: dict[int, int] = {}
-    for record in records:
-        blocks.setdefault(record.file, set()).add(record.block)
-        if layout.files[record.file].n_rows is None and record.last:
-            last[record.file] = record.block
-    expected = {
-        i: last.get(i, -1) + 1 if f.n_rows is None else -(-f.n_rows // layout.stars_per_part)
-        for i, f in enumerate(layout.files)
-    }
-    return [i for i, n in expected.items() if n == 0 or blocks.get(i, set()) != set(range(n))]
-
-
 def complete(
     folder: Path,
     layout: "Layout",
     model: Path,
     manifest: dict[str, Any],
-    rejected: Sequence[Rejected],
-    tables: Callable[[], tuple[list[str], list[str]]],
+    companions: Callable[[], list["Kept"]],
 ) -> dict[str, Any] | None:
-    """Gather the records into the manifest, if all are there.
+    """Gather the records into the manifest as it was begun, if all are there; None if parts are missing.
 
-    Args:
-        folder: of the catalogue.
-        layout: inputs and how they are cut.
-        model: folder of the model.
-        manifest: as it was begun.
-        rejected: rows of companion tables that could not be used.
-        tables: returns SHA-256 of every companion file, in the layout's order, and what became of their rows.
-
-    Returns:
-        the complete manifest; None if parts are missing.
+    `companions` returns what was kept of every survey's companion tables, while the records are there.
 
     Raises:
         InputError: the disk is full; an input or the model is not what the parts were made with.
@@ -352,7 +309,7 @@ def complete(
     from xpbayes.archive.stream import idle_companions
 
     records = read_records(folder)
-    if unfinished_files(layout, records):
+    if any(mine is None for _, mine in _parts_of_each(layout.tasks, records)):
         now = read_manifest(folder)  # another shard may have gathered them a moment ago
         return now if now["complete"] else None
     check_inputs_unchanged(layout, records)
@@ -363,7 +320,9 @@ def complete(
         n_read = sum(r.n_read for r in records if r.file == i)
         if file.n_rows is not None and n_read != file.n_rows:
             raise RuntimeError(f"{file.name}: {file.n_rows} rows, of which {n_read} were read")
-    companion_checksums, summary = tables()
+    kept = companions()
+    rejected = [row for one in kept for row in one.rejected]
+    companion_checksums = [checksum for one in kept for checksum in one.checksums]
     quarantined = [*rejected, *(q for r in records for q in r.quarantined)]
     checksums = {r.file: r.input_checksum for r in records}
     done = {
@@ -375,7 +334,10 @@ def complete(
         ],
         "totals": totals(records, len(rejected)),
         "quarantined_by_reason": dict(sorted(Counter(r.reason for r in quarantined).items())),
-        "notes": [*summary, *idle_companions(add_up_cuts(c for r in records for c in r.cuts))],
+        "notes": [
+            *(line for one in kept for line in one.summary),
+            *idle_companions(add_up_cuts(c for r in records for c in r.cuts)),
+        ],
         "parts": [_published(r) for r in records],
     }
     write_quarantine(quarantined, folder / QUARANTINE)
@@ -394,9 +356,7 @@ def _published(record: PartRecord) -> dict[str, Any]:
 def totals(records: Iterable[PartRecord], companion_rows: int = 0) -> dict[str, Any]:
     """Add up the parts: rows read = rows written + rows not selected + rows quarantined."""
     records = list(records)
-    status: Counter[str] = Counter()
-    for record in records:
-        status.update(record.status)
+    status = sum((Counter(record.status) for record in records), Counter[str]())
     return {
         "rows_read": sum(r.n_read for r in records),
         "rows_written": sum(r.n_rows for r in records),

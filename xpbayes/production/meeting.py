@@ -21,17 +21,11 @@ log = logging.getLogger(__name__)
 
 
 def require_fitting(model: TrainedModel, channels: Channels, instrument: InstrumentId, where: str) -> None:
-    """Refuse stars that a model cannot take.
-
-    Args:
-        model: the model.
-        channels: of the stars.
-        instrument: of the stars; it does not matter where there are no XP samples.
-        where: what the stars are called.
+    """Refuse stars that a model cannot take; `where` is what they are called.
 
     Raises:
-        InputError: they have other XP samples or a band at another wavelength, or are of another instrument and the
-            model has no transfer from it.
+        InputError: they have other XP samples or a band at another wavelength, or XP samples of another instrument from
+            which the model has no transfer.
     """
     model.channels.require_same_spectra(channels, "the model", where)
     if model.channels.n_xp and (model.transfer is None or model.transfer.source != instrument):
@@ -63,11 +57,7 @@ def say_what_is_null(model: TrainedModel) -> None:
 def stars_for(model: TrainedModel, table: Spectra, where: str, *, quiet: bool = False) -> Spectra:
     """Stars as a model takes them, on its bands and instrument; `require_fitting` says which it does not.
 
-    Args:
-        model: the model.
-        table: the stars.
-        where: what they are called.
-        quiet: say nothing of a transfer; whoever reads many tables says it once.
+    `quiet`: say nothing of a transfer, as whoever reads many tables says it once.
     """
     require_fitting(model, table.channels, table.instrument, where)
     table = table.on(model.channels)

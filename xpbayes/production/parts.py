@@ -7,10 +7,9 @@ record comes last, so that a part without one is a part that was not finished. N
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,43 +33,27 @@ def part_name(file: int, block: int) -> str:
 
 @dataclass(frozen=True)
 class PartRecord:
-    """What is known about a finished part.
-
-    Attributes:
-        file, block: which part of which input file.
-        last: no further part comes from its chunk.
-        n_read: rows of the input that it accounts for.
-        n_rows: rows of the catalogue; a part without rows has no file.
-        n_not_selected: stars on the other side of the model's split, where one side was asked for.
-        n_with_parallax: rows with a parallax that entered the fit.
-        status: rows per status, 'ok' among them.
-        first_source_id, last_source_id: range of its source_ids; 0 and -1 if it has no rows.
-        size: of its file [bytes], 0 if it has none.
-        checksum: SHA-256 of its file, "" if it has none.
-        input_checksum: SHA-256 of the input file.
-        input_modified: time of the input file's last change [ns]: while it is the same, nothing needs to be read again.
-        quarantined: rows of the input that could not be used.
-        n_uncorrected: stars with a parallax whose zero point was asked for and is not known.
-        cuts: of spectra, how many stars the companion tables gave something to.
-    """
+    """What is known about a finished part: which part of which input file it is, and its rows."""
 
     file: int
     block: int
-    last: bool
-    n_read: int
-    n_rows: int
-    n_not_selected: int
-    n_with_parallax: int
-    status: dict[str, int]
-    first_source_id: int
+    last: bool  # no further part comes from its chunk
+    n_read: int  # rows of the input that it accounts for
+    n_rows: int  # rows of the catalogue; a part without rows has no file
+    n_not_selected: int  # stars on the other side of the model's split, where one side was asked for
+    n_with_parallax: int  # rows with a parallax that entered the fit
+    status: dict[str, int]  # rows per status, 'ok' among them
+    first_source_id: int  # 0 and -1 if it has no rows
     last_source_id: int
-    size: int
-    checksum: str
+    size: int  # of its file [bytes], 0 if it has none
+    checksum: str  # SHA-256 of its file, "" if it has none
     input_checksum: str
-    input_modified: int
-    quarantined: tuple[Rejected, ...] = field(default=())
-    n_uncorrected: int = 0
-    cuts: tuple[Cut, ...] = field(default=())
+    input_modified: (
+        int  # time of the input file's last change [ns]: while it is the same, nothing needs to be read again
+    )
+    quarantined: tuple[Rejected, ...] = ()  # rows of the input that could not be used
+    n_uncorrected: int = 0  # stars with a parallax whose zero point was asked for and is not known
+    cuts: tuple[Cut, ...] = ()  # of spectra, how many stars the companion tables gave something to
 
     @property
     def name(self) -> str:
@@ -83,102 +66,55 @@ class PartRecord:
         if self.n_read != accounted or self.n_rows != sum(self.status.values()):
             raise RuntimeError(f"{self.name}: {self.n_read} rows were read and {accounted} are accounted for")
 
-    def to_json(self) -> dict[str, Any]:
-        """Turn into plain data."""
-        return asdict(self)
-
 
 class PartDraft:
-    """Counts of a part while it grows."""
+    """A part while it grows."""
 
-    def __init__(self, file: int, block: int) -> None:
-        self._file, self._block = file, block
-        self._n_read = self._n_rows = self._n_not_selected = self._n_with_parallax = self._n_uncorrected = 0
-        self._status: Counter[str] = Counter()
-        self._first, self._last = 0, -1
+    def __init__(self) -> None:
+        self._rows: list[pa.Table] = []
+        self._counts: Counter[str] = Counter()
         self._quarantined: list[Rejected] = []
         self._cuts: tuple[Cut, ...] = ()
 
-    def add(
-        self,
-        n_read: int,
-        n_not_selected: int,
-        n_with_parallax: int,
-        rows: pa.Table,
-        rejected: Iterable[Rejected],
-        n_uncorrected: int = 0,
-        cuts: Iterable[Cut] = (),
-    ) -> None:
-        """Count one piece.
-
-        Args:
-            n_read: rows of the input.
-            n_not_selected: stars that were not asked for.
-            n_with_parallax: stars with a parallax that entered the fit.
-            rows: the catalogue rows.
-            rejected: rows that could not be used.
-            n_uncorrected: stars whose parallax was to be corrected and was not.
-            cuts: what companion tables gave to the stars.
-        """
-        self._n_read += n_read
-        self._n_not_selected += n_not_selected
-        self._n_with_parallax += n_with_parallax
-        self._n_uncorrected += n_uncorrected
+    def add(self, rows: pa.Table, rejected: Iterable[Rejected] = (), cuts: Iterable[Cut] = (), **counts: int) -> None:
+        """Take one piece: catalogue rows, rows that could not be used, and the numbers of `PartRecord` by name."""
+        self._rows.append(rows)
         self._quarantined += rejected
         self._cuts = add_up_cuts([*self._cuts, *cuts])
-        if rows.num_rows:
-            self._status.update(rows["status"].cast(pa.string()).to_pylist())
-            ids = rows["source_id"].to_numpy()
-            low, high = int(ids.min()), int(ids.max())
-            self._first, self._last = (min(self._first, low), max(self._last, high)) if self._n_rows else (low, high)
-            self._n_rows += rows.num_rows
+        self._counts.update(counts)
 
-    def record(self, source: "OpenedInput", *, last: bool) -> PartRecord:
-        """Finish the part.
-
-        Args:
-            source: the input file as it was when reading began.
-            last: no further part comes from its chunk.
-
-        Raises:
-            InputError: the input file is another now.
-        """
+    def finished(self, file: int, block: int, source: "OpenedInput", *, last: bool) -> tuple[pa.Table, PartRecord]:
+        """The part's rows and its record, without size and checksum; InputError if the input file is another now."""
         source.check()
-        return PartRecord(
-            file=self._file,
-            block=self._block,
+        rows = pa.concat_tables(self._rows)
+        ids = rows["source_id"].to_numpy()
+        return rows, PartRecord(
+            file=file,
+            block=block,
             last=last,
-            n_read=self._n_read,
-            n_rows=self._n_rows,
-            n_not_selected=self._n_not_selected,
-            n_with_parallax=self._n_with_parallax,
-            status=dict(sorted(self._status.items())),
-            first_source_id=self._first,
-            last_source_id=self._last,
+            n_read=self._counts["n_read"],
+            n_rows=len(rows),
+            n_not_selected=self._counts["n_not_selected"],
+            n_with_parallax=self._counts["n_with_parallax"],
+            status=dict(sorted(Counter(rows["status"].to_pylist()).items())),
+            first_source_id=int(ids.min()) if len(ids) else 0,
+            last_source_id=int(ids.max()) if len(ids) else -1,
             size=0,
             checksum="",
             input_checksum=source.checksum,
             input_modified=source.modified,
             quarantined=tuple(self._quarantined),
-            n_uncorrected=self._n_uncorrected,
+            n_uncorrected=self._counts["n_uncorrected"],
             cuts=self._cuts,
         )
 
 
 @dataclass(frozen=True)
 class OpenedInput:
-    """An input file when reading it began.
-
-    Attributes:
-        path: the file.
-        modified: time of its last change [ns].
-        size: [bytes].
-        inode: the file system's number for it.
-        checksum: SHA-256.
-    """
+    """An input file when reading it began."""
 
     path: Path
-    modified: int
+    modified: int  # time of its last change [ns]
     size: int
     inode: int
     checksum: str
@@ -219,18 +155,11 @@ def _known_checksum(path: Path, modified: int, size: int, inode: int) -> str:
 
 
 def write_part(folder: Path, table: pa.Table, record: PartRecord) -> PartRecord:
-    """Write one part and then its record.
-
-    Args:
-        folder: of the catalogue.
-        table: the part's rows; no file is written if there are none.
-        record: everything but size and checksum.
-
-    Returns:
-        the record as written.
+    """Write one part, if it has rows, and then its record, which is returned with the file's size and checksum.
 
     Raises:
         InputError: the disk is full or the folder cannot be written.
+        RuntimeError: rows were lost.
     """
     record.check_rows()
     if table.num_rows:
@@ -239,7 +168,7 @@ def write_part(folder: Path, table: pa.Table, record: PartRecord) -> PartRecord:
             if pq.read_metadata(temporary).num_rows != record.n_rows:
                 raise RuntimeError(f"{record.name}: {record.n_rows} rows are recorded, others were written")
             record = replace(record, size=temporary.stat().st_size, checksum=file_checksum(temporary))
-    write_json(record.to_json(), folder / RECORDS / f"{part_name(record.file, record.block)}.json", MAKE_ROOM)
+    write_json(asdict(record), folder / RECORDS / f"{part_name(record.file, record.block)}.json", MAKE_ROOM)
     return record
 
 
@@ -253,11 +182,7 @@ def read_record(folder: Path, file: int, block: int) -> PartRecord | None:
 
 
 def read_records(folder: Path) -> list[PartRecord]:
-    """Read the records of all finished parts, in order.
-
-    Raises:
-        InputError: a record is damaged.
-    """
+    """Read the records of all finished parts, in order; InputError if one is damaged."""
     out = []
     for path in sorted((folder / RECORDS).glob("part-*.json")):
         try:
@@ -281,12 +206,9 @@ def is_intact(folder: Path, record: PartRecord) -> bool:
 
 
 def clean(folder: Path, *, everything: bool) -> None:
-    """Remove temporary files of processes that are no more.
+    """Remove temporary files of processes that are no more from a catalogue.
 
-    Args:
-        folder: of the catalogue.
-        everything: the catalogue is complete, so that nobody can be writing; else only what is known to be abandoned,
-            because a shard on another machine may be at work.
+    `everything`: it is complete, so that nobody can be writing; else a shard on another machine may be at work.
     """
     for place in (folder, folder / RECORDS):
         remove_abandoned(place, everything=everything)

@@ -18,12 +18,7 @@ class Progress:
     What is left is told from bytes of input, because a compressed file does not say how many stars it holds.
     """
 
-    def __init__(
-        self,
-        total_weight: float,
-        every: float = 5.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, total_weight: float, every: float = 5.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._total, self._every, self._clock = total_weight, every, clock
         self._begun = self._said = clock()
         self._weight = self._weight_before = 0.0

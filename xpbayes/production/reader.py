@@ -1,6 +1,6 @@
 """A catalogue of any size, rows by rows: one Parquet file or a folder of parts, for whoever does not need all at once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,8 @@ import pyarrow.parquet as pq
 
 from xpbayes.data.parquet import open_parquet, plain_text, read_footer
 from xpbayes.errors import InputError
-from xpbayes.production.manifest import catalogue_metadata, read_manifest
+from xpbayes.production.manifest import catalogue_metadata, part_records, read_complete
 from xpbayes.production.parts import PartRecord, is_intact
-from xpbayes.production.verify import part_records
 from xpbayes.schema import Column, columns_of, id_column
 
 ROWS_AT_ONCE = 16_384
@@ -20,32 +19,35 @@ AGAIN = "copy or infer it again"
 
 
 @dataclass(frozen=True)
-class Catalogue:
-    """A catalogue on disk.
+class Rows:
+    """Rows of any kind, read some at a time."""
 
-    Attributes:
-        files: its Parquet files, in order.
-        n_rows: rows in all of them.
-        about: what it was made with.
-        records: of a catalogue in parts, what its manifest says of each file.
-    """
+    n_rows: int
+    columns: tuple[Column, ...]
+    tables: Callable[[Sequence[str] | None], Iterator[pa.Table]]  # of the named columns, all if None, in order
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """A catalogue on disk: its Parquet files, in order."""
 
     files: tuple[Path, ...]
     n_rows: int
-    about: dict[str, Any]
-    records: tuple[PartRecord, ...] = ()
+    about: dict[str, Any]  # what it was made with
+    records: tuple[PartRecord, ...] = ()  # of a catalogue in parts, what its manifest says of each file
 
     @property
     def columns(self) -> tuple[Column, ...]:
         """Its columns, as the schema describes them."""
         return columns_of(self.about)
 
-    def tables(self, names: Sequence[str] | None = None, rows_at_once: int = ROWS_AT_ONCE) -> Iterator[pa.Table]:
-        """Read it in order, some rows at a time; text columns come as plain strings.
+    @property
+    def rows(self) -> Rows:
+        """Its rows as they are."""
+        return Rows(self.n_rows, self.columns, self.tables)
 
-        Args:
-            names: which columns; all if None.
-            rows_at_once: most rows of a table.
+    def tables(self, names: Sequence[str] | None = None, rows_at_once: int = ROWS_AT_ONCE) -> Iterator[pa.Table]:
+        """Read the named columns, all if None, in order, at most so many rows at a time; text comes as plain strings.
 
         Raises:
             InputError: a file is damaged, or has other rows than the manifest says.
@@ -91,19 +93,14 @@ def _row_groups(metadata: pq.FileMetaData, rows_at_once: int) -> Iterator[list[i
 
 
 def open_catalogue(path: str | Path) -> Catalogue:
-    """Find the files of a catalogue.
-
-    Args:
-        path: a Parquet file, or the folder of a catalogue in parts.
+    """Find the files of a catalogue: a Parquet file, or the folder of one in parts.
 
     Raises:
         InputError: it is no catalogue, not finished, or has no rows.
     """
     path = Path(path)
     if path.is_dir():
-        manifest = read_manifest(path)
-        if not manifest["complete"]:
-            raise InputError(f"{path}: is not finished; go on with 'xpbayes infer ... --out {path} --resume'")
+        manifest = read_complete(path)
         records = [r for r in part_records(manifest) if r.n_rows]
         files = tuple(path / r.name for r in records)
         gone = [f for f in files if not f.is_file()]

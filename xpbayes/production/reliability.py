@@ -44,12 +44,7 @@ def table_features(model: TrainedModel, stars: Spectra, fit: Estimates) -> NDArr
 
 
 def confidence_columns(model: TrainedModel, stars: Spectra, rows: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Compute the confidences of catalogue rows and the flags with bits 0 to 2.
-
-    Args:
-        model: a model with classifiers.
-        stars: the stars of the rows, one for one.
-        rows: from `catalogue.table.catalogue_rows`.
+    """Compute the confidences of the rows that `table.catalogue_rows` made of these stars, and flag bits 0 to 2.
 
     Returns:
         the columns to replace, NaN where a star has no fit; and in words, which features are there for another share of

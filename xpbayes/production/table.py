@@ -4,6 +4,7 @@ A star that could not be solved has null parameters, the flag POOR_FIT and a sen
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,36 +51,29 @@ def catalogue_rows(  # noqa: PLR0913 - what a row is made from
     scores: Scores = Scores(),  # noqa: B008 - immutable
     law: ReddeningLaw | None = None,
 ) -> dict[str, Any]:
-    """Build the columns of the catalogue as NumPy arrays, one row per star of the table.
+    """Build the columns of the catalogue as NumPy arrays, one row per star of the table, usable or not.
 
     Args:
-        table: all stars, usable or not.
+        table: all stars.
         status: (star,) 'ok' or the reason why a star was not solved.
-        inferred: results of the 'ok' stars, in order.
+        inferred: results of the 'ok' stars, in order; so are the further ones.
         ln_threshold: the model's threshold on ln_prior.
         use_parallax: whether the fit used the measured parallax.
-        by_chains: of the 'ok' stars, whose summaries are from Markov chains; none if None.
-        added: (star, parameter, parameter) of the 'ok' stars, what the results contain because the model is uncertain,
-            NaN where nothing; None leaves out the columns that tell.
-        scores: of the 'ok' stars.
+        by_chains: whose summaries are from Markov chains; none if None.
+        added: (star, parameter, parameter) what the results contain because the model is uncertain, NaN where nothing;
+            None leaves out the columns that tell.
+        scores: how far they can be trusted.
         law: the model's R(V) along xi.
     """
     n, n_parameters = len(table), inferred.estimate.shape[1]
-    finite = np.isfinite(inferred.estimate).all(axis=1) & np.isfinite(inferred.covariance).all(axis=(1, 2))
+    finite: NDArray[np.bool_] = np.logical_and(
+        np.isfinite(inferred.estimate).all(axis=1), np.isfinite(inferred.covariance).all(axis=(1, 2))
+    )
     tried = np.flatnonzero(status == OK)
-    solved = tried[finite]
-
-    def spread(values: NDArray[Any], fill: Any) -> NDArray[Any]:
-        """(star, ...) of all stars; whoever has no solution has no numbers either."""
-        out = np.full((n, *values.shape[1:]), fill, dtype=values.dtype)
-        out[solved] = values[finite]
-        return out
-
-    estimate = spread(inferred.estimate, np.nan)
-    covariance = spread(inferred.covariance, np.nan)
-    chi2, ln_prior = spread(inferred.chi2, np.nan), spread(inferred.ln_prior, np.nan)
-    laplace, median, low, high = (
-        spread(v, np.nan) for v in (inferred.laplace, inferred.median, inferred.low, inferred.high)
+    spread = partial(_spread, n, tried[finite], finite)
+    estimate, covariance, chi2, ln_prior, laplace, median, low, high = (
+        spread(getattr(inferred, name))
+        for name in ("estimate", "covariance", "chi2", "ln_prior", "laplace", "median", "low", "high")
     )
     with np.errstate(invalid="ignore"):
         parallax_error = np.sqrt(laplace[:, -1, -1])
@@ -88,11 +82,10 @@ def catalogue_rows(  # noqa: PLR0913 - what a row is made from
         table.column("parallax"), table.column("parallax_error"),
     )  # fmt: skip
     of_paper = paper_flags(chi2, ln_prior, ln_threshold, parallaxes)
-    unknown = np.full(len(tried), np.nan, np.float32)
+    unknown = np.full((len(tried), 1 + n_parameters), np.nan, np.float32)
     each = (scores.fit_quality, scores.extrapolation, inferred.spurious)
-    quality, beyond, spurious = (spread(unknown if v is None else v, np.nan) for v in each)
-    no_trust = np.full((len(tried), 1 + n_parameters), np.nan, np.float32)
-    trust = spread(no_trust if scores.trust is None else scores.trust, np.nan)
+    quality, beyond, spurious = (spread(unknown[:, 0] if of is None else of) for of in each)
+    trust = spread(unknown if scores.trust is None else scores.trust)
     measured = table.is_measured("parallax") & use_parallax
     n_obs = table.channel_present().sum(axis=1)
     reason = status.astype("U64").copy()
@@ -118,43 +111,54 @@ def catalogue_rows(  # noqa: PLR0913 - what a row is made from
         "quality_flags": quality_flags(of_paper, parallaxes, quality, beyond, spurious),
         "zgr23_flags": of_paper,
         "fit_quality": quality,
-        "stellar_params_icov_triu": upper_triangle(spread(inferred.fisher, np.nan)),
+        "stellar_params_icov_triu": upper_triangle(spread(inferred.fisher)),
         "stellar_params_cov_triu": upper_triangle(covariance),
         "laplace_cov_triu": upper_triangle(laplace),
-        "stellar_params_mean": spread(inferred.mean, np.nan),
-        "stellar_params_std": spread(inferred.std, np.nan),
+        "stellar_params_mean": spread(inferred.mean),
+        "stellar_params_std": spread(inferred.std),
         "stellar_params_median": median,
         "stellar_params_p16": low,
         "stellar_params_p84": high,
-        "e_unbounded": spread(inferred.unbounded[:, 0], np.nan),
-        "e_unbounded_err": spread(inferred.unbounded[:, 1], np.nan),
-        "k_hat": spread(inferred.k_hat, np.nan),
-        "n_effective": spread(inferred.n_effective, np.nan),
-        "n_modes": spread(inferred.n_modes, 0).astype(np.int16),
-        "runner_up_est": spread(inferred.runner_up, np.nan),
-        "runner_up_delta": spread(inferred.runner_up_delta, np.nan),
+        "e_unbounded": spread(inferred.unbounded[:, 0]),
+        "e_unbounded_err": spread(inferred.unbounded[:, 1]),
+        "k_hat": spread(inferred.k_hat),
+        "n_effective": spread(inferred.n_effective),
+        "n_modes": spread(inferred.n_modes),
+        "runner_up_est": spread(inferred.runner_up),
+        "runner_up_delta": spread(inferred.runner_up_delta),
         "extrapolation": beyond,
         "p_spurious_parallax": spurious,
         "p_outside_model": trust[:, 0],
         "reliability": trust[:, 1:],
-        "n_obs": n_obs.astype(np.int16),
-        "dof": (n_obs + measured - n_parameters).astype(np.int16),
-        "converged": spread(inferred.converged, False),
-        "n_iterations": spread(inferred.n_iterations, 0).astype(np.int16),
-        "newton_decrement": spread(inferred.decrement, np.nan),
-        "hessian_positive": spread(inferred.hessian_positive, False),
-        "method": spread(method, "none"),
+        "n_obs": n_obs,
+        "dof": n_obs + measured - n_parameters,
+        "converged": spread(inferred.converged),
+        "n_iterations": spread(inferred.n_iterations),
+        "newton_decrement": spread(inferred.decrement),
+        "hessian_positive": spread(inferred.hessian_positive),
+        "method": spread(method),
         "status": reason,
     }
     if inferred.curve is not None:
-        rows |= {name: spread(values, np.nan) for name, values in _curve_values(inferred, inferred.curve, law).items()}
+        rows |= {name: spread(values) for name, values in _curve_values(inferred, inferred.curve, law).items()}
     if inferred.pair is not None:
-        rows |= {name: spread(of, np.nan) for name, of in zip(BINARY_COLUMNS, inferred.pair, strict=True)}
+        rows |= {name: spread(of) for name, of in zip(BINARY_COLUMNS, inferred.pair, strict=True)}
     if added is not None:
-        model_covariance = spread(added, np.nan)
+        model_covariance = spread(added)
         rows["model_cov_triu"] = upper_triangle(model_covariance)
-        rows["stellar_params_model_err"] = np.sqrt(np.diagonal(model_covariance, axis1=1, axis2=2)).astype(np.float32)
+        rows["stellar_params_model_err"] = np.sqrt(np.diagonal(model_covariance, axis1=1, axis2=2))
     return rows
+
+
+NOTHING = {"f": np.nan, "i": 0, "b": False, "O": "none"}
+"""What a star without a solution has, by the kind of a column's NumPy type."""
+
+
+def _spread(n: int, solved: NDArray[np.intp], finite: NDArray[np.bool_], values: NDArray[Any]) -> NDArray[Any]:
+    """(n, ...) of all stars, from the values of those that were tried: of these the finite ones are the solved ones."""
+    out = np.full((n, *values.shape[1:]), NOTHING[values.dtype.kind], dtype=values.dtype)
+    out[solved] = values[finite]
+    return out
 
 
 def _curve_values(inferred: Posteriors, curve: CurvePosteriors, law: ReddeningLaw | None) -> dict[str, NDArray[Any]]:
@@ -183,11 +187,8 @@ def refined_rows(
 ) -> dict[str, Any]:
     """Columns of the second stage, one row per star of the table; null for whoever has no solution.
 
-    Args:
-        refined: labels of the stars that were tried.
-        published: their forward posteriors, as the other columns have them.
-        status: (star,) 'ok' for the stars that were tried.
-        solved: (star,) those of them that have a solution.
+    Refined labels and forward posteriors as published are of the stars that were tried, whose (star,) status is 'ok';
+    `solved` says which have a solution.
     """
     center, covariance = forward_gaussian(published, refined.median.shape[1])
     move = (refined.median - center) / np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
@@ -200,21 +201,12 @@ def refined_rows(
         "move": move,
         "share": refined.share,
     }
-    kept = solved[status == OK]
-    rows = {f"refined_{name}": np.full((len(status), *of.shape[1:]), np.nan) for name, of in values.items()}
-    for name, of in values.items():
-        rows[f"refined_{name}"][solved] = of[kept]
-    return rows
+    spread = partial(_spread, len(status), np.flatnonzero(solved), solved[status == OK])
+    return {f"refined_{name}": spread(of) for name, of in values.items()}
 
 
 def to_arrow(rows: dict[str, Any], n_labels: int, release: str = DEFAULT_RELEASE.name) -> pa.Table:
-    """Give the rows their types, units and descriptions.
-
-    Args:
-        rows: from `catalogue_rows`.
-        n_labels: number of stellar labels.
-        release: short name of the data release that the stars are of.
-    """
+    """Give `catalogue_rows`' rows their types, units and descriptions; `release` names the stars' data release."""
     columns = catalogue_columns(
         n_labels,
         model_uncertainty="model_cov_triu" in rows,
@@ -239,12 +231,7 @@ def to_arrow(rows: dict[str, Any], n_labels: int, release: str = DEFAULT_RELEASE
 
 
 def describe(catalogue: pa.Table, about: dict[str, Any]) -> pa.Table:
-    """Attach what produced the catalogue: model, input, settings.
-
-    Args:
-        catalogue: rows of one run.
-        about: JSON-ready metadata.
-    """
+    """Attach to a catalogue what produced it, in JSON-ready words: model, input, settings."""
     text = json.dumps({"kind": "catalogue", "version": CATALOGUE_VERSION, **about})
     return catalogue.replace_schema_metadata({"xpbayes": text, **astropy_metadata(catalogue.schema)})
 
@@ -256,10 +243,7 @@ def write_catalogue(catalogue: pa.Table, path: str | Path) -> Path:
 
 
 def read_catalogue(path: str | Path) -> pa.Table:
-    """Read a catalogue, as `infer` returns it; `catalogue_about` tells what it was made with.
-
-    Args:
-        path: a file, or the folder of a catalogue in parts.
+    """Read a catalogue, a file or a folder of parts, as `infer` returns it; `catalogue_about` tells how it was made.
 
     Raises:
         InputError: not a catalogue, not finished, damaged, or lacking a column.
@@ -294,6 +278,15 @@ def text_column(table: pa.Table, name: str) -> NDArray[np.str_]:
 
 
 def list_column(table: pa.Table, name: str) -> NDArray[np.float64]:
-    """(row, item) values of a fixed-size list column, NaN where null."""
+    """(row, item) values of a column of lists of one size, or of a scalar one as a single item; NaN where null."""
     column = table[name].combine_chunks()
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1).astype(np.float64)
+    items = items_of(column) if pa.types.is_nested(column.type) else column
+    return items.to_numpy(zero_copy_only=False).astype(np.float64).reshape(len(column), -1)
+
+
+def items_of(column: pa.Array) -> pa.Array:
+    """Items of all rows of a column of lists; of a fixed-size one those of null rows too, which `flatten` leaves out."""
+    if not pa.types.is_fixed_size_list(column.type):
+        return column.flatten()
+    size = column.type.list_size
+    return column.values.slice(column.offset * size, len(column) * size)

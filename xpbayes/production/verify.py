@@ -7,7 +7,7 @@ covariances that are positive semi-definite, and the balance of rows read, writt
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xpbayes.data.join import repeated_ids
-from xpbayes.data.json_file import from_json
-from xpbayes.data.parquet import METADATA_KEY, column_names, plain_text, read_parquet
+from xpbayes.data.parquet import column_names, metadata_of, plain_text, read_parquet
 from xpbayes.data.rejected import read_quarantine
 from xpbayes.data.spectra import OK
 from xpbayes.errors import InputError
 from xpbayes.production.duplicates import Identifiers, find_repeated
-from xpbayes.production.manifest import MANIFEST, QUARANTINE, catalogue_metadata, read_manifest, totals
+from xpbayes.production.manifest import MANIFEST, QUARANTINE, catalogue_metadata, part_records, read_complete, totals
 from xpbayes.production.parts import PART_PATTERN, PartRecord, is_intact
+from xpbayes.production.table import list_column
 from xpbayes.schema import columns_of, id_column
 
 ESSENTIAL = ("stellar_params_est", "stellar_params_err", "stellar_params_cov_triu", "chi2_opt", "ln_prior")
@@ -36,27 +36,16 @@ MIN_EIGENVALUE = -1e-5
 
 @dataclass(frozen=True)
 class Verified:
-    """What was found.
+    """What was found."""
 
-    Attributes:
-        n_parts, n_rows: parts with rows, and rows.
-        problems: one sentence each.
-    """
-
-    n_parts: int
+    n_parts: int  # with rows
     n_rows: int
-    problems: tuple[str, ...]
+    problems: tuple[str, ...]  # one sentence each
 
 
 def verify_catalogue(folder: Path) -> Verified:
-    """Re-check a finished catalogue, part by part.
-
-    Raises:
-        InputError: it is no catalogue in parts, or not finished.
-    """
-    manifest = read_manifest(folder)
-    if not manifest["complete"]:
-        raise InputError(f"{folder}: is not finished; go on with 'xpbayes infer ... --out {folder} --resume'")
+    """Re-check a finished catalogue, part by part; InputError if it is no catalogue in parts, or not finished."""
+    manifest = read_complete(folder)
     records = part_records(manifest)
     problems: list[str] = []
     listed = {r.name for r in records if r.n_rows}
@@ -76,19 +65,8 @@ def verify_catalogue(folder: Path) -> Verified:
     return Verified(len(listed), sum(r.n_rows for r in records), tuple(problems))
 
 
-def part_records(manifest: Mapping[str, Any]) -> list[PartRecord]:
-    """Parts of a complete manifest; their quarantined rows are only counted there."""
-    known = {f.name for f in fields(PartRecord)}
-    unlisted = {"last": False, "input_checksum": "", "input_modified": 0}
-    return [PartRecord(**{**unlisted, **{k: v for k, v in p.items() if k in known}}) for p in manifest["parts"]]
-
-
 def check_repeated(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Refuse a catalogue in which a star has several rows.
-
-    Raises:
-        InputError: a source_id is in several rows.
-    """
+    """Raise InputError for a catalogue in which a star has several rows."""
 
     def read(name: str) -> NDArray[np.int64]:
         identifier = id_column(column_names(folder / name))
@@ -107,11 +85,7 @@ def check_repeated(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def verify_file(path: Path) -> Verified:
-    """Re-check a catalogue of one file: all that holds for a part without a manifest.
-
-    Raises:
-        InputError: it is no catalogue, or cannot be read.
-    """
+    """Re-check a catalogue of one file, all that holds for a part without a manifest; InputError if it is none."""
     about = catalogue_metadata(path)
     table = plain_text(read_parquet(path, advice="copy or infer it again"))
     if wrong := wrong_columns(table, about):
@@ -124,13 +98,7 @@ def verify_file(path: Path) -> Verified:
 
 
 def check_part(folder: Path, record: PartRecord, about: Mapping[str, Any]) -> list[str]:
-    """Check one part; returns its problems.
-
-    Args:
-        folder: of the catalogue.
-        record: what the manifest says about the part.
-        about: the metadata that every part has.
-    """
+    """Problems of one part, of which the manifest says `record`, and `about` in every part's metadata."""
     path = folder / record.name
     if not is_intact(folder, record):
         return [f"{record.name}: is not the file that was written (size or checksum differ); copy or infer it again"]
@@ -141,7 +109,7 @@ def check_part(folder: Path, record: PartRecord, about: Mapping[str, Any]) -> li
     if wrong := wrong_columns(table, about):
         return [f"{record.name}: {wrong}"]
     problems = check_rows(table, about)
-    if not _is_about((table.schema.metadata or {}).get(METADATA_KEY, b"{}"), about):
+    if not _is_about(table, about):
         problems.append("its metadata name another model, other settings or another selection")
     if table.num_rows != record.n_rows:
         problems.append(f"has {table.num_rows} rows, not {record.n_rows}")
@@ -165,12 +133,7 @@ def wrong_columns(table: pa.Table, about: Mapping[str, Any]) -> str:
 
 
 def check_rows(table: pa.Table, about: Mapping[str, Any]) -> list[str]:
-    """Check what must be true of every solved star; returns problems.
-
-    Args:
-        table: rows with the schema's columns.
-        about: the metadata that they were written with.
-    """
+    """Problems of rows with the schema's columns, by what must be true of every solved star."""
     columns = columns_of(about)
     problems = []
     unit = [c.name for c in columns if table.schema.field(c.name).metadata != c.field().metadata]
@@ -179,7 +142,7 @@ def check_rows(table: pa.Table, about: Mapping[str, Any]) -> list[str]:
     status = np.array(table["status"].to_pylist(), dtype=str)
     solved = table.filter(pa.array(status == OK))
     for name in ESSENTIAL:
-        values = _values(solved[name])
+        values = list_column(solved, name)
         bad: NDArray[np.bool_] = np.logical_not(np.isfinite(values).all(axis=1))
         if bad.any():
             problems.append(f"{int(bad.sum())} rows with status ok have no finite {name} ({_first(solved, bad)})")
@@ -188,19 +151,14 @@ def check_rows(table: pa.Table, about: Mapping[str, Any]) -> list[str]:
         n = int((np.sqrt(8 * size + 1) - 1) / 2)
         if not column.name.endswith("_triu") or n * (n + 1) // 2 != size:
             continue
-        bad = ~is_positive_semidefinite(_values(solved[column.name]), n)
+        bad = ~is_positive_semidefinite(list_column(solved, column.name), n)
         if bad.any():
             problems.append(f"{int(bad.sum())} {column.name} are not positive semi-definite ({_first(solved, bad)})")
     return problems
 
 
 def is_positive_semidefinite(packed: NDArray[np.float64], n: int) -> NDArray[np.bool_]:
-    """(row,) whether packed upper triangles are positive semi-definite, up to float32 rounding; true where not finite.
-
-    Args:
-        packed: (row, n (n + 1) / 2) upper triangles, row by row.
-        n: size of the matrices.
-    """
+    """(row,) whether (row, n (n + 1) / 2) upper triangles are so, up to float32 rounding; true where not finite."""
     upper = np.triu_indices(n)
     matrix = np.zeros((len(packed), n, n))
     matrix[:, upper[0], upper[1]] = packed
@@ -213,24 +171,13 @@ def is_positive_semidefinite(packed: NDArray[np.float64], n: int) -> NDArray[np.
     return (diagonal >= 0).all(axis=1) & (np.linalg.eigvalsh(scaled)[:, 0] >= MIN_EIGENVALUE)
 
 
-def _values(column: pa.ChunkedArray) -> NDArray[np.float64]:
-    """(row, item) values of a scalar or list column, NaN where null."""
-    column = column.combine_chunks()
-    n = len(column)
-    flat = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
-    size = column.type.list_size if pa.types.is_fixed_size_list(column.type) else 1
-    if len(flat) != n * size:  # null lists are left out by `flatten`
-        flat = column.values.slice(column.offset * size, n * size)
-    return np.asarray(flat.to_numpy(zero_copy_only=False), np.float64).reshape(n, size)
-
-
 def _first(table: pa.Table, bad: NDArray[np.bool_]) -> str:
     return f"first: source_id {table[id_column(table.column_names)][int(np.flatnonzero(bad)[0])].as_py()}"
 
 
-def _is_about(raw: bytes, about: Mapping[str, Any]) -> bool:
+def _is_about(table: pa.Table, about: Mapping[str, Any]) -> bool:
     try:
-        found = from_json(raw, dict[str, Any], "", "")
+        found = metadata_of(table.schema, "")
     except InputError:
         return False
     return all(found.get(k) == v for k, v in about.items())

@@ -2,8 +2,6 @@
 
 import logging
 from dataclasses import replace
-from datetime import UTC, datetime
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +14,17 @@ from xpbayes.data.spectra import Spectra
 from xpbayes.errors import InputError
 from xpbayes.identity import Side, Split
 from xpbayes.production.meeting import stars_for
-from xpbayes.production.model_file import CARD, TrainedModel, load_model, save_model
+from xpbayes.production.model_file import CARD, TrainedModel
 from xpbayes.runs.infer import infer
-from xpbayes.runs.inputs import PathLike, check_writable, load_if_path, read_stars, require_labels, versions
+from xpbayes.runs.inputs import (
+    PathLike,
+    check_writable,
+    load_if_path,
+    read_stars,
+    require_labels,
+    saved,
+    trained_on,
+)
 from xpbayes.training.adapt import AdaptationConfig, find_scale, move_network, moved_labels, on_scale
 from xpbayes.training.selection import has_distance, training_cuts
 
@@ -42,20 +48,8 @@ def adapt(
     last layer or all of it. Extinction curve, model error, the calibration of posteriors and what counts as extrapolation
     stay. A second stage and classifiers are left out: they know the former labels.
 
-    Args:
-        model: a trained model or its folder.
-        stars: star table with labels, its path, or a folder of star tables.
-        out: folder for the adapted model; nothing is written if None.
-        config: settings; the defaults if None.
-
-    Returns:
-        the model; its `card` has its accuracy on stars held out, before and after, and checks with results.
-
-    Raises:
-        InputError: model and stars do not fit together, labels are missing, or too few stars are left.
-
-    Example:
-        >>> model = xpbayes.adapt("model", "mine.parquet", out="adapted")  # doctest: +SKIP
+    Its `card` has its accuracy on stars held out, before and after, and checks with results. Arguments and errors are
+    those of `api.model.adapt`.
     """
     config = config or AdaptationConfig()
     check_writable(out, model, stars, files=(CARD, "*.safetensors"))
@@ -65,7 +59,8 @@ def adapt(
     table = stars_for(trained, table, str(source["path"]))
     how = TrainingConfig.model_validate(trained.card["settings"])
     kept = training_cuts(table, trained.labels, how.teff_max, how.min_channels, distances=False)
-    held = Split(config.validation_fraction, seed=config.split_seed).on(Side.HELD_OUT, kept.source_id)
+    split = Split(config.validation_fraction, seed=config.split_seed)
+    held = split.on(Side.HELD_OUT, kept.source_id)
     training, held_out = kept.take(~held, "held out for validation, by source_id"), kept.take(held)
     if len(training) < LEAST or len(held_out) < LEAST // 4:
         worst = max(kept.cuts, key=lambda cut: cut.removed)
@@ -98,13 +93,27 @@ def adapt(
         star_model.forward, trained.channels, trained.labels, training.labels(trained.labels)[0], entries[1], []
     )
     checks.append(check_adaptation(before, after))
-    adapted = replace(adapted, card=_card(trained, training, held_out, config, source, entries, moved, checks))
+    own = {name: value for name, value in trained.card.items() if name not in ("second_stage", "confidence")}
+    card = {
+        **own,
+        **trained_on(training, len(held_out), trained.labels, source, split),
+        "settings": {
+            **trained.card["settings"],
+            "validation_fraction": config.validation_fraction,
+            "calibration_fraction": 0.0,
+        },
+        "held_out": entries[1],
+        "checks": [vars(check) for check in checks],
+        "adapted": {
+            "from": {k: trained.card.get(k) for k in ("created", "arrays_checksum", "n_training")},
+            "settings": config.model_dump(mode="json"),
+            "labels_moved": moved,
+            "accuracy_before": entries[0]["accuracy"],
+        },
+    }
     for check in checks:
         log.info(check.line)
-    if out is not None:
-        log.info(f"wrote {save_model(adapted, out)}")
-        return load_model(out)
-    return adapted
+    return saved(replace(adapted, card=card), out)
 
 
 def _with_distances(training: Spectra, config: AdaptationConfig, where: str) -> Spectra:
@@ -148,41 +157,3 @@ def check_adaptation(before: list[Accuracy], after: list[Accuracy]) -> Check:
         f"no label of held-out stars worse than before by more than {CHANCE:g} standard errors",
         f"{', '.join(worse)} got worse: do these stars' labels and errors hold, and are there enough of every kind?",
     )
-
-
-def _card(
-    trained: TrainedModel,
-    training: Spectra,
-    held_out: Spectra,
-    config: AdaptationConfig,
-    source: dict[str, Any],
-    entries: list[dict[str, Any]],
-    moved: dict[str, list[float]],
-    checks: list[Check],
-) -> dict[str, Any]:
-    """The former model's card with what is new."""
-    former = {name: value for name, value in trained.card.items() if name not in ("second_stage", "confidence")}
-    fractions = {"validation_fraction": config.validation_fraction, "calibration_fraction": 0.0}
-    return former | {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "input": source,
-        "n_training": len(training),
-        "n_held_out": len(held_out),
-        "split": {"by": "source_id hash", "fraction": config.validation_fraction, "seed": config.split_seed},
-        "settings": trained.card["settings"] | fractions,
-        "cuts": [vars(cut) for cut in training.cuts],
-        "provenance": training.provenance,
-        "label_range": {
-            name: np.percentile(training.column(name), [0, 1, 16, 50, 84, 99, 100]).round(4).tolist()
-            for name in trained.labels
-        },
-        "held_out": entries[1],
-        "checks": [vars(check) for check in checks],
-        "adapted": {
-            "from": {k: trained.card.get(k) for k in ("created", "arrays_checksum", "n_training")},
-            "settings": config.model_dump(mode="json"),
-            "labels_moved": moved,
-            "accuracy_before": entries[0]["accuracy"],
-        },
-        "versions": versions(),
-    }

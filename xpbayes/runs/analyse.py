@@ -16,7 +16,7 @@ def analyse(
     survey: str = "custom",
     sfd_maps: Path | None = None,
 ) -> Path:
-    """Make the figures of a run and the page that shows them.
+    """Make the figures of a run and the page that shows them, whose path is returned.
 
     Args:
         folder: of a run, as `xpbayes demo` leaves it; None if every input is named.
@@ -25,9 +25,6 @@ def analyse(
         only: names of analyses; all if empty.
         survey: whose columns the external table has.
         sfd_maps: folder of the SFD maps.
-
-    Returns:
-        path of the page.
 
     Raises:
         InputError: nothing could be drawn, or an input is damaged or belongs to something else.

@@ -18,18 +18,12 @@ from xpbayes.errors import InputError
 from xpbayes.identity import Stream, seeds_from_id
 from xpbayes.inference.fit import fit_stars
 from xpbayes.inference.model_error import fold_in_model_error
-from xpbayes.inference.sampling.nuts import Schedule, sample_inferred
 from xpbayes.models.theta import to_log
 from xpbayes.production.meeting import stars_for
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.runs.fetch import bundled_stars
-from xpbayes.runs.inputs import (
-    PathLike,
-    check_writable,
-    choose_random,
-    load_if_path,
-    read_stars,
-)
+from xpbayes.runs.inputs import PathLike, check_writable, choose_random, load_if_path, read_stars
+from xpbayes.runs.sample import run_chains
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +44,10 @@ def check(
     """Check error bars by simulation: truths from the prior, spectra from the likelihood, and what is inferred of them.
 
     Args:
-        model: a trained model or its folder.
         stars: real stars whose noise is borrowed: a table or its path; the bundled sample if None.
         out: folder for report.html, table and shares; nothing is written if None.
         n_stars: simulated stars.
         n_sampled: so many of them are drawn from with NUTS, too.
-        inference, sampling: settings; the defaults if None.
-        seed: of all random numbers.
 
     Returns:
         shares of every posterior below the truth, and verdicts.
@@ -112,15 +103,8 @@ def check(
     settled = np.zeros(n, bool)
     if n_sampled:
         few = np.arange(min(n_sampled, n))
-        draws, diagnostics = sample_inferred(
-            trained.star_model,
-            inference.n_nodes,
-            simulated.stars.take(jnp.asarray(few)),
-            inferred.optimum[few],
-            inferred.with_xi("runner_up")[few],
-            seeds[few],
-            Schedule(sampling.chains, sampling.warmup, sampling.draws, sampling.max_rounds),
-            lambda done, total, rate: log.info(f"NUTS: {done} of {total} stars have settled ({rate:.1f} stars/s)"),
+        draws, diagnostics = run_chains(
+            trained, simulated.stars.take(jnp.asarray(few)), inferred.take(few), seeds[few], inference, sampling
         )
         settled[few] = diagnostics.settled
         flat = draws.theta.reshape(len(few), -1, draws.theta.shape[-1])

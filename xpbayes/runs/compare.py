@@ -13,11 +13,7 @@ from xpbayes.data.spectra import Spectra
 from xpbayes.data.stars import signal_to_noise
 from xpbayes.errors import InputError
 from xpbayes.production.model_file import TrainedModel
-from xpbayes.runs.inputs import (
-    PathLike,
-    check_writable,
-    load_if_path,
-)
+from xpbayes.runs.inputs import PathLike, check_writable, load_if_path
 from xpbayes.runs.sample import draw_posteriors, pick_stars
 
 log = logging.getLogger(__name__)
@@ -37,14 +33,11 @@ def compare(  # noqa: PLR0913 - what the verb of the command line can say
     """Compare mode + Fisher, Laplace and importance with NUTS for the same real stars.
 
     Args:
-        model: a trained model or its folder.
         stars: a star table, its path, or a folder of star tables.
         out: folder for report.html and stars.csv; nothing is written if None.
         source_ids: which stars; or
         n_random: how many at random.
-        inference, sampling: settings; the defaults if None.
         only: 'all', or 'training', 'kept-aside' or 'held-out', a side of the model's own split.
-        seed: of the random choice of stars.
 
     Raises:
         InputError: a star is not there or cannot be used, model and stars do not fit together, no importance draws

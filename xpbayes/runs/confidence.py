@@ -3,7 +3,6 @@
 import logging
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from xpbayes.analysis.figures.confidence import ConfidenceCheck, judge
@@ -13,15 +12,9 @@ from xpbayes.data.spectra import Spectra
 from xpbayes.identity import Side, Split
 from xpbayes.models.reliability import feature_names
 from xpbayes.production.meeting import require_same_stars, stars_for
-from xpbayes.production.model_file import CARD, TrainedModel, load_model, save_model
+from xpbayes.production.model_file import CARD, TrainedModel
 from xpbayes.production.table import catalogue_about, read_catalogue
-from xpbayes.runs.inputs import (
-    PathLike,
-    check_writable,
-    load_if_path,
-    read_stars,
-    versions,
-)
+from xpbayes.runs.inputs import PathLike, check_writable, created, load_if_path, read_stars, saved, versions
 from xpbayes.training.reliability import confidences, train_confidence
 
 log = logging.getLogger(__name__)
@@ -38,7 +31,6 @@ def confidence(
     """Train classifiers of how reliable the estimates are (ZGR23 Section 4.4, Appendix B).
 
     Args:
-        model: a trained model or its folder.
         catalogue: what it inferred for stars that it never saw (``only="held-out"``).
         stars: the star table that the catalogue was inferred from, with labels.
         out: folder for the model with its classifiers, its own folder perhaps; nothing is written if None.
@@ -74,7 +66,7 @@ def confidence(
     confidence_of = confidences(learned.nets, fits.features)[validation]
     check = judge(fits.comparison.take(validation), learned.nets.targets, confidence_of)
     entry = {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": created(),
         "catalogue": {k: about.get(k) for k in ("created", "input", "selection", "settings", "n_with_parallax")},
         "stars": source,
         "instrument": instrument.to_json(),
@@ -90,7 +82,4 @@ def confidence(
     if figures is not None:
         for path in write_check(check, Path(figures)):
             log.info(f"wrote {path}")
-    if out is not None:
-        log.info(f"wrote {save_model(trained, out)}")
-        trained = load_model(out)
-    return trained, check
+    return saved(trained, out), check

@@ -11,10 +11,7 @@ from xpbayes.production.model_file import CARD
 from xpbayes.production.table import read_catalogue
 from xpbayes.runs.fetch import bundled_stars
 from xpbayes.runs.infer import infer
-from xpbayes.runs.inputs import (
-    PathLike,
-    check_writable,
-)
+from xpbayes.runs.inputs import PathLike, check_writable
 from xpbayes.runs.report import report
 from xpbayes.runs.train import train
 
@@ -22,14 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def demo(out: PathLike) -> Path:
-    """Do everything once on the bundled sample: train, infer held-out stars, write catalogue and report.
-
-    Args:
-        out: folder for all products.
-
-    Returns:
-        path of the report.
-    """
+    """Do everything once on the bundled sample, into a folder: train, infer held-out stars, report. Returns its page."""
     folder = Path(out)
     seconds: dict[str, float] = {}
 

@@ -16,21 +16,13 @@ NONE = "not installed"
 
 @dataclass(frozen=True)
 class Examined:
-    """What was found; printed, it is a page.
+    """What was found; printed, it is a page."""
 
-    Attributes:
-        versions: of Python and the packages that results depend on.
-        instruments: one line for each that spectra can be calibrated with.
-        models: instrument models of the installed GaiaXPy, "bp NAME" and "rp NAME", and their numbers of coefficients.
-        missing: per data release, what stands in the way of using it; nothing where all is there.
-        changed: what of GaiaXPy is not as xpbayes expects.
-    """
-
-    versions: dict[str, str]
-    instruments: tuple[str, ...]
-    models: dict[str, int]
-    missing: dict[str, tuple[str, ...]]
-    changed: tuple[str, ...]
+    versions: dict[str, str]  # of Python and the packages that results depend on
+    instruments: tuple[str, ...]  # one line for each that spectra can be calibrated with
+    models: dict[str, int]  # of the installed GaiaXPy, "bp NAME" and "rp NAME", and their numbers of coefficients
+    missing: dict[str, tuple[str, ...]]  # per data release, what stands in the way of using it
+    changed: tuple[str, ...]  # what of GaiaXPy is not as xpbayes expects
 
     @property
     def ready(self) -> bool:
@@ -43,13 +35,10 @@ class Examined:
         models = ", ".join(f"{name} ({count})" for name, count in self.models.items())
         lines += [f"models of GaiaXPy: {models or 'none'}"]
         for name, missing in self.missing.items():
-            lines.append(f"{RELEASES[name].title} ({name}): {'nothing is missing' if not missing else ''}".rstrip())
+            lines.append(f"{RELEASES[name].title} ({name}):{'' if missing else ' nothing is missing'}")
             lines += [f"  {line}" for line in missing]
-        lines += (
-            ["GaiaXPy is as expected"]
-            if not self.changed
-            else ["GaiaXPy has changed", *(f"  {c}" for c in self.changed)]
-        )
+        lines.append("GaiaXPy has changed" if self.changed else "GaiaXPy is as expected")
+        lines += [f"  {c}" for c in self.changed]
         return "\n".join(lines)
 
 

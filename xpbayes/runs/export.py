@@ -5,12 +5,9 @@ from pathlib import Path
 
 from xpbayes.errors import InputError, nearest
 from xpbayes.production import export as exports
-from xpbayes.production.flat import Flat
+from xpbayes.production.flat import flat_rows
 from xpbayes.production.reader import open_catalogue
-from xpbayes.runs.inputs import (
-    PathLike,
-    check_writable,
-)
+from xpbayes.runs.inputs import PathLike, check_writable
 
 log = logging.getLogger(__name__)
 
@@ -24,18 +21,15 @@ def export(
     *,
     flat: bool | None = None,
 ) -> Path:
-    """Write a catalogue in another format, with the schema's units, UCDs and descriptions.
+    """Write a catalogue in another format, with the schema's units, UCDs and descriptions; returns what was written.
 
     Args:
-        catalogue: a catalogue file, or the folder of a catalogue in parts.
+        catalogue: a file, or the folder of one in parts.
         out: file to write; for 'hats' a folder that must not exist.
         format: 'hats', 'votable', 'fits', 'csv', 'ecsv' or 'parquet'; as the file's suffix says if None.
         approximate_positions: for 'hats', where ra and dec are missing: use the HEALPix pixel in the source_id.
         processes: for 'hats', workers; chosen if None.
         flat: one number a column in K, dex, mag and mas, or the catalogue's own columns; flat for all but 'hats' if None.
-
-    Returns:
-        what was written.
 
     Raises:
         InputError: it cannot be read or written, positions are missing, or a package is.
@@ -51,7 +45,7 @@ def export(
     opened = open_catalogue(catalogue)
     opened.check_intact()
     if suffix:
-        exports.WRITERS[suffix](Flat(opened, opened.about) if is_flat else opened, target)
+        exports.WRITERS[suffix](flat_rows(opened.rows, opened.about) if is_flat else opened.rows, target)
     else:
         exports.write_hats(opened, target, approximate_positions=approximate_positions, processes=processes)
     log.info(f"wrote {target}: {opened.n_rows:,} rows")

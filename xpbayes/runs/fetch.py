@@ -7,20 +7,13 @@ from pathlib import Path
 from xpbayes.archive import apogee
 from xpbayes.data.spectra import Spectra
 from xpbayes.data.spectra_file import write_star_table
-from xpbayes.runs.inputs import (
-    PathLike,
-    check_writable,
-)
+from xpbayes.runs.inputs import PathLike, check_writable
 
 log = logging.getLogger(__name__)
 
 
 def fetch_apogee(out: PathLike) -> Spectra:
-    """Download the full APOGEE x XP library with pip and write it as a star table.
-
-    Args:
-        out: Parquet file.
-    """
+    """Download the full APOGEE x XP library with pip and write it as a star table, a Parquet file."""
     check_writable(out)
     with tempfile.TemporaryDirectory() as scratch:
         library = apogee.read_library(apogee.fetch_library(Path(scratch)))
@@ -34,11 +27,7 @@ def fetch_apogee(out: PathLike) -> Spectra:
 
 
 def bundled_stars(out: PathLike | None = None) -> Spectra:
-    """Return the bundled sample of 10,000 real stars as a star table.
-
-    Args:
-        out: Parquet file to write; none if None.
-    """
+    """Return the bundled sample of 10,000 real stars as a star table, and write it to a Parquet file unless None."""
     check_writable(out)
     table = apogee.bundled_stars()
     if out is not None:

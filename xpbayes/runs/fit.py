@@ -19,12 +19,7 @@ from xpbayes.production.meeting import stars_for
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.progress import in_stars
 from xpbayes.runs.infer import model_factor, solve_stars, stars_scatter
-from xpbayes.runs.inputs import (
-    PathLike,
-    check_writable,
-    find_stars,
-    load_if_path,
-)
+from xpbayes.runs.inputs import PathLike, check_writable, find_stars, load_if_path
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +34,9 @@ def fit(
     """Fit a handful of stars and find every optimum of their posteriors that many starts can reach.
 
     Args:
-        model: a trained model or its folder.
         stars: a star table, or whatever else `infer` takes.
         source_ids: which stars; each fit's order is theirs.
         out: folder for ``fit.json`` and one figure a star; nothing is written if None.
-        config: settings; the defaults if None.
 
     Raises:
         InputError: a source_id is not there, or model and stars do not fit together.

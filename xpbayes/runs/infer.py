@@ -7,10 +7,9 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,28 +24,37 @@ from xpbayes.device import suited_programs
 from xpbayes.errors import InputError
 from xpbayes.identity import Stream, seeds_from_id
 from xpbayes.inference.fit import Posteriors, fit_stars
+from xpbayes.inference.recalibration import ln_snr_of, n_channels_of, recalibrated
 from xpbayes.inference.ridge import companion_ridge
 from xpbayes.inference.scatter import loosened, settled
+from xpbayes.inference.support import extrapolation_of
+from xpbayes.inference.trust import trust_features, with_second_sources
 from xpbayes.instrument.instrument import InstrumentId
-from xpbayes.models.pair import CompanionRidge
+from xpbayes.production.beside import load_weight_factor
+from xpbayes.production.engine import CORES
 from xpbayes.production.export import check_suffix, save_catalogue
 from xpbayes.production.flags import Scores
 from xpbayes.production.meeting import say_what_is_null, stars_for, warn_of_transfer
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.production.table import catalogue_rows, describe, refined_rows, to_arrow
 from xpbayes.progress import in_stars, speed
+from xpbayes.refinement.refined import refine_labels
 from xpbayes.runs.inputs import (
     PathLike,
     check_writable,
     choose_stars,
+    created,
     load_if_path,
     quarantine_of,
     stream_tables,
     versions,
 )
-
-if TYPE_CHECKING:
-    from xpbayes.training.network_uncertainty import NetworkCovariance
+from xpbayes.training.network_uncertainty import (
+    NetworkCovariance,
+    add_model_covariance,
+    added_to_inferred,
+    trained_vector,
+)
 
 log = logging.getLogger(__name__)
 
@@ -61,18 +69,16 @@ def infer(
     config: InferenceConfig | None = None,
     only: str = "all",
     *,
-    factor: "NetworkCovariance | None" = None,
+    factor: NetworkCovariance | None = None,
     companions: CompanionFiles = None,
     flat: bool | None = None,
 ) -> pa.Table:
     """Infer stellar parameters without labels.
 
     Args:
-        model: a trained model or its folder.
         stars: a star table, its path, a folder of star tables; a file of XP spectra, a folder or pattern of them, a HATS
             catalogue or a survey.toml, which are then read, calibrated and solved part by part; or several of these.
         out: file for the catalogue, .parquet, .csv, .ecsv, .fits or .vot; nothing is written if None.
-        config: settings; the defaults if None.
         only: 'all', or 'training', 'kept-aside' or 'held-out', a side of the model's own split.
         factor: of what training leaves unknown of the model, for `model_uncertainty`; read from the model's folder if None.
         companions: tables that belong to files of XP spectra, ``{"two_mass": "2mass.vot", "gaia": ..., "unwise": ...}``;
@@ -121,7 +127,7 @@ def infer(
         n_unusable += unusable
         n_with_parallax += int(chosen.is_measured("parallax").sum()) if config.use_parallax else 0
         parts.append(part)
-    notes = "; ".join(_flat(source.pop("notes", [])))
+    notes = "; ".join(source.pop("notes", []))
     n_rows = sum(len(part) for part in parts)
     if not n_rows:
         raise InputError(f"{source['path']}: none of its {n_seen} stars is on the {only} side of the model's split")
@@ -134,7 +140,7 @@ def infer(
         "selection": only,
         "n_with_parallax": n_with_parallax,
         "seconds": round(time.perf_counter() - begun, 2),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": created(),
         "versions": versions(),
     }
     catalogue = describe(pa.concat_tables(parts), about)
@@ -147,44 +153,34 @@ def infer(
     return catalogue
 
 
-def _flat(notes: list[Any]) -> list[str]:
-    """Notes of several inputs, in order."""
-    return [line for note in notes for line in (_flat(note) if isinstance(note, list) else [note])]
-
-
 def solve_stars(
     trained: TrainedModel,
-    factor: "NetworkCovariance | None",
+    factor: NetworkCovariance | None,
     table: Spectra,
     config: InferenceConfig,
     level: int = logging.INFO,
     status: NDArray[np.str_] | None = None,
     where: str = "the stars",
 ) -> tuple[pa.Table, int]:
-    """Catalogue rows of one star table, and how many of its stars could not be used.
+    """Catalogue rows of one star table, and how many of its stars could not be used; InputError if they do not fit.
 
     Args:
-        trained: the model.
-        factor: of what training leaves unknown of it, to be added to the errors.
+        trained, config: model and settings.
+        factor: of what training leaves unknown of the model, to be added to the errors.
         table: the stars.
-        config: settings.
         level: of what is said on the way.
         status: (star,) `table.problems()`, if that is known already.
         where: what the stars are called in messages.
-
-    Raises:
-        InputError: the model cannot take them.
     """
-    release = table.instrument.release
+    release, star_model, use_parallax = table.instrument.release, trained.star_model, config.use_parallax
     table = stars_for(trained, table, where, quiet=True)
     status = table.problems() if status is None else status
     usable = table.take(np.flatnonzero(status == OK))
     for reason, count in sorted(Counter(status.tolist()).items()):
         if reason != OK:
             first = table.source_id[status == reason][0]
-            log.log(
-                level, f"not solved: {count} stars, {reason} (first: source_id {first}); they get a row that says so"
-            )
+            said = f"not solved: {count} stars, {reason} (first: source_id {first}); they get a row that says so"
+            log.log(level, said)
 
     def progress(done: int, total: int, rate: float) -> None:
         log.log(level, f"inferred {done} of {in_stars(total)} ({speed(rate)})")
@@ -194,37 +190,28 @@ def solve_stars(
     scatter = stars_scatter(trained, batch) if config.calibrate else None
     looked_at = batch if scatter is None else loosened(batch, scatter)
     second = trained.second_stage if config.second_stage else None
-    inferred = fit_stars(
-        trained.star_model,
-        looked_at,
-        config,
-        progress,
-        seeds,
-        _ridge(trained, config),
-        alone=second is not None and config.use_parallax,
-    )
+    wavelengths = np.asarray(trained.channels.wavelengths)
+    ridge = companion_ridge(star_model, trained.labels, wavelengths) if config.binaries else None
+    alone = second is not None and use_parallax
+    inferred = fit_stars(star_model, looked_at, config, progress, seeds, ridge, alone=alone)
     by_chains = np.zeros(len(usable), bool)
     if config.refine:
         from xpbayes.inference.sampling.ladder import refine_with_nuts
 
-        inferred, by_chains = refine_with_nuts(
-            trained.star_model, looked_at, inferred, config, seeds, threads=_threads()
-        )
+        inferred, by_chains = refine_with_nuts(star_model, looked_at, inferred, config, seeds, threads=_threads())
         log.log(level, f"{int(by_chains.sum())} of {len(usable)} stars are summarised by Markov chains")
     found = inferred
     if scatter is not None:
-        inferred = settled(inferred, batch, scatter, use_parallax=config.use_parallax)
+        inferred = settled(inferred, batch, scatter, use_parallax=use_parallax)
     if config.calibrate and trained.calibration is not None:
-        from xpbayes.inference.recalibration import recalibrated
-
-        inferred = recalibrated(inferred, trained.calibration, batch, use_parallax=config.use_parallax)
-    scores = _scores(trained, batch, (looked_at, found), inferred, use_parallax=config.use_parallax)
+        inferred = recalibrated(inferred, trained.calibration, batch, use_parallax=use_parallax)
+    scores = _scores(trained, batch, (looked_at, found), inferred, use_parallax=use_parallax)
     as_rows = partial(
         catalogue_rows,
         table,
         status,
         ln_threshold=float(trained.prior.ln_threshold),
-        use_parallax=config.use_parallax,
+        use_parallax=use_parallax,
         by_chains=by_chains,
         scores=scores,
         law=trained.reddening_law,
@@ -238,20 +225,12 @@ def solve_stars(
         for note in notes:
             log.log(level, note)
     if factor is not None:
-        from xpbayes.training.network_uncertainty import add_model_covariance, added_to_inferred
-
-        added = added_to_inferred(
-            trained.star_model, factor, looked_at, found.optimum, use_parallax=config.use_parallax
-        )
+        added = added_to_inferred(star_model, factor, looked_at, found.optimum, use_parallax=use_parallax)
         wide = as_rows(add_model_covariance(inferred, added), added=added)
         # Flags and confidences know the stars' own errors, from which the classifiers were learned.
         rows = rows | wide | {name: rows[name] for name in KNOW_OWN_ERRORS}
     if second is not None:
-        from xpbayes.refinement.refined import refine_labels
-
-        refined = refine_labels(
-            second, trained.star_model, looked_at, found, inferred, use_parallax=config.use_parallax
-        )
+        refined = refine_labels(second, star_model, looked_at, found, inferred, use_parallax=use_parallax)
         rows |= refined_rows(refined, inferred, status, rows["status"] == OK)
     return to_arrow(rows, len(trained.labels), release), int((rows["status"] != OK).sum())
 
@@ -259,38 +238,20 @@ def solve_stars(
 def _scores(
     trained: TrainedModel, batch: Stars, seen: tuple[Stars, Posteriors], inferred: Posteriors, *, use_parallax: bool
 ) -> Scores:
-    """What says how far rows can be trusted.
+    """What says how far rows can be trusted, of stars as measured and their posteriors as the catalogue has them.
 
-    Args:
-        trained: the model.
-        batch: the stars as measured.
-        seen: the stars as inference saw them, and their posteriors as it found them.
-        inferred: their posteriors as the catalogue has them.
-        use_parallax: whether inference used the parallaxes.
+    `seen`: the stars as inference saw them, and their posteriors as it found them.
     """
     quality = None if trained.calibration is None else trained.calibration.fit_quality
     fit_quality = beyond = trust = None
     if quality is not None:
-        from xpbayes.inference.recalibration import ln_snr_of, n_channels_of
-
         fit_quality = quality.of(inferred.chi2, n_channels_of(batch), ln_snr_of(batch))
     if trained.support is not None:
-        from xpbayes.inference.support import extrapolation_of
-
         beyond = extrapolation_of(trained.support, trained.prior, inferred)
         if trained.trust is not None and quality is not None:
-            from xpbayes.inference.trust import trust_features, with_second_sources
-
             left = trust_features(trained.star_model, trained.support, quality, *seen, use_parallax=use_parallax)
             trust = with_second_sources(trained.trust.probabilities(left), inferred)
     return Scores(fit_quality, beyond, trust)
-
-
-def _ridge(trained: TrainedModel, config: InferenceConfig) -> CompanionRidge | None:
-    """Where companions lie, if binaries are asked for."""
-    if not config.binaries:
-        return None
-    return companion_ridge(trained.star_model, trained.labels, np.asarray(trained.channels.wavelengths))
 
 
 def stars_scatter(trained: TrainedModel, stars: Stars) -> NDArray[np.float64] | None:
@@ -300,19 +261,14 @@ def stars_scatter(trained: TrainedModel, stars: Stars) -> NDArray[np.float64] | 
 
 def _threads() -> int | None:
     """Cores that an engine has given this process; None: all that there are."""
-    from xpbayes.production.engine import CORES
-
     given = os.environ.get(CORES)
     return len(given.split(",")) if given else None
 
 
 def model_factor(
-    model: TrainedModel | PathLike, trained: TrainedModel, factor: "NetworkCovariance | None" = None
-) -> "NetworkCovariance":
+    model: TrainedModel | PathLike, trained: TrainedModel, factor: NetworkCovariance | None = None
+) -> NetworkCovariance:
     """What training leaves unknown of a model: as given, or from the model's folder."""
-    from xpbayes.production.weight_file import load_weight_factor
-    from xpbayes.training.network_uncertainty import trained_vector
-
     if factor is not None:
         n_given, n_trained = len(factor.columns), trained_vector(trained.forward).size
         if n_given != n_trained:
@@ -327,25 +283,23 @@ def model_factor(
 
 
 def about_model(
-    trained: TrainedModel, factor: "NetworkCovariance | None" = None, instrument: InstrumentId | None = None
+    trained: TrainedModel, factor: NetworkCovariance | None = None, instrument: InstrumentId | None = None
 ) -> dict[str, Any]:
-    """What every catalogue says about the model that it was made with, and about the instrument of its stars.
+    """What every catalogue says about its model, the factor that was added to errors, and the stars' instrument.
 
-    Args:
-        trained: the model.
-        factor: of what training leaves unknown of it, if that was added to the errors.
-        instrument: of the stars; the model's if None.
+    `instrument`: the model's if None.
     """
     model = {k: trained.card.get(k) for k in ("created", "arrays_checksum", "n_training", "split")}
     if trained.forward.curve_variation is not None:
         model["curve_varies"] = True
         model["reddening_law"] = trained.card.get("reddening_law")
-    if trained.transfer is not None and trained.transfer.source == instrument:
-        model["transfer_checksum"] = trained.card["transfer"].get("arrays_checksum")
-    if trained.confidence is not None:
-        model["confidence_checksum"] = trained.card["confidence"].get("arrays_checksum")
-    if trained.second_stage is not None:
-        model["second_stage_checksum"] = trained.card["second_stage"].get("arrays_checksum")
+    beside = {
+        "transfer": trained.transfer is not None and trained.transfer.source == instrument,
+        "confidence": trained.confidence is not None,
+        "second_stage": trained.second_stage is not None,
+    }
+    for name in (name for name, used in beside.items() if used):
+        model[f"{name}_checksum"] = trained.card[name].get("arrays_checksum")
     if factor is not None:
         columns = np.ascontiguousarray(factor.columns, "<f4")
         model["uncertainty"] = {

@@ -1,11 +1,11 @@
 """Infer any number of stars into a catalogue in parts: engines and shards share the work, a killed run is gone on with."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,29 +21,21 @@ from xpbayes.data.stars import STAR_BLOCK
 from xpbayes.device import FEW_STARS, hasty_programs
 from xpbayes.errors import InputError
 from xpbayes.production import engine as engines
-from xpbayes.production import kept, parts
+from xpbayes.production import kept
 from xpbayes.production import manifest as manifests
 from xpbayes.production.bundled import model_folder
 from xpbayes.production.export import check_folder
 from xpbayes.production.inputs import STARS_AT_ONCE, Layout, Task, lay_out, read_task
 from xpbayes.production.meeting import require_fitting, say_what_is_null, warn_of_transfer
 from xpbayes.production.model_file import TrainedModel, load_model
-from xpbayes.production.parts import PartDraft, PartRecord, clean, read_record, read_records
+from xpbayes.production.parts import OpenedInput, PartDraft, PartRecord, clean, read_record, read_records, write_part
 from xpbayes.production.prefetch import prefetched
 from xpbayes.production.progress import Progress
 from xpbayes.production.table import describe
 from xpbayes.production.verify import check_repeated
 from xpbayes.runs.infer import about_model, model_factor, solve_stars
-from xpbayes.runs.inputs import (
-    PathLike,
-    check_selection,
-    check_writable,
-    choose_stars,
-    versions,
-)
-
-if TYPE_CHECKING:
-    from xpbayes.training.network_uncertainty import NetworkCovariance
+from xpbayes.runs.inputs import PathLike, check_selection, check_writable, choose_stars, versions
+from xpbayes.training.network_uncertainty import NetworkCovariance
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +68,6 @@ def infer_parts(  # noqa: PLR0913, PLR0915 - what the verb of the command line c
         model: folder of the model.
         inputs: star tables, folders of them, survey.toml files, files of XP spectra; one or several.
         out: folder for the catalogue: parts, ``manifest.json``, ``quarantine.csv``.
-        config: settings; the defaults if None.
         only: 'all', or 'training', 'kept-aside' or 'held-out', a side of the model's own split.
         resume: go on with what `out` holds; else it must be empty.
         engine: 'local', processes of this machine, or 'dask'.
@@ -131,12 +122,9 @@ def infer_parts(  # noqa: PLR0913, PLR0915 - what the verb of the command line c
         identified, few = manifests.identity_checksum(identity), _are_few(layout, config)
         job = _Job(str(folder.absolute()), str(model), config, only, layout_file, identified, few)
 
-        def run(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-            if engine == "dask":
-                return engines.run_dask(work, items, scheduler, processes)
-            return engines.run_local(work, items, processes)
+        run = partial(engines.run_dask, scheduler=scheduler) if engine == "dask" else engines.run_local
 
-        rejected = kept.keep_tables(folder, layout)
+        kept.keep_tables(folder, layout)
         done = manifests.finished_tasks(folder, mine, records)
         progress = Progress(sum(t.weight for t in mine))
         progress.already([r for t in done for r in done[t]], sum(t.weight for t in done))
@@ -147,11 +135,10 @@ def infer_parts(  # noqa: PLR0913, PLR0915 - what the verb of the command line c
             say_what_is_null(trained)
             tasks = "1 task" if len(left) == 1 else f"{len(left)} tasks"
             log.info(f"{tasks} to do; each worker compiles its programs before its first stars")
-        for task, made in run(partial(infer_task, job), left) if left else ():
+        for task, made in run(partial(infer_task, job), left, processes=processes) if left else ():
             progress.add(made, task.weight)
 
-        tables = partial(kept.kept_about, folder, layout)
-        finished = manifests.complete(folder, layout, model, manifest, rejected, tables)
+        finished = manifests.complete(folder, layout, model, manifest, partial(kept.kept_about, folder, layout))
     if finished is None:
         log.info(f"this job's {len(mine)} tasks are done; other jobs' are not, and the last of them completes {folder}")
         return folder
@@ -173,34 +160,33 @@ def infer_parts(  # noqa: PLR0913, PLR0915 - what the verb of the command line c
 
 @dataclass(frozen=True)
 class _Job:
-    """What a worker needs to know, small enough to be sent with every task.
+    """What a worker needs to know, small enough to be sent with every task."""
 
-    Attributes:
-        folder: of the catalogue.
-        model: folder of the model.
-        config: settings.
-        only: side of the model's split.
-        layout: file that keeps the layout.
-        identity: checksum of everything that the run is made from, so that nothing is kept from an earlier one.
-        few: the run's stars are so few that programs need not be fast.
-    """
-
-    folder: str
-    model: str
+    folder: str  # of the catalogue
+    model: str  # folder of the model
     config: InferenceConfig
-    only: str
-    layout: str
-    identity: str
-    few: bool
+    only: str  # side of the model's split
+    layout: str  # file that keeps the layout
+    identity: str  # checksum of everything that the run is made from, so that nothing is kept from an earlier one
+    few: bool  # the run's stars are so few that programs need not be fast
 
 
 def _are_few(layout: Layout, config: InferenceConfig) -> bool:
     return sum(task.weight for task in layout.tasks) <= FEW_STARS * ROW_BYTES and not config.refine
 
 
+class _AtWork(NamedTuple):
+    """What a worker reads once."""
+
+    trained: TrainedModel
+    factor: NetworkCovariance | None  # what is unknown of the model
+    layout: Layout
+    companions: list[Companions]  # of every survey, to be joined to its spectra
+    about: dict[str, Any]  # metadata of every part: no time or host in it
+
+
 @lru_cache(maxsize=1)
-def _at_work(job: _Job) -> tuple[TrainedModel, "NetworkCovariance | None", Layout, list[Companions]]:
-    """Model, what is unknown of it, layout, and the tables to be joined to spectra: read once by each worker."""
+def _at_work(job: _Job) -> _AtWork:
     folder, model = Path(job.folder), Path(job.model)
     identity = manifests.read_manifest(folder)["identity"]
     if manifests.identity_checksum(identity) != job.identity:
@@ -208,7 +194,7 @@ def _at_work(job: _Job) -> tuple[TrainedModel, "NetworkCovariance | None", Layou
     layout, trained = kept.kept_layout(job.layout), load_model(model)
     factor = model_factor(model, trained) if job.config.model_uncertainty else None
     manifests.check_model(model, identity)  # after reading: what was read is what the run was begun with
-    return trained, factor, layout, kept.kept_tables(folder, layout)
+    return _AtWork(trained, factor, layout, kept.kept_tables(folder, layout), identity["about"])
 
 
 def infer_task(job: _Job, task: Task) -> list[PartRecord]:
@@ -216,45 +202,41 @@ def infer_task(job: _Job, task: Task) -> list[PartRecord]:
 
     Parts that are there already stay as they are; for the same input, the others are always the same bytes.
     """
-    trained, factor, layout, companions = _at_work(job)
-    folder, file = Path(job.folder), layout.files[task.file]
+    trained, factor, layout, companions, about = _at_work(job)
+    folder, use_parallax = Path(job.folder), job.config.use_parallax
     records: list[PartRecord] = []
-    rows: list[pa.Table] = []
     draft: PartDraft | None = None
     known: PartRecord | None = None
-    source = parts.OpenedInput.at(file.path)
+    source = OpenedInput.at(layout.files[task.file].path)
     with prefetched(read_task(layout, task, companions, trained.channels)) as batches:
         for batch in batches:
             if draft is None:
-                known = read_record(folder, task.file, batch.block)
-                draft = PartDraft(task.file, batch.block)
+                known, draft = read_record(folder, task.file, batch.block), PartDraft()
             if known is None:
                 chosen = choose_stars(trained, batch.table, job.only)
                 with hasty_programs(job.few):
-                    part = solve_batch(trained, factor, chosen, job.config)
-                measured = int(chosen.is_measured("parallax").sum()) if job.config.use_parallax else 0
+                    rows = solve_batch(trained, factor, chosen, job.config)
                 draft.add(
-                    batch.n_read,
-                    len(batch.table) - len(chosen),
-                    measured,
-                    part,
+                    rows,
                     batch.rejected,
-                    batch.n_uncorrected,
                     batch.cuts,
+                    n_read=batch.n_read,
+                    n_not_selected=len(batch.table) - len(chosen),
+                    n_with_parallax=int(chosen.is_measured("parallax").sum()) if use_parallax else 0,
+                    n_uncorrected=batch.n_uncorrected,
                 )
-                rows.append(part)
                 engines.give_memory_back()  # what one batch leaves scattered would come on top of the next one's needs
             if batch.ends_part:
                 if known is None:
-                    table = describe(pa.concat_tables(rows), _about_part(trained, factor, layout, job))
-                    known = parts.write_part(folder, table, draft.record(source, last=batch.ends_task))
+                    rows, record = draft.finished(task.file, batch.block, source, last=batch.ends_task)
+                    known = write_part(folder, describe(rows, about), record)
                 records.append(known)
-                rows, draft = [], None
+                draft = None
     return records
 
 
 def solve_batch(
-    trained: TrainedModel, factor: "NetworkCovariance | None", table: Spectra, config: InferenceConfig
+    trained: TrainedModel, factor: NetworkCovariance | None, table: Spectra, config: InferenceConfig
 ) -> pa.Table:
     """Catalogue rows of some thousand stars, by the compiled programs that serve every batch of a run.
 
@@ -268,12 +250,3 @@ def solve_batch(
         return solve_stars(trained, factor, table, config, logging.DEBUG, status)[0]
     index = np.concatenate([np.arange(len(table)), np.full(missing, usable[-1])])
     return solve_stars(trained, factor, table.take(index), config, logging.DEBUG, status[index])[0].slice(0, len(table))
-
-
-def _about_part(trained: TrainedModel, factor: "NetworkCovariance | None", layout: Layout, job: _Job) -> dict[str, Any]:
-    """Metadata of a part: the same for all parts, and no time or host in it."""
-    return {
-        **about_model(trained, factor, layout.instrument),
-        "settings": job.config.model_dump(mode="json"),
-        "selection": job.only,
-    }

@@ -4,6 +4,7 @@ import logging
 import platform
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -21,7 +22,7 @@ from xpbayes.errors import InputError, nearest
 from xpbayes.files import file_checksum, refuse_overwriting, refuse_repeated
 from xpbayes.identity import Side, Split, Stream, uniform_from_id
 from xpbayes.production.bundled import is_bundled
-from xpbayes.production.model_file import TrainedModel, load_model
+from xpbayes.production.model_file import TrainedModel, load_model, save_model
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +36,41 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{p: version(p) for p in packages}}
 
 
+def created() -> str:
+    """The time of now, as records have it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def load_if_path(model: TrainedModel | PathLike) -> TrainedModel:
     """The model itself, or read from its folder."""
     return model if isinstance(model, TrainedModel) else load_model(model)
+
+
+def saved(model: TrainedModel, out: PathLike | None) -> TrainedModel:
+    """The model, written and read again as the next user gets it, checksum included; as it is if nothing is written."""
+    if out is None:
+        return model
+    log.info(f"wrote {save_model(model, out)}")
+    return load_model(out)
+
+
+def trained_on(
+    training: Spectra, n_held_out: int, labels: tuple[str, ...], source: dict[str, Any], split: Split
+) -> dict[str, Any]:
+    """What the card of a model says of the stars that it was trained on."""
+    return {
+        "created": created(),
+        "input": source,
+        "n_training": len(training),
+        "n_held_out": n_held_out,
+        "split": {"by": "source_id hash", "fraction": split.held_out, "seed": split.seed},
+        "cuts": [vars(cut) for cut in training.cuts],
+        "provenance": training.provenance,
+        "label_range": {
+            name: np.percentile(training.column(name), [0, 1, 16, 50, 84, 99, 100]).round(4).tolist() for name in labels
+        },
+        "versions": versions(),
+    }
 
 
 def read_stars(stars: Spectra | PathLike) -> tuple[Spectra, dict[str, Any]]:
@@ -45,9 +78,13 @@ def read_stars(stars: Spectra | PathLike) -> tuple[Spectra, dict[str, Any]]:
     if isinstance(stars, Spectra):
         return stars, {"path": "a table in memory", "checksum": "", "n_stars": len(stars)}
     table = read_star_tables(stars)
+    return table, source_of(stars, len(table))
+
+
+def source_of(stars: PathLike, n_stars: int) -> dict[str, Any]:
+    """What results say of a file of stars, or of a folder of such files."""
     path = Path(stars)
-    checksum = "" if path.is_dir() else file_checksum(path)
-    return table, {"path": path.name, "checksum": checksum, "n_stars": len(table)}
+    return {"path": path.name, "checksum": "" if path.is_dir() else file_checksum(path), "n_stars": n_stars}
 
 
 def stream_tables(
@@ -57,8 +94,8 @@ def stream_tables(
 ) -> tuple[Iterator[Spectra], dict[str, Any]]:
     """Star tables one after the other, and what they are: a table, or whatever `open_inputs` takes.
 
-    Of files of spectra the second value holds a list `notes`, which is filled when the last table was taken: what became of
-    the rows of every table that was read, and which of them gave nothing to any star.
+    Of files, the second value holds a list `notes`, which is filled while tables are taken: what became of the rows of
+    every table of a survey that was read, and which of them gave nothing to any star.
 
     Args:
         stars: the inputs.
@@ -76,19 +113,19 @@ def stream_tables(
     opened = open_inputs(named)
     if channels is not None:
         say_bands(opened, channels)
+    notes: list[str] = []
+    streams, sources = zip(*(_stream_one(one, out, channels, notes) for one in opened), strict=True)
     if len(opened) == 1:
-        return _stream_one(opened[0], out, channels)
-    streams = [_stream_one(one, out, channels) for one in opened]
-    names = " ".join(str(source["path"]) for _, source in streams)
-    return _each_once(chain.from_iterable(stream for stream, _ in streams)), {
-        "path": names,
-        "checksum": [source["checksum"] for _, source in streams],
-        "notes": [source["notes"] for _, source in streams if "notes" in source],
+        return streams[0], {**sources[0], "notes": notes}
+    return _each_once(chain.from_iterable(streams)), {
+        "path": " ".join(str(source["path"]) for source in sources),
+        "checksum": [source["checksum"] for source in sources],
+        "notes": notes,
     }
 
 
 def _stream_one(
-    one: Path | Survey, out: PathLike | None, channels: Channels | None
+    one: Path | Survey, out: PathLike | None, channels: Channels | None, notes: list[str]
 ) -> tuple[Iterator[Spectra], dict[str, Any]]:
     if not isinstance(one, Survey):
         table, source = read_stars(one)
@@ -98,7 +135,6 @@ def _stream_one(
     from xpbayes.data.rejected import write_quarantine
 
     survey = one.settings.for_inference()
-    notes: list[str] = []
 
     def parts() -> Iterator[Spectra]:
         companions = read_companions(survey, one.base)
@@ -125,7 +161,7 @@ def _stream_one(
             what = f"none of its {n_read} rows of spectra can be used" if n_read else "has no rows of spectra"
             raise InputError(f"{one.name}: {what}{why}")
 
-    return parts(), {"path": one.name, "checksum": one.checksum, "notes": notes}
+    return parts(), {"path": one.name, "checksum": one.checksum}
 
 
 def _each_once(tables: Iterable[Spectra]) -> Iterator[Spectra]:
@@ -184,20 +220,13 @@ def check_selection(only: str) -> None:
 
 
 def choose_stars(model: TrainedModel, table: Spectra, only: str) -> Spectra:
-    """Select one side of the split that the model was trained with.
-
-    A side is one of the source_id split, whether or not a star passed the training cuts.
-    """
+    """Stars on one side of the source_id split that the model was trained with, whether or not they passed its cuts."""
     check_selection(only)
     return table if only == "all" else table.take(Split.of(model.card).on(only, table.source_id))
 
 
 def choose_random(table: Spectra, n: int, seed: int) -> Spectra:
-    """Choose stars at random, in the table's order; which ones depends on their source_id and the seed alone.
-
-    Raises:
-        InputError: there are fewer.
-    """
+    """Choose stars at random, in the table's order, by source_id and seed alone; InputError if there are fewer."""
     if n > len(table):
         raise InputError(f"{n} stars were asked for, {len(table)} can be used; ask for fewer")
     rank = np.argsort(uniform_from_id(table.source_id, Stream.CHOICE, seed), kind="stable")[:n]

@@ -1,7 +1,7 @@
 """Predict fluxes of stars whose parameters are given."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from xpbayes.errors import InputError, nearest
 from xpbayes.models.forward import ln_absolute_fluxes
 from xpbayes.models.model_error import relative_sigma
 from xpbayes.models.prior import ln_priors
-from xpbayes.production.flat import PARAMETER_UNITS
+from xpbayes.production.flat import unit_of
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.runs.inputs import PathLike, load_if_path
 
@@ -32,7 +32,6 @@ def predict_fluxes(
     by the names of their dimensions.
 
     Args:
-        model: a trained model or its folder.
         extinction: E [mag], not negative.
         parallax: [mas], positive.
         xi: of the star's extinction curve R + xi R1; 0 is the mean curve.
@@ -55,9 +54,8 @@ def predict_fluxes(
     except ValueError as error:
         raise InputError(f"labels, extinction and parallax cannot be broadcast together ({error})") from error
     shape, dims = spread["parallax"].shape, spread["parallax"].dims
-    found = _predicted(trained, {name: value.values.ravel() for name, value in spread.items()})
-    ln_p, n = found.ln_prior.reshape(shape), len(trained.channels)
-    flux = found.flux.reshape(*shape, n)
+    flux, ln_p = _predicted(trained, {name: value.values.ravel() for name, value in spread.items()})
+    flux, ln_p = flux.reshape(*shape, len(trained.channels)), ln_p.reshape(shape)
     return xr.Dataset(
         {
             "flux": ((*dims, "channel"), flux, {"units": FLUX_UNIT, "long_name": "predicted flux"}),
@@ -67,7 +65,7 @@ def predict_fluxes(
         },
         {
             **{
-                name: array.assign_attrs(units=PARAMETER_UNITS.get(name, "" if name == "xi" else "dex"))
+                name: array.assign_attrs(units="" if name == "xi" else unit_of(name))
                 for name, array in arguments.items()
             },
             "channel": list(trained.channels.names),
@@ -89,23 +87,16 @@ def predict_flux(
     several = [name for name, value in given.items() if np.ndim(value)]
     if several:
         raise InputError(f"{several[0]} is not one number; predict_fluxes takes arrays")
-    found = _predicted(trained, {name: np.array([value], np.float64) for name, value in given.items()})
+    flux, ln_p = _predicted(trained, {name: np.array([value], np.float64) for name, value in given.items()})
     return Prediction(
         parameters={**labels, "extinction": extinction, "parallax": parallax},
         channels=tuple(trained.channels.names),
         wavelength_nm=np.asarray(trained.channels.wavelengths),
-        flux=found.flux[0],
+        flux=flux[0],
         model_error=_own(trained),
-        ln_prior=float(found.ln_prior[0]),
-        unlikely=bool(found.ln_prior[0] < float(trained.prior.ln_threshold)),
+        ln_prior=float(ln_p[0]),
+        unlikely=bool(ln_p[0] < float(trained.prior.ln_threshold)),
     )
-
-
-class _Predicted(NamedTuple):
-    """Of every star: (star, channel) fluxes, and (star,) ln prior density of its labels."""
-
-    flux: NDArray[np.float64]
-    ln_prior: NDArray[np.float64]
 
 
 def _given(trained: TrainedModel, labels: dict[str, Any], extinction: Any, parallax: Any, xi: Any) -> dict[str, Any]:
@@ -125,17 +116,20 @@ def _given(trained: TrainedModel, labels: dict[str, Any], extinction: Any, paral
     return given
 
 
-def _predicted(trained: TrainedModel, arguments: Mapping[str, NDArray[np.float64]]) -> _Predicted:
-    """Predict, from (star,) values of every argument."""
+def _predicted(
+    trained: TrainedModel, arguments: Mapping[str, NDArray[np.float64]]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(star, channel) fluxes, and (star,) ln prior density of the labels, from (star,) values of every argument."""
     _check_values(arguments)
-    theta = np.stack([_internal(name, arguments[name]) for name in trained.labels], axis=-1)
+    inner = [arguments[name] / (1e3 if name == "teff" else 1.0) for name in trained.labels]  # kK
+    theta = np.stack(inner, axis=-1).astype(np.float32)
     intrinsic = np.asarray(ln_absolute_fluxes(trained.forward, theta), np.float64)
     curve = np.exp(np.asarray(trained.forward.ln_curve, np.float64))
     if "xi" in arguments:
         curve = curve + arguments["xi"][:, None] * np.asarray(trained.forward.curve_variation, np.float64)
     dimming = arguments["extinction"][:, None] * curve
     flux = np.exp(intrinsic - dimming) * arguments["parallax"][:, None] ** 2
-    return _Predicted(flux, np.asarray(ln_priors(trained.prior, theta), np.float64))
+    return flux, np.asarray(ln_priors(trained.prior, theta), np.float64)
 
 
 def _own(trained: TrainedModel) -> NDArray[np.float64]:
@@ -168,8 +162,3 @@ def _check_values(arguments: Mapping[str, NDArray[np.float64]]) -> None:
             raise InputError(f"teff = {outside[0]:g} is outside {low:.0f} to {high:.0f}; it is in kelvin")
     if (arguments["extinction"] < 0).any() or (arguments["parallax"] <= 0).any():
         raise InputError("the extinction must not be negative and the parallax must be positive (mas)")
-
-
-def _internal(name: str, value: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Values in the model's own unit: kK."""
-    return (value / 1e3 if name == "teff" else value).astype(np.float32)

@@ -10,12 +10,7 @@ from xpbayes.analysis.run_inputs import open_stars
 from xpbayes.data.spectra import Spectra
 from xpbayes.data.spectra_file import write_star_table
 from xpbayes.production.model_file import TrainedModel
-from xpbayes.runs.inputs import (
-    PathLike,
-    check_writable,
-    load_if_path,
-    read_stars,
-)
+from xpbayes.runs.inputs import PathLike, check_writable, load_if_path, read_stars
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +28,6 @@ def report(
     """Write the report of a run: one self-contained HTML file.
 
     Args:
-        model: a trained model or its folder.
         catalogue: the catalogue file, or the folder of a catalogue in parts.
         stars: the star table that was inferred, with labels where known.
         out: HTML file.

@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import jax
@@ -31,6 +30,7 @@ from xpbayes.runs.inputs import (
     check_writable,
     choose_random,
     choose_stars,
+    created,
     find_stars,
     load_if_path,
     read_stars,
@@ -58,12 +58,10 @@ def sample(  # noqa: PLR0913 - what the verb of the command line can say
     """Draw from the posteriors of single stars with NUTS.
 
     Args:
-        model: a trained model or its folder.
         stars: a star table, its path, a folder of star tables, or (with source_ids) a survey.toml.
         out: netCDF file for ArviZ; nothing is written if None.
         source_ids: which stars; or
         n_random: how many at random.
-        inference, sampling: settings; the defaults if None.
         only: 'all', or 'training', 'kept-aside' or 'held-out', a side of the model's own split.
         channels: also likelihood and predictions for every channel; None: up to 64 stars.
         seed: of the random choice of stars. A star's draws depend on its source_id alone.
@@ -83,7 +81,7 @@ def sample(  # noqa: PLR0913 - what the verb of the command line can say
     table = pick_stars(trained, stars, source_ids, n_random, only, seed)
     found = draw_posteriors(trained, table, inference, sampling)
     about = {
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created_at": created(),
         "inference_library": "xpbayes, numpyro",
         "model": str(trained.card.get("arrays_checksum")),
         "parallax_used": str(inference.use_parallax),
@@ -113,26 +111,14 @@ def sample(  # noqa: PLR0913 - what the verb of the command line can say
 
 @dataclass(frozen=True)
 class Sampled:
-    """Stars with everything that is known of their posteriors.
+    """Stars with everything that is known of their posteriors."""
 
-    Attributes:
-        model: the trained model.
-        table: the stars.
-        stars: the same as a batch, model error folded in.
-        seeds: (star,) each star's own.
-        inferred: modes and cheap summaries.
-        draws, diagnostics: of the Markov chains.
-        seconds: of the inference, and of the sampling.
-    """
-
-    model: TrainedModel
-    table: Spectra
-    stars: Stars
-    seeds: NDArray[np.uint32]
-    inferred: Posteriors
-    draws: Draws
+    stars: Stars  # model error folded in
+    seeds: NDArray[np.uint32]  # (star,) each star's own
+    inferred: Posteriors  # modes and cheap summaries
+    draws: Draws  # of the Markov chains
     diagnostics: Diagnostics
-    seconds: tuple[float, float]
+    seconds: tuple[float, float]  # of the inference, and of the sampling
 
 
 def pick_stars(
@@ -145,8 +131,7 @@ def pick_stars(
 ) -> Spectra:
     """Usable stars by source_id, or at random.
 
-    Raises:
-        InputError: neither or both were asked for, a star is not there or cannot be used, or the channels differ.
+    InputError if neither or both were asked for, a star is not there or cannot be used, or the channels differ.
     """
     source_ids = list(source_ids)  # an array has no truth
     if bool(source_ids) == (n_random is not None):
@@ -173,13 +158,7 @@ def pick_stars(
 def draw_posteriors(
     model: TrainedModel, table: Spectra, inference: InferenceConfig, sampling: SamplingConfig
 ) -> Sampled:
-    """Solve stars, then draw from their posteriors.
-
-    Args:
-        model: the trained model.
-        table: stars that can be used.
-        inference, sampling: settings.
-    """
+    """Solve stars that can be used, then draw from their posteriors."""
     begun = time.perf_counter()
     batch = table.stars(model.labels, doubt_parallax=inference.doubt_parallax)
     seeds = seeds_from_id(table.source_id, Stream.DRAWS)
@@ -188,19 +167,24 @@ def draw_posteriors(
     log.info(f"solved {len(table)} stars, {int(inferred.converged.sum())} converged")
     blind = jax.tree.map(jnp.asarray, batch.blind(parallax=inference.use_parallax))
     folded = fold_in_model_error(model.star_model, blind, to_log(jnp.asarray(inferred.optimum)))
+    draws, diagnostics = run_chains(model, folded, inferred, seeds, inference, sampling)
+    seconds = (solved - begun, time.perf_counter() - solved)
+    return Sampled(folded, seeds, inferred, draws, diagnostics, seconds)
+
+
+def run_chains(
+    model: TrainedModel,
+    stars: Stars,
+    found: Posteriors,
+    seeds: NDArray[np.uint32],
+    inference: InferenceConfig,
+    sampling: SamplingConfig,
+) -> tuple[Draws, Diagnostics]:
+    """Draw from the posteriors of stars, model error folded in, whose optima are found, by each star's own seed."""
 
     def progress(done: int, total: int, rate: float) -> None:
         log.info(f"{done} of {total} stars have settled ({rate:.1f} stars/s)")
 
-    draws, diagnostics = sample_inferred(
-        model.star_model,
-        inference.n_nodes,
-        folded,
-        inferred.optimum,
-        inferred.with_xi("runner_up"),
-        seeds,
-        Schedule(sampling.chains, sampling.warmup, sampling.draws, sampling.max_rounds),
-        progress,
-    )
-    seconds = (solved - begun, time.perf_counter() - solved)
-    return Sampled(model, table, folded, seeds, inferred, draws, diagnostics, seconds)
+    schedule = Schedule(sampling.chains, sampling.warmup, sampling.draws, sampling.max_rounds)
+    at = found.optimum, found.with_xi("runner_up")
+    return sample_inferred(model.star_model, inference.n_nodes, stars, *at, seeds, schedule, progress)

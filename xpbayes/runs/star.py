@@ -36,7 +36,7 @@ def fetch_stars(
     data_url: str = DATALINK_URL,
     patience: Patience = SOON,
 ) -> Spectra:
-    """Get XP spectra, source rows and 2MASS magnitudes of a few stars from Gaia's archive.
+    """Get the XP spectra of a few stars, as far as they have one, from Gaia's archive; parallaxes and 2MASS are joined.
 
     Args:
         source_ids: which stars.
@@ -45,31 +45,29 @@ def fetch_stars(
         tap_url, data_url: of the archive's services.
         patience: how often to retry.
 
-    Returns:
-        the stars that have a spectrum, parallaxes and 2MASS joined.
-
     Raises:
         InputError: none of them has a spectrum, or the archive does not answer.
     """
-    if folder is None:
-        with tempfile.TemporaryDirectory(prefix="xpbayes-") as scratch:
-            return fetch_stars(
-                source_ids, scratch, release=release, tap_url=tap_url, data_url=data_url, patience=patience
+    profile = release_named(release)
+    with tempfile.TemporaryDirectory(prefix="xpbayes-") as scratch:
+        out = Path(scratch if folder is None else folder)
+        spectra = fetch_spectra(source_ids, out / "xp", release=release, url=data_url, patience=patience)
+        if not spectra:
+            raise InputError(
+                f"{profile.title} {source_ids[0]}: the archive has no XP spectrum of it; only stars with "
+                f"has_xp_continuous have one, most brighter than G = 17.65"
             )
-    profile, out = release_named(release), Path(folder)
-    spectra = fetch_spectra(source_ids, out / "xp", release=release, url=data_url, patience=patience)
-    if not spectra:
-        raise InputError(
-            f"{profile.title} {source_ids[0]}: the archive has no XP spectrum of it; only stars with has_xp_continuous have "
-            f"one, most brighter than G = 17.65"
-        )
-    companions: dict[str, list[Path]] = {"unwise": []}
-    for table in ("gaia", "two_mass"):
-        announced = profile.name == DEFAULT_RELEASE.name
-        there = as_announced(profile) if announced else probe(profile, table, url=tap_url, patience=patience)
-        queries = [make_query(table, star, star, there) for star in sorted(set(source_ids))]
-        companions[table] = fetch_tables(queries, out / table, url=tap_url, patience=patience)
-    return _all_of(spectra, companions)
+        companions: dict[str, list[Path]] = {"unwise": []}
+        for table in ("gaia", "two_mass"):
+            announced = profile.name == DEFAULT_RELEASE.name
+            there = as_announced(profile) if announced else probe(profile, table, url=tap_url, patience=patience)
+            queries = [make_query(table, star, star, there) for star in sorted(set(source_ids))]
+            companions[table] = fetch_tables(queries, out / table, url=tap_url, patience=patience)
+        stream, source = stream_tables(open_inputs([str(path) for path in spectra], companions), None)
+        found = [table for table in stream if len(table)]
+    if not found:
+        raise InputError(f"{source['path']}: has no spectrum that can be used; see the lines above")
+    return join_star_tables(found, [str(source["path"])] * len(found))
 
 
 def star(  # noqa: PLR0913 - what the verb of the command line can say
@@ -88,15 +86,11 @@ def star(  # noqa: PLR0913 - what the verb of the command line can say
     """Solve one star, found by its identifier alone.
 
     Args:
-        model: a trained model or its folder.
         source_id: of Gaia.
         out: folder for the star's page, figure and numbers, and for what was fetched; nothing is kept if None.
-        config: settings; the defaults if None.
         files: where to take the star from, as `infer` takes inputs; Gaia's archive is asked if there are none.
         companions: of these files, as for `infer`.
-        release: data release that the source_id is of.
-        tap_url, data_url: of the archive's services.
-        patience: how often to retry.
+        release, tap_url, data_url, patience: as for `fetch_stars`.
 
     Raises:
         InputError: the star has no spectrum, or is not in the files; the archive does not answer; the folder cannot be
@@ -126,11 +120,3 @@ def star(  # noqa: PLR0913 - what the verb of the command line can say
         about = f"model{name} of {card.get('n_training', 0):,} training stars, {card.get('created', '')[:10]}"
         log.info(f"wrote {write_page(found, Path(out) / PAGE, where, about)}")
     return found
-
-
-def _all_of(spectra: list[Path], companions: dict[str, list[Path]]) -> Spectra:
-    stream, source = stream_tables(open_inputs([str(path) for path in spectra], companions), None)
-    tables = [table for table in stream if len(table)]
-    if not tables:
-        raise InputError(f"{source['path']}: has no spectrum that can be used; see the lines above")
-    return join_star_tables(tables, [str(source["path"])] * len(tables))

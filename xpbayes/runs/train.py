@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.data.parquet import column_names
 from xpbayes.data.spectra import Spectra
 from xpbayes.data.spectra_file import star_table_files
-from xpbayes.files import file_checksum, locked, write_text
+from xpbayes.files import locked, write_text
+from xpbayes.identity import Split
 from xpbayes.inference.fit import fit_stars
 from xpbayes.inference.fit_quality import fit_quality_of
 from xpbayes.inference.recalibration import (
@@ -42,16 +42,10 @@ from xpbayes.inference.scatter import fit_scatter, loosened, scatter_of, settled
 from xpbayes.inference.support import make_support
 from xpbayes.inference.trust import Trust
 from xpbayes.models.extinction import NearInfraredLaw
-from xpbayes.production.model_file import CARD, TrainedModel, load_model, save_model
+from xpbayes.production.model_file import CARD, TrainedModel
 from xpbayes.refinement.stage import Aside, calibrate_second_stage, learn_second_stage
 from xpbayes.runs.infer import infer
-from xpbayes.runs.inputs import (
-    PathLike,
-    check_writable,
-    read_stars,
-    require_labels,
-    versions,
-)
+from xpbayes.runs.inputs import PathLike, check_writable, read_stars, require_labels, saved, source_of, trained_on
 from xpbayes.training.companions import counts_of
 from xpbayes.training.learn import train as learn
 from xpbayes.training.reddening_law import fit_law
@@ -78,22 +72,9 @@ def train(
     *,
     resume: bool = False,
 ) -> TrainedModel:
-    """Train a model on stars with labels.
+    """Train a model on stars with labels; arguments and errors as of `api.model.train`.
 
-    Args:
-        stars: a star table, its path, or a folder of star tables.
-        out: folder for the model; nothing is written if None.
-        config: settings; the defaults if None.
-        resume: go on after the last phase that ended, if an earlier run to the same `out` was stopped.
-
-    Returns:
-        the model; its `card` says what it was trained on and how, how good it is, and which checks it passed.
-
-    Raises:
-        InputError: the table cannot be used, too few stars remain, or the run to resume had other stars or settings.
-
-    Example:
-        >>> model = xpbayes.train("stars.parquet", out="model")  # doctest: +SKIP
+    Its `card` says what it was trained on and how, how good it is, and which checks it passed.
     """
     config = config or TrainingConfig()
     begun = time.perf_counter()
@@ -116,6 +97,7 @@ def train(
                 f"xi of {np.sum(excess > 0)} kinds of star differ from their neighbours' more than those of most kinds"
             )
         labels = training.labels(config.labels)[0]
+        split = Split(config.validation_fraction, seed=config.split_seed)
         dropped = _take_dropped(learned.record.phases, training.source_id)
         for phase in learned.record.phases:
             if "diagnostic" in phase:
@@ -125,26 +107,15 @@ def train(
             channels=training.channels,
             labels=config.labels,
             card={
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "input": source,
+                **trained_on(training, chosen.n_held_out, config.labels, source, split),
                 "settings": config.model_dump(mode="json"),
                 "seed": config.seed,
                 "instrument": training.instrument.to_json(),
-                "n_training": len(training),
-                "n_held_out": chosen.n_held_out,
-                "split": {"by": "source_id hash", "fraction": config.validation_fraction, "seed": config.split_seed},
-                "cuts": [vars(c) for c in training.cuts],
-                "provenance": training.provenance,
                 "parallax_used": _parallax_used(training),
                 "grey_extinction": "free" if near_infrared is None else near_infrared.in_words(training.channels.names),
-                "label_range": {
-                    name: np.percentile(training.column(name), [0, 1, 16, 50, 84, 99, 100]).round(4).tolist()
-                    for name in config.labels
-                },
                 "phases": learned.record.phases,
                 "unshared_xi_variance": unshared,
                 "training_seconds": round(time.perf_counter() - begun, 2),
-                "versions": versions(),
             },
             support=make_support(
                 learned.model.label_prior, labels, np.asarray(learned.model.forward.label_scale), config.seed
@@ -170,13 +141,12 @@ def train(
         model.card["checks"] = [vars(check) for check in checks]
         for check in checks:
             log.info(check.line)
+        model = saved(model, out)
         if out is not None:
-            log.info(f"wrote {save_model(model, out)}")
             Path(out, CHECKPOINT).unlink(missing_ok=True)
             Path(out, DROPPED).unlink(missing_ok=True)
             if dropped:
                 write_text(Path(out, DROPPED), "\n".join(["source_id,reason", *dropped, ""]))
-            model = load_model(out)  # what the next user gets, checksum included
         return model
 
 
@@ -203,8 +173,7 @@ def _training_set(
         return
     for path in paths:
         require_labels(column_names(path), config.labels, str(path))
-    path = Path(stars)
-    source = {"path": path.name, "checksum": "" if path.is_dir() else file_checksum(path), "n_stars": n_stars}
+    source = source_of(stars, n_stars)
     with tempfile.TemporaryDirectory(prefix="xpbayes-") as elsewhere:
         scratch = Path(elsewhere) if out is None else Path(out) / SCRATCH
         shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
@@ -299,8 +268,7 @@ def _with_second_stage(
     entry: dict[str, Any] = {"n_kept_aside": len(chosen.aside), "seconds": round(time.perf_counter() - begun, 2)}
     for case, of in (("flux_only", second.flux_only), ("with_parallax", second.with_parallax)):
         if of is not None:
-            told = {"weight": of.weight.round(4).tolist(), "stretch": of.stretch.round(4).tolist()}
-            entry[case] = {"kinds": (of.kinds * of.scale).round(3).tolist()} | told
+            entry[case] = _by_kind(of, "weight", "stretch")
     return replace(model, second_stage=second, card=model.card | {"second_stage": entry})
 
 
@@ -327,11 +295,13 @@ def _calibration_entry(calibration: Calibration | None, kept_aside: Spectra, lab
     if calibration.scatter is not None:
         entry["scatter"] = calibration.scatter.round(4).tolist()
     for case in CASES:
-        of = getattr(calibration, case)
-        entry[case] = {"kinds": (of.kinds * of.scale).round(3).tolist()} | {
-            name: getattr(of, name).round(4).tolist() for name in ("offset", "stretch", "fisher", "laplace")
-        }
+        entry[case] = _by_kind(getattr(calibration, case), "offset", "stretch", "fisher", "laplace")
     return entry
+
+
+def _by_kind(of: Any, *names: str) -> dict[str, list[Any]]:
+    """Arrays of a calibration of either stage, and its kinds of star, for the card."""
+    return {"kinds": (of.kinds * of.scale).round(3).tolist()} | {n: getattr(of, n).round(4).tolist() for n in names}
 
 
 def _assess(model: TrainedModel, held_out: Spectra, config: TrainingConfig) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,9 @@ from xpbayes.data.spectra_file import read_star_table, star_table_files
 from xpbayes.errors import InputError
 from xpbayes.instrument.instrument import InstrumentId
 from xpbayes.instrument.transfer import MOST, covariances, learn_transfer
-from xpbayes.production.model_file import CARD, TrainedModel, load_model, save_model
+from xpbayes.production.model_file import CARD, TrainedModel
 from xpbayes.release import titles
-from xpbayes.runs.inputs import PathLike, check_writable, load_if_path, versions
+from xpbayes.runs.inputs import PathLike, check_writable, created, load_if_path, saved, versions
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +32,6 @@ def transfer(
     """Learn a transfer, with which a model trained on one data release serves another one's stars.
 
     Args:
-        model: a trained model or its folder.
         pairs: star tables of both releases, or folders of them: some stars as each release has them.
         out: folder for the model with its transfer, its own folder perhaps; nothing is written if None.
         crosswalk: table with the other release's source_id and, as dr3_source_id or so, the model's; without one a star
@@ -58,21 +56,17 @@ def transfer(
     log.info(f"{int((row >= 0).sum())} stars are in both, {int(usable.sum())} with all samples")
     index = np.flatnonzero(usable)
     index = index[:: max(1, -(-len(index) // MOST))]
-    sides = []
-    for table, at in ((source, row[index]), (target, index)):
-        flux, covariance, _ = covariances(table.flux[at][:, : table.channels.n_xp], table.xp_whitening[at])
-        sides.append((flux, covariance))
-    found = learn_transfer(source.instrument, target.instrument, sides[0], sides[1])
+    sides = [
+        covariances(table.flux[at][:, : table.channels.n_xp], table.xp_whitening[at])[:2]
+        for table, at in ((source, row[index]), (target, index))
+    ]
+    found = learn_transfer(source.instrument, target.instrument, *sides)
     log.info(
         f"learned from {found.n_pairs} pairs ({found.n_outliers} left out): flux ratio {found.ratio[0].min():.4f} to "
         f"{found.ratio[0].max():.4f}, noise x {found.noise:.3f}"
     )
-    entry = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions()}
-    trained = replace(trained, transfer=found, card={**trained.card, "transfer": entry})
-    if out is not None:
-        log.info(f"wrote {save_model(trained, out)}")
-        trained = load_model(out)
-    return trained
+    entry = {"created": created(), "versions": versions()}
+    return saved(replace(trained, transfer=found, card={**trained.card, "transfer": entry}), out)
 
 
 def _both(model: TrainedModel, pairs: Sequence[Spectra | PathLike]) -> tuple[Spectra, Spectra]:

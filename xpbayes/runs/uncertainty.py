@@ -18,9 +18,9 @@ from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.search.solver import solve
 from xpbayes.models.star_model import StarModel
 from xpbayes.models.theta import to_log
+from xpbayes.production.beside import WEIGHT_FACTOR, save_weight_factor
 from xpbayes.production.meeting import stars_for
-from xpbayes.production.model_file import WEIGHT_FACTOR, TrainedModel
-from xpbayes.production.weight_file import save_weight_factor
+from xpbayes.production.model_file import TrainedModel
 from xpbayes.runs.inputs import (
     PathLike,
     check_writable,
@@ -51,12 +51,10 @@ def uncertainty(
     """Work out how well the training stars determine the model, and what is unknown of it adds to stars' errors.
 
     Args:
-        model: a trained model or its folder.
         stars: the star table that it was trained on, or its path.
         out: folder of the model, which receives weight_factor.safetensors; nothing is written if None.
         n_stars: so many of its training stars, at random; the others are taken to be like them.
         n_response: so many of these show in which directions of the model stars move.
-        seed: of the choice.
 
     Raises:
         InputError: the table has no labels, other channels, or none of the model's training stars.

@@ -5,22 +5,13 @@ from pathlib import Path
 
 from xpbayes.errors import InputError
 from xpbayes.production.verify import verify_catalogue, verify_file
-from xpbayes.runs.inputs import (
-    PathLike,
-)
+from xpbayes.runs.inputs import PathLike
 
 log = logging.getLogger(__name__)
 
 
 def verify(catalogue: PathLike) -> None:
-    """Re-check a finished catalogue.
-
-    Args:
-        catalogue: the folder of one in parts, or one file.
-
-    Raises:
-        InputError: it is not finished, or something is wrong with it.
-    """
+    """Re-check a finished catalogue, one file or a folder of parts; InputError if it is not finished or wrong."""
     path = Path(catalogue)
     found = verify_catalogue(path) if path.is_dir() else verify_file(path)
     for problem in found.problems:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from xpbayes.errors import InputError
-from xpbayes.production.weight_file import WEIGHT_FACTOR, load_weight_factor, save_weight_factor
+from xpbayes.production.beside import WEIGHT_FACTOR, load_weight_factor, save_weight_factor
 from xpbayes.training.network_uncertainty import NetworkCovariance
 
 FACTOR = NetworkCovariance(np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32), 0.97, 500)

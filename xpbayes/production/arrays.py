@@ -1,35 +1,59 @@
-"""Files of arrays beside a card that describes them, and checks of what they are said to hold.
+"""A model's objects as named arrays in a file, by the names, types and shapes that their classes' annotations say.
 
-Of arrays, ValueError names the first that is missing or of another type or shape.
+Of arrays that are not so, ValueError names the first that is missing or of another type or shape.
 """
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import equinox as eqx
+import jax
 import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.errors import InputError
 from xpbayes.files import file_checksum, load_arrays
 
+T = TypeVar("T")
+Arrays = dict[str, NDArray[Any]]
+LAYERS = ("weights", "biases")
 
-def require_described(path: Path, checksum: str, again: str) -> None:
-    """Raise InputError if a file is missing or not the one that a card describes.
 
-    Args:
-        path: the file.
-        checksum: SHA-256 in the card.
-        again: what to do.
+def shapes_of(kind: type, prefix: str = "") -> dict[str, Any]:
+    """Names in a file and annotations of a class's arrays, but for layers and what may be None."""
+    return {f"{prefix}{name}": of for name, of in kind.__annotations__.items() if hasattr(of, "dim_str")}
+
+
+def pack(part: Any, prefix: str = "") -> dict[str, NDArray[np.float32]]:
+    """An object's arrays by their names in a file, layers ``weights.0`` and so on."""
+    arrays = {f"{prefix}{name}": getattr(part, name) for name in shapes_of(type(part))}
+    for kind in LAYERS:
+        arrays |= {f"{prefix}{kind}.{i}": layer for i, layer in enumerate(getattr(part, kind, ()))}
+    return {name: np.array(values, np.float32, order="C") for name, values in arrays.items()}
+
+
+def unpack(kind: type[T], arrays: Arrays, prefix: str = "", **others: Any) -> T:
+    """The object that was packed, on the device if it is for that; `others` are its attributes that are no arrays."""
+    put = jax.device_put if issubclass(kind, eqx.Module) else np.asarray
+    own: dict[str, Any] = {name: put(arrays[f"{prefix}{name}"]) for name in shapes_of(kind)}
+    for layer in LAYERS:
+        if layer in kind.__annotations__:
+            n = sum(name.startswith(f"{prefix}{layer}.") for name in arrays)
+            own[layer] = tuple(put(arrays[f"{prefix}{layer}.{i}"]) for i in range(n))
+    return kind(**own, **others)
+
+
+def load_described(path: Path, checksum: str, check: Callable[[Arrays], None], again: str) -> Arrays:
+    """Read arrays that a card describes by their file's SHA-256; `again` says what to do otherwise.
+
+    Raises:
+        InputError: the file is missing, another one, or damaged: `check` raises ValueError for that.
     """
     if not path.is_file():
         raise InputError(f"{path}: is missing, though the card describes it; {again}")
     if file_checksum(path) != checksum:
         raise InputError(f"{path}: is not the file that the card describes; {again}")
-
-
-def load_checked(path: Path, check: Callable[[dict[str, NDArray[Any]]], None], again: str) -> dict[str, NDArray[Any]]:
-    """Read arrays; InputError if the file is damaged or `check` raises ValueError. `again` says what to do."""
     try:
         arrays = load_arrays(path)[0]
         check(arrays)
@@ -38,7 +62,7 @@ def load_checked(path: Path, check: Callable[[dict[str, NDArray[Any]]], None], a
     return arrays
 
 
-def check_layers(arrays: Mapping[str, NDArray[Any]], first: tuple[int, ...], last: tuple[int, ...]) -> None:
+def check_layers(arrays: Arrays, first: tuple[int, ...], last: tuple[int, ...]) -> None:
     """Check a network's layers; `first` and `last` are what its first layer takes and its last one gives, targets before."""
     n_layers = sum(k.startswith("weights.") for k in arrays)
     before: tuple[int, ...] = first
@@ -53,7 +77,7 @@ def check_layers(arrays: Mapping[str, NDArray[Any]], first: tuple[int, ...], las
         raise ValueError(f"the network ends with {before[-1]} numbers, not {last[-1]}")
 
 
-def check_fields(arrays: Mapping[str, NDArray[Any]], types: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+def check_fields(arrays: Arrays, types: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
     """Check arrays against their annotations; a size that is not given is that of its first array, and at least 1."""
     known = dict(sizes)
     for name, kind in types.items():
@@ -68,7 +92,7 @@ def check_fields(arrays: Mapping[str, NDArray[Any]], types: Mapping[str, Any], s
                 raise ValueError(f"{name} has the shape {values.shape}, where {word} is {expected}")
 
 
-def _finite(arrays: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
+def _finite(arrays: Arrays, name: str) -> NDArray[Any]:
     if name not in arrays:
         raise ValueError(f"{name} is missing")
     if arrays[name].dtype != np.float32:
