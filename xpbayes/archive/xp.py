@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from xpbayes.archive.columns import DEFAULT, ReadOptions
 from xpbayes.archive.rows import column_names
 from xpbayes.archive.xp_continuous import UNKNOWN_BASIS, XpBatch, read_xp_continuous
-from xpbayes.archive.xp_sampled import calibrate_sampled, read_xp_sampled
+from xpbayes.archive.xp_sampled import read_xp_sampled
 from xpbayes.data.rejected import Rejected
 from xpbayes.errors import InputError
 from xpbayes.instrument.bases import instrument_for, instrument_of, missing_instrument
 from xpbayes.instrument.instrument import DEFAULT_ID, SIDES, Instrument, InstrumentId, release_with
-from xpbayes.instrument.xp_covariance import CalibratedXp, ErrorScaling, XpSide, calibrate
+from xpbayes.instrument.xp_covariance import CalibratedXp, ErrorScaling, XpSide, calibrate, calibrate_sampled
 from xpbayes.release import DEFAULT_RELEASE
 
 Product = Literal["continuous", "sampled"]

@@ -3,7 +3,7 @@
 One spectrum a row (arrays, or a column per sample), or one sample a row, as the archive gives single stars. Without
 wavelengths a spectrum has the archive's 343 samples; with them, any that contain the 61 of the grid.
 Out: a stream of `SampledBatch` on the 61-sample grid, an exact subset of the 343. The archive has no correlations for
-this product; `calibrate_sampled` uses the one that the XP bases imply, never a diagonal.
+this product; `xp_covariance.calibrate_sampled` uses the one that the XP bases imply, never a diagonal.
 """
 
 from collections.abc import Iterator
@@ -20,11 +20,7 @@ from xpbayes.archive.xp_continuous import SPECTRA_ID
 from xpbayes.channels import XP_GRID_NM
 from xpbayes.data.rejected import UNKNOWN_SOURCE, Rejected
 from xpbayes.errors import InputError
-from xpbayes.instrument.bases import implied_correlation
-from xpbayes.instrument.error_model import gaia_covariance, inflate
-from xpbayes.instrument.instrument import Instrument
-from xpbayes.instrument.whitening import whiten_packed
-from xpbayes.instrument.xp_covariance import BLOCK, FLUX_UNIT_SI, CalibratedXp
+from xpbayes.instrument.xp_covariance import FLUX_UNIT_SI
 
 SAMPLED_GRID_NM = np.arange(336.0, 1021.0, 2.0)
 """Wavelengths of the archive's product [nm]."""
@@ -249,35 +245,4 @@ def _assemble(good: list[_Spectrum], rejected: list[Rejected]) -> SampledBatch:
         error=np.where(present, error, 1.0),
         present=present,
         rejected=tuple(rejected),
-    )
-
-
-def calibrate_sampled(
-    flux: NDArray[np.float64],
-    error: NDArray[np.float64],
-    present: NDArray[np.bool_],
-    instrument: Instrument | None = None,
-) -> CalibratedXp:
-    """Calibrate spectra that have errors but no correlations: implied correlation, error model, whitening.
-
-    Args:
-        flux: (star, 61) [1e-18 W m^-2 nm^-1].
-        error: (star, 61) 1-sigma errors, same unit; any positive value where missing.
-        present: (star, 61) which samples were measured.
-        instrument: whose bases imply the correlation; DR3's if None.
-    """
-    correlation = implied_correlation(instrument=instrument)
-    packed, floored = [], []
-    for start in range(0, len(flux), BLOCK):
-        block = slice(start, start + BLOCK)
-        covariance = inflate(gaia_covariance(error[block], correlation), flux[block], XP_GRID_NM)
-        whitening, low = whiten_packed(covariance, present[block])
-        packed.append(whitening)
-        floored.append(low)
-    n_packed = XP_GRID_NM.size * (XP_GRID_NM.size + 1) // 2
-    return CalibratedXp(
-        flux=flux.astype(np.float32),
-        whitening=np.concatenate(packed) if packed else np.zeros((0, n_packed), np.float32),
-        present=present,
-        floored=np.concatenate(floored) if floored else np.zeros(0, bool),
     )
