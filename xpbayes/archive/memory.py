@@ -19,9 +19,9 @@ from xpbayes.archive.companions import Companions
 from xpbayes.archive.gaia_source import read_gaia_source
 from xpbayes.archive.open_file import MOUNTED
 from xpbayes.archive.raw_table import RawTable, sliced
-from xpbayes.archive.rows import column_names
 from xpbayes.archive.stream import stream_file
 from xpbayes.archive.survey_config import SurveySettings, XpSettings
+from xpbayes.archive.tables import column_names
 from xpbayes.data.spectra import Spectra, join_star_tables
 from xpbayes.errors import InputError
 

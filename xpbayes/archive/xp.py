@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.archive.columns import DEFAULT, ReadOptions
-from xpbayes.archive.rows import column_names
+from xpbayes.archive.tables import column_names
 from xpbayes.archive.xp_continuous import UNKNOWN_BASIS, XpBatch, read_xp_continuous
 from xpbayes.archive.xp_sampled import read_xp_sampled
 from xpbayes.data.rejected import Rejected

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from xpbayes.archive.cells import ArrayParser, Cell, integer, number
 from xpbayes.archive.columns import DEFAULT, SOURCE_ID, Column, ReadOptions
-from xpbayes.archive.rows import Rows, open_rows, row_source_id
+from xpbayes.archive.tables import Rows, open_rows, row_source_id
 from xpbayes.data.rejected import UNKNOWN_SOURCE, Rejected
 from xpbayes.errors import InputError
 from xpbayes.instrument.xp_covariance import XpSide

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from xpbayes.archive.cells import ArrayParser, Cell
 from xpbayes.archive.columns import DEFAULT, Column, Place, Places, ReadOptions
-from xpbayes.archive.rows import Row, open_rows, row_source_id
+from xpbayes.archive.tables import Row, open_rows, row_source_id
 from xpbayes.archive.xp_continuous import SPECTRA_ID
 from xpbayes.channels import XP_GRID_NM
 from xpbayes.data.rejected import UNKNOWN_SOURCE, Rejected
