@@ -8,6 +8,7 @@ Not here: file formats (`archive/xp_continuous.py`), the bases (`bases.py`), the
 
 import math
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -235,6 +236,11 @@ class CalibratedXp:
     def take(self, index: NDArray[np.bool_] | slice) -> "CalibratedXp":
         """Select stars; a slice copies nothing."""
         return CalibratedXp(*(values[index] for values in vars(self).values()))
+
+    @classmethod
+    def join(cls, parts: Sequence["CalibratedXp"]) -> "CalibratedXp":
+        """Put stars one after the other."""
+        return cls(*map(np.concatenate, zip(*(vars(part).values() for part in parts), strict=True)))
 
 
 def calibrate(
