@@ -49,13 +49,7 @@ FIELDS = (
 def read_reddening(
     paths: list[Path], scratch: Path | None = None, options: ReadOptions = DEFAULT
 ) -> Table | SortedRuns:
-    """Read the user's own estimates: source_id, reddening, reddening_error [mag].
-
-    Args:
-        paths: the files.
-        scratch: folder for a table that is larger than memory should hold; None holds it in memory.
-        options: what the user says about the files.
-    """
+    """Read the user's own estimates, as `read_companion`: source_id, reddening, reddening_error [mag]."""
     return read_companion(paths, FIELDS, scratch, options=options)
 
 
@@ -69,17 +63,10 @@ def monte_carlo_reddening(
     n_draws: int = N_DRAWS,
     seed: int = 0,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Estimate reddening with the uncertainties of both the map and the parallax.
+    """Estimate reddening with the uncertainties of both the map and the parallax, by `n_draws` per star.
 
-    Args:
-        query: samples of the map per position and distance.
-        source_id: (star,) seeds each star's draws, so that they do not depend on the other stars of a batch.
-        ra: (star,) right ascension [deg].
-        dec: (star,) declination [deg].
-        parallax: (star,) [mas].
-        parallax_error: (star,) 1-sigma error [mas].
-        n_draws: draws per star.
-        seed: another seed is another set of draws.
+    Takes (star,) positions [deg], parallaxes and errors [mas]; source_id seeds each star's draws, so that they do not
+    depend on the other stars of a batch.
 
     Returns:
         (star,) mean and standard deviation of E [mag]; NaN where the position, the parallax or the map has no value.
@@ -102,14 +89,9 @@ def monte_carlo_reddening(
 
 
 def bayestar19(map_file: Path | None = None, max_samples: int | None = 5) -> MapQuery:
-    """Open the Bayestar19 map (Green et al. 2019).
+    """Open the Bayestar19 map (Green et al. 2019), ``bayestar2019.h5``, which is in dustmaps' own place if None.
 
-    Args:
-        map_file: ``bayestar2019.h5``; dustmaps' own place if None.
-        max_samples: samples of the map's posterior to hold in memory; all if None.
-
-    Raises:
-        InputError: dustmaps or the map's data are not there.
+    Holds `max_samples` of the map's posterior in memory. InputError: dustmaps or the map's data are not there.
     """
     dustmaps = _dustmaps("bayestar")
     place = map_file or _data_dir() / "bayestar" / "bayestar2019.h5"
@@ -134,15 +116,9 @@ def bayestar19(map_file: Path | None = None, max_samples: int | None = 5) -> Map
 
 
 def sfd(ra: NDArray[np.float64], dec: NDArray[np.float64], map_dir: Path | None = None) -> NDArray[np.float64]:
-    """Look up E(B-V) of Schlegel, Finkbeiner & Davis (1998): total dust along the line of sight, for validation.
+    """(star,) E(B-V) of Schlegel, Finkbeiner & Davis (1998) at ra, dec [deg]: all dust on the line of sight.
 
-    Args:
-        ra: (star,) right ascension [deg].
-        dec: (star,) declination [deg].
-        map_dir: folder of the two FITS maps; dustmaps' own place if None.
-
-    Raises:
-        InputError: dustmaps or the map's data are not there.
+    For validation. Two FITS maps are in `map_dir`, dustmaps' own place if None; InputError where they are not.
     """
     dustmaps = _dustmaps("sfd")
     place = map_dir or _data_dir() / "sfd"
