@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.archive.columns import DEFAULT, Column, MissingColumnError, ReadOptions
-from xpbayes.archive.tables import AnyOf, Table, concatenate, read_blocks
+from xpbayes.archive.columns import DEFAULT, AnyOf, Column, MissingColumnError, ReadOptions
+from xpbayes.archive.tables import Table, concatenate, read_blocks
 from xpbayes.archive.values import BLANK, DTYPE
 from xpbayes.data.join import are_among
 from xpbayes.data.rejected import Rejected

@@ -21,13 +21,14 @@ import pyarrow.parquet as pq
 from xpbayes.archive.columns import SOURCE_ID, Column
 from xpbayes.archive.gaia_source import MEASURED
 from xpbayes.archive.label_surveys import OWN_LABELS, LabelColumns, surveys_of
-from xpbayes.archive.open_file import MAGIC, SUFFIXES, TEXT, opened
-from xpbayes.archive.photometric import TWO_MASS_FIELDS, TWO_MASS_MAGNITUDES, UNWISE_FIELDS, UNWISE_MEASURED
+from xpbayes.archive.open_file import SUFFIXES, TEXT
+from xpbayes.archive.photometric import BANDS_OF, TWO_MASS_FIELDS, TWO_MASS_MAGNITUDES, UNWISE_FIELDS, UNWISE_MEASURED
 from xpbayes.archive.reddening import FIELDS as REDDENING_FIELDS
 from xpbayes.archive.survey_config import Survey, check_survey, expand, hats_files, open_survey
+from xpbayes.archive.tables import column_names
 from xpbayes.archive.xp import product_of
 from xpbayes.channels import Channels
-from xpbayes.data.parquet import METADATA_KEY
+from xpbayes.data.parquet import METADATA_KEY, is_parquet
 from xpbayes.data.spectra_file import read_header, star_table_files
 from xpbayes.errors import InputError, nearest
 from xpbayes.files import refuse_repeated
@@ -36,7 +37,6 @@ log = logging.getLogger(__name__)
 
 KINDS = {"gaia": "Gaia's source table", "two_mass": "2MASS", "unwise": "unWISE"}
 """Tables that are joined to spectra without labels, by their sections in survey.toml."""
-BANDS_OF = {"two_mass": ("J", "H", "Ks"), "unwise": ("W1", "W2")}
 MOST_LOOKED_AT = 100
 """Files beside the spectra whose columns are looked at; a folder of more is an archive, not a user's desk."""
 Named = str | PathLike[str]
@@ -49,11 +49,9 @@ Input = Path | Survey
 def open_inputs(inputs: Named | Survey | Sequence[Named | Survey], companions: CompanionFiles = None) -> list[Input]:
     """Find out what inputs are.
 
-    Args:
-        inputs: star tables, folders of them, survey.toml files; files of XP spectra, folders or patterns of them, and HATS
-            catalogues, which together make one survey.
-        companions: kind of table ('gaia', 'two_mass', 'unwise') -> its files, none if empty; kinds that are not named are
-            looked for in the files of spectra and beside them.
+    Star tables, folders of them and survey.toml files stay as they are; files of XP spectra, folders or patterns of them,
+    and HATS catalogues together make one survey. `companions`, kind of table -> its files, none if empty, belong to
+    these; kinds that are not named are looked for in the files of spectra and beside them.
 
     Raises:
         InputError: there is no such file; a file has neither spectra nor stars; several tables could be a companion;
@@ -113,8 +111,7 @@ def _spectra_of(given: Path) -> Iterator[Path]:
                 )
             yield from found
     elif given.is_file() and not _is_ours(given):
-        with opened(given) as file:
-            names = list(dict.fromkeys(name for table in file.tables for name in table.names))
+        names = column_names(given)
         if product_of(names) is None and given.suffix != ".parquet":
             looks_like = next((f"; as {KINDS[k]} it is named by --{k.replace('_', '-')}" for k in kinds_of(names)), "")
             raise InputError(
@@ -134,9 +131,8 @@ def _are_spectra(names: set[str]) -> bool:
 def _is_ours(path: Path) -> bool:
     """Whether a file is Parquet of xpbayes, or is damaged: the reader of star tables says how."""
     try:
-        with open(path, "rb") as stream:
-            if not any(stream.read(8).startswith(magic) for magic, kind in MAGIC.items() if kind == "Parquet"):
-                return path.suffix == ".parquet"
+        if not is_parquet(path):
+            return path.suffix == ".parquet"
         return METADATA_KEY in (pq.read_schema(path).metadata or {})
     except (pa.ArrowException, OSError):
         return True
@@ -160,8 +156,7 @@ def _columns(path: Path) -> set[str]:
     if path.suffix == ".parquet" and _is_ours(path):
         return set()
     try:
-        with opened(path) as file:
-            return {name.lower() for table in file.tables for name in table.names}
+        return {name.lower() for name in column_names(path)}
     except InputError:
         return set()
 
@@ -251,13 +246,8 @@ def _beside(files: list[Path], named: set[str]) -> tuple[dict[Path, set[str]], i
 def survey_toml(inputs: Sequence[Named], companions: CompanionFiles = None) -> str:
     """Write down as a survey.toml what `infer` makes of files; but for labels, the catalogues of both are the same.
 
-    Args:
-        inputs: files of XP spectra, folders or patterns of them, HATS catalogues; tables that belong to them and tables of
-            labels, which are told by their columns.
-        companions: as for `open_inputs`.
-
-    Raises:
-        InputError: as `open_inputs`; or an input is a star table or a survey.toml itself.
+    Takes what `open_inputs` takes but star tables and survey.toml files, and tables that belong to the spectra and tables
+    of labels, which are told by their columns; InputError as there, and for what is none of these.
     """
     tables = {kind: list(_listed(of)) for kind, of in (companions or {}).items()}
     spectra: list[Path] = []
@@ -347,14 +337,7 @@ def as_toml(
     labels: Sequence[LabelTable] = (),
     reddening: Sequence[str] = (),
 ) -> str:
-    """A survey.toml of files, relative to where it will lie.
-
-    Args:
-        spectra: files of spectra.
-        tables: kind of companion -> its files.
-        labels: tables of labels.
-        reddening: files of estimates.
-    """
+    """A survey.toml of files of spectra, companions by their kinds, labels and reddening, relative to where it will lie."""
     bands = [band for kind, names in BANDS_OF.items() if kind in tables for band in names]
     lines = ["# Names start from this file's folder. What else can be set, docs/survey.md says.", ""]
     lines += [f"bands = {json.dumps(bands)}", "", "[xp]", _files(spectra)]

@@ -91,21 +91,13 @@ def _columns(
 
 @dataclass(frozen=True)
 class SurveyPreset:
-    """What is known about a survey.
+    """What is known about a survey."""
 
-    Attributes:
-        columns: its columns.
-        source: where its data model is published, and what of it could not be checked there.
-        epoch: of its positions [Julian year].
-        teff_range: labels outside are not used [K].
-        flags: the cuts that the survey recommends, on those of these columns that a file has.
-    """
-
-    columns: LabelColumns
-    source: str
-    epoch: float = 2000.0
-    teff_range: tuple[float, float] = (0.0, float("inf"))
-    flags: tuple[FlagRule, ...] = ()
+    columns: LabelColumns  # its columns
+    source: str  # where its data model is published, and what of it could not be checked there
+    epoch: float = 2000.0  # of its positions [Julian year]
+    teff_range: tuple[float, float] = (0.0, float("inf"))  # labels outside are not used [K]
+    flags: tuple[FlagRule, ...] = ()  # the cuts that the survey recommends, on those of these columns that a file has
 
 
 JOIN_TEFF_K = 7000.0

@@ -16,6 +16,7 @@ from pydantic import Field as Setting
 from xpbayes.archive.columns import (
     DEFAULT,
     SOURCE_ID,
+    AnyOf,
     Column,
     MissingColumnError,
     ReadOptions,
@@ -24,7 +25,7 @@ from xpbayes.archive.columns import (
     magnitude_error,
 )
 from xpbayes.archive.companion_table import SortedRuns, read_companion
-from xpbayes.archive.tables import AnyOf, Table
+from xpbayes.archive.tables import Table
 from xpbayes.channels import BANDS
 from xpbayes.config import FrozenSettings
 from xpbayes.data.spectra import Cut
@@ -39,6 +40,8 @@ FAINTEST_BRIGHTEST, LEAST_PRECISE = (30.0, -5.0), 5.0
 """Magnitudes and errors of a measurement [mag]; `columns.magnitude_columns` has the same for published magnitudes."""
 
 TWO_MASS_BANDS, UNWISE_BANDS = ("J", "H", "Ks"), ("W1", "W2")
+BANDS_OF = {"two_mass": TWO_MASS_BANDS, "unwise": UNWISE_BANDS}
+"""By their sections in survey.toml."""
 
 
 class TwoMassCuts(FrozenSettings):

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from xpbayes.archive.companion_table import SeenIds
 from xpbayes.archive.companions import Companions, read_companions
 from xpbayes.archive.stream import idle_companions, stream_file, uncorrected_parallaxes
-from xpbayes.archive.survey_config import SurveySettings, companion_files, expand, files_of, read_survey
+from xpbayes.archive.survey_config import SurveySettings, companion_files, expand, read_survey
 from xpbayes.data.json_file import read_json, write_json
 from xpbayes.data.rejected import Rejected, write_quarantine
 from xpbayes.data.spectra import Cut, add_up_cuts
@@ -105,10 +105,9 @@ def prepare(config_path: Path, out: Path, release: str | None = None) -> list[Pa
     survey = read_survey(config_path)
     if release is not None:
         survey = survey.model_copy(update={"release": release_named(release).name})
-    base = config_path.parent
-    inputs = expand(survey.xp.files, base)
+    inputs = expand(survey.xp.files, config_path.parent)
     stems = [_stem(path, inputs) for path in inputs]
-    _spare_inputs([config_path, *files_of(survey, base)], stems, out)
+    _spare_inputs([config_path, *inputs, *companion_files(survey, config_path.parent)], stems, out)
     work = _open_folder(out)
     with locked(work / "lock", f"{out}: another run is at work there; wait until it ends, or choose another folder"):
         return _go_on(config_path, out, survey, inputs, stems)

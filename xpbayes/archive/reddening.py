@@ -27,6 +27,8 @@ MapQuery = Callable[[NDArray[np.float64], NDArray[np.float64], NDArray[np.float6
 
 N_DRAWS = 32
 """Draws of parallax and map together: the mean is then good to sigma_E / 6."""
+SAMPLES_IN_MEMORY = 5
+"""Samples of Bayestar19's posterior that are held."""
 FAR_PC = 1e5
 """Distance of a parallax draw that is not positive: beyond all the dust."""
 
@@ -88,10 +90,10 @@ def monte_carlo_reddening(
     return mean, error
 
 
-def bayestar19(map_file: Path | None = None, max_samples: int | None = 5) -> MapQuery:
+def bayestar19(map_file: Path | None = None) -> MapQuery:
     """Open the Bayestar19 map (Green et al. 2019), ``bayestar2019.h5``, which is in dustmaps' own place if None.
 
-    Holds `max_samples` of the map's posterior in memory. InputError: dustmaps or the map's data are not there.
+    InputError: dustmaps or the map's data are not there.
     """
     dustmaps = _dustmaps("bayestar")
     place = map_file or _data_dir() / "bayestar" / "bayestar2019.h5"
@@ -101,7 +103,7 @@ def bayestar19(map_file: Path | None = None, max_samples: int | None = 5) -> Map
             f"python -c \"from dustmaps.bayestar import fetch; fetch(version='bayestar2019')\""
         )
     with contextlib.redirect_stdout(io.StringIO()):
-        dust = dustmaps.BayestarQuery(map_fname=str(place), max_samples=max_samples, version="bayestar2019")
+        dust = dustmaps.BayestarQuery(map_fname=str(place), max_samples=SAMPLES_IN_MEMORY, version="bayestar2019")
 
     def query(
         ra: NDArray[np.float64], dec: NDArray[np.float64], distance_pc: NDArray[np.float64]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from xpbayes.archive.cells import Cell, LostDigitsError
 from xpbayes.archive.cells import source_id as read_source_id
-from xpbayes.archive.columns import DEFAULT, Column, Place, Places, ReadOptions, tables_with
+from xpbayes.archive.columns import DEFAULT, AnyOf, Column, Place, Places, ReadOptions, tables_with
 from xpbayes.archive.open_file import opened
 from xpbayes.archive.raw_table import BadRow, Columns, RawTable
 from xpbayes.archive.values import BLANK, DTYPE, NO_ID, decode, lost_digits
@@ -28,8 +28,6 @@ BINARY_BLOCK = 65_536
 """Rows of a binary file's scalar columns read at once."""
 ROWS_AT_ONCE = 32
 """Rows of a spectra file held at once."""
-AnyOf = tuple[Sequence[str], str]
-"""Columns of which a table must have one, and what to say where it has none."""
 
 
 @dataclass(frozen=True)

@@ -72,23 +72,14 @@ LATER_RELEASE = "spec/solution/sqrtcov"
 
 @dataclass(frozen=True)
 class XpBatch:
-    """Consecutive rows of a file, all with the same coefficient counts.
+    """Consecutive rows of a file, all with the same coefficient counts."""
 
-    Attributes:
-        source_id: (star,) int64.
-        row: (star,) row numbers in the file, the first is 1.
-        bp: BP of every source.
-        rp: RP of every source.
-        rejected: rows met on the way that could not be used.
-        later: the file holds records of a release after DR3.
-    """
-
-    source_id: NDArray[np.int64]
-    row: NDArray[np.int64]
-    bp: XpSide
-    rp: XpSide
-    rejected: tuple[Rejected, ...]
-    later: bool = False
+    source_id: NDArray[np.int64]  # (star,) int64
+    row: NDArray[np.int64]  # (star,) row numbers in the file, the first is 1
+    bp: XpSide  # BP of every source
+    rp: XpSide  # RP of every source
+    rejected: tuple[Rejected, ...]  # rows met on the way that could not be used
+    later: bool = False  # the file holds records of a release after DR3
 
     def __len__(self) -> int:
         return len(self.source_id)

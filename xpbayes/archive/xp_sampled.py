@@ -53,23 +53,14 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class SampledBatch:
-    """Consecutive rows of a file of sampled spectra.
+    """Consecutive rows of a file of sampled spectra."""
 
-    Attributes:
-        source_id: (star,) int64.
-        row: (star,) row numbers in the file, the first is 1.
-        flux: (star, 61) [1e-18 W m^-2 nm^-1], 0 where missing.
-        error: (star, 61) 1-sigma errors, same unit, 1 where missing.
-        present: (star, 61) which samples were measured.
-        rejected: rows met on the way that could not be used.
-    """
-
-    source_id: NDArray[np.int64]
-    row: NDArray[np.int64]
-    flux: NDArray[np.float64]
-    error: NDArray[np.float64]
-    present: NDArray[np.bool_]
-    rejected: tuple[Rejected, ...]
+    source_id: NDArray[np.int64]  # (star,) int64
+    row: NDArray[np.int64]  # (star,) row numbers in the file, the first is 1
+    flux: NDArray[np.float64]  # (star, 61) [1e-18 W m^-2 nm^-1], 0 where missing
+    error: NDArray[np.float64]  # (star, 61) 1-sigma errors, same unit, 1 where missing
+    present: NDArray[np.bool_]  # (star, 61) which samples were measured
+    rejected: tuple[Rejected, ...]  # rows met on the way that could not be used
 
     def __len__(self) -> int:
         return len(self.source_id)

@@ -55,23 +55,16 @@ _KEPT = _Scratch()
 
 @dataclass(frozen=True)
 class XpSide:
-    """BP or RP of a batch of sources, as Gaia publishes it.
+    """BP or RP of a batch of sources, as Gaia publishes it."""
 
-    Attributes:
-        coefficient: (star, k) [e-/s-like units of the bases]; zeros where the side is missing.
-        error: (star, k) published 1-sigma errors; ones where missing.
-        correlation: (star, k(k-1)/2) strict lower triangle, row by row; None where the file has no correlations at all.
-        standard_deviation: (star,) of the least-squares solution; NaN where unknown.
-        present: (star,) False where the source has no such side.
-        basis_id: (star,) number of the set of basis functions, -1 where unknown; None where the file does not say.
-    """
-
-    coefficient: NDArray[np.float64]
-    error: NDArray[np.float64]
-    correlation: NDArray[np.float64] | None
-    standard_deviation: NDArray[np.float64]
-    present: NDArray[np.bool_]
-    basis_id: NDArray[np.int64] | None = None
+    coefficient: NDArray[np.float64]  # (star, k) [e-/s-like units of the bases]; zeros where the side is missing
+    error: NDArray[np.float64]  # (star, k) published 1-sigma errors; ones where missing
+    correlation: (
+        NDArray[np.float64] | None
+    )  # (star, k(k-1)/2) strict lower triangle, row by row; None: the file has none
+    standard_deviation: NDArray[np.float64]  # (star,) of the least-squares solution; NaN where unknown
+    present: NDArray[np.bool_]  # (star,) False where the source has no such side
+    basis_id: NDArray[np.int64] | None = None  # (star,) of the set of basis functions, -1 unknown; None: nothing said
 
     def __len__(self) -> int:
         return len(self.present)
@@ -88,18 +81,13 @@ class XpSide:
 
 @dataclass(frozen=True)
 class _SideDesign:
-    """The rows of D that one side reaches.
+    """The rows of D that one side reaches."""
 
-    Attributes:
-        rows: samples of the grid with any weight.
-        matrix: (row, k) D with merge weights [1e-18 W m^-2 nm^-1 per coefficient unit].
-        alone: (row,) factor that undoes the merge weights where the other side is missing; 0 where the side alone does
-            not count.
-    """
-
-    rows: slice
-    matrix: NDArray[np.float64]
-    alone: NDArray[np.float64]
+    rows: slice  # samples of the grid with any weight
+    matrix: NDArray[np.float64]  # (row, k) D with merge weights [1e-18 W m^-2 nm^-1 per coefficient unit]
+    alone: NDArray[
+        np.float64
+    ]  # (row,) undoes merge weights where the other side is missing; 0 where one does not count
 
 
 @lru_cache(maxsize=8)
@@ -204,19 +192,12 @@ def sample_spectra(
 
 @dataclass(frozen=True)
 class CalibratedXp:
-    """XP samples as the star table stores them.
+    """XP samples as the star table stores them."""
 
-    Attributes:
-        flux: (star, sample) float32 [1e-18 W m^-2 nm^-1], 0 where missing.
-        whitening: (star, packed) float32 packed lower triangles, see `schema`.
-        present: (star, sample) whether the sample was measured.
-        floored: (star,) whether ZGR23's eigenvalue floor was needed.
-    """
-
-    flux: NDArray[np.float32]
-    whitening: NDArray[np.float32]
-    present: NDArray[np.bool_]
-    floored: NDArray[np.bool_]
+    flux: NDArray[np.float32]  # (star, sample) float32 [1e-18 W m^-2 nm^-1], 0 where missing
+    whitening: NDArray[np.float32]  # (star, packed) float32 packed lower triangles, see `schema`
+    present: NDArray[np.bool_]  # (star, sample) whether the sample was measured
+    floored: NDArray[np.bool_]  # (star,) whether ZGR23's eigenvalue floor was needed
 
     @classmethod
     def empty(cls, n: int) -> "CalibratedXp":
