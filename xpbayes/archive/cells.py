@@ -76,6 +76,15 @@ class ArrayParser:
             return _careful_numbers(cell)
         return _array_numbers(cell)
 
+    def named(self, name: str, cell: Cell) -> NDArray[np.float64] | None:
+        """The same; the ValueError says whose cell it is."""
+        if cell is None:
+            return None
+        try:
+            return self(cell)
+        except ValueError as error:
+            raise ValueError(f"{name} is {error}") from error
+
 
 class LineParser:
     """Reads the wanted cells of a whole line of CSV in one go, if the line is as the archive writes them.

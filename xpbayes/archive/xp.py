@@ -150,20 +150,9 @@ def _calibrate(batch: XpBatch, scaling: ErrorScaling, name: str, instrument: Ins
             unknown = side.present & ~(side.standard_deviation > 0)
             reason[unknown & (reason == "")] = f"no {side_name} standard deviation to divide the errors by"
         sides.append(side)
-    keep = reason == ""
-    bad = tuple(
-        Rejected(name, int(batch.row[i]), int(batch.source_id[i]), str(reason[i])) for i in np.flatnonzero(~keep)
-    )
-    if bad:
-        sides = [side.take(keep) for side in sides]
-    return XpRows(
-        batch.source_id[keep],
-        batch.row[keep],
-        calibrate(sides[0], sides[1], scaling, instrument=instrument),
-        (*batch.rejected, *bad),
-        "continuous",
-        about,
-    )
+    kept = replace(batch, bp=sides[0], rp=sides[1]).without(reason, name)
+    xp = calibrate(kept.bp, kept.rp, scaling, instrument)
+    return XpRows(kept.source_id, kept.row, xp, kept.rejected, "continuous", about)
 
 
 def _absent(n: int, k: int) -> XpSide:

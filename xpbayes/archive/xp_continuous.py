@@ -27,11 +27,8 @@ UNKNOWN_BASIS = -1
 CORRELATION_TOLERANCE = 1e-5
 """Published correlations are float32: this far beyond 1 is rounding."""
 
-
 SPECTRA_ID = replace(SOURCE_ID, aliases=(*SOURCE_ID.aliases, "sourceId"), from_name=True)
 """Where files of spectra keep the star: a column, a PARAM, or the file's name."""
-
-
 COEFFICIENT_UNIT = "1 / s"
 """Electrons a second, where a file declares a unit."""
 
@@ -84,6 +81,16 @@ class XpBatch:
     def __len__(self) -> int:
         return len(self.source_id)
 
+    def without(self, reason: NDArray[np.str_], file: str) -> "XpBatch":
+        """The rows for which there is no (star,) reason why they cannot be used; the others are rejected with it."""
+        keep = reason == ""
+        if keep.all():
+            return self
+        bad = [Rejected(file, int(self.row[i]), int(self.source_id[i]), str(reason[i])) for i in np.flatnonzero(~keep)]
+        source_id, row = self.source_id[keep], self.row[keep]
+        rejected = (*self.rejected, *bad)
+        return XpBatch(source_id, row, self.bp.take(keep), self.rp.take(keep), rejected, self.later)
+
     @property
     def counts(self) -> tuple[int, int]:
         """Coefficients of BP and RP; 0 where no source has that side."""
@@ -104,18 +111,10 @@ class _Solution:
 def read_xp_continuous(
     path: str | Path, batch_size: int = BATCH_SIZE, options: ReadOptions = DEFAULT
 ) -> Iterator[XpBatch]:
-    """Read a file of continuous XP spectra, batch by batch.
+    """Read a file of continuous XP spectra, batch by batch; a batch ends early where coefficient counts change.
 
-    Args:
-        path: the file.
-        batch_size: most rows per batch; a batch ends early where coefficient counts change.
-        options: what the user says about the file.
-
-    Yields:
-        `XpBatch`es; over all of them, rows + rejected rows = rows of the file.
-
-    Raises:
-        InputError: no such file, not of that format, or no coefficients and errors in it.
+    Over all `XpBatch`es, rows + rejected rows = rows of the file. InputError: no such file, not of that format, or no
+    coefficients and errors in it.
     """
     path = Path(path)
     rows = open_rows(path, COLUMNS, options, COEFFICIENTS)
@@ -164,7 +163,7 @@ def _batches(path: Path, rows: Rows, batch_size: int) -> Iterator[XpBatch]:
 def _solution(side: str, cells: list[Cell], parse: ArrayParser) -> _Solution | None:
     """Read one side of one row; None where it is missing; ValueError with the reason where it is unusable."""
     n_cell, coefficient_cell, error_cell, correlation_cell, covariance_cell, deviation_cell, basis_cell = cells
-    coefficient = _array(side, "coefficients", coefficient_cell, parse)
+    coefficient = parse.named(f"{side}_coefficients", coefficient_cell)
     if coefficient is None:
         return None
     try:
@@ -176,9 +175,9 @@ def _solution(side: str, cells: list[Cell], parse: ArrayParser) -> _Solution | N
         raise ValueError(f"one of {names} is {error}") from error
     k = len(coefficient) if announced is None else announced
     _expect(side, "coefficients", coefficient, k)
-    sigma = _array(side, "coefficient_errors", error_cell, parse)
-    correlation = _array(side, "coefficient_correlations", correlation_cell, parse)
-    covariance = _array(side, "coefficient_covariances", covariance_cell, parse)
+    sigma = parse.named(f"{side}_coefficient_errors", error_cell)
+    correlation = parse.named(f"{side}_coefficient_correlations", correlation_cell)
+    covariance = parse.named(f"{side}_coefficient_covariances", covariance_cell)
     if sigma is None and covariance is not None:
         sigma, correlation = _from_covariance(side, covariance, k, deviation)
     if sigma is None:
@@ -189,15 +188,6 @@ def _solution(side: str, cells: list[Cell], parse: ArrayParser) -> _Solution | N
             correlation = correlation.reshape(k, k)[np.tril_indices(k, -1)]
         _expect(side, "coefficient_correlations", correlation, k * (k - 1) // 2)
     return _Solution(coefficient, sigma, correlation, deviation, UNKNOWN_BASIS if basis_id is None else basis_id)
-
-
-def _array(side: str, what: str, cell: Cell, parse: ArrayParser) -> NDArray[np.float64] | None:
-    if cell is None:
-        return None
-    try:
-        return parse(cell)
-    except ValueError as error:
-        raise ValueError(f"{side}_{what} is {error}") from error
 
 
 def _expect(side: str, what: str, values: NDArray[np.float64], count: int) -> None:
@@ -271,14 +261,8 @@ class _Batch:
             for what, bad in _faults(side):
                 if bad.any():
                     reason[(reason == "") & bad & side.present] = f"{name}_{what}"
-        keep = reason == ""
-        if not keep.all():
-            self.rejected += [
-                Rejected(self.file, int(row[i]), int(source_id[i]), str(reason[i])) for i in np.flatnonzero(~keep)
-            ]
-            source_id, row, sides = source_id[keep], row[keep], [s.take(keep) for s in sides]
-        rejected = tuple(sorted(self.rejected, key=lambda r: r.row))
-        return XpBatch(source_id, row, sides[0], sides[1], rejected, self.later)
+        batch = XpBatch(source_id, row, sides[0], sides[1], tuple(self.rejected), self.later).without(reason, self.file)
+        return replace(batch, rejected=tuple(sorted(batch.rejected, key=lambda r: r.row)))
 
 
 def _side(solutions: Sequence[_Solution | None], like: _Solution | None) -> XpSide:

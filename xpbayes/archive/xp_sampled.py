@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.archive.cells import ArrayParser, Cell
+from xpbayes.archive.cells import ArrayParser
 from xpbayes.archive.columns import DEFAULT, Column, Place, Places, ReadOptions
 from xpbayes.archive.tables import Row, open_rows, row_source_id
 from xpbayes.archive.xp_continuous import SPECTRA_ID
@@ -49,6 +49,7 @@ COLUMNS = (
     ),
     Column("wavelength", "array", ("sampling", "xp.wavelength", "xp_wavelength"), unit="nm"),
 )
+NAMES = tuple(column.name for column in COLUMNS[1:])
 
 
 @dataclass(frozen=True)
@@ -69,19 +70,10 @@ class SampledBatch:
 def read_xp_sampled(
     path: str | Path, batch_size: int = BATCH_SIZE, options: ReadOptions = DEFAULT
 ) -> Iterator[SampledBatch]:
-    """Read a file of sampled XP spectra, batch by batch.
+    """Read a file of sampled XP spectra, batch by batch; where a row holds one sample, a spectrum's row is its first.
 
-    Args:
-        path: the file.
-        batch_size: most spectra per batch.
-        options: what the user says about the file.
-
-    Yields:
-        `SampledBatch`es; over all of them, spectra + rejected rows = spectra of the file. Where a row holds one sample,
-        the row of a spectrum is its first.
-
-    Raises:
-        InputError: no such file, of no known format, or without flux and flux_error.
+    Over all `SampledBatch`es, spectra + rejected rows = spectra of the file. InputError: no such file, of no known format,
+    or without flux and flux_error.
     """
     path = Path(path)
     rows = open_rows(path, COLUMNS, options)  # before the generator starts: a wrong file is refused at once
@@ -141,7 +133,7 @@ def _spectra(path: Path, places: Places, table: Iterator[Row]) -> Iterator[_Spec
         source = UNKNOWN_SOURCE
         try:
             source = row_source_id(id_cell, places[0], path)
-            flux, error, wavelength = (_numbers(n, parse, c) for n, c in zip(NAMES, cells, strict=True))
+            flux, error, wavelength = (parse.named(n, c) for n, c in zip(NAMES, cells, strict=True))
             if wavelength is not None and len(wavelength) == 1:
                 if building is None or building.source_id != source:
                     yield from finish()
@@ -160,16 +152,6 @@ def _spectra(path: Path, places: Places, table: Iterator[Row]) -> Iterator[_Spec
             else:
                 yield Rejected(path.name, row, source, str(reason))
     yield from finish()
-
-
-NAMES = ("flux", "flux_error", "wavelength")
-
-
-def _numbers(name: str, parse: ArrayParser, cell: Cell) -> NDArray[np.float64] | None:
-    try:
-        return parse(cell)
-    except ValueError as error:
-        raise ValueError(f"{name} is {error}") from error
 
 
 def _from_samples(path: Path, places: Places, building: _Samples) -> _Spectrum | Rejected:
