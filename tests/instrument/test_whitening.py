@@ -12,6 +12,7 @@ RNG = np.random.default_rng(1)
 def whiten(covariance: np.ndarray, present: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(star, sample, sample) float64 factors, not packed, and which were floored."""
     row, column = np.tril_indices(covariance.shape[-1])
+    present = np.ones(covariance.shape[:2], bool) if present is None else present
     packed, floored = whiten_packed(covariance, present, out=np.empty((len(covariance), len(row))))
     factor = np.zeros(covariance.shape)
     factor[:, row, column] = packed
@@ -62,6 +63,6 @@ def test_absent_samples_do_not_count():
 def test_packing_round_trip():
     covariance = np.stack([_random_covariance(6, 0.1, 1.0) for _ in range(3)])
     factor, _ = whiten(covariance)
-    full = unpack(whiten_packed(covariance)[0], np.array([[2.0, 0.0]] * 3, np.float32), 6)
+    full = unpack(whiten_packed(covariance, np.ones((3, 6), bool))[0], np.array([[2.0, 0.0]] * 3, np.float32), 6)
     assert_allclose(full[:, :6, :6], factor.astype(np.float32))
     assert np.all(full[:, 6, 6] == 2.0) and np.all(full[:, 7] == 0) and full.shape == (3, 8, 8)

@@ -104,12 +104,7 @@ def position_from_name(apogee_id: NDArray[np.str_]) -> tuple[NDArray[np.float64]
 def star_table_from_library(library: Library, source: str) -> Spectra:
     """Calibrate the library into a star table: one row per source_id, cuts counted, assumptions recorded.
 
-    Args:
-        library: the rows to use.
-        source: where they came from, for the provenance.
-
-    Returns:
-        Star table on 64 channels (61 XP, J, H, Ks), labels Teff, [Fe/H], log g, [alpha/M].
+    On 64 channels (61 XP, J, H, Ks), labels Teff, [Fe/H], log g, [alpha/M]; `source` is for the provenance.
     """
     n_read = len(library)
     # One row a star: the visit with the highest S/N (stable, so ties keep the first).

@@ -164,27 +164,23 @@ def _columns(path: Path) -> set[str]:
 # --------------------------------------------------------------------------------------------------------- companions
 
 
+def _names(columns: Iterable[Column], wanted: Sequence[str]) -> set[str]:
+    return {alias for column in columns if column.name in wanted for alias in column.all_names}
+
+
+TOLD_BY = {
+    "gaia": [_names(MEASURED.values(), ["parallax"]), _names(MEASURED.values(), ["parallax_error"])],
+    "two_mass": [_names(TWO_MASS_FIELDS, TWO_MASS_MAGNITUDES), _names(TWO_MASS_FIELDS, ["ph_qual"])],
+    "unwise": [_names(UNWISE_FIELDS, UNWISE_MEASURED)],
+}
+"""What is to be found by itself must be beyond doubt: 2MASS with its quality flags, parallaxes with their errors."""
+
+
 def kinds_of(names: Iterable[str]) -> list[str]:
-    """Which companion tables a file with these columns can be.
-
-    What is to be found by itself must be beyond doubt: 2MASS with its quality flags, parallaxes with their errors.
-    """
+    """Which companion tables a file with these columns can be: with an identifier and one of each group of columns."""
     here = {name.lower() for name in names}
-
-    def has(column: Column) -> bool:
-        return any(alias in here for alias in column.all_names)
-
-    def any_of(fields: Iterable[Column], wanted: Sequence[str]) -> bool:
-        return any(has(c) for c in fields if c.name in wanted)
-
-    if not has(SOURCE_ID):
-        return []
-    found = {
-        "gaia": has(MEASURED["parallax"]) and has(MEASURED["parallax_error"]),
-        "two_mass": any_of(TWO_MASS_FIELDS, TWO_MASS_MAGNITUDES) and any_of(TWO_MASS_FIELDS, ["ph_qual"]),
-        "unwise": any_of(UNWISE_FIELDS, UNWISE_MEASURED),
-    }
-    return [kind for kind, is_there in found.items() if is_there]
+    identifiers = set(SOURCE_ID.all_names)
+    return [kind for kind, groups in TOLD_BY.items() if all(here & group for group in (identifiers, *groups))]
 
 
 def _survey_of(spectra: list[Path], named: Mapping[str, tuple[str, ...]]) -> Survey:
@@ -209,12 +205,8 @@ def _survey_of(spectra: list[Path], named: Mapping[str, tuple[str, ...]]) -> Sur
                 said[kind] = (
                     f"{', '.join(Path(p).name for p in inside or near)} ({'the spectra' if inside else 'found beside'})"
                 )
-        if (
-            "gaia" not in tables
-            and "gaia" in wanted
-            and own
-            and all({"source_id", "ra", "dec"} <= n for n in own.values())
-        ):
+        have_positions = own and all({"source_id", "ra", "dec"} <= names for names in own.values())
+        if "gaia" in wanted and "gaia" not in tables and have_positions:
             tables["gaia"], said["gaia"] = list(map(str, own)), "the spectra (positions alone)"
         if "two_mass" in wanted and "two_mass" not in tables:
             near = [path.name for path, names in (own | beside).items() if "two_mass" in kinds_of([*names, "ph_qual"])]
@@ -362,16 +354,14 @@ def _files(names: Sequence[str]) -> str:
     )
 
 
-def _bands_of(one: Input) -> tuple[str, ...]:
-    return (
-        one.settings.bands if isinstance(one, Survey) else read_header(star_table_files(one)[0])[0].channels.band_names
-    )
-
-
 def say_bands(inputs: Iterable[Input], channels: Channels) -> None:
     """Say which bands of the inputs a model does not use, and which of the model's they do not have."""
     for one in inputs:
-        mine, theirs = _bands_of(one), channels.band_names
+        theirs = channels.band_names
+        if isinstance(one, Survey):
+            mine = one.settings.bands
+        else:
+            mine = read_header(star_table_files(one)[0])[0].channels.band_names
         unknown, missing = [b for b in mine if b not in theirs], [b for b in theirs if b not in mine]
         parts = [f"the model does not use {', '.join(unknown)}"] * bool(unknown)
         parts += [f"{', '.join(missing)} count as missing"] * bool(missing)

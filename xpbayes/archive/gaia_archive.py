@@ -208,11 +208,7 @@ def _fetch_some(service: "DataLink", ids: Sequence[int], path: Path, patience: P
 
 
 def read_ids(path: Path) -> list[int]:
-    """Read a text file with one Gaia source_id per line, a heading perhaps, and # for comments.
-
-    Raises:
-        InputError: it cannot be read, or a line is none.
-    """
+    """Read a text file with one Gaia source_id per line, a heading perhaps, and # for comments; InputError otherwise."""
     try:
         lines = [line.strip().rstrip(",") for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:

@@ -47,8 +47,7 @@ HEAD = 4096
 def opened(path: Path) -> Iterator[RawFile]:
     """Open a table file for as long as a with-statement lasts.
 
-    Raises:
-        InputError: no such file, of no known format, not complete; a server's error document or a web page.
+    InputError: no such file, of no known format, not complete; a server's error document or a web page.
     """
     path = Path(path)
     if path in MOUNTED:

@@ -30,7 +30,6 @@ from xpbayes.release import DEFAULT_RELEASE
 class Part:
     """Stars of one XP file, or some of them."""
 
-    file: Path  # of spectra
     table: Spectra  # the stars that were selected, with the counts of what was not
     rejected: tuple[Rejected, ...]  # rows of this part that could not be used
     n_read: int  # rows of the file that this part accounts for
@@ -158,7 +157,7 @@ def _join(
         instrument=held[0].instrument,
     )
     table = _select(survey, table, path)
-    return Part(path, table, tuple(rejected), n + len(rejected), n - len(table), n_floored, _n_uncorrected(table))
+    return Part(table, tuple(rejected), n + len(rejected), n - len(table), n_floored, _n_uncorrected(table))
 
 
 def _n_uncorrected(table: Spectra) -> int:

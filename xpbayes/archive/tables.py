@@ -77,11 +77,7 @@ def read_table(path: str | Path, columns: Sequence[Column]) -> Table:
 
 
 def concatenate(parts: Sequence[Table]) -> Table:
-    """Put tables one after the other; a column that one of them lacks is missing in its rows.
-
-    Raises:
-        InputError: there is none.
-    """
+    """Put tables one after the other, missing in one what it lacks of the others' columns; InputError if there is none."""
     if not parts:
         raise InputError("no table files were named; name at least one")
     if len(parts) == 1:
@@ -256,11 +252,9 @@ def _cells(columns: Columns, place: Place | None, n: int) -> Any:
 
 
 def row_source_id(cell: Cell, place: Place | None, path: Path) -> int:
-    """Read the identifier of a row.
+    """Read the identifier of a row; InputError if it has been through floating point.
 
-    Raises:
-        ValueError: it is missing, or none that Gaia could have given in the wanted release.
-        InputError: it has been through floating point.
+    ValueError: it is missing, or none that Gaia could have given in the wanted release.
     """
     if type(cell) is int and 0 < cell < 2**63:
         return cell

@@ -33,11 +33,7 @@ class _Described:
 
 
 def open_votable(path: Path) -> RawFile:
-    """Open a VOTable.
-
-    Raises:
-        InputError: not a VOTable; the file is a server's error document.
-    """
+    """Open a VOTable; InputError if it is none, or a server's error document."""
     try:
         described = _describe(path)
     except (InputError, OSError):

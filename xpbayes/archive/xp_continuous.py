@@ -108,6 +108,11 @@ class _Solution:
     basis_id: int = UNKNOWN_BASIS
 
 
+_Sides = tuple[_Solution | None, _Solution | None]
+_Row = tuple[int, int, _Sides]
+"""Its number, the source_id, BP and RP."""
+
+
 def read_xp_continuous(
     path: str | Path, batch_size: int = BATCH_SIZE, options: ReadOptions = DEFAULT
 ) -> Iterator[XpBatch]:
@@ -131,14 +136,16 @@ def read_xp_continuous(
 def _batches(path: Path, rows: Rows, batch_size: int) -> Iterator[XpBatch]:
     parse = ArrayParser()
     later = any(n.lower().endswith(LATER_RELEASE) for n in rows.names)
-    batch = _Batch(path.name, batch_size, later)
+    held: list[_Row] = []
+    rejected: list[Rejected] = []
+    like: _Sides = (None, None)
     for places, table in rows.tables:
         for place in places:
             if place is not None and place.factor != 1.0:
                 raise InputError(f"{path}: column {place.names[0]} is not in electrons a second; convert it")
         for item in table:
             if isinstance(item, Rejected):
-                batch.rejected.append(item)
+                rejected.append(item)
                 continue
             row, cells = item
             source = UNKNOWN_SOURCE
@@ -150,14 +157,23 @@ def _batches(path: Path, rows: Rows, batch_size: int) -> Iterator[XpBatch]:
             except InputError:
                 raise
             except ValueError as error:
-                batch.rejected.append(Rejected(path.name, row, source, str(error)))
+                rejected.append(Rejected(path.name, row, source, str(error)))
                 continue
-            if not batch.fits(sides):
-                yield batch.finish()
-                batch = _Batch(path.name, batch_size, later)
-            batch.add(row, source, sides)
-    if batch.n or batch.rejected:
-        yield batch.finish()
+            if len(held) == batch_size or not all(map(_alike, sides, like)):
+                yield _batch(path.name, held, like, rejected, later)
+                held, rejected, like = [], [], (None, None)
+            held.append((row, source, sides))
+            like = (like[0] or sides[0], like[1] or sides[1])
+    if held or rejected:
+        yield _batch(path.name, held, like, rejected, later)
+
+
+def _alike(one: _Solution | None, other: _Solution | None) -> bool:
+    """Whether arrays are as long, where there are any."""
+    if one is None or other is None:
+        return True
+    same_length = len(one.coefficient) == len(other.coefficient)
+    return same_length and (one.correlation is None) == (other.correlation is None)
 
 
 def _solution(side: str, cells: list[Cell], parse: ArrayParser) -> _Solution | None:
@@ -213,56 +229,21 @@ def _from_covariance(
     return sigma * deviation, values[strict] / (sigma[row[strict]] * sigma[column[strict]])
 
 
-class _Batch:
-    """Rows of equal coefficient counts, put together when all are there.
+def _batch(file: str, held: list[_Row], like: _Sides, rejected: list[Rejected], later: bool) -> XpBatch:
+    """Put rows of equal counts together, less those with values that no covariance can hold; `like` is any of them.
 
     Arrays made at once and filled row by row were slower: their memory is new each time, and its first touch costs more
     than all the copying.
     """
-
-    def __init__(self, file: str, size: int, later: bool = False) -> None:
-        self.file, self.size, self.later = file, size, later
-        self.rejected: list[Rejected] = []
-        self._source_id: list[int] = []
-        self._row: list[int] = []
-        self._solutions: tuple[list[_Solution | None], ...] = ([], [])
-        self._like: list[_Solution | None] = [None, None]
-
-    @property
-    def n(self) -> int:
-        return len(self._row)
-
-    def fits(self, solutions: Sequence[_Solution | None]) -> bool:
-        """Tell whether there is room for one more row, and its arrays are as long as those before."""
-        return self.n < self.size and all(
-            new is None
-            or like is None
-            or (
-                len(new.coefficient) == len(like.coefficient)
-                and (new.correlation is None) == (like.correlation is None)
-            )
-            for new, like in zip(solutions, self._like, strict=True)
-        )
-
-    def add(self, row: int, source_id: int, solutions: Sequence[_Solution | None]) -> None:
-        """Add a row that fits."""
-        self._source_id.append(source_id)
-        self._row.append(row)
-        for i, solution in enumerate(solutions):
-            self._solutions[i].append(solution)
-            self._like[i] = self._like[i] or solution
-
-    def finish(self) -> XpBatch:
-        """Look for values that no covariance can hold, vectorised because it is the common case, and take them out."""
-        source_id, row = np.array(self._source_id, np.int64), np.array(self._row, np.int64)
-        sides = [_side(*side) for side in zip(self._solutions, self._like, strict=True)]
-        reason = np.full(self.n, "", dtype="U80")
-        for name, side in zip(("bp", "rp"), sides, strict=True):
-            for what, bad in _faults(side):
-                if bad.any():
-                    reason[(reason == "") & bad & side.present] = f"{name}_{what}"
-        batch = XpBatch(source_id, row, sides[0], sides[1], tuple(self.rejected), self.later).without(reason, self.file)
-        return replace(batch, rejected=tuple(sorted(batch.rejected, key=lambda r: r.row)))
+    row, source_id = (np.array([of[i] for of in held], np.int64) for i in (0, 1))
+    bp, rp = (_side([sides[i] for _, _, sides in held], like[i]) for i in (0, 1))
+    reason = np.full(len(held), "", dtype="U80")
+    for name, side in (("bp", bp), ("rp", rp)):
+        for what, bad in _faults(side):
+            if bad.any():  # all at once, because none is the common case
+                reason[(reason == "") & bad & side.present] = f"{name}_{what}"
+    batch = XpBatch(source_id, row, bp, rp, tuple(rejected), later).without(reason, file)
+    return replace(batch, rejected=tuple(sorted(batch.rejected, key=lambda r: r.row)))
 
 
 def _side(solutions: Sequence[_Solution | None], like: _Solution | None) -> XpSide:

@@ -67,9 +67,7 @@ class SampledBatch:
         return len(self.source_id)
 
 
-def read_xp_sampled(
-    path: str | Path, batch_size: int = BATCH_SIZE, options: ReadOptions = DEFAULT
-) -> Iterator[SampledBatch]:
+def read_xp_sampled(path: str | Path, options: ReadOptions = DEFAULT) -> Iterator[SampledBatch]:
     """Read a file of sampled XP spectra, batch by batch; where a row holds one sample, a spectrum's row is its first.
 
     Over all `SampledBatch`es, spectra + rejected rows = spectra of the file. InputError: no such file, of no known format,
@@ -84,7 +82,7 @@ def read_xp_sampled(
         for places, table in rows.tables:
             for item in _spectra(path, places, table):
                 (rejected if isinstance(item, Rejected) else good).append(item)  # type: ignore[arg-type]
-                if len(good) == batch_size:
+                if len(good) == BATCH_SIZE:
                     yield _assemble(good, rejected)
                     good, rejected = [], []
         if good or rejected:

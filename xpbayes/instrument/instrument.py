@@ -84,11 +84,9 @@ def same_release(one: str, other: str, mine: str, theirs: str) -> None:
 class Instrument:
     """An instrument that spectra can be calibrated with.
 
-    Attributes:
-        about: which it is.
-        ln_error_shape: of BP and RP, ln of a coefficient's typical error against its order, as c1 x + c2 x^2 + c0 with x
-            running from -1 to 1 over the coefficients.
-        matrices: from (sample,) wavelengths [nm] to basis functions [W m^-2 nm^-1 per coefficient unit] and weights.
+    `ln_error_shape` is that of BP and RP, ln of a coefficient's typical error against its order, c1 x + c2 x^2 + c0 with x
+    from -1 to 1 over the coefficients. `matrices` makes basis functions [W m^-2 nm^-1 per coefficient unit] and weights for
+    (sample,) wavelengths [nm].
     """
 
     about: InstrumentId

@@ -17,13 +17,13 @@ EIGENVALUE_FLOOR = 1e-9
 
 
 def whiten_packed(
-    covariance: NDArray[np.float64], present: NDArray[np.bool_] | None = None, out: NDArray[Any] | None = None
+    covariance: NDArray[np.float64], present: NDArray[np.bool_], out: NDArray[Any] | None = None
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Compute whitening factors as the star table stores them: by LAPACK, one by one, which beats any batching.
 
     Args:
         covariance: (star, sample, sample), symmetric; entries of absent samples are ignored.
-        present: (star, sample) which samples were measured; all if None.
+        present: (star, sample) which samples were measured.
         out: (star, packed) where to put them; new memory, float32, if None.
 
     Returns:
@@ -34,10 +34,10 @@ def whiten_packed(
     if out is None:
         out = np.empty((n_star, n_sample * (n_sample + 1) // 2), np.float32)
     floored = np.zeros(n_star, dtype=bool)
-    whole = np.ones(n_star, bool) if present is None else np.asarray(present.all(axis=1))
+    whole = np.asarray(present.all(axis=1))
     for i in range(n_star):
         matrix = covariance[i]
-        if present is not None and not whole[i]:
+        if not whole[i]:
             # An absent sample becomes an independent one of unit variance for the factorisation, then a zero row and
             # column.
             both = present[i][:, None] & present[i]

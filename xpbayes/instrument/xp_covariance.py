@@ -244,13 +244,9 @@ def calibrate_sampled(
     present: NDArray[np.bool_],
     instrument: Instrument | None = None,
 ) -> CalibratedXp:
-    """Calibrate spectra that have errors but no correlations: implied correlation, error model, whitening.
+    """Calibrate (star, 61) spectra that have errors but no correlations: by those that the instrument's bases imply.
 
-    Args:
-        flux: (star, 61) [1e-18 W m^-2 nm^-1].
-        error: (star, 61) 1-sigma errors, same unit; any positive value where missing.
-        present: (star, 61) which samples were measured.
-        instrument: whose bases imply the correlation; DR3's if None.
+    Flux and 1-sigma errors in 1e-18 W m^-2 nm^-1, any positive error where missing; DR3's instrument if None.
     """
     correlation = implied_correlation(instrument)
     out = CalibratedXp.empty(len(flux))
