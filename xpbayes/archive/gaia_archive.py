@@ -56,51 +56,39 @@ def probe(release: Release, table: str = "gaia", *, url: str = TAP_URL, patience
     wanted = [source, summary, *([release.spurious_table] if release.spurious_table else [])]
     joins = [f"{release.schema}.{name}" for name in TWO_MASS_JOINS] if table == "two_mass" else []
     found = _columns([*wanted, *joins], url, patience)
-    lines: list[str] = []
     lost = [name for name in (source, *joins) if name not in found]
+    lines: list[str] = []
+    fatal: list[str] = []
+    names: dict[str, str] = {}
     if lost:
         asked = "SELECT table_name FROM TAP_SCHEMA.tables WHERE table_name LIKE 'gaia%'"
         tables = [name for (name,) in ask_now(asked, url, patience)]
         lines += [f"{name}: no such table{nearest(name, tables)}" for name in lost]
-        _say(release, lines)
-        raise InputError(
-            f"{url}: has {len(lost)} of the tables that the query of {release.title} needs not (first: {lost[0]}"
-            f"{nearest(lost[0], tables)}); the archive has changed, upgrade xpbayes"
-        )
-    names: dict[str, str] = {}
-    for ours in release.source_columns:
+        first = f"{lost[0]}{nearest(lost[0], tables)}"
+        fatal.append(f"has {len(lost)} of the tables that the query of {release.title} needs not (first: {first})")
+    for ours in () if lost else release.source_columns:
         candidates = release.substitutes.get(ours, (ours,))
         theirs = next((name for name in candidates if name in found[source]), None)
-        if theirs is not None:
-            names[ours] = theirs
-            if theirs != candidates[0]:
-                lines.append(f"{source}: {ours} is {theirs} there")
+        if theirs is None:
+            lines.append(f"{source}: has no column {ours}{nearest(ours, found[source])}")
+            if ours in REQUIRED:
+                fatal.append(f"{source} has no column {ours}{nearest(ours, found[source])}, which the query needs")
             continue
-        lines.append(f"{source}: has no column {ours}{nearest(ours, found[source])}")
-        if ours in REQUIRED:
-            _say(release, lines)
-            raise InputError(
-                f"{url}: {source} has no column {ours}{nearest(ours, found[source])}, which the query needs; the archive "
-                f"has changed, upgrade xpbayes"
-            )
+        names[ours] = theirs
+        if theirs != candidates[0]:
+            lines.append(f"{source}: {ours} is {theirs} there")
     has_summary = set(release.summary_columns) <= found.get(summary, set())
-    if not has_summary and table == "gaia":
+    if not has_summary and table == "gaia" and not fatal:
         lines.append(f"{summary}: not there, or without {release.summary_columns[0]} and its like")
     if release.spurious_table and not set(SPURIOUS_COLUMNS) <= found.get(release.spurious_table, set()):
-        raise InputError(
-            f"{url}: {release.spurious_table} has no {' or '.join(SPURIOUS_COLUMNS)}; the archive has changed, upgrade "
-            f"xpbayes"
-        )
-    _say(release, lines)
-    return ArchiveTables(release, names, has_summary)
-
-
-def _say(release: Release, lines: Sequence[str]) -> None:
-    """One page, where there is anything to say."""
+        fatal.append(f"{release.spurious_table} has no {' or '.join(SPURIOUS_COLUMNS)}")
     if lines:
         log.warning(f"{release.title} in the archive is not what xpbayes expects; what is missing is left out:")
         for line in lines:
             log.warning(f"  {line}")
+    if fatal:
+        raise InputError(f"{url}: {fatal[0]}; the archive has changed, upgrade xpbayes")
+    return ArchiveTables(release, names, has_summary)
 
 
 def _columns(tables: Sequence[str], url: str, patience: Patience) -> Mapping[str, set[str]]:

@@ -79,14 +79,11 @@ def _raw_table(rows: Any) -> RawTable:
 def _cells(column: Any) -> Any:
     """A column as NumPy array, masked where it has nulls, or as list of cells where these are arrays or text."""
     if hasattr(column, "to_pylist"):  # Arrow; its integers with nulls stay integers
-        return column.to_pylist() if column.null_count or not _is_number(str(column.type)) else column.to_numpy()
+        is_number = str(column.type).startswith(("int", "uint", "float", "double", "halffloat"))
+        return column.to_numpy() if is_number and not column.null_count else column.to_pylist()
     if not hasattr(column, "to_numpy"):  # astropy, or an array
         return np.ma.MaskedArray(column)
     values = column.to_numpy()
     if values.dtype.kind in "biuf":
         return values
     return [None if np.ndim(value) == 0 and pd.isna(value) else value for value in values]
-
-
-def _is_number(kind: str) -> bool:
-    return kind.startswith(("int", "uint", "float", "double", "halffloat"))

@@ -4,6 +4,7 @@ Out: a `RawFile` whose tables, in order, are those of the file, or of all member
 """
 
 import gzip
+import shutil
 import tempfile
 import zipfile
 import zlib
@@ -123,8 +124,7 @@ def _unpack_gzip(path: Path, folder: Path) -> Path:
     target = folder / path.name
     try:
         with gzip.open(path) as packed, open(target, "wb") as plain:
-            while block := packed.read(1 << 20):
-                plain.write(block)
+            shutil.copyfileobj(packed, plain)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be unpacked ({error}); copy or download it again") from error
     return target
@@ -140,8 +140,7 @@ def _members(path: Path, stack: ExitStack) -> list[RawTable]:
             for i, name in enumerate(names):
                 target = folder / f"{i:06d}-{Path(name).name}"
                 with archive.open(name) as packed, open(target, "wb") as plain:
-                    while block := packed.read(1 << 20):
-                        plain.write(block)
+                    shutil.copyfileobj(packed, plain)
                 if _head(target)[:4] == b"PK\x03\x04":
                     raise InputError(f"{path}: holds a zip file ({name}); unpack it")
                 try:

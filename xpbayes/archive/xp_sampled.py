@@ -117,8 +117,14 @@ def _spectra(path: Path, places: Places, table: Iterator[Row]) -> Iterator[_Spec
     building: _Samples | None = None
 
     def finish() -> Iterator[_Spectrum | Rejected]:
-        if building is not None:
-            yield _from_samples(path, places, building)
+        if building is None:
+            return
+        try:
+            if building.reason:
+                raise ValueError(f"one of its samples cannot be read ({building.reason})")
+            yield _spectrum(building.row, building.source_id, places, *np.array(building.samples).T)
+        except ValueError as reason:
+            yield Rejected(path.name, building.row, building.source_id, str(reason))
 
     for item in table:
         if isinstance(item, Rejected):
@@ -150,16 +156,6 @@ def _spectra(path: Path, places: Places, table: Iterator[Row]) -> Iterator[_Spec
             else:
                 yield Rejected(path.name, row, source, str(reason))
     yield from finish()
-
-
-def _from_samples(path: Path, places: Places, building: _Samples) -> _Spectrum | Rejected:
-    try:
-        if building.reason:
-            raise ValueError(f"one of its samples cannot be read ({building.reason})")
-        flux, error, wavelength = np.array(building.samples).T
-        return _spectrum(building.row, building.source_id, places, flux, error, wavelength)
-    except ValueError as reason:
-        return Rejected(path.name, building.row, building.source_id, str(reason))
 
 
 def _spectrum(
