@@ -253,28 +253,28 @@ def source_ids(cells: Iterable[Cell], where: str) -> list[int]:
     return list(found)
 
 
-def integer(cell: Cell) -> int | None:  # noqa: PLR0911, PLR0912 - one decision for each kind of cell
+def _bare(cell: Cell) -> Cell:
+    """A cell without what is around it; None where missing."""
+    if cell is None or cell is np.ma.masked:
+        return None
+    if isinstance(cell, bytes):
+        cell = undress(cell)
+        return None if cell in MISSING else cell
+    return cell.reshape(-1)[0] if isinstance(cell, np.ndarray) and cell.size == 1 else cell
+
+
+def integer(cell: Cell) -> int | None:
     """Read a whole number; None where missing; ValueError if it is not one. Text never passes through a float."""
     if type(cell) is int:
         return cell
-    if cell is None or cell is np.ma.masked:
+    cell = _bare(cell)
+    if cell is None:
         return None
-    limit = 2**53
-    if isinstance(cell, bytes):
-        cell = undress(cell)
-        if cell in MISSING:
-            return None
-        try:
-            if b"_" not in cell:
-                return int(cell)
-        except ValueError:
-            pass
-    elif isinstance(cell, np.ndarray) and cell.size == 1:
-        cell = cell.reshape(-1)[0]
+    if isinstance(cell, bytes) and b"_" not in cell:
+        with suppress(ValueError):
+            return int(cell)
     if isinstance(cell, (np.integer, np.bool_, bool)):
         return int(cell)
-    if isinstance(cell, np.floating):
-        limit = EXACT.get(cell.dtype, limit)
     try:
         value = _float(cell) if isinstance(cell, bytes) else float(cell)
     except (TypeError, ValueError) as error:
@@ -283,7 +283,7 @@ def integer(cell: Cell) -> int | None:  # noqa: PLR0911, PLR0912 - one decision 
         return None
     if not value.is_integer():  # infinities included
         raise ValueError(f"not a whole number ({_short(cell)})")
-    if abs(value) >= limit:
+    if abs(value) >= EXACT.get(getattr(cell, "dtype", None), 2**53):
         raise LostDigitsError(f"{_short(cell)} has been through floating point, which has lost its last digits")
     return int(value)
 
@@ -292,14 +292,9 @@ def number(cell: Cell) -> float:
     """Read a number; NaN where missing; ValueError if it is not one."""
     if type(cell) is float:
         return cell
-    if cell is None or cell is np.ma.masked:
+    cell = _bare(cell)
+    if cell is None:
         return float("nan")
-    if isinstance(cell, bytes):
-        cell = undress(cell)
-        if cell in MISSING:
-            return float("nan")
-    elif isinstance(cell, np.ndarray) and cell.size == 1:
-        cell = cell.reshape(-1)[0]
     try:
         return _float(cell) if isinstance(cell, bytes) else float(cell)
     except (TypeError, ValueError) as error:

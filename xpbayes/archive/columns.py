@@ -54,14 +54,18 @@ def error_column(name: str, high: float, aliases: tuple[str, ...] = (), **more: 
     return Column(name, "float", aliases, low=0.0, high=high, is_error=True, **more)
 
 
+BRIGHTEST, FAINTEST, LEAST_PRECISE = -5.0, 30.0, 5.0
+"""Magnitudes and errors of a measurement lie between [mag]."""
+
+
 def magnitude(name: str, aliases: tuple[str, ...] = ()) -> Column:
     """A magnitude [mag]; 99.999, -999 and 0 are what catalogues write for none."""
-    return Column(name, aliases=aliases, unit="mag", low=-5.0, high=30.0, zero_is_missing=True)
+    return Column(name, aliases=aliases, unit="mag", low=BRIGHTEST, high=FAINTEST, zero_is_missing=True)
 
 
 def magnitude_error(name: str, aliases: tuple[str, ...] = ()) -> Column:
     """The error of a magnitude [mag]; 9.999 stands for none."""
-    return error_column(name, 5.0, aliases, unit="mag")
+    return error_column(name, LEAST_PRECISE, aliases, unit="mag")
 
 
 SOURCE_ID = Column("source_id", "id", ID_ALIASES, required=True)

@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 from pydantic import Field as Setting
 
 from xpbayes.archive.columns import (
+    BRIGHTEST,
     DEFAULT,
+    FAINTEST,
+    LEAST_PRECISE,
     SOURCE_ID,
     AnyOf,
     Column,
@@ -35,9 +38,6 @@ log = logging.getLogger(__name__)
 
 UNWISE_ZERO_POINT = 22.5
 """Vega magnitude of one unWISE nanomaggy (Schlafly et al. 2019)."""
-
-FAINTEST_BRIGHTEST, LEAST_PRECISE = (30.0, -5.0), 5.0
-"""Magnitudes and errors of a measurement [mag]; `columns.magnitude_columns` has the same for published magnitudes."""
 
 TWO_MASS_BANDS, UNWISE_BANDS = ("J", "H", "Ks"), ("W1", "W2")
 BANDS_OF = {"two_mass": TWO_MASS_BANDS, "unwise": UNWISE_BANDS}
@@ -213,9 +213,7 @@ def unwise_fluxes(table: Table, norm_dg: NDArray[np.float64], cuts: UnwiseCuts) 
     magnitude = np.where(positive, UNWISE_ZERO_POINT - 2.5 * np.log10(np.where(positive, flux, 1.0)), magnitude)
     error = np.where(positive, flux_error / np.where(positive, flux, 1.0) / LN10_OVER_2P5, error)
     with np.errstate(invalid="ignore"):  # a flux that no star has, or lost in its error, measures nothing
-        magnitude = np.where(
-            (magnitude > FAINTEST_BRIGHTEST[1]) & (magnitude < FAINTEST_BRIGHTEST[0]), magnitude, np.nan
-        )
+        magnitude = np.where((magnitude > BRIGHTEST) & (magnitude < FAINTEST), magnitude, np.nan)
         error = np.where(error < LEAST_PRECISE, error, np.nan)
     counter = _Counter("unWISE", np.isfinite(magnitude) & np.isfinite(error) & (error > 0))
     with np.errstate(invalid="ignore"):  # an absent quality column is NaN: nothing to cut on

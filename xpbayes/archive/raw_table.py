@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,11 +42,11 @@ class Batch:
     bad: tuple[BadRow, ...] = ()  # rows met on the way that could not be taken apart
 
 
-class ReadBatches(Protocol):
-    """Reads the needed columns of a table, so many rows at once; the first name tells whose a bad row is."""
+ReadBatches = Callable[[Sequence[str], int, bool], Iterator[Batch]]
+"""Reads the needed columns of a table, so many rows at once; the first name tells whose a bad row is.
 
-    def __call__(self, needed: Sequence[str], size: int, scalar: bool) -> Iterator[Batch]:
-        """Refuse at once what cannot be read; `scalar` promises that no cell is an array."""
+What cannot be read is refused at once. The last argument promises that no cell is an array.
+"""
 
 
 @dataclass(frozen=True)

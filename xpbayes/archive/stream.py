@@ -4,7 +4,7 @@ Memory does not grow with the files. Every row of the XP files is accounted for,
 rows read = stars in the table + stars cut + rows quarantined.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,10 @@ def stream_file(survey: SurveySettings, path: Path, companions: Companions, seen
 
 COMPANIONS = ("Gaia's source table", "2MASS", "unWISE", "the label catalogues", "the reddening estimates")
 FEW_STARS_HAVE = COMPANIONS[3:]
+PHOTOMETRY: dict[str, tuple[str, Callable[..., photometric.BandFluxes]]] = {
+    "two_mass": ("2MASS", photometric.two_mass_fluxes),
+    "unwise": ("unWISE", photometric.unwise_fluxes),
+}
 
 
 def idle_companions(cuts: Iterable[Cut]) -> list[str]:
@@ -122,8 +126,12 @@ def _join(
             unknown = int((known & ~np.isfinite(gaia.floats("parallax_zero_point"))).sum())
             notes["parallax_zero_point"] += f"; {unknown} stars outside its range left as they are"
     band_flux, band_weight = np.zeros((n, len(survey.bands))), np.zeros((n, len(survey.bands)))
-    for out in _bands(survey, companions, source_id, norm_dg, cuts):
-        cuts += out.cuts
+    for kind, (title, to_fluxes) in PHOTOMETRY.items():
+        if (companion := getattr(companions, kind)) is None:
+            continue
+        aligned, known = companion.align(source_id)
+        out = to_fluxes(aligned, norm_dg, getattr(survey, kind).cuts)
+        cuts += [Cut(f"in {title}", 0, int(known.sum())), *out.cuts]
         for i, band in enumerate(out.bands):
             if band in survey.bands:
                 band_flux[:, survey.bands.index(band)] = out.flux[:, i]
@@ -170,23 +178,6 @@ def _n_uncorrected(table: Spectra) -> int:
 def uncorrected_parallaxes(n: int) -> list[str]:
     """Say how many parallaxes were left as they are; nothing if none was."""
     return [f"{n} parallaxes without a known zero point left as they are"] if n else []
-
-
-def _bands(
-    survey: SurveySettings,
-    companions: Companions,
-    source_id: NDArray[np.int64],
-    norm_dg: NDArray[np.float64],
-    cuts: list[Cut],
-) -> Iterator[photometric.BandFluxes]:
-    if companions.two_mass is not None:
-        aligned, known = companions.two_mass.align(source_id)
-        cuts.append(Cut("in 2MASS", 0, int(known.sum())))
-        yield photometric.two_mass_fluxes(aligned, norm_dg, survey.two_mass.cuts)
-    if companions.unwise is not None:
-        aligned, known = companions.unwise.align(source_id)
-        cuts.append(Cut("in unWISE", 0, int(known.sum())))
-        yield photometric.unwise_fluxes(aligned, norm_dg, survey.unwise.cuts)
 
 
 def _label_columns(

@@ -53,7 +53,7 @@ def decode(column: Column, place: Place, cells: Any, n: int, where: str) -> Deco
     raw, null = _plain([place.constant] * n if not place.names else cells, name, where)
     if column.kind == "text":
         out = _text(raw, null)
-    elif _is_text(raw):
+    elif not isinstance(raw, np.ndarray):
         out = _numbers_in_text(column, raw, where, name, place.release)
     elif column.kind == "float":
         out = Decoded(np.where(null, np.nan, raw.astype(np.float64)))
@@ -67,10 +67,6 @@ def decode(column: Column, place: Place, cells: Any, n: int, where: str) -> Deco
         for i in np.flatnonzero(blank).tolist():
             out.reasons.setdefault(i, f"{column.name} is missing")
     return out
-
-
-def _is_text(raw: Any) -> bool:
-    return not isinstance(raw, np.ndarray)
 
 
 def _plain(cells: Any, name: str, where: str) -> tuple[Any, NDArray[np.bool_]]:
@@ -123,7 +119,7 @@ def _stripped(text: Any) -> Any:
 
 
 def _text(raw: Any, null: NDArray[np.bool_]) -> Decoded:
-    if not _is_text(raw):
+    if isinstance(raw, np.ndarray):
         values = ["" if is_null else str(v) for v, is_null in zip(raw.tolist(), null.tolist(), strict=True)]
         return Decoded(np.array(values, dtype=str) if values else np.zeros(0, "U1"))
     text = _stripped(raw)

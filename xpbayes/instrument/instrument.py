@@ -100,13 +100,9 @@ class Instrument:
     def ln_errors(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(coefficient,) ln of typical errors of BP and of RP, up to a constant."""
         shapes = zip(self.about.counts, self.ln_error_shape, strict=True)
-        bp, rp = (_curve(np.linspace(-1.0, 1.0, k), shape) for k, shape in shapes)
+        orders = ((np.linspace(-1.0, 1.0, k), shape) for k, shape in shapes)
+        bp, rp = (np.asarray(linear * x + quadratic * x**2 + last) for x, (linear, quadratic, last) in orders)
         return bp, rp
-
-
-def _curve(x: NDArray[np.float64], shape: ErrorShape) -> NDArray[np.float64]:
-    linear, quadratic, constant = shape
-    return np.asarray(linear * x + quadratic * x**2 + constant)
 
 
 @lru_cache(maxsize=8)
