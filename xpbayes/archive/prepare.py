@@ -274,26 +274,14 @@ def _require_same(path: Path, about: _Begun, out: Path) -> None:
         write_json(about.model_dump(mode="json"), path, MAKE_ROOM)
         return
     before = read_json(path, _Begun, _again(out), VERSION)
-    for key, now in about.settings.items():
-        if before.settings.get(key) != now:
-            raise InputError(
-                f"{out}: was begun with other settings of '{key}'; put them back, choose another folder, or {_again(out)}"
-            )
+    begun = [f"other settings of '{key}'" for key, now in about.settings.items() if before.settings.get(key) != now]
     if before.inputs != about.inputs:
-        raise InputError(
-            f"{out}: was begun with {len(before.inputs)} XP files, now there are {len(about.inputs)} or they have "
-            f"other names; put them back, choose another folder, or {_again(out)}"
-        )
-    for file in about.companions:
-        if file not in before.companions:
-            raise InputError(
-                f"{out}: was begun with another {file.name}; put that back, choose another folder, or {_again(out)}"
-            )
+        begun.append(f"{len(before.inputs)} XP files, now there are {len(about.inputs)} or they have other names")
+    begun += [f"another {file.name}" for file in about.companions if file not in before.companions]
     if len(before.companions) != len(about.companions):
-        raise InputError(
-            f"{out}: was begun with {len(before.companions)} companion tables, now there are {len(about.companions)}; "
-            f"put them back or {_again(out)}"
-        )
+        begun.append(f"{len(before.companions)} companion tables, now there are {len(about.companions)}")
+    if begun:
+        raise InputError(f"{out}: was begun with {begun[0]}; go back to that, choose another folder, or {_again(out)}")
 
 
 def _require_unchanged(path: Path, recorded: _Input, out: Path) -> None:
