@@ -30,15 +30,15 @@ def choose_sample(library: Library, size: int, seed: int = 0) -> NDArray[np.int6
     Returns:
         sorted row indices.
     """
-    teff_bin = np.digitize(library.teff, np.arange(3250.0, 8000.0, 250.0))
-    logg_bin = np.digitize(library.logg, np.arange(0.25, 5.0, 0.25))
+    teff_bin = np.digitize(library["teff"], np.arange(3250.0, 8000.0, 250.0))
+    logg_bin = np.digitize(library["logg"], np.arange(0.25, 5.0, 0.25))
     cell = teff_bin * 100 + logg_bin
     _, inverse, count = np.unique(cell, return_inverse=True, return_counts=True)
-    ids, first = np.unique(library.source_id, return_index=True)
+    ids, first = np.unique(library["source_id"], return_index=True)
     weight = 1.0 / np.sqrt(count[inverse][first])
     rng = np.random.default_rng(seed)
     chosen = rng.choice(ids, size=min(size, len(ids)), replace=False, p=weight / weight.sum())
-    return np.flatnonzero(np.isin(library.source_id, chosen))
+    return np.flatnonzero(np.isin(library["source_id"], chosen))
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
         path = Path(sys.argv[1]) if len(sys.argv) > 1 else fetch_library(Path(scratch))
         library = read_library(path)
     rows = choose_sample(library, BUNDLED_SIZE)
-    write_bundled(library.take(rows))
+    write_bundled(library[rows])
     print(f"{BUNDLED_FILE}: {len(rows)} rows, {BUNDLED_FILE.stat().st_size / 1e6:.2f} MB")
 
 

@@ -28,7 +28,7 @@ from tests.instrument.stub import stub
 from tests.workshop import bundled_in_short, furnish, furnish_two_releases
 from xpbayes.api.model import Model
 from xpbayes.api.spectra import Spectra
-from xpbayes.archive import apogee, gaia_archive, tap_schema
+from xpbayes.archive import apogee, gaia_archive
 from xpbayes.archive.label_surveys import LabelSurvey
 from xpbayes.archive.labels import read_labels
 from xpbayes.archive.survey_config import check_survey
@@ -112,7 +112,7 @@ def here(bundled, model_folder, package_models, archive, tmp_path, monkeypatch, 
     both = {"tap_url": f"{archive.url}/tap", "data_url": f"{archive.url}/data", "patience": SOON}
     for function, where in (
         (gaia_archive.fetch_tables, tap),
-        (tap_schema.probe, tap),
+        (gaia_archive.probe, tap),
         (gaia_archive.fetch_spectra, data),
         (runs_star.star, both),
     ):

@@ -9,11 +9,12 @@ from astropy.table import Table
 from numpy.testing import assert_allclose, assert_array_equal
 
 from xpbayes.api.spectra import Spectra
-from xpbayes.archive.xp_sampled import SAMPLED_GRID_NM, calibrate_sampled
+from xpbayes.archive.xp_sampled import SAMPLED_GRID_NM
 from xpbayes.channels import BANDS, XP_GRID_NM
 from xpbayes.data.spectra_file import read_star_table
 from xpbayes.errors import InputError
 from xpbayes.instrument.photometry import FLUX_ERROR_FLOOR, LN10_OVER_2P5, flux_from_magnitude
+from xpbayes.instrument.xp_covariance import calibrate_sampled
 
 RNG = np.random.default_rng(5)
 N = 4

@@ -14,9 +14,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from tests.command_line import refused, run
 from xpbayes.archive.adql import as_announced, chunked_queries, make_query
-from xpbayes.archive.gaia_archive import Patience, fetch_spectra, fetch_tables
+from xpbayes.archive.gaia_archive import Patience, fetch_spectra, fetch_tables, probe
 from xpbayes.archive.gaia_source import read_gaia_source
-from xpbayes.archive.tap_schema import probe
 from xpbayes.archive.xp_continuous import read_xp_continuous
 from xpbayes.errors import InputError
 from xpbayes.release import DR4, RELEASES, Release

@@ -444,7 +444,7 @@ def test_a_votable_as_text_is_streamed_and_a_binary_one_is_read(tmp_path, monkey
 
     table = made_up(7)
     whole = Table({k: np.stack(v) if isinstance(v[0], np.ndarray) else v for k, v in table.items()})
-    monkeypatch.setattr("xpbayes.archive.rows.ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("xpbayes.archive.tables.ROWS_AT_ONCE", 3)
     for serialisation in ("tabledata", "binary", "binary2"):
         path = tmp_path / f"{serialisation}.vot"
         whole.write(path, format="votable", tabledata_format=serialisation)

@@ -8,11 +8,12 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from xpbayes.archive.xp import read_xp, xp_product
-from xpbayes.archive.xp_sampled import SAMPLED_GRID_NM, calibrate_sampled, read_xp_sampled
+from xpbayes.archive.xp_sampled import SAMPLED_GRID_NM, read_xp_sampled
 from xpbayes.channels import XP_GRID_NM
 from xpbayes.errors import InputError
 from xpbayes.instrument.bases import implied_correlation
 from xpbayes.instrument.error_model import gaia_covariance, inflate
+from xpbayes.instrument.xp_covariance import calibrate_sampled
 
 DATA = Path(__file__).resolve().parents[2] / "../shared/data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real spectra are not beside the project")

@@ -12,7 +12,7 @@ from xpbayes.release import DR4
 
 def stub(counts: tuple[int, int] = DR4.counts, basis_ids: tuple[int | None, int | None] = (0, 0)) -> Instrument:
     def matrices(grid_nm):
-        made = instrument_of("dr3").sides(grid_nm)
+        made = instrument_of("dr3").sides()
         return tuple((matrix[:, :k].copy(), weight) for (matrix, weight), k in zip(made, counts, strict=True))
 
     about = replace(default_id(DR4), models=("stub-bp", "stub-rp"), counts=counts, basis_ids=basis_ids)

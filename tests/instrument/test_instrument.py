@@ -50,7 +50,7 @@ def test_models_of_a_new_gaiaxpy_can_be_named(monkeypatch):
     found = instrument_of("dr4")
     assert found.about.models == ("v375wi", "v142r")
     with pytest.raises(InputError, match="BP instrument model of Gaia DR4 has 55 basis functions where 51"):
-        found.sides(XP_GRID_NM)
+        found.sides()
     monkeypatch.setenv("XPBAYES_DR4_MODELS", "v375wi")
     with pytest.raises(InputError, match="not two names"):
         instrument_of("dr4")

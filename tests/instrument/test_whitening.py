@@ -4,9 +4,19 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from xpbayes.instrument.whitening import EIGENVALUE_FLOOR, pack, unpack, whiten
+from xpbayes.instrument.whitening import EIGENVALUE_FLOOR, unpack, whiten_packed
 
 RNG = np.random.default_rng(1)
+
+
+def whiten(covariance: np.ndarray, present: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """(star, sample, sample) float64 factors, not packed, and which were floored."""
+    row, column = np.tril_indices(covariance.shape[-1])
+    present = np.ones(covariance.shape[:2], bool) if present is None else present
+    packed, floored = whiten_packed(covariance, present, out=np.empty((len(covariance), len(row))))
+    factor = np.zeros(covariance.shape)
+    factor[:, row, column] = packed
+    return factor, floored
 
 
 def _random_covariance(n: int, smallest: float, largest: float) -> np.ndarray:
@@ -51,7 +61,8 @@ def test_absent_samples_do_not_count():
 
 
 def test_packing_round_trip():
-    factor, _ = whiten(np.stack([_random_covariance(6, 0.1, 1.0) for _ in range(3)]))
-    full = unpack(pack(factor), np.array([[2.0, 0.0]] * 3, np.float32), 6)
+    covariance = np.stack([_random_covariance(6, 0.1, 1.0) for _ in range(3)])
+    factor, _ = whiten(covariance)
+    full = unpack(whiten_packed(covariance, np.ones((3, 6), bool))[0], np.array([[2.0, 0.0]] * 3, np.float32), 6)
     assert_allclose(full[:, :6, :6], factor.astype(np.float32))
     assert np.all(full[:, 6, 6] == 2.0) and np.all(full[:, 7] == 0) and full.shape == (3, 8, 8)

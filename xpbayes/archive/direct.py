@@ -21,13 +21,14 @@ import pyarrow.parquet as pq
 from xpbayes.archive.columns import SOURCE_ID, Column
 from xpbayes.archive.gaia_source import MEASURED
 from xpbayes.archive.label_surveys import OWN_LABELS, LabelColumns, surveys_of
-from xpbayes.archive.open_file import MAGIC, SUFFIXES, TEXT, opened
-from xpbayes.archive.photometric import TWO_MASS_FIELDS, TWO_MASS_MAGNITUDES, UNWISE_FIELDS, UNWISE_MEASURED
+from xpbayes.archive.open_file import SUFFIXES, TEXT
+from xpbayes.archive.photometric import BANDS_OF, TWO_MASS_FIELDS, TWO_MASS_MAGNITUDES, UNWISE_FIELDS, UNWISE_MEASURED
 from xpbayes.archive.reddening import FIELDS as REDDENING_FIELDS
 from xpbayes.archive.survey_config import Survey, check_survey, expand, hats_files, open_survey
+from xpbayes.archive.tables import column_names
 from xpbayes.archive.xp import product_of
 from xpbayes.channels import Channels
-from xpbayes.data.parquet import METADATA_KEY
+from xpbayes.data.parquet import METADATA_KEY, is_parquet
 from xpbayes.data.spectra_file import read_header, star_table_files
 from xpbayes.errors import InputError, nearest
 from xpbayes.files import refuse_repeated
@@ -36,7 +37,6 @@ log = logging.getLogger(__name__)
 
 KINDS = {"gaia": "Gaia's source table", "two_mass": "2MASS", "unwise": "unWISE"}
 """Tables that are joined to spectra without labels, by their sections in survey.toml."""
-BANDS_OF = {"two_mass": ("J", "H", "Ks"), "unwise": ("W1", "W2")}
 MOST_LOOKED_AT = 100
 """Files beside the spectra whose columns are looked at; a folder of more is an archive, not a user's desk."""
 Named = str | PathLike[str]
@@ -49,11 +49,9 @@ Input = Path | Survey
 def open_inputs(inputs: Named | Survey | Sequence[Named | Survey], companions: CompanionFiles = None) -> list[Input]:
     """Find out what inputs are.
 
-    Args:
-        inputs: star tables, folders of them, survey.toml files; files of XP spectra, folders or patterns of them, and HATS
-            catalogues, which together make one survey.
-        companions: kind of table ('gaia', 'two_mass', 'unwise') -> its files, none if empty; kinds that are not named are
-            looked for in the files of spectra and beside them.
+    Star tables, folders of them and survey.toml files stay as they are; files of XP spectra, folders or patterns of them,
+    and HATS catalogues together make one survey. `companions`, kind of table -> its files, none if empty, belong to
+    these; kinds that are not named are looked for in the files of spectra and beside them.
 
     Raises:
         InputError: there is no such file; a file has neither spectra nor stars; several tables could be a companion;
@@ -113,8 +111,7 @@ def _spectra_of(given: Path) -> Iterator[Path]:
                 )
             yield from found
     elif given.is_file() and not _is_ours(given):
-        with opened(given) as file:
-            names = list(dict.fromkeys(name for table in file.tables for name in table.names))
+        names = column_names(given)
         if product_of(names) is None and given.suffix != ".parquet":
             looks_like = next((f"; as {KINDS[k]} it is named by --{k.replace('_', '-')}" for k in kinds_of(names)), "")
             raise InputError(
@@ -134,9 +131,8 @@ def _are_spectra(names: set[str]) -> bool:
 def _is_ours(path: Path) -> bool:
     """Whether a file is Parquet of xpbayes, or is damaged: the reader of star tables says how."""
     try:
-        with open(path, "rb") as stream:
-            if not any(stream.read(8).startswith(magic) for magic, kind in MAGIC.items() if kind == "Parquet"):
-                return path.suffix == ".parquet"
+        if not is_parquet(path):
+            return path.suffix == ".parquet"
         return METADATA_KEY in (pq.read_schema(path).metadata or {})
     except (pa.ArrowException, OSError):
         return True
@@ -160,8 +156,7 @@ def _columns(path: Path) -> set[str]:
     if path.suffix == ".parquet" and _is_ours(path):
         return set()
     try:
-        with opened(path) as file:
-            return {name.lower() for table in file.tables for name in table.names}
+        return {name.lower() for name in column_names(path)}
     except InputError:
         return set()
 
@@ -169,27 +164,23 @@ def _columns(path: Path) -> set[str]:
 # --------------------------------------------------------------------------------------------------------- companions
 
 
+def _names(columns: Iterable[Column], wanted: Sequence[str]) -> set[str]:
+    return {alias for column in columns if column.name in wanted for alias in column.all_names}
+
+
+TOLD_BY = {
+    "gaia": [_names(MEASURED.values(), ["parallax"]), _names(MEASURED.values(), ["parallax_error"])],
+    "two_mass": [_names(TWO_MASS_FIELDS, TWO_MASS_MAGNITUDES), _names(TWO_MASS_FIELDS, ["ph_qual"])],
+    "unwise": [_names(UNWISE_FIELDS, UNWISE_MEASURED)],
+}
+"""What is to be found by itself must be beyond doubt: 2MASS with its quality flags, parallaxes with their errors."""
+
+
 def kinds_of(names: Iterable[str]) -> list[str]:
-    """Which companion tables a file with these columns can be.
-
-    What is to be found by itself must be beyond doubt: 2MASS with its quality flags, parallaxes with their errors.
-    """
+    """Which companion tables a file with these columns can be: with an identifier and one of each group of columns."""
     here = {name.lower() for name in names}
-
-    def has(column: Column) -> bool:
-        return any(alias in here for alias in column.all_names)
-
-    def any_of(fields: Iterable[Column], wanted: Sequence[str]) -> bool:
-        return any(has(c) for c in fields if c.name in wanted)
-
-    if not has(SOURCE_ID):
-        return []
-    found = {
-        "gaia": has(MEASURED["parallax"]) and has(MEASURED["parallax_error"]),
-        "two_mass": any_of(TWO_MASS_FIELDS, TWO_MASS_MAGNITUDES) and any_of(TWO_MASS_FIELDS, ["ph_qual"]),
-        "unwise": any_of(UNWISE_FIELDS, UNWISE_MEASURED),
-    }
-    return [kind for kind, is_there in found.items() if is_there]
+    identifiers = set(SOURCE_ID.all_names)
+    return [kind for kind, groups in TOLD_BY.items() if all(here & group for group in (identifiers, *groups))]
 
 
 def _survey_of(spectra: list[Path], named: Mapping[str, tuple[str, ...]]) -> Survey:
@@ -214,12 +205,8 @@ def _survey_of(spectra: list[Path], named: Mapping[str, tuple[str, ...]]) -> Sur
                 said[kind] = (
                     f"{', '.join(Path(p).name for p in inside or near)} ({'the spectra' if inside else 'found beside'})"
                 )
-        if (
-            "gaia" not in tables
-            and "gaia" in wanted
-            and own
-            and all({"source_id", "ra", "dec"} <= n for n in own.values())
-        ):
+        have_positions = own and all({"source_id", "ra", "dec"} <= names for names in own.values())
+        if "gaia" in wanted and "gaia" not in tables and have_positions:
             tables["gaia"], said["gaia"] = list(map(str, own)), "the spectra (positions alone)"
         if "two_mass" in wanted and "two_mass" not in tables:
             near = [path.name for path, names in (own | beside).items() if "two_mass" in kinds_of([*names, "ph_qual"])]
@@ -251,13 +238,8 @@ def _beside(files: list[Path], named: set[str]) -> tuple[dict[Path, set[str]], i
 def survey_toml(inputs: Sequence[Named], companions: CompanionFiles = None) -> str:
     """Write down as a survey.toml what `infer` makes of files; but for labels, the catalogues of both are the same.
 
-    Args:
-        inputs: files of XP spectra, folders or patterns of them, HATS catalogues; tables that belong to them and tables of
-            labels, which are told by their columns.
-        companions: as for `open_inputs`.
-
-    Raises:
-        InputError: as `open_inputs`; or an input is a star table or a survey.toml itself.
+    Takes what `open_inputs` takes but star tables and survey.toml files, and tables that belong to the spectra and tables
+    of labels, which are told by their columns; InputError as there, and for what is none of these.
     """
     tables = {kind: list(_listed(of)) for kind, of in (companions or {}).items()}
     spectra: list[Path] = []
@@ -347,14 +329,7 @@ def as_toml(
     labels: Sequence[LabelTable] = (),
     reddening: Sequence[str] = (),
 ) -> str:
-    """A survey.toml of files, relative to where it will lie.
-
-    Args:
-        spectra: files of spectra.
-        tables: kind of companion -> its files.
-        labels: tables of labels.
-        reddening: files of estimates.
-    """
+    """A survey.toml of files of spectra, companions by their kinds, labels and reddening, relative to where it will lie."""
     bands = [band for kind, names in BANDS_OF.items() if kind in tables for band in names]
     lines = ["# Names start from this file's folder. What else can be set, docs/survey.md says.", ""]
     lines += [f"bands = {json.dumps(bands)}", "", "[xp]", _files(spectra)]
@@ -379,16 +354,14 @@ def _files(names: Sequence[str]) -> str:
     )
 
 
-def _bands_of(one: Input) -> tuple[str, ...]:
-    return (
-        one.settings.bands if isinstance(one, Survey) else read_header(star_table_files(one)[0])[0].channels.band_names
-    )
-
-
 def say_bands(inputs: Iterable[Input], channels: Channels) -> None:
     """Say which bands of the inputs a model does not use, and which of the model's they do not have."""
     for one in inputs:
-        mine, theirs = _bands_of(one), channels.band_names
+        theirs = channels.band_names
+        if isinstance(one, Survey):
+            mine = one.settings.bands
+        else:
+            mine = read_header(star_table_files(one)[0])[0].channels.band_names
         unknown, missing = [b for b in mine if b not in theirs], [b for b in theirs if b not in mine]
         parts = [f"the model does not use {', '.join(unknown)}"] * bool(unknown)
         parts += [f"{', '.join(missing)} count as missing"] * bool(missing)

@@ -73,15 +73,12 @@ ANY = (
     [c.name for c in FIELDS if c is not SOURCE_ID],
     "has no column of Gaia's source table but source_id; name a file of that under [gaia]",
 )
+STAR_TABLE_UNITS = {"mas / yr": "mas.yr-1", "1 / s": "s-1", "1 / um": "um-1"}
+"""How star tables spell them."""
 UNITS = {
-    **dict.fromkeys(("phot_g_mean_mag", "phot_bp_mean_mag", "phot_rp_mean_mag"), "mag"),
-    **{f"phot_{b}_mean_flux{e}": "s-1" for b in ("g", "bp", "rp") for e in ("", "_error")},
-    **dict.fromkeys(("pmra", "pmra_error", "pmdec", "pmdec_error"), "mas.yr-1"),
-    **dict.fromkeys(("ra_error", "dec_error", "astrometric_excess_noise", PARALLAX_BIAS), "mas"),
-    "ref_epoch": "yr",
-    "nu_eff_used_in_astrometry": "um-1",
-    "pseudocolour": "um-1",
-    "ecl_lat": "deg",
+    name: STAR_TABLE_UNITS.get(column.unit, column.unit)
+    for name, column in MEASURED.items()
+    if column.unit and name not in (*POSITIONS, "parallax", "parallax_error")
 }
 """Units of columns that the star table's schema does not know."""
 
@@ -105,11 +102,8 @@ def read_gaia_source(
 ) -> Table | SortedRuns:
     """Read one or more files of Gaia's source table, with or without columns of gaiaedr3_spurious and xp_summary.
 
-    Args:
-        paths: the files.
-        scratch: folder for a table that is larger than memory should hold; None holds it in memory.
-        zero_point: subtract the parallax zero point and keep it as a column of its own, NaN where it is unknown.
-        options: what the user says about the files.
+    `zero_point`: subtract the parallax zero point and keep it as a column of its own, NaN where it is unknown. Other
+    arguments as for `read_companion`.
     """
 
     def finish(table: Table) -> Table:
@@ -159,18 +153,10 @@ def zero_point_name(table: Table | SortedRuns) -> str:
 
 
 def parallax_zero_point(table: Table) -> NDArray[np.float64]:
-    """Compute the parallax zero point, to be subtracted from the parallax.
+    """(star,) parallax zero point [mas], to be subtracted: the table's own bias where it has one, else the recipe's.
 
-    Args:
-        table: with the bias as a column; or with phot_g_mean_mag, nu_eff_used_in_astrometry, pseudocolour, ecl_lat and
-            astrometric_params_solved.
-
-    Returns:
-        (star,) zero point [mas]: the table's own bias where it has one, else the published recipe's; NaN outside the
-        recipe's range (6 < G < 21 and its colours) or where no parallax was fitted.
-
-    Raises:
-        InputError: there is no bias, and the package or one of the columns is not there.
+    NaN outside the recipe's range (6 < G < 21 and its colours) or where no parallax was fitted. InputError if there is no
+    bias, and the package or one of `ZERO_POINT_COLUMNS` is not there.
     """
     zero_point = table.floats(PARALLAX_BIAS).copy()
     missing = [n for n in ZERO_POINT_COLUMNS if n not in table]

@@ -66,73 +66,59 @@ class FlagRule(FrozenSettings):
         return f"{self.column[0]} with bit {' or '.join(map(str, self.forbidden_bits))}"
 
 
-def _flag(
-    *column: str, allowed: tuple[int | str, ...] = (), bits: tuple[int, ...] = (), label: str | None = None
-) -> FlagRule:
-    return FlagRule(column=column, allowed=allowed, forbidden_bits=bits, label=label)
-
-
-def _columns(
-    source_id: tuple[str, ...],
-    snr: tuple[str, ...],
-    labels: dict[str, tuple[tuple[str, ...], tuple[str, ...]]],
-    ra: tuple[str, ...] = ("ra",),
-    dec: tuple[str, ...] = ("dec",),
-) -> LabelColumns:
-    return LabelColumns(
-        source_id=source_id,
-        snr=snr,
-        labels={k: v[0] for k, v in labels.items()},
-        errors={k: v[1] for k, v in labels.items()},
-        ra=ra,
-        dec=dec,
-    )
-
-
 @dataclass(frozen=True)
 class SurveyPreset:
-    """What is known about a survey.
+    """What is known about a survey."""
 
-    Attributes:
-        columns: its columns.
-        source: where its data model is published, and what of it could not be checked there.
-        epoch: of its positions [Julian year].
-        teff_range: labels outside are not used [K].
-        flags: the cuts that the survey recommends, on those of these columns that a file has.
-    """
-
-    columns: LabelColumns
-    source: str
-    epoch: float = 2000.0
-    teff_range: tuple[float, float] = (0.0, float("inf"))
-    flags: tuple[FlagRule, ...] = ()
+    columns: LabelColumns  # its columns
+    source: str  # where its data model is published, and what of it could not be checked there
+    epoch: float = 2000.0  # of its positions [Julian year]
+    teff_range: tuple[float, float] = (0.0, float("inf"))  # labels outside are not used [K]
+    flags: tuple[FlagRule, ...] = ()  # the cuts that the survey recommends, on those of these columns that a file has
 
 
 JOIN_TEFF_K = 7000.0
 """LAMOST's own labels below, the Hot Payne's above (ZGR23 Section 2.2)."""
 
+THREE = {"teff": "teff", "feh": "feh", "logg": "logg"}
+
+
+def _columns(
+    labels: dict[str, str],
+    errors: str,
+    source_id: tuple[str, ...] = (),
+    snr: tuple[str, ...] = (),
+    ra: tuple[str, ...] = ("ra",),
+    dec: tuple[str, ...] = ("dec",),
+) -> LabelColumns:
+    """Columns of labels, and of their errors, whose names are made of the labels' in one way."""
+    return LabelColumns(
+        source_id=source_id,
+        snr=snr,
+        labels={label: (name,) for label, name in labels.items()},
+        errors={label: (errors.format(name),) for label, name in labels.items()},
+        ra=ra,
+        dec=dec,
+    )
+
+
 SURVEYS: dict[str, SurveyPreset] = {
     "lamost_afgk": SurveyPreset(
-        _columns(
-            (),  # its gaia_source_id is DR2's
-            ("snrg", "snrr", "snri"),
-            {"teff": (("teff",), ("teff_err",)), "feh": (("feh",), ("feh_err",)), "logg": (("logg",), ("logg_err",))},
-            ra=("ra_obs", "ra"),
-            dec=("dec_obs", "dec"),
-        ),
+        # Without identifiers: its gaia_source_id is DR2's.
+        _columns(THREE, "{}_err", (), ("snrg", "snrr", "snri"), ra=("ra_obs", "ra"), dec=("dec_obs", "dec")),
         source="LAMOST DR8 v1.0, LRS A, F, G and K type star catalogue, "
         "lamost.org/dr8/v1.0/doc/lr-data-production-description: matched with Gaia DR2; the single columns follow the "
         "released file and were not found in that page's stored text",
         teff_range=(0.0, JOIN_TEFF_K),
     ),
     "hot_payne": SurveyPreset(
-        _columns(
-            (),
-            ("snrg", "snrr", "snri"),
-            {
-                "teff": (("teff",), ("teff_err", "e_teff")),
-                "feh": (("feh", "fe_h", "[fe/h]"), ("feh_err", "e_feh", "e_[fe/h]")),
-                "logg": (("logg",), ("logg_err", "e_logg")),
+        LabelColumns(
+            snr=("snrg", "snrr", "snri"),
+            labels={"teff": ("teff",), "feh": ("feh", "fe_h", "[fe/h]"), "logg": ("logg",)},
+            errors={
+                "teff": ("teff_err", "e_teff"),
+                "feh": ("feh_err", "e_feh", "e_[fe/h]"),
+                "logg": ("logg_err", "e_logg"),
             },
             ra=("ra", "radeg", "ra_icrs"),
             dec=("dec", "dedeg", "de_icrs"),
@@ -143,56 +129,44 @@ SURVEYS: dict[str, SurveyPreset] = {
     ),
     "apogee": SurveyPreset(
         _columns(
+            {"teff": "teff", "feh": "fe_h", "logg": "logg", "alpha_m": "alpha_m"},
+            "{}_err",
             ("gaiaedr3_source_id",),  # the gaia_source_id of earlier releases is DR2's
             ("snr",),
-            {
-                "teff": (("teff",), ("teff_err",)),
-                "feh": (("fe_h",), ("fe_h_err",)),
-                "logg": (("logg",), ("logg_err",)),
-                "alpha_m": (("alpha_m",), ("alpha_m_err",)),
-            },
         ),
         source="SDSS DR17 allStar, data.sdss.org/datamodel/files/APOGEE_ASPCAP/APRED_VERS/ASPCAP_VERS/allStar.html "
         "(catalogue III/286 at the CDS); positions J2000. Flags: sdss4.org/dr17/irspec/apogee-bitmasks, of ASPCAPFLAG "
         "TEFF_BAD (16), LOGG_BAD (17), M_H_BAD (19), STAR_BAD (23), NO_ASPCAP_RESULT (31), of STARFLAG the bad bits "
         "BAD_PIXELS (0), VERY_BRIGHT_NEIGHBOR (3), BAD_RV_COMBINATION (18)",
         flags=(
-            _flag("aspcapflag", bits=(16, 17, 19, 23, 31)),
-            _flag("starflag", bits=(0, 3, 18)),
-            _flag("fe_h_flag", allowed=(0,), label="feh"),
+            FlagRule(column=("aspcapflag",), forbidden_bits=(16, 17, 19, 23, 31)),
+            FlagRule(column=("starflag",), forbidden_bits=(0, 3, 18)),
+            FlagRule(column=("fe_h_flag",), allowed=(0,), label="feh"),
         ),
     ),
     "galah": SurveyPreset(
         _columns(
+            {"teff": "teff", "feh": "fe_h", "logg": "logg", "alpha_m": "alpha_fe"},  # DR4 gives single elements
+            "e_{}",
             GALAH_ID_COLUMNS,
             ("snr_px_ccd2", "snr_c2_iraf"),  # DR4, DR3
-            {
-                "teff": (("teff",), ("e_teff",)),
-                "feh": (("fe_h",), ("e_fe_h",)),
-                "logg": (("logg",), ("e_logg",)),
-                "alpha_m": (("alpha_fe",), ("e_alpha_fe",)),  # DR3 only: DR4 gives single elements
-            },
         ),
         source="GALAH DR4, galah-survey.org/dr4/table_schema, tables allstar and allspec; positions are those of Gaia's "
         "DR3. Flags: galah-survey.org/dr4/flags recommends flag_sp = 0 and, for an abundance, its own flag = 0, "
         "galah-survey.org/dr3/flags flag_fe_h = 0 as well, which github.com/svenbuder/GALAH_DR4 would neglect",
         epoch=DR3.epoch,
         flags=(
-            _flag("flag_sp", allowed=(0,)),
-            _flag("flag_fe_h", allowed=(0,), label="feh"),
-            _flag("flag_alpha_fe", allowed=(0,), label="alpha_m"),
+            FlagRule(column=("flag_sp",), allowed=(0,)),
+            FlagRule(column=("flag_fe_h",), allowed=(0,), label="feh"),
+            FlagRule(column=("flag_alpha_fe",), allowed=(0,), label="alpha_m"),
         ),
     ),
     "desi": SurveyPreset(
         _columns(
+            {**THREE, "alpha_m": "alphafe"},
+            "{}_err",
             ("source_id",),  # in the extension GAIA, not RVTAB, whose ref_id is DR2's: without it by position
             ("sn_b", "sn_r", "sn_z"),
-            {
-                "teff": (("teff",), ("teff_err",)),
-                "feh": (("feh",), ("feh_err",)),
-                "logg": (("logg",), ("logg_err",)),
-                "alpha_m": (("alphafe",), ("alphafe_err",)),
-            },
             ra=("target_ra",),
             dec=("target_dec",),
         ),
@@ -201,26 +175,22 @@ SURVEYS: dict[str, SurveyPreset] = {
         "Flags: of RVTAB RVS_WARN, RVSpecfit's warnings, SUCCESS, and RR_SPECTYPE, which must say that it is a star",
         epoch=2015.5,
         flags=(
-            _flag("rvs_warn", allowed=(0,)),
-            _flag("success", allowed=(1,)),
-            _flag("rr_spectype", allowed=("STAR",)),
+            FlagRule(column=("rvs_warn",), allowed=(0,)),
+            FlagRule(column=("success",), allowed=(1,)),
+            FlagRule(column=("rr_spectype",), allowed=("STAR",)),
         ),
     ),
     "sdssv": SurveyPreset(
         _columns(
+            {"teff": "teff", "feh": "fe_h", "logg": "logg", "alpha_m": "alpha_m_atm"},
+            "e_{}",
             ("gaia_dr3_source_id",),
             ("snr",),
-            {
-                "teff": (("teff",), ("e_teff",)),
-                "feh": (("fe_h",), ("e_fe_h",)),
-                "logg": (("logg",), ("e_logg",)),
-                "alpha_m": (("alpha_m_atm",), ("e_alpha_m_atm",)),
-            },
         ),
         source="SDSS DR19 astraAllStarASPCAP, sdss-astra.readthedocs.io/en/latest/user/glossary.html and "
         "sdss.org/dr19/mwm/astra/accessing-astra-files; flag_bad is Astra's own summary of what must not be used, made of "
         "each pipeline's result_flags (github.com/sdss/astra, its models)",
-        flags=(_flag("flag_bad", allowed=(0,)),),
+        flags=(FlagRule(column=("flag_bad",), allowed=(0,)),),
     ),
     "custom": SurveyPreset(LabelColumns(), source="whatever the user names"),
 }
@@ -280,13 +250,9 @@ OF_A_CATALOGUE = "teff_p16"
 
 
 def surveys_of(names: Iterable[str]) -> dict[str, LabelColumns | None]:
-    """Tell by a table's columns which surveys' labels it can hold.
+    """Tell by the names of a table's columns which surveys' labels it can hold; several where their columns are alike.
 
-    Args:
-        names: of its columns.
-
-    Returns:
-        survey -> its columns, None where they are the preset's own; several where surveys' columns are alike.
+    Returns survey -> its columns, None where they are the preset's own.
     """
     here = {name.lower() for name in names}
 

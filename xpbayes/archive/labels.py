@@ -8,7 +8,7 @@ Catalogues are read in blocks; what is held are the labels that pass, 100 bytes 
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -63,30 +63,24 @@ class TrainingCuts(FrozenSettings):
 
 @dataclass(frozen=True)
 class StarLabels:
-    """Labels of stars, one row a star.
+    """Labels of stars, one row a star; NaN where missing."""
 
-    Attributes:
-        names: of the labels, Teff first.
-        source_id: (star,) int64.
-        value: (star, label) [kK, dex, ...]; NaN where missing.
-        error: (star, label) 1-sigma errors, same units; NaN where missing.
-        snr: (star,) the smallest of the survey's S/N; NaN where it gives none.
-        survey: (star,) which survey the labels come from.
-        cuts: what happened to the catalogues' rows, in order.
-        rejected: rows that could not be read.
-    """
-
-    names: LabelNames
-    source_id: NDArray[np.int64]
-    value: NDArray[np.float64]
-    error: NDArray[np.float64]
-    snr: NDArray[np.float64]
-    survey: NDArray[np.str_]
-    cuts: tuple[Cut, ...]
-    rejected: tuple[Rejected, ...]
+    names: LabelNames  # of the labels, Teff first
+    source_id: NDArray[np.int64]  # (star,)
+    value: NDArray[np.float64]  # (star, label) [kK, dex, ...]
+    error: NDArray[np.float64]  # (star, label) 1-sigma errors, same units
+    snr: NDArray[np.float64]  # (star,) the smallest of the survey's S/N
+    survey: NDArray[np.str_]  # (star,) which survey the labels come from
+    cuts: tuple[Cut, ...]  # what happened to the catalogues' rows, in order
+    rejected: tuple[Rejected, ...]  # rows that could not be read
 
     def __len__(self) -> int:
         return len(self.source_id)
+
+    def take(self, index: NDArray[Any], *cuts: Cut) -> "StarLabels":
+        """Select rows, with what is to be said of it."""
+        rows = {name: getattr(self, name)[index] for name in ("source_id", "value", "error", "snr", "survey")}
+        return replace(self, **rows, cuts=(*self.cuts, *cuts))
 
 
 def read_labels(
@@ -99,8 +93,7 @@ def read_labels(
     """Read one label catalogue and match it to Gaia; repeated visits are still there.
 
     Args:
-        survey: its description.
-        paths: its files.
+        survey, paths: its description and files.
         names: the wanted labels, Teff first; a label that the survey lacks is NaN.
         stars: Gaia's stars in blocks, for a match by position.
         release: that the spectra are of; a column whose name says that its identifiers are another's is not used.
@@ -112,7 +105,7 @@ def read_labels(
     wanted, where = _wanted(survey, columns, names)
     options = ReadOptions(None, survey.hdu, survey.allow_truncated, "[[labels]] (source_id: its columns)", release)
     teff = where.get(("value", names[0]), names[0])
-    parts: list[_Labels] = []
+    parts: list[dict[str, NDArray[Any]]] = []
     rejected: list[Rejected] = []
     removed: Counter[str] = Counter()
     missing: Counter[str] = Counter()
@@ -128,38 +121,16 @@ def read_labels(
             n_read += len(table)
     if not parts:
         raise InputError("no label files were named; name at least one")
-    kept = _Labels(*(np.concatenate([getattr(p, name) for p in parts]) for name in _Labels.__dataclass_fields__))
+    kept = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     source_id = _match(survey, kept, stars, paths[0])
     cuts = [Cut(f"{survey.survey}: rows read", len(rejected), n_read)]
     cuts += [Cut(f"{survey.survey}: {what}, taken for missing", count, n_read) for what, count in missing.items()]
     for what, count in removed.items():
         cuts.append(Cut(f"{survey.survey}: {what}", count, cuts[-1].left - count))
     keep = source_id > 0
-    cuts.append(Cut(f"{survey.survey}: no Gaia star", int((~keep).sum()), int(keep.sum())))
-    return StarLabels(
-        names,
-        source_id[keep],
-        kept.value[keep],
-        kept.error[keep],
-        kept.snr[keep],
-        np.full(int(keep.sum()), survey.survey),
-        tuple(cuts),
-        tuple(rejected),
-    )
-
-
-@dataclass(frozen=True)
-class _Labels:
-    """Rows that pass the cuts: (row, label) value and error, (row,) S/N, identifier and position where known."""
-
-    value: NDArray[np.float64]
-    error: NDArray[np.float64]
-    snr: NDArray[np.float64]
-    source_id: NDArray[np.int64]
-    ra: NDArray[np.float64]
-    dec: NDArray[np.float64]
-    by_id: NDArray[np.bool_]
-    by_position: NDArray[np.bool_]
+    rows = (source_id, kept["value"], kept["error"], kept["snr"], np.full(len(keep), survey.survey))
+    no_star = Cut(f"{survey.survey}: no Gaia star", int((~keep).sum()), int(keep.sum()))
+    return StarLabels(names, *rows, tuple(cuts), tuple(rejected)).take(keep, no_star)
 
 
 UNDATED_ID = "gaia_source_id"
@@ -234,8 +205,11 @@ def _select(
     path: Path,
     removed: Counter[str],
     missing: Counter[str],
-) -> _Labels:
-    """Labels of a block in internal units, the cuts applied: rows counted in `removed`, single labels in `missing`."""
+) -> dict[str, NDArray[Any]]:
+    """Labels of a block in internal units, with S/N and what to match by, the cuts applied.
+
+    Rows are counted in `removed`, single labels in `missing`.
+    """
     n = len(table)
     keep = np.ones(n, bool)
 
@@ -276,16 +250,17 @@ def _select(
             cut(f"S/N <= {survey.snr_min:g}", ~(snr > survey.snr_min))
     by_id = ("at", "source_id") in found
     by_position = ("at", "ra") in found and ("at", "dec") in found
-    return _Labels(
-        value[keep],
-        error[keep],
-        snr[keep],
-        table.columns[found["at", "source_id"]][keep] if by_id else np.zeros(int(keep.sum()), np.int64),
-        table.floats(found.get(("at", "ra"), ""))[keep],
-        table.floats(found.get(("at", "dec"), ""))[keep],
-        np.full(int(keep.sum()), by_id),
-        np.full(int(keep.sum()), by_position),
-    )
+    rows = {
+        "value": value,
+        "error": error,
+        "snr": snr,
+        "source_id": table.columns[found["at", "source_id"]] if by_id else np.zeros(n, np.int64),
+        "ra": table.floats(found.get(("at", "ra"), "")),
+        "dec": table.floats(found.get(("at", "dec"), "")),
+        "by_id": np.full(n, by_id),
+        "by_position": np.full(n, by_position),
+    }
+    return {name: values[keep] for name, values in rows.items()}
 
 
 def _flagged(rule: FlagRule, values: NDArray[Any]) -> NDArray[np.bool_]:
@@ -296,96 +271,78 @@ def _flagged(rule: FlagRule, values: NDArray[Any]) -> NDArray[np.bool_]:
     return np.asarray(((values & mask) != 0) | (values == NO_ID))
 
 
-def _match(survey: LabelSurvey, rows: _Labels, stars: Iterable[Positions] | None, path: Path) -> NDArray[np.int64]:
+def _match(
+    survey: LabelSurvey, rows: dict[str, NDArray[Any]], stars: Iterable[Positions] | None, path: Path
+) -> NDArray[np.int64]:
     """(row,) source_id of every row, not positive where it has no star."""
-    if survey.match == "source_id" and not rows.by_id.all():
+    if survey.match == "source_id" and not rows["by_id"].all():
         raise InputError(
             f"{path}: has no source_id column to match by; map it in [labels.columns] or match by position"
         )
-    if rows.by_id.all() and survey.match != "position":
-        return rows.source_id
-    if not rows.by_position.all():
+    if rows["by_id"].all() and survey.match != "position":
+        return rows["source_id"]
+    if not rows["by_position"].all():
         raise InputError(f"{path}: has neither a source_id nor ra and dec; map them in [labels.columns]")
     blocks = iter(stars or ())
     first = next(blocks, None)
     if first is None or not np.isfinite(first.ra).any():
         raise InputError(f"{path}: matching by position needs ra and dec in Gaia's source table; name it under [gaia]")
     epoch = survey.epoch if survey.epoch is not None else survey.preset().epoch
-    return match_positions(chain((first,), blocks), rows.ra, rows.dec, epoch, survey.radius_arcsec)
+    return match_positions(chain((first,), blocks), rows["ra"], rows["dec"], epoch, survey.radius_arcsec)
 
 
 def join_labels(parts: Sequence[StarLabels]) -> StarLabels:
-    """Join surveys and resolve repeated visits: the highest S/N wins, ties go to the survey that was named first.
-
-    Args:
-        parts: what `read_labels` returned, same labels.
-    """
-    names = parts[0].names
-    source_id = np.concatenate([p.source_id for p in parts])
-    snr = np.concatenate([p.snr for p in parts])
-    order = np.argsort(-np.nan_to_num(snr, nan=-1.0), kind="stable")
-    _, first = np.unique(source_id[order], return_index=True)
+    """Join surveys' labels; of repeated visits the highest S/N wins, ties go to the survey that was named first."""
+    rows = {n: np.concatenate([getattr(p, n) for p in parts]) for n in ("source_id", "value", "error", "snr", "survey")}
+    order = np.argsort(-np.nan_to_num(rows["snr"], nan=-1.0), kind="stable")
+    _, first = np.unique(rows["source_id"][order], return_index=True)
     chosen = np.sort(order[first])
-    cut = Cut("labels: repeated visits, highest S/N kept", len(source_id) - len(chosen), len(chosen))
-    return StarLabels(
-        names,
-        source_id[chosen],
-        np.concatenate([p.value for p in parts])[chosen],
-        np.concatenate([p.error for p in parts])[chosen],
-        snr[chosen],
-        np.concatenate([p.survey for p in parts])[chosen],
-        (*(c for p in parts for c in p.cuts), cut),
-        tuple(r for p in parts for r in p.rejected),
-    )
+    cuts, rejected = tuple(c for p in parts for c in p.cuts), tuple(r for p in parts for r in p.rejected)
+    n_repeated = len(order) - len(chosen)
+    together = StarLabels(parts[0].names, **rows, cuts=cuts, rejected=rejected)
+    return together.take(chosen, Cut("labels: repeated visits, highest S/N kept", n_repeated, len(chosen)))
+
+
+TRAINING_RULES = {
+    "snr_min": ("label_snr", ">"),
+    "teff_error_max": ("teff_error", "<"),
+    "feh_error_max": ("feh_error", "<"),
+    "logg_error_max": ("logg_error", "<"),
+    "parallax_over_error_min": ("parallax / error", ">"),
+    "fidelity_min": ("fidelity_v2", ">"),
+    "excess_factor_max": ("phot_bp_rp_excess_factor", "<"),
+}
+"""Of `TrainingCuts`: what must be larger, or smaller."""
+CUT_COLUMNS = (*(what.removesuffix(" / error") for what, _ in TRAINING_RULES.values()), "parallax_error")
 
 
 def training_cuts(
-    cuts: TrainingCuts,
-    columns: dict[str, NDArray[np.float64]],
-    where: str,
+    cuts: TrainingCuts, columns: dict[str, NDArray[np.float64]], where: str
 ) -> tuple[NDArray[np.bool_], tuple[Cut, ...]]:
-    """Select training stars and count what each rule removes, in the order of the paper.
-
-    Args:
-        cuts: the rules.
-        columns: (star,) each: label_snr, teff_error, feh_error, logg_error, parallax, parallax_error, fidelity_v2,
-            phot_bp_rp_excess_factor. A star whose value is missing fails the rule.
-        where: what the columns belong to, for the message.
+    """Select training stars by (star,) `CUT_COLUMNS`, a missing value failing its rule, in the order of the paper.
 
     Returns:
-        (star,) True where kept, and the counts.
+        (star,) True where kept, and how many stars each rule removes.
 
     Raises:
-        InputError: a rule needs a column that is not there, or that no star has.
+        InputError: a rule needs a column that is not there, or that no star has; `where` says what they belong to.
     """
-
-    def over_error(c: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
-        return c["parallax"] / c["parallax_error"]
-
-    rules = (
-        ("label_snr", cuts.snr_min, ">", "snr_min", None),
-        ("teff_error", cuts.teff_error_max, "<", "teff_error_max", None),
-        ("feh_error", cuts.feh_error_max, "<", "feh_error_max", None),
-        ("logg_error", cuts.logg_error_max, "<", "logg_error_max", None),
-        ("parallax", cuts.parallax_over_error_min, ">", "parallax_over_error_min", over_error),
-        ("fidelity_v2", cuts.fidelity_min, ">", "fidelity_min", None),
-        ("phot_bp_rp_excess_factor", cuts.excess_factor_max, "<", "excess_factor_max", None),
-    )
     n = len(next(iter(columns.values())))
     keep = np.ones(n, bool)
     table = [Cut("stars with labels", 0, n)]
-    for name, limit, sign, setting, compute in rules:
+    for setting, (what, sign) in TRAINING_RULES.items():
+        limit = getattr(cuts, setting)
         if limit is None:
             continue
+        name = what.removesuffix(" / error")
         if name not in columns or (n and not np.isfinite(columns[name]).any()):
             raise InputError(
                 f"{where}: the training cut {setting} needs {name}, which no star has; give it or set it false"
             )
-        value = compute(columns) if compute else columns[name]
         with np.errstate(invalid="ignore", divide="ignore"):
+            value = columns[name] if what == name else columns[name] / columns[f"{name}_error"]
             good = value > limit if sign == ">" else value < limit
         removed = int((keep & ~good).sum())
         keep &= good
-        label = "parallax / error" if compute else name
-        table.append(Cut(f"{label} {sign} {limit:g}", removed, int(keep.sum())))
+        table.append(Cut(f"{what} {sign} {limit:g}", removed, int(keep.sum())))
     return keep, tuple(table)

@@ -4,8 +4,6 @@ A table in memory goes through the same doors as a file: identifiers, units, mis
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,9 @@ from xpbayes.archive.companions import Companions
 from xpbayes.archive.gaia_source import read_gaia_source
 from xpbayes.archive.open_file import MOUNTED
 from xpbayes.archive.raw_table import RawTable, sliced
-from xpbayes.archive.rows import column_names
 from xpbayes.archive.stream import stream_file
 from xpbayes.archive.survey_config import SurveySettings, XpSettings
+from xpbayes.archive.tables import column_names
 from xpbayes.data.spectra import Spectra, join_star_tables
 from xpbayes.errors import InputError
 
@@ -32,18 +30,12 @@ NUMBER = count(1)
 def spectra_of_file(path: Path, release: str | None = None) -> Spectra:
     """Read and calibrate all spectra of one file; parallaxes and positions of the same file are taken along.
 
-    Args:
-        path: the file.
-        release: data release that it is of; as its coefficients say if None.
-
-    Raises:
-        InputError: it has no spectra, or none of its rows can be used.
+    It is of a data release, or as its coefficients say if None. InputError: it has no spectra, or none of its rows can be
+    used.
     """
-    gaia = (
-        read_gaia_source([path], options=ReadOptions(release=release))
-        if "parallax" in {n.lower() for n in column_names(path)}
-        else None
-    )
+    gaia = None
+    if "parallax" in {n.lower() for n in column_names(path)}:
+        gaia = read_gaia_source([path], options=ReadOptions(release=release))
     companions = Companions(gaia, None, None, None, None, None, (), {})
     survey = SurveySettings(release=release, bands=(), select="all", xp=XpSettings(files=(str(path),)))
     parts = list(stream_file(survey, path, companions, SeenIds()))
@@ -62,20 +54,12 @@ def spectra_of_file(path: Path, release: str | None = None) -> Spectra:
 def spectra_of_table(rows: Any, release: str | None = None) -> Spectra:
     """Calibrate the spectra of a pandas, astropy or Arrow table with Gaia's own column names.
 
-    Raises:
-        InputError: it is no table, has no spectra, or none of its rows can be used.
+    InputError: it is no table, has no spectra, or none of its rows can be used.
     """
-    with _mounted(_raw_table(rows)) as path:
-        return spectra_of_file(path, release)
-
-
-@contextmanager
-def _mounted(table: RawTable) -> Iterator[Path]:
-    """Let a table be opened under a name that no file has, for as long as a with-statement lasts."""
     path = Path(f"<table {next(NUMBER)} in memory>")
-    MOUNTED[path] = table
+    MOUNTED[path] = _raw_table(rows)
     try:
-        yield path
+        return spectra_of_file(path, release)
     finally:
         del MOUNTED[path]
 
@@ -95,14 +79,11 @@ def _raw_table(rows: Any) -> RawTable:
 def _cells(column: Any) -> Any:
     """A column as NumPy array, masked where it has nulls, or as list of cells where these are arrays or text."""
     if hasattr(column, "to_pylist"):  # Arrow; its integers with nulls stay integers
-        return column.to_pylist() if column.null_count or not _is_number(str(column.type)) else column.to_numpy()
+        is_number = str(column.type).startswith(("int", "uint", "float", "double", "halffloat"))
+        return column.to_numpy() if is_number and not column.null_count else column.to_pylist()
     if not hasattr(column, "to_numpy"):  # astropy, or an array
         return np.ma.MaskedArray(column)
     values = column.to_numpy()
     if values.dtype.kind in "biuf":
         return values
     return [None if np.ndim(value) == 0 and pd.isna(value) else value for value in values]
-
-
-def _is_number(kind: str) -> bool:
-    return kind.startswith(("int", "uint", "float", "double", "halffloat"))

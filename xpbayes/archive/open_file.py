@@ -4,6 +4,7 @@ Out: a `RawFile` whose tables, in order, are those of the file, or of all member
 """
 
 import gzip
+import shutil
 import tempfile
 import zipfile
 import zlib
@@ -19,27 +20,21 @@ from xpbayes.archive.votable import open_votable
 from xpbayes.errors import InputError
 from xpbayes.files import reason_of
 
-BINARY: dict[str, Callable[[Path], RawFile]] = {
-    "FITS": open_fits,
-    "Parquet": open_parquet,
-    "HDF5": open_hdf5,
-    "Avro": open_avro,
-}
-MAGIC = {b"SIMPLE  =": "FITS", b"PAR1": "Parquet", b"\x89HDF\r\n\x1a\n": "HDF5", b"Obj\x01": "Avro"}
+Opener = Callable[[Path], RawFile]
+MAGIC = {b"SIMPLE  =": open_fits, b"PAR1": open_parquet, b"\x89HDF\r\n\x1a\n": open_hdf5, b"Obj\x01": open_avro}
+"""First bytes of a binary file, and what opens it."""
 UNKNOWN = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstandard", b"7z\xbc\xaf": "7-zip", b"%PDF": "PDF"}
 """First bytes of what is recognised only to be refused."""
 SUFFIXES = {
-    ".fits": "a FITS file",
-    ".fit": "a FITS file",
-    ".parquet": "a complete Parquet file",
-    ".pq": "a complete Parquet file",
-    ".avro": "an Avro file",
-    ".h5": "a complete HDF5 file",
-    ".hdf5": "a complete HDF5 file",
-    ".hdf": "a complete HDF5 file",
-    ".xml": "a complete VOTable",
-    ".vot": "a complete VOTable",
-    ".votable": "a complete VOTable",
+    suffix: what
+    for what, suffixes in (
+        ("a FITS file", (".fits", ".fit")),
+        ("a complete Parquet file", (".parquet", ".pq")),
+        ("an Avro file", (".avro",)),
+        ("a complete HDF5 file", (".h5", ".hdf5", ".hdf")),
+        ("a complete VOTable", (".xml", ".vot", ".votable")),
+    )
+    for suffix in suffixes
 }
 """What a file promises to be whose bytes tell nothing."""
 TEXT = (".csv", ".ecsv", ".txt", ".tsv", ".dat")
@@ -53,8 +48,7 @@ HEAD = 4096
 def opened(path: Path) -> Iterator[RawFile]:
     """Open a table file for as long as a with-statement lasts.
 
-    Raises:
-        InputError: no such file, of no known format, not complete; a server's error document or a web page.
+    InputError: no such file, of no known format, not complete; a server's error document or a web page.
     """
     path = Path(path)
     if path in MOUNTED:
@@ -75,22 +69,19 @@ def _tables(path: Path, stack: ExitStack) -> list[RawTable]:
     if packed:
         head = _unpacked_head(path)
     name = Path(path.stem) if packed and path.suffix.lower() == ".gz" else path
-    kind = _kind(path, name.suffix.lower(), head)
-    if kind in BINARY:
-        if packed:
-            path = _unpack_gzip(path, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xpbayes-"))))
-        file = BINARY[kind](path)
-    else:
-        file = open_votable(path) if kind == "VOTable" else open_text(path)
+    opener = _opener(path, name.suffix.lower(), head)
+    if packed and opener in MAGIC.values():
+        path = _unpack_gzip(path, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xpbayes-"))))
+    file = opener(path)
     stack.callback(file.close)
     return list(file.tables)
 
 
-def _kind(path: Path, suffix: str, head: bytes) -> str:
-    """Name the format that the first bytes show: 'text' if they show nothing else; InputError for what is no table."""
-    for magic, kind in MAGIC.items():
+def _opener(path: Path, suffix: str, head: bytes) -> Opener:
+    """What opens the format that the first bytes show, text if they show nothing else; InputError for what is no table."""
+    for magic, opener in MAGIC.items():
         if head.startswith(magic):
-            return kind
+            return opener
     for magic, what in UNKNOWN.items():
         if head.startswith(magic):
             raise InputError(f"{path}: is {what}, which is not read; unpack or convert it")
@@ -101,14 +92,14 @@ def _kind(path: Path, suffix: str, head: bytes) -> str:
             at = start.find(b"<title>") + 7
             title = text[at : start.find(b"</title>", at)].strip().decode("utf-8", "replace") if at > 6 else ""
             raise InputError(f"{path}: is a web page{f' ({title})' if title else ''}, not a table; download it again")
-        return "VOTable"
+        return open_votable
     first = next((line for line in text.splitlines() if line[:1] != b"#"), b"")
     if b"\0" in first or (suffix not in TEXT and not any(mark in first for mark in (b",", b"\t", b";", b"|", b" "))):
         if suffix in SUFFIXES:
             raise InputError(f"{path}: is not {SUFFIXES[suffix]}; copy or download it again")
         known = ", ".join((*TEXT, *SUFFIXES))
         raise InputError(f"{path}: unknown file format; use one of {known}, plain, gzip or zip")
-    return "text"
+    return open_text
 
 
 def _head(path: Path) -> bytes:
@@ -133,8 +124,7 @@ def _unpack_gzip(path: Path, folder: Path) -> Path:
     target = folder / path.name
     try:
         with gzip.open(path) as packed, open(target, "wb") as plain:
-            while block := packed.read(1 << 20):
-                plain.write(block)
+            shutil.copyfileobj(packed, plain)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be unpacked ({error}); copy or download it again") from error
     return target
@@ -150,8 +140,7 @@ def _members(path: Path, stack: ExitStack) -> list[RawTable]:
             for i, name in enumerate(names):
                 target = folder / f"{i:06d}-{Path(name).name}"
                 with archive.open(name) as packed, open(target, "wb") as plain:
-                    while block := packed.read(1 << 20):
-                        plain.write(block)
+                    shutil.copyfileobj(packed, plain)
                 if _head(target)[:4] == b"PK\x03\x04":
                     raise InputError(f"{path}: holds a zip file ({name}); unpack it")
                 try:

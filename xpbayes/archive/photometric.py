@@ -7,7 +7,6 @@ missing or cut has inverse error 0: infinite variance (METHOD 2).
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,12 @@ from numpy.typing import NDArray
 from pydantic import Field as Setting
 
 from xpbayes.archive.columns import (
+    BRIGHTEST,
     DEFAULT,
+    FAINTEST,
+    LEAST_PRECISE,
     SOURCE_ID,
+    AnyOf,
     Column,
     MissingColumnError,
     ReadOptions,
@@ -25,7 +28,7 @@ from xpbayes.archive.columns import (
     magnitude_error,
 )
 from xpbayes.archive.companion_table import SortedRuns, read_companion
-from xpbayes.archive.tables import AnyOf, Table
+from xpbayes.archive.tables import Table
 from xpbayes.channels import BANDS
 from xpbayes.config import FrozenSettings
 from xpbayes.data.spectra import Cut
@@ -36,10 +39,9 @@ log = logging.getLogger(__name__)
 UNWISE_ZERO_POINT = 22.5
 """Vega magnitude of one unWISE nanomaggy (Schlafly et al. 2019)."""
 
-FAINTEST_BRIGHTEST, LEAST_PRECISE = (30.0, -5.0), 5.0
-"""Magnitudes and errors of a measurement [mag]; `columns.magnitude_columns` has the same for published magnitudes."""
-
 TWO_MASS_BANDS, UNWISE_BANDS = ("J", "H", "Ks"), ("W1", "W2")
+BANDS_OF = {"two_mass": TWO_MASS_BANDS, "unwise": UNWISE_BANDS}
+"""By their sections in survey.toml."""
 
 
 class TwoMassCuts(FrozenSettings):
@@ -62,25 +64,16 @@ class UnwiseCuts(FrozenSettings):
 
 @dataclass(frozen=True)
 class BandFluxes:
-    """Fluxes in some bands, one row a star.
-
-    Attributes:
-        bands: names, in order.
-        flux: (star, band) [1e-18 W m^-2 nm^-1], 0 where missing.
-        inverse_error: (star, band) 1/sigma, 0 where missing or cut.
-        cuts: per rule, how many measurements (not stars) it removed.
-    """
+    """Fluxes in some bands, one row a star."""
 
     bands: tuple[str, ...]
-    flux: NDArray[np.float64]
-    inverse_error: NDArray[np.float64]
-    cuts: tuple[Cut, ...]
+    flux: NDArray[np.float64]  # (star, band) [1e-18 W m^-2 nm^-1], 0 where missing
+    inverse_error: NDArray[np.float64]  # (star, band) 1/sigma, 0 where missing or cut
+    cuts: tuple[Cut, ...]  # per rule, how many measurements (not stars) it removed
 
 
 TWO_MASS_MAGNITUDES = ("j_m", "h_m", "ks_m")
 UNWISE_MEASURED = ("flux_w1", "flux_w2", "mag_w1_vg", "mag_w2_vg")
-
-
 QUALITY = (
     "has no ph_qual, 2MASS's quality flags; name three columns of flags with quality_columns under [two_mass], or set "
     'quality = "" under [two_mass.cuts] to go without'
@@ -94,8 +87,7 @@ def _two_mass_columns() -> tuple[Column, ...]:
         columns += [
             magnitude(f"{band}_m", (f"{short}_m", f"{short}mag", f"tmass_{band}_m")),
             magnitude_error(
-                f"{band}_msigcom",
-                (f"{short}_msigcom", f"e_{short}mag", f"{band}_m_error", f"{short}_m_error"),
+                f"{band}_msigcom", (f"{short}_msigcom", f"e_{short}mag", f"{band}_m_error", f"{short}_m_error")
             ),
         ]
     return tuple(columns)
@@ -130,35 +122,26 @@ def read_two_mass(
 ) -> Table | SortedRuns:
     """Read 2MASS matches: source_id, j_m, j_msigcom, ..., ph_qual; InputError if no magnitude is there.
 
-    Args:
-        paths: the files.
-        scratch: folder for a table that is larger than memory should hold; None holds it in memory.
-        options: what the user says about the files.
-        quality_columns: columns with the flag of J, H and Ks, instead of ph_qual.
-        quality: letters that are good; empty: any, and no flag is needed.
+    `quality_columns` have the flags of J, H and Ks, instead of ph_qual; without letters of `quality` that are good any is,
+    and no flag is needed. Other arguments as for `read_companion`.
     """
-    columns, prepare = TWO_MASS_FIELDS, _as_it_is
+    columns = TWO_MASS_FIELDS
     if quality_columns:
         columns = (*(c for c in TWO_MASS_FIELDS if c.name != "ph_qual"), *(Column(n, "text") for n in quality_columns))
-        prepare = partial(_joined_quality, names=tuple(quality_columns))
-    elif quality:
-        prepare = _with_quality
+
+    def prepare(table: Table) -> Table:
+        if quality_columns:
+            return _joined_quality(table, quality_columns)
+        if quality and "ph_qual" not in table:
+            raise MissingColumnError(QUALITY)
+        return table
+
     any_of = _any_of(TWO_MASS_MAGNITUDES, "2MASS magnitudes")
     table = read_companion(paths, columns, scratch, prepare, options=options, any_of=any_of)
     return _with_errors(table, [(m, f"{m}sigcom") for m in TWO_MASS_MAGNITUDES], paths[0])
 
 
-def _as_it_is(table: Table) -> Table:
-    return table
-
-
-def _with_quality(table: Table) -> Table:
-    if "ph_qual" not in table:
-        raise MissingColumnError(QUALITY)
-    return table
-
-
-def _joined_quality(table: Table, names: tuple[str, ...]) -> Table:
+def _joined_quality(table: Table, names: Sequence[str]) -> Table:
     """Put the three bands' own flags together as ph_qual has them."""
     lacking = [n for n in names if n not in table]
     if lacking:
@@ -170,13 +153,7 @@ def _joined_quality(table: Table, names: tuple[str, ...]) -> Table:
 
 
 def read_unwise(paths: list[Path], scratch: Path | None = None, options: ReadOptions = DEFAULT) -> Table | SortedRuns:
-    """Read unWISE matches: source_id, flux_w1, dflux_w1, ... or magnitudes; InputError if neither is there.
-
-    Args:
-        paths: the files.
-        scratch: folder for a table that is larger than memory should hold; None holds it in memory.
-        options: what the user says about the files.
-    """
+    """Read unWISE matches, as `read_companion`: flux_w1, dflux_w1, ... or magnitudes; InputError if neither is there."""
     any_of = _any_of(UNWISE_MEASURED, "unWISE fluxes or magnitudes")
     table = read_companion(paths, UNWISE_FIELDS, scratch, options=options, any_of=any_of)
     return _with_errors(table, [(f"flux_w{n}", f"dflux_w{n}") for n in "12"], paths[0])
@@ -209,12 +186,9 @@ class _Counter:
 
 
 def two_mass_fluxes(table: Table, norm_dg: NDArray[np.float64], cuts: TwoMassCuts) -> BandFluxes:
-    """Convert 2MASS magnitudes to fluxes.
+    """Convert 2MASS magnitudes to fluxes, one row a star (see `Table.align`); missing magnitudes are NaN.
 
-    Args:
-        table: one row a star (see `Table.align`); missing magnitudes are NaN.
-        norm_dg: (star,) Gaia's crowding measure; NaN, no neighbour within 30 arcsec, is not crowded.
-        cuts: which magnitudes count.
+    `norm_dg` is (star,) Gaia's crowding measure; NaN, no neighbour within 30 arcsec, is not crowded.
     """
     magnitude = np.stack([table.floats(f"{b.lower()}_m") for b in TWO_MASS_BANDS], axis=1)
     error = np.stack([table.floats(f"{b.lower()}_msigcom") for b in TWO_MASS_BANDS], axis=1)
@@ -228,13 +202,7 @@ def two_mass_fluxes(table: Table, norm_dg: NDArray[np.float64], cuts: TwoMassCut
 
 
 def unwise_fluxes(table: Table, norm_dg: NDArray[np.float64], cuts: UnwiseCuts) -> BandFluxes:
-    """Convert unWISE fluxes (Vega nanomaggies) or, where there are none, magnitudes.
-
-    Args:
-        table: one row a star (see `Table.align`).
-        norm_dg: (star,) Gaia's crowding measure; NaN is not crowded.
-        cuts: which measurements count.
-    """
+    """Convert unWISE fluxes (Vega nanomaggies) or, where there are none, magnitudes; arguments as for 2MASS."""
 
     def both(pattern: str) -> NDArray[np.float64]:
         return np.stack([table.floats(pattern.format(n)).astype(np.float64) for n in (1, 2)], axis=1)
@@ -245,9 +213,7 @@ def unwise_fluxes(table: Table, norm_dg: NDArray[np.float64], cuts: UnwiseCuts) 
     magnitude = np.where(positive, UNWISE_ZERO_POINT - 2.5 * np.log10(np.where(positive, flux, 1.0)), magnitude)
     error = np.where(positive, flux_error / np.where(positive, flux, 1.0) / LN10_OVER_2P5, error)
     with np.errstate(invalid="ignore"):  # a flux that no star has, or lost in its error, measures nothing
-        magnitude = np.where(
-            (magnitude > FAINTEST_BRIGHTEST[1]) & (magnitude < FAINTEST_BRIGHTEST[0]), magnitude, np.nan
-        )
+        magnitude = np.where((magnitude > BRIGHTEST) & (magnitude < FAINTEST), magnitude, np.nan)
         error = np.where(error < LEAST_PRECISE, error, np.nan)
     counter = _Counter("unWISE", np.isfinite(magnitude) & np.isfinite(error) & (error > 0))
     with np.errstate(invalid="ignore"):  # an absent quality column is NaN: nothing to cut on
@@ -273,6 +239,5 @@ def _from_magnitudes(
 ) -> BandFluxes:
     magnitude = np.where(counter.keep, magnitude, np.nan)
     pairs = [flux_from_magnitude(magnitude[:, i], error[:, i], BANDS[b], floor) for i, b in enumerate(bands)]
-    return BandFluxes(
-        bands, np.stack([p[0] for p in pairs], axis=1), np.stack([p[1] for p in pairs], axis=1), tuple(counter.cuts)
-    )
+    flux, inverse_error = (np.stack(of, axis=1) for of in zip(*pairs, strict=True))
+    return BandFluxes(bands, flux, inverse_error, tuple(counter.cuts))

@@ -20,14 +20,7 @@ COARSE_NSIDE = 64
 
 @dataclass(frozen=True)
 class Positions:
-    """Where Gaia saw stars.
-
-    Attributes:
-        source_id: (star,) int64.
-        ra, dec: (star,) [deg], ICRS at `epoch`.
-        pmra, pmdec: (star,) proper motion, pmra with cos(dec) [mas/yr]; NaN where unknown.
-        epoch: (star,) [Julian year].
-    """
+    """Where Gaia saw stars: ICRS at `epoch` [deg, Julian year], proper motions [mas/yr], pmra with cos(dec), else NaN."""
 
     source_id: NDArray[np.int64]
     ra: NDArray[np.float64]
@@ -39,15 +32,9 @@ class Positions:
     @classmethod
     def of(cls, table: Table, release: str = DEFAULT_RELEASE.name) -> "Positions":
         """Take them from Gaia's source table; the release's epoch where it has none."""
-        epoch = table.floats("ref_epoch")
-        return cls(
-            table.columns["source_id"],
-            table.floats("ra"),
-            table.floats("dec"),
-            table.floats("pmra"),
-            table.floats("pmdec"),
-            np.where(np.isfinite(epoch), epoch, RELEASES[release].epoch),
-        )
+        ra, dec, pmra, pmdec, epoch = (table.floats(name) for name in COLUMNS[1:])
+        epoch = np.where(np.isfinite(epoch), epoch, RELEASES[release].epoch)
+        return cls(table.columns["source_id"], ra, dec, pmra, pmdec, epoch)
 
     def at(self, epoch: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(star,) right ascension and declination [deg] at another epoch; stars without proper motion stay."""
@@ -69,17 +56,9 @@ def match_positions(
     epoch: float,
     radius_arcsec: float = 0.25,
 ) -> NDArray[np.int64]:
-    """Find the nearest Gaia star of every catalogue row.
+    """(row,) source_id of the Gaia star nearest to every catalogue position, `NO_ID` where none is within the radius.
 
-    Args:
-        stars: Gaia's stars in blocks; their proper motions bring them to the catalogue's epoch.
-        ra: (row,) right ascension in the catalogue [deg].
-        dec: (row,) declination [deg].
-        epoch: of the catalogue's positions [Julian year].
-        radius_arcsec: largest separation of a match.
-
-    Returns:
-        (row,) source_id of the nearest star, `NO_ID` where there is none within the radius.
+    Gaia's stars come in blocks; their proper motions bring them to the catalogue's epoch [Julian year]. ra, dec [deg].
     """
     import astropy.units as u
     from astropy.coordinates import SkyCoord

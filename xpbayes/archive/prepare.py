@@ -7,6 +7,7 @@ Records and settings are in ``.prepare`` beside the tables. A re-run with other 
 
 import logging
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pydantic import BaseModel
 from xpbayes.archive.companion_table import SeenIds
 from xpbayes.archive.companions import Companions, read_companions
 from xpbayes.archive.stream import idle_companions, stream_file, uncorrected_parallaxes
-from xpbayes.archive.survey_config import SurveySettings, companion_files, expand, files_of, read_survey
+from xpbayes.archive.survey_config import SurveySettings, companion_files, expand, read_survey
 from xpbayes.data.json_file import read_json, write_json
 from xpbayes.data.rejected import Rejected, write_quarantine
 from xpbayes.data.spectra import Cut, add_up_cuts
@@ -28,11 +29,9 @@ from xpbayes.release import release_named
 
 log = logging.getLogger(__name__)
 
-
 MANIFEST, QUARANTINE = "prepare.json", "quarantine.csv"
 WORK, DONE = ".prepare", "files"
 """Folder of records beside the tables, and in it the records of finished XP files."""
-TOTALS = ("rows_read", "stars_written", "stars_cut", "rows_quarantined", "eigenvalue_floor", "parallax_uncorrected")
 VERSION = 1
 """Of the records."""
 MAKE_ROOM = "make room there"
@@ -106,10 +105,9 @@ def prepare(config_path: Path, out: Path, release: str | None = None) -> list[Pa
     survey = read_survey(config_path)
     if release is not None:
         survey = survey.model_copy(update={"release": release_named(release).name})
-    base = config_path.parent
-    inputs = expand(survey.xp.files, base)
+    inputs = expand(survey.xp.files, config_path.parent)
     stems = [_stem(path, inputs) for path in inputs]
-    _spare_inputs([config_path, *files_of(survey, base)], stems, out)
+    _spare_inputs([config_path, *inputs, *companion_files(survey, config_path.parent)], stems, out)
     work = _open_folder(out)
     with locked(work / "lock", f"{out}: another run is at work there; wait until it ends, or choose another folder"):
         return _go_on(config_path, out, survey, inputs, stems)
@@ -121,10 +119,11 @@ def _go_on(config_path: Path, out: Path, survey: SurveySettings, inputs: list[Pa
     about = _Begun(
         settings=survey.model_dump(mode="json"),
         inputs=[path.name for path in inputs],
-        companions=_companion_identities(survey, base),
+        companions=[_File(name=path.name, checksum=file_checksum(path)) for path in companion_files(survey, base)],
     )
     _require_same(work / "survey.json", about, out)
-    done = {stem: record for stem in stems if (record := _read_record(work, stem, out)) is not None}
+    records = {stem: work / DONE / f"{stem}.json" for stem in stems}
+    done = {s: read_json(path, _Record, _again(out), VERSION) for s, path in records.items() if path.is_file()}
     for path, stem in zip(inputs, stems, strict=True):
         if stem in done:
             _require_unchanged(path, done[stem].input, out)
@@ -142,10 +141,16 @@ def _go_on(config_path: Path, out: Path, survey: SurveySettings, inputs: list[Pa
             continue
         if companions is None:
             companions = read_companions(survey, base, scratch)
-            _write_json(work / "companions.json", _summary(companions).model_dump(mode="json"))
+            record = _CompanionRecord(
+                rejected=list(companions.rejected),
+                label_cuts=list(companions.star_labels.cuts if companions.star_labels else ()),
+                notes=companions.notes,
+                summary=list(companions.summary),
+            )
+            write_json(record.model_dump(mode="json"), work / "companions.json", MAKE_ROOM)
         done[stem] = _prepare_file(survey, path, stem, out, companions, seen)
     shutil.rmtree(scratch, ignore_errors=True)
-    return _finish(config_path, out, survey, inputs, [done[stem] for stem in stems])
+    return _finish(config_path, out, survey, [done[stem] for stem in stems])
 
 
 def _prepare_file(
@@ -154,17 +159,19 @@ def _prepare_file(
     """Write the star tables of one XP file, then its record."""
     identity = _identity(path)
     before = seen.all()
-    totals = dict.fromkeys(TOTALS, 0)
+    totals = Counter(dict.fromkeys(_Totals.model_fields, 0))
     cuts: list[Cut] = []
     rejected: list[Rejected] = []
     tables: list[_File] = []
     for part in stream_file(survey, path, companions, seen):
-        totals["rows_read"] += part.n_read
-        totals["stars_written"] += len(part.table)
-        totals["stars_cut"] += part.n_cut
-        totals["rows_quarantined"] += len(part.rejected)
-        totals["eigenvalue_floor"] += part.n_floored
-        totals["parallax_uncorrected"] += part.n_uncorrected
+        totals.update(
+            rows_read=part.n_read,
+            stars_written=len(part.table),
+            stars_cut=part.n_cut,
+            rows_quarantined=len(part.rejected),
+            eigenvalue_floor=part.n_floored,
+            parallax_uncorrected=part.n_uncorrected,
+        )
         rejected += part.rejected
         cuts += part.table.cuts
         if len(part.table):
@@ -172,7 +179,7 @@ def _prepare_file(
             tables.append(_File(name=table.name, checksum=file_checksum(table)))
             log.info(f"{table.name}: {len(part.table)} stars")
     if totals["rows_read"] != totals["stars_written"] + totals["stars_cut"] + totals["rows_quarantined"]:
-        raise RuntimeError(f"{path}: rows were lost: {totals}")  # a bug of ours, never the user's
+        raise RuntimeError(f"{path}: rows were lost: {dict(totals)}")  # a bug of ours, never the user's
     record = _Record(
         input=_Input(**identity, checksum=file_checksum(path)),
         tables=tables,
@@ -180,26 +187,18 @@ def _prepare_file(
         cuts=list(add_up_cuts(cuts)),
         rejected=rejected,
     )
-    with (
-        whole_file(out / WORK / DONE / f"{stem}.npy", MAKE_ROOM) as temporary,
-        open(temporary, "wb") as stream,
-    ):
+    folder = out / WORK / DONE
+    with whole_file(folder / f"{stem}.npy", MAKE_ROOM) as temporary, open(temporary, "wb") as stream:
         np.save(stream, np.setdiff1d(seen.all(), before))
     # The last: from here on the file is done.
-    _write_json(out / WORK / DONE / f"{stem}.json", record.model_dump(mode="json"))
+    write_json(record.model_dump(mode="json"), folder / f"{stem}.json", MAKE_ROOM)
     return record
 
 
-def _finish(
-    config_path: Path,
-    out: Path,
-    survey: SurveySettings,
-    inputs: list[Path],
-    records: list[_Record],
-) -> list[Path]:
+def _finish(config_path: Path, out: Path, survey: SurveySettings, records: list[_Record]) -> list[Path]:
     """Write the quarantine and the manifest of all files together."""
     companions = read_json(out / WORK / "companions.json", _CompanionRecord, _again(out), VERSION)
-    totals = {name: sum(getattr(r.totals, name) for r in records) for name in TOTALS}
+    totals = {name: sum(getattr(r.totals, name) for r in records) for name in _Totals.model_fields}
     cuts = add_up_cuts(c for record in records for c in record.cuts)
     write_quarantine([*companions.rejected, *(r for record in records for r in record.rejected)], out / QUARANTINE)
     tables = [t for record in records for t in record.tables]
@@ -214,7 +213,7 @@ def _finish(
         "cuts": [vars(c) for c in cuts],
         "notes": companions.notes,
     }
-    _write_json(out / MANIFEST, manifest)
+    write_json(manifest, out / MANIFEST, MAKE_ROOM)
     for cut in cuts:
         log.info(f"{cut.what}: {cut.removed} removed, {cut.left} left")
     last = (
@@ -272,29 +271,17 @@ def _again(out: Path) -> str:
 def _require_same(path: Path, about: _Begun, out: Path) -> None:
     """Keep the settings and companion tables of the first run, and refuse any others."""
     if not path.is_file():
-        _write_json(path, about.model_dump(mode="json"))
+        write_json(about.model_dump(mode="json"), path, MAKE_ROOM)
         return
     before = read_json(path, _Begun, _again(out), VERSION)
-    for key, now in about.settings.items():
-        if before.settings.get(key) != now:
-            raise InputError(
-                f"{out}: was begun with other settings of '{key}'; put them back, choose another folder, or {_again(out)}"
-            )
+    begun = [f"other settings of '{key}'" for key, now in about.settings.items() if before.settings.get(key) != now]
     if before.inputs != about.inputs:
-        raise InputError(
-            f"{out}: was begun with {len(before.inputs)} XP files, now there are {len(about.inputs)} or they have "
-            f"other names; put them back, choose another folder, or {_again(out)}"
-        )
-    for file in about.companions:
-        if file not in before.companions:
-            raise InputError(
-                f"{out}: was begun with another {file.name}; put that back, choose another folder, or {_again(out)}"
-            )
+        begun.append(f"{len(before.inputs)} XP files, now there are {len(about.inputs)} or they have other names")
+    begun += [f"another {file.name}" for file in about.companions if file not in before.companions]
     if len(before.companions) != len(about.companions):
-        raise InputError(
-            f"{out}: was begun with {len(before.companions)} companion tables, now there are {len(about.companions)}; "
-            f"put them back or {_again(out)}"
-        )
+        begun.append(f"{len(before.companions)} companion tables, now there are {len(about.companions)}")
+    if begun:
+        raise InputError(f"{out}: was begun with {begun[0]}; go back to that, choose another folder, or {_again(out)}")
 
 
 def _require_unchanged(path: Path, recorded: _Input, out: Path) -> None:
@@ -310,24 +297,6 @@ def _identity(path: Path) -> dict[str, Any]:
     return {"name": path.name, "size": status.st_size, "modified": status.st_mtime_ns}
 
 
-def _companion_identities(survey: SurveySettings, base: Path) -> list[_File]:
-    return [_File(name=path.name, checksum=file_checksum(path)) for path in companion_files(survey, base)]
-
-
-def _summary(companions: Companions) -> _CompanionRecord:
-    return _CompanionRecord(
-        rejected=list(companions.rejected),
-        label_cuts=list(companions.star_labels.cuts if companions.star_labels else ()),
-        notes=companions.notes,
-        summary=list(companions.summary),
-    )
-
-
-def _read_record(work: Path, stem: str, out: Path) -> _Record | None:
-    path = work / DONE / f"{stem}.json"
-    return read_json(path, _Record, _again(out), VERSION) if path.is_file() else None
-
-
 def _read_ids(path: Path, out: Path) -> NDArray[np.int64]:
     """The source_ids of a finished XP file."""
     try:
@@ -337,10 +306,6 @@ def _read_ids(path: Path, out: Path) -> NDArray[np.int64]:
     except (OSError, EOFError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: is damaged ({reason_of(error)}); {_again(out)}") from error
     return ids
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_json(content, path, MAKE_ROOM)
 
 
 def _stem(path: Path, inputs: list[Path]) -> str:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,62 +26,40 @@ class DamagedError(Exception):
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that the format's reader could not take apart.
+    """A row that the format's reader could not take apart."""
 
-    Attributes:
-        row: its number in the table, the first is 1.
-        reason: what is wrong, in words.
-        source: the cell that may hold its source_id; None where there is none.
-    """
-
-    row: int
-    reason: str
-    source: Any = None
+    row: int  # its number in the table, the first is 1
+    reason: str  # what is wrong, in words
+    source: Any = None  # the cell that may hold its source_id; None where there is none
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows of a table.
+    """Some rows of a table."""
 
-    Attributes:
-        row: (row,) their numbers in the table, the first is 1.
-        columns: the needed columns; may be empty where there is no row.
-        bad: rows met on the way that could not be taken apart.
-    """
-
-    row: NDArray[np.int64]
-    columns: Columns
-    bad: tuple[BadRow, ...] = ()
+    row: NDArray[np.int64]  # (row,) their numbers in the table, the first is 1
+    columns: Columns  # the needed columns; may be empty where there is no row
+    bad: tuple[BadRow, ...] = ()  # rows met on the way that could not be taken apart
 
 
-class ReadBatches(Protocol):
-    """Reads the needed columns of a table, so many rows at once; the first name tells whose a bad row is."""
+ReadBatches = Callable[[Sequence[str], int, bool], Iterator[Batch]]
+"""Reads the needed columns of a table, so many rows at once; the first name tells whose a bad row is.
 
-    def __call__(self, needed: Sequence[str], size: int, scalar: bool) -> Iterator[Batch]:
-        """Refuse at once what cannot be read; `scalar` promises that no cell is an array."""
+What cannot be read is refused at once. The last argument promises that no cell is an array.
+"""
 
 
 @dataclass(frozen=True)
 class RawTable:
-    """One table of a file.
+    """One table of a file."""
 
-    Attributes:
-        keys: its number among the file's tables, and its name: what the setting `hdu` may say.
-        names: its columns, in order; fields of nested records are joined by "/" or ".".
-        batches: reads some of them.
-        units: units that the file declares.
-        constants: values that hold for every row (VOTable PARAMs, FITS header cards, ECSV meta).
-        truncated: the server's sentence where the table is said to be cut short.
-        member: name inside a zip file.
-    """
-
-    keys: tuple[str, ...]
-    names: tuple[str, ...]
-    batches: ReadBatches
-    units: Mapping[str, str] = field(default_factory=dict)
-    constants: Mapping[str, Any] = field(default_factory=dict)
-    truncated: str | None = None
-    member: str = ""
+    keys: tuple[str, ...]  # its number among the file's tables, and its name: what the setting `hdu` may say
+    names: tuple[str, ...]  # its columns, in order; fields of nested records are joined by "/" or "."
+    batches: ReadBatches  # reads some of them
+    units: Mapping[str, str] = field(default_factory=dict)  # that the file declares
+    constants: Mapping[str, Any] = field(default_factory=dict)  # of all rows: PARAMs, header cards, ECSV meta
+    truncated: str | None = None  # the server's sentence where the table is said to be cut short
+    member: str = ""  # name inside a zip file
 
 
 @dataclass(frozen=True)
@@ -153,10 +131,7 @@ def sliced(
 ) -> ReadBatches:
     """Batches of a table that gives any slice of a column.
 
-    Args:
-        n_rows: of the table.
-        read: the rows of a column, from what `some` returns.
-        some: what a library makes of some rows before a column is named; the slice itself if it has nothing to do.
+    `read` makes a column's cells of what `some` makes of a slice of rows before a column is named: the slice itself.
     """
 
     def blocks(needed: Sequence[str], size: int) -> Iterator[Columns]:
@@ -164,6 +139,11 @@ def sliced(
             rows = some(slice(start, min(start + size, n_rows)))
             yield {name: read(rows, name) for name in needed}
 
+    return batches_of(blocks)
+
+
+def batches_of(blocks: Callable[[Sequence[str], int], Iterator[Columns]]) -> ReadBatches:
+    """Batches of what gives the needed columns of so many rows at a time."""
     return lambda needed, size, scalar: in_batches(blocks(needed, size))
 
 

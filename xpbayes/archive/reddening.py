@@ -27,6 +27,8 @@ MapQuery = Callable[[NDArray[np.float64], NDArray[np.float64], NDArray[np.float6
 
 N_DRAWS = 32
 """Draws of parallax and map together: the mean is then good to sigma_E / 6."""
+SAMPLES_IN_MEMORY = 5
+"""Samples of Bayestar19's posterior that are held."""
 FAR_PC = 1e5
 """Distance of a parallax draw that is not positive: beyond all the dust."""
 
@@ -49,13 +51,7 @@ FIELDS = (
 def read_reddening(
     paths: list[Path], scratch: Path | None = None, options: ReadOptions = DEFAULT
 ) -> Table | SortedRuns:
-    """Read the user's own estimates: source_id, reddening, reddening_error [mag].
-
-    Args:
-        paths: the files.
-        scratch: folder for a table that is larger than memory should hold; None holds it in memory.
-        options: what the user says about the files.
-    """
+    """Read the user's own estimates, as `read_companion`: source_id, reddening, reddening_error [mag]."""
     return read_companion(paths, FIELDS, scratch, options=options)
 
 
@@ -69,17 +65,10 @@ def monte_carlo_reddening(
     n_draws: int = N_DRAWS,
     seed: int = 0,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Estimate reddening with the uncertainties of both the map and the parallax.
+    """Estimate reddening with the uncertainties of both the map and the parallax, by `n_draws` per star.
 
-    Args:
-        query: samples of the map per position and distance.
-        source_id: (star,) seeds each star's draws, so that they do not depend on the other stars of a batch.
-        ra: (star,) right ascension [deg].
-        dec: (star,) declination [deg].
-        parallax: (star,) [mas].
-        parallax_error: (star,) 1-sigma error [mas].
-        n_draws: draws per star.
-        seed: another seed is another set of draws.
+    Takes (star,) positions [deg], parallaxes and errors [mas]; source_id seeds each star's draws, so that they do not
+    depend on the other stars of a batch.
 
     Returns:
         (star,) mean and standard deviation of E [mag]; NaN where the position, the parallax or the map has no value.
@@ -101,15 +90,10 @@ def monte_carlo_reddening(
     return mean, error
 
 
-def bayestar19(map_file: Path | None = None, max_samples: int | None = 5) -> MapQuery:
-    """Open the Bayestar19 map (Green et al. 2019).
+def bayestar19(map_file: Path | None = None) -> MapQuery:
+    """Open the Bayestar19 map (Green et al. 2019), ``bayestar2019.h5``, which is in dustmaps' own place if None.
 
-    Args:
-        map_file: ``bayestar2019.h5``; dustmaps' own place if None.
-        max_samples: samples of the map's posterior to hold in memory; all if None.
-
-    Raises:
-        InputError: dustmaps or the map's data are not there.
+    InputError: dustmaps or the map's data are not there.
     """
     dustmaps = _dustmaps("bayestar")
     place = map_file or _data_dir() / "bayestar" / "bayestar2019.h5"
@@ -119,7 +103,7 @@ def bayestar19(map_file: Path | None = None, max_samples: int | None = 5) -> Map
             f"python -c \"from dustmaps.bayestar import fetch; fetch(version='bayestar2019')\""
         )
     with contextlib.redirect_stdout(io.StringIO()):
-        dust = dustmaps.BayestarQuery(map_fname=str(place), max_samples=max_samples, version="bayestar2019")
+        dust = dustmaps.BayestarQuery(map_fname=str(place), max_samples=SAMPLES_IN_MEMORY, version="bayestar2019")
 
     def query(
         ra: NDArray[np.float64], dec: NDArray[np.float64], distance_pc: NDArray[np.float64]
@@ -134,15 +118,9 @@ def bayestar19(map_file: Path | None = None, max_samples: int | None = 5) -> Map
 
 
 def sfd(ra: NDArray[np.float64], dec: NDArray[np.float64], map_dir: Path | None = None) -> NDArray[np.float64]:
-    """Look up E(B-V) of Schlegel, Finkbeiner & Davis (1998): total dust along the line of sight, for validation.
+    """(star,) E(B-V) of Schlegel, Finkbeiner & Davis (1998) at ra, dec [deg]: all dust on the line of sight.
 
-    Args:
-        ra: (star,) right ascension [deg].
-        dec: (star,) declination [deg].
-        map_dir: folder of the two FITS maps; dustmaps' own place if None.
-
-    Raises:
-        InputError: dustmaps or the map's data are not there.
+    For validation. Two FITS maps are in `map_dir`, dustmaps' own place if None; InputError where they are not.
     """
     dustmaps = _dustmaps("sfd")
     place = map_dir or _data_dir() / "sfd"

@@ -33,15 +33,9 @@ puts the Sun (M_Ks = 3.27, Willmer 2018) at its distance."""
 def spectroscopic_parallax(
     teff_kk: NDArray[np.floating], logg: NDArray[np.floating], ks_dereddened: NDArray[np.floating]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Estimate parallaxes from labels.
+    """(star,) parallax and 1-sigma error [mas] by Teff [kK], log g [cm s^-2] and Ks without extinction [Vega mag].
 
-    Args:
-        teff_kk: (star,) effective temperature [kK].
-        logg: (star,) log10 surface gravity [cm s^-2].
-        ks_dereddened: (star,) Vega magnitude in Ks, extinction removed [mag].
-
-    Returns:
-        (star,) parallax and 1-sigma error [mas]; NaN where an input is.
+    NaN where an input is.
     """
     teff = np.asarray(teff_kk, dtype=np.float64)
     gravity = np.asarray(logg, dtype=np.float64)

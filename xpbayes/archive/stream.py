@@ -4,7 +4,7 @@ Memory does not grow with the files. Every row of the XP files is accounted for,
 rows read = stars in the table + stars cut + rows quarantined.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,51 +18,30 @@ from xpbayes.archive.companion_table import SeenIds
 from xpbayes.archive.companions import Companions
 from xpbayes.archive.survey_config import SurveySettings, expand
 from xpbayes.archive.tables import Table
-from xpbayes.archive.xp import Product, read_xp
+from xpbayes.archive.xp import XpRows, read_xp
 from xpbayes.data.rejected import Rejected
 from xpbayes.data.spectra import Cut, Spectra
 from xpbayes.errors import InputError
-from xpbayes.instrument.instrument import DEFAULT_ID, InstrumentId
 from xpbayes.instrument.xp_covariance import CalibratedXp
 from xpbayes.release import DEFAULT_RELEASE
-
-CalibratedRows = tuple[NDArray[np.int64], CalibratedXp]
-"""source_ids and calibrated spectra of some stars."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Stars of one XP file, or some of them.
+    """Stars of one XP file, or some of them."""
 
-    Attributes:
-        file: the XP file.
-        table: the stars that were selected, with the counts of what was not.
-        rejected: rows of this part that could not be used.
-        n_read: rows of the XP file that this part accounts for.
-        n_cut: of these, stars that were read but not selected.
-        n_floored: of these, stars whose covariance needed ZGR23's eigenvalue floor.
-        n_uncorrected: stars of the table with a parallax whose zero point was asked for and is not known.
-    """
-
-    file: Path
-    table: Spectra
-    rejected: tuple[Rejected, ...]
-    n_read: int
-    n_cut: int
-    n_floored: int
-    n_uncorrected: int = 0
+    table: Spectra  # the stars that were selected, with the counts of what was not
+    rejected: tuple[Rejected, ...]  # rows of this part that could not be used
+    n_read: int  # rows of the file that this part accounts for
+    n_cut: int  # of these, stars that were read but not selected
+    n_floored: int  # of these, stars whose covariance needed ZGR23's eigenvalue floor
+    n_uncorrected: int  # stars of the table with a parallax whose zero point was asked for and is not known
 
 
 def stream_stars(survey: SurveySettings, base: Path, companions: Companions) -> Iterator[Part]:
-    """Read, calibrate and join the spectra of all files, some thousand stars at a time.
+    """Read, calibrate and join the spectra of all files of a survey, whose names start from `base`.
 
-    Args:
-        survey: which files.
-        base: folder that relative names start from.
-        companions: what `read_companions` returned.
-
-    Yields:
-        parts in the order of the files; a source_id that came before is quarantined.
+    Yields parts of some thousand stars in the order of the files; a source_id that came before is quarantined.
     """
     seen = SeenIds()
     for path in expand(survey.xp.files, base):
@@ -70,53 +49,42 @@ def stream_stars(survey: SurveySettings, base: Path, companions: Companions) -> 
 
 
 def stream_file(survey: SurveySettings, path: Path, companions: Companions, seen: SeenIds) -> Iterator[Part]:
-    """Read, calibrate and join the spectra of one file.
-
-    Args:
-        survey: how.
-        path: the file.
-        companions: what `read_companions` returned.
-        seen: source_ids of earlier files; those of this one are added.
-    """
-    held: list[CalibratedRows] = []
+    """Read, calibrate and join the spectra of one file; `seen` are the source_ids of earlier ones, its own are added."""
+    held: list[XpRows] = []
     rejected: list[Rejected] = []
     n_held = 0
-    product: Product = "continuous"
-    instrument = DEFAULT_ID
     for rows in read_xp(path, survey.xp.error_scaling, survey.xp_options()):
         rejected += rows.rejected
-        product, instrument = rows.product, rows.instrument
-        spectra = rows.source_id, rows.xp
         repeated = seen.add(rows.source_id)
         if repeated.any():
             rejected += [
                 Rejected(path.name, int(rows.row[i]), int(rows.source_id[i]), "source_id was there before")
                 for i in np.flatnonzero(repeated)
             ]
-            spectra = _take(spectra, ~repeated)
-        while len(spectra[0]):
+            rows = rows.take(~repeated)
+        while len(rows):
             room = survey.stars_per_file - n_held
-            held.append(_take(spectra, slice(0, room)))
-            n_held += len(held[-1][0])
-            spectra = _take(spectra, slice(room, None))
+            held.append(rows.take(slice(0, room)))
+            n_held += len(held[-1])
+            rows = rows.take(slice(room, None))
             if n_held == survey.stars_per_file:
-                yield _join(survey, path, product, instrument, held, rejected, companions)
+                yield _join(survey, path, held, rejected, companions)
                 held, rejected, n_held = [], [], 0
-        held = held or [spectra]  # without a star, when all that came was rejected
+        held = held or [rows]  # without a star, when all that came was rejected
     if n_held or rejected:
-        yield _join(survey, path, product, instrument, held, rejected, companions)
+        yield _join(survey, path, held, rejected, companions)
 
 
 COMPANIONS = ("Gaia's source table", "2MASS", "unWISE", "the label catalogues", "the reddening estimates")
 FEW_STARS_HAVE = COMPANIONS[3:]
+PHOTOMETRY: dict[str, tuple[str, Callable[..., photometric.BandFluxes]]] = {
+    "two_mass": ("2MASS", photometric.two_mass_fluxes),
+    "unwise": ("unWISE", photometric.unwise_fluxes),
+}
 
 
 def idle_companions(cuts: Iterable[Cut]) -> list[str]:
-    """Say which tables gave nothing to any star, a wrong file most often, and which lack some of the stars.
-
-    Args:
-        cuts: of all parts together.
-    """
+    """Say, by the cuts of all parts, which tables gave nothing to any star, a wrong file most often, or not to all."""
     left = {c.what: c.left for c in cuts}
     removed = {c.what: c.removed for c in cuts}
     n_stars = left.get("rows read", 0)
@@ -133,27 +101,13 @@ def idle_companions(cuts: Iterable[Cut]) -> list[str]:
     return out
 
 
-def _take(spectra: CalibratedRows, index: NDArray[np.bool_] | slice) -> CalibratedRows:
-    """Select stars; a slice copies nothing."""
-    source_id, xp = spectra
-    return source_id[index], CalibratedXp(xp.flux[index], xp.whitening[index], xp.present[index], xp.floored[index])
-
-
 def _join(
-    survey: SurveySettings,
-    path: Path,
-    product: Product,
-    instrument: InstrumentId,
-    held: list[CalibratedRows],
-    rejected: list[Rejected],
-    companions: Companions,
+    survey: SurveySettings, path: Path, held: list[XpRows], rejected: list[Rejected], companions: Companions
 ) -> Part:
-    channels = survey.channels()
-    source_id = np.concatenate([h[0] for h in held])
+    source_id, product = np.concatenate([rows.source_id for rows in held]), held[0].product
+    xp = CalibratedXp.join([rows.xp for rows in held])
     notes = dict(companions.notes)
-    flux = np.concatenate([h[1].flux for h in held])
-    n = len(source_id)
-    n_floored = int(sum(h[1].floored.sum() for h in held))
+    n, n_floored = len(source_id), int(xp.floored.sum())
     columns: dict[str, NDArray[Any]] = {}
     units: dict[str, str] = {}
     cuts = [Cut("rows read", len(rejected), n)]
@@ -172,14 +126,18 @@ def _join(
             unknown = int((known & ~np.isfinite(gaia.floats("parallax_zero_point"))).sum())
             notes["parallax_zero_point"] += f"; {unknown} stars outside its range left as they are"
     band_flux, band_weight = np.zeros((n, len(survey.bands))), np.zeros((n, len(survey.bands)))
-    for out in _bands(survey, companions, source_id, norm_dg, cuts):
-        cuts += out.cuts
+    for kind, (title, to_fluxes) in PHOTOMETRY.items():
+        if (companion := getattr(companions, kind)) is None:
+            continue
+        aligned, known = companion.align(source_id)
+        out = to_fluxes(aligned, norm_dg, getattr(survey, kind).cuts)
+        cuts += [Cut(f"in {title}", 0, int(known.sum())), *out.cuts]
         for i, band in enumerate(out.bands):
             if band in survey.bands:
                 band_flux[:, survey.bands.index(band)] = out.flux[:, i]
                 band_weight[:, survey.bands.index(band)] = out.inverse_error[:, i]
     label_columns = _label_columns(survey, companions, source_id)
-    reddening_columns = _reddening(survey, companions, columns, n, source_id)
+    reddening_columns = _reddening(survey, companions, columns, source_id)
     for what, name, found in (
         ("label catalogues", survey.label_names[0], label_columns),
         ("reddening estimates", "reddening", reddening_columns),
@@ -187,11 +145,11 @@ def _join(
         if found:
             cuts.append(Cut(f"in the {what}", 0, int(np.isfinite(found[name]).sum())))
     table = Spectra(
-        channels=channels,
+        channels=survey.channels(),
         label_names=survey.label_names,
         source_id=source_id,
-        flux=np.concatenate([flux, band_flux.astype(np.float32)], axis=1),
-        xp_whitening=np.concatenate([h[1].whitening for h in held]),
+        flux=np.concatenate([xp.flux, band_flux.astype(np.float32)], axis=1),
+        xp_whitening=xp.whitening,
         band_inverse_error=band_weight.astype(np.float32),
         columns=columns | label_columns | reddening_columns,
         cuts=tuple(cuts),
@@ -204,10 +162,10 @@ def _join(
             **notes,
         },
         extra_units=units,
-        instrument=instrument,
+        instrument=held[0].instrument,
     )
     table = _select(survey, table, path)
-    return Part(path, table, tuple(rejected), n + len(rejected), n - len(table), n_floored, _n_uncorrected(table))
+    return Part(table, tuple(rejected), n + len(rejected), n - len(table), n_floored, _n_uncorrected(table))
 
 
 def _n_uncorrected(table: Spectra) -> int:
@@ -220,23 +178,6 @@ def _n_uncorrected(table: Spectra) -> int:
 def uncorrected_parallaxes(n: int) -> list[str]:
     """Say how many parallaxes were left as they are; nothing if none was."""
     return [f"{n} parallaxes without a known zero point left as they are"] if n else []
-
-
-def _bands(
-    survey: SurveySettings,
-    companions: Companions,
-    source_id: NDArray[np.int64],
-    norm_dg: NDArray[np.float64],
-    cuts: list[Cut],
-) -> Iterator[photometric.BandFluxes]:
-    if companions.two_mass is not None:
-        aligned, known = companions.two_mass.align(source_id)
-        cuts.append(Cut("in 2MASS", 0, int(known.sum())))
-        yield photometric.two_mass_fluxes(aligned, norm_dg, survey.two_mass.cuts)
-    if companions.unwise is not None:
-        aligned, known = companions.unwise.align(source_id)
-        cuts.append(Cut("in unWISE", 0, int(known.sum())))
-        yield photometric.unwise_fluxes(aligned, norm_dg, survey.unwise.cuts)
 
 
 def _label_columns(
@@ -260,7 +201,6 @@ def _reddening(
     survey: SurveySettings,
     companions: Companions,
     gaia: dict[str, NDArray[Any]],
-    n: int,
     source_id: NDArray[np.int64],
 ) -> dict[str, NDArray[Any]]:
     if companions.reddening is not None:
@@ -272,15 +212,9 @@ def _reddening(
         if lost:
             raise InputError(f"reddening by bayestar19 needs {lost[0]} in Gaia's source table; name it under [gaia]")
         ra, dec, parallax, parallax_error = (gaia[name].astype(np.float64) for name in needed)
+        n_draws, seed = survey.reddening.n_draws, survey.reddening.seed
         value, error = dust_maps.monte_carlo_reddening(
-            companions.dust,
-            source_id,
-            ra,
-            dec,
-            parallax,
-            parallax_error,
-            n_draws=survey.reddening.n_draws,
-            seed=survey.reddening.seed,
+            companions.dust, source_id, ra, dec, parallax, parallax_error, n_draws, seed
         )
     else:
         return {}
@@ -306,22 +240,11 @@ def _select(survey: SurveySettings, table: Spectra, path: Path) -> Spectra:
     table = table.take(np.isfinite(table.column(survey.label_names[0])), "no label")
     if select == "labelled" or not len(table):
         return table
-    names = [
-        "label_snr",
-        "teff_error",
-        "feh_error",
-        "logg_error",
-        "parallax",
-        "parallax_error",
-        "fidelity_v2",
-        "phot_bp_rp_excess_factor",
-    ]
     cuts = survey.training_cuts
     for name, setting in RULES_OF_FIRST_RELEASE.items():
         if table.instrument.release != DEFAULT_RELEASE.name and not np.isfinite(table.column(name)).any():
             cuts = cuts.model_copy(update={setting: None})
             what = f"{name}: {table.instrument.title} has none, not cut on"
             table = table.replace(cuts=(*table.cuts, Cut(what, 0, len(table))))
-    keep, counts = labels.training_cuts(cuts, {n: table.column(n) for n in names}, path.name)
-    table = table.take(keep)
-    return Spectra(**{**vars(table), "cuts": (*table.cuts, *counts)})
+    keep, counts = labels.training_cuts(cuts, {n: table.column(n) for n in labels.CUT_COLUMNS}, path.name)
+    return table.take(keep).replace(cuts=(*table.cuts, *counts))

@@ -12,9 +12,9 @@ from pydantic import Field
 from xpbayes.archive.columns import ReadOptions
 from xpbayes.archive.label_surveys import LabelSurvey
 from xpbayes.archive.labels import TrainingCuts
-from xpbayes.archive.photometric import TwoMassCuts, UnwiseCuts
+from xpbayes.archive.photometric import BANDS_OF, TwoMassCuts, UnwiseCuts
 from xpbayes.archive.reddening import N_DRAWS
-from xpbayes.channels import BANDS, Channels, xp_channels
+from xpbayes.channels import Channels, xp_channels
 from xpbayes.config import FrozenSettings, parse_settings, read_toml
 from xpbayes.errors import InputError, nearest
 from xpbayes.files import file_checksum, reason_of, refuse_repeated
@@ -109,19 +109,12 @@ class SurveySettings(FrozenSettings):
 
 @dataclass(frozen=True)
 class Survey:
-    """A survey.toml as it was read, or as it would be written for files that were named without one.
+    """A survey.toml as it was read, or as it would be written for files that were named without one."""
 
-    Attributes:
-        path: of the survey.toml, whose folder relative names start from.
-        settings: what it says.
-        checksum: of its text.
-        name: what it is called: the file, or the spectra that were named.
-    """
-
-    path: Path
-    settings: SurveySettings
-    checksum: str
-    name: str = ""
+    path: Path  # of the survey.toml, whose folder relative names start from
+    settings: SurveySettings  # what it says
+    checksum: str  # of its text
+    name: str = ""  # what it is called: the file, or the spectra that were named
 
     @property
     def base(self) -> Path:
@@ -130,8 +123,8 @@ class Survey:
 
     @property
     def files(self) -> list[Path]:
-        """All files that it names; InputError as `expand`."""
-        return files_of(self.settings, self.base)
+        """All files that it names: of spectra, then of companion tables; InputError as `expand`."""
+        return [*expand(self.settings.xp.files, self.base), *companion_files(self.settings, self.base)]
 
 
 def open_survey(path: Path) -> Survey:
@@ -140,11 +133,7 @@ def open_survey(path: Path) -> Survey:
 
 
 def read_survey(path: Path) -> SurveySettings:
-    """Read and check a survey.toml.
-
-    Raises:
-        InputError: no such file, not TOML, an unknown key, settings that contradict each other.
-    """
+    """Read and check a survey.toml; InputError: no file, not TOML, an unknown key, settings that contradict each other."""
     return check_survey(read_toml(path), str(path))
 
 
@@ -169,23 +158,16 @@ def check_survey(data: dict[str, Any], path: str) -> SurveySettings:
         raise InputError(
             f"{path}: two_mass.quality_columns names {len(survey.two_mass.quality_columns)} columns, not 3"
         )
-    for name, bands in (("two_mass", ("J", "H", "Ks")), ("unwise", ("W1", "W2"))):
+    for name, bands in BANDS_OF.items():
         if getattr(survey, name).files and not set(bands) & set(survey.bands):
             raise InputError(f"{path}: [{name}] has files but bands has none of {', '.join(bands)}; add the bands")
-    if not set(survey.bands) <= set(BANDS):
-        raise InputError(f"{path}: bands knows {', '.join(BANDS)}")
     return survey
 
 
 def expand(patterns: tuple[str, ...], base: Path) -> list[Path]:
-    """Turn file names and patterns into a sorted list of files, each once; a HATS folder stands for its files.
+    """Turn names and patterns, from a base folder, into a sorted list of files, each once; of a HATS folder all in it.
 
-    Args:
-        patterns: names, with * ? and ** where wanted.
-        base: folder that relative names start from.
-
-    Raises:
-        InputError: a name or pattern has no file; a file has several names, or copies.
+    InputError: a name or pattern has no file; a file has several names, or copies.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
@@ -205,15 +187,6 @@ def expand(patterns: tuple[str, ...], base: Path) -> list[Path]:
     return list(found)
 
 
-def files_of(survey: SurveySettings, base: Path) -> list[Path]:
-    """All files that a survey names: of spectra, then of companion tables.
-
-    Raises:
-        InputError: as `expand`.
-    """
-    return [*expand(survey.xp.files, base), *companion_files(survey, base)]
-
-
 def companion_files(survey: SurveySettings, base: Path) -> list[Path]:
     """The files of all tables that are joined to the spectra."""
     doors: tuple[DoorSettings | LabelSurvey, ...]
@@ -224,9 +197,8 @@ def companion_files(survey: SurveySettings, base: Path) -> list[Path]:
 def hats_files(folder: Path) -> list[Path]:
     """List the Parquet files of a HATS catalogue, in the order of its pixels; none for any other folder.
 
-    Args:
-        folder: with ``hats.properties`` (``properties`` before HATS 1), or a collection that names such a folder. Margins,
-            indices and the like are no catalogues of their own.
+    It has ``hats.properties`` (``properties`` before HATS 1), or is a collection that names such a folder. Margins, indices
+    and the like are no catalogues of their own.
     """
     collection = folder / "collection.properties"
     if os.path.isfile(collection):  # False, too, in a folder that may not be read

@@ -111,6 +111,8 @@ class TextFile:
         """
         if type(line) is LongLine:
             raise ValueError(f"the line is longer than {LINE_LIMIT >> 20} MB")
+        if isinstance(line, Ending):
+            raise ValueError(f"the file {line.reason} inside this row")
         if b'"' not in line:
             cells = line.split(self.delimiter)
         else:
@@ -166,10 +168,13 @@ def _batches(file: TextFile, needed: Sequence[str], size: int, scalar: bool) -> 
     return _scalar_batches(file, needed, where) if scalar else _row_batches(file, needed, where, size)
 
 
-def _bad(file: TextFile, row: int, line: bytes, where: int, reason: str) -> BadRow:
-    """A line that cannot be taken apart; the cell of its source_id, if it comes before any quote."""
-    cells = line.split(b'"')[0].split(file.delimiter)
-    return BadRow(row, reason, cells[where] if where < len(cells) else None)
+def _split_or_bad(file: TextFile, row: int, line: bytes, where: int) -> list[bytes] | BadRow:
+    """A line's cells, or why there are none, with the cell of its source_id, if that comes before any quote."""
+    try:
+        return file.split(line)
+    except ValueError as error:
+        cells = line.split(b'"')[0].split(file.delimiter)
+        return BadRow(row, str(error), cells[where] if where < len(cells) else None)
 
 
 def _row_batches(file: TextFile, needed: Sequence[str], where: list[int], size: int) -> Iterator[Batch]:
@@ -186,13 +191,9 @@ def _row_batches(file: TextFile, needed: Sequence[str], where: list[int], size: 
     for row, line in enumerate(file.rows(), 1):
         cells = parse(line) if type(line) is bytes else None
         if cells is None:
-            if isinstance(line, Ending):
-                bad.append(_bad(file, row, line, where[0], f"the file {line.reason} inside this row"))
-                break
-            try:
-                split = file.split(line)
-            except ValueError as error:
-                bad.append(_bad(file, row, line, where[0], str(error)))
+            split = _split_or_bad(file, row, line, where[0])
+            if isinstance(split, BadRow):
+                bad.append(split)
                 continue
             cells = [split[i] for i in where]
         rows.append(row)
@@ -227,18 +228,14 @@ def _scalar_batches(file: TextFile, needed: Sequence[str], where: list[int]) -> 
 
     for row, line in enumerate(file.rows(), 1):
         size += len(line)
-        if isinstance(line, Ending):
-            bad.append(_bad(file, row, line, where[0], f"the file {line.reason} inside this row"))
-            break
         if b'"' not in line and type(line) is bytes and line.count(file.delimiter) == n_marks:
             plain.append(line)
             rows.append(row)
+        elif isinstance(split := _split_or_bad(file, row, line, where[0]), BadRow):
+            bad.append(split)
         else:
-            try:
-                careful.append((len(rows), file.split(line)))
-                rows.append(row)
-            except ValueError as error:
-                bad.append(_bad(file, row, line, where[0], str(error)))
+            careful.append((len(rows), split))
+            rows.append(row)
         if size > TEXT_BLOCK:
             yield batch()
             plain, careful, rows, bad, size = [], [], [], [], 0

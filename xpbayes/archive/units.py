@@ -22,14 +22,9 @@ FORMS = (None, "vounit", "cds", "fits", "ogip")
 
 @lru_cache(maxsize=512)
 def unit_change(declared: str, wanted: str) -> tuple[float, float] | None:
-    """Find how numbers in one unit become numbers in another.
+    """Factor and summand that turn a file's declared unit, as any standard spells it, into ours, as astropy spells it.
 
-    Args:
-        declared: the file's unit, as any standard spells it; none of `UNDECLARED`.
-        wanted: ours, as astropy spells it.
-
-    Returns:
-        factor and summand; (1, 0) where nothing changes; None where the unit is unknown or of another kind.
+    (1, 0) where nothing changes; None where the unit is unknown or of another kind.
     """
     import astropy.units as u
 
@@ -57,8 +52,7 @@ def is_declared(text: Any) -> bool:
 def yaml_header(lines: Iterable[str], path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """What a table's header in YAML says, as ECSV has it and astropy's HDF5 and Parquet; and the units in it.
 
-    Raises:
-        InputError: it cannot be read: in which units the columns are, nobody can tell then.
+    InputError: it cannot be read: in which units the columns are, nobody can tell then.
     """
     from astropy.table.meta import get_header_from_yaml
 

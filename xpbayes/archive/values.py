@@ -29,17 +29,11 @@ OUTSIDE = "outside 1 ... 2^63 - 1"
 
 @dataclass
 class Decoded:
-    """One column of some rows.
+    """One column of some rows."""
 
-    Attributes:
-        values: (row,) as the column's kind has them, the kind's blank where missing.
-        reasons: row index -> why the row cannot be used.
-        missing: reason -> how many numbers were taken for missing.
-    """
-
-    values: NDArray[Any]
-    reasons: dict[int, str] = field(default_factory=dict)
-    missing: dict[str, int] = field(default_factory=dict)
+    values: NDArray[Any]  # (row,) as the column's kind has them, the kind's blank where missing
+    reasons: dict[int, str] = field(default_factory=dict)  # row index -> why the row cannot be used
+    missing: dict[str, int] = field(default_factory=dict)  # reason -> how many numbers were taken for missing
 
 
 def lost_digits(where: str, name: str, what: str = "") -> InputError:
@@ -51,23 +45,15 @@ def lost_digits(where: str, name: str, what: str = "") -> InputError:
 
 
 def decode(column: Column, place: Place, cells: Any, n: int, where: str) -> Decoded:
-    """Read one column of some rows.
+    """Read one column of n rows, by its raw values of any format, ignored where the place is a constant.
 
-    Args:
-        column: what is wanted.
-        place: where it was found, and in which unit.
-        cells: its raw values, of any format; ignored where the place is a constant.
-        n: how many rows.
-        where: the file, for messages.
-
-    Raises:
-        InputError: identifiers have been through floating point; a cell is an array where one number is wanted.
+    InputError: identifiers have been through floating point; a cell is an array where one number is wanted.
     """
     name = place.names[0] if place.names else column.name
     raw, null = _plain([place.constant] * n if not place.names else cells, name, where)
     if column.kind == "text":
         out = _text(raw, null)
-    elif _is_text(raw):
+    elif not isinstance(raw, np.ndarray):
         out = _numbers_in_text(column, raw, where, name, place.release)
     elif column.kind == "float":
         out = Decoded(np.where(null, np.nan, raw.astype(np.float64)))
@@ -81,10 +67,6 @@ def decode(column: Column, place: Place, cells: Any, n: int, where: str) -> Deco
         for i in np.flatnonzero(blank).tolist():
             out.reasons.setdefault(i, f"{column.name} is missing")
     return out
-
-
-def _is_text(raw: Any) -> bool:
-    return not isinstance(raw, np.ndarray)
 
 
 def _plain(cells: Any, name: str, where: str) -> tuple[Any, NDArray[np.bool_]]:
@@ -116,26 +98,19 @@ def _plain(cells: Any, name: str, where: str) -> tuple[Any, NDArray[np.bool_]]:
     if mask is not None:
         null |= mask
     kinds = {type(v) for v, is_null in zip(values, null.tolist(), strict=True) if not is_null}
-    if (
-        kinds
-        and kinds <= {int, float, bool, np.bool_}
-        and all(issubclass(k, (int, np.bool_)) or k is float for k in kinds)
-    ):
+    if kinds and kinds <= {int, float, bool, np.bool_}:
         kept = [0 if is_null else v for v, is_null in zip(values, null.tolist(), strict=True)]
         if float in kinds:
             return np.array(kept, np.float64), null
         if all(-(2**63) <= int(v) < 2**63 for v in kept):
             return np.array([int(v) for v in kept], np.int64), null
-    text = [None if is_null else _as_text(v) for v, is_null in zip(values, null.tolist(), strict=True)]
+    plain = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values]
+    text = [None if is_null else str(v) for v, is_null in zip(plain, null.tolist(), strict=True)]
     return pl.Series(values=text, dtype=pl.String), null
 
 
 def _several(where: str, name: str, what: str) -> InputError:
     return InputError(f"{where}: column {name} has {what} numbers a row where one is wanted; split or correct it")
-
-
-def _as_text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _stripped(text: Any) -> Any:
@@ -144,7 +119,7 @@ def _stripped(text: Any) -> Any:
 
 
 def _text(raw: Any, null: NDArray[np.bool_]) -> Decoded:
-    if not _is_text(raw):
+    if isinstance(raw, np.ndarray):
         values = ["" if is_null else str(v) for v, is_null in zip(raw.tolist(), null.tolist(), strict=True)]
         return Decoded(np.array(values, dtype=str) if values else np.zeros(0, "U1"))
     text = _stripped(raw)

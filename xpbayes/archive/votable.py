@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from xpbayes.archive.raw_table import Batch, Columns, DamagedError, RawFile, RawTable, in_batches, refusal, sliced
+from xpbayes.archive.raw_table import Columns, DamagedError, RawFile, RawTable, ReadBatches, batches_of, refusal, sliced
 from xpbayes.archive.text_file import LINE_LIMIT
 from xpbayes.archive.units import is_declared
 from xpbayes.errors import InputError
@@ -33,11 +33,7 @@ class _Described:
 
 
 def open_votable(path: Path) -> RawFile:
-    """Open a VOTable.
-
-    Raises:
-        InputError: not a VOTable; the file is a server's error document.
-    """
+    """Open a VOTable; InputError if it is none, or a server's error document."""
     try:
         described = _describe(path)
     except (InputError, OSError):
@@ -48,7 +44,7 @@ def open_votable(path: Path) -> RawFile:
         readers = _binary(path, [d.fields for d in described])
     else:
         texts = [d for d in described if d.serialisation]
-        readers = [partial(_text, path, texts.index(d) if d in texts else -1, d.fields) for d in described]
+        readers = [_text(path, texts.index(d) if d in texts else -1, d.fields) for d in described]
     return RawFile(
         tuple(
             RawTable(
@@ -148,14 +144,13 @@ def _note_status(
             table.truncated = " ".join(sentence.split()) or "QUERY_STATUS is OVERFLOW"
 
 
-def _text(
-    path: Path, number: int, fields: list[dict[str, str]], needed: Sequence[str], size: int, scalar: bool
-) -> Iterator[Batch]:
-    wanted: dict[int, Mapping[str, str]] = {}
-    for i, f in enumerate(fields):
-        if f["name"] in needed and f["name"] not in {w["name"] for w in wanted.values()}:
-            wanted[i] = f
-    return in_batches(_text_blocks(path, number, wanted, size))
+def _text(path: Path, number: int, fields: list[dict[str, str]]) -> ReadBatches:
+    first = {f["name"]: i for i, f in reversed(list(enumerate(fields)))}  # of columns of one name
+
+    def blocks(needed: Sequence[str], size: int) -> Iterator[Columns]:
+        return _text_blocks(path, number, {first[name]: fields[first[name]] for name in needed}, size)
+
+    return batches_of(blocks)
 
 
 def _text_blocks(path: Path, number: int, wanted: Mapping[int, Mapping[str, str]], size: int) -> Iterator[Columns]:  # noqa: PLR0912 - one branch for each tag of a row
@@ -216,7 +211,7 @@ def _cell(about: Mapping[str, str], text: str) -> Any:
     return [item.encode() for item in text.split()]  # numbers with blanks between them
 
 
-def _binary(path: Path, fields: list[list[dict[str, str]]]) -> list[Callable[..., Iterator[Batch]]]:
+def _binary(path: Path, fields: list[list[dict[str, str]]]) -> list[ReadBatches]:
     """Tables decoded whole; their columns by the fields' names, which need not be astropy's."""
     from astropy.io.votable import parse
 
@@ -231,7 +226,7 @@ def _binary(path: Path, fields: list[list[dict[str, str]]]) -> list[Callable[...
         raise InputError(
             f"{path}: is not a complete VOTable (its fields and its data differ); copy or download it again"
         )
-    readers: list[Callable[..., Iterator[Batch]]] = []
+    readers: list[ReadBatches] = []
     for array, own in zip(arrays, fields, strict=True):
         ids = dict(zip((f["name"] for f in own), array.dtype.names or (), strict=bool(array.dtype.names)))
         readers.append(sliced(len(array), partial(_slice, array, ids)))

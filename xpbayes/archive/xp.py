@@ -5,7 +5,7 @@ In: any file that `xp_continuous` or `xp_sampled` reads. Out: a stream of `XpRow
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.archive.columns import DEFAULT, ReadOptions
-from xpbayes.archive.rows import column_names
+from xpbayes.archive.tables import column_names
 from xpbayes.archive.xp_continuous import UNKNOWN_BASIS, XpBatch, read_xp_continuous
-from xpbayes.archive.xp_sampled import calibrate_sampled, read_xp_sampled
+from xpbayes.archive.xp_sampled import read_xp_sampled
 from xpbayes.data.rejected import Rejected
 from xpbayes.errors import InputError
 from xpbayes.instrument.bases import instrument_for, instrument_of, missing_instrument
-from xpbayes.instrument.instrument import DEFAULT_ID, SIDES, Instrument, InstrumentId, release_with
-from xpbayes.instrument.xp_covariance import CalibratedXp, ErrorScaling, XpSide, calibrate
+from xpbayes.instrument.instrument import SIDES, Instrument, InstrumentId, release_with
+from xpbayes.instrument.xp_covariance import CalibratedXp, ErrorScaling, XpSide, calibrate, calibrate_sampled
 from xpbayes.release import DEFAULT_RELEASE
 
 Product = Literal["continuous", "sampled"]
@@ -28,26 +28,21 @@ Product = Literal["continuous", "sampled"]
 
 @dataclass(frozen=True)
 class XpRows:
-    """Calibrated XP spectra of consecutive rows.
+    """Calibrated XP spectra of consecutive rows."""
 
-    Attributes:
-        source_id: (star,) int64.
-        row: (star,) row numbers in the file, the first is 1.
-        xp: flux, whitening and which samples were measured.
-        rejected: rows met on the way that could not be used.
-        product: which of Gaia's two they come from.
-        instrument: which one they were calibrated with.
-    """
-
-    source_id: NDArray[np.int64]
-    row: NDArray[np.int64]
+    source_id: NDArray[np.int64]  # (star,)
+    row: NDArray[np.int64]  # (star,) row numbers in the file, the first is 1
     xp: CalibratedXp
-    rejected: tuple[Rejected, ...]
-    product: Product = "continuous"
-    instrument: InstrumentId = DEFAULT_ID
+    rejected: tuple[Rejected, ...]  # rows met on the way that could not be used
+    product: Product  # which of Gaia's two they come from
+    instrument: InstrumentId  # which one they were calibrated with
 
     def __len__(self) -> int:
         return len(self.source_id)
+
+    def take(self, index: NDArray[np.bool_] | slice) -> "XpRows":
+        """Select stars; a slice copies nothing."""
+        return replace(self, source_id=self.source_id[index], row=self.row[index], xp=self.xp.take(index))
 
 
 def product_of(names: Iterable[str]) -> Product | None:
@@ -74,13 +69,8 @@ def xp_product(path: str | Path) -> Product:
 def read_xp(path: str | Path, scaling: ErrorScaling = "published", options: ReadOptions = DEFAULT) -> Iterator[XpRows]:
     """Read and calibrate a file of XP spectra, batch by batch.
 
-    Args:
-        path: the file; its columns tell the product.
-        scaling: how coefficient errors enter (continuous spectra only).
-        options: what the user says about the file.
-
-    Yields:
-        `XpRows`; over all of them, rows + rejected rows = rows of the file.
+    Its columns tell the product; `scaling` is how coefficient errors enter, of continuous spectra only. Over all that is
+    yielded, rows + rejected rows = rows of the file.
 
     Raises:
         InputError: the file cannot be read, or its spectra are of a release for which there is no instrument.
@@ -89,7 +79,6 @@ def read_xp(path: str | Path, scaling: ErrorScaling = "published", options: Read
     if xp_product(path) == "continuous":
         return _calibrated(path, read_xp_continuous(path, options=options), scaling, options.release)
     instrument = instrument_of(options.release or DEFAULT_RELEASE.name)
-    spectra = read_xp_sampled(path, options=options)
     return (
         XpRows(
             s.source_id,
@@ -99,7 +88,7 @@ def read_xp(path: str | Path, scaling: ErrorScaling = "published", options: Read
             "sampled",
             instrument.about,
         )
-        for s in spectra
+        for s in read_xp_sampled(path, options=options)
     )
 
 
@@ -112,11 +101,7 @@ def _calibrated(path: Path, batches: Iterator[XpBatch], scaling: ErrorScaling, r
 
 
 def _instrument_of(path: Path, batch: XpBatch) -> Instrument | None:
-    """The instrument that a batch's coefficients are of; None where they tell nothing.
-
-    Raises:
-        InputError: they are of a release without an instrument.
-    """
+    """The instrument that a batch's coefficients are of; None where they tell nothing, InputError if there is none."""
     ids = tuple(_common_basis(side) for side in (batch.bp, batch.rp))
     instrument = instrument_for(batch.counts, (ids[0], ids[1]))
     if instrument is not None or not any(batch.counts):
@@ -165,20 +150,9 @@ def _calibrate(batch: XpBatch, scaling: ErrorScaling, name: str, instrument: Ins
             unknown = side.present & ~(side.standard_deviation > 0)
             reason[unknown & (reason == "")] = f"no {side_name} standard deviation to divide the errors by"
         sides.append(side)
-    keep = reason == ""
-    bad = tuple(
-        Rejected(name, int(batch.row[i]), int(batch.source_id[i]), str(reason[i])) for i in np.flatnonzero(~keep)
-    )
-    if bad:
-        sides = [side.take(keep) for side in sides]
-    return XpRows(
-        batch.source_id[keep],
-        batch.row[keep],
-        calibrate(sides[0], sides[1], scaling, instrument=instrument),
-        (*batch.rejected, *bad),
-        "continuous",
-        about,
-    )
+    kept = replace(batch, bp=sides[0], rp=sides[1]).without(reason, name)
+    xp = calibrate(kept.bp, kept.rp, scaling, instrument)
+    return XpRows(kept.source_id, kept.row, xp, kept.rejected, "continuous", about)
 
 
 def _absent(n: int, k: int) -> XpSide:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from xpbayes.archive.cells import ArrayParser, Cell, integer, number
 from xpbayes.archive.columns import DEFAULT, SOURCE_ID, Column, ReadOptions
-from xpbayes.archive.rows import Rows, open_rows, row_source_id
+from xpbayes.archive.tables import Rows, open_rows, row_source_id
 from xpbayes.data.rejected import UNKNOWN_SOURCE, Rejected
 from xpbayes.errors import InputError
 from xpbayes.instrument.xp_covariance import XpSide
@@ -27,11 +27,8 @@ UNKNOWN_BASIS = -1
 CORRELATION_TOLERANCE = 1e-5
 """Published correlations are float32: this far beyond 1 is rounding."""
 
-
 SPECTRA_ID = replace(SOURCE_ID, aliases=(*SOURCE_ID.aliases, "sourceId"), from_name=True)
 """Where files of spectra keep the star: a column, a PARAM, or the file's name."""
-
-
 COEFFICIENT_UNIT = "1 / s"
 """Electrons a second, where a file declares a unit."""
 
@@ -72,26 +69,27 @@ LATER_RELEASE = "spec/solution/sqrtcov"
 
 @dataclass(frozen=True)
 class XpBatch:
-    """Consecutive rows of a file, all with the same coefficient counts.
+    """Consecutive rows of a file, all with the same coefficient counts."""
 
-    Attributes:
-        source_id: (star,) int64.
-        row: (star,) row numbers in the file, the first is 1.
-        bp: BP of every source.
-        rp: RP of every source.
-        rejected: rows met on the way that could not be used.
-        later: the file holds records of a release after DR3.
-    """
-
-    source_id: NDArray[np.int64]
-    row: NDArray[np.int64]
-    bp: XpSide
-    rp: XpSide
-    rejected: tuple[Rejected, ...]
-    later: bool = False
+    source_id: NDArray[np.int64]  # (star,) int64
+    row: NDArray[np.int64]  # (star,) row numbers in the file, the first is 1
+    bp: XpSide  # BP of every source
+    rp: XpSide  # RP of every source
+    rejected: tuple[Rejected, ...]  # rows met on the way that could not be used
+    later: bool = False  # the file holds records of a release after DR3
 
     def __len__(self) -> int:
         return len(self.source_id)
+
+    def without(self, reason: NDArray[np.str_], file: str) -> "XpBatch":
+        """The rows for which there is no (star,) reason why they cannot be used; the others are rejected with it."""
+        keep = reason == ""
+        if keep.all():
+            return self
+        bad = [Rejected(file, int(self.row[i]), int(self.source_id[i]), str(reason[i])) for i in np.flatnonzero(~keep)]
+        source_id, row = self.source_id[keep], self.row[keep]
+        rejected = (*self.rejected, *bad)
+        return XpBatch(source_id, row, self.bp.take(keep), self.rp.take(keep), rejected, self.later)
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -110,21 +108,18 @@ class _Solution:
     basis_id: int = UNKNOWN_BASIS
 
 
+_Sides = tuple[_Solution | None, _Solution | None]
+_Row = tuple[int, int, _Sides]
+"""Its number, the source_id, BP and RP."""
+
+
 def read_xp_continuous(
     path: str | Path, batch_size: int = BATCH_SIZE, options: ReadOptions = DEFAULT
 ) -> Iterator[XpBatch]:
-    """Read a file of continuous XP spectra, batch by batch.
+    """Read a file of continuous XP spectra, batch by batch; a batch ends early where coefficient counts change.
 
-    Args:
-        path: the file.
-        batch_size: most rows per batch; a batch ends early where coefficient counts change.
-        options: what the user says about the file.
-
-    Yields:
-        `XpBatch`es; over all of them, rows + rejected rows = rows of the file.
-
-    Raises:
-        InputError: no such file, not of that format, or no coefficients and errors in it.
+    Over all `XpBatch`es, rows + rejected rows = rows of the file. InputError: no such file, not of that format, or no
+    coefficients and errors in it.
     """
     path = Path(path)
     rows = open_rows(path, COLUMNS, options, COEFFICIENTS)
@@ -141,14 +136,16 @@ def read_xp_continuous(
 def _batches(path: Path, rows: Rows, batch_size: int) -> Iterator[XpBatch]:
     parse = ArrayParser()
     later = any(n.lower().endswith(LATER_RELEASE) for n in rows.names)
-    batch = _Batch(path.name, batch_size, later)
+    held: list[_Row] = []
+    rejected: list[Rejected] = []
+    like: _Sides = (None, None)
     for places, table in rows.tables:
         for place in places:
             if place is not None and place.factor != 1.0:
                 raise InputError(f"{path}: column {place.names[0]} is not in electrons a second; convert it")
         for item in table:
             if isinstance(item, Rejected):
-                batch.rejected.append(item)
+                rejected.append(item)
                 continue
             row, cells = item
             source = UNKNOWN_SOURCE
@@ -160,20 +157,29 @@ def _batches(path: Path, rows: Rows, batch_size: int) -> Iterator[XpBatch]:
             except InputError:
                 raise
             except ValueError as error:
-                batch.rejected.append(Rejected(path.name, row, source, str(error)))
+                rejected.append(Rejected(path.name, row, source, str(error)))
                 continue
-            if not batch.fits(sides):
-                yield batch.finish()
-                batch = _Batch(path.name, batch_size, later)
-            batch.add(row, source, sides)
-    if batch.n or batch.rejected:
-        yield batch.finish()
+            if len(held) == batch_size or not all(map(_alike, sides, like)):
+                yield _batch(path.name, held, like, rejected, later)
+                held, rejected, like = [], [], (None, None)
+            held.append((row, source, sides))
+            like = (like[0] or sides[0], like[1] or sides[1])
+    if held or rejected:
+        yield _batch(path.name, held, like, rejected, later)
+
+
+def _alike(one: _Solution | None, other: _Solution | None) -> bool:
+    """Whether arrays are as long, where there are any."""
+    if one is None or other is None:
+        return True
+    same_length = len(one.coefficient) == len(other.coefficient)
+    return same_length and (one.correlation is None) == (other.correlation is None)
 
 
 def _solution(side: str, cells: list[Cell], parse: ArrayParser) -> _Solution | None:
     """Read one side of one row; None where it is missing; ValueError with the reason where it is unusable."""
     n_cell, coefficient_cell, error_cell, correlation_cell, covariance_cell, deviation_cell, basis_cell = cells
-    coefficient = _array(side, "coefficients", coefficient_cell, parse)
+    coefficient = parse.named(f"{side}_coefficients", coefficient_cell)
     if coefficient is None:
         return None
     try:
@@ -185,9 +191,9 @@ def _solution(side: str, cells: list[Cell], parse: ArrayParser) -> _Solution | N
         raise ValueError(f"one of {names} is {error}") from error
     k = len(coefficient) if announced is None else announced
     _expect(side, "coefficients", coefficient, k)
-    sigma = _array(side, "coefficient_errors", error_cell, parse)
-    correlation = _array(side, "coefficient_correlations", correlation_cell, parse)
-    covariance = _array(side, "coefficient_covariances", covariance_cell, parse)
+    sigma = parse.named(f"{side}_coefficient_errors", error_cell)
+    correlation = parse.named(f"{side}_coefficient_correlations", correlation_cell)
+    covariance = parse.named(f"{side}_coefficient_covariances", covariance_cell)
     if sigma is None and covariance is not None:
         sigma, correlation = _from_covariance(side, covariance, k, deviation)
     if sigma is None:
@@ -198,15 +204,6 @@ def _solution(side: str, cells: list[Cell], parse: ArrayParser) -> _Solution | N
             correlation = correlation.reshape(k, k)[np.tril_indices(k, -1)]
         _expect(side, "coefficient_correlations", correlation, k * (k - 1) // 2)
     return _Solution(coefficient, sigma, correlation, deviation, UNKNOWN_BASIS if basis_id is None else basis_id)
-
-
-def _array(side: str, what: str, cell: Cell, parse: ArrayParser) -> NDArray[np.float64] | None:
-    if cell is None:
-        return None
-    try:
-        return parse(cell)
-    except ValueError as error:
-        raise ValueError(f"{side}_{what} is {error}") from error
 
 
 def _expect(side: str, what: str, values: NDArray[np.float64], count: int) -> None:
@@ -232,62 +229,21 @@ def _from_covariance(
     return sigma * deviation, values[strict] / (sigma[row[strict]] * sigma[column[strict]])
 
 
-class _Batch:
-    """Rows of equal coefficient counts, put together when all are there.
+def _batch(file: str, held: list[_Row], like: _Sides, rejected: list[Rejected], later: bool) -> XpBatch:
+    """Put rows of equal counts together, less those with values that no covariance can hold; `like` is any of them.
 
     Arrays made at once and filled row by row were slower: their memory is new each time, and its first touch costs more
     than all the copying.
     """
-
-    def __init__(self, file: str, size: int, later: bool = False) -> None:
-        self.file, self.size, self.later = file, size, later
-        self.rejected: list[Rejected] = []
-        self._source_id: list[int] = []
-        self._row: list[int] = []
-        self._solutions: tuple[list[_Solution | None], ...] = ([], [])
-        self._like: list[_Solution | None] = [None, None]
-
-    @property
-    def n(self) -> int:
-        return len(self._row)
-
-    def fits(self, solutions: Sequence[_Solution | None]) -> bool:
-        """Tell whether there is room for one more row, and its arrays are as long as those before."""
-        return self.n < self.size and all(
-            new is None
-            or like is None
-            or (
-                len(new.coefficient) == len(like.coefficient)
-                and (new.correlation is None) == (like.correlation is None)
-            )
-            for new, like in zip(solutions, self._like, strict=True)
-        )
-
-    def add(self, row: int, source_id: int, solutions: Sequence[_Solution | None]) -> None:
-        """Add a row that fits."""
-        self._source_id.append(source_id)
-        self._row.append(row)
-        for i, solution in enumerate(solutions):
-            self._solutions[i].append(solution)
-            self._like[i] = self._like[i] or solution
-
-    def finish(self) -> XpBatch:
-        """Look for values that no covariance can hold, vectorised because it is the common case, and take them out."""
-        source_id, row = np.array(self._source_id, np.int64), np.array(self._row, np.int64)
-        sides = [_side(*side) for side in zip(self._solutions, self._like, strict=True)]
-        reason = np.full(self.n, "", dtype="U80")
-        for name, side in zip(("bp", "rp"), sides, strict=True):
-            for what, bad in _faults(side):
-                if bad.any():
-                    reason[(reason == "") & bad & side.present] = f"{name}_{what}"
-        keep = reason == ""
-        if not keep.all():
-            self.rejected += [
-                Rejected(self.file, int(row[i]), int(source_id[i]), str(reason[i])) for i in np.flatnonzero(~keep)
-            ]
-            source_id, row, sides = source_id[keep], row[keep], [s.take(keep) for s in sides]
-        rejected = tuple(sorted(self.rejected, key=lambda r: r.row))
-        return XpBatch(source_id, row, sides[0], sides[1], rejected, self.later)
+    row, source_id = (np.array([of[i] for of in held], np.int64) for i in (0, 1))
+    bp, rp = (_side([sides[i] for _, _, sides in held], like[i]) for i in (0, 1))
+    reason = np.full(len(held), "", dtype="U80")
+    for name, side in (("bp", bp), ("rp", rp)):
+        for what, bad in _faults(side):
+            if bad.any():  # all at once, because none is the common case
+                reason[(reason == "") & bad & side.present] = f"{name}_{what}"
+    batch = XpBatch(source_id, row, bp, rp, tuple(rejected), later).without(reason, file)
+    return replace(batch, rejected=tuple(sorted(batch.rejected, key=lambda r: r.row)))
 
 
 def _side(solutions: Sequence[_Solution | None], like: _Solution | None) -> XpSide:

@@ -3,7 +3,7 @@
 One spectrum a row (arrays, or a column per sample), or one sample a row, as the archive gives single stars. Without
 wavelengths a spectrum has the archive's 343 samples; with them, any that contain the 61 of the grid.
 Out: a stream of `SampledBatch` on the 61-sample grid, an exact subset of the 343. The archive has no correlations for
-this product; `calibrate_sampled` uses the one that the XP bases imply, never a diagonal.
+this product; `xp_covariance.calibrate_sampled` uses the one that the XP bases imply, never a diagonal.
 """
 
 from collections.abc import Iterator
@@ -13,18 +13,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.archive.cells import ArrayParser, Cell
+from xpbayes.archive.cells import ArrayParser
 from xpbayes.archive.columns import DEFAULT, Column, Place, Places, ReadOptions
-from xpbayes.archive.rows import Row, open_rows, row_source_id
+from xpbayes.archive.tables import Row, open_rows, row_source_id
 from xpbayes.archive.xp_continuous import SPECTRA_ID
 from xpbayes.channels import XP_GRID_NM
 from xpbayes.data.rejected import UNKNOWN_SOURCE, Rejected
 from xpbayes.errors import InputError
-from xpbayes.instrument.bases import implied_correlation
-from xpbayes.instrument.error_model import gaia_covariance, inflate
-from xpbayes.instrument.instrument import Instrument
-from xpbayes.instrument.whitening import whiten_packed
-from xpbayes.instrument.xp_covariance import BLOCK, FLUX_UNIT_SI, CalibratedXp
+from xpbayes.instrument.xp_covariance import FLUX_UNIT_SI
 
 SAMPLED_GRID_NM = np.arange(336.0, 1021.0, 2.0)
 """Wavelengths of the archive's product [nm]."""
@@ -53,48 +49,29 @@ COLUMNS = (
     ),
     Column("wavelength", "array", ("sampling", "xp.wavelength", "xp_wavelength"), unit="nm"),
 )
+NAMES = tuple(column.name for column in COLUMNS[1:])
 
 
 @dataclass(frozen=True)
 class SampledBatch:
-    """Consecutive rows of a file of sampled spectra.
+    """Consecutive rows of a file of sampled spectra."""
 
-    Attributes:
-        source_id: (star,) int64.
-        row: (star,) row numbers in the file, the first is 1.
-        flux: (star, 61) [1e-18 W m^-2 nm^-1], 0 where missing.
-        error: (star, 61) 1-sigma errors, same unit, 1 where missing.
-        present: (star, 61) which samples were measured.
-        rejected: rows met on the way that could not be used.
-    """
-
-    source_id: NDArray[np.int64]
-    row: NDArray[np.int64]
-    flux: NDArray[np.float64]
-    error: NDArray[np.float64]
-    present: NDArray[np.bool_]
-    rejected: tuple[Rejected, ...]
+    source_id: NDArray[np.int64]  # (star,) int64
+    row: NDArray[np.int64]  # (star,) row numbers in the file, the first is 1
+    flux: NDArray[np.float64]  # (star, 61) [1e-18 W m^-2 nm^-1], 0 where missing
+    error: NDArray[np.float64]  # (star, 61) 1-sigma errors, same unit, 1 where missing
+    present: NDArray[np.bool_]  # (star, 61) which samples were measured
+    rejected: tuple[Rejected, ...]  # rows met on the way that could not be used
 
     def __len__(self) -> int:
         return len(self.source_id)
 
 
-def read_xp_sampled(
-    path: str | Path, batch_size: int = BATCH_SIZE, options: ReadOptions = DEFAULT
-) -> Iterator[SampledBatch]:
-    """Read a file of sampled XP spectra, batch by batch.
+def read_xp_sampled(path: str | Path, options: ReadOptions = DEFAULT) -> Iterator[SampledBatch]:
+    """Read a file of sampled XP spectra, batch by batch; where a row holds one sample, a spectrum's row is its first.
 
-    Args:
-        path: the file.
-        batch_size: most spectra per batch.
-        options: what the user says about the file.
-
-    Yields:
-        `SampledBatch`es; over all of them, spectra + rejected rows = spectra of the file. Where a row holds one sample,
-        the row of a spectrum is its first.
-
-    Raises:
-        InputError: no such file, of no known format, or without flux and flux_error.
+    Over all `SampledBatch`es, spectra + rejected rows = spectra of the file. InputError: no such file, of no known format,
+    or without flux and flux_error.
     """
     path = Path(path)
     rows = open_rows(path, COLUMNS, options)  # before the generator starts: a wrong file is refused at once
@@ -105,7 +82,7 @@ def read_xp_sampled(
         for places, table in rows.tables:
             for item in _spectra(path, places, table):
                 (rejected if isinstance(item, Rejected) else good).append(item)  # type: ignore[arg-type]
-                if len(good) == batch_size:
+                if len(good) == BATCH_SIZE:
                     yield _assemble(good, rejected)
                     good, rejected = [], []
         if good or rejected:
@@ -140,8 +117,14 @@ def _spectra(path: Path, places: Places, table: Iterator[Row]) -> Iterator[_Spec
     building: _Samples | None = None
 
     def finish() -> Iterator[_Spectrum | Rejected]:
-        if building is not None:
-            yield _from_samples(path, places, building)
+        if building is None:
+            return
+        try:
+            if building.reason:
+                raise ValueError(f"one of its samples cannot be read ({building.reason})")
+            yield _spectrum(building.row, building.source_id, places, *np.array(building.samples).T)
+        except ValueError as reason:
+            yield Rejected(path.name, building.row, building.source_id, str(reason))
 
     for item in table:
         if isinstance(item, Rejected):
@@ -154,7 +137,7 @@ def _spectra(path: Path, places: Places, table: Iterator[Row]) -> Iterator[_Spec
         source = UNKNOWN_SOURCE
         try:
             source = row_source_id(id_cell, places[0], path)
-            flux, error, wavelength = (_numbers(n, parse, c) for n, c in zip(NAMES, cells, strict=True))
+            flux, error, wavelength = (parse.named(n, c) for n, c in zip(NAMES, cells, strict=True))
             if wavelength is not None and len(wavelength) == 1:
                 if building is None or building.source_id != source:
                     yield from finish()
@@ -173,26 +156,6 @@ def _spectra(path: Path, places: Places, table: Iterator[Row]) -> Iterator[_Spec
             else:
                 yield Rejected(path.name, row, source, str(reason))
     yield from finish()
-
-
-NAMES = ("flux", "flux_error", "wavelength")
-
-
-def _numbers(name: str, parse: ArrayParser, cell: Cell) -> NDArray[np.float64] | None:
-    try:
-        return parse(cell)
-    except ValueError as error:
-        raise ValueError(f"{name} is {error}") from error
-
-
-def _from_samples(path: Path, places: Places, building: _Samples) -> _Spectrum | Rejected:
-    try:
-        if building.reason:
-            raise ValueError(f"one of its samples cannot be read ({building.reason})")
-        flux, error, wavelength = np.array(building.samples).T
-        return _spectrum(building.row, building.source_id, places, flux, error, wavelength)
-    except ValueError as reason:
-        return Rejected(path.name, building.row, building.source_id, str(reason))
 
 
 def _spectrum(
@@ -249,35 +212,4 @@ def _assemble(good: list[_Spectrum], rejected: list[Rejected]) -> SampledBatch:
         error=np.where(present, error, 1.0),
         present=present,
         rejected=tuple(rejected),
-    )
-
-
-def calibrate_sampled(
-    flux: NDArray[np.float64],
-    error: NDArray[np.float64],
-    present: NDArray[np.bool_],
-    instrument: Instrument | None = None,
-) -> CalibratedXp:
-    """Calibrate spectra that have errors but no correlations: implied correlation, error model, whitening.
-
-    Args:
-        flux: (star, 61) [1e-18 W m^-2 nm^-1].
-        error: (star, 61) 1-sigma errors, same unit; any positive value where missing.
-        present: (star, 61) which samples were measured.
-        instrument: whose bases imply the correlation; DR3's if None.
-    """
-    correlation = implied_correlation(instrument=instrument)
-    packed, floored = [], []
-    for start in range(0, len(flux), BLOCK):
-        block = slice(start, start + BLOCK)
-        covariance = inflate(gaia_covariance(error[block], correlation), flux[block], XP_GRID_NM)
-        whitening, low = whiten_packed(covariance, present[block])
-        packed.append(whitening)
-        floored.append(low)
-    n_packed = XP_GRID_NM.size * (XP_GRID_NM.size + 1) // 2
-    return CalibratedXp(
-        flux=flux.astype(np.float32),
-        whitening=np.concatenate(packed) if packed else np.zeros((0, n_packed), np.float32),
-        present=present,
-        floored=np.concatenate(floored) if floored else np.zeros(0, bool),
     )

@@ -95,7 +95,7 @@ def fetch_gaia(
         raise InputError("fetch gaia needs --out DIR for its chunks, or --print-adql")
     there = as_announced(release_named(release or DEFAULT_RELEASE.name))
     if not print_adql:
-        from xpbayes.archive.tap_schema import probe
+        from xpbayes.archive.gaia_archive import probe
 
         there = probe(there.release, table.value)
     queries = list(chunked_queries(table.value, chunks, first, LAST_SOURCE_ID if last is None else last, there))

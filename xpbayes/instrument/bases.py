@@ -10,7 +10,6 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.channels import XP_GRID_NM
 from xpbayes.errors import InputError
 from xpbayes.instrument.gaiaxpy import MODELS_VARIABLE, gaiaxpy_version, of_gaiaxpy
 from xpbayes.instrument.instrument import Instrument, fits
@@ -66,46 +65,30 @@ def missing_instrument(where: str, counts: tuple[int, int], release: Release | N
     )
 
 
-def design_matrices(
-    grid_nm: NDArray[np.float64] = XP_GRID_NM, instrument: Instrument | None = None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def design_matrices(instrument: Instrument | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """BP's and RP's (sample, coefficient) D with the merge weights applied: flux = D_bp c_bp + D_rp c_rp.
 
-    Args:
-        grid_nm: (sample,) wavelengths [nm].
-        instrument: whose; DR3's if None.
-
-    Returns:
-        float64 [W m^-2 nm^-1 per coefficient unit].
+    float64 [W m^-2 nm^-1 per coefficient unit]; of DR3's instrument if None.
     """
-    instrument = instrument or instrument_of()
-    bp, rp = (matrix * weight[:, None] for matrix, weight in instrument.sides(grid_nm))
+    bp, rp = (matrix * weight[:, None] for matrix, weight in (instrument or instrument_of()).sides())
     return bp, rp
 
 
-def design_matrix(
-    grid_nm: NDArray[np.float64] = XP_GRID_NM, instrument: Instrument | None = None
-) -> NDArray[np.float64]:
+def design_matrix(instrument: Instrument | None = None) -> NDArray[np.float64]:
     """(sample, BP and RP coefficients) D; see `design_matrices`, which also says where BP ends."""
-    return np.hstack(design_matrices(grid_nm, instrument))
+    return np.hstack(design_matrices(instrument))
 
 
-def implied_correlation(
-    grid_nm: NDArray[np.float64] = XP_GRID_NM, instrument: Instrument | None = None
-) -> NDArray[np.float64]:
+def implied_correlation(instrument: Instrument | None = None) -> NDArray[np.float64]:
     """Compute the correlation of sampled fluxes for independent coefficients with typical errors.
 
     For XP spectra published with errors only (METHOD 2): neighbouring samples are anti-correlated, -0.35 on average.
 
-    Args:
-        grid_nm: (sample,) wavelengths [nm].
-        instrument: whose bases; DR3's if None.
-
     Returns:
-        (sample, sample) float64 correlation matrix, unit diagonal, positive semi-definite.
+        (sample, sample) float64, unit diagonal, positive semi-definite; by the bases of DR3 if `instrument` is None.
     """
     instrument = instrument or instrument_of()
-    scaled = design_matrix(grid_nm, instrument) * np.exp(np.concatenate(instrument.ln_errors()))
+    scaled = design_matrix(instrument) * np.exp(np.concatenate(instrument.ln_errors()))
     covariance = scaled @ scaled.T
     sigma = np.sqrt(np.diag(covariance))
     correlation = covariance / np.outer(sigma, sigma)

@@ -18,15 +18,7 @@ SIDE_FRACTION = 0.001
 
 
 def gaia_covariance(error: NDArray[np.float64], correlation: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Combine errors and one common correlation matrix.
-
-    Args:
-        error: (star, sample) 1-sigma errors.
-        correlation: (sample, sample).
-
-    Returns:
-        (star, sample, sample) covariance.
-    """
+    """(star, sample, sample) covariance of (star, sample) 1-sigma errors with one common (sample, sample) correlation."""
     return error[:, :, None] * correlation * error[:, None, :]
 
 
@@ -36,16 +28,9 @@ def inflate(
     wavelength_nm: NDArray[np.float64],
     out: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
-    """Add the calibration errors of ZGR23 Eq. 2 to Gaia's covariance.
+    """Add the calibration errors of ZGR23 Eq. 2 to Gaia's (star, sample, sample) covariance, for use in the likelihood.
 
-    Args:
-        covariance: (star, sample, sample) Gaia's covariance.
-        flux: (star, sample) observed flux, same unit.
-        wavelength_nm: (sample,) wavelengths [nm].
-        out: where to put the result; new memory if None.
-
-    Returns:
-        (star, sample, sample) covariance to use in the likelihood.
+    `flux` is (star, sample), observed, in the same unit; `wavelength_nm` (sample,); `out` new memory if None.
     """
     is_bp = wavelength_nm < BP_RP_BOUNDARY_NM
     same_side = is_bp[:, None] == is_bp[None, :]

@@ -112,10 +112,7 @@ def gaiaxpy_basis_ids() -> tuple[int, int]:
 
 
 def contract() -> list[str]:
-    """What of GaiaXPy's private parts is not as it was, one line each; empty if all of it is.
-
-    These are: the function that makes the matrices, what it returns, and the configuration that names the bases.
-    """
+    """What of GaiaXPy's private parts is not as it was, one line each; empty if all of it is."""
     complaints: list[str] = []
 
     def check(what: str, look: Any, expected: Any) -> None:

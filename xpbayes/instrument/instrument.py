@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xpbayes.channels import XP_GRID_NM
 from xpbayes.errors import InputError
 from xpbayes.release import DEFAULT_RELEASE, RELEASES, Release, titles
 
@@ -23,19 +24,12 @@ SIDES = ("BP", "RP")
 
 @dataclass(frozen=True)
 class InstrumentId:
-    """What tells one instrument from another.
-
-    Attributes:
-        release: short name of the data release.
-        models: names of BP's and RP's instrument models.
-        counts: coefficients of BP and of RP.
-        basis_ids: Gaia's numbers of both sets of basis functions; None where unknown.
-    """
+    """What tells one instrument from another: the data release's short name, and three things of BP and of RP each."""
 
     release: str
     models: tuple[str, str]
-    counts: tuple[int, int]
-    basis_ids: tuple[int | None, int | None]
+    counts: tuple[int, int]  # of coefficients
+    basis_ids: tuple[int | None, int | None]  # Gaia's numbers of the sets of basis functions; None where unknown
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a file's metadata."""
@@ -52,13 +46,7 @@ class InstrumentId:
         return titles([self.release])
 
     def require_same(self, other: "InstrumentId", mine: str, theirs: str) -> None:
-        """Raise InputError unless both are the same instrument.
-
-        Args:
-            other: the instrument to compare with.
-            mine: what this one belongs to, for the message.
-            theirs: what the other belongs to, for the message.
-        """
+        """Raise InputError unless both are the same instrument; `mine` and `theirs` say what they belong to."""
         if self == other:
             return
         if self.release != other.release:
@@ -76,13 +64,8 @@ class InstrumentId:
 
 def default_id(release: Release = DEFAULT_RELEASE) -> InstrumentId:
     """The instrument of a release as its profile has it; models that are not known yet have no name."""
-    sides = (release.bp, release.rp)
-    return InstrumentId(
-        release.name,
-        (sides[0].model or "", sides[1].model or ""),
-        release.counts,
-        (sides[0].basis_id, sides[1].basis_id),
-    )
+    bp, rp = release.bp, release.rp
+    return InstrumentId(release.name, (bp.model or "", rp.model or ""), release.counts, (bp.basis_id, rp.basis_id))
 
 
 DEFAULT_ID = default_id()
@@ -101,38 +84,32 @@ def same_release(one: str, other: str, mine: str, theirs: str) -> None:
 class Instrument:
     """An instrument that spectra can be calibrated with.
 
-    Attributes:
-        about: which it is.
-        ln_error_shape: of BP and RP, ln of a coefficient's typical error against its order, as c1 x + c2 x^2 + c0 with x
-            running from -1 to 1 over the coefficients.
-        matrices: from (sample,) wavelengths [nm] to basis functions [W m^-2 nm^-1 per coefficient unit] and weights.
+    `ln_error_shape` is that of BP and RP, ln of a coefficient's typical error against its order, c1 x + c2 x^2 + c0 with x
+    from -1 to 1 over the coefficients. `matrices` makes basis functions [W m^-2 nm^-1 per coefficient unit] and weights for
+    (sample,) wavelengths [nm].
     """
 
     about: InstrumentId
     ln_error_shape: tuple[ErrorShape, ErrorShape]
     matrices: Callable[[NDArray[np.float64]], Matrices]
 
-    def sides(self, grid_nm: NDArray[np.float64]) -> Matrices:
-        """The matrices on a grid, made once; InputError where they are not what the instrument says of itself."""
-        return _sides(self, tuple(np.asarray(grid_nm, np.float64).tolist()))
+    def sides(self) -> Matrices:
+        """The matrices on the XP grid, made once; InputError where they are not what the instrument says of itself."""
+        return _sides(self)
 
     def ln_errors(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(coefficient,) ln of typical errors of BP and of RP, up to a constant."""
         shapes = zip(self.about.counts, self.ln_error_shape, strict=True)
-        bp, rp = (_curve(np.linspace(-1.0, 1.0, k), shape) for k, shape in shapes)
+        orders = ((np.linspace(-1.0, 1.0, k), shape) for k, shape in shapes)
+        bp, rp = (np.asarray(linear * x + quadratic * x**2 + last) for x, (linear, quadratic, last) in orders)
         return bp, rp
 
 
-def _curve(x: NDArray[np.float64], shape: ErrorShape) -> NDArray[np.float64]:
-    linear, quadratic, constant = shape
-    return np.asarray(linear * x + quadratic * x**2 + constant)
-
-
 @lru_cache(maxsize=8)
-def _sides(instrument: Instrument, grid: tuple[float, ...]) -> Matrices:
-    made = instrument.matrices(np.asarray(grid))
+def _sides(instrument: Instrument) -> Matrices:
+    made = instrument.matrices(XP_GRID_NM)
     for name, count, (matrix, weight) in zip(SIDES, instrument.about.counts, made, strict=True):
-        if matrix.shape != (len(grid), count) or weight.shape != (len(grid),):
+        if matrix.shape != (XP_GRID_NM.size, count) or weight.shape != XP_GRID_NM.shape:
             raise InputError(
                 f"the {name} instrument model of {instrument.about.title} has {matrix.shape[1]} basis functions where "
                 f"{count} were expected; run 'xpbayes doctor'"

@@ -30,16 +30,10 @@ def flux_from_magnitude(
     band: Band,
     floor: float = FLUX_ERROR_FLOOR,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Convert Vega magnitudes to flux and error.
-
-    Args:
-        magnitude: (star,) Vega magnitude [mag], NaN where missing.
-        magnitude_error: (star,) 1-sigma error [mag].
-        band: the band.
-        floor: fraction of the flux added in quadrature to the error.
+    """Convert (star,) Vega magnitudes and 1-sigma errors [mag], NaN where missing, to flux and inverse error.
 
     Returns:
-        (star,) flux [1e-18 W m^-2 nm^-1], 0 where missing, and (star,) 1/sigma, 0 where missing.
+        (star,) flux [1e-18 W m^-2 nm^-1] and (star,) 1/sigma, `floor` times the flux included; 0 where missing.
     """
     m = np.asarray(magnitude, dtype=np.float64)
     sigma_m = np.asarray(magnitude_error, dtype=np.float64)

@@ -35,30 +35,18 @@ BLOCK = 512
 
 @dataclass(frozen=True)
 class Transfer:
-    """What brings stars of one instrument to another.
-
-    Attributes:
-        source: of the stars that it takes.
-        target: of the stars that it gives.
-        center, scale: (2,) median and spread of the pairs' colours and magnitudes.
-        reach: (2, 2) their least and largest, standardised: the ratio stays as it is beyond.
-        ratio: (term, sample) coefficients of the flux ratio, target over source.
-        covariance: (term x sample, same) of these.
-        noise: factor on the source's published errors.
-        n_pairs: stars that it was learned from.
-        n_outliers: pairs that were left out.
-    """
+    """What brings stars of one instrument, the source, to another, the target."""
 
     source: InstrumentId
     target: InstrumentId
-    center: Matrix
-    scale: Matrix
-    reach: Matrix
-    ratio: Matrix
-    covariance: Matrix
-    noise: float
-    n_pairs: int
-    n_outliers: int = 0
+    center: Matrix  # (2,) median of the pairs' colours and magnitudes
+    scale: Matrix  # (2,) their spread
+    reach: Matrix  # (2, 2) their least and largest, standardised: the ratio stays as it is beyond
+    ratio: Matrix  # (term, sample) coefficients of the flux ratio, target over source
+    covariance: Matrix  # (term x sample, same) of these
+    noise: float  # factor on the source's published errors
+    n_pairs: int  # stars that it was learned from
+    n_outliers: int = 0  # pairs that were left out
 
     def terms(self, flux: Matrix, present: NDArray[np.bool_]) -> tuple[Matrix, NDArray[np.bool_], NDArray[np.bool_]]:
         """(star, term), which stars have a colour, and which are bluer, redder, brighter or fainter than all pairs."""
@@ -70,16 +58,11 @@ class Transfer:
     def apply(
         self, flux: Matrix, covariance: Matrix, present: NDArray[np.bool_]
     ) -> tuple[Matrix, Matrix, NDArray[np.bool_]]:
-        """Bring stars to the target instrument.
+        """Bring stars to the target instrument, with the transfer's own error.
 
-        Args:
-            flux: (star, sample) [1e-18 W m^-2 nm^-1], 0 where missing.
-            covariance: (star, sample, sample) of it.
-            present: (star, sample) which samples were measured.
-
-        Returns:
-            both as the target has them, the transfer's own error included, and (star,) which stars lie outside of the
-            colours and magnitudes that it was learned from.
+        Takes (star, sample) flux, 0 where missing, its (star, sample, sample) covariance, and which samples were
+        measured. Returns flux and covariance as the target has them, and (star,) which stars lie outside of the colours
+        and magnitudes that the transfer was learned from.
         """
         terms, known, outside = self.terms(flux, present)
         ratio = terms @ self.ratio
@@ -98,12 +81,7 @@ class Transfer:
 def colour_and_magnitude(
     flux: Matrix, present: NDArray[np.bool_], usual_colour: float
 ) -> tuple[Matrix, Matrix, NDArray[np.bool_]]:
-    """Instrumental colour and magnitude of spectra.
-
-    Args:
-        flux: (star, sample).
-        present: (star, sample) which samples were measured.
-        usual_colour: of stars whose colour is unknown.
+    """Instrumental colour and magnitude of (star, sample) spectra; `usual_colour` is that of stars without BP or RP.
 
     Returns:
         (star,) 2.5 log10 RP/BP of the sides' mean fluxes and -2.5 log10 of their mean [mag], and whether the colour is
@@ -167,14 +145,8 @@ def learn_transfer(
     evidence. The noise factor makes the residuals as large as their errors say; it is at least 1: two releases share
     observations, which makes them agree better than their errors.
 
-    Args:
-        source, target: instruments.
-        source_stars: (star, sample) flux and (star, sample, sample) covariance in the source release, all samples
-            measured.
-        target_stars: the same stars in the target release.
-
-    Raises:
-        InputError: too few pairs.
+    Of the same stars in both releases it takes (star, sample) flux and (star, sample, sample) covariance, all samples
+    measured; InputError for too few pairs.
     """
     flux = source_stars[0]
     everywhere = np.ones(flux.shape, bool)
@@ -262,15 +234,9 @@ def _normal(terms: Matrix, left: Matrix, inverse: Matrix, right: Matrix) -> Matr
 def transferred(
     transfer: Transfer, flux: NDArray[np.float32], whitening: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
-    """Bring a star table's XP samples to the target instrument.
+    """Bring a star table's (star, sample) flux and (star, packed) whitening factors to the target instrument.
 
-    Args:
-        transfer: the transfer.
-        flux: (star, sample) of the source instrument.
-        whitening: (star, packed) whitening factors.
-
-    Returns:
-        both as the target has them, and how many stars lie outside of what the transfer was learned from.
+    Returns both, and how many stars lie outside of what the transfer was learned from.
     """
     out_flux, out_whitening, n_outside = np.empty_like(flux), np.empty_like(whitening), 0
     for start in range(0, len(flux), BLOCK):

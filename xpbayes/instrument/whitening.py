@@ -16,62 +16,28 @@ EIGENVALUE_FLOOR = 1e-9
 """ZGR23, Section 2.1 [(1e-18 W m^-2 nm^-1)^2]."""
 
 
-def whiten(
-    covariance: NDArray[np.float64], present: NDArray[np.bool_] | None = None
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Compute the lower-triangular whitening factors of a batch of covariances.
-
-    Args:
-        covariance: (star, sample, sample), symmetric; entries of absent samples are ignored.
-        present: (star, sample) which samples were measured; all if None.
-
-    Returns:
-        (star, sample, sample) W, with zero rows and columns where a sample is absent, and (star,) whether the
-        eigenvalue floor was needed.
-    """
-    n_star, n_sample, _ = covariance.shape
-    row, column = np.tril_indices(n_sample)
-    packed = np.empty((n_star, len(row)))
-    floored = _fill_packed(packed, covariance, present)
-    factor = np.zeros((n_star, n_sample, n_sample))
-    factor[:, row, column] = packed
-    return factor, floored
-
-
 def whiten_packed(
-    covariance: NDArray[np.float64],
-    present: NDArray[np.bool_] | None = None,
-    out: NDArray[np.float32] | None = None,
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Compute the same factors as the star table stores them.
+    covariance: NDArray[np.float64], present: NDArray[np.bool_], out: NDArray[Any] | None = None
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Compute whitening factors as the star table stores them: by LAPACK, one by one, which beats any batching.
 
     Args:
         covariance: (star, sample, sample), symmetric; entries of absent samples are ignored.
-        present: (star, sample) which samples were measured; all if None.
-        out: (star, packed) where to put them; new memory if None.
+        present: (star, sample) which samples were measured.
+        out: (star, packed) where to put them; new memory, float32, if None.
 
     Returns:
-        (star, packed) float32 lower triangles, row by row, and (star,) whether the eigenvalue floor was needed.
+        (star, packed) lower triangles, row by row, with zeros in rows and columns of absent samples, and (star,)
+        whether the eigenvalue floor was needed.
     """
     n_star, n_sample, _ = covariance.shape
     if out is None:
         out = np.empty((n_star, n_sample * (n_sample + 1) // 2), np.float32)
-    return out, _fill_packed(out, covariance, present)
-
-
-def _fill_packed(
-    packed: NDArray[np.floating], covariance: NDArray[np.float64], present: NDArray[np.bool_] | None
-) -> NDArray[np.bool_]:
-    """Write the packed triangles of W; return (star,) whether the floor was needed.
-
-    In float64, by LAPACK on one matrix after the other, which beats any batching.
-    """
-    n_star, n_sample, _ = covariance.shape
     floored = np.zeros(n_star, dtype=bool)
-    whole = np.ones(n_star, bool) if present is None else np.asarray(present.all(axis=1))
+    whole = np.asarray(present.all(axis=1))
     for i in range(n_star):
         matrix = covariance[i]
-        if present is not None and not whole[i]:
+        if not whole[i]:
             # An absent sample becomes an independent one of unit variance for the factorisation, then a zero row and
             # column.
             both = present[i][:, None] & present[i]
@@ -86,8 +52,8 @@ def _fill_packed(
         if status != 0 or not triangle @ triangle <= 1.0 / EIGENVALUE_FLOOR:
             factor, floored[i] = _whiten_floored(matrix)
             triangle = factor[np.tril_indices(n_sample)]
-        packed[i] = triangle if whole[i] else triangle * both[np.tril_indices(n_sample)]
-    return floored
+        out[i] = triangle if whole[i] else triangle * both[np.tril_indices(n_sample)]
+    return out, floored
 
 
 def _whiten_floored(matrix: NDArray[np.float64]) -> tuple[NDArray[np.float64], bool]:
@@ -102,22 +68,10 @@ def _whiten_floored(matrix: NDArray[np.float64]) -> tuple[NDArray[np.float64], b
     return lower * np.sign(np.diag(lower))[:, None], binds
 
 
-def pack(factor: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Pack lower triangles row by row: (star, n, n) -> (star, n(n+1)/2) float32."""
-    row, column = np.tril_indices(factor.shape[-1])
-    return factor[:, row, column].astype(np.float32)
-
-
 def unpack(packed: NDArray[np.floating], band_inverse_error: NDArray[np.floating], n_xp: int) -> Any:
-    """Assemble the full whitening factor of XP samples and bands.
+    """Assemble the whitening factor of XP samples and bands: (star, channel, channel) float32, zeros where missing.
 
-    Args:
-        packed: (star, n_xp(n_xp+1)/2) lower triangles of the XP factor.
-        band_inverse_error: (star, band) 1/sigma, 0 where missing.
-        n_xp: number of XP samples.
-
-    Returns:
-        (star, channel, channel) float32, zeros where missing.
+    `packed` is (star, n_xp(n_xp+1)/2), lower triangles of the XP factor; `band_inverse_error` (star, band) 1/sigma.
     """
     n_star, n_band = band_inverse_error.shape
     n = n_xp + n_band

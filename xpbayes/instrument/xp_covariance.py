@@ -8,6 +8,7 @@ Not here: file formats (`archive/xp_continuous.py`), the bases (`bases.py`), the
 
 import math
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -16,14 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.channels import BP_RP_BOUNDARY_NM, XP_GRID_NM
-from xpbayes.instrument.bases import design_matrices, instrument_of
-from xpbayes.instrument.error_model import inflate
+from xpbayes.instrument.bases import design_matrices, implied_correlation, instrument_of
+from xpbayes.instrument.error_model import gaia_covariance, inflate
 from xpbayes.instrument.instrument import Instrument
 from xpbayes.instrument.whitening import whiten_packed
 
 ErrorScaling = Literal["published", "divided"]
-"""How coefficient errors enter C_c: as published, or divided by bp/rp_standard_deviation (ZGR23 footnote 2: not done).
-"""
+"""How coefficient errors enter C_c: as published, or divided by bp/rp_standard_deviation (ZGR23 footnote 2: not done)."""
 
 FLUX_UNIT_SI = 1e-18
 """The internal flux unit [W m^-2 nm^-1]."""
@@ -55,23 +55,16 @@ _KEPT = _Scratch()
 
 @dataclass(frozen=True)
 class XpSide:
-    """BP or RP of a batch of sources, as Gaia publishes it.
+    """BP or RP of a batch of sources, as Gaia publishes it."""
 
-    Attributes:
-        coefficient: (star, k) [e-/s-like units of the bases]; zeros where the side is missing.
-        error: (star, k) published 1-sigma errors; ones where missing.
-        correlation: (star, k(k-1)/2) strict lower triangle, row by row; None where the file has no correlations at all.
-        standard_deviation: (star,) of the least-squares solution; NaN where unknown.
-        present: (star,) False where the source has no such side.
-        basis_id: (star,) number of the set of basis functions, -1 where unknown; None where the file does not say.
-    """
-
-    coefficient: NDArray[np.float64]
-    error: NDArray[np.float64]
-    correlation: NDArray[np.float64] | None
-    standard_deviation: NDArray[np.float64]
-    present: NDArray[np.bool_]
-    basis_id: NDArray[np.int64] | None = None
+    coefficient: NDArray[np.float64]  # (star, k) [e-/s-like units of the bases]; zeros where the side is missing
+    error: NDArray[np.float64]  # (star, k) published 1-sigma errors; ones where missing
+    correlation: (
+        NDArray[np.float64] | None
+    )  # (star, k(k-1)/2) strict lower triangle, row by row; None: the file has none
+    standard_deviation: NDArray[np.float64]  # (star,) of the least-squares solution; NaN where unknown
+    present: NDArray[np.bool_]  # (star,) False where the source has no such side
+    basis_id: NDArray[np.int64] | None = None  # (star,) of the set of basis functions, -1 unknown; None: nothing said
 
     def __len__(self) -> int:
         return len(self.present)
@@ -83,50 +76,30 @@ class XpSide:
 
     def take(self, index: NDArray[np.bool_] | NDArray[np.int64] | slice) -> "XpSide":
         """Select sources."""
-        return XpSide(
-            self.coefficient[index],
-            self.error[index],
-            None if self.correlation is None else self.correlation[index],
-            self.standard_deviation[index],
-            self.present[index],
-            None if self.basis_id is None else self.basis_id[index],
-        )
+        return XpSide(*(None if values is None else values[index] for values in vars(self).values()))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class _SideDesign:
-    """The rows of D that one side reaches.
+    """The rows of D that one side reaches."""
 
-    Attributes:
-        first, last: samples [first, last) of the grid with any weight.
-        matrix: (last - first, k) D with merge weights [1e-18 W m^-2 nm^-1 per coefficient unit].
-        alone: (last - first, 1) factor that undoes the merge weights where the other side is missing; 0 where the side
-            alone does not count.
-    """
-
-    first: int
-    last: int
-    matrix: NDArray[np.float64]
-    alone: NDArray[np.float64]
-
-    @property
-    def rows(self) -> slice:
-        return slice(self.first, self.last)
+    rows: slice  # samples of the grid with any weight
+    matrix: NDArray[np.float64]  # (row, k) D with merge weights [1e-18 W m^-2 nm^-1 per coefficient unit]
+    alone: NDArray[
+        np.float64
+    ]  # (row,) undoes merge weights where the other side is missing; 0 where one does not count
 
 
 @lru_cache(maxsize=8)
-def _side_designs(grid: tuple[float, ...], instrument: Instrument) -> tuple[_SideDesign, _SideDesign]:
-    grid_nm = np.asarray(grid)
-    is_bp = grid_nm < BP_RP_BOUNDARY_NM
-    weights = [weight for _, weight in instrument.sides(grid_nm)]
+def _side_designs(instrument: Instrument) -> tuple[_SideDesign, _SideDesign]:
+    is_bp = XP_GRID_NM < BP_RP_BOUNDARY_NM
+    weights = [weight for _, weight in instrument.sides()]
     sides = []
-    for matrix, weight, own in zip(design_matrices(grid_nm, instrument), weights, (is_bp, ~is_bp), strict=True):
+    for matrix, weight, own in zip(design_matrices(instrument), weights, (is_bp, ~is_bp), strict=True):
         reached = np.flatnonzero(weight > 0)
-        first, last = (int(reached[0]), int(reached[-1]) + 1) if reached.size else (0, 0)
-        counts = own[first:last]
-        alone = np.where(counts, 1.0 / np.where(counts, weight[first:last], 1.0), 0.0)
-        matrix = np.ascontiguousarray(matrix[first:last] / FLUX_UNIT_SI)
-        sides.append(_SideDesign(first, last, matrix, alone[:, None]))
+        rows = slice(int(reached[0]), int(reached[-1]) + 1)
+        alone = np.where(own[rows], 1.0 / np.where(own[rows], weight[rows], 1.0), 0.0)
+        sides.append(_SideDesign(rows, np.ascontiguousarray(matrix[rows] / FLUX_UNIT_SI), alone))
     return sides[0], sides[1]
 
 
@@ -139,26 +112,19 @@ def _triangle_index(k: int) -> NDArray[np.intp]:
     return index.ravel()
 
 
-def coefficient_covariance(side: XpSide, scaling: ErrorScaling = "published") -> NDArray[np.float64]:
-    """Build C_c from errors and packed correlations.
+def coefficient_covariance(
+    side: XpSide, scaling: ErrorScaling = "published", scratch: _Scratch | None = None
+) -> NDArray[np.float64]:
+    """(star, k, k) C_c from errors and packed correlations, in new memory if there is no scratch.
 
-    Args:
-        side: BP or RP of a batch of sources.
-        scaling: "published", or "divided" by the side's standard deviation.
-
-    Returns:
-        (star, k, k) covariance; the identity where the side is missing. Without correlations it is diagonal: the
-        samples' correlations then come from the bases alone.
+    The identity where the side is missing. Without correlations it is diagonal: the samples' correlations then come from
+    the bases alone.
     """
-    return _coefficient_covariance(side, scaling, _Scratch())
-
-
-def _coefficient_covariance(side: XpSide, scaling: ErrorScaling, scratch: _Scratch) -> NDArray[np.float64]:
     n, k = side.error.shape
     error = side.error
     if scaling == "divided":
         error = error / np.where(side.present, side.standard_deviation, 1.0)[:, None]
-    flat = scratch.array("coefficients", n, k * k)
+    flat = (scratch or _Scratch()).array("coefficients", n, k * k)
     if side.correlation is None:
         flat.fill(0.0)
     else:
@@ -174,8 +140,8 @@ def sample_spectra(
     bp: XpSide,
     rp: XpSide,
     scaling: ErrorScaling = "published",
-    grid_nm: NDArray[np.float64] = XP_GRID_NM,
     instrument: Instrument | None = None,
+    scratch: _Scratch | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
     """Sample spectra and their full covariance: f = D c, C = D C_c D^T (METHOD 2).
 
@@ -183,48 +149,34 @@ def sample_spectra(
     the remaining side's own, without merge weight, as GaiaXPy has it.
 
     Args:
-        bp: BP of the batch.
-        rp: RP of the batch, same sources.
+        bp, rp: both sides of the same sources.
         scaling: how errors enter, see `ErrorScaling`.
-        grid_nm: (sample,) wavelengths [nm].
         instrument: whose coefficients; DR3's if None.
+        scratch: where the covariance is put; new memory if None.
 
     Returns:
         (star, sample) flux [1e-18 W m^-2 nm^-1], (star, sample, sample) covariance [same, squared], both 0 where
         missing, and (star, sample) whether the sample was measured.
     """
-    return _sample_spectra(bp, rp, scaling, grid_nm, _Scratch(), instrument or instrument_of())
-
-
-def _sample_spectra(
-    bp: XpSide,
-    rp: XpSide,
-    scaling: ErrorScaling,
-    grid_nm: NDArray[np.float64],
-    scratch: _Scratch,
-    instrument: Instrument,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """The same; the covariance is in the scratch memory."""
-    n, m = len(bp), len(grid_nm)
+    scratch = scratch or _Scratch()
+    n, m = len(bp), XP_GRID_NM.size
     flux, covariance = np.zeros((n, m)), scratch.array("samples", n, m, m)
     covariance.fill(0.0)
     present = np.zeros((n, m), bool)
-    sides = (bp, rp)
-    designs = _side_designs(tuple(grid_nm.tolist()), instrument)
-    for side, other, design in zip(sides, sides[::-1], designs, strict=True):
-        if not side.present.any() or design.first == design.last:
+    designs = _side_designs(instrument or instrument_of())
+    for side, other, design in zip((bp, rp), (rp, bp), designs, strict=True):
+        if not side.present.any():
             continue
         rows, (reach, k) = design.rows, design.matrix.shape
         own = side.coefficient @ design.matrix.T
         # One product over the whole block, then one small product a star: three times faster than two a star.
         half = scratch.array("half", n * k, reach)
-        np.matmul(_coefficient_covariance(side, scaling, scratch).reshape(-1, k), design.matrix.T, out=half)
+        np.matmul(coefficient_covariance(side, scaling, scratch).reshape(-1, k), design.matrix.T, out=half)
         own_covariance = scratch.array("side", n, reach, reach)
         np.matmul(design.matrix, half.reshape(n, k, reach), out=own_covariance)
         reached = np.broadcast_to(side.present[:, None], own.shape)
-        alone = ~other.present
-        if alone.any():
-            factor = np.where(alone[:, None], design.alone[:, 0], 1.0)
+        if not other.present.all():
+            factor = np.where(other.present[:, None], 1.0, design.alone)
             own = own * factor
             own_covariance *= factor[:, :, None]
             own_covariance *= factor[:, None, :]
@@ -240,49 +192,65 @@ def _sample_spectra(
 
 @dataclass(frozen=True)
 class CalibratedXp:
-    """XP samples as the star table stores them.
+    """XP samples as the star table stores them."""
 
-    Attributes:
-        flux: (star, sample) float32 [1e-18 W m^-2 nm^-1], 0 where missing.
-        whitening: (star, packed) float32 packed lower triangles, see `schema`.
-        present: (star, sample) whether the sample was measured.
-        floored: (star,) whether ZGR23's eigenvalue floor was needed.
-    """
+    flux: NDArray[np.float32]  # (star, sample) float32 [1e-18 W m^-2 nm^-1], 0 where missing
+    whitening: NDArray[np.float32]  # (star, packed) float32 packed lower triangles, see `schema`
+    present: NDArray[np.bool_]  # (star, sample) whether the sample was measured
+    floored: NDArray[np.bool_]  # (star,) whether ZGR23's eigenvalue floor was needed
 
-    flux: NDArray[np.float32]
-    whitening: NDArray[np.float32]
-    present: NDArray[np.bool_]
-    floored: NDArray[np.bool_]
+    @classmethod
+    def empty(cls, n: int) -> "CalibratedXp":
+        """Room for n stars."""
+        m = XP_GRID_NM.size
+        flux, whitening = np.empty((n, m), np.float32), np.empty((n, m * (m + 1) // 2), np.float32)
+        return cls(flux, whitening, np.empty((n, m), bool), np.empty(n, bool))
+
+    def put(
+        self, block: slice, flux: NDArray[np.float64], covariance: NDArray[np.float64], present: NDArray[np.bool_]
+    ) -> None:
+        """Inflate (ZGR23 Eq. 2) and whiten (Eq. 3) a block of stars, and keep them in their place."""
+        inflated = inflate(covariance, flux, XP_GRID_NM, out=_KEPT.array("inflated", *covariance.shape))
+        self.floored[block] = whiten_packed(inflated, present, out=self.whitening[block])[1]
+        self.flux[block], self.present[block] = flux, present
+
+    def take(self, index: NDArray[np.bool_] | slice) -> "CalibratedXp":
+        """Select stars; a slice copies nothing."""
+        return CalibratedXp(*(values[index] for values in vars(self).values()))
+
+    @classmethod
+    def join(cls, parts: Sequence["CalibratedXp"]) -> "CalibratedXp":
+        """Put stars one after the other."""
+        return cls(*map(np.concatenate, zip(*(vars(part).values() for part in parts), strict=True)))
 
 
 def calibrate(
-    bp: XpSide,
-    rp: XpSide,
-    scaling: ErrorScaling = "published",
-    grid_nm: NDArray[np.float64] = XP_GRID_NM,
-    instrument: Instrument | None = None,
+    bp: XpSide, rp: XpSide, scaling: ErrorScaling = "published", instrument: Instrument | None = None
 ) -> CalibratedXp:
     """Calibrate coefficients all the way: sample, inflate (ZGR23 Eq. 2), whiten (Eq. 3), pack.
 
-    Args:
-        bp: BP of the batch.
-        rp: RP of the batch, same sources.
-        scaling: how errors enter, see `ErrorScaling`.
-        grid_nm: (sample,) wavelengths [nm].
-        instrument: whose coefficients; DR3's if None.
+    Arguments as for `sample_spectra`.
     """
-    instrument = instrument or instrument_of()
-    n, m = len(bp), len(grid_nm)
-    out = CalibratedXp(
-        flux=np.empty((n, m), np.float32),
-        whitening=np.empty((n, m * (m + 1) // 2), np.float32),
-        present=np.empty((n, m), bool),
-        floored=np.empty(n, bool),
-    )
-    for start in range(0, n, BLOCK):
+    out = CalibratedXp.empty(len(bp))
+    for start in range(0, len(bp), BLOCK):
         block = slice(start, start + BLOCK)
-        flux, covariance, present = _sample_spectra(bp.take(block), rp.take(block), scaling, grid_nm, _KEPT, instrument)
-        inflated = inflate(covariance, flux, grid_nm, out=_KEPT.array("inflated", *covariance.shape))
-        out.floored[block] = whiten_packed(inflated, present, out=out.whitening[block])[1]
-        out.flux[block], out.present[block] = flux, present
+        out.put(block, *sample_spectra(bp.take(block), rp.take(block), scaling, instrument, _KEPT))
+    return out
+
+
+def calibrate_sampled(
+    flux: NDArray[np.float64],
+    error: NDArray[np.float64],
+    present: NDArray[np.bool_],
+    instrument: Instrument | None = None,
+) -> CalibratedXp:
+    """Calibrate (star, 61) spectra that have errors but no correlations: by those that the instrument's bases imply.
+
+    Flux and 1-sigma errors in 1e-18 W m^-2 nm^-1, any positive error where missing; DR3's instrument if None.
+    """
+    correlation = implied_correlation(instrument)
+    out = CalibratedXp.empty(len(flux))
+    for start in range(0, len(flux), BLOCK):
+        block = slice(start, start + BLOCK)
+        out.put(block, flux[block], gaia_covariance(error[block], correlation), present[block])
     return out

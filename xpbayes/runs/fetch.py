@@ -17,7 +17,7 @@ def fetch_apogee(out: PathLike) -> Spectra:
     check_writable(out)
     with tempfile.TemporaryDirectory() as scratch:
         library = apogee.read_library(apogee.fetch_library(Path(scratch)))
-    log.info(f"calibrating {len(library.source_id)} spectra")
+    log.info(f"calibrating {len(library)} spectra")
     table = apogee.star_table_from_library(library, f"full table of {apogee.PACKAGE}")
     for cut in table.cuts:
         log.info(f"cut: {cut.what}: {cut.removed} removed, {cut.left} left")

@@ -8,8 +8,7 @@ from pathlib import Path
 from xpbayes.analysis.pages.star_page import NUMBERS, StarFit, write_page
 from xpbayes.archive.adql import as_announced, make_query
 from xpbayes.archive.direct import CompanionFiles, open_inputs
-from xpbayes.archive.gaia_archive import DATALINK_URL, TAP_URL, Patience, fetch_spectra, fetch_tables
-from xpbayes.archive.tap_schema import probe
+from xpbayes.archive.gaia_archive import DATALINK_URL, TAP_URL, Patience, fetch_spectra, fetch_tables, probe
 from xpbayes.config import InferenceConfig
 from xpbayes.data.spectra import Spectra, join_star_tables
 from xpbayes.errors import InputError

@@ -123,7 +123,7 @@ class _Sampling:
 
 
 def _sampling() -> _Sampling:
-    (_, w_bp), (_, w_rp) = instrument_of().sides(XP_GRID_NM)
+    (_, w_bp), (_, w_rp) = instrument_of().sides()
     bp, rp = (matrix / FLUX_UNIT_SI for matrix in design_matrices())
     design, k = np.hstack([bp, rp]), bp.shape[1]
     merged = np.flatnonzero((w_bp > 0) & (w_rp > 0))

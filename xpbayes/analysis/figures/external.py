@@ -54,10 +54,7 @@ def read_external(path: Path, survey: str, labels: tuple[str, ...], catalogue: C
     description = LabelSurvey(survey=survey, files=(str(path),), radius_arcsec=MATCH_RADIUS_ARCSEC)
     found = read_labels(description, [path], labels, catalogue_positions(catalogue), release_of(catalogue.about))
     order = np.argsort(-np.nan_to_num(found.snr, nan=-np.inf), kind="stable")
-    return StarLabels(
-        found.names, found.source_id[order], found.value[order], found.error[order], found.snr[order],
-        found.survey[order], found.cuts, found.rejected,
-    )  # fmt: skip
+    return found.take(order)
 
 
 class ExternalStars(Matches):
