@@ -27,30 +27,18 @@ or the ZGR23-compatible 'mode' with Fisher's errors; 'recommended' are refined l
 
 @dataclass(frozen=True)
 class Comparison:
-    """Solved stars that have labels, or other measurements of their parameters.
-
-    Attributes:
-        source_id: (star,).
-        label_names: names of the labels; of all parameters, where these were measured too.
-        estimate, error: (star, label) inferred values and standard deviations [kK, dex, dex, mag, mas].
-        label, label_error: (star, label) measured values and errors, error floor included; NaN where they were not.
-        row: (star,) row of each star in the star table, where there is one table.
-        half: (star, label) half of the 68 % interval; as `error` for a Gaussian, for which it may be left out.
-        flags: (star,) quality_flags, where they were asked for, as what follows.
-        confidence: (star, 3) in Teff, [Fe/H], log g; NaN without classifiers.
-        converged: (star,).
-    """
+    """Solved stars that have labels, or other measurements of their parameters."""
 
     source_id: NDArray[np.int64]
-    label_names: tuple[str, ...]
-    estimate: NDArray[np.float64]
-    error: NDArray[np.float64]
-    label: NDArray[np.float64]
-    label_error: NDArray[np.float64]
-    row: NDArray[np.signedinteger] | None = None
-    half: NDArray[np.float64] | None = None
-    flags: NDArray[np.uint8] | None = None
-    confidence: NDArray[np.float64] | None = None
+    label_names: tuple[str, ...]  # of all parameters, where these were measured too
+    estimate: NDArray[np.float64]  # (star, label) inferred [kK, dex, dex, mag, mas]
+    error: NDArray[np.float64]  # their standard deviations
+    label: NDArray[np.float64]  # (star, label) measured; NaN where not
+    label_error: NDArray[np.float64]  # error floor included
+    row: NDArray[np.signedinteger] | None = None  # of each star in the star table, where there is one table
+    half: NDArray[np.float64] | None = None  # half of the 68 % interval; may be left out for a Gaussian
+    flags: NDArray[np.uint8] | None = None  # quality_flags, where they were asked for, as what follows
+    confidence: NDArray[np.float64] | None = None  # (star, 3) Teff, [Fe/H], log g; NaN without classifiers
     converged: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
@@ -107,12 +95,10 @@ def compare(
     label_error_floor: Sequence[float] = (),
     answer: Answer = "recommended",
 ) -> Comparison:
-    """Match a catalogue with the labels of a star table.
+    """Match a catalogue with the labels of a star table that holds its stars.
 
     Args:
-        catalogue: the catalogue.
-        stars: a star table that holds its stars.
-        label_names: the model's labels.
+        catalogue, stars, label_names: what is compared, and the model's labels.
         label_error_floor: added to the label errors in quadrature, as in training.
         answer: which of the catalogue's answers.
 
@@ -184,25 +170,15 @@ def robust_scatter(values: NDArray[np.floating]) -> float:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How one label compares for one group of stars.
-
-    Attributes:
-        label: name of the label.
-        group: 'all', 'giants' or 'dwarfs'.
-        n: number of stars.
-        scatter: robust scatter [kK or dex].
-        bias: median difference [kK or dex].
-        coverage68, coverage95: shares of stars within half of the 68 % interval, and within 1.96 standard deviations, label
-            errors included.
-    """
+    """How one label compares for one group of stars; in kK or dex."""
 
     label: str
-    group: str
-    n: int
-    scatter: float
-    bias: float
-    coverage68: float
-    coverage95: float
+    group: str  # 'all', 'giants' or 'dwarfs'
+    n: int  # stars
+    scatter: float  # robust
+    bias: float  # median difference
+    coverage68: float  # share within half of the 68 % interval, label errors included
+    coverage95: float  # the same within 1.96 standard deviations
 
 
 def accuracy(comparison: Comparison) -> list[Accuracy]:
@@ -217,17 +193,9 @@ def accuracy(comparison: Comparison) -> list[Accuracy]:
                 continue
             difference, pull = comparison.difference[member, i], np.abs(comparison.pull[member, i])
             sigma = np.hypot(comparison.error[member, i], comparison.label_error[member, i])
-            rows.append(
-                Accuracy(
-                    name,
-                    group,
-                    int(member.sum()),
-                    robust_scatter(difference),
-                    float(np.median(difference)),
-                    float(np.mean(pull < 1.0)),
-                    float(np.mean(np.abs(difference) < 1.959964 * sigma)),
-                )
-            )
+            scatter, bias = robust_scatter(difference), float(np.median(difference))
+            within = float(np.mean(pull < 1.0)), float(np.mean(np.abs(difference) < 1.959964 * sigma))
+            rows.append(Accuracy(name, group, int(member.sum()), scatter, bias, *within))
     return rows
 
 
@@ -238,10 +206,9 @@ def running_percentiles(
     percentiles: tuple[float, ...] = (16.0, 50.0, 84.0),
     min_count: int = 15,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Percentiles of y in bins of x between its 1st and 99th percentile.
+    """(bin,) centres and (bin, percentile) percentiles of y in bins of x between its 1st and 99th percentile.
 
-    Returns:
-        (bin,) centres and (bin, percentile) values, NaN in bins of fewer than `min_count` stars.
+    NaN in bins of fewer than `min_count` stars.
     """
     low, high = np.percentile(x, [1, 99])
     edges = np.linspace(low, high, n_bins + 1)

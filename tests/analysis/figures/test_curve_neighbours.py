@@ -12,7 +12,7 @@ from xpbayes.analysis.figures.curve_neighbours import (
     neighbours,
     residuals_over_extinction,
 )
-from xpbayes.analysis.figures.sky_residuals import sky_residuals
+from xpbayes.analysis.figures.flux_residuals import sky_residuals
 from xpbayes.analysis.run_inputs import Run, open_stars
 from xpbayes.analysis.topic import NotDrawnError, require_variation
 

@@ -1,12 +1,25 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from xpbayes.analysis.figures.flux_residuals import FluxSample, flux_columns, flux_residuals
-from xpbayes.analysis.figures.sky_residuals import draw_sky_residuals, sky_residuals
+from xpbayes.analysis.figures.flux_residuals import (
+    FluxSample,
+    draw_sky_residuals,
+    flux_columns,
+    flux_residuals,
+    sky_residuals,
+)
 from xpbayes.runs.predict import predict_flux
 
 RNG = np.random.default_rng(0)
+
+
+@pytest.fixture
+def trained(trained):
+    """A model whose stars of the same labels have one luminosity: its fluxes are not brought to the stars' own level."""
+    return replace(trained, calibration=None)
 
 
 def test_errors_are_the_diagonal_of_the_dense_covariance(sample):

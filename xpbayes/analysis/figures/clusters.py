@@ -7,7 +7,6 @@ and the radii of the selection. Membership is cut on the sky and in proper motio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +15,12 @@ from xpbayes.analysis.figures import drawing
 from xpbayes.analysis.figures.residual_columns import CONFIDENCES
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Series, Task, require_columns
-from xpbayes.analysis.validation import robust_scatter
+from xpbayes.analysis.validation import BASIC, robust_scatter
 from xpbayes.archive.columns import Column
 from xpbayes.archive.tables import read_table
+from xpbayes.data.directions import unit_vectors
 from xpbayes.errors import InputError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from xpbayes.production.reliability import MIN_CONFIDENCE
 
 MIN_RELATIVE_ERROR = 0.2
 """Only stars whose Gaia parallax error exceeds this share of the cluster's parallax: where XP has something to add."""
@@ -49,30 +47,21 @@ JOINS = ("pmra", "pmdec", "parallax", "parallax_error")
 
 @dataclass(frozen=True)
 class Cluster:
-    """One cluster and its selection.
-
-    Attributes:
-        name: of the cluster.
-        ra, dec: centre [deg].
-        pmra, pmdec: mean proper motion [mas/yr].
-        parallax: central parallax [mas].
-        radius, inner_radius: on the sky [deg]; stars between them, crowding being worse further in.
-        pm_radius: in proper motion [mas/yr].
-    """
+    """One cluster and its selection: positions and proper motions of its centre, radii of what is a member."""
 
     name: str
-    ra: float
+    ra: float  # [deg], as dec
     dec: float
-    pmra: float
+    pmra: float  # [mas/yr], as pmdec
     pmdec: float
-    parallax: float
-    radius: float
-    inner_radius: float
-    pm_radius: float
+    parallax: float  # central [mas]
+    radius: float  # on the sky [deg]
+    inner_radius: float  # [deg]; crowding is worse further in
+    pm_radius: float  # in proper motion [mas/yr]
 
 
 def read_clusters(path: Path) -> list[Cluster]:
-    """Read a table of clusters: name, ra, dec, pmra, pmdec, parallax, radius, inner_radius (optional), pm_radius.
+    """Read a table with the columns of `FIELDS`, inner_radius optional.
 
     Raises:
         InputError: a column is missing, or a value is not positive where it must be.
@@ -93,15 +82,7 @@ def read_clusters(path: Path) -> list[Cluster]:
 
 @dataclass(frozen=True)
 class Members:
-    """Stars of one cluster in the regime of uncertain parallaxes.
-
-    Attributes:
-        cluster: which.
-        x, y: (star,) offsets from the centre, x towards east [deg].
-        pmra, pmdec: (star,) [mas/yr].
-        inferred, inferred_error, measured, measured_error: (star,) parallaxes [mas].
-        n_sky, n_motion, n_reliable: stars left after the cuts on the sky, in proper motion, on reliability.
-    """
+    """Stars of one cluster in the regime of uncertain parallaxes: the columns of `COLUMNS`, each (star,)."""
 
     cluster: Cluster
     x: NDArray[np.float64]
@@ -112,9 +93,9 @@ class Members:
     inferred_error: NDArray[np.float64]
     measured: NDArray[np.float64]
     measured_error: NDArray[np.float64]
-    n_sky: int
-    n_motion: int
-    n_reliable: int
+    n_sky: int  # stars left after the cut on the sky,
+    n_motion: int  # in proper motion,
+    n_reliable: int  # on reliability
 
 
 class ClusterGatherer:
@@ -133,7 +114,7 @@ class ClusterGatherer:
     def add(self, rows: Rows) -> None:
         """Take the next rows."""
         confidence = np.stack([rows[c].astype(np.float64) for c in CONFIDENCES], axis=1)
-        reliable = (rows["quality_flags"] < 8) & ~(confidence < 0.5).any(axis=1)
+        reliable = (rows["quality_flags"] < BASIC) & ~(confidence < MIN_CONFIDENCE).any(axis=1)
         motion = [rows.joined[n] for n in JOINS]
         for k, cluster in enumerate(self.clusters):
             x, y = offsets(rows["ra"], rows["dec"], cluster)
@@ -159,17 +140,16 @@ def offsets(
     ra: NDArray[np.float64], dec: NDArray[np.float64], cluster: Cluster
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(star,) gnomonic offsets from a cluster's centre, east and north [deg]; NaN beyond 90 degrees."""
-    a, d = np.radians(ra - cluster.ra), np.radians(dec)
-    d0 = np.radians(cluster.dec)
-    cosine = np.sin(d0) * np.sin(d) + np.cos(d0) * np.cos(d) * np.cos(a)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        x = np.cos(d) * np.sin(a) / cosine
-        y = (np.cos(d0) * np.sin(d) - np.sin(d0) * np.cos(d) * np.cos(a)) / cosine
-    near = cosine > 1e-6
-    return np.where(near, np.degrees(x), np.nan), np.where(near, np.degrees(y), np.nan)
+    star = unit_vectors(ra, dec)
+    # The centre, and the directions east and north of it.
+    axes = unit_vectors(cluster.ra + np.array([0.0, 90.0, 0.0]), np.array([cluster.dec, 0.0, cluster.dec + 90.0]))
+    towards, east, north = axes @ star.T
+    near = towards > 1e-6
+    x, y = (np.degrees(np.divide(of, towards, out=np.full(len(ra), np.nan), where=near)) for of in (east, north))
+    return x, y
 
 
-def draw_clusters(all_members: Sequence[Members]) -> "Figure":
+def draw_clusters(all_members: Sequence[Members]) -> "drawing.Figure":
     """Sky, proper motions and parallaxes of every cluster."""
     figure, axes = drawing.panels(3, len(all_members), 10.2, 3.0 * len(all_members))
     for (sky, motion, parallax), members in zip(axes, all_members, strict=True):

@@ -16,7 +16,6 @@ from xpbayes.production.model_file import TrainedModel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 CONTINUUM_ORDER = 5
 """Order of the polynomial that stands for the continuum (ZGR23 Section 5.1)."""
@@ -55,21 +54,14 @@ def hydrogen_lines(lower: int, upper: range) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Line:
-    """A line through label space: Teff, [Fe/H] and log g of its spectra.
-
-    Attributes:
-        title: of the line.
-        words: what a caption says of it.
-        along: name of the label that colours it.
-        teff, feh, logg: (spectrum,) [kK, dex, dex]; a single value holds for all.
-    """
+    """A line through label space: (spectrum,) Teff, [Fe/H], log g, or a single value that holds for all."""
 
     title: str
-    words: str
-    along: str
-    teff: NDArray[np.floating] | float
-    feh: NDArray[np.floating] | float
-    logg: NDArray[np.floating]
+    words: str  # what a caption says of it
+    along: str  # name of the label that colours it
+    teff: NDArray[np.floating] | float  # [kK]
+    feh: NDArray[np.floating] | float  # [dex]
+    logg: NDArray[np.floating]  # [dex]
 
     @property
     def value(self) -> NDArray[np.float64]:
@@ -96,35 +88,21 @@ GIANT_LINE = Line(
 
 @dataclass(frozen=True)
 class Sequence:
-    """Spectra along a line through label space.
-
-    Attributes:
-        line: which.
-        labels: (spectrum, label).
-        wavelength_nm: (channel,).
-        n_xp: leading channels that are XP samples.
-        flux: (spectrum, channel) at 1 kpc without dust [1e-18 W m^-2 nm^-1].
-        normalised: (spectrum, channel) flux over its continuum; NaN but for XP samples.
-        likely: (spectrum,) the label prior is above the model's threshold: such stars were in the training sample.
-    """
+    """Spectra along a line through label space."""
 
     line: Line
     labels: NDArray[np.float64]
-    wavelength_nm: NDArray[np.float64]
-    n_xp: int
-    flux: NDArray[np.float64]
-    normalised: NDArray[np.float64]
-    likely: NDArray[np.bool_]
+    wavelength_nm: NDArray[np.float64]  # (channel,)
+    n_xp: int  # leading channels that are XP samples
+    flux: NDArray[np.float64]  # (spectrum, channel) at 1 kpc without dust [1e-18 W m^-2 nm^-1]
+    normalised: NDArray[np.float64]  # (spectrum, channel) flux over its continuum; NaN but for XP samples
+    likely: NDArray[np.bool_]  # (spectrum,) label prior above the model's threshold: as in training
 
 
 def over_continuum(wavelength_nm: NDArray[np.floating], flux: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Divide spectra by their continuum: the exponential of a polynomial of order 5 in wavelength, fitted to ln flux.
+    """Divide (spectrum, channel) fluxes by their continuum: a polynomial of order 5 in wavelength, fitted to ln flux.
 
     In ln flux all channels count alike; in flux the blue end of a cool star, a hundredth of its maximum, would not.
-
-    Args:
-        wavelength_nm: (channel,).
-        flux: (spectrum, channel), positive.
     """
     middle, half = 0.5 * (wavelength_nm[0] + wavelength_nm[-1]), 0.5 * (wavelength_nm[-1] - wavelength_nm[0])
     design = np.polynomial.legendre.legvander((wavelength_nm - middle) / half, CONTINUUM_ORDER)
@@ -151,7 +129,7 @@ def sequence(model: TrainedModel, line: Line) -> Sequence:
     return Sequence(line, labels, wavelength, n_xp, flux, normalised, likely)
 
 
-def draw_sequence(spectra: Sequence) -> "Figure":
+def draw_sequence(spectra: Sequence) -> "drawing.Figure":
     """Fluxes to the left, continuum-normalised XP spectra with marked lines to the right."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +17,8 @@ from xpbayes.device import program
 from xpbayes.models.forward import ForwardModel, predict_flux
 from xpbayes.models.likelihood import at_own_level, deviance, n_observed, whitened_residual
 from xpbayes.models.model_error import ModelError, with_model_error
+from xpbayes.models.theta import to_log
 from xpbayes.production.model_file import TrainedModel
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 EXAMPLE_KINDS = (
     ("hot star", (7.2, 0.0, 4.2)),
@@ -39,17 +36,15 @@ TINY = 1e-9
 
 @dataclass(frozen=True)
 class SpectrumFit:
-    """One star's fit.
+    """One star's fit; flux in 1e-18 W m^-2 nm^-1, NaN where not observed.
 
-    Attributes:
-        observed, predicted: (channel,) flux [1e-18 W m^-2 nm^-1]; NaN where not observed.
-        error: (channel,) 1-sigma marginal error, measurement and model together, same unit. A star that fits worse than
-            its kind has wider ones, as it has less weight in the posterior: the Student t's slope at its chi^2.
+    A star that fits worse than its kind has wider errors, as it has less weight in the posterior: the Student t's slope
+    at its chi^2.
     """
 
-    observed: NDArray[np.float64]
-    predicted: NDArray[np.float64]
-    error: NDArray[np.float64]
+    observed: NDArray[np.float64]  # (channel,)
+    predicted: NDArray[np.float64]  # (channel,)
+    error: NDArray[np.float64]  # (channel,) 1-sigma marginal, measurement and model together
 
     @property
     def residual(self) -> NDArray[np.float64]:
@@ -57,23 +52,20 @@ class SpectrumFit:
         return (self.observed - self.predicted) / self.error
 
 
-def spectrum_fit(
-    model: TrainedModel, stars: Spectra, row: int, estimate: NDArray[np.floating], *, own_level: bool = False
-) -> SpectrumFit:
-    """Compare one star's flux with the model at given parameters.
+def theta_log(estimate: NDArray[np.floating]) -> NDArray[np.floating]:
+    """(..., parameter) labels, ln E, ln parallax from labels, E [mag], parallax [mas] that may be 0 or below."""
+    return to_log(np.concatenate([estimate[..., :-2], np.maximum(estimate[..., -2:], TINY)], axis=-1))
 
-    Args:
-        model: the trained model.
-        stars: the star table.
-        row: the star's row there.
-        estimate: (parameter,) labels, E [mag], parallax [mas].
-        own_level: bring the model's flux to the star's own level, as best fits.
+
+def spectrum_fit(model: TrainedModel, stars: Spectra, row: int, estimate: NDArray[np.floating]) -> SpectrumFit:
+    """Compare the flux of one row of a star table with the model at (parameter,) labels, E [mag], parallax [mas].
+
+    A model of levels is brought to the star's own level, as best fits.
     """
     present = stars.channel_present()[row]
-    ln_e, ln_plx = np.log(np.maximum(estimate[-2:], TINY))
-    parameters = jnp.asarray([*estimate[:-2], ln_e, ln_plx], jnp.float32)
+    parameters = jnp.asarray(theta_log(estimate), jnp.float32)
     star = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), stars.take(np.array([row])).stars(model.labels))
-    predicted, whitening, slope = _compare(model.forward, model.model_error, star, parameters, own_level)
+    predicted, whitening, slope = _compare(model.forward, model.model_error, star, parameters, model.has_levels)
     inverse = np.linalg.inv(np.asarray(whitening, np.float64)[np.ix_(present, present)])
     scale = np.exp(float(star.ln_scale))
     error = np.full(len(present), np.nan)
@@ -96,20 +88,15 @@ def _compare(
         return predicted, star.whitening, deviance(chi2, n_observed(star.whitening), star.inv_dof).slope
 
 
-def choose_examples(
-    estimate: NDArray[np.floating], label_scale: NDArray[np.floating], kinds: Sequence[tuple[str, Sequence[float]]]
-) -> list[tuple[str, int]]:
-    """For each kind of star, find the row whose labels are nearest, each row once.
+def choose_examples(estimate: NDArray[np.floating], label_scale: NDArray[np.floating]) -> list[tuple[str, int]]:
+    """For each kind of star find the row of (star, label) whose labels are nearest, each row once.
 
-    Args:
-        estimate: (star, label) inferred labels.
-        label_scale: (label,) what counts as one unit of distance.
-        kinds: names and the labels to look for.
+    `label_scale` (label,) is what counts as one unit of distance.
     """
     left = np.ones(len(estimate), bool)
     chosen = []
     n = min(estimate.shape[1], 3)
-    for name, wanted in kinds[: len(estimate)]:
+    for name, wanted in EXAMPLE_KINDS[: len(estimate)]:
         offset = (estimate[:, :n] - np.asarray(wanted)[:n]) / np.asarray(label_scale)[:n]
         distance = np.where(left, np.sum(offset**2, axis=1), np.inf)
         row = int(np.argmin(distance))
@@ -118,13 +105,8 @@ def choose_examples(
     return chosen
 
 
-def draw_spectra(wavelength_nm: NDArray[np.floating], examples: Sequence[tuple[str, SpectrumFit]]) -> "Figure":
-    """Observed and predicted flux of example stars, with residuals in sigma below each.
-
-    Args:
-        wavelength_nm: (channel,) [nm].
-        examples: title and fit of each star.
-    """
+def draw_spectra(wavelength_nm: NDArray[np.floating], examples: Sequence[tuple[str, SpectrumFit]]) -> "drawing.Figure":
+    """Observed and predicted flux of stars by their titles, at (channel,) wavelengths, and residuals in sigma below."""
     from matplotlib.gridspec import GridSpecFromSubplotSpec
 
     figure, places = drawing.grid(len(examples), 2, 4.7, 2.9)

@@ -284,7 +284,7 @@ def _with_runner_up(fit: StarFit, row: dict[str, Any], model: TrainedModel, star
         others=(
             (
                 float(delta),
-                spectrum_fit(model, stars, i, np.array(second, float), own_level=model.has_levels).predicted,
+                spectrum_fit(model, stars, i, np.array(second, float)).predicted,
             ),
         ),
     )

@@ -186,14 +186,8 @@ def star_fits(
                 confidence={n: row[f"{n}_confidence"] for n in trusted},
                 modes=optima,
                 wavelength_nm=model.channels.wavelengths,
-                spectrum=spectrum_fit(model, stars, i, estimate[i], own_level=model.has_levels)
-                if status[i] == OK
-                else None,
-                others=tuple(
-                    (d, spectrum_fit(model, stars, i, at, own_level=model.has_levels).predicted)
-                    for d, at in above
-                    if d < NOTABLE
-                ),
+                spectrum=spectrum_fit(model, stars, i, estimate[i]) if status[i] == OK else None,
+                others=tuple((d, spectrum_fit(model, stars, i, at).predicted) for d, at in above if d < NOTABLE),
                 release=str(releases[i]),
             )
         )
