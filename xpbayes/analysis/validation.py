@@ -197,25 +197,3 @@ def accuracy(comparison: Comparison) -> list[Accuracy]:
             within = float(np.mean(pull < 1.0)), float(np.mean(np.abs(difference) < 1.959964 * sigma))
             rows.append(Accuracy(name, group, int(member.sum()), scatter, bias, *within))
     return rows
-
-
-def running_percentiles(
-    x: NDArray[np.floating],
-    y: NDArray[np.floating],
-    n_bins: int = 15,
-    percentiles: tuple[float, ...] = (16.0, 50.0, 84.0),
-    min_count: int = 15,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(bin,) centres and (bin, percentile) percentiles of y in bins of x between its 1st and 99th percentile.
-
-    NaN in bins of fewer than `min_count` stars.
-    """
-    low, high = np.percentile(x, [1, 99])
-    edges = np.linspace(low, high, n_bins + 1)
-    which = np.digitize(x, edges) - 1
-    out = np.full((n_bins, len(percentiles)), np.nan)
-    for i in range(n_bins):
-        inside = y[which == i]
-        if len(inside) >= min_count:
-            out[i] = np.percentile(inside, percentiles)
-    return 0.5 * (edges[:-1] + edges[1:]), out

@@ -101,7 +101,7 @@ def test_sky_means_against_a_loop(fluxes, trained):
         assert numbers.n[row, 0] == here.sum()
         if here.sum() >= 5:
             assert_allclose(numbers.mean[row, 0], fluxes.chi[here, 0].mean(), rtol=1e-4)
-    assert len(draw_sky_residuals(trained.channels, all=numbers).axes) == 3
+    assert len(draw_sky_residuals(trained.channels, {"all": numbers}).axes) == 3
 
 
 def test_resolution_follows_the_number_of_stars(fluxes):

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.analysis.figures import drawing
+from xpbayes.analysis.figures.binned import running_percentiles
 from xpbayes.analysis.figures.residual_columns import CONFIDENCES, NEEDS, ValidationStars
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Task, table_of
-from xpbayes.analysis.validation import Comparison, robust_scatter, running_percentiles
+from xpbayes.analysis.validation import Comparison, robust_scatter
 from xpbayes.errors import InputError
 from xpbayes.identity import Side, Split
 from xpbayes.production.reliability import MIN_CONFIDENCE

@@ -16,7 +16,7 @@ from xpbayes.analysis.figures import drawing
 from xpbayes.analysis.figures.extinction_curve import channel_weights
 from xpbayes.analysis.figures.flux_residuals import SampledRows, flux_residuals, fluxes_of
 from xpbayes.analysis.run_inputs import Rows, Run
-from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Series, Task, require_variation
+from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Series, Task, require_variation, table_of
 from xpbayes.data.directions import unit_vectors
 
 MIN_EXTINCTION = 0.6
@@ -222,6 +222,16 @@ def _product(run: Run, stars: dict[str, NDArray[Any]]) -> Product:
         for words, own in (("mean curve", False), ("beyond ξ", True))
     }  # fmt: skip
     first, beyond = parts.values()
+    of_components = [
+        (words, k + 1, *cell)
+        for words, of in parts.items()
+        for k, cell in enumerate(zip(of.share, of.cosine, of.correlation, of.shuffled, of.shuffled_std, strict=True))
+    ]
+    about = {
+        "prediction": "of the fluxes", "component": "number", "share": "of the variance", "cosine": "with R1",
+        "correlation": f"within {NEAR:g} deg", "shuffled": "mean of the same shuffled",
+        "shuffled_std": "standard deviation of these",
+    }  # fmt: skip
     return Product(
         draw_neighbours(found, parts),
         "Correlation of xi of neighbouring stars against their separation, and components of the residuals beyond xi",
@@ -242,17 +252,7 @@ def _product(run: Run, stars: dict[str, NDArray[Any]]) -> Product:
                 "shuffled": Series(found.shuffled, "", "mean of the same with xi shuffled"),
                 "shuffled_std": Series(found.shuffled_std, "", "standard deviation of these"),
             },
-            "components": {
-                "prediction": Series([w for w, of in parts.items() for _ in of.share], "", "of the fluxes"),
-                "component": Series([k + 1 for of in parts.values() for k in range(len(of.share))], "", "number"),
-                **{
-                    name: Series(np.concatenate([getattr(of, name) for of in parts.values()]), "", about)
-                    for name, about in (
-                        ("share", "of the variance"), ("cosine", "with R1"), ("correlation", f"within {NEAR:g} deg"),
-                        ("shuffled", "mean of the same shuffled"), ("shuffled_std", "standard deviation of these"),
-                    )
-                },
-            },
+            "components": table_of(of_components, about),
         },
     )  # fmt: skip
 

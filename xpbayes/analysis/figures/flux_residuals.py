@@ -4,7 +4,7 @@ In: a model, a star table's fluxes, and what the catalogue says of the same star
 in the paper: the model's own error, which inference counts too, is not part of it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from xpbayes.analysis.figures.binned import DENSITY_COLUMNS, ColumnDensity, colu
 from xpbayes.analysis.figures.residual_columns import MIN_STARS
 from xpbayes.analysis.figures.spectra import theta_log
 from xpbayes.analysis.run_inputs import STARS_AT_ONCE, Run, StarFiles, apply_cuts, in_words
-from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Series, Task, require_variation
+from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Task, require_variation, table_of
 from xpbayes.analysis.validation import BASIC
 from xpbayes.channels import Channels
 from xpbayes.data.join import Lookup
@@ -190,17 +190,15 @@ def flux_columns(sample: FluxSample, member: NDArray[np.bool_], labels: tuple[st
     values = {n: drawing.display_scale(n) * sample.joined[n][member] for n in labels}
     values["extinction"] = sample.joined["reddening"][member]
     values = {n: v for n, v in values.items() if np.isfinite(v).sum() >= MIN_STARS}
-    densities, scatter = {}, []
+    densities, scatter = {}, dict[str, float]()
     for channel in channels:
         chi = sample.chi[member, sample.channels.index(channel)].astype(np.float64)
         known = chi[np.isfinite(chi)]
-        scatter.append(0.5 * float(np.subtract(*np.percentile(known, [84, 16]))) if len(known) else np.nan)
-        for name, value in values.items():
-            if len(known) >= MIN_STARS:
+        if len(known) >= MIN_STARS:
+            scatter[channel] = 0.5 * float(np.subtract(*np.percentile(known, [84, 16])))
+            for name, value in values.items():
                 densities[channel, name] = column_density(value, chi, *suitable_edges(value, chi))
-    shown = np.array([any(k[0] == c for k in densities) for c in channels], bool)
-    names = tuple(np.array(channels)[shown].tolist())
-    return FluxColumns(names, tuple(values), densities, np.array(scatter)[shown])
+    return FluxColumns(tuple(scatter), tuple(values), densities, np.array(list(scatter.values())))
 
 
 def channel_text(name: str, channels: Channels) -> str:
@@ -233,9 +231,7 @@ def _columns(run: Run, sample: FluxSample) -> Product:
             f"only {int(member.sum())} of {len(sample)} stars are labelled, held out and pass quality_flags < {BASIC}; "
             f"{MIN_STARS} are needed"
         )
-    panels, densities = np.array(list(numbers.densities)), list(numbers.densities.values())
-    panel = np.repeat(np.arange(len(densities)), [len(d.n) for d in densities])
-    columns = [d.columns() for d in densities]
+    cells = [(*panel, *cell) for panel, density in numbers.densities.items() for cell in density.rows()]
     absent = [c for c in COLUMN_CHANNELS if c not in numbers.channels]
     gone = f" The model or the stars have no {', '.join(absent)}." if absent else ""
     return Product(
@@ -246,15 +242,11 @@ def _columns(run: Run, sample: FluxSample) -> Product:
         f"labelled, held out from training, quality_flags < {BASIC}. σ_obs is the observation's own error; the model's own "
         f"error, which inference adds, is left out, so a width above one is expected where that one dominates.{gone}",
         {
-            "": {
-                "channel": Series(panels[panel, 0], "", "channel"),
-                "parameter": Series(panels[panel, 1], "", "parameter"),
-                **{k: Series(np.concatenate([c[k] for c in columns]), "", k) for k in DENSITY_COLUMNS},
-            },
-            "width": {
-                "channel": Series(list(numbers.channels), "", ""),
-                "half_width": Series(list(numbers.scatter), "", "half of the 16 to 84 % range"),
-            },
+            "": table_of(cells, {name: name for name in ("channel", "parameter", *DENSITY_COLUMNS)}),
+            "width": table_of(
+                list(zip(numbers.channels, numbers.scatter, strict=True)),
+                {"channel": "", "half_width": "half of the 16 to 84 % range"},
+            ),
         },
     )
 
@@ -276,6 +268,11 @@ class SkyResiduals:
     n: NDArray[np.int64]  # (row, channel) stars
     n_stars: int  # that pass the cuts
     cuts: dict[str, int]  # how many stars each took
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        """(pixel, channel, mean, n) wherever there are enough stars."""
+        known = np.argwhere(np.isfinite(self.mean))
+        return [(self.pixel[i], self.channels[k], self.mean[i, k], self.n[i, k]) for i, k in known]
 
 
 def sky_residuals(
@@ -316,7 +313,7 @@ def sky_residuals(
     return SkyResiduals(channels, nside, pixel[some], mean[some], n[some], int(keep.sum()), cuts)
 
 
-def draw_sky_residuals(channels: Channels, **every: SkyResiduals) -> "drawing.Figure":
+def draw_sky_residuals(channels: Channels, every: Mapping[str, SkyResiduals]) -> "drawing.Figure":
     """One Mollweide map per channel, Galactic, the centre of the Galaxy in the middle; all that are given side by side."""
     import astropy.units as u
     from astropy_healpix import lonlat_to_healpix
@@ -331,7 +328,7 @@ def draw_sky_residuals(channels: Channels, **every: SkyResiduals) -> "drawing.Fi
         row = np.searchsorted(numbers.pixel, pixel).clip(0, len(numbers.pixel) - 1)
         on = numbers.pixel[row] == pixel
         for k in range(n):
-            of = f", {words.replace('_', ' ')}" if len(every) > 1 else ""
+            of = f", {words}" if len(every) > 1 else ""
             title = f"{channel_text(numbers.channels[k], channels)}{of} ({numbers.n[:, k].sum():,} stars)"
             image = np.where(on, numbers.mean[row, k], np.nan)
             axis = axes[k * len(every) + i]
@@ -348,23 +345,19 @@ def _sky(run: Run, sample: FluxSample) -> Product:
         raise NotDrawnError(
             f"{numbers.n_stars} of {len(sample)} stars pass the cuts ({cuts}): no pixel has {MIN_IN_PIXEL} of them"
         )
-    row, channel = np.nonzero(np.isfinite(numbers.mean))
+    about = {
+        "pixel": f"HEALPix, nested, Galactic, nside {numbers.nside}", "channel": "", "mean": "(f_pred - f_obs) / sigma",
+        "n": "stars",
+    }  # fmt: skip
     absent = [c for c in SKY_CHANNELS if c not in numbers.channels]
     gone = f" The model has no {', '.join(absent)}." if absent else ""
     return Product(
-        draw_sky_residuals(run.model.channels, all=numbers),
+        draw_sky_residuals(run.model.channels, {"all": numbers}),
         f"Mean normalised flux residuals over the sky in {len(numbers.channels)} channels",
         f"Mean (f_pred − f_obs) / σ_obs in pixels of nside {numbers.nside} with at least {MIN_IN_PIXEL} stars, Galactic. "
         f"{numbers.n_stars:,} of {len(sample):,} solved stars whose fluxes were read; removed: {cuts}; in each "
         f"panel also |Δf/σ| > {MAX_CHI:g}. σ_obs is the observation's own error.{gone}",
-        {
-            "": {
-                "pixel": Series(numbers.pixel[row], "", f"HEALPix, nested, Galactic, nside {numbers.nside}"),
-                "channel": Series([numbers.channels[k] for k in channel], "", ""),
-                "mean": Series(numbers.mean[row, channel], "", "(f_pred - f_obs) / sigma"),
-                "n": Series(numbers.n[row, channel], "", "stars"),
-            }
-        },
+        {"": table_of(numbers.rows(), about)},
     )
 
 
@@ -386,31 +379,23 @@ def _sky_of_curves(run: Run, sample: FluxSample) -> Product:
             f"them in {', '.join(CURVE_CHANNELS)}"
         )
     each = {"mean curve": before, "own curve": after}
-    cells = [(name, of, np.argwhere(np.isfinite(of.mean)).T) for name, of in each.items()]
+    rows = [(name, pixel, of.nside, *cell) for name, of in each.items() for pixel, *cell, _ in of.rows()]
+    about = {
+        "curve": "of the prediction", "pixel": "HEALPix, nested, Galactic", "nside": "its resolution", "channel": "",
+        "mean": "(f_pred - f_obs) / sigma",
+    }  # fmt: skip
     spread = {name: np.nanstd(of.mean, axis=0) for name, of in each.items()}
     words = ", ".join(
         f"{channel} {spread['mean curve'][k]:.2f} → {spread['own curve'][k]:.2f}"
         for k, channel in enumerate(after.channels)
     )
     return Product(
-        draw_sky_residuals(run.model.channels, mean_curve=before, own_curve=after),
+        draw_sky_residuals(run.model.channels, each),
         f"Mean flux residuals over the sky in {len(after.channels)} bands, behind dust of the mean and of its own curve",
         f"Mean (f_pred − f_obs) / σ_obs as in Fig. 22, for {after.n_stars:,} stars with E ≥ {MIN_EXTINCTION:g} in pixels of "
         f"nside {after.nside}: left with the mean extinction curve (ξ = 0) and all else as inferred, right with each star's "
         f"own. Standard deviation over the pixels, left → right: {words}. Removed: {in_words(after.cuts)}.",
-        {
-            "": {
-                "curve": Series([name for name, _, at in cells for _ in at[0]], "", "of the prediction"),
-                "pixel": Series(
-                    np.concatenate([of.pixel[at[0]] for _, of, at in cells]), "", "HEALPix, nested, Galactic"
-                ),
-                "nside": Series([of.nside for _, of, at in cells for _ in at[0]], "", "its resolution"),
-                "channel": Series([of.channels[k] for _, of, at in cells for k in at[1]], "", ""),
-                "mean": Series(
-                    np.concatenate([of.mean[at[0], at[1]] for _, of, at in cells]), "", "(f_pred - f_obs) / sigma"
-                ),
-            }
-        },
+        {"": table_of(rows, about)},
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.analysis.figures import drawing
-from xpbayes.analysis.figures.binned import enclosing_levels
+from xpbayes.analysis.figures.binned import enclosing_levels, middles
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, Product, Series, drawn_now, table_of
 from xpbayes.models.prior import LabelPrior
@@ -34,10 +34,6 @@ class Corner:
     weight: NDArray[np.float64]  # (component,)
     mean: NDArray[np.float64]  # (component, label)
 
-    def middle(self, i: int) -> NDArray[np.float64]:
-        """(cell,) middles of a label's cells."""
-        return 0.5 * (self.edges[i][1:] + self.edges[i][:-1])
-
 
 def corner(prior: LabelPrior, names: tuple[str, ...]) -> Corner:
     """Compute all one- and two-dimensional marginals of a mixture on labels of these names."""
@@ -60,7 +56,7 @@ def corner(prior: LabelPrior, names: tuple[str, ...]) -> Corner:
         one.append(inside / np.diff(edges[i]))
     two, levels = {}, {}
     for i, j in combinations(range(len(names)), 2):
-        x, y = (0.5 * (edges[k][1:] + edges[k][:-1]) for k in (i, j))
+        x, y = middles(edges[i]), middles(edges[j])
         density = np.zeros((CELLS, CELLS))
         for w, m, c in zip(weight, mean, covariance, strict=True):
             density += w * _gaussian(x - m[i], y - m[j], c[np.ix_((i, j), (i, j))])
@@ -82,7 +78,7 @@ def draw_corner(numbers: Corner) -> "drawing.Figure":
     n = len(numbers.names)
     figure, axes = drawing.panels(n, n, 2.7 * n, 2.5 * n)
     scale = [drawing.display_scale(name) for name in numbers.names]
-    at = [factor * numbers.middle(i) for i, factor in enumerate(scale)]
+    at = [factor * middles(edges) for factor, edges in zip(scale, numbers.edges, strict=True)]
     limits = [factor * numbers.edges[i][[0, -1]] for i, factor in enumerate(scale)]
     for row, column in np.ndindex(n, n):
         axis = axes[row, column]
@@ -115,7 +111,7 @@ def _make(run: Run) -> Product:
     marginals, contours, components = {}, [], {}
     for i, name in enumerate(numbers.names):
         unit = drawing.file_unit(name)
-        marginals[name] = Series(numbers.middle(i), unit, "label")
+        marginals[name] = Series(middles(numbers.edges[i]), unit, "label")
         marginals[f"density_{name}"] = Series(numbers.one[i], f"1/{unit}" if unit else "", "marginal density")
         components[name] = Series(numbers.mean[:, i], unit, "mean of the component")
     for (i, j), levels in numbers.levels.items():

@@ -184,7 +184,7 @@ def draw_residuals(rows: Sequence[Residuals], normalised: bool, against: str) ->
 
 def residual_tables(rows: Sequence[Residuals], normalised: bool) -> dict[str, NumberTable]:
     """What `draw_residuals` shows, as numbers; Teff in K, as drawn."""
-    cells = [(row.name, *cell) for row in rows for cell in zip(*row.density.columns().values(), strict=True)]
+    cells = [(row.name, *cell) for row in rows for cell in row.density.rows()]
     words = " in units of both errors" if normalised else ""
     about = {
         "parameter": "compared", "low": "measured value from", "high": "to", "n": "stars",
