@@ -6,7 +6,7 @@ needs. `gallery.py` reads the catalogue once for all of them. Nothing here reads
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -49,19 +49,15 @@ class Product:
     tables: Mapping[str, NumberTable]  # the numbers; the key completes the file's name and may be empty
 
 
-class Gatherer(Protocol):
+class Gatherer:
     """Collects what a figure shows while the catalogue passes by; memory must not grow with it."""
 
-    @property
-    def reads(self) -> Sequence[str]:
-        """Catalogue columns that `add` looks at."""
-
-    @property
-    def joins(self) -> Sequence[str]:
-        """Star-table columns that `add` looks at."""
+    reads: Sequence[str] = ()  # catalogue columns that `add` looks at
+    joins: Sequence[str] = ()  # star-table columns that it looks at
 
     def add(self, rows: Rows) -> None:
         """Take the next rows."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

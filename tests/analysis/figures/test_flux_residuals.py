@@ -18,7 +18,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture
 def trained(trained):
-    """A model whose stars of the same labels have one luminosity: its fluxes are not brought to the stars' own level."""
+    """A model whose stars of the same labels have one luminosity: its fluxes stay at their own level."""
     return replace(trained, calibration=None)
 
 

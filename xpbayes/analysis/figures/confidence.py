@@ -260,15 +260,9 @@ def _check(run: Run, gatherer: ValidationStars) -> tuple[ConfidenceCheck, str]:
 def _product(check: ConfidenceCheck, words: str, normalised: bool) -> Product:
     n = len(check.confidence)
     what = "over both errors" if normalised else "in K and dex"
+    scale = drawing.display_scale
     rows = [
-        (
-            s.label,
-            s.side,
-            s.n,
-            *(drawing.display_scale(s.label) * v for v in (s.scatter, s.bias, s.rms)),
-            s.pull_scatter,
-            s.share_bad,
-        )
+        (s.label, s.side, s.n, *(scale(s.label) * np.array([s.scatter, s.bias, s.rms])), s.pull_scatter, s.share_bad)
         for s in check.sides
     ]
     about = {

@@ -4,15 +4,13 @@ The Fisher matrix of the catalogue holds 1/sigma_plx^2 in its last element where
 away leaves what the fluxes alone say. Correlations are counted in fine bins, so memory does not grow with the catalogue.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.analysis.figures import drawing
 from xpbayes.analysis.figures.binned import histogram_percentiles
 from xpbayes.analysis.run_inputs import Run
-from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Task, table_of
+from xpbayes.analysis.topic import Analysis, Gatherer, NotDrawnError, Product, Rows, Task, table_of
 from xpbayes.analysis.validation import GIANT_LOGG
 
 BINS = 20_000
@@ -80,18 +78,18 @@ def _correlation_of_block(fisher: NDArray[np.float64]) -> tuple[NDArray[np.float
     return correlation, good
 
 
-class Correlations:
+class Correlations(Gatherer):
     """Median correlations over all solved stars of a catalogue, as in the paper.
 
     `n_stars` are in the medians from the fluxes alone, and where a parallax took part; of the solved stars, `n_failed`
     have a Fisher matrix that is not positive definite, or a parallax error that is not known.
     """
 
-    reads: Sequence[str] = ("stellar_params_icov_triu", "stellar_params_est", "n_obs", "dof")
+    reads = ("stellar_params_icov_triu", "stellar_params_est", "n_obs", "dof")
 
     def __init__(self, names: tuple[str, ...], uses_parallax: bool) -> None:
         self.names, self.n = names, len(names)
-        self.joins: Sequence[str] = ("parallax_error",) if uses_parallax else ()
+        self.joins = ("parallax_error",) if uses_parallax else ()
         self.pairs = list(zip(*np.triu_indices(self.n, 1), strict=True))
         self.count = np.zeros((2, len(self.pairs), BINS + 2), np.int64)
         self.n_stars, self.n_failed = [0, 0], 0

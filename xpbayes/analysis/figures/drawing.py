@@ -219,7 +219,7 @@ def plain_log_ticks(axis: "Axes") -> None:
 
 
 def spectrum_axis(axis: "Axes", **settings: Any) -> None:
-    """Give a panel logarithmic axes of wavelength and flux: powers of ten where it spans decades, else plain numbers."""
+    """Give a panel logarithmic axes of wavelength and flux; powers of ten where it spans decades, else plain numbers."""
     from matplotlib.ticker import LogFormatterMathtext, LogLocator, NullFormatter, ScalarFormatter
 
     axis.set(**{"xlabel": "wavelength [nm]", "ylabel": FLUX_LABEL, "xscale": "log", "yscale": "log", **settings})

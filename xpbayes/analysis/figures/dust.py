@@ -3,7 +3,7 @@
 The map, on the sky and from above, is drawn by `dust_map.draw`; here it is read and told.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from xpbayes.analysis.dust_map.healpix_map import DustMap
 from xpbayes.analysis.figures import drawing
 from xpbayes.analysis.figures.binned import MIN_SHOWN, ColumnDensity, ColumnStream
 from xpbayes.analysis.run_inputs import Run, apply_cuts, in_words
-from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Series, Task, drawn_now
+from xpbayes.analysis.topic import Analysis, Gatherer, NotDrawnError, Product, Rows, Series, Task, drawn_now
 from xpbayes.archive.reddening import sfd
 from xpbayes.data.directions import unit_vectors
 from xpbayes.data.fits_header import check_headers
@@ -44,14 +44,13 @@ Lookup = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64
 """(ra, dec) [deg] -> E(B-V) [mag]."""
 
 
-class AgainstSfd:
+class AgainstSfd(Gatherer):
     """Counts E - E(B-V) of stars outside of the dust layer and away from the Magellanic Clouds.
 
     `n` stars are counted; `cuts` says how many solved stars each cut took.
     """
 
-    reads: Sequence[str] = ("ra", "dec", "stellar_params_est", "quality_flags")
-    joins: Sequence[str] = ()
+    reads = ("ra", "dec", "stellar_params_est", "quality_flags")
 
     def __init__(self, lookup: Lookup) -> None:
         self.lookup = lookup

@@ -5,7 +5,7 @@ Curves are (channel,) optical depths per unit E at wavelengths in nm.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,6 @@ from xpbayes.analysis.topic import Analysis, Product, Series, drawn_now, require
 from xpbayes.errors import InputError
 from xpbayes.models.model_error import ModelError, relative_sigma
 from xpbayes.training.curve_variation import without_grey_and_curve
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 MAX_CCM89_NM = 3300.0
 """CCM89 is defined down to wavenumbers of 0.3 per micron."""
@@ -85,7 +82,7 @@ def compare_with_published(wavelength_nm: NDArray[np.floating], learned: NDArray
 
 
 def read_curve(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Read (row,) wavelengths [nm] and extinctions in any unit: text of two columns, # for comments; else InputError."""
+    """Read (row,) wavelengths [nm] and extinctions in any unit: text of two columns, # for comments, or InputError."""
     try:
         table = np.loadtxt(path, ndmin=2)
     except (OSError, ValueError) as error:
@@ -108,7 +105,7 @@ def compare_with_file(
     return CurveComparison(path.name, np.asarray(wavelength_nm)[inside], scaled, rms)
 
 
-def _name_axes(top: "Axes", bottom: "Axes", above: str, below: str) -> None:
+def _name_axes(top: "drawing.Axes", bottom: "drawing.Axes", above: str, below: str) -> None:
     top.set(ylabel=f"{above}, optical depth per unit E", xscale="log", yscale="log")
     bottom.set(xlabel="wavelength [nm]", ylabel=below)
     for axis in (top, bottom):

@@ -1,7 +1,7 @@
-"""Predicted minus observed flux over the error of the observation: against parameters, over the sky (ZGR23 Figs. 9, 22).
+"""Predicted minus observed flux over the error of the observation, by parameters and over the sky (ZGR23 Figs. 9, 22).
 
-In: a model, a star table's fluxes, and what the catalogue says of the same stars. The error is the observation's own, as
-in the paper: the model's own error, which inference counts too, is not part of it.
+In: a model, a star table's fluxes, and what the catalogue says of the same stars. The error is the observation's own,
+as in the paper: the model's own error, which inference counts too, is not part of it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from xpbayes.analysis.figures.binned import DENSITY_COLUMNS, ColumnDensity, colu
 from xpbayes.analysis.figures.residual_columns import MIN_STARS
 from xpbayes.analysis.figures.spectra import theta_log
 from xpbayes.analysis.run_inputs import STARS_AT_ONCE, Run, StarFiles, apply_cuts, in_words
-from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Task, require_variation, table_of
+from xpbayes.analysis.topic import Analysis, Gatherer, NotDrawnError, Product, Rows, Task, require_variation, table_of
 from xpbayes.analysis.validation import BASIC
 from xpbayes.channels import Channels
 from xpbayes.data.join import Lookup
@@ -48,8 +48,8 @@ MIN_SHARE = 0.7
 """The finest nside at which this share of the stars sits in pixels that are drawn."""
 
 
-class SampledRows:
-    """Keeps columns of the solved stars whose fluxes are looked at, at most `MAX_STARS`; run has catalogue and stars."""
+class SampledRows(Gatherer):
+    """Keeps columns of the solved stars whose fluxes are looked at: of at most `MAX_STARS` of the star table."""
 
     def __init__(self, run: Run, reads: Sequence[str], joins: Sequence[str] = ()) -> None:
         assert run.stars is not None
@@ -150,8 +150,8 @@ def flux_residuals(
 ) -> NDArray[np.float32]:
     """(star, channel) (f_pred - f_obs) / sigma in the named channels; NaN where not observed.
 
-    At most `STARS_AT_ONCE` stars; estimate is (star, parameter), xi of a curve other than the mean one before E [mag] and
-    parallax [mas]. A model of levels is brought to the level of the star's fluxes, the median of their ratio.
+    At most `STARS_AT_ONCE` stars; estimate is (star, parameter), xi of a curve other than the mean one before E [mag]
+    and parallax [mas]. A model of levels is brought to the level of the star's fluxes, the median of their ratio.
     """
     at = [model.channels.names.index(n) for n in names]
     parameters = np.ones((STARS_AT_ONCE, estimate.shape[1]), np.float32)
@@ -314,7 +314,7 @@ def sky_residuals(
 
 
 def draw_sky_residuals(channels: Channels, every: Mapping[str, SkyResiduals]) -> "drawing.Figure":
-    """One Mollweide map per channel, Galactic, the centre of the Galaxy in the middle; all that are given side by side."""
+    """One Mollweide map per channel, Galactic, the centre of the Galaxy in the middle; all given side by side."""
     import astropy.units as u
     from astropy_healpix import lonlat_to_healpix
 

@@ -1,4 +1,4 @@
-"""Inferred minus measured, as a density at every measured value: validation (ZGR23 Figs. 7, 8), other surveys (Fig. 16).
+"""Inferred minus measured, as a density at every measured value: validation (ZGR23 Figs. 7, 8), another survey (Fig. 16).
 
 In: rows of a catalogue and measurements of the same stars: labels, reddening, parallax of the star table, or a label
 survey's table in any format and naming that `archive.labels` reads. Out: a `Comparison` of all parameters, which
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from xpbayes.analysis.figures import drawing
 from xpbayes.analysis.figures.binned import ColumnDensity, column_density, suitable_edges
 from xpbayes.analysis.run_inputs import Run
-from xpbayes.analysis.topic import Analysis, NotDrawnError, NumberTable, Product, Rows, Task, table_of
+from xpbayes.analysis.topic import Analysis, Gatherer, NotDrawnError, NumberTable, Product, Rows, Task, table_of
 from xpbayes.analysis.validation import BASIC, Comparison, robust_scatter
 from xpbayes.archive.label_surveys import LabelSurvey
 from xpbayes.archive.labels import StarLabels, read_labels
@@ -38,13 +38,12 @@ MATCH_RADIUS_ARCSEC = 1.0
 """A catalogue has no proper motions to bring its positions to a survey's epoch with: wider than in `prepare`."""
 
 
-class Matches:
+class Matches(Gatherer):
     """Keeps the solved stars of a catalogue that have measurements: as many as there are labels, not more."""
 
-    reads: Sequence[str] = (
+    reads = (
         "source_id", "stellar_params_est", "stellar_params_err", "quality_flags", "converged", *CONFIDENCES,
     )  # fmt: skip
-    joins: Sequence[str] = ()
 
     def __init__(self, labels: tuple[str, ...]) -> None:
         self.names, self.n_labels = (*labels, "extinction", "parallax"), len(labels)

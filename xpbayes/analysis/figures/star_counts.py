@@ -1,14 +1,12 @@
 """Stars in cells: Kiel diagrams (ZGR23 Fig. 1), and the share of reliable stars over colour and magnitude (Fig. 17)."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.analysis.figures import drawing
-from xpbayes.analysis.figures.model_spectra import giant_branch_teff, main_sequence_logg
+from xpbayes.analysis.figures.spectra import giant_branch_teff, main_sequence_logg
 from xpbayes.analysis.run_inputs import Run
-from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Series, Task, require_columns
+from xpbayes.analysis.topic import Analysis, Gatherer, NotDrawnError, Product, Rows, Series, Task, require_columns
 from xpbayes.analysis.validation import BASIC
 
 TEFF_EDGES = np.linspace(2.0, 20.0, 181)
@@ -33,15 +31,15 @@ def cell_counts(
     return np.histogram2d(x[known], y[known], edges)[0].astype(np.int64)
 
 
-class Kiel:
+class Kiel(Gatherer):
     """Counts in cells of (Teff, log g): solved stars of a catalogue, and labels of the whole star table.
 
     `labelled` and `inferred` are (teff, logg); `n_labelled` and `n_inferred` count stars beyond the cells, too;
     `n_matched` are stars of the catalogue that have labels.
     """
 
-    reads: Sequence[str] = ("stellar_params_est",)
-    joins: Sequence[str] = ("teff", "logg")
+    reads = ("stellar_params_est",)
+    joins = ("teff", "logg")
 
     def __init__(self, labels: tuple[str, ...], teff: NDArray[np.floating], logg: NDArray[np.floating]) -> None:
         self.at = labels.index("teff"), labels.index("logg")
@@ -130,15 +128,15 @@ def _kiel(numbers: Kiel) -> Product:
 KIEL = Analysis("kiel", "Fig. 1", "Kiel diagram and cross-match coverage", _start_kiel, ("catalogue", "stars"))
 
 
-class Reliability:
+class Reliability(Gatherer):
     """Counts over (BP - RP, M_G); M_G = G + 5 log10(inferred parallax / mas) - 10, extinction not removed.
 
     `count` is of solved stars, `reliable` of those with basic reliability; `n` and `n_reliable` count stars beyond the
     cells, too; `n_without` are solved stars without magnitudes.
     """
 
-    reads: Sequence[str] = ("stellar_params_est", "quality_flags")
-    joins: Sequence[str] = PHOTOMETRY
+    reads = ("stellar_params_est", "quality_flags")
+    joins = PHOTOMETRY
 
     def __init__(self) -> None:
         self.count = np.zeros((len(COLOUR_EDGES) - 1, len(MAGNITUDE_EDGES) - 1), np.int64)

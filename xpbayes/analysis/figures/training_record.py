@@ -6,7 +6,7 @@ Checks are what was measured on held-out stars, and which kinds of star were kep
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,19 +14,8 @@ from numpy.typing import NDArray
 from xpbayes.analysis.figures import drawing
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, NotDrawnError, NumberTable, Product, Series, drawn_now, table_of
-from xpbayes.checks.held_out_checks import (
-    EDGES,
-    MAX_COVERAGE,
-    MAX_MEAN_PULL,
-    MAX_PARALLAX_RATIO,
-    MAX_PULL,
-    MAX_ZERO_POINT,
-    WITHIN_ONE_SIGMA,
-)
+from xpbayes.checks import held_out_checks as held_out
 from xpbayes.checks.training_checks import MIN_KEPT, Check
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 TWIN_BINARY_MAG = 0.75
 """Two equal stars are brighter than one by 2.5 log10 2 = 0.7526 mag."""
@@ -131,13 +120,13 @@ SELF_CLEANING = Analysis("self_cleaning", "Fig. 4", "Self-cleaning", drawn_now(_
 
 def _words(of: str, entry: Mapping[str, float]) -> str:
     """A bin, briefly; Teff in kK."""
-    low, high, edges = entry["low"], entry["high"], EDGES[of]
+    low, high, edges = entry["low"], entry["high"], held_out.EDGES[of]
     if low == edges[0]:
         return f"< {high:g}"
     return f"> {low:g}" if high == edges[-1] else f"{low:g}–{high:g}"
 
 
-def _series(axis: "Axes", bins: Mapping[str, Bins], width: float, limit: float, middle: float = 0.0) -> None:
+def _series(axis: "drawing.Axes", bins: Mapping[str, Bins], width: float, limit: float, middle: float = 0.0) -> None:
     """Values in bins, one group of them after the other, with their own standard errors and what is allowed."""
     at, ticks, words = 0, list[int](), list[str]()
     for (of, entries), mark, colour in zip(bins.items(), MARKS, COLOURS, strict=False):
@@ -156,24 +145,26 @@ def _series(axis: "Axes", bins: Mapping[str, Bins], width: float, limit: float, 
         drawing.legend(axis, 7.5, ncols=3, **LEGEND)
 
 
-def _allowed(axis: "Axes", middle: float, limit: float) -> None:
+def _allowed(axis: "drawing.Axes", middle: float, limit: float) -> None:
     """Shade what the checks allow."""
     axis.axhspan(middle - limit, middle + limit, color=drawing.LIGHT, alpha=0.6, lw=0, zorder=0)
     axis.axhline(middle, color=drawing.GREY, lw=0.8, zorder=0)
 
 
-def _extinction(axis: "Axes", line: Mapping[str, Any]) -> None:
-    _series(axis, {"E": line["difference"]}, 0.0, MAX_ZERO_POINT)
+def _extinction(axis: "drawing.Axes", line: Mapping[str, Any]) -> None:
+    _series(axis, {"E": line["difference"]}, 0.0, held_out.MAX_ZERO_POINT)
     axis.set(xlabel="E, mean of both [mag]", ylabel="median E − estimate [mag]",
              title=f"E = {line['zero_point']:+.3f} + {line['slope']:.3f} × estimate")  # fmt: skip
 
 
-def _pulls(width: float, limit: float, ylabel: str, title: str, axis: "Axes", found: Mapping[str, Bins]) -> None:
+def _pulls(
+    width: float, limit: float, ylabel: str, title: str, axis: "drawing.Axes", found: Mapping[str, Bins]
+) -> None:
     _series(axis, found, width, limit)
     axis.set(ylabel=ylabel, title=title)
 
 
-def _coverage(axis: "Axes", found: Mapping[str, Mapping[str, Any]]) -> None:
+def _coverage(axis: "drawing.Axes", found: Mapping[str, Mapping[str, Any]]) -> None:
     cases = {"with_parallax": "with parallax", "flux_only": "fluxes alone"}
     names = list(dict.fromkeys(name for of in found.values() for name in of))
     for i, (case, words) in enumerate(cases.items()):
@@ -184,20 +175,20 @@ def _coverage(axis: "Axes", found: Mapping[str, Mapping[str, Any]]) -> None:
         share, n = (np.array([entry[key] for entry in of.values()]) for key in ("share", "n"))
         axis.errorbar(x, share, np.sqrt(share * (1.0 - share) / n), fmt=MARKS[i], ms=4.5, lw=1.0, color=COLOURS[i],
                       label=words)  # fmt: skip
-    _allowed(axis, WITHIN_ONE_SIGMA, MAX_COVERAGE)
+    _allowed(axis, held_out.WITHIN_ONE_SIGMA, held_out.MAX_COVERAGE)
     axis.set_xticks(range(len(names)), [drawing.text(name) for name in names], fontsize=8.5)
     axis.margins(x=0.1, y=0.3)
     axis.set(ylabel="within the 68 % interval", title="coverage")
     drawing.legend(axis, 7.5, ncols=2, **LEGEND)
 
 
-def _parallax_ratio(axis: "Axes", bins: Bins) -> None:
-    _series(axis, {"parallax_snr": bins}, float(np.sqrt(0.5)), 0.0, MAX_PARALLAX_RATIO)
+def _parallax_ratio(axis: "drawing.Axes", bins: Bins) -> None:
+    _series(axis, {"parallax_snr": bins}, float(np.sqrt(0.5)), 0.0, held_out.MAX_PARALLAX_RATIO)
     axis.set(xlabel="S/N of the measured parallax", ylabel="error over measured error", title="parallax with fluxes",
              ylim=(0.0, max(1.1, 1.2 * max((entry["value"] for entry in bins), default=1.0))))  # fmt: skip
 
 
-def _kept(axis: "Axes", kept: Mapping[str, float]) -> None:
+def _kept(axis: "drawing.Axes", kept: Mapping[str, float]) -> None:
     axis.barh(list(kept), list(kept.values()), color=drawing.BLUE, height=0.6)
     axis.axvline(MIN_KEPT, color=drawing.ORANGE, lw=1.2, ls="--")
     axis.invert_yaxis()
@@ -205,10 +196,10 @@ def _kept(axis: "Axes", kept: Mapping[str, float]) -> None:
     axis.set(xlim=(0.0, 1.0), xlabel="mean weight in training", title="kinds of star that count")
 
 
-PANELS: Mapping[str, Callable[["Axes", Any], None]] = {
+PANELS: Mapping[str, Callable[["drawing.Axes", Any], None]] = {
     "extinction": _extinction,
-    "extinction_pulls": partial(_pulls, 1.0, MAX_MEAN_PULL, "mean pull", "E without bounds"),
-    "parallax_pulls": partial(_pulls, 1.25, MAX_PULL, "median pull", "parallax from fluxes alone"),
+    "extinction_pulls": partial(_pulls, 1.0, held_out.MAX_MEAN_PULL, "mean pull", "E without bounds"),
+    "parallax_pulls": partial(_pulls, 1.25, held_out.MAX_PULL, "median pull", "parallax from fluxes alone"),
     "coverage": _coverage,
     "parallax_ratio": _parallax_ratio,
     "kept_by_kind": _kept,
