@@ -73,15 +73,10 @@ def posterior_groups(
     about: Mapping[str, str],
     channels: bool,
 ) -> dict[str, xr.Dataset]:
-    """Lay out draws in ArviZ's groups.
+    """Lay out (star,) draws in ArviZ's groups; `stars` with the model error folded in, `seeds` each star's own.
 
-    Args:
-        model, source_id: the trained model, (star,) Gaia's identifiers.
-        stars: (star,) what was sampled, model error folded in.
-        draws, diagnostics: from `nuts.sample_stars`.
-        seeds: (star,) each star's own.
-        about: attributes of every group.
-        channels: also the groups that have values for every channel of every draw.
+    Draws and diagnostics are from `nuts.sample_stars`; `about` are attributes of every group. With `channels` also the
+    groups that have values for every channel of every draw.
     """
     n_stars, n_chains, n_draws, _ = draws.theta.shape
     names = parameter_names(model.labels, draws.theta.shape[-1])

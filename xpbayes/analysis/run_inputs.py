@@ -72,10 +72,7 @@ class StarFiles:
         return np.concatenate(parts)
 
     def batches(self, most: int | None = None) -> Iterator[Spectra]:
-        """Stars with fluxes and whitening factors, `STARS_AT_ONCE` at a time.
-
-        Of a table with more than `most` stars, whole row groups evenly spaced through it; all if None.
-        """
+        """Stars with fluxes and whitening factors, `STARS_AT_ONCE` at a time; about `most` of them, from whole row groups."""
         names = ["source_id", *(n for n in MATRICES if n in self.names)]
         for path, k in self._groups(most):
             with open_parquet(path) as file:
@@ -95,11 +92,7 @@ class StarFiles:
 
 
 def open_stars(path: str | Path) -> StarFiles:
-    """Find the files of a star table and check that they belong together.
-
-    Raises:
-        InputError: none is there, one is of another kind, or their channels differ.
-    """
+    """Find the files of a star table; InputError if none is there, one is of another kind, or their channels differ."""
     files = tuple(star_table_files(path))
     headers = [read_header(file) for file in files]
     first = headers[0][0]
@@ -128,10 +121,7 @@ class Rows:
 def apply_cuts(
     keep: NDArray[np.bool_], passed: Mapping[str, NDArray[np.bool_]], taken: dict[str, int]
 ) -> NDArray[np.bool_]:
-    """(star,) which of those to keep pass every cut, given by name.
-
-    `taken` counts on how many stars each cut took: a star counts at the first cut that takes it.
-    """
+    """(star,) which of those to keep pass all cuts; `taken` counts on how many stars each was the first to take."""
     keep = keep.copy()
     for name, good in passed.items():
         taken[name] = taken.get(name, 0) + int((keep & ~good).sum())
@@ -234,8 +224,7 @@ CANDIDATES = {
 def find_inputs(folder: Path | None, named: dict[str, Path | None]) -> dict[str, Path]:
     """Say where the inputs are: what the user named, by the names of `CANDIDATES`, else what the folder holds.
 
-    Raises:
-        InputError: a named path is not there, the folder is not, or it holds nothing to analyse.
+    InputError if a named path is not there, the folder is not, or it holds nothing to analyse.
     """
     if folder is not None and not folder.is_dir():
         raise InputError(f"{folder}: is no folder of a run; name one, or use --model and --catalogue")
@@ -267,11 +256,7 @@ def require_model(about: dict[str, Any], model: TrainedModel, where: str) -> Non
 
 
 def open_run(paths: dict[str, Path], survey: str = "custom", sfd: Path | None = None) -> Run:
-    """Open what `find_inputs` found and check that it belongs together.
-
-    Raises:
-        InputError: something is damaged, unfinished, or belongs to another model.
-    """
+    """Open what `find_inputs` found; InputError if something is damaged, unfinished, or belongs to another model."""
     model = load_model(paths["model"]) if "model" in paths else None
     catalogue = open_catalogue(paths["catalogue"]) if "catalogue" in paths else None
     stars = open_stars(paths["stars"]) if "stars" in paths else None

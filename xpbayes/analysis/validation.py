@@ -103,8 +103,7 @@ def compare(
         answer: which of the catalogue's answers.
 
     Raises:
-        InputError: not one solved star of the catalogue has labels in the table, or posteriors are asked for and the
-            catalogue has none.
+        InputError: no solved star has labels in the table, or posteriors are asked for and the catalogue has none.
     """
     names, n = tuple(label_names), len(label_names)
     source_id = catalogue["source_id"].to_numpy()
@@ -136,14 +135,9 @@ def compare(
 def held_out_stars(
     flux_only: pa.Table, with_parallax: pa.Table | None, stars: Spectra, names: Sequence[str], floor: Sequence[float]
 ) -> HeldOut:
-    """What the checks of held-out stars look at.
+    """What the checks of held-out stars look at: the stars, with what is known of them, and catalogues of the same.
 
-    Args:
-        flux_only: catalogue of the stars without their parallaxes, row by row.
-        with_parallax: the same with parallaxes; None if none has one.
-        stars: the stars, with labels, reddening estimates and parallaxes as far as they are known.
-        names: labels of the model.
-        floor: (label,) error floor of the labels, as in training.
+    `with_parallax` is None if no star has one; `floor` (label,) is the error floor of the labels, as in training.
     """
 
     def answer(catalogue: pa.Table) -> Inferred:

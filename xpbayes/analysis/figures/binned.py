@@ -89,10 +89,7 @@ def column_density(
 
 
 def suitable_edges(x: NDArray[np.floating], y: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Edges that suit the number of values: x from its 0.5 % to its 99.5 %, y as far up and down as 98 % of them.
-
-    Values that are not finite do not count.
-    """
+    """Edges that suit the finite values: x from its 0.5 % to its 99.5 %, y as far up and down as 98 % of them."""
     known = np.isfinite(x) & np.isfinite(y)
     n = int(known.sum())
     columns = int(np.clip(np.sqrt(n) / 2.5, 8, 60))
@@ -157,10 +154,7 @@ def histogram_percentiles(
 
 
 def enclosing_levels(density: NDArray[np.floating], shares: tuple[float, ...]) -> NDArray[np.float64]:
-    """(share,) densities above which the given shares of the total lie: levels of the smallest regions that hold them.
-
-    The density is of any shape, on cells of equal size, not negative.
-    """
+    """(share,) densities, of cells of equal size, above which the given shares of the total lie."""
     falling = np.sort(np.asarray(density, np.float64).ravel())[::-1]
     held = np.cumsum(falling) / falling.sum()
     return falling[np.minimum(np.searchsorted(held, shares), len(falling) - 1)]

@@ -61,11 +61,7 @@ class Cluster:
 
 
 def read_clusters(path: Path) -> list[Cluster]:
-    """Read a table with the columns of `FIELDS`, inner_radius optional.
-
-    Raises:
-        InputError: a column is missing, or a value is not positive where it must be.
-    """
+    """Read a table with the columns of `FIELDS`; InputError if one is missing, or not positive where it must be."""
     table = read_table(path, FIELDS)
     inner = table.floats("inner_radius")
     numbers = {f.name: table.floats(f.name) for f in FIELDS[1:]} | {"inner_radius": np.nan_to_num(inner)}

@@ -163,11 +163,7 @@ def _side(
 
 
 def judged(stars: Comparison, n_labels: int) -> ConfidenceCheck:
-    """Judge the confidences that a catalogue holds, the first `n_labels` of whose parameters are labels.
-
-    Raises:
-        NotDrawnError: no star has both labels and confidences.
-    """
+    """Judge the confidences that a catalogue holds; NotDrawnError if no star has both labels and confidences."""
     assert stars.confidence is not None
     names = stars.label_names[:n_labels]
     held = [i for i, c in enumerate(CONFIDENCES) if c.removesuffix("_confidence") in names]

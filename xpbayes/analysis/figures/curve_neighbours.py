@@ -50,14 +50,9 @@ def neighbours(
     dec: NDArray[np.floating],
     value: NDArray[np.floating],
     edges: Sequence[float] = SEPARATIONS,
-    seed: int = 0,
 ) -> Neighbours:
-    """Correlate a (star,) quantity of neighbours, and the same shuffled.
-
-    The first bin of separation begins at 0. `seed` is of the shuffles and, where there are too many pairs, of the stars
-    taken.
-    """
-    rng = np.random.default_rng(seed)
+    """Correlate a (star,) quantity of neighbours in bins of separation [deg], and the same shuffled."""
+    rng = np.random.default_rng(0)
     at, bounds = unit_vectors(ra, dec), np.append(0.0, edges)
     found: list[tuple[Any, ...]] = []
     for low, high in zip(bounds[:-1], bounds[1:], strict=True):
@@ -112,12 +107,8 @@ def components(
 ) -> Components:
     """Find principal components of residuals, and whether neighbours share them.
 
-    Args:
-        residual: (star, channel) -ln(observed / predicted) / E; NaN where not observed, which counts as no residual.
-        taken_out: (channel, direction) what residuals may not contain: grey, R.
-        variation: (channel,) R1.
-        weight: (channel,) inverse variances.
-        ra, dec: (star,) [deg].
+    Residuals are (star, channel) -ln(observed / predicted) / E; NaN where not observed, which counts as no residual.
+    `taken_out` (channel, direction) is what they may not contain: grey, R. R1 and weight, 1 / variance, are (channel,).
     """
     root = np.sqrt(weight)
     z = np.nan_to_num(np.asarray(residual, np.float64)) * root

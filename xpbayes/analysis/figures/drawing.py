@@ -192,10 +192,7 @@ def thinned(n: int) -> NDArray[np.int64]:
 
 
 def density_panel(axis: "Axes", density: ColumnDensity) -> Any:
-    """Draw a density per column with its percentile lines, dashed 15 % and 84 %, solid median; and y = 0.
-
-    Returns matplotlib's mesh, for a colour bar.
-    """
+    """Draw a density per column, lines at 15, 84 % (dashed) and 50 % (solid), and y = 0; returns matplotlib's mesh."""
     mesh = cells(axis, density.x_edges, density.y_edges, density.relative, cmap=DENSITY_COLOURS, vmin=0.0, vmax=1.0)
     axis.axhline(0.0, color=INK, lw=0.7)
     percentile_lines(axis, density.x, density.percentiles)
@@ -219,7 +216,7 @@ def plain_log_ticks(axis: "Axes") -> None:
 
 
 def spectrum_axis(axis: "Axes", **settings: Any) -> None:
-    """Give a panel logarithmic axes of wavelength and flux; powers of ten where it spans decades, else plain numbers."""
+    """Give a panel logarithmic axes of wavelength and flux: powers of ten where it spans decades, or plain numbers."""
     from matplotlib.ticker import LogFormatterMathtext, LogLocator, NullFormatter, ScalarFormatter
 
     axis.set(**{"xlabel": "wavelength [nm]", "ylabel": FLUX_LABEL, "xscale": "log", "yscale": "log", **settings})

@@ -45,17 +45,14 @@ Lookup = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64
 
 
 class AgainstSfd(Gatherer):
-    """Counts E - E(B-V) of stars outside of the dust layer and away from the Magellanic Clouds.
-
-    `n` stars are counted; `cuts` says how many solved stars each cut took.
-    """
+    """Counts E - E(B-V) of stars outside of the dust layer and away from the Magellanic Clouds."""
 
     reads = ("ra", "dec", "stellar_params_est", "quality_flags")
 
     def __init__(self, lookup: Lookup) -> None:
         self.lookup = lookup
         self.stream = ColumnStream(SFD_EDGES, DIFFERENCE_EDGES)
-        self.n, self.cuts = 0, dict[str, int]()
+        self.n, self.cuts = 0, dict[str, int]()  # stars that were counted, and that each cut took
 
     def add(self, rows: Rows) -> None:
         """Take the next rows."""

@@ -51,13 +51,20 @@ def _defined(name: str, wavelength_nm: NDArray[np.floating], *values: Any) -> li
 
 
 @dataclass(frozen=True)
-class CurveComparison:
-    """One published curve, scaled to the learned one by least squares of their ratio."""
+class Published:
+    """A published curve beside a learned one, (channel,) where it is defined."""
 
-    name: str  # e.g. 'CCM89, R_V = 3.1'
-    wavelength_nm: NDArray[np.float64]  # (channel,) where it is defined
-    value: NDArray[np.float64]  # (channel,) scaled
-    rms: float  # of learned / scaled - 1 over those channels
+    family: str  # or the name of a file
+    r_v: float | None
+    wavelength_nm: NDArray[np.float64]
+    value: NDArray[np.float64]  # with the amount, and what else is free, that suits the learned curve best
+    rms: float  # of learned / value - 1
+    xi: float = 0.0  # of the learned curve
+
+    @property
+    def name(self) -> str:
+        """Such as 'CCM89, R_V = 3.1'."""
+        return self.family if self.r_v is None else f"{self.family}, R_V = {self.r_v:g}"
 
 
 def scale_to(learned: NDArray[np.floating], published: NDArray[np.floating]) -> tuple[NDArray[np.float64], float]:
@@ -68,15 +75,13 @@ def scale_to(learned: NDArray[np.floating], published: NDArray[np.floating]) -> 
     return np.asarray(published, np.float64) * scale, float(np.sqrt(np.mean((ratio / scale - 1.0) ** 2)))
 
 
-def compare_with(
-    law: str, r_v: float, wavelength_nm: NDArray[np.floating], learned: NDArray[np.floating]
-) -> CurveComparison:
+def compare_with(law: str, r_v: float, wavelength_nm: NDArray[np.floating], learned: NDArray[np.floating]) -> Published:
     """Compare with one of a family of curves on the channels where it is defined."""
     at, there = _defined(law, wavelength_nm, learned)
-    return CurveComparison(f"{law}, R_V = {r_v:g}", at, *scale_to(there, family(law, r_v, at)))
+    return Published(law, r_v, at, *scale_to(there, family(law, r_v, at)))
 
 
-def compare_with_published(wavelength_nm: NDArray[np.floating], learned: NDArray[np.floating]) -> list[CurveComparison]:
+def compare_with_published(wavelength_nm: NDArray[np.floating], learned: NDArray[np.floating]) -> list[Published]:
     """Compare with CCM89 for several R_V where it is defined, and with G23 (R_V = 3.1) on all channels."""
     return [compare_with(law, r_v, wavelength_nm, learned) for law, r_v in PUBLISHED]
 
@@ -92,9 +97,7 @@ def read_curve(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return table[:, 0], table[:, 1]
 
 
-def compare_with_file(
-    path: Path, wavelength_nm: NDArray[np.floating], learned: NDArray[np.floating]
-) -> CurveComparison:
+def compare_with_file(path: Path, wavelength_nm: NDArray[np.floating], learned: NDArray[np.floating]) -> Published:
     """Compare with a curve of `read_curve` on the channels that it has; InputError if it has fewer than two."""
     at, value = read_curve(path)
     distance = np.abs(np.asarray(wavelength_nm)[:, None] - at)
@@ -102,7 +105,7 @@ def compare_with_file(
     if inside.sum() < 2:
         raise InputError(f"{path}: has {inside.sum()} of the model's {len(inside)} wavelengths; name a curve in nm")
     scaled, rms = scale_to(np.asarray(learned)[inside], value[distance.argmin(axis=1)[inside]])
-    return CurveComparison(path.name, np.asarray(wavelength_nm)[inside], scaled, rms)
+    return Published(path.name, None, np.asarray(wavelength_nm)[inside], scaled, rms)
 
 
 def _name_axes(top: "drawing.Axes", bottom: "drawing.Axes", above: str, below: str) -> None:
@@ -114,7 +117,7 @@ def _name_axes(top: "drawing.Axes", bottom: "drawing.Axes", above: str, below: s
 
 
 def draw_curves(
-    wavelength_nm: NDArray[np.floating], learned: NDArray[np.floating], curves: list[CurveComparison]
+    wavelength_nm: NDArray[np.floating], learned: NDArray[np.floating], curves: list[Published]
 ) -> "drawing.Figure":
     """R(lambda), and learned over published for every curve."""
     from matplotlib.cm import ScalarMappable
@@ -124,11 +127,9 @@ def draw_curves(
     top.plot(wavelength_nm, learned, "o", ms=3, color=drawing.INK, label="xpbayes", zorder=5)
     shade = ScalarMappable(Normalize(1.5, 5.5), "plasma")
     for curve in curves:
-        law, _, r_v = curve.name.partition(", R_V = ")
-        colour: Any = shade.to_rgba(np.asarray(float(r_v))) if r_v else drawing.INK
-        line = {"CCM89": "-", "G23": "--"}.get(law, "-")
-        width = 1.1 if r_v else 1.8
-        name = f"{law}, $R_V$ = {r_v}" if r_v else law
+        colour: Any = drawing.INK if curve.r_v is None else shade.to_rgba(np.asarray(curve.r_v))
+        line, width = "--" if curve.family == "G23" else "-", 1.8 if curve.r_v is None else 1.1
+        name = curve.name.replace("R_V", "$R_V$")
         top.plot(curve.wavelength_nm, curve.value, line, color=colour, lw=width, label=f"{name} (rms {curve.rms:.1%})")
         at = np.searchsorted(wavelength_nm, curve.wavelength_nm)
         bottom.plot(curve.wavelength_nm, learned[at] / curve.value, line, color=colour, lw=width)
@@ -215,38 +216,26 @@ def direction(
     return Direction(name, at, own, published * dot / size, float(cosine), float(dot / size))
 
 
-@dataclass(frozen=True)
-class Nearest:
-    """The law of a family that is nearest to R + xi R1, its amount and a grey part free."""
-
-    name: str  # of the family
-    xi: float
-    r_v: float  # of the law
-    wavelength_nm: NDArray[np.float64]  # (channel,) where it is defined
-    value: NDArray[np.float64]  # (channel,) of the law, with that amount and grey part
-    rms: float  # of learned / law - 1
-
-
 def nearest(
     name: str, xi: float, wavelength_nm: NDArray[np.floating], curve: NDArray[np.floating], weight: NDArray[np.floating]
-) -> Nearest:
-    """Find it by least squares: curve R + xi R1 and weight, inverse variances, are (channel,)."""
+) -> Published:
+    """Find the law of a family that is nearest to R + xi R1, its amount and a grey part free; weight is 1/variance."""
     at, learned, inside = _defined(name, wavelength_nm, curve, weight)
     root = np.sqrt(inside)
-    best: tuple[float, float, NDArray[np.float64]] | None = None
-    for r_v in np.linspace(LOWEST_R_V[name], HIGHEST_R_V, N_R_V):
-        basis = np.stack([family(name, float(r_v), at), np.ones_like(at)], axis=1)
+
+    def fitted(r_v: float) -> tuple[float, float, NDArray[np.float64]]:
+        """Misfit, R(V), and the law with that amount and grey part."""
+        basis = np.stack([family(name, r_v, at), np.ones_like(at)], axis=1)
         value = basis @ np.linalg.lstsq(basis * root[:, None], learned * root, rcond=None)[0]
-        misfit = float(np.sum((root * (learned - value)) ** 2))
-        if best is None or misfit < best[0]:
-            best = (misfit, float(r_v), value)
-    assert best is not None
-    rms = float(np.sqrt(np.mean((learned / best[2] - 1.0) ** 2)))
-    return Nearest(name, xi, best[1], at, best[2], rms)
+        return float(np.sum((root * (learned - value)) ** 2)), r_v, value
+
+    grid = np.linspace(LOWEST_R_V[name], HIGHEST_R_V, N_R_V).tolist()
+    _, r_v, value = min(map(fitted, grid), key=lambda found: found[0])
+    return Published(name, r_v, at, value, float(np.sqrt(np.mean((learned / value - 1.0) ** 2))), xi)
 
 
 def draw_families(
-    wavelength_nm: NDArray[np.floating], curves: dict[float, NDArray[np.float64]], laws: list[Nearest],
+    wavelength_nm: NDArray[np.floating], curves: dict[float, NDArray[np.float64]], laws: list[Published],
     directions: list[Direction], variation: NDArray[np.floating],
 ) -> "drawing.Figure":  # fmt: skip
     """R + xi R1 and the nearest laws above; R1 and dA/dR_V below."""
@@ -256,8 +245,8 @@ def draw_families(
     for xi, curve in curves.items():
         top.plot(wavelength_nm, curve, "o", ms=3, color=colours[xi], label=f"xpbayes, ξ = {xi:+g}".replace("+0", "0"))
     for law in laws:
-        top.plot(law.wavelength_nm, law.value, lines[law.name], color=colours[law.xi], lw=0.9,
-                 label=f"{law.name}, $R_V$ = {law.r_v:.2f} (rms {law.rms:.1%})")  # fmt: skip
+        top.plot(law.wavelength_nm, law.value, lines[law.family], color=colours[law.xi], lw=0.9,
+                 label=f"{law.family}, $R_V$ = {law.r_v:.2f} (rms {law.rms:.1%})")  # fmt: skip
     bottom.plot(wavelength_nm, variation, "o", ms=3, color=drawing.INK, label="$R_1$")
     for found in directions:
         mimics = variation[: len(found.learned)] - found.learned  # what was taken out of R1 there
@@ -300,7 +289,7 @@ def _families(run: Run) -> Product:
         {
             "": drawn,
             "laws": table_of(
-                [(n.name, n.xi, n.r_v, n.rms) for n in laws],
+                [(n.family, n.xi, n.r_v, n.rms) for n in laws],
                 {
                     "family": "published",
                     "xi": "of the learned curve",

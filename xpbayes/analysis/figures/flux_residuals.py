@@ -278,10 +278,7 @@ class SkyResiduals:
 def sky_residuals(
     sample: FluxSample, wanted: Sequence[str] = SKY_CHANNELS, min_extinction: float = 0.0
 ) -> SkyResiduals:
-    """Average residuals of stars with good distances and fits in pixels as small as their number allows.
-
-    `min_extinction` is the least E of a star [mag].
-    """
+    """Average residuals of stars with good distances, fits and enough E [mag], in pixels as small as possible."""
     from xpbayes.analysis.dust_map.selection import galactic_pixel
 
     channels = tuple(c for c in wanted if c in sample.channels)

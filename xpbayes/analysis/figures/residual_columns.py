@@ -1,8 +1,8 @@
-"""Inferred minus measured, as a density at every measured value: validation (ZGR23 Figs. 7, 8), another survey (Fig. 16).
+"""Inferred minus measured, as a density at every measured value: ZGR23 Figs. 7, 8 (validation), 16 (another survey).
 
 In: rows of a catalogue and measurements of the same stars: labels, reddening, parallax of the star table, or a label
-survey's table in any format and naming that `archive.labels` reads. Out: a `Comparison` of all parameters, which
-`confidence.py` uses too, and densities with 15, 50 and 84 % lines.
+survey's table as `archive.labels` reads it. Out: a `Comparison` of all parameters, which `confidence.py` uses too,
+and densities with 15, 50 and 84 % lines; Teff in K.
 """
 
 from collections.abc import Iterator, Sequence
@@ -145,13 +145,7 @@ class Residuals:
 
 
 def residuals(stars: Comparison, normalised: bool, confident: bool = False) -> list[Residuals]:
-    """Residuals of every parameter that was measured often enough to be binned; Teff in K.
-
-    Args:
-        stars: matched.
-        normalised: in units of both errors.
-        confident: leave out estimates whose own confidence is known and below 0.5.
-    """
+    """Residuals of every parameter measured often enough; `confident` drops estimates whose own confidence is low."""
     out = []
     for i, name in enumerate(stars.label_names):
         factor = drawing.display_scale(name)

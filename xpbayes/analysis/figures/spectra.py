@@ -57,15 +57,13 @@ NAME_WIDTH = 0.028
 
 @dataclass(frozen=True)
 class SpectrumFit:
-    """One star's fit; NaN where not observed.
-
-    A star that fits worse than its kind has wider errors, as it has less weight in the posterior: the Student t's slope
-    at its chi^2.
-    """
+    """One star's fit; NaN where not observed."""
 
     observed: NDArray[np.float64]  # (channel,)
     predicted: NDArray[np.float64]  # (channel,)
-    error: NDArray[np.float64]  # (channel,) 1-sigma marginal, measurement and model together
+    error: NDArray[
+        np.float64
+    ]  # (channel,) 1-sigma marginal, measurement and model; wider where the Student t gives less weight
 
     @property
     def residual(self) -> NDArray[np.float64]:
@@ -110,10 +108,7 @@ def _compare(
 
 
 def choose_examples(estimate: NDArray[np.floating], label_scale: NDArray[np.floating]) -> list[tuple[str, int]]:
-    """For each kind of star find the row of (star, label) whose labels are nearest, each row once.
-
-    `label_scale` (label,) is what counts as one unit of distance.
-    """
+    """For each kind of star the nearest row of (star, label), in units of (label,) `label_scale`; each row once."""
     left = np.ones(len(estimate), bool)
     chosen = []
     n = min(estimate.shape[1], 3)
