@@ -72,7 +72,7 @@ class StarFiles:
         return np.concatenate(parts)
 
     def batches(self, most: int | None = None) -> Iterator[Spectra]:
-        """Stars with fluxes and whitening factors, `STARS_AT_ONCE` at a time; about `most` of them, from whole row groups."""
+        """Stars with fluxes and whitening factors, `STARS_AT_ONCE` at a time; of the same row groups."""
         names = ["source_id", *(n for n in MATRICES if n in self.names)]
         for path, k in self._groups(most):
             with open_parquet(path) as file:

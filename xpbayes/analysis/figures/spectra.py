@@ -61,9 +61,9 @@ class SpectrumFit:
 
     observed: NDArray[np.float64]  # (channel,)
     predicted: NDArray[np.float64]  # (channel,)
-    error: NDArray[
-        np.float64
-    ]  # (channel,) 1-sigma marginal, measurement and model; wider where the Student t gives less weight
+    # (channel,) 1-sigma marginal, measurement and model together. A star that fits worse than its kind has wider ones, as
+    # it has less weight in the posterior: the Student t's slope at its chi^2.
+    error: NDArray[np.float64]
 
     @property
     def residual(self) -> NDArray[np.float64]:
