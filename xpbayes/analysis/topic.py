@@ -1,7 +1,7 @@
 """What every figure of the paper is made of: a topic gathers numbers from the rows of a catalogue, then draws them.
 
-A topic's module holds the numbers (a `Gatherer`, or a plain function), the drawing, and one `Analysis` that says what it
-needs. `gallery.py` reads the catalogue once for all of them. Nothing here reads a file or knows a figure.
+A topic's module holds the numbers (a `Gatherer`, or a plain function), the drawing, and an `Analysis` of each figure.
+`gallery.py` reads the catalogue once for all of them. Nothing here reads a file or knows a figure.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.analysis.figures import drawing
-from xpbayes.analysis.figures.residual_columns import CONFIDENCES
+from xpbayes.analysis.figures.residual_columns import CONFIDENCES, confidences
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import Analysis, Gatherer, NotDrawnError, Product, Rows, Series, Task, require_columns
 from xpbayes.analysis.validation import BASIC, robust_scatter
@@ -105,8 +105,7 @@ class ClusterGatherer(Gatherer):
 
     def add(self, rows: Rows) -> None:
         """Take the next rows."""
-        confidence = np.stack([rows[c].astype(np.float64) for c in CONFIDENCES], axis=1)
-        reliable = (rows["quality_flags"] < BASIC) & ~(confidence < MIN_CONFIDENCE).any(axis=1)
+        reliable = (rows["quality_flags"] < BASIC) & ~(confidences(rows) < MIN_CONFIDENCE).any(axis=1)
         motion = [rows.joined[n] for n in JOINS]
         for k, cluster in enumerate(self.clusters):
             x, y = offsets(rows["ra"], rows["dec"], cluster)

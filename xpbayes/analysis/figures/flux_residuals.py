@@ -88,19 +88,15 @@ class FluxSample:
     """Stars with flux residuals."""
 
     channels: tuple[str, ...]
-    source_id: NDArray[np.int64]
     chi: NDArray[np.float32]  # (star, channel) (f_pred - f_obs) / sigma; NaN where not observed
-    estimate: NDArray[np.float32]  # (star, parameter), as error
-    error: NDArray[np.float32]
-    ra: NDArray[np.float64]  # [deg], as dec
-    dec: NDArray[np.float64]
-    reduced_chi2: NDArray[np.float32]  # (star,) chi2_opt / dof
-    flags: NDArray[np.uint8]  # (star,) quality_flags
-    joined: dict[str, NDArray[np.float64]]  # (star,) star-table columns
+    columns: Mapping[str, NDArray[Any]]  # (star, ...) what `FluxGatherer` reads of the catalogue and the star table
     chi_of_mean_curve: NDArray[np.float32] | None = None  # chi with xi = 0; None where the curve does not vary
 
     def __len__(self) -> int:
-        return len(self.source_id)
+        return len(self.chi)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self.columns[name]
 
 
 class FluxGatherer(SampledRows):
@@ -135,14 +131,8 @@ class FluxGatherer(SampledRows):
         if not found:
             raise NotDrawnError("no solved star of the catalogue is in the star table")
         row = np.concatenate(found)
-        source_id, ra, dec, est, error, chi2, dof, flags = (columns[name][row] for name in self.reads[:8])
-        joined = {name: columns[name][row] for name in self.joins}
-        with np.errstate(divide="ignore", invalid="ignore"):
-            reduced = np.where(dof > 0, chi2 / dof, np.inf).astype(np.float32)
         of_mean = np.concatenate(straight) if varies else None
-        return FluxSample(
-            self.names, source_id, np.concatenate(chi), est, error, ra, dec, reduced, flags, joined, of_mean
-        )  # fmt: skip
+        return FluxSample(self.names, np.concatenate(chi), {n: v[row] for n, v in columns.items()}, of_mean)
 
 
 def flux_residuals(
@@ -187,8 +177,8 @@ class FluxColumns:
 def flux_columns(sample: FluxSample, member: NDArray[np.bool_], labels: tuple[str, ...]) -> FluxColumns:
     """Bin flux residuals of some stars against measured labels and reddening."""
     channels = tuple(c for c in COLUMN_CHANNELS if c in sample.channels)
-    values = {n: drawing.display_scale(n) * sample.joined[n][member] for n in labels}
-    values["extinction"] = sample.joined["reddening"][member]
+    values = {n: drawing.display_scale(n) * sample[n][member] for n in labels}
+    values["extinction"] = sample["reddening"][member]
     values = {n: v for n, v in values.items() if np.isfinite(v).sum() >= MIN_STARS}
     densities, scatter = {}, dict[str, float]()
     for channel in channels:
@@ -222,9 +212,9 @@ def draw_flux_columns(numbers: FluxColumns, channels: Channels) -> "drawing.Figu
 
 def _columns(run: Run, sample: FluxSample) -> Product:
     assert run.model is not None
-    labelled = np.isfinite(np.stack([sample.joined[n] for n in run.labels])).all(axis=0)
-    held = Split.of(run.model.card).on(Side.HELD_OUT, sample.source_id)
-    member = labelled & held & (sample.flags < BASIC)
+    labelled = np.isfinite(np.stack([sample[n] for n in run.labels])).all(axis=0)
+    held = Split.of(run.model.card).on(Side.HELD_OUT, sample["source_id"])
+    member = labelled & held & (sample["quality_flags"] < BASIC)
     numbers = flux_columns(sample, member, run.labels)
     if not numbers.densities:
         raise NotDrawnError(
@@ -282,20 +272,21 @@ def sky_residuals(
     from xpbayes.analysis.dust_map.selection import galactic_pixel
 
     channels = tuple(c for c in wanted if c in sample.channels)
+    ra, dec, estimate, error = (sample[n] for n in ("ra", "dec", "stellar_params_est", "stellar_params_err"))
     with np.errstate(divide="ignore", invalid="ignore"):
         tests = {
-            f"σ_ϖ/ϖ >= {MAX_PARALLAX_ERROR:g}": sample.error[:, -1] / sample.estimate[:, -1] < MAX_PARALLAX_ERROR,
-            f"χ²/dof >= {MAX_REDUCED_CHI2:g}": sample.reduced_chi2 < MAX_REDUCED_CHI2,
-            "no position": np.isfinite(sample.ra) & np.isfinite(sample.dec),
-            f"E < {min_extinction:g}": sample.estimate[:, -2] >= min_extinction,
+            f"σ_ϖ/ϖ >= {MAX_PARALLAX_ERROR:g}": error[:, -1] / estimate[:, -1] < MAX_PARALLAX_ERROR,
+            f"χ²/dof >= {MAX_REDUCED_CHI2:g}": (sample["dof"] > 0)
+            & (sample["chi2_opt"] / sample["dof"] < MAX_REDUCED_CHI2),
+            "no position": np.isfinite(ra) & np.isfinite(dec),
+            f"E < {min_extinction:g}": estimate[:, -2] >= min_extinction,
         }
     cuts: dict[str, int] = {}
     keep = apply_cuts(np.ones(len(sample), bool), tests, cuts)
-    ra, dec = sample.ra[keep], sample.dec[keep]
     chi = sample.chi[keep][:, [sample.channels.index(c) for c in channels]].astype(np.float64)
     chi[~(np.abs(chi) <= MAX_CHI)] = np.nan
     for nside in NSIDES:
-        every = galactic_pixel(ra, dec, nside)
+        every = galactic_pixel(ra[keep], dec[keep], nside)
         pixel, row, count = np.unique(every, return_inverse=True, return_counts=True)
         if count[count >= MIN_IN_PIXEL].sum() >= MIN_SHARE * len(every):
             break

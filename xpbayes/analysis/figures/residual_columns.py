@@ -38,6 +38,11 @@ MATCH_RADIUS_ARCSEC = 1.0
 """A catalogue has no proper motions to bring its positions to a survey's epoch with: wider than in `prepare`."""
 
 
+def confidences(rows: Rows) -> NDArray[np.float64]:
+    """(row, 3) those of Teff, [Fe/H] and log g."""
+    return np.stack([rows[name].astype(np.float64) for name in CONFIDENCES], axis=1)
+
+
 class Matches(Gatherer):
     """Keeps the solved stars of a catalogue that have measurements: as many as there are labels, not more."""
 
@@ -53,12 +58,11 @@ class Matches(Gatherer):
         self, rows: Rows, use: NDArray[np.bool_], value: NDArray[np.float64], error: NDArray[np.float64]
     ) -> None:  # fmt: skip
         """Keep chosen rows with their (row, parameter) measurements."""
-        confidence = np.stack([rows[c].astype(np.float64) for c in CONFIDENCES], axis=1)
         estimate, sigma = (rows[f"stellar_params_{n}"].astype(np.float64) for n in ("est", "err"))
         self.parts.append(
             Comparison(
                 rows["source_id"], self.names, estimate, sigma, value, error, flags=rows["quality_flags"],
-                confidence=confidence, converged=rows["converged"].astype(bool),
+                confidence=confidences(rows), converged=rows["converged"].astype(bool),
             ).take(use)
         )  # fmt: skip
 
