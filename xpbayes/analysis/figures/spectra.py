@@ -61,8 +61,8 @@ class SpectrumFit:
 
     observed: NDArray[np.float64]  # (channel,)
     predicted: NDArray[np.float64]  # (channel,)
-    # (channel,) 1-sigma marginal, measurement and model together. A star that fits worse than its kind has wider ones, as
-    # it has less weight in the posterior: the Student t's slope at its chi^2.
+    # (channel,) 1-sigma marginal, measurement and model together. A star that fits worse than its kind has wider ones,
+    # as it has less weight in the posterior: the Student t's slope at its chi^2.
     error: NDArray[np.float64]
 
     @property
