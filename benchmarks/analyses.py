@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xpbayes.analysis.figures.sfd import AgainstSfd
+from xpbayes.analysis.figures.dust import AgainstSfd
 from xpbayes.analysis.pages.gallery import choose, gather, make_figures
 from xpbayes.analysis.run_inputs import Run, open_stars
 from xpbayes.channels import xp_channels

@@ -22,8 +22,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 import xpbayes
-from xpbayes.analysis.figures.curve_families import FAMILIES, channel_weights, direction
 from xpbayes.analysis.figures.curve_neighbours import MIN_EXTINCTION, NEAR, neighbours
+from xpbayes.analysis.figures.extinction_curve import FAMILIES, channel_weights, direction
 from xpbayes.analysis.figures.flux_residuals import flux_residuals
 from xpbayes.analysis.run_inputs import STARS_AT_ONCE
 from xpbayes.analysis.validation import robust_scatter
@@ -82,7 +82,7 @@ def excess_chi2(model: xpbayes.TrainedModel, table: Spectra, found: dict[str, np
         for some in np.array_split(use, -(-len(use) // STARS_AT_ONCE)):
             spectra = table.take(rows[some])
             stars = spectra.stars(model.labels)
-            chi = flux_residuals(model, spectra, estimate[some], model.channels.names, own_level=model.has_levels)
+            chi = flux_residuals(model, spectra, estimate[some], model.channels.names)
             scale = np.exp(np.asarray(stars.ln_scale, float))[:, None]
             miss = np.nan_to_num(chi * spectra.flux_error(list(range(len(model.channels)))) / scale)
             whitening = np.asarray(stars.whitening, float)

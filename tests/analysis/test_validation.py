@@ -12,7 +12,6 @@ from xpbayes.analysis.validation import (
     compare,
     has_posteriors,
     robust_scatter,
-    running_percentiles,
 )
 from xpbayes.errors import InputError
 from xpbayes.runs.infer import infer
@@ -60,22 +59,6 @@ def test_each_coverage_has_its_own_width():
 def test_giants_and_dwarfs_partition_the_stars():
     rows = {(r.label, r.group): r.n for r in accuracy(_comparison(1000))}
     assert rows["teff", "giants"] + rows["teff", "dwarfs"] == rows["teff", "all"] == 1000
-
-
-def test_running_percentiles_against_a_loop():
-    x, y = RNG.uniform(0, 10, 5000), RNG.normal(size=5000)
-    centre, lines = running_percentiles(x, y, n_bins=7)
-    low, high = np.percentile(x, [1, 99])
-    width = (high - low) / 7
-    for i in range(7):
-        inside = y[(x >= low + i * width) & (x < low + (i + 1) * width)]
-        assert_allclose(centre[i], low + (i + 0.5) * width)
-        assert_allclose(lines[i], np.percentile(inside, [16, 50, 84]))
-
-
-def test_sparse_bins_are_left_empty():
-    _, lines = running_percentiles(np.arange(20.0), np.arange(20.0), n_bins=10)
-    assert np.isnan(lines).all()
 
 
 class TestCompare:

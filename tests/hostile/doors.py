@@ -14,7 +14,7 @@ from tests.hostile.make import FORMATS, text_of, whole
 from xpbayes.analysis.dust_map.birds_eye import BirdsEye
 from xpbayes.analysis.dust_map.curve_map import CurveMap
 from xpbayes.analysis.dust_map.healpix_map import DustMap
-from xpbayes.analysis.figures.sky_dust import _about, read_birds_eye
+from xpbayes.analysis.figures.dust import _about, read_birds_eye
 from xpbayes.archive import prepare
 from xpbayes.archive.gaia_archive import RECORD, _Record
 from xpbayes.archive.gaia_source import read_gaia_source

@@ -31,17 +31,11 @@ IMPORT_PAUSE = 0.1
 
 
 def import_arviz(attempts: int = 10) -> Any:
-    """Import ArviZ, whatever other processes import it at the same moment.
+    """Import ArviZ, whatever other processes import it at the same moment; OSError if no attempt succeeds.
 
     On a day's first import ArviZ 0.23 writes a file with the date under one temporary name: where two processes do, the
     slower one finds its file gone. At its next attempt the date is there. What ArviZ then says of its coming versions
     is for us, not for users.
-
-    Args:
-        attempts: so many in all.
-
-    Raises:
-        OSError: none succeeded, as where the user's cache cannot be written.
     """
     try:
         with warnings.catch_warnings():
@@ -65,6 +59,10 @@ def parameter_unit(name: str) -> str:
     return {"extinction": "mag", "parallax": "mas"}.get(name, LABEL_UNITS.get(name, ""))
 
 
+_Variable = tuple[tuple[str, ...], NDArray[Any], dict[str, str]]
+"""Dimensions, values, attributes."""
+
+
 def posterior_groups(
     model: TrainedModel,
     source_id: NDArray[np.int64],
@@ -75,16 +73,10 @@ def posterior_groups(
     about: Mapping[str, str],
     channels: bool,
 ) -> dict[str, xr.Dataset]:
-    """Lay out draws in ArviZ's groups.
+    """Lay out (star,) draws in ArviZ's groups; `stars` with the model error folded in, `seeds` each star's own.
 
-    Args:
-        model: the trained model.
-        source_id: (star,) of Gaia.
-        stars: (star,) what was sampled, model error folded in.
-        draws, diagnostics: from `nuts.sample_stars`.
-        seeds: (star,) each star's own.
-        about: attributes of every group.
-        channels: also the groups that have values for every channel of every draw.
+    Draws and diagnostics are from `nuts.sample_stars`; `about` are attributes of every group. With `channels` also the
+    groups that have values for every channel of every draw.
     """
     n_stars, n_chains, n_draws, _ = draws.theta.shape
     names = parameter_names(model.labels, draws.theta.shape[-1])
@@ -96,58 +88,46 @@ def posterior_groups(
         "parameter": list(names),
     }
 
-    def by_draw(values: NDArray[Any], unit: str = "", text: str = "") -> xr.DataArray:
+    def by_draw(values: NDArray[Any], unit: str = "", text: str = "") -> _Variable:
         """A (star, chain, draw, ...) array in ArviZ's order."""
         dims = ("chain", "draw", "source_id", *(("channel",) if values.ndim == 4 else ()))
-        attrs = {k: v for k, v in (("units", unit), ("description", text)) if v}
-        return xr.DataArray(np.moveaxis(values, 0, 2), {d: coords[d] for d in dims}, dims, attrs=attrs)
+        return dims, np.moveaxis(values, 0, 2), {k: v for k, v in (("units", unit), ("description", text)) if v}
 
-    def by_star(values: NDArray[Any], *dims: str, **attrs: str) -> xr.DataArray:
-        dims = ("source_id", *dims)
-        return xr.DataArray(np.asarray(values), {d: coords[d] for d in dims}, dims, attrs=attrs)
+    def by_star(values: NDArray[Any], *dims: str, **attrs: str) -> _Variable:
+        return ("source_id", *dims), np.asarray(values), attrs
 
     scale = np.exp(np.asarray(stars.ln_scale, np.float64))
     present = np.diagonal(np.asarray(stars.whitening), axis1=1, axis2=2) > 0
     observed = np.where(present, np.asarray(stars.flux) * scale[:, None], np.nan).astype(np.float32)
-    groups = {
-        "posterior": xr.Dataset({n: by_draw(draws.theta[..., i], parameter_unit(n)) for i, n in enumerate(names)}),
-        "sample_stats": xr.Dataset(
-            {
-                "diverging": by_draw(draws.diverging),
-                "lp": by_draw(draws.ln_posterior, text="ln posterior density, up to a constant of the star's"),
-                "acceptance_rate": by_draw(draws.accept_prob),
-                "n_steps": by_draw(draws.n_steps),
-                "jumped": by_draw(draws.jumped, text="the chain chose an independent point of the mixture"),
-            }
-        ),
-        "observed_data": xr.Dataset(
-            {
-                "flux": by_star(observed, "channel", units=FLUX_UNIT),
-                "whitened_flux": by_star(whitened_flux(stars), "channel"),
-            }
-        ),
-        "constant_data": xr.Dataset(
-            {
-                "wavelength": xr.DataArray(
-                    model.channels.wavelengths, {"channel": coords["channel"]}, ("channel",), attrs={"units": "nm"}
-                ),
-                "measured_parallax": by_star(_known(stars.parallax, stars.parallax_inv_error), units="mas"),
-                "measured_parallax_error": by_star(
-                    1.0 / _known(stars.parallax_inv_error, stars.parallax_inv_error), units="mas"
-                ),
-            }
-        ),
-        "diagnostics": xr.Dataset(
-            {
-                "r_hat": by_star(diagnostics.r_hat, "parameter"),
-                "ess_bulk": by_star(diagnostics.ess_bulk, "parameter"),
-                "ess_tail": by_star(diagnostics.ess_tail, "parameter"),
-                "n_divergent": by_star(diagnostics.n_divergent),
-                "settled": by_star(diagnostics.settled, description="R-hat and both ESS are good enough"),
-                "n_transitions": by_star(draws.n_transitions, description="of each chain; draws are thinned from them"),
-                "mixture_k_hat": by_star(draws.k_hat, description="Pareto shape of the mixture's importance weights"),
-            }
-        ),
+    parallax = _known(stars.parallax, stars.parallax_inv_error)
+    parallax_error = 1.0 / _known(stars.parallax_inv_error, stars.parallax_inv_error)
+    groups: dict[str, dict[str, _Variable]] = {
+        "posterior": {n: by_draw(draws.theta[..., i], parameter_unit(n)) for i, n in enumerate(names)},
+        "sample_stats": {
+            "diverging": by_draw(draws.diverging),
+            "lp": by_draw(draws.ln_posterior, text="ln posterior density, up to a constant of the star's"),
+            "acceptance_rate": by_draw(draws.accept_prob),
+            "n_steps": by_draw(draws.n_steps),
+            "jumped": by_draw(draws.jumped, text="the chain chose an independent point of the mixture"),
+        },
+        "observed_data": {
+            "flux": by_star(observed, "channel", units=FLUX_UNIT),
+            "whitened_flux": by_star(whitened_flux(stars), "channel"),
+        },
+        "constant_data": {
+            "wavelength": (("channel",), model.channels.wavelengths, {"units": "nm"}),
+            "measured_parallax": by_star(parallax, units="mas"),
+            "measured_parallax_error": by_star(parallax_error, units="mas"),
+        },
+        "diagnostics": {
+            "r_hat": by_star(diagnostics.r_hat, "parameter"),
+            "ess_bulk": by_star(diagnostics.ess_bulk, "parameter"),
+            "ess_tail": by_star(diagnostics.ess_tail, "parameter"),
+            "n_divergent": by_star(diagnostics.n_divergent),
+            "settled": by_star(diagnostics.settled, description="R-hat and both ESS are good enough"),
+            "n_transitions": by_star(draws.n_transitions, description="of each chain; draws are thinned from them"),
+            "mixture_k_hat": by_star(draws.k_hat, description="Pareto shape of the mixture's importance weights"),
+        },
     }
     if channels:
         flat = draws.theta.reshape(n_stars, n_chains * n_draws, -1)
@@ -159,11 +139,14 @@ def posterior_groups(
             np.stack([np.asarray(e[k]) for e in each]).reshape(n_stars, n_chains, n_draws, -1) for k in range(3)
         )
         flux = np.where(present[:, None, None], again * scale[:, None, None, None], np.nan).astype(np.float32)
-        groups["log_likelihood"] = xr.Dataset({"whitened_flux": by_draw(ln_likelihood)})
+        groups["log_likelihood"] = {"whitened_flux": by_draw(ln_likelihood)}
         # ArviZ takes every variable of posterior_predictive for one with a likelihood; the flux itself has its own group.
-        groups["posterior_predictive"] = xr.Dataset({"whitened_flux": by_draw(white)})
-        groups["predictions"] = xr.Dataset({"flux": by_draw(flux, FLUX_UNIT)})
-    return {name: group.assign_attrs(about) for name, group in groups.items()}
+        groups["posterior_predictive"] = {"whitened_flux": by_draw(white)}
+        groups["predictions"] = {"flux": by_draw(flux, FLUX_UNIT)}
+    return {
+        name: xr.Dataset(of, {d: coords[d] for dims, *_ in of.values() for d in dims}, about)
+        for name, of in groups.items()
+    }
 
 
 def _known(values: Any, inverse_error: Any) -> NDArray[np.float32]:
@@ -173,18 +156,13 @@ def _known(values: Any, inverse_error: Any) -> NDArray[np.float32]:
 def to_arviz(groups: Mapping[str, xr.Dataset]) -> Any:
     """ArviZ's own object: InferenceData before ArviZ 1.0, xarray's DataTree since."""
     az = import_arviz()
-
     if int(az.__version__.split(".")[0]) < 1:
         return az.InferenceData(**dict(groups))
     return xr.DataTree.from_dict(dict(groups))
 
 
 def write_posterior(groups: Mapping[str, xr.Dataset], path: Path) -> Path:
-    """Write the groups to one netCDF file, under a temporary name until it is whole.
-
-    Raises:
-        InputError: it cannot be written.
-    """
+    """Write the groups to one netCDF file, under a temporary name until it is whole; InputError if it cannot be."""
     with whole_file(path) as temporary:
         temporary.unlink(missing_ok=True)  # what a killed run has left would be appended to
         for i, (name, group) in enumerate(groups.items()):
@@ -195,11 +173,7 @@ def write_posterior(groups: Mapping[str, xr.Dataset], path: Path) -> Path:
 
 
 def read_posterior(path: str | Path) -> Any:
-    """Read such a file as ArviZ's own object.
-
-    Raises:
-        InputError: no such file, or not one of draws.
-    """
+    """Read such a file as ArviZ's own object; InputError if there is none, or not one of draws."""
     az = import_arviz()
 
     if not Path(path).is_file():

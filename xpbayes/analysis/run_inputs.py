@@ -35,27 +35,16 @@ STARS_AT_ONCE = 2_048
 
 @dataclass(frozen=True)
 class StarFiles:
-    """A star table on disk, one file or several, of which only some columns are wanted at a time.
+    """A star table on disk, one file or several, of which only some columns are wanted at a time."""
 
-    Attributes:
-        files: its Parquet files.
-        channels: of the fluxes.
-        label_names: its labels.
-        names: columns that all files have.
-        n_rows: stars.
-        instrument: what the XP samples were calibrated with.
-        transfer: applied to the fluxes that are handed out, where they are of its source.
-        wanted: channels of the fluxes that are handed out; the files' own if None.
-    """
-
-    files: tuple[Path, ...]
-    channels: Channels
+    files: tuple[Path, ...]  # Parquet
+    channels: Channels  # of the fluxes
     label_names: tuple[str, ...]
-    names: frozenset[str]
-    n_rows: int
-    instrument: InstrumentId = DEFAULT_ID
-    transfer: Transfer | None = None
-    wanted: Channels | None = None
+    names: frozenset[str]  # columns that all files have
+    n_rows: int  # stars
+    instrument: InstrumentId = DEFAULT_ID  # what the XP samples were calibrated with
+    transfer: Transfer | None = None  # applied to the fluxes that are handed out, where they are of its source
+    wanted: Channels | None = None  # of the fluxes that are handed out; the files' own if None
 
     def seen_by(self, model: TrainedModel, where: str) -> "StarFiles":
         """The same stars as a model takes them; InputError as `require_fitting`."""
@@ -83,11 +72,7 @@ class StarFiles:
         return np.concatenate(parts)
 
     def batches(self, most: int | None = None) -> Iterator[Spectra]:
-        """Stars with fluxes and whitening factors, `STARS_AT_ONCE` at a time.
-
-        Args:
-            most: of a table with more stars, whole row groups evenly spaced through it; all if None.
-        """
+        """Stars with fluxes and whitening factors, `STARS_AT_ONCE` at a time; of the same row groups."""
         names = ["source_id", *(n for n in MATRICES if n in self.names)]
         for path, k in self._groups(most):
             with open_parquet(path) as file:
@@ -95,13 +80,9 @@ class StarFiles:
                     yield self._table(pa.Table.from_batches([batch]))
 
     def _table(self, rows: pa.Table) -> Spectra:
-        def matrix(name: str) -> NDArray[np.float32]:
-            if name not in rows.column_names:
-                return np.zeros((len(rows), 0), np.float32)
-            flat = rows[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-            return flat.reshape(len(rows), -1).astype(np.float32)
-
-        flux, whitening, bands = (matrix(n) for n in MATRICES)
+        none = np.zeros((len(rows), 0), np.float32)
+        there = {n: np.asarray(_numbers(rows[n]), np.float32) for n in MATRICES if n in rows.column_names}
+        flux, whitening, bands = (there.get(n, none) for n in MATRICES)
         source_id = rows["source_id"].to_numpy()
         table = Spectra(
             self.channels, self.label_names, source_id, flux, whitening, bands, {}, instrument=self.instrument
@@ -111,11 +92,7 @@ class StarFiles:
 
 
 def open_stars(path: str | Path) -> StarFiles:
-    """Find the files of a star table and check that they belong together.
-
-    Raises:
-        InputError: none is there, one is of another kind, or their channels differ.
-    """
+    """Find the files of a star table; InputError if none is there, one is of another kind, or their channels differ."""
     files = tuple(star_table_files(path))
     headers = [read_header(file) for file in files]
     first = headers[0][0]
@@ -128,17 +105,11 @@ def open_stars(path: str | Path) -> StarFiles:
 
 @dataclass(frozen=True)
 class Rows:
-    """Consecutive rows of a catalogue, with what the star table knows about the same stars.
+    """Consecutive rows of a catalogue, with what the star table knows about the same stars."""
 
-    Attributes:
-        columns: catalogue columns, (row,) or (row, item) each; missing numbers are NaN.
-        joined: star-table columns of the same stars, NaN for a star that is not there.
-        solved: (row,) which rows have a solution.
-    """
-
-    columns: Mapping[str, NDArray[Any]]
-    joined: Mapping[str, NDArray[Any]]
-    solved: NDArray[np.bool_]
+    columns: Mapping[str, NDArray[Any]]  # (row,) or (row, item) of the catalogue; missing numbers are NaN
+    joined: Mapping[str, NDArray[Any]]  # of the star table; NaN for a star that is not there
+    solved: NDArray[np.bool_]  # (row,) which have a solution
 
     def __len__(self) -> int:
         return len(self.solved)
@@ -147,33 +118,36 @@ class Rows:
         return self.columns[name]
 
 
+def apply_cuts(
+    keep: NDArray[np.bool_], passed: Mapping[str, NDArray[np.bool_]], taken: dict[str, int]
+) -> NDArray[np.bool_]:
+    """(star,) which of those to keep pass all cuts; `taken` counts on how many stars each was the first to take."""
+    keep = keep.copy()
+    for name, good in passed.items():
+        taken[name] = taken.get(name, 0) + int((keep & ~good).sum())
+        keep &= good
+    return keep
+
+
+def in_words(taken: Mapping[str, int]) -> str:
+    """Which cuts took how many stars, "none" if none did."""
+    return ", ".join(f"{what}: {count:,}" for what, count in taken.items() if count) or "none"
+
+
 @dataclass(frozen=True)
 class Run:
-    """Finished products, and what else the user brought.
-
-    Attributes:
-        model: the trained model.
-        catalogue: what it inferred.
-        stars: the star table that the catalogue was inferred from.
-        external: table of another survey's labels.
-        survey: which survey that is: a name in `archive.label_surveys.SURVEYS`.
-        clusters: table of globular clusters.
-        dust_map: folder of `xpbayes dustmap`.
-        curve: a published extinction curve.
-        sfd: folder of the SFD maps; the dustmaps package's own if None.
-        shared: what several figures gather together.
-    """
+    """Finished products, and what else the user brought."""
 
     model: TrainedModel | None = None
     catalogue: Catalogue | None = None
-    stars: StarFiles | None = None
-    external: Path | None = None
-    survey: str = "custom"
-    clusters: Path | None = None
-    dust_map: Path | None = None
-    curve: Path | None = None
-    sfd: Path | None = None
-    shared: dict[str, Any] = field(default_factory=dict)
+    stars: StarFiles | None = None  # that the catalogue was inferred from
+    external: Path | None = None  # table of another survey's labels,
+    survey: str = "custom"  # a name in `archive.label_surveys.SURVEYS`
+    clusters: Path | None = None  # table of globular clusters
+    dust_map: Path | None = None  # folder of `xpbayes dustmap`
+    curve: Path | None = None  # a published extinction curve
+    sfd: Path | None = None  # folder of the SFD maps; the dustmaps package's own if None
+    shared: dict[str, Any] = field(default_factory=dict)  # what several figures gather together
 
     def once(self, name: str, make: Callable[[], T]) -> T:
         """Make a thing when it is first asked for, and hand out the same one from then on."""
@@ -198,15 +172,7 @@ class Run:
         return self.stars is not None and name in self.stars.names
 
     def rows(self, reads: Sequence[str], joins: Sequence[str]) -> Iterator[Rows]:
-        """Stream the catalogue.
-
-        Args:
-            reads: catalogue columns.
-            joins: columns of the star table.
-
-        Raises:
-            InputError: a file is damaged or lacks a column.
-        """
+        """Stream columns of the catalogue and the star table; InputError if a file is damaged or lacks a column."""
         assert self.catalogue is not None
         wanted = list(dict.fromkeys(("status", *(("source_id",) if joins else ()), *reads)))
         _require(self.catalogue, wanted)
@@ -256,14 +222,9 @@ CANDIDATES = {
 
 
 def find_inputs(folder: Path | None, named: dict[str, Path | None]) -> dict[str, Path]:
-    """Say where the inputs are: what the user named, else what the folder holds.
+    """Say where the inputs are: what the user named, by the names of `CANDIDATES`, else what the folder holds.
 
-    Args:
-        folder: of a run; none if None.
-        named: paths by the names of `CANDIDATES`, None where the user named none.
-
-    Raises:
-        InputError: a named path is not there, the folder is not, or it holds nothing to analyse.
+    InputError if a named path is not there, the folder is not, or it holds nothing to analyse.
     """
     if folder is not None and not folder.is_dir():
         raise InputError(f"{folder}: is no folder of a run; name one, or use --model and --catalogue")
@@ -287,13 +248,7 @@ def find_inputs(folder: Path | None, named: dict[str, Path | None]) -> dict[str,
 
 
 def require_model(about: dict[str, Any], model: TrainedModel, where: str) -> None:
-    """Raise InputError for a catalogue that another model made.
-
-    Args:
-        about: what the catalogue says of itself.
-        model: the model.
-        where: the catalogue's name, for the message.
-    """
+    """Raise InputError for a catalogue, of this name, that says of itself that another model made it."""
     if tuple(about["labels"]) != model.labels:
         raise InputError(f"{where}: was made with labels {about['labels']}, the model has {model.labels}")
     if about.get("model", {}).get("arrays_checksum") not in (None, model.card.get("arrays_checksum")):
@@ -301,11 +256,7 @@ def require_model(about: dict[str, Any], model: TrainedModel, where: str) -> Non
 
 
 def open_run(paths: dict[str, Path], survey: str = "custom", sfd: Path | None = None) -> Run:
-    """Open what `find_inputs` found and check that it belongs together.
-
-    Raises:
-        InputError: something is damaged, unfinished, or belongs to another model.
-    """
+    """Open what `find_inputs` found; InputError if something is damaged, unfinished, or belongs to another model."""
     model = load_model(paths["model"]) if "model" in paths else None
     catalogue = open_catalogue(paths["catalogue"]) if "catalogue" in paths else None
     stars = open_stars(paths["stars"]) if "stars" in paths else None

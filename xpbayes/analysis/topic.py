@@ -1,12 +1,12 @@
 """What every figure of the paper is made of: a topic gathers numbers from the rows of a catalogue, then draws them.
 
-A topic's module holds the numbers (a `Gatherer`, or a plain function), the drawing, and one `Analysis` that says what it
-needs. `gallery.py` reads the catalogue once for all of them. Nothing here reads a file or knows a figure.
+A topic's module holds the numbers (a `Gatherer`, or a plain function), the drawing, and an `Analysis` of each figure.
+`gallery.py` reads the catalogue once for all of them. Nothing here reads a file or knows a figure.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,85 +22,61 @@ class NotDrawnError(Exception):
 
 @dataclass(frozen=True)
 class Series:
-    """One column of a figure's numbers.
+    """One column of a figure's numbers."""
 
-    Attributes:
-        values: (row,) numbers or words.
-        unit: in VOUnit syntax, "" if none.
-        about: one phrase.
-    """
-
-    values: Any
-    unit: str = ""
-    about: str = ""
+    values: Any  # (row,) numbers or words
+    unit: str = ""  # in VOUnit syntax, "" if none
+    about: str = ""  # one phrase
 
 
 NumberTable = Mapping[str, Series]
 """Column name -> values; all of one length."""
 
 
+def table_of(rows: Sequence[tuple[Any, ...]], about: Mapping[str, str]) -> NumberTable:
+    """A table of rows, their numbers without units: what each column is called, and is."""
+    columns = zip(*rows, strict=True) if rows else iter([()] * len(about))
+    return {name: Series(list(column), "", about[name]) for name, column in zip(about, columns, strict=True)}
+
+
 @dataclass(frozen=True)
 class Product:
-    """A finished figure.
-
-    Attributes:
-        figure: the drawing.
-        alt: what a screen reader says.
-        caption: what is shown, with cuts and counts.
-        tables: the numbers; the key completes the file's name and may be empty.
-    """
+    """A finished figure."""
 
     figure: "Figure"
-    alt: str
-    caption: str
-    tables: Mapping[str, NumberTable]
+    alt: str  # what a screen reader says
+    caption: str  # what is shown, with cuts and counts
+    tables: Mapping[str, NumberTable]  # the numbers; the key completes the file's name and may be empty
 
 
-class Gatherer(Protocol):
+class Gatherer:
     """Collects what a figure shows while the catalogue passes by; memory must not grow with it."""
 
-    @property
-    def reads(self) -> Sequence[str]:
-        """Catalogue columns that `add` looks at."""
-
-    @property
-    def joins(self) -> Sequence[str]:
-        """Star-table columns that `add` looks at."""
+    reads: Sequence[str] = ()  # catalogue columns that `add` looks at
+    joins: Sequence[str] = ()  # star-table columns that it looks at
 
     def add(self, rows: Rows) -> None:
         """Take the next rows."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Task:
-    """One figure in the making.
+    """One figure in the making."""
 
-    Attributes:
-        gatherers: what must see the catalogue before `product`; several tasks may share one.
-        product: draws; may raise NotDrawnError, or InputError for a file that it reads.
-    """
-
-    gatherers: tuple[Gatherer, ...]
-    product: Callable[[], Product]
+    gatherers: tuple[Gatherer, ...]  # what must see the catalogue before `product`; several tasks may share one
+    product: Callable[[], Product]  # draws; may raise NotDrawnError, or InputError for a file that it reads
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """One figure of the paper.
+    """One figure of the paper."""
 
-    Attributes:
-        name: how the command line and the files call it.
-        paper: which figure of ZGR23 it corresponds to; empty if none.
-        title: in words.
-        start: begins it; may raise NotDrawnError at once, or InputError for a file that it reads.
-        needs: which inputs it cannot do without, by their names in `run_inputs.Run`.
-    """
-
-    name: str
-    paper: str
+    name: str  # how the command line and the files call it
+    paper: str  # which figure of ZGR23 it corresponds to; empty if none
     title: str
-    start: Callable[[Run], Task]
-    needs: tuple[str, ...] = field(default=())
+    start: Callable[[Run], Task]  # begins it; may raise as `Task.product`
+    needs: tuple[str, ...] = ()  # inputs it cannot do without, by their names in `run_inputs.Run`
 
     @property
     def origin(self) -> str:

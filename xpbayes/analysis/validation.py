@@ -27,30 +27,18 @@ or the ZGR23-compatible 'mode' with Fisher's errors; 'recommended' are refined l
 
 @dataclass(frozen=True)
 class Comparison:
-    """Solved stars that have labels, or other measurements of their parameters.
-
-    Attributes:
-        source_id: (star,).
-        label_names: names of the labels; of all parameters, where these were measured too.
-        estimate, error: (star, label) inferred values and standard deviations [kK, dex, dex, mag, mas].
-        label, label_error: (star, label) measured values and errors, error floor included; NaN where they were not.
-        row: (star,) row of each star in the star table, where there is one table.
-        half: (star, label) half of the 68 % interval; as `error` for a Gaussian, for which it may be left out.
-        flags: (star,) quality_flags, where they were asked for, as what follows.
-        confidence: (star, 3) in Teff, [Fe/H], log g; NaN without classifiers.
-        converged: (star,).
-    """
+    """Solved stars that have labels, or other measurements of their parameters."""
 
     source_id: NDArray[np.int64]
-    label_names: tuple[str, ...]
-    estimate: NDArray[np.float64]
-    error: NDArray[np.float64]
-    label: NDArray[np.float64]
-    label_error: NDArray[np.float64]
-    row: NDArray[np.signedinteger] | None = None
-    half: NDArray[np.float64] | None = None
-    flags: NDArray[np.uint8] | None = None
-    confidence: NDArray[np.float64] | None = None
+    label_names: tuple[str, ...]  # of all parameters, where these were measured too
+    estimate: NDArray[np.float64]  # (star, label) inferred [kK, dex, dex, mag, mas]
+    error: NDArray[np.float64]  # their standard deviations
+    label: NDArray[np.float64]  # (star, label) measured; NaN where not
+    label_error: NDArray[np.float64]  # error floor included
+    row: NDArray[np.signedinteger] | None = None  # of each star in the star table, where there is one table
+    half: NDArray[np.float64] | None = None  # half of the 68 % interval; may be left out for a Gaussian
+    flags: NDArray[np.uint8] | None = None  # quality_flags, where they were asked for, as what follows
+    confidence: NDArray[np.float64] | None = None  # (star, 3) Teff, [Fe/H], log g; NaN without classifiers
     converged: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
@@ -107,18 +95,15 @@ def compare(
     label_error_floor: Sequence[float] = (),
     answer: Answer = "recommended",
 ) -> Comparison:
-    """Match a catalogue with the labels of a star table.
+    """Match a catalogue with the labels of a star table that holds its stars.
 
     Args:
-        catalogue: the catalogue.
-        stars: a star table that holds its stars.
-        label_names: the model's labels.
+        catalogue, stars, label_names: what is compared, and the model's labels.
         label_error_floor: added to the label errors in quadrature, as in training.
         answer: which of the catalogue's answers.
 
     Raises:
-        InputError: not one solved star of the catalogue has labels in the table, or posteriors are asked for and the
-            catalogue has none.
+        InputError: no solved star has labels in the table, or posteriors are asked for and the catalogue has none.
     """
     names, n = tuple(label_names), len(label_names)
     source_id = catalogue["source_id"].to_numpy()
@@ -150,14 +135,9 @@ def compare(
 def held_out_stars(
     flux_only: pa.Table, with_parallax: pa.Table | None, stars: Spectra, names: Sequence[str], floor: Sequence[float]
 ) -> HeldOut:
-    """What the checks of held-out stars look at.
+    """What the checks of held-out stars look at: the stars, with what is known of them, and catalogues of the same.
 
-    Args:
-        flux_only: catalogue of the stars without their parallaxes, row by row.
-        with_parallax: the same with parallaxes; None if none has one.
-        stars: the stars, with labels, reddening estimates and parallaxes as far as they are known.
-        names: labels of the model.
-        floor: (label,) error floor of the labels, as in training.
+    `with_parallax` is None if no star has one; `floor` (label,) is the error floor of the labels, as in training.
     """
 
     def answer(catalogue: pa.Table) -> Inferred:
@@ -184,25 +164,15 @@ def robust_scatter(values: NDArray[np.floating]) -> float:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How one label compares for one group of stars.
-
-    Attributes:
-        label: name of the label.
-        group: 'all', 'giants' or 'dwarfs'.
-        n: number of stars.
-        scatter: robust scatter [kK or dex].
-        bias: median difference [kK or dex].
-        coverage68, coverage95: shares of stars within half of the 68 % interval, and within 1.96 standard deviations, label
-            errors included.
-    """
+    """How one label compares for one group of stars; in kK or dex."""
 
     label: str
-    group: str
-    n: int
-    scatter: float
-    bias: float
-    coverage68: float
-    coverage95: float
+    group: str  # 'all', 'giants' or 'dwarfs'
+    n: int  # stars
+    scatter: float  # robust
+    bias: float  # median difference
+    coverage68: float  # share within half of the 68 % interval, label errors included
+    coverage95: float  # the same within 1.96 standard deviations
 
 
 def accuracy(comparison: Comparison) -> list[Accuracy]:
@@ -217,38 +187,7 @@ def accuracy(comparison: Comparison) -> list[Accuracy]:
                 continue
             difference, pull = comparison.difference[member, i], np.abs(comparison.pull[member, i])
             sigma = np.hypot(comparison.error[member, i], comparison.label_error[member, i])
-            rows.append(
-                Accuracy(
-                    name,
-                    group,
-                    int(member.sum()),
-                    robust_scatter(difference),
-                    float(np.median(difference)),
-                    float(np.mean(pull < 1.0)),
-                    float(np.mean(np.abs(difference) < 1.959964 * sigma)),
-                )
-            )
+            scatter, bias = robust_scatter(difference), float(np.median(difference))
+            within = float(np.mean(pull < 1.0)), float(np.mean(np.abs(difference) < 1.959964 * sigma))
+            rows.append(Accuracy(name, group, int(member.sum()), scatter, bias, *within))
     return rows
-
-
-def running_percentiles(
-    x: NDArray[np.floating],
-    y: NDArray[np.floating],
-    n_bins: int = 15,
-    percentiles: tuple[float, ...] = (16.0, 50.0, 84.0),
-    min_count: int = 15,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Percentiles of y in bins of x between its 1st and 99th percentile.
-
-    Returns:
-        (bin,) centres and (bin, percentile) values, NaN in bins of fewer than `min_count` stars.
-    """
-    low, high = np.percentile(x, [1, 99])
-    edges = np.linspace(low, high, n_bins + 1)
-    which = np.digitize(x, edges) - 1
-    out = np.full((n_bins, len(percentiles)), np.nan)
-    for i in range(n_bins):
-        inside = y[which == i]
-        if len(inside) >= min_count:
-            out[i] = np.percentile(inside, percentiles)
-    return 0.5 * (edges[:-1] + edges[1:]), out

@@ -18,7 +18,7 @@ from xpbayes.analysis.dust_map.build import build_dust_map
 from xpbayes.analysis.dust_map.draw import draw_sky, sky_image
 from xpbayes.analysis.dust_map.healpix_map import DustMap
 from xpbayes.analysis.dust_map.means import profile_edges
-from xpbayes.analysis.figures.sky_dust import BIRDS_EYE_VIEW, DUST_SKY
+from xpbayes.analysis.figures.dust import BIRDS_EYE_VIEW, DUST_SKY
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.cli import app
 from xpbayes.config import DustMapConfig, parse_settings

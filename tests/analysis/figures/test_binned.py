@@ -7,6 +7,7 @@ from xpbayes.analysis.figures.binned import (
     column_density,
     enclosing_levels,
     histogram_percentiles,
+    running_percentiles,
     suitable_edges,
 )
 
@@ -43,6 +44,22 @@ def test_a_column_of_next_to_no_values_is_not_drawn():
     x = np.repeat([1.0, 3.0], [4, 5])
     density = column_density(x, np.zeros(9), X_EDGES, Y_EDGES)
     assert np.isnan(density.relative[0]).all() and density.relative[1].max() == 1 and density.n[0] == 4
+
+
+def test_running_percentiles_against_a_loop():
+    x, y = RNG.uniform(0, 10, 5000), RNG.normal(size=5000)
+    centre, lines = running_percentiles(x, y, n_bins=7)
+    low, high = np.percentile(x, [1, 99])
+    width = (high - low) / 7
+    for i in range(7):
+        inside = y[(x >= low + i * width) & (x < low + (i + 1) * width)]
+        assert_allclose(centre[i], low + (i + 0.5) * width)
+        assert_allclose(lines[i], np.percentile(inside, [16, 50, 84]))
+
+
+def test_sparse_bins_are_left_empty():
+    _, lines = running_percentiles(np.arange(20.0), np.arange(20.0), n_bins=10)
+    assert np.isnan(lines).all()
 
 
 def test_a_stream_agrees_with_values_at_hand_however_it_is_cut():

@@ -51,8 +51,8 @@ def test_members_pass_every_cut(rows):
     reliable = motion & (rows["quality_flags"] < 8) & ~(rows["feh_confidence"] < 0.5)
     shown = reliable & (rows.joined["parallax_error"] > 0.04)
     assert (members.n_sky, members.n_motion, members.n_reliable) == (sky.sum(), motion.sum(), reliable.sum())
-    assert_allclose(members.measured, rows.joined["parallax"][shown])
-    assert_allclose(members.inferred, rows["stellar_params_est"][shown, 4])
+    assert_allclose(members.columns["measured"], rows.joined["parallax"][shown])
+    assert_allclose(members.columns["inferred"], rows["stellar_params_est"][shown, 4])
     assert len(draw_clusters([members]).axes) == 3
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from xpbayes.analysis.figures.curve_families import FAMILIES, direction, draw_families, family, nearest
+from xpbayes.analysis.figures.extinction_curve import FAMILIES, direction, draw_families, family, nearest
 from xpbayes.channels import xp_channels
 
 WAVELENGTH = np.asarray(xp_channels().wavelengths, float)

@@ -12,7 +12,7 @@ from xpbayes.analysis.figures.curve_neighbours import (
     neighbours,
     residuals_over_extinction,
 )
-from xpbayes.analysis.figures.sky_residuals import sky_residuals
+from xpbayes.analysis.figures.flux_residuals import FluxSample, sky_residuals
 from xpbayes.analysis.run_inputs import Run, open_stars
 from xpbayes.analysis.topic import NotDrawnError, require_variation
 
@@ -130,26 +130,16 @@ def test_without_variation_it_is_said(trained):
 
 
 def test_the_sky_of_dusty_stars_alone():
-    from tests.analysis.figures.test_flux_residuals import FluxSample
-
     n = 400
     chi = np.ones((n, 1), np.float32)
     estimate = np.tile(np.float32([5, 0, 3, 0.2, 1]), (n, 1))
     estimate[:300, 3] = 0.5
     error = np.full((n, 5), 0.01, np.float32)
-    sample = FluxSample(
-        ("J",),
-        np.arange(n),
-        chi,
-        estimate,
-        error,
-        RNG.uniform(0, 360, n),
-        np.zeros(n),
-        np.ones(n),
-        np.zeros(n),
-        {},
-        3 * chi,
-    )
+    columns = {
+        "stellar_params_est": estimate, "stellar_params_err": error, "ra": RNG.uniform(0, 360, n), "dec": np.zeros(n),
+        "chi2_opt": np.ones(n), "dof": np.ones(n),
+    }  # fmt: skip
+    sample = FluxSample(("J",), chi, columns, 3 * chi)
     found = sky_residuals(sample, ("J", "Ks"), 0.3)
     assert (
         found.channels == ("J",)

@@ -2,8 +2,8 @@ import numpy as np
 from matplotlib.text import Text
 from numpy.testing import assert_allclose
 
-from xpbayes.analysis.figures import model_spectra
-from xpbayes.analysis.figures.model_spectra import giant_branch_teff, hydrogen_lines, main_sequence_logg, over_continuum
+from xpbayes.analysis.figures import spectra as model_spectra
+from xpbayes.analysis.figures.spectra import giant_branch_teff, hydrogen_lines, main_sequence_logg, over_continuum
 from xpbayes.runs.predict import predict_flux
 
 

@@ -4,8 +4,13 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from tests.analysis.rows import halves, make_rows
 from xpbayes.analysis.figures.confidence import judged
-from xpbayes.analysis.figures.external import ExternalStars, read_external
-from xpbayes.analysis.figures.residual_columns import ValidationStars, residual_tables, residuals
+from xpbayes.analysis.figures.residual_columns import (
+    ExternalStars,
+    ValidationStars,
+    read_external,
+    residual_tables,
+    residuals,
+)
 from xpbayes.analysis.topic import NotDrawnError
 from xpbayes.errors import InputError
 from xpbayes.identity import Side, Split

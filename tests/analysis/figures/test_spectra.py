@@ -1,11 +1,20 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from numpy.testing import assert_allclose
 
 from xpbayes.analysis.figures.spectra import EXAMPLE_KINDS, choose_examples, spectrum_fit
 from xpbayes.models.model_error import kind_weights
 from xpbayes.runs.predict import predict_flux
+
+
+@pytest.fixture
+def trained(trained):
+    """A model whose stars of the same labels have one luminosity: its fluxes stay at their own level."""
+    return replace(trained, calibration=None)
 
 
 def test_prediction_is_that_of_predict_flux(trained, sample):
@@ -36,8 +45,6 @@ def test_errors_are_the_marginal_ones_of_measurement_and_model(trained, sample):
 
 
 def test_without_a_model_error_a_bad_fit_keeps_the_measured_errors(trained, sample):
-    from dataclasses import replace
-
     n = sample.channels.n_xp
     lower = np.zeros((n, n))
     lower[np.tril_indices(n)] = sample.xp_whitening[3]
@@ -49,8 +56,6 @@ def test_without_a_model_error_a_bad_fit_keeps_the_measured_errors(trained, samp
 
 
 def test_missing_bands_are_not_drawn(trained, sample):
-    from dataclasses import replace
-
     bands = sample.band_inverse_error.copy()
     bands[3, 1] = 0
     fit = spectrum_fit(trained, replace(sample, band_inverse_error=bands), 3, np.array([5.8, 0, 4.4, 0.1, 1.5]))
@@ -59,6 +64,6 @@ def test_missing_bands_are_not_drawn(trained, sample):
 
 def test_examples_are_the_nearest_and_distinct():
     stars = np.array([kind[1] for kind in EXAMPLE_KINDS])[::-1] + 0.01
-    chosen = choose_examples(stars, (1, 1, 1), EXAMPLE_KINDS)
+    chosen = choose_examples(stars, (1, 1, 1))
     assert [row for _, row in chosen] == [5, 4, 3, 2, 1, 0]
-    assert len({row for _, row in choose_examples(np.zeros((6, 3)), (1, 1, 1), EXAMPLE_KINDS)}) == 6
+    assert len({row for _, row in choose_examples(np.zeros((6, 3)), (1, 1, 1))}) == 6

@@ -4,12 +4,15 @@ import numpy as np
 from numpy.testing import assert_array_equal
 
 from tests.analysis.rows import halves, make_rows
-from xpbayes.analysis.figures.kiel import LOGG_EDGES, TEFF_EDGES, Kiel, draw_kiel
-from xpbayes.analysis.figures.reliability import (
+from xpbayes.analysis.figures.star_counts import (
     COLOUR_EDGES,
+    LOGG_EDGES,
     MAGNITUDE_EDGES,
+    TEFF_EDGES,
+    Kiel,
     Reliability,
     coarser,
+    draw_kiel,
     draw_reliability,
     suitable_factor,
 )

@@ -11,10 +11,9 @@ from numpy.testing import assert_allclose
 
 from tests.command_line import refused
 from xpbayes import analyse
-from xpbayes.analysis.figures.extinction_curve import compare_with_published
-from xpbayes.analysis.figures.reddening_law import compare_with_file
-from xpbayes.analysis.figures.self_cleaning import draw_self_cleaning, from_card
-from xpbayes.analysis.figures.sky_dust import read_birds_eye
+from xpbayes.analysis.figures.dust import read_birds_eye
+from xpbayes.analysis.figures.extinction_curve import compare_with_file, compare_with_published
+from xpbayes.analysis.figures.training_record import draw_self_cleaning, from_card
 from xpbayes.analysis.pages.gallery import ANALYSES, choose
 from xpbayes.analysis.run_inputs import Run
 from xpbayes.analysis.topic import NotDrawnError

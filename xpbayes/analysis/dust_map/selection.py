@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from xpbayes.analysis.cuts import apply_cuts
+from xpbayes.analysis.run_inputs import apply_cuts
 from xpbayes.config import DustMapConfig
 from xpbayes.data.parquet import read_footer
 from xpbayes.data.spectra import OK

@@ -1,5 +1,6 @@
-"""Densities and percentiles in bins, of values at hand and of streams: NumPy only, no files, no drawing."""
+"""Densities and percentiles in bins, of values at hand and of streams."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,31 +18,27 @@ MIN_IN_COLUMN = 15
 
 @dataclass(frozen=True)
 class ColumnDensity:
-    """How y is distributed at every x.
+    """How y is distributed at every x."""
 
-    Attributes:
-        x_edges: (column + 1,).
-        y_edges: (cell + 1,).
-        count: (column, cell) values; what lies beyond `y_edges` is in no cell.
-        n: (column,) values, beyond `y_edges` too.
-        percentiles: (column, 3) 15 %, 50 % and 84 % of all values of the column; NaN where there are too few.
-    """
-
-    x_edges: NDArray[np.float64]
-    y_edges: NDArray[np.float64]
-    count: NDArray[np.int64]
-    n: NDArray[np.int64]
-    percentiles: NDArray[np.float64]
+    x_edges: NDArray[np.float64]  # (column + 1,)
+    y_edges: NDArray[np.float64]  # (cell + 1,)
+    count: NDArray[np.int64]  # (column, cell); what lies beyond `y_edges` is in no cell
+    n: NDArray[np.int64]  # (column,) values, beyond `y_edges` too
+    percentiles: NDArray[np.float64]  # (column, 3) `SHOWN_PERCENTILES` of all values; NaN where there are too few
 
     @property
     def x(self) -> NDArray[np.float64]:
         """(column,) middles."""
-        return 0.5 * (self.x_edges[1:] + self.x_edges[:-1])
+        return middles(self.x_edges)
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """(column,) each: edges, number of values, percentiles, as files hold them."""
         low, high = self.x_edges[:-1], self.x_edges[1:]
         return dict(zip(DENSITY_COLUMNS, (low, high, self.n, *self.percentiles.T), strict=True))
+
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """The same, column by column."""
+        return zip(*self.columns().values(), strict=True)
 
     @property
     def relative(self) -> NDArray[np.float64]:
@@ -51,12 +48,34 @@ class ColumnDensity:
         return np.where(shown, self.count / np.maximum(highest, 1), np.nan)
 
 
+def percentiles_in_bins(
+    bins: NDArray[np.integer], y: NDArray[np.floating], n_bins: int, percentiles: tuple[float, ...]
+) -> NDArray[np.float64]:
+    """(bin, percentile) of values y by the numbers of their bins; NaN where there are fewer than `MIN_IN_COLUMN`."""
+    out = np.full((n_bins, len(percentiles)), np.nan)
+    for i in range(n_bins):
+        inside = y[bins == i]
+        if len(inside) >= MIN_IN_COLUMN:
+            out[i] = np.percentile(inside, percentiles)
+    return out
+
+
+def running_percentiles(
+    x: NDArray[np.floating], y: NDArray[np.floating], n_bins: int = 15
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(bin,) centres and (bin, 3) 16, 50, 84 % of y in bins of x between its 1st and 99th percentile."""
+    low, high = np.percentile(x, [1, 99])
+    edges = np.linspace(low, high, n_bins + 1)
+    return middles(edges), percentiles_in_bins(np.digitize(x, edges) - 1, y, n_bins, (16.0, 50.0, 84.0))
+
+
+def middles(edges: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(bin,) middles of bins between (bin + 1,) edges."""
+    return 0.5 * (edges[1:] + edges[:-1])
+
+
 def column_density(
-    x: NDArray[np.floating],
-    y: NDArray[np.floating],
-    x_edges: NDArray[np.float64],
-    y_edges: NDArray[np.float64],
-    min_count: int = MIN_IN_COLUMN,
+    x: NDArray[np.floating], y: NDArray[np.floating], x_edges: NDArray[np.float64], y_edges: NDArray[np.float64]
 ) -> ColumnDensity:
     """Bin pairs (x, y) at hand; percentiles are exact. Pairs with a value that is not finite are left out."""
     known = np.isfinite(x) & np.isfinite(y)
@@ -65,37 +84,20 @@ def column_density(
     n_columns = len(x_edges) - 1
     # np.histogram2d counts the last edge into the last bin; so must the percentiles.
     column = np.where(x == x_edges[-1], n_columns - 1, np.searchsorted(x_edges, x, side="right") - 1)
-    inside = (column >= 0) & (column < n_columns)
-    order = np.argsort(column[inside], kind="stable")
-    n = np.bincount(column[inside], minlength=n_columns)
-    lines = np.full((n_columns, len(SHOWN_PERCENTILES)), np.nan)
-    for i, values in enumerate(np.split(y[inside][order], np.cumsum(n)[:-1])):
-        if len(values) >= min_count:
-            lines[i] = np.percentile(values, SHOWN_PERCENTILES)
-    return ColumnDensity(x_edges, y_edges, count, n, lines)
+    n = np.bincount(column[(column >= 0) & (column < n_columns)], minlength=n_columns)
+    return ColumnDensity(x_edges, y_edges, count, n, percentiles_in_bins(column, y, n_columns, SHOWN_PERCENTILES))
 
 
-def suitable_edges(
-    x: NDArray[np.floating], y: NDArray[np.floating], symmetric: bool = True
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Edges that suit the number of values: x from its 0.5 % to its 99.5 %, y as far as 98 % of them.
-
-    Args:
-        x, y: (star,); values that are not finite do not count.
-        symmetric: y goes as far up as down.
-    """
+def suitable_edges(x: NDArray[np.floating], y: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Edges that suit the finite values: x from its 0.5 % to its 99.5 %, y as far up and down as 98 % of them."""
     known = np.isfinite(x) & np.isfinite(y)
     n = int(known.sum())
     columns = int(np.clip(np.sqrt(n) / 2.5, 8, 60))
     if n == 0:
         return np.linspace(0.0, 1.0, columns + 1), np.linspace(-1.0, 1.0, 2 * columns + 1)
     low, high = np.percentile(x[known], [0.5, 99.5])
-    if symmetric:
-        reach = float(np.percentile(np.abs(y[known]), 98.0))
-        bottom, top = -reach, reach
-    else:
-        bottom, top = (float(v) for v in np.percentile(y[known], [1.0, 99.0]))
-    return _edges(float(low), float(high), columns), _edges(bottom, top, 2 * columns)
+    reach = float(np.percentile(np.abs(y[known]), 98.0))
+    return _edges(float(low), float(high), columns), _edges(-reach, reach, 2 * columns)
 
 
 def _edges(low: float, high: float, n: int) -> NDArray[np.float64]:
@@ -105,17 +107,11 @@ def _edges(low: float, high: float, n: int) -> NDArray[np.float64]:
 
 
 class ColumnStream:
-    """The same for pairs that pass by: counts in fine cells, percentiles to a fraction of a cell.
-
-    Attributes:
-        x_edges: (column + 1,).
-        y_edges: (cell + 1,), fine and equally spaced.
-        count: (column, cell + 2), the first and last cell being what lies below and above.
-    """
+    """The same for pairs that pass by: counts in fine cells, equally spaced; percentiles to a fraction of a cell."""
 
     def __init__(self, x_edges: NDArray[np.float64], y_edges: NDArray[np.float64]) -> None:
         self.x_edges, self.y_edges = x_edges, y_edges
-        self.count = np.zeros((len(x_edges) - 1, len(y_edges) + 1), np.int64)
+        self.count = np.zeros((len(x_edges) - 1, len(y_edges) + 1), np.int64)  # below and above `y_edges`, too
 
     def add(self, x: NDArray[np.floating], y: NDArray[np.floating]) -> None:
         """Count pairs; x beyond its edges and values that are not finite are left out."""
@@ -125,18 +121,13 @@ class ColumnStream:
         flat = np.bincount(column[use] * self.count.shape[1] + cell, minlength=self.count.size)
         self.count += flat.reshape(self.count.shape)
 
-    def density(self, coarser: int = 1, min_count: int = MIN_IN_COLUMN) -> ColumnDensity:
-        """What was counted.
-
-        Args:
-            coarser: that many fine cells become one; must divide their number.
-            min_count: least values of a column for percentiles.
-        """
+    def density(self, coarser: int) -> ColumnDensity:
+        """What was counted; `coarser` fine cells, which must divide their number, become one."""
         inner = self.count[:, 1:-1]
         shown = inner.reshape(len(inner), -1, coarser).sum(axis=2)
         n = self.count.sum(axis=1)
         lines = np.full((len(n), len(SHOWN_PERCENTILES)), np.nan)
-        for i in np.flatnonzero(n >= min_count):
+        for i in np.flatnonzero(n >= MIN_IN_COLUMN):
             lines[i] = histogram_percentiles(self.count[i], self.y_edges, SHOWN_PERCENTILES)
         return ColumnDensity(self.x_edges, self.y_edges[::coarser], shown, n, lines)
 
@@ -144,15 +135,10 @@ class ColumnStream:
 def histogram_percentiles(
     count: NDArray[np.integer], edges: NDArray[np.float64], percentiles: tuple[float, ...]
 ) -> NDArray[np.float64]:
-    """Percentiles of counted values, taken as evenly spread inside each cell.
+    """(percentile,) of counted values, taken as evenly spread inside each cell.
 
-    Args:
-        count: (cell + 2,) the first and last being what lies below and above the edges.
-        edges: (cell + 1,).
-        percentiles: in per cent.
-
-    Returns:
-        (percentile,); NaN where it falls below or above the edges, or there are no values.
+    `count` is (cell + 2,), the first and last being what lies below and above the (cell + 1,) edges. A percentile that
+    falls there, or of no values, is NaN.
     """
     below = np.concatenate([[0], np.cumsum(count)])
     wanted = np.asarray(percentiles) / 100.0 * below[-1]
@@ -168,15 +154,7 @@ def histogram_percentiles(
 
 
 def enclosing_levels(density: NDArray[np.floating], shares: tuple[float, ...]) -> NDArray[np.float64]:
-    """Densities above which the given shares of the total lie: levels of the smallest regions that hold them.
-
-    Args:
-        density: of any shape, on cells of equal size, not negative.
-        shares: e.g. (0.68, 0.95, 0.99).
-
-    Returns:
-        (share,) levels, falling as shares rise.
-    """
+    """(share,) densities, of cells of equal size, above which the given shares of the total lie."""
     falling = np.sort(np.asarray(density, np.float64).ravel())[::-1]
     held = np.cumsum(falling) / falling.sum()
     return falling[np.minimum(np.searchsorted(held, shares), len(falling) - 1)]

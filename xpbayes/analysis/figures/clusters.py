@@ -7,22 +7,20 @@ and the radii of the selection. Membership is cut on the sky and in proper motio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.analysis.figures import drawing
-from xpbayes.analysis.figures.residual_columns import CONFIDENCES
+from xpbayes.analysis.figures.residual_columns import CONFIDENCES, confidences
 from xpbayes.analysis.run_inputs import Run
-from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Series, Task, require_columns
-from xpbayes.analysis.validation import robust_scatter
+from xpbayes.analysis.topic import Analysis, Gatherer, NotDrawnError, Product, Rows, Series, Task, require_columns
+from xpbayes.analysis.validation import BASIC, robust_scatter
 from xpbayes.archive.columns import Column
 from xpbayes.archive.tables import read_table
+from xpbayes.data.directions import unit_vectors
 from xpbayes.errors import InputError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from xpbayes.production.reliability import MIN_CONFIDENCE
 
 MIN_RELATIVE_ERROR = 0.2
 """Only stars whose Gaia parallax error exceeds this share of the cluster's parallax: where XP has something to add."""
@@ -49,34 +47,21 @@ JOINS = ("pmra", "pmdec", "parallax", "parallax_error")
 
 @dataclass(frozen=True)
 class Cluster:
-    """One cluster and its selection.
-
-    Attributes:
-        name: of the cluster.
-        ra, dec: centre [deg].
-        pmra, pmdec: mean proper motion [mas/yr].
-        parallax: central parallax [mas].
-        radius, inner_radius: on the sky [deg]; stars between them, crowding being worse further in.
-        pm_radius: in proper motion [mas/yr].
-    """
+    """One cluster and its selection: positions and proper motions of its centre, radii of what is a member."""
 
     name: str
-    ra: float
+    ra: float  # [deg], as dec
     dec: float
-    pmra: float
+    pmra: float  # [mas/yr], as pmdec
     pmdec: float
-    parallax: float
-    radius: float
-    inner_radius: float
-    pm_radius: float
+    parallax: float  # central [mas]
+    radius: float  # on the sky [deg]
+    inner_radius: float  # [deg]; crowding is worse further in
+    pm_radius: float  # in proper motion [mas/yr]
 
 
 def read_clusters(path: Path) -> list[Cluster]:
-    """Read a table of clusters: name, ra, dec, pmra, pmdec, parallax, radius, inner_radius (optional), pm_radius.
-
-    Raises:
-        InputError: a column is missing, or a value is not positive where it must be.
-    """
+    """Read a table with the columns of `FIELDS`; InputError if one is missing, or not positive where it must be."""
     table = read_table(path, FIELDS)
     inner = table.floats("inner_radius")
     numbers = {f.name: table.floats(f.name) for f in FIELDS[1:]} | {"inner_radius": np.nan_to_num(inner)}
@@ -93,37 +78,25 @@ def read_clusters(path: Path) -> list[Cluster]:
 
 @dataclass(frozen=True)
 class Members:
-    """Stars of one cluster in the regime of uncertain parallaxes.
-
-    Attributes:
-        cluster: which.
-        x, y: (star,) offsets from the centre, x towards east [deg].
-        pmra, pmdec: (star,) [mas/yr].
-        inferred, inferred_error, measured, measured_error: (star,) parallaxes [mas].
-        n_sky, n_motion, n_reliable: stars left after the cuts on the sky, in proper motion, on reliability.
-    """
+    """Stars of one cluster in the regime of uncertain parallaxes."""
 
     cluster: Cluster
-    x: NDArray[np.float64]
-    y: NDArray[np.float64]
-    pmra: NDArray[np.float64]
-    pmdec: NDArray[np.float64]
-    inferred: NDArray[np.float64]
-    inferred_error: NDArray[np.float64]
-    measured: NDArray[np.float64]
-    measured_error: NDArray[np.float64]
-    n_sky: int
-    n_motion: int
-    n_reliable: int
+    columns: dict[str, NDArray[np.float64]]  # (star,) those of `COLUMNS`
+    n_sky: int  # stars left after the cut on the sky,
+    n_motion: int  # in proper motion,
+    n_reliable: int  # on reliability
+
+    def __len__(self) -> int:
+        return len(self.columns["x"])
 
 
-class ClusterGatherer:
+class ClusterGatherer(Gatherer):
     """Keeps the members of every cluster."""
 
-    reads: Sequence[str] = (
+    reads = (
         "ra", "dec", "stellar_params_est", "stellar_params_err", "quality_flags", *CONFIDENCES,
     )  # fmt: skip
-    joins: Sequence[str] = JOINS
+    joins = JOINS
 
     def __init__(self, clusters: Sequence[Cluster]) -> None:
         self.clusters = clusters
@@ -132,8 +105,7 @@ class ClusterGatherer:
 
     def add(self, rows: Rows) -> None:
         """Take the next rows."""
-        confidence = np.stack([rows[c].astype(np.float64) for c in CONFIDENCES], axis=1)
-        reliable = (rows["quality_flags"] < 8) & ~(confidence < 0.5).any(axis=1)
+        reliable = (rows["quality_flags"] < BASIC) & ~(confidences(rows) < MIN_CONFIDENCE).any(axis=1)
         motion = [rows.joined[n] for n in JOINS]
         for k, cluster in enumerate(self.clusters):
             x, y = offsets(rows["ra"], rows["dec"], cluster)
@@ -150,7 +122,7 @@ class ClusterGatherer:
         """Members of every cluster."""
         none = np.zeros((0, len(COLUMNS)))
         return [
-            Members(cluster, *np.concatenate([none, *parts]).T, *counts)
+            Members(cluster, dict(zip(COLUMNS, np.concatenate([none, *parts]).T, strict=True)), *counts)
             for cluster, parts, counts in zip(self.clusters, self.parts, self.counts.tolist(), strict=True)
         ]
 
@@ -159,31 +131,30 @@ def offsets(
     ra: NDArray[np.float64], dec: NDArray[np.float64], cluster: Cluster
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(star,) gnomonic offsets from a cluster's centre, east and north [deg]; NaN beyond 90 degrees."""
-    a, d = np.radians(ra - cluster.ra), np.radians(dec)
-    d0 = np.radians(cluster.dec)
-    cosine = np.sin(d0) * np.sin(d) + np.cos(d0) * np.cos(d) * np.cos(a)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        x = np.cos(d) * np.sin(a) / cosine
-        y = (np.cos(d0) * np.sin(d) - np.sin(d0) * np.cos(d) * np.cos(a)) / cosine
-    near = cosine > 1e-6
-    return np.where(near, np.degrees(x), np.nan), np.where(near, np.degrees(y), np.nan)
+    star = unit_vectors(ra, dec)
+    # The centre, and the directions east and north of it.
+    axes = unit_vectors(cluster.ra + np.array([0.0, 90.0, 0.0]), np.array([cluster.dec, 0.0, cluster.dec + 90.0]))
+    towards, east, north = axes @ star.T
+    near = towards > 1e-6
+    x, y = (np.degrees(np.divide(of, towards, out=np.full(len(ra), np.nan), where=near)) for of in (east, north))
+    return x, y
 
 
-def draw_clusters(all_members: Sequence[Members]) -> "Figure":
+def draw_clusters(all_members: Sequence[Members]) -> "drawing.Figure":
     """Sky, proper motions and parallaxes of every cluster."""
     figure, axes = drawing.panels(3, len(all_members), 10.2, 3.0 * len(all_members))
     for (sky, motion, parallax), members in zip(axes, all_members, strict=True):
-        cluster, n = members.cluster, len(members.x)
-        drawing.dots(sky, members.x, members.y, 2.0)
+        cluster, stars = members.cluster, members.columns
+        drawing.dots(sky, stars["x"], stars["y"], 2.0)
         drawing.circle(sky, 0.0, 0.0, cluster.radius)
         drawing.circle(sky, 0.0, 0.0, cluster.inner_radius, ":")
-        sky.set(aspect="equal", xlabel="east [°]", ylabel="north [°]", title=f"{cluster.name} ({n:,} stars)")
+        sky.set(aspect="equal", xlabel="east [°]", ylabel="north [°]", title=f"{cluster.name} ({len(members):,} stars)")
         sky.invert_xaxis()
-        drawing.dots(motion, members.pmra, members.pmdec, 2.0)
+        drawing.dots(motion, stars["pmra"], stars["pmdec"], 2.0)
         drawing.circle(motion, cluster.pmra, cluster.pmdec, cluster.pm_radius)
         motion.set(aspect="equal", xlabel="pmra [mas/yr]", ylabel="pmdec [mas/yr]", title="proper motions")
-        shown = [("Gaia", members.measured, drawing.GREY), ("inferred", members.inferred, drawing.BLUE)] if n else []
-        reach = 5.0 * max((robust_scatter(values) for _, values, _ in shown), default=0.2)
+        shown = (("Gaia", stars["measured"], drawing.GREY), ("inferred", stars["inferred"], drawing.BLUE))
+        reach = 5.0 * max(robust_scatter(values) for _, values, _ in shown)
         edges = np.linspace(cluster.parallax - reach, cluster.parallax + reach, 41)
         for text, values, colour in shown:
             parallax.hist(np.clip(values, edges[0], edges[-1]), edges, histtype="step", lw=1.5, color=colour,
@@ -203,16 +174,16 @@ def _start(run: Run) -> Task:
 
 
 def _product(found: list[Members]) -> Product:
-    shown = [m for m in found if len(m.x) >= MIN_MEMBERS]
+    shown = [m for m in found if len(m) >= MIN_MEMBERS]
     if not shown:
         raise NotDrawnError(
             f"none of {len(found)} clusters has {MIN_MEMBERS} members in the catalogue (most: "
-            f"{max(len(m.x) for m in found)} in {max(found, key=lambda m: len(m.x)).cluster.name})"
+            f"{max(len(m) for m in found)} in {max(found, key=len).cluster.name})"
         )
     gone = [m.cluster.name for m in found if m not in shown]
     counts = "; ".join(
         f"{m.cluster.name}: {m.n_sky:,} on the sky, {m.n_motion:,} by proper motion, {m.n_reliable:,} reliable, "
-        f"{len(m.x):,} shown" for m in shown
+        f"{len(m):,} shown" for m in shown
     )  # fmt: skip
     return Product(
         draw_clusters(shown),
@@ -224,19 +195,16 @@ def _product(found: list[Members]) -> Product:
         {
             "": {
                 "cluster": Series([m.cluster.name for m in shown], "", "globular cluster"),
-                "n": Series([len(m.x) for m in shown], "", "members shown"),
+                "n": Series([len(m) for m in shown], "", "members shown"),
                 "central_parallax": Series([m.cluster.parallax for m in shown], "mas", "from the table of clusters"),
-                "median_inferred": Series([float(np.median(m.inferred)) for m in shown], "mas", "of the members"),
-                "scatter_inferred": Series([robust_scatter(m.inferred) for m in shown], "mas", "robust"),
-                "median_measured": Series([float(np.median(m.measured)) for m in shown], "mas", "Gaia"),
-                "scatter_measured": Series([robust_scatter(m.measured) for m in shown], "mas", "Gaia, robust"),
+                "median_inferred": Series([np.median(m.columns["inferred"]) for m in shown], "mas", "of the members"),
+                "scatter_inferred": Series([robust_scatter(m.columns["inferred"]) for m in shown], "mas", "robust"),
+                "median_measured": Series([np.median(m.columns["measured"]) for m in shown], "mas", "Gaia"),
+                "scatter_measured": Series([robust_scatter(m.columns["measured"]) for m in shown], "mas", "Gaia, robust"),
             },
             "members": {
-                "cluster": Series(np.repeat([m.cluster.name for m in shown], [len(m.x) for m in shown]), "", ""),
-                **{
-                    name: Series(np.concatenate([getattr(m, name) for m in shown]), *about)
-                    for name, about in COLUMNS.items()
-                },
+                "cluster": Series(np.repeat([m.cluster.name for m in shown], [len(m) for m in shown]), "", ""),
+                **{n: Series(np.concatenate([m.columns[n] for m in shown]), *about) for n, about in COLUMNS.items()},
             },
         },
     )  # fmt: skip

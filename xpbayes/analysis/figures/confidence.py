@@ -7,23 +7,21 @@ catalogue holds; `pages/confidence.py` those of classifiers just trained.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.analysis.figures import drawing
+from xpbayes.analysis.figures.binned import running_percentiles
 from xpbayes.analysis.figures.residual_columns import CONFIDENCES, NEEDS, ValidationStars
 from xpbayes.analysis.run_inputs import Run
-from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Series, Task
-from xpbayes.analysis.validation import Comparison, robust_scatter, running_percentiles
+from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Task, table_of
+from xpbayes.analysis.validation import Comparison, robust_scatter
 from xpbayes.errors import InputError
 from xpbayes.identity import Side, Split
 from xpbayes.production.reliability import MIN_CONFIDENCE
 from xpbayes.training.reliability import BAD_ABOVE, GOOD_BELOW, RESIDUAL_FLOOR, residual_chi2
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 RELIABILITY_EDGES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 """Bins of the reliability curve: finer near one, where most stars are."""
@@ -35,28 +33,17 @@ N_SIMULATED = 1000
 
 @dataclass(frozen=True)
 class Reliability:
-    """How often estimates of a given confidence are good.
+    """How often estimates of a given confidence are good; NaN in empty bins."""
 
-    Attributes:
-        label: name of the label.
-        n: (bin,) stars.
-        confidence: (bin,) mean confidence; NaN in empty bins.
-        share_good: (bin,) share of good stars.
-        low, high: (bin,) 68.3 % interval of that share (Jeffreys).
-        calibration_error: expected calibration error: mean over stars of |share good - mean confidence| of their bin.
-        by_chance: mean of the same over samples whose outcomes truly have these confidences: it is not zero.
-        by_chance_95: 95 % of such samples stay below this.
-    """
-
-    label: str
-    n: NDArray[np.int64]
-    confidence: NDArray[np.float64]
-    share_good: NDArray[np.float64]
-    low: NDArray[np.float64]
+    label: str  # its name
+    n: NDArray[np.int64]  # (bin,) stars
+    confidence: NDArray[np.float64]  # (bin,) mean
+    share_good: NDArray[np.float64]  # (bin,)
+    low: NDArray[np.float64]  # (bin,) 68.3 % interval of that share (Jeffreys), as high
     high: NDArray[np.float64]
-    calibration_error: float
-    by_chance: float
-    by_chance_95: float
+    calibration_error: float  # mean over stars of |share good - mean confidence| of their bin
+    by_chance: float  # mean of the same over samples whose outcomes truly have these confidences: not zero
+    by_chance_95: float  # 95 % of such samples stay below
 
 
 def reliability(
@@ -64,17 +51,8 @@ def reliability(
     confidence: NDArray[np.floating],
     good: NDArray[np.bool_],
     edges: Sequence[float] = RELIABILITY_EDGES,
-    seed: int = 0,
 ) -> Reliability:
-    """Compare confidences with outcomes.
-
-    Args:
-        label: name of the label.
-        confidence: (star,) of stars that are either good or bad.
-        good: (star,) the outcome.
-        edges: of the bins, from 0 to 1.
-        seed: of the simulated samples.
-    """
+    """Compare (star,) confidences of stars that are either good or bad with the outcomes, in bins from 0 to 1."""
     from scipy.stats import beta
 
     if not len(confidence):
@@ -89,7 +67,7 @@ def reliability(
     def error(count_good: NDArray[Any]) -> float:
         return float(np.abs(count_good - total).sum() / len(p))
 
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     simulated = [
         error(np.bincount(which, weights=random.random(len(p)) < p, minlength=n_bins)) for _ in range(N_SIMULATED)
     ]
@@ -106,48 +84,30 @@ def reliability(
 
 @dataclass(frozen=True)
 class GoodOrBad:
-    """Residuals of the stars on one side of confidence 0.5.
-
-    Attributes:
-        label: name of the label.
-        side: 'good' (confidence at least 0.5), 'bad', or 'all'.
-        n: number of stars.
-        scatter, bias: robust scatter and median of inferred minus label [kK or dex]; NaN without stars.
-        rms: root mean square of the same, which the tails decide.
-        pull_scatter: robust scatter of the difference in units of both errors.
-        share_good, share_bad: shares of stars with chi2_eps below 4, and above 9.
-    """
+    """Residuals of the stars on one side of confidence 0.5; NaN without stars."""
 
     label: str
-    side: str
-    n: int
-    scatter: float
-    bias: float
-    rms: float
-    pull_scatter: float
-    share_good: float
-    share_bad: float
+    side: str  # 'good' (confidence at least 0.5), 'bad', or 'all'
+    n: int  # stars
+    scatter: float  # robust, of inferred minus label [kK or dex]
+    bias: float  # median of the same
+    rms: float  # of the same; the tails decide it
+    pull_scatter: float  # robust, of the difference in units of both errors
+    share_good: float  # share of stars with chi2_eps below 4
+    share_bad: float  # above 9
 
 
 @dataclass(frozen=True)
 class ConfidenceCheck:
-    """Confidences judged on stars that trained neither the model nor the classifiers.
+    """Confidences judged on stars that trained neither the model nor the classifiers."""
 
-    Attributes:
-        targets: labels with a classifier.
-        confidence: (star, target).
-        label, difference, pull: (star, target) label value, inferred minus label, and the same over both errors.
-        reliability: one per target.
-        sides: good, bad and all of each target.
-    """
-
-    targets: tuple[str, ...]
-    confidence: NDArray[np.float64]
+    targets: tuple[str, ...]  # labels with a classifier
+    confidence: NDArray[np.float64]  # (star, target), as the next
     label: NDArray[np.float64]
-    difference: NDArray[np.float64]
-    pull: NDArray[np.float64]
-    reliability: tuple[Reliability, ...]
-    sides: tuple[GoodOrBad, ...]
+    difference: NDArray[np.float64]  # inferred minus label
+    pull: NDArray[np.float64]  # the same over both errors
+    reliability: tuple[Reliability, ...]  # one per target
+    sides: tuple[GoodOrBad, ...]  # good, bad and all of each target
 
     def numbers(self) -> dict[str, Any]:
         """Everything but the single stars, JSON-ready; NaN as None."""
@@ -177,13 +137,7 @@ def eps(stars: Comparison, targets: Sequence[str]) -> NDArray[np.float64]:
 
 
 def judge(stars: Comparison, targets: Sequence[str], confidence: NDArray[np.floating]) -> ConfidenceCheck:
-    """Judge confidences.
-
-    Args:
-        stars: that trained neither the model nor the classifiers.
-        targets: labels with a classifier.
-        confidence: (star, target).
-    """
+    """Judge (star, target) confidences of stars that trained neither the model nor the classifiers."""
     some, p = stars.of(targets), np.asarray(confidence, np.float64)
     difference, pull, chi2_eps = some.difference, some.pull, eps(stars, targets)
     curves, sides = [], []
@@ -209,15 +163,7 @@ def _side(
 
 
 def judged(stars: Comparison, n_labels: int) -> ConfidenceCheck:
-    """Judge the confidences that a catalogue holds.
-
-    Args:
-        stars: that trained neither the model nor its classifiers, with confidences.
-        n_labels: how many of their parameters are labels.
-
-    Raises:
-        NotDrawnError: no star has both labels and confidences.
-    """
+    """Judge the confidences that a catalogue holds; NotDrawnError if no star has both labels and confidences."""
     assert stars.confidence is not None
     names = stars.label_names[:n_labels]
     held = [i for i, c in enumerate(CONFIDENCES) if c.removesuffix("_confidence") in names]
@@ -229,13 +175,8 @@ def judged(stars: Comparison, n_labels: int) -> ConfidenceCheck:
     return judge(stars.of(names).take(known), targets, confidence[known])
 
 
-def residual_figure(check: ConfidenceCheck, normalised: bool = False) -> "Figure":
-    """Residuals of good (left) and bad (right) estimates against the label (ZGR23 Fig. 10).
-
-    Args:
-        check: from `judge`.
-        normalised: residuals in units of both errors (Fig. 11) instead of K and dex.
-    """
+def residual_figure(check: ConfidenceCheck, normalised: bool = False) -> "drawing.Figure":
+    """Residuals of good (left) and bad (right) estimates against the label, over both errors if `normalised`."""
     n = len(check.targets)
     figure, axes = drawing.panels(2, n, 7.6, 2.5 * n)
     values = check.pull if normalised else check.difference
@@ -267,7 +208,7 @@ def residual_figure(check: ConfidenceCheck, normalised: bool = False) -> "Figure
     return figure
 
 
-def reliability_figure(check: ConfidenceCheck) -> "Figure":
+def reliability_figure(check: ConfidenceCheck) -> "drawing.Figure":
     """Share of good stars against confidence with binomial error bars; below, where the stars are."""
     n = len(check.targets)
     figure, axes = drawing.panels(n, 2, 3.2 * n, 4.6)
@@ -292,10 +233,7 @@ def reliability_figure(check: ConfidenceCheck) -> "Figure":
 
 def _start(normalised: bool, run: Run) -> Task:
     gatherer = ValidationStars.of(run)
-
-    def check() -> tuple[ConfidenceCheck, str]:
-        return run.once("confidence_check", lambda: _check(run, gatherer))
-
+    check = partial(run.once, "confidence_check", lambda: _check(run, gatherer))
     return Task((gatherer,), lambda: _product(*check(), normalised))
 
 
@@ -318,24 +256,22 @@ def _check(run: Run, gatherer: ValidationStars) -> tuple[ConfidenceCheck, str]:
 def _product(check: ConfidenceCheck, words: str, normalised: bool) -> Product:
     n = len(check.confidence)
     what = "over both errors" if normalised else "in K and dex"
-    sides = check.sides
+    scale = drawing.display_scale
+    rows = [
+        (s.label, s.side, s.n, *(scale(s.label) * np.array([s.scatter, s.bias, s.rms])), s.pull_scatter, s.share_bad)
+        for s in check.sides
+    ]
+    about = {
+        "label": "whose confidence", "side": "good, bad or all", "n": "stars", "scatter": "robust [K or dex]",
+        "median": "[K or dex]", "rms": "[K or dex]", "pull_scatter": "robust, in both errors",
+        "share_bad": "of stars with chi2_eps above 9",
+    }  # fmt: skip
     return Product(
         residual_figure(check, normalised),
         f"Residuals of estimates called good and bad by their confidence, {n} stars",
         f"Inferred minus label, {what}, of estimates with a confidence of at least 0.5 (left) and below (right), with "
         f"lines at 16, 50 and 84 %. {n:,} stars: {words}. Dots beyond the panel lie on its rim.",
-        {
-            "": {
-                "label": Series([s.label for s in sides], "", "whose confidence"),
-                "side": Series([s.side for s in sides], "", "good, bad or all"),
-                "n": Series([s.n for s in sides], "", "stars"),
-                "scatter": Series([drawing.display_scale(s.label) * s.scatter for s in sides], "", "robust [K or dex]"),
-                "median": Series([drawing.display_scale(s.label) * s.bias for s in sides], "", "[K or dex]"),
-                "rms": Series([drawing.display_scale(s.label) * s.rms for s in sides], "", "[K or dex]"),
-                "pull_scatter": Series([s.pull_scatter for s in sides], "", "robust, in both errors"),
-                "share_bad": Series([s.share_bad for s in sides], "", "of stars with chi2_eps above 9"),
-            }
-        },
+        {"": table_of(rows, about)},
     )
 
 

@@ -4,20 +4,14 @@ The Fisher matrix of the catalogue holds 1/sigma_plx^2 in its last element where
 away leaves what the fluxes alone say. Correlations are counted in fine bins, so memory does not grow with the catalogue.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.analysis.figures import drawing
 from xpbayes.analysis.figures.binned import histogram_percentiles
 from xpbayes.analysis.run_inputs import Run
-from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Rows, Series, Task
+from xpbayes.analysis.topic import Analysis, Gatherer, NotDrawnError, Product, Rows, Task, table_of
 from xpbayes.analysis.validation import GIANT_LOGG
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 BINS = 20_000
 """Of the correlation, from -1 to 1: medians are good to 1e-4."""
@@ -44,16 +38,10 @@ def unpacked(triangle: NDArray[np.floating], n: int) -> NDArray[np.float64]:
 
 
 def correlation_of_inverse(fisher: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Correlations of the covariance that is the inverse of each matrix.
+    """Correlations of the covariances that are the inverses of matrices: (n, n, star), as those.
 
-    Stars come last: every step is one operation on a row of numbers in memory, ten times as fast as LAPACK called star by
-    star.
-
-    Args:
-        fisher: (n, n, star).
-
-    Returns:
-        (n, n, star) correlations and (star,) whether the matrix is positive definite to double precision.
+    Stars come last: every step is one operation on a row of numbers in memory, ten times as fast as LAPACK called star
+    by star. Second, (star,) whether the matrices are positive definite to double precision.
     """
     n, _, n_stars = fisher.shape
     correlation, good = np.empty_like(fisher), np.empty(n_stars, bool)
@@ -90,24 +78,18 @@ def _correlation_of_block(fisher: NDArray[np.float64]) -> tuple[NDArray[np.float
     return correlation, good
 
 
-class Correlations:
+class Correlations(Gatherer):
     """Median correlations over all solved stars of a catalogue, as in the paper.
 
-    Args:
-        names: parameters.
-        uses_parallax: measured parallaxes took part.
-
-    Attributes:
-        n_stars: stars in the medians from the fluxes alone, and where a parallax took part.
-        n_failed: stars whose Fisher matrix is not positive definite, or whose parallax error is not known.
-        n_solved, n_giants: solved stars, and giants among them by their log g.
+    `n_stars` are in the medians from the fluxes alone, and where a parallax took part; of the solved stars, `n_failed`
+    have a Fisher matrix that is not positive definite, or a parallax error that is not known.
     """
 
-    reads: Sequence[str] = ("stellar_params_icov_triu", "stellar_params_est", "n_obs", "dof")
+    reads = ("stellar_params_icov_triu", "stellar_params_est", "n_obs", "dof")
 
     def __init__(self, names: tuple[str, ...], uses_parallax: bool) -> None:
         self.names, self.n = names, len(names)
-        self.joins: Sequence[str] = ("parallax_error",) if uses_parallax else ()
+        self.joins = ("parallax_error",) if uses_parallax else ()
         self.pairs = list(zip(*np.triu_indices(self.n, 1), strict=True))
         self.count = np.zeros((2, len(self.pairs), BINS + 2), np.int64)
         self.n_stars, self.n_failed = [0, 0], 0
@@ -149,7 +131,7 @@ class Correlations:
         return matrix
 
 
-def draw_correlations(numbers: Correlations) -> "Figure":
+def draw_correlations(numbers: Correlations) -> "drawing.Figure":
     """One triangle of medians per case, the paper's values in brackets."""
     cases = ["flux only", "with parallax"][: 2 if numbers.n_stars[1] else 1]
     n = numbers.n
@@ -187,29 +169,27 @@ def _product(numbers: Correlations) -> Product:
     if not numbers.n_stars[0]:
         raise NotDrawnError("no solved star has a positive definite Fisher matrix")
     names, pairs = numbers.names, numbers.pairs
-    paper = [PAPER.get((names[i], names[j]), (np.nan, np.nan)) for i, j in pairs]
     parallaxes = (
         f"; right, with Gaia's parallax, {numbers.n_stars[1]:,} stars"
         if numbers.n_stars[1]
         else "; no parallax took part in this catalogue, so there is no second panel"
     )
     flux_only, with_parallax = (numbers.medians(used) for used in (False, True))
+    rows = [
+        (names[i], names[j], flux_only[i, j], with_parallax[i, j], *PAPER.get((names[i], names[j]), (np.nan, np.nan)))
+        for i, j in pairs
+    ]
+    about = {
+        "first": "parameter", "second": "parameter", "flux_only": "median correlation",
+        "with_parallax": "median correlation", "paper_flux_only": "ZGR23 Fig. 6", "paper_with_parallax": "ZGR23 Fig. 6",
+    }  # fmt: skip
     return Product(
         draw_correlations(numbers),
         f"Median correlations of {', '.join(drawing.text(s) for s in names)}",
         f"Median Pearson correlation of the errors of every pair of parameters, from the Fisher matrix: fluxes alone, "
         f"{numbers.n_stars[0]:,} stars{parallaxes}. In brackets what ZGR23 print. Solved stars without a cut; "
         f"{numbers.n_failed:,} matrices could not be used.{_sign(numbers)}",
-        {
-            "": {
-                "first": Series([names[i] for i, _ in pairs], "", "parameter"),
-                "second": Series([names[j] for _, j in pairs], "", "parameter"),
-                "flux_only": Series([flux_only[p] for p in pairs], "", "median correlation"),
-                "with_parallax": Series([with_parallax[p] for p in pairs], "", "median correlation"),
-                "paper_flux_only": Series([p[0] for p in paper], "", "ZGR23 Fig. 6"),
-                "paper_with_parallax": Series([p[1] for p in paper], "", "ZGR23 Fig. 6"),
-            }
-        },
+        {"": table_of(rows, about)},
     )
 
 

@@ -6,22 +6,18 @@ residuals over E beyond xi, in its principal components, each with the same test
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from xpbayes.analysis.figures import drawing
-from xpbayes.analysis.figures.curve_families import channel_weights
-from xpbayes.analysis.figures.flux_residuals import MAX_STARS, flux_residuals
+from xpbayes.analysis.figures.extinction_curve import channel_weights
+from xpbayes.analysis.figures.flux_residuals import SampledRows, flux_residuals, fluxes_of
 from xpbayes.analysis.run_inputs import Rows, Run
-from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Series, Task, require_variation
+from xpbayes.analysis.topic import Analysis, NotDrawnError, Product, Series, Task, require_variation, table_of
 from xpbayes.data.directions import unit_vectors
-from xpbayes.data.join import Lookup
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MIN_EXTINCTION = 0.6
 """Of the stars compared [mag]."""
@@ -39,21 +35,14 @@ KEPT = 0.95
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Correlation of a quantity between stars in bins of separation.
+    """Correlation of a quantity between stars in bins of separation [deg]."""
 
-    Attributes:
-        low, high: (bin,) separations [deg].
-        n: (bin,) pairs.
-        correlation: (bin,) Pearson's; NaN with too few pairs.
-        shuffled, shuffled_std: (bin,) mean and standard deviation of the same for shuffled values.
-    """
-
-    low: NDArray[np.float64]
+    low: NDArray[np.float64]  # (bin,), as all
     high: NDArray[np.float64]
-    n: NDArray[np.int64]
-    correlation: NDArray[np.float64]
-    shuffled: NDArray[np.float64]
-    shuffled_std: NDArray[np.float64]
+    n: NDArray[np.int64]  # pairs
+    correlation: NDArray[np.float64]  # Pearson's; NaN with too few pairs
+    shuffled: NDArray[np.float64]  # mean of the same for shuffled values
+    shuffled_std: NDArray[np.float64]  # standard deviation of these
 
 
 def neighbours(
@@ -61,17 +50,9 @@ def neighbours(
     dec: NDArray[np.floating],
     value: NDArray[np.floating],
     edges: Sequence[float] = SEPARATIONS,
-    seed: int = 0,
 ) -> Neighbours:
-    """Correlate a quantity of neighbours, and the same shuffled.
-
-    Args:
-        ra, dec: (star,) [deg].
-        value: (star,).
-        edges: of the bins of separation [deg]; a first bin begins at 0.
-        seed: of the shuffles and, where there are too many pairs, of the stars taken.
-    """
-    rng = np.random.default_rng(seed)
+    """Correlate a (star,) quantity of neighbours in bins of separation [deg], and the same shuffled."""
+    rng = np.random.default_rng(0)
     at, bounds = unit_vectors(ra, dec), np.append(0.0, edges)
     found: list[tuple[Any, ...]] = []
     for low, high in zip(bounds[:-1], bounds[1:], strict=True):
@@ -107,21 +88,13 @@ def _pearson(value: NDArray[np.floating], pairs: NDArray[np.int64]) -> float:
 
 @dataclass(frozen=True)
 class Components:
-    """Principal components of residuals over E in the metric of the model's error, grey and R taken out.
+    """Principal components of residuals over E in the metric of the model's error, grey and R taken out."""
 
-    Attributes:
-        share: (component,) of the variance.
-        cosine: (component,) of each with R1; NaN where that is taken out.
-        correlation, shuffled, shuffled_std: (component,) of their amounts in stars within `NEAR`; NaN with too few pairs.
-        n: pairs.
-    """
-
-    share: NDArray[np.float64]
-    cosine: NDArray[np.float64]
-    correlation: NDArray[np.float64]
-    shuffled: NDArray[np.float64]
+    share: NDArray[np.float64]  # (component,) of the variance
+    cosine: NDArray[np.float64]  # (component,) of each with R1; NaN where that is taken out
+    correlation: NDArray[np.float64]  # (component,) of their amounts in stars within `NEAR`; NaN with too few pairs
+    shuffled: NDArray[np.float64]  # (component,) as in `Neighbours`
     shuffled_std: NDArray[np.float64]
-    n: int
 
 
 def components(
@@ -132,14 +105,10 @@ def components(
     ra: NDArray[np.floating],
     dec: NDArray[np.floating],
 ) -> Components:
-    """Find them, and whether neighbours share them.
+    """Find principal components of residuals, and whether neighbours share them.
 
-    Args:
-        residual: (star, channel) -ln(observed / predicted) / E; NaN where not observed, which counts as no residual.
-        taken_out: (channel, direction) what residuals may not contain: grey, R.
-        variation: (channel,) R1.
-        weight: (channel,) inverse variances.
-        ra, dec: (star,) [deg].
+    Residuals are (star, channel) -ln(observed / predicted) / E; NaN where not observed, which counts as no residual.
+    `taken_out` (channel, direction) is what they may not contain: grey, R. R1 and weight, 1 / variance, are (channel,).
     """
     root = np.sqrt(weight)
     z = np.nan_to_num(np.asarray(residual, np.float64)) * root
@@ -159,68 +128,44 @@ def components(
         np.array([f.correlation[0] for f in found]),
         np.array([f.shuffled[0] for f in found]),
         np.array([f.shuffled_std[0] for f in found]),
-        int(found[0].n[0]),
     )
 
 
-class DustyStars:
-    """Keeps what the catalogue says of stars behind much dust, of those whose fluxes are looked at.
-
-    Args:
-        run: with model, catalogue and stars.
-    """
-
-    reads: Sequence[str] = ("source_id", "ra", "dec", "stellar_params_est", "xi", "xi_err", "converged")
-    joins: Sequence[str] = ()
+class DustyStars(SampledRows):
+    """Keeps what the catalogue says of stars behind much dust, of those whose fluxes are looked at."""
 
     def __init__(self, run: Run) -> None:
-        assert run.stars is not None
-        self.wanted = Lookup.of(run.stars.sampled_ids(MAX_STARS))
-        self.parts: list[tuple[NDArray[Any], ...]] = []
+        super().__init__(run, ("source_id", "ra", "dec", "stellar_params_est", "xi", "xi_err", "converged"))
 
-    def add(self, rows: Rows) -> None:
-        """Take the next rows."""
-        use = rows.solved & rows["converged"].astype(bool) & (rows["stellar_params_est"][:, -2] > MIN_EXTINCTION)
-        use &= np.isfinite(rows["xi"]) & np.isfinite(rows["ra"]) & np.isfinite(rows["dec"])
-        use &= self.wanted.rows(rows["source_id"]) >= 0
-        self.parts.append(tuple(rows[name][use] for name in self.reads))
+    def chosen(self, rows: Rows) -> NDArray[np.bool_]:
+        """(row,) which are kept."""
+        dusty = rows["converged"].astype(bool) & (rows["stellar_params_est"][:, -2] > MIN_EXTINCTION)
+        known = np.isfinite(rows["xi"]) & np.isfinite(rows["ra"]) & np.isfinite(rows["dec"])
+        return super().chosen(rows) & dusty & known
 
     def result(self) -> dict[str, NDArray[Any]]:
-        """The stars' columns."""
-        columns = [np.concatenate(part) for part in zip(*self.parts, strict=True)] if self.parts else []
-        n = len(columns[0]) if columns else 0
+        """The stars' columns; NotDrawnError if there are too few."""
+        columns = self.columns()
+        n = len(columns["xi"])
         if n < MIN_STARS:
             raise NotDrawnError(f"{n} stars of the catalogue have E > {MIN_EXTINCTION:g}; {MIN_STARS} are needed")
-        return dict(zip(self.reads, columns, strict=True))
+        return columns
 
 
 def residuals_over_extinction(run: Run, found: dict[str, NDArray[Any]], *, own_curve: bool) -> NDArray[np.float64]:
-    """(star, channel) -(f_obs / f_pred - 1) / E of the stars, with the mean curve or their own.
-
-    Args:
-        run: with model and stars.
-        found: from `DustyStars`.
-        own_curve: predict with the stars' xi.
-    """
+    """(star, channel) -(f_obs / f_pred - 1) / E of what `DustyStars` found, with the mean curve or each star's xi."""
     model, stars = run.model, run.stars
     assert model is not None and stars is not None
     estimate = found["stellar_params_est"].astype(np.float64)
     at = np.insert(estimate, estimate.shape[1] - 2, found["xi"] if own_curve else 0.0, axis=1)
-    lookup = Lookup.of(found["source_id"].astype(np.int64))
     out = np.full((len(estimate), len(model.channels)), np.nan)
-    for table in stars.batches(MAX_STARS):
-        row = lookup.rows(table.source_id)
-        here = np.flatnonzero(row >= 0)
-        if len(here):
-            some = table.take(here)
-            chi = flux_residuals(model, some, at[row[here]], model.channels.names, own_level=model.has_levels)
-            error = some.flux_error(list(range(len(model.channels))))
-            predicted = some.flux + chi * error
-            out[row[here]] = chi * error / predicted / estimate[row[here], -2:-1]
+    for some, row in fluxes_of(stars, found["source_id"]):
+        difference = flux_residuals(model, some, at[row], model.channels.names) * some.flux_error()
+        out[row] = difference / (some.flux + difference) / estimate[row, -2:-1]
     return out
 
 
-def draw_neighbours(found: Neighbours, parts: dict[str, Components]) -> "Figure":
+def draw_neighbours(found: Neighbours, parts: dict[str, Components]) -> "drawing.Figure":
     """Correlation against separation; shares of the variance and correlations of components."""
     figure, ((left, middle, right),) = drawing.panels(3, 1, 11.0, 3.4, width_ratios=(1.5, 1.0, 1.0))
     at = np.sqrt(np.maximum(found.low, 0.5 * found.high) * found.high)
@@ -268,6 +213,16 @@ def _product(run: Run, stars: dict[str, NDArray[Any]]) -> Product:
         for words, own in (("mean curve", False), ("beyond ξ", True))
     }  # fmt: skip
     first, beyond = parts.values()
+    of_components = [
+        (words, k + 1, *cell)
+        for words, of in parts.items()
+        for k, cell in enumerate(zip(of.share, of.cosine, of.correlation, of.shuffled, of.shuffled_std, strict=True))
+    ]
+    about = {
+        "prediction": "of the fluxes", "component": "number", "share": "of the variance", "cosine": "with R1",
+        "correlation": f"within {NEAR:g} deg", "shuffled": "mean of the same shuffled",
+        "shuffled_std": "standard deviation of these",
+    }  # fmt: skip
     return Product(
         draw_neighbours(found, parts),
         "Correlation of xi of neighbouring stars against their separation, and components of the residuals beyond xi",
@@ -288,17 +243,7 @@ def _product(run: Run, stars: dict[str, NDArray[Any]]) -> Product:
                 "shuffled": Series(found.shuffled, "", "mean of the same with xi shuffled"),
                 "shuffled_std": Series(found.shuffled_std, "", "standard deviation of these"),
             },
-            "components": {
-                "prediction": Series([w for w, of in parts.items() for _ in of.share], "", "of the fluxes"),
-                "component": Series([k + 1 for of in parts.values() for k in range(len(of.share))], "", "number"),
-                **{
-                    name: Series(np.concatenate([getattr(of, name) for of in parts.values()]), "", about)
-                    for name, about in (
-                        ("share", "of the variance"), ("cosine", "with R1"), ("correlation", f"within {NEAR:g} deg"),
-                        ("shuffled", "mean of the same shuffled"), ("shuffled_std", "standard deviation of these"),
-                    )
-                },
-            },
+            "components": table_of(of_components, about),
         },
     )  # fmt: skip
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.analysis.figures.binned import ColumnDensity
-from xpbayes.analysis.validation import Comparison, running_percentiles
+from xpbayes.analysis.figures.binned import ColumnDensity, middles, running_percentiles
+from xpbayes.analysis.validation import Comparison
 from xpbayes.errors import InputError
 from xpbayes.files import whole_file
 
@@ -39,11 +39,7 @@ MAX_POINTS = 20_000
 
 
 def save_figure(figure: "Figure", path: Path, dpi: float) -> Path:
-    """Write a figure whole or not at all, its folder made if need be.
-
-    Raises:
-        InputError: the file cannot be written, or its ending names no figure format.
-    """
+    """Write a figure whole or not at all, its folder made if need be; InputError if it cannot be, or by its ending."""
     if path.suffix.lower() not in FIGURE_SUFFIXES:
         raise InputError(f"{path}: a figure's name ends in .png, .pdf or .svg")
     drawn = io.BytesIO()  # matplotlib's own writers fail in their own ways on a full disk
@@ -75,15 +71,9 @@ def file_unit(name: str) -> str:
 
 
 def panels(columns: int, rows: int, width: float, height: float, **subplots: Any) -> "tuple[Figure, Any]":
-    """Make an empty figure in house style, without pyplot's global state.
+    """Make an empty figure in house style, without pyplot's global state, and its (row, column) axes.
 
-    Args:
-        columns, rows: of panels.
-        width, height: of the whole [inch].
-        subplots: for matplotlib's `Figure.subplots`.
-
-    Returns:
-        the figure and its (row, column) axes.
+    Width and height are of the whole [inch]; `subplots` is for matplotlib's `Figure.subplots`.
     """
     import matplotlib
 
@@ -109,13 +99,9 @@ def panels(columns: int, rows: int, width: float, height: float, **subplots: Any
 
 
 def grid(n: int, columns: int, width: float, height: float, **subplots: Any) -> "tuple[Figure, list[Axes]]":
-    """Make a figure of n panels in rows of so many columns; places without a panel stay empty.
+    """Make a figure of n panels in rows of at most so many columns; places without a panel stay empty.
 
-    Args:
-        n: panels.
-        columns: at most.
-        width, height: of one panel [inch].
-        subplots: for matplotlib's `Figure.subplots`.
+    Width and height are of one panel [inch]; `subplots` is for matplotlib's `Figure.subplots`.
     """
     columns = min(columns, n)
     rows = -(-n // columns)
@@ -144,22 +130,14 @@ def sky_grid(n: int, columns: int | None = None) -> "tuple[Figure, list[Axes]]":
 
 def sky_positions() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(y, x) Galactic l and b [deg] of the middles of the cells; longitude grows to the left."""
-    x, y = (0.5 * (edges[1:] + edges[:-1]) for edges in (SKY_LONGITUDE, SKY_LATITUDE))
-    grid_x, grid_y = np.meshgrid(x, y)
+    grid_x, grid_y = np.meshgrid(middles(SKY_LONGITUDE), middles(SKY_LATITUDE))
     return -grid_x % 360.0, grid_y
 
 
 def sky_panel(axis: "Axes", image: NDArray[np.floating], title: str, **mesh: Any) -> Any:
-    """Draw a map of the sky.
+    """Draw a map of the sky on an axis of `sky_grid`; returns matplotlib's mesh, for a colour bar.
 
-    Args:
-        axis: from `sky_grid`.
-        image: (y, x) values at `sky_positions`, NaN where there are none.
-        title: of the panel.
-        mesh: for matplotlib's `pcolormesh`: colours and their limits.
-
-    Returns:
-        matplotlib's mesh, for a colour bar.
+    The image is (y, x) at `sky_positions`, NaN where there is no value; `mesh` is for matplotlib's `pcolormesh`.
     """
     drawn = axis.pcolormesh(np.radians(SKY_LONGITUDE), np.radians(SKY_LATITUDE), image, rasterized=True, **mesh)
     axis.set_title(title, fontsize=9)
@@ -213,20 +191,10 @@ def thinned(n: int) -> NDArray[np.int64]:
     return np.linspace(0, n - 1, min(n, MAX_POINTS)).astype(int)
 
 
-def density_panel(axis: "Axes", density: ColumnDensity, *, zero: bool = True) -> Any:
-    """Draw a density per column with its percentile lines: dashed 15 % and 84 %, solid median.
-
-    Args:
-        axis: to draw on.
-        density: from `binned`.
-        zero: mark y = 0.
-
-    Returns:
-        matplotlib's mesh, for a colour bar.
-    """
+def density_panel(axis: "Axes", density: ColumnDensity) -> Any:
+    """Draw a density per column, lines at 15, 84 % (dashed) and 50 % (solid), and y = 0; returns matplotlib's mesh."""
     mesh = cells(axis, density.x_edges, density.y_edges, density.relative, cmap=DENSITY_COLOURS, vmin=0.0, vmax=1.0)
-    if zero:
-        axis.axhline(0.0, color=INK, lw=0.7)
+    axis.axhline(0.0, color=INK, lw=0.7)
     percentile_lines(axis, density.x, density.percentiles)
     axis.set(xlim=density.x_edges[[0, -1]], ylim=density.y_edges[[0, -1]])
     return mesh
@@ -248,24 +216,16 @@ def plain_log_ticks(axis: "Axes") -> None:
 
 
 def spectrum_axis(axis: "Axes", **settings: Any) -> None:
-    """Give a panel logarithmic axes of wavelength and flux."""
-    axis.set(**{"xlabel": "wavelength [nm]", "ylabel": FLUX_LABEL, "xscale": "log", "yscale": "log", **settings})
-    plain_log_ticks(axis)
-    decade_ticks(axis)
-
-
-def decade_ticks(axis: "Axes") -> None:
-    """Label a logarithmic y axis that spans decades with powers of ten, one that does not with plain numbers."""
+    """Give a panel logarithmic axes of wavelength and flux: powers of ten where it spans decades, or plain numbers."""
     from matplotlib.ticker import LogFormatterMathtext, LogLocator, NullFormatter, ScalarFormatter
 
+    axis.set(**{"xlabel": "wavelength [nm]", "ylabel": FLUX_LABEL, "xscale": "log", "yscale": "log", **settings})
+    plain_log_ticks(axis)
     low, high = axis.get_ylim()
+    decades = high >= 100 * low
     axis.yaxis.set_minor_formatter(NullFormatter())
-    if high < 100 * low:
-        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.yaxis.set_major_formatter(ScalarFormatter())
-        return
-    axis.yaxis.set_major_locator(LogLocator())
-    axis.yaxis.set_major_formatter(LogFormatterMathtext())
+    axis.yaxis.set_major_locator(LogLocator() if decades else LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.yaxis.set_major_formatter(LogFormatterMathtext() if decades else ScalarFormatter())
 
 
 def against_labels(comparison: Comparison) -> "Figure":

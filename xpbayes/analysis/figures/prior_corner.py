@@ -5,19 +5,15 @@ Marginals of a mixture are mixtures of the components' marginals, so nothing is 
 
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.analysis.figures import drawing
-from xpbayes.analysis.figures.binned import enclosing_levels
+from xpbayes.analysis.figures.binned import enclosing_levels, middles
 from xpbayes.analysis.run_inputs import Run
-from xpbayes.analysis.topic import Analysis, Product, Series, drawn_now
+from xpbayes.analysis.topic import Analysis, Product, Series, drawn_now, table_of
 from xpbayes.models.prior import LabelPrior
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SHARES = (0.68, 0.95, 0.99)
 CELLS = 240
@@ -28,38 +24,19 @@ OUTSIDE = 2e-4
 
 @dataclass(frozen=True)
 class Corner:
-    """Marginal densities of the prior.
-
-    Attributes:
-        names: labels.
-        edges: per label (cell + 1,) [kK, dex, ...].
-        one: per label (cell,) density.
-        two: (i, j) with i < j: (cell of i, cell of j) density.
-        levels: (i, j): (3,) densities that enclose 68, 95 and 99 %.
-        weight, mean: (component,) and (component, label) of the mixture.
-    """
+    """Marginal densities of the prior."""
 
     names: tuple[str, ...]
-    edges: tuple[NDArray[np.float64], ...]
-    one: tuple[NDArray[np.float64], ...]
-    two: dict[tuple[int, int], NDArray[np.float64]]
-    levels: dict[tuple[int, int], NDArray[np.float64]]
-    weight: NDArray[np.float64]
-    mean: NDArray[np.float64]
-
-    def middle(self, i: int) -> NDArray[np.float64]:
-        """(cell,) middles of a label's cells."""
-        return 0.5 * (self.edges[i][1:] + self.edges[i][:-1])
+    edges: tuple[NDArray[np.float64], ...]  # per label (cell + 1,) [kK, dex, ...]
+    one: tuple[NDArray[np.float64], ...]  # per label (cell,) density
+    two: dict[tuple[int, int], NDArray[np.float64]]  # (i, j) with i < j: (cell of i, cell of j) density
+    levels: dict[tuple[int, int], NDArray[np.float64]]  # (3,) densities that enclose the `SHARES`
+    weight: NDArray[np.float64]  # (component,)
+    mean: NDArray[np.float64]  # (component, label)
 
 
-def corner(prior: LabelPrior, names: tuple[str, ...], shares: tuple[float, ...] = SHARES) -> Corner:
-    """Compute all one- and two-dimensional marginals of a mixture.
-
-    Args:
-        prior: the mixture.
-        names: of its labels.
-        shares: that the levels enclose.
-    """
+def corner(prior: LabelPrior, names: tuple[str, ...]) -> Corner:
+    """Compute all one- and two-dimensional marginals of a mixture on labels of these names."""
     from scipy.stats import norm
 
     weight = np.exp(np.asarray(prior.ln_weight, np.float64))
@@ -79,12 +56,12 @@ def corner(prior: LabelPrior, names: tuple[str, ...], shares: tuple[float, ...] 
         one.append(inside / np.diff(edges[i]))
     two, levels = {}, {}
     for i, j in combinations(range(len(names)), 2):
-        x, y = (0.5 * (edges[k][1:] + edges[k][:-1]) for k in (i, j))
+        x, y = middles(edges[i]), middles(edges[j])
         density = np.zeros((CELLS, CELLS))
         for w, m, c in zip(weight, mean, covariance, strict=True):
             density += w * _gaussian(x - m[i], y - m[j], c[np.ix_((i, j), (i, j))])
         two[i, j] = density
-        levels[i, j] = enclosing_levels(density, shares)
+        levels[i, j] = enclosing_levels(density, SHARES)
     return Corner(names, tuple(edges), tuple(one), two, levels, weight, mean)
 
 
@@ -96,12 +73,12 @@ def _gaussian(x: NDArray[np.float64], y: NDArray[np.float64], covariance: NDArra
     return np.exp(-0.5 * chi2) / (2 * np.pi * np.sqrt(det))
 
 
-def draw_corner(numbers: Corner) -> "Figure":
+def draw_corner(numbers: Corner) -> "drawing.Figure":
     """Corner plot: marginals on the diagonal, contours of 68, 95 and 99 % below."""
     n = len(numbers.names)
     figure, axes = drawing.panels(n, n, 2.7 * n, 2.5 * n)
     scale = [drawing.display_scale(name) for name in numbers.names]
-    at = [factor * numbers.middle(i) for i, factor in enumerate(scale)]
+    at = [factor * middles(edges) for factor, edges in zip(scale, numbers.edges, strict=True)]
     limits = [factor * numbers.edges[i][[0, -1]] for i, factor in enumerate(scale)]
     for row, column in np.ndindex(n, n):
         axis = axes[row, column]
@@ -134,12 +111,14 @@ def _make(run: Run) -> Product:
     marginals, contours, components = {}, [], {}
     for i, name in enumerate(numbers.names):
         unit = drawing.file_unit(name)
-        marginals[name] = Series(numbers.middle(i), unit, "label")
+        marginals[name] = Series(middles(numbers.edges[i]), unit, "label")
         marginals[f"density_{name}"] = Series(numbers.one[i], f"1/{unit}" if unit else "", "marginal density")
         components[name] = Series(numbers.mean[:, i], unit, "mean of the component")
     for (i, j), levels in numbers.levels.items():
         contours += [(numbers.names[i], numbers.names[j], s, v) for s, v in zip(SHARES, levels, strict=True)]
-    x, y, share, level = zip(*contours, strict=True) if contours else ((), (), (), ())
+    about = {
+        "x": "label across", "y": "label upwards", "share": "enclosed probability", "density": "density on the contour",
+    }  # fmt: skip
     return Product(
         draw_corner(numbers),
         f"Corner plot of the prior on {', '.join(map(drawing.text, numbers.names))}",
@@ -148,12 +127,7 @@ def _make(run: Run) -> Product:
         "marginals are exact, no draws. No cut.",
         {
             "": marginals,
-            "contours": {
-                "x": Series(list(x), "", "label across"),
-                "y": Series(list(y), "", "label upwards"),
-                "share": Series(list(share), "", "enclosed probability"),
-                "density": Series(list(level), "", "density on the contour"),
-            },
+            "contours": table_of(contours, about),
             "components": {"weight": Series(numbers.weight, "", "of the component"), **components},
         },
     )

@@ -14,24 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from xpbayes.analysis.figures import (
-    checks,
     clusters,
     confidence,
     correlations,
-    curve_families,
     curve_neighbours,
-    external,
+    dust,
+    extinction_curve,
     flux_residuals,
-    kiel,
-    model_spectra,
     prior_corner,
-    reddening_law,
-    reliability,
     residual_columns,
-    self_cleaning,
-    sfd,
-    sky_dust,
-    sky_residuals,
+    spectra,
+    star_counts,
+    training_record,
 )
 from xpbayes.analysis.figures.drawing import save_figure
 from xpbayes.analysis.pages.page import DPI, Aside, Page, Picture, Points, Section, as_png, parallax_sentence
@@ -44,8 +38,8 @@ log = logging.getLogger(__name__)
 
 INDEX, RECORD = "index.html", "analyses.json"
 ANALYSES: tuple[Analysis, ...] = (
-    kiel.KIEL,
-    self_cleaning.SELF_CLEANING,
+    star_counts.KIEL,
+    training_record.SELF_CLEANING,
     prior_corner.PRIOR,
     correlations.CORRELATIONS,
     residual_columns.RESIDUALS,
@@ -53,21 +47,21 @@ ANALYSES: tuple[Analysis, ...] = (
     flux_residuals.FLUX_RESIDUALS,
     confidence.CONFIDENCE,
     confidence.CONFIDENCE_PULLS,
-    model_spectra.MAIN_SEQUENCE,
-    model_spectra.METALLICITY,
-    model_spectra.GIANT_BRANCH,
-    reddening_law.CURVE,
-    external.EXTERNAL,
-    reliability.RELIABILITY,
+    spectra.MAIN_SEQUENCE,
+    spectra.METALLICITY,
+    spectra.GIANT_BRANCH,
+    extinction_curve.CURVE,
+    residual_columns.EXTERNAL,
+    star_counts.RELIABILITY,
     clusters.CLUSTERS,
-    sfd.SFD,
-    sky_dust.DUST_SKY,
-    sky_dust.BIRDS_EYE_VIEW,
-    sky_residuals.SKY_RESIDUALS,
-    checks.CHECKS,
-    curve_families.CURVE_FAMILIES,
+    dust.SFD,
+    dust.DUST_SKY,
+    dust.BIRDS_EYE_VIEW,
+    flux_residuals.SKY_RESIDUALS,
+    training_record.CHECKS,
+    extinction_curve.CURVE_FAMILIES,
     curve_neighbours.CURVE_NEIGHBOURS,
-    sky_residuals.SKY_RESIDUALS_CURVE,
+    flux_residuals.SKY_RESIDUALS_CURVE,
 )
 """In the order of the paper, then what goes beyond it."""
 ABSENT = {

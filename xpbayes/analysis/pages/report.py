@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from xpbayes.analysis.figures import drawing
 from xpbayes.analysis.figures.extinction_curve import compare_with_published
-from xpbayes.analysis.figures.spectra import EXAMPLE_KINDS, choose_examples, draw_spectra, spectrum_fit
+from xpbayes.analysis.figures.spectra import choose_examples, draw_spectra, spectrum_fit
 from xpbayes.analysis.pages.gallery import ANALYSES, Outcome, make_figures, not_drawn
 from xpbayes.analysis.pages.model_card import accuracy_table, model_card
 from xpbayes.analysis.pages.numbers import heading, number, share, text
@@ -277,14 +277,14 @@ def _spectra(run: Reported) -> list[Part]:
     reduced = (run.catalogue["chi2_opt"].to_numpy() / run.catalogue["dof"].to_numpy())[solved]
     known = np.flatnonzero(at >= 0)
     examples = []
-    for kind, i in choose_examples(estimate[known], np.asarray(model.forward.label_scale), EXAMPLE_KINDS):
+    for kind, i in choose_examples(estimate[known], np.asarray(model.forward.label_scale)):
         star = known[i]
         values = ", ".join(
             f"{text(n)} = {drawing.display_scale(n) * estimate[star, k]:.{0 if n == 'teff' else 2}f}"
             f" ± {drawing.display_scale(n) * error[star, k]:.{0 if n == 'teff' else 2}f}"
             for k, n in enumerate(model.labels)
         )
-        shown = spectrum_fit(model, stars, int(at[star]), estimate[star], own_level=model.has_levels)
+        shown = spectrum_fit(model, stars, int(at[star]), estimate[star])
         examples.append((f"{kind}, χ²/dof = {reduced[star]:.2f}\n{values}", shown))
     if not examples:
         return ["No example spectra because none of the inferred stars is in the star table."]

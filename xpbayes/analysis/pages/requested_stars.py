@@ -227,7 +227,7 @@ def _with_runner_up(fit: StarFit, row: dict[str, Any], model: TrainedModel, star
     second, delta = row["runner_up_est"], row["runner_up_delta"]
     if second is None or delta is None or not np.isfinite(np.array(second, float)).all() or delta > NOTABLE:
         return fit
-    there = spectrum_fit(model, stars, i, np.array(second, float), own_level=model.has_levels)
+    there = spectrum_fit(model, stars, i, np.array(second, float))
     return replace(fit, others=((float(delta), there.predicted),))
 
 

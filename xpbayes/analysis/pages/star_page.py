@@ -156,7 +156,7 @@ def star_fits(
     releases = text_column(catalogue, "release") if known else [DEFAULT_RELEASE.name] * len(stars)
     fits = []
     for i, source_id in enumerate(stars.source_id.tolist()):
-        fit_at = partial(spectrum_fit, model, stars, i, own_level=model.has_levels)
+        fit_at = partial(spectrum_fit, model, stars, i)
         row = {name: float(values[i]) for name, values in columns.items()}
         optima = modes.get(source_id, Modes((), 0, 0))
         above = [(mode.objective - optima.modes[0].objective, mode.estimate) for mode in optima.modes[1:]]

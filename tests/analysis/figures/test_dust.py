@@ -2,7 +2,7 @@ import numpy as np
 from numpy.testing import assert_allclose, assert_array_equal
 
 from tests.analysis.rows import halves, make_rows
-from xpbayes.analysis.figures.sfd import AgainstSfd, draw_sfd, galactic_latitude, near_clouds
+from xpbayes.analysis.figures.dust import AgainstSfd, draw_sfd, galactic_latitude, near_clouds
 
 RNG = np.random.default_rng(0)
 N = 6000

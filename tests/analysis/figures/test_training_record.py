@@ -2,7 +2,7 @@
 
 import pytest
 
-from xpbayes.analysis.figures.checks import PANELS, draw_checks, measured, numbers
+from xpbayes.analysis.figures.training_record import PANELS, draw_checks, measured, numbers
 from xpbayes.analysis.topic import NotDrawnError
 
 BIN = {"low": 0.1, "high": 0.2, "n": 50, "value": 0.01}
