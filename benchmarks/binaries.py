@@ -104,7 +104,7 @@ def main() -> None:
         result = train(stars, kept.channels.wavelengths, config)
     dropped = ~result.survivor
     print(f"\n{len(binary)} simulated stars, {binary.mean():.1%} equal-mass binaries, preset {arguments.preset}")
-    for entry in result.record.phases:
+    for entry in result.phases:
         if entry["update"] == "self_cleaning":
             print(f"self-cleaning in phase {entry['phase']}: dropped {entry['dropped_by']}")
     found = pulls(result.model.forward, stars, result.theta_log)

@@ -448,11 +448,7 @@ class Settings(FrozenSettings):
 
     @classmethod
     def read(cls, path: str | Path | None, **overrides: dict[str, Any]) -> Self:
-        """Read a TOML file and put command-line values on top.
-
-        Args:
-            path: the file, or None for defaults.
-            overrides: per table, the values that were given as flags; None means not given.
+        """Read a TOML file, if any, and put command-line values on top, by table; None means not given.
 
         Raises:
             InputError: no such file, not TOML, an unknown key, a value out of range.
@@ -467,11 +463,7 @@ class Settings(FrozenSettings):
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """Read a TOML file, UTF-8 wherever it is read.
-
-    Raises:
-        InputError: no such file, or not TOML.
-    """
+    """Read a TOML file, UTF-8 wherever it is read; InputError if there is none, or it is not TOML."""
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

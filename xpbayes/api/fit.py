@@ -36,11 +36,7 @@ ROWS_SHOWN = 8
 
 @dataclass(frozen=True)
 class Flags:
-    """The quality flags of some stars; `flags.POOR_FIT` and so on are masks.
-
-    Attributes:
-        value: (star,) bits of `QualityFlag`.
-    """
+    """The quality flags of some stars, (star,) bits; `flags.POOR_FIT` and so on are masks."""
 
     value: NDArray[np.uint8]
 

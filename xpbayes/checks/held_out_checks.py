@@ -93,11 +93,7 @@ class HeldOut:
 def straight_line(
     x: NDArray[np.float64], y: NDArray[np.float64], x_error: NDArray[np.float64], y_error: NDArray[np.float64]
 ) -> dict[str, float]:
-    """Fit y = zero point + slope x, errors in both; outliers count less.
-
-    Returns:
-        'slope', 'zero_point', and the error of each.
-    """
+    """Fit y = 'zero_point' + 'slope' x, errors in both; outliers count less. The error of each is beside it."""
 
     def pulls(at: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray((y - at[0] - at[1] * x) / np.hypot(y_error, at[1] * x_error))
@@ -316,9 +312,7 @@ def parallax_gain(found: Mapping[str, Any]) -> Check:
 def extinction_unit(wavelength_nm: NDArray[np.floating], curve: NDArray[np.floating]) -> Check:
     """A unit of E reddens B - V by about a magnitude: catches estimates in another unit, to which E's scale bends.
 
-    Args:
-        wavelength_nm: (channel,) [nm].
-        curve: (channel,) R, optical depth per unit E.
+    `curve` is (channel,) R, optical depth per unit E.
     """
     name, order = "extinction_unit", np.argsort(wavelength_nm)
     wavelength = np.asarray(wavelength_nm, np.float64)[order]
@@ -336,9 +330,5 @@ def extinction_unit(wavelength_nm: NDArray[np.floating], curve: NDArray[np.float
 
 
 def check_held_out(found: Mapping[str, Any]) -> list[Check]:
-    """Every check of held-out stars.
-
-    Args:
-        found: from `measure`; empty if no stars were inferred.
-    """
+    """Every check of held-out stars, from `measure`; empty if no stars were inferred."""
     return [make(found) for make in (extinction_scale, extinction_pulls, parallax_pulls, coverage, parallax_gain)]

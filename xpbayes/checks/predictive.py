@@ -19,13 +19,7 @@ from xpbayes.models.theta import to_log
 def channel_ln_likelihood(
     residual: Float[Array, " channel"], whitening: Float[Array, "channel channel"], inv_dof: Float[Array, ""]
 ) -> Float[Array, " channel"]:
-    """Ln density of every whitened residual given those before it; zero for channels that were not measured.
-
-    Args:
-        residual: (channel,) whitened.
-        whitening: (channel, channel) W; tells which channels were measured.
-        inv_dof: () 1 / degrees of freedom of the Student t; 0 is a Gaussian.
-    """
+    """Ln density of every whitened residual given those before it; zero for channels that W says were not measured."""
     present = jnp.diagonal(whitening) > 0
     square = jnp.where(present, residual**2, 0.0)
     before = jnp.cumsum(square) - square
@@ -47,13 +41,7 @@ def channel_ln_likelihood(
 def predict_draws(
     forward: ForwardModel, star: Stars, theta: Float[Array, "draw parameter"], seed: Array
 ) -> tuple[Float[Array, "draw channel"], Float[Array, "draw channel"], Float[Array, "draw channel"]]:
-    """Evaluate one star's draws.
-
-    Args:
-        forward: the trained forward model.
-        star: one star, model error folded in.
-        theta: (draw, label + 2) labels, E [mag], parallax [mas].
-        seed: () the star's own.
+    """Evaluate draws (draw, label + 2) of labels, E [mag] and parallax [mas] from one star, model error folded in.
 
     Returns:
         (draw, channel) each: ln likelihood of the whitened fluxes; a flux drawn from the predictive distribution, in the

@@ -51,12 +51,10 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Simulated:
-    """Simulated stars.
+    """Simulated stars as inference sees them; the model's own error is in the whitening factor.
 
     Attributes:
-        stars: as inference sees them; the model's own error is in the whitening factor.
         truth: (star, parameter) labels, E [mag], parallax [mas].
-        window: of each.
         template: (star,) row of the template.
         chi2_truth: (star,) chi^2 of the fluxes at the truth.
     """
@@ -82,12 +80,7 @@ def in_window(forward: ForwardModel, window: Window, theta_log: Float[Array, " p
 
 
 def with_realistic_noise(stars: Stars, chi2: NDArray[np.floating]) -> Stars:
-    """Templates with the amplitude of their noise that their own fit found, and lighter tails.
-
-    Args:
-        stars: real stars, model error folded in.
-        chi2: (star,) of their fit.
-    """
+    """Templates, model error folded in, with the noise's amplitude as their own fit's chi^2 has it, and lighter tails."""
     return _rescale(stars, jnp.asarray(chi2, jnp.float32))
 
 

@@ -11,11 +11,9 @@ MAX_LOSS = 0.05
 
 
 def check_second_stage(forward: Sequence[Mapping[str, Any]], refined: Sequence[Mapping[str, Any]]) -> list[Check]:
-    """Check refined labels beside those of the forward posterior.
+    """Check refined labels beside those of the forward posterior; no checks without any of `refined`.
 
-    Args:
-        forward, refined: rows of accuracy of the same stars, as the card has them: 'label', 'group', 'n', 'scatter',
-            'coverage68'. No checks are made without any of `refined`.
+    Both are rows of accuracy of the same stars, as the card has them: 'label', 'group', 'n', 'scatter', 'coverage68'.
     """
     if not refined:
         return []

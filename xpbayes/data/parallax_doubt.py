@@ -22,14 +22,9 @@ HIGH_RUWE, BY_RUWE, STEEPNESS = 1.4, 0.6, 14.0
 
 
 def parallax_doubt(fidelity: NDArray[np.floating], ruwe: NDArray[np.floating]) -> ParallaxDoubt | None:
-    """Prior probability that each parallax is spurious.
+    """Prior probability that each parallax is spurious, from (star,) fidelity_v2 and RUWE, NaN where missing.
 
-    Args:
-        fidelity: (star,) fidelity_v2, NaN where missing.
-        ruwe: (star,) likewise.
-
-    Returns:
-        the probabilities; a star that has neither column is taken at its word, and None if no star has any.
+    A star that has neither column is taken at its word, and None comes back if no star has any.
     """
     known = np.isfinite(fidelity) | np.isfinite(ruwe)
     if not known.any():

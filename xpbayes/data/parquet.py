@@ -59,11 +59,7 @@ NO_PARQUET = (".csv", ".ecsv", ".fits", ".vot")
 
 @contextmanager
 def open_parquet(path: str | os.PathLike[str], advice: str = AGAIN) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file; whatever is wrong with it, now or while it is read, is one sentence.
-
-    Args:
-        path: the file.
-        advice: what to do if it is damaged.
+    """Open a Parquet file; whatever is wrong with it, now or while it is read, is one sentence that ends in the advice.
 
     Raises:
         InputError: there is no such file, it is not Parquet, or it is damaged.

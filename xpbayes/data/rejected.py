@@ -36,12 +36,7 @@ class Rejected:
 
 
 def write_quarantine(rows: Iterable[Rejected], path: Path) -> Path:
-    """Write rejected rows as CSV.
-
-    Args:
-        rows: what to write; the file has only its header if there are none.
-        path: the file.
-    """
+    """Write rejected rows as CSV; the file has only its header if there are none."""
     with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(QUARANTINE_COLUMNS)

@@ -32,17 +32,9 @@ def are_in_files(stars: Stars) -> bool:
 
 
 def make_star_files(folder: Path, n_stars: int, n_channels: int, n_labels: int) -> Stars:
-    """Make room for stars on disk, once for their measurements and once for `beside`.
+    """Make room for stars on disk, once for their measurements and once for `scratch_copy`.
 
-    Args:
-        folder: receives the files.
-        n_stars, n_channels, n_labels: how many.
-
-    Returns:
-        stars whose arrays are to be filled by `put`.
-
-    Raises:
-        InputError: there is not so much room.
+    Their arrays are to be filled by `write_rows`. InputError if there is not so much room.
     """
     square = (n_stars, n_channels, n_channels)
     _reserve(folder / FOLDED, square)

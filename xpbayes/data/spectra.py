@@ -29,13 +29,7 @@ STARS_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Cut:
-    """One selection and what it removed.
-
-    Attributes:
-        what: the rule in words.
-        removed: number of stars it removed.
-        left: number of stars after it.
-    """
+    """One selection, the rule in words, and how many stars it removed and left."""
 
     what: str
     removed: int
@@ -49,7 +43,7 @@ class Spectra:
     Attributes:
         channels: the channel set of `flux`.
         label_names: stellar labels, Teff first.
-        source_id: (star,) int64.
+        source_id: (star,) int64, of the data release of `instrument`.
         flux: (star, channel) float32 [1e-18 W m^-2 nm^-1].
         xp_whitening: (star, packed) float32, see `schema`.
         band_inverse_error: (star, band) float32.
@@ -57,7 +51,7 @@ class Spectra:
         cuts: the selections that led to this table.
         provenance: where it came from and what was assumed, in words.
         extra_units: units of columns that the schema does not know.
-        instrument: what the XP samples were calibrated with; `source_id` is of its data release.
+        instrument: what the XP samples were calibrated with.
     """
 
     channels: Channels
@@ -86,11 +80,7 @@ class Spectra:
         return np.isfinite(self.column(name)) & np.isfinite(self.column(f"{name}_error"))
 
     def labels(self, names: Sequence[str] | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return (star, label) labels and errors in internal units, NaN where missing.
-
-        Args:
-            names: which labels; all of the table if None. A label that the table lacks is missing for every star.
-        """
+        """Return (star, label) labels and errors in internal units, NaN where missing; all of the table's if None."""
         names = self.label_names if names is None else names
         value = np.stack([self.column(n) for n in names], axis=1)
         error = np.stack([self.column(f"{n}_error") for n in names], axis=1)
@@ -158,13 +148,10 @@ class Spectra:
         return f"<{type(self).__name__}: {len(self)} stars; {channels}" + (f"; {', '.join(known)}>" if known else ">")
 
     def flux_error(self, channels: Sequence[int] | None = None) -> NDArray[np.float64]:
-        """(star, channel) marginal 1-sigma errors of the observed flux, same unit; NaN where not observed.
+        """(star, channel) marginal 1-sigma errors of the observed flux, same unit, NaN where not observed.
 
         With C = (W^T W)^-1 and W lower triangular, the variance of channel c is |row c of W^-1|^2: back substitution for
-        the wanted rows alone, for all stars at once.
-
-        Args:
-            channels: which; all if None.
+        the wanted rows alone, all if None, for all stars at once.
         """
         n = self.channels.n_xp
         channels = range(len(self.channels)) if channels is None else channels
@@ -200,11 +187,7 @@ class Spectra:
         return out
 
     def problems(self, *, labelled: bool = False) -> NDArray[np.str_]:
-        """(star,) 'ok', or why no likelihood can use the star.
-
-        Args:
-            labelled: the likelihood reads labels, reddening and spectroscopic parallaxes too, as in training.
-        """
+        """(star,) 'ok', or why no likelihood can use the star; in training, one that reads labels and the like, too."""
         reason = np.full(len(self), OK, dtype="U64")
         present = self.channel_present()
 
@@ -299,12 +282,7 @@ def add_up_cuts(cuts: Iterable[Cut]) -> tuple[Cut, ...]:
 
 
 def join_star_tables(tables: Sequence[Spectra], names: Sequence[str]) -> Spectra:
-    """Put star tables one after the other.
-
-    Args:
-        tables: at least one; all with the same channels, labels and instrument.
-        names: what to call each in a message.
-    """
+    """Put star tables of the same channels, labels and instrument one after the other; names are for messages."""
     first = tables[0]
     for table, name in zip(tables[1:], names[1:], strict=True):
         first.channels.require_same(table.channels, names[0], name)

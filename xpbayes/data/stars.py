@@ -37,19 +37,16 @@ class ParallaxDoubt(eqx.Module):
 
 
 class Stars(eqx.Module):
-    """One star, or a batch of stars along a leading axis.
+    """One star, or a batch of stars along a leading axis; inverse errors are 0 where a value is missing.
 
     Attributes:
         flux: (star, channel) observed flux density, in units of the star's own scale; any finite value where missing.
         whitening: (star, channel, channel) W with W^T W the inverse covariance of `flux`; zero rows and columns where
             missing.
         ln_scale: (star,) ln of the star's scale [1e-18 W m^-2 nm^-1]: with fluxes near one, float32 keeps its digits.
-        parallax: (star,) [mas].
-        parallax_inv_error: (star,) 1/sigma [1/mas], 0 where missing.
-        labels: (star, label) stellar labels, Teff first [kK, dex, dex, ...].
-        label_inv_error: (star, label) 1/sigma, 0 where missing.
-        reddening: (star,) estimate of E [mag].
-        reddening_inv_error: (star,) 1/sigma [1/mag], 0 where missing.
+        parallax, parallax_inv_error: (star,) [mas, 1/mas].
+        labels, label_inv_error: (star, label) stellar labels, Teff first [kK, dex, dex, ...], and 1/sigma.
+        reddening, reddening_inv_error: (star,) estimate of E [mag], and 1/sigma.
         inv_dof: (star,) 1 / degrees of freedom of the Student t that the fluxes follow; 0 is a Gaussian.
         doubt: of the measured parallaxes; None takes them at their word.
     """
@@ -81,11 +78,7 @@ class Stars(eqx.Module):
         return self if len(self) == size else self.take(np.minimum(np.arange(size), len(self) - 1))
 
     def blind(self, *, parallax: bool = True) -> "Stars":
-        """Return the stars as inference may see them: no labels, no reddening, and no parallax if asked.
-
-        Args:
-            parallax: keep the parallax measurement.
-        """
+        """Return the stars as inference may see them: no labels, no reddening, and no parallax unless it is kept."""
         return replace(
             self,
             label_inv_error=_none_of(self.label_inv_error),
@@ -106,13 +99,7 @@ def _none_of(values: Array) -> Any:
 
 
 def chunk_size(n_stars: int, largest: int, multiple: int = 64) -> int:
-    """Choose chunks of one size, at most `largest`, that waste little padding.
-
-    Args:
-        n_stars: stars in total.
-        largest: the largest chunk wanted.
-        multiple: sizes are rounded up to a multiple of this.
-    """
+    """Choose chunks of one size, a multiple of some number and at most about `largest`, that waste little padding."""
     n_chunks = max(1, math.ceil(n_stars / largest))
     return math.ceil(n_stars / n_chunks / multiple) * multiple
 

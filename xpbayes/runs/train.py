@@ -116,8 +116,8 @@ def train(
                 f"xi of {np.sum(excess > 0)} kinds of star differ from their neighbours' more than those of most kinds"
             )
         labels = training.labels(config.labels)[0]
-        dropped = _take_dropped(learned.record.phases, training.source_id)
-        for phase in learned.record.phases:
+        dropped = _take_dropped(learned.phases, training.source_id)
+        for phase in learned.phases:
             if "diagnostic" in phase:
                 phase["diagnostic"] = with_absolute_magnitudes(phase["diagnostic"], training.column("phot_g_mean_mag"))
         model = TrainedModel(
@@ -141,7 +141,7 @@ def train(
                     name: np.percentile(training.column(name), [0, 1, 16, 50, 84, 99, 100]).round(4).tolist()
                     for name in config.labels
                 },
-                "phases": learned.record.phases,
+                "phases": learned.phases,
                 "unshared_xi_variance": unshared,
                 "training_seconds": round(time.perf_counter() - begun, 2),
                 "versions": versions(),
@@ -160,7 +160,7 @@ def train(
         model.card["calibration"] = _calibration_entry(calibration, chosen.aside, config.labels)
         model.card["held_out"] = _assess(model, chosen.held_out, config) if len(chosen.held_out) else {}
         checks = check_training(
-            model.forward, model.channels, model.labels, labels, model.card["held_out"], learned.record.phases
+            model.forward, model.channels, model.labels, labels, model.card["held_out"], learned.phases
         )
         checks += [
             extinction_unit(model.channels.wavelengths, np.exp(np.asarray(model.forward.ln_curve))),

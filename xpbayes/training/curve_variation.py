@@ -49,12 +49,7 @@ FLOOR, DOF = 0.01, 20.0
 
 
 class _Sums(NamedTuple):
-    """Of each star: what xi explains and what it does not; numpy, float64.
-
-    Attributes:
-        extinction: (star,) E [mag].
-        precision, pull, chi2, n_obs: as of `model_error.Sums`, in all channels.
-    """
+    """Of each star, float64: E [mag], and what xi explains and what not, as of `model_error.Sums`, in all channels."""
 
     extinction: NDArray[np.float64]
     precision: NDArray[np.float64]
@@ -83,13 +78,7 @@ def _metric(forward: ForwardModel, stars: Stars, theta_log: Array) -> Array:
 def without_grey_and_curve(
     variation: Float[NDArray, " channel"], curve: Float[NDArray, " channel"], metric: Float[NDArray, "channel channel"]
 ) -> Float[NDArray, " channel"]:
-    """What is left of R1 once it is orthogonal to R and to grey: the part that fluxes alone can tell.
-
-    Args:
-        variation: R1.
-        curve: R.
-        metric: of ln flux.
-    """
+    """What is left of R1 once it is orthogonal to R and to grey, in a metric of ln flux: what fluxes alone can tell."""
     mimics = np.stack([np.ones_like(curve), curve], axis=1)
     left: NDArray[np.float64] = variation - mimics @ np.linalg.solve(
         mimics.T @ metric @ mimics, mimics.T @ metric @ variation

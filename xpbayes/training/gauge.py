@@ -88,12 +88,7 @@ def robust_ridge(
 ) -> Float[NDArray, " feature"]:
     """Linear regression with Student t errors and a Gaussian prior about zero, by iterated weights.
 
-    Args:
-        features: of every star.
-        target: what is to be described.
-        inverse_error: 1 / sigma of the targets; 0 where there is none.
-        prior_precision: 1 / variance of every coefficient's prior.
-        weight: of the stars, beside their errors.
+    Inverse errors are 0 where there is no target; the stars' weights count beside them.
     """
     coefficient = np.zeros(features.shape[1])
     for _ in range(N_REWEIGHTS):
@@ -105,11 +100,9 @@ def robust_ridge(
 
 
 class Moved(NamedTuple):
-    """What `move_gauge` yields.
+    """What `move_gauge` yields: the moved model and stars.
 
     Attributes:
-        forward: the moved model.
-        theta_log: (star, label + 2) the moved stars.
         by: (star, label + 2) by how much labels, E [mag] and ln parallax moved.
         scale: a, the factor of all E.
     """

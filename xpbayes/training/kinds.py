@@ -13,9 +13,7 @@ def kinds_of_star(
 ) -> dict[str, NDArray[np.bool_]]:
     """(star,) which stars belong to each kind, by its name; kinds overlap, and all of them need Teff and log g.
 
-    Args:
-        labels: (star, label) [kK, dex, dex, ...].
-        names: of the labels.
+    Labels are (star, label) [kK, dex, dex, ...].
     """
     if not {"teff", "logg"} <= set(names):
         return {"all": np.ones(len(labels), bool)}

@@ -138,14 +138,7 @@ def collect_sums(
 
 @jax.jit
 def _expect(sums: Sums, covariance: Array, weight: Array, counts: Array, dof: Array) -> tuple[Array, Array, Array]:
-    """Expectation step for a batch of stars.
-
-    Args:
-        sums: of the batch.
-        covariance: (kind, q, q) S_k.
-        weight: (star, kind).
-        counts: (star,) how much each star counts.
-        dof: (kind,) degrees of freedom.
+    """Expectation step for a batch: stars of (star, kind) weight, that count, under (kind, q, q) S_k and (kind,) dof.
 
     Returns:
         (kind, q, q) sums of kind weight x expected second moment of delta in units of the star's own amplitude;

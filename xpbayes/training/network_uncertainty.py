@@ -102,10 +102,7 @@ def marginal_rows(
 ) -> Float[Array, "channel weight"]:
     """Rows whose squares add up to one training star's information on the model, its own parameters integrated out.
 
-    Args:
-        forward: the forward model.
-        star: a training star: labels, parallax and reddening as measurements, model error folded in.
-        theta_log: (label + 2,) its solution.
+    The star has labels, parallax and reddening as measurements, and the model's error folded in.
     """
     whitening, by_parameters = _relative(forward, star, theta_log)
     by_weights = jax.jacrev(lambda w: predict_ln_flux(with_vector(forward, w), theta_log))(trained_vector(forward))
@@ -127,16 +124,13 @@ def _batch_rows(forward: ForwardModel, stars: Stars, theta_log: Array) -> Array:
 def weight_precision(
     forward: ForwardModel, stars: Stars, theta_log: Float[Array, "star parameter"], n_training: int
 ) -> NDArray[np.float64]:
-    """H, the precision of everything that was trained.
+    """H (weight, weight), the precision of everything that was trained.
 
     Args:
         forward: the forward model.
         stars: some of the training stars, labels included, model error folded in.
         theta_log: (star, label + 2) their solutions.
         n_training: how many training stars there were: the sum over `stars` is scaled up to them.
-
-    Returns:
-        (weight, weight).
     """
     from scipy.linalg.blas import dsyrk
 
@@ -196,8 +190,7 @@ def factor_weights(
         precision: (weight, weight) H, from `weight_precision`.
         stars: stars like those of the catalogue, without labels, model error folded in.
         theta_log: (star, label + 2) their optima.
-        captured: share of the added variance to keep.
-        max_columns: at most so many directions.
+        captured: share of the added variance to keep, with at most `max_columns` directions.
     """
     from scipy.linalg import solve_triangular
 
@@ -230,16 +223,13 @@ def weight_covariance(
     stars: Stars,
     theta_log: Float[Array, "star parameter"],
 ) -> Float[Array, "star parameter parameter"]:
-    """What the uncertainty of the model adds to the covariance of stars.
+    """(star, parameter, parameter) what the uncertainty of the model adds to covariances of (labels, E [mag], parallax [mas]).
 
     Args:
         model: the trained model.
         columns: (weight, column) of `NetworkCovariance`.
         stars: a batch as inference sees it, model error folded in.
         theta_log: (star, label + 2) their optima: labels, ln E, ln parallax.
-
-    Returns:
-        (star, parameter, parameter) of (labels, E [mag], parallax [mas]); zero if the columns are.
     """
     at = trained_vector(model.forward)
 
@@ -273,7 +263,7 @@ def added_to_inferred(
         model: the trained model.
         factor: of what is unknown of it.
         stars: as they were inferred.
-        optimum: (star, parameter) labels, xi if the curve varies, E [mag], parallax [mas] of the optima.
+        optimum: (star, parameter) labels, xi if the curve varies, E [mag], parallax [mas].
         use_parallax: whether the measured parallaxes were used.
 
     Returns:
@@ -292,14 +282,10 @@ def added_to_inferred(
 
 
 def add_model_covariance(found: "Posteriors", added: Float[NDArray, "star parameter parameter"]) -> "Posteriors":
-    """Results with the covariance that the model's uncertainty adds; optima, means and medians stay.
+    """Results with the covariance from `added_to_inferred`; optima, means and medians stay, and all where that is NaN.
 
     Covariances are sums, and Fisher's matrix is the inverse of its sum. A standard deviation gains what is added in
     quadrature, and so does the distance of each quantile from the median, down to zero for E and parallax.
-
-    Args:
-        found: results of inference.
-        added: from `added_to_inferred`; where it is NaN, nothing changes.
     """
     known = np.isfinite(added).all(axis=(1, 2))
     added = np.where(known[:, None, None], added, 0.0)

@@ -24,15 +24,9 @@ N_NODES, MAX_XI = 33, 8.0
 def fit_law(
     forward: ForwardModel, wavelength_nm: Float[NDArray, " channel"], error: ModelError | None
 ) -> ReddeningLaw | None:
-    """Tabulate R(V) along xi.
+    """Tabulate R(V) along xi, channels weighing less where the model's error is large.
 
-    Args:
-        forward: the forward model.
-        wavelength_nm: of the channels.
-        error: of the model, whose channels weigh less where it is large.
-
-    Returns:
-        the table; None where the curve does not vary, or where xi does not rise with R(V).
+    None where the curve does not vary, or where xi does not rise with R(V).
     """
     if forward.curve_variation is None:
         return None

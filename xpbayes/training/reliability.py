@@ -78,10 +78,8 @@ class Estimates(NamedTuple):
     """What the fit says about each star.
 
     Attributes:
-        estimate: (star, parameter) labels, E [mag], parallax [mas].
-        error: (star, parameter) 1-sigma errors.
+        estimate, error: (star, parameter) labels, E [mag], parallax [mas], and 1-sigma errors.
         chi2: (star,) of the fluxes.
-        ln_prior: (star,).
         xi: (star,) of their extinction curves; None where the curve does not vary.
     """
 
@@ -111,7 +109,7 @@ def star_features(
     *,
     own_level: bool = False,
 ) -> NDArray[np.float32]:
-    """Compute the features of Appendix B.
+    """Compute the features of Appendix B: (star, feature) in the order of `models.reliability.feature_names`, or NaN.
 
     Args:
         model: the trained model.
@@ -119,9 +117,6 @@ def star_features(
         fit: what the fit says about them.
         survey: (star,) values of `SURVEY_COLUMNS`, NaN where missing.
         own_level: flux residuals are those beyond a grey factor: the estimates give no more.
-
-    Returns:
-        (star, feature) in the order of `models.reliability.feature_names`, NaN where a feature is missing.
     """
     n_labels = model.forward.n_labels
     estimate = np.asarray(fit.estimate, np.float32)
@@ -165,15 +160,7 @@ def _confidences(nets: ConfidenceNets, features: Array) -> Array:
 
 
 def confidences(nets: ConfidenceNets, features: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Confidence of every star in every target.
-
-    Args:
-        nets: the classifiers.
-        features: (star, feature).
-
-    Returns:
-        (star, target).
-    """
+    """Confidence (star, target) of every star in every target, from (star, feature)."""
     out = [np.zeros((0, len(nets.targets)), np.float32)]
     for start in range(0, len(features), BATCH):
         part = np.asarray(features[start : start + BATCH], np.float32)
@@ -193,22 +180,14 @@ def residual_chi2(
 ) -> NDArray[np.float64]:
     """chi2_eps of Eq. 27: how well an estimate agrees with the label, small residuals always counting as agreement.
 
-    Args:
-        difference: inferred minus label [kK or dex]; any shape.
-        error, label_error: 1-sigma errors of both, same unit.
-        floor: epsilon, same unit.
+    Difference, both 1-sigma errors and the floor epsilon have one unit [kK or dex] and any shape.
     """
     return np.asarray(difference, np.float64) ** 2 / (np.square(error) + np.square(label_error) + np.square(floor))
 
 
 @dataclass(frozen=True)
 class TrainedConfidence:
-    """What training yields.
-
-    Attributes:
-        nets: the classifiers.
-        record: plain data for the model's card: counts, losses, which features were there.
-    """
+    """The classifiers, and plain data for the model's card: counts, losses, which features were there."""
 
     nets: ConfidenceNets
     record: dict[str, Any] = field(default_factory=dict)

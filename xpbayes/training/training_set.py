@@ -34,8 +34,7 @@ class TrainingSet:
         table: the training stars; without fluxes where the stars are in files.
         stars: the same as the mathematics sees them.
         aside: stars kept aside, evenly picked, on which posteriors are to be calibrated.
-        held_out: held-out stars, evenly picked, on which the model is to be assessed.
-        n_held_out: held-out stars in all.
+        held_out: held-out stars, evenly picked, on which the model is to be assessed; `n_held_out` in all.
     """
 
     table: Spectra
@@ -56,16 +55,7 @@ class _Sides:
 
 
 def training_set(table: Spectra, config: TrainingConfig, where: str) -> TrainingSet:
-    """Select the stars of a training run from a table in memory.
-
-    Args:
-        table: the stars.
-        config: the settings.
-        where: what to call the table in a message.
-
-    Raises:
-        InputError: too few stars are left.
-    """
+    """Select the stars of a training run from a table in memory, `where` in a message; InputError if too few."""
     kept = training_cuts(table, config.labels, config.teff_max, config.min_channels)
     sides = _split(kept, config, where)
     stars = sides.training.stars(
@@ -75,12 +65,9 @@ def training_set(table: Spectra, config: TrainingConfig, where: str) -> Training
 
 
 def training_set_in_files(paths: Sequence[Path], config: TrainingConfig, scratch: Path) -> TrainingSet:
-    """Select the stars of a training run from tables that are larger than memory.
+    """Select the stars of a training run from tables that are larger than memory, of the same channels and labels.
 
-    Args:
-        paths: star tables, of the same channels and labels.
-        config: the settings.
-        scratch: folder that receives the training stars: twice 4 bytes per pair of channels and star.
+    The folder `scratch` receives the training stars: twice 4 bytes per pair of channels and star.
 
     Raises:
         InputError: a table cannot be used, they differ or repeat a star, too few stars are left, or there is no room.

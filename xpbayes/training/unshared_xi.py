@@ -44,7 +44,7 @@ def excess_by_kind(
     weight: Float[NDArray, "star kind"],
     pairs: NDArray[np.integer],
 ) -> Float[NDArray, " kind"]:
-    """Variance of xi of every kind that its neighbours do not share, beyond the stated one and beyond that of most kinds.
+    """(kind,) variance of xi that its neighbours do not share, beyond the stated one and beyond that of most kinds.
 
     Args:
         xi: by the likelihood alone.
@@ -77,16 +77,15 @@ def with_unshared_xi(
     ra: Float[NDArray, " star"],
     dec: Float[NDArray, " star"],
 ) -> tuple[ModelError, Float[NDArray, " kind"]]:
-    """The model's error with what neighbours' xi do not share.
+    """The model's error with what neighbours' xi do not share, and (kind,) the variance of xi that was added.
+
+    Unchanged where too few stars behind dust are neighbours.
 
     Args:
         model: with R1 and an error.
         stars: training stars with the measurement's own whitening, in memory or in files.
         theta_log: (star, parameter) their solutions.
         ra, dec: their positions [deg].
-
-    Returns:
-        the error; (kind,) the variance of xi that was added. Unchanged where too few stars behind dust are neighbours.
     """
     error, forward = model.error, model.forward
     assert error is not None and forward.curve_variation is not None

@@ -47,13 +47,9 @@ def _judge(forward: ForwardModel, stars: Stars, theta_log: Array) -> tuple[Array
 def star_weights(
     forward: ForwardModel, stars: Stars, theta_log: Float[Array, "star parameter"], *, by_measurements: bool = True
 ) -> Float[NDArray, " star"]:
-    """How much each star counts, at most about 1.
+    """How much each star counts, at most about 1, by its fluxes and, if asked, by its pulls.
 
-    Args:
-        forward: the forward model.
-        stars: training stars with the measurement's own whitening: no model error in it, in memory or in files.
-        theta_log: (star, label + 2) solutions.
-        by_measurements: judge stars by their pulls, too.
+    Stars, in memory or in files, have the measurement's own whitening, without the model's error.
     """
     found = [
         by_blocks(partial(_judge, forward), STAR_BLOCK, in_memory(stars, at), theta_log[at])
@@ -74,14 +70,7 @@ def weights_from(
     pulls2: Float[NDArray, " star"],
     n_measured: NDArray[np.integer],
 ) -> Float[NDArray, " star"]:
-    """The same from numbers.
-
-    Args:
-        place: where each star is among its like.
-        chi2: of its fluxes.
-        pulls2: sum of its squared pulls.
-        n_measured: over so many measurements.
-    """
+    """The same from each star's place among its like, its fluxes' chi^2, and the sum of squared pulls over n of them."""
     n = min(N_NEIGHBOURS + 1, len(place))
     _, near = cKDTree(place).query(place, k=n)
     near = near.reshape(len(place), n)
