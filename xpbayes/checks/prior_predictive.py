@@ -80,7 +80,7 @@ def in_window(forward: ForwardModel, window: Window, theta_log: Float[Array, " p
 
 
 def with_realistic_noise(stars: Stars, chi2: NDArray[np.floating]) -> Stars:
-    """Templates, model error folded in, with the noise's amplitude as their own fit's chi^2 has it, and lighter tails."""
+    """Templates, model error folded in, with the noise that their own fit's chi^2 has, and lighter tails."""
     return _rescale(stars, jnp.asarray(chi2, jnp.float32))
 
 

@@ -223,7 +223,7 @@ def weight_covariance(
     stars: Stars,
     theta_log: Float[Array, "star parameter"],
 ) -> Float[Array, "star parameter parameter"]:
-    """(star, parameter, parameter) what the uncertainty of the model adds to covariances of (labels, E [mag], parallax [mas]).
+    """What the uncertainty of the model adds to (star, parameter, parameter) covariances of (labels, E, parallax).
 
     Args:
         model: the trained model.

@@ -70,7 +70,7 @@ def weights_from(
     pulls2: Float[NDArray, " star"],
     n_measured: NDArray[np.integer],
 ) -> Float[NDArray, " star"]:
-    """The same from each star's place among its like, its fluxes' chi^2, and the sum of squared pulls over n of them."""
+    """The same from each star's place among its like, its fluxes' chi^2, and the sum of its squared pulls."""
     n = min(N_NEIGHBOURS + 1, len(place))
     _, near = cKDTree(place).query(place, k=n)
     near = near.reshape(len(place), n)
