@@ -1,8 +1,7 @@
 """Verbs that make or use a catalogue: infer, verify, export, dustmap, report, analyse."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -131,22 +130,14 @@ def verify(
     print(catalogue)
 
 
-class ExportFormat(StrEnum):
-    """What `export` writes."""
-
-    HATS = "hats"
-    VOTABLE = "votable"
-    FITS = "fits"
-    CSV = "csv"
-    ECSV = "ecsv"
-    PARQUET = "parquet"
-
-
 @app.command()
 def export(
     catalogue: CatalogueFiles,
     out: Annotated[Path, typer.Option(help="File to write; for hats, a folder.")],
-    format: Annotated[ExportFormat | None, typer.Option(help="Format; as the suffix of --out says if none.")] = None,
+    format: Annotated[
+        Literal["hats", "votable", "fits", "csv", "ecsv", "parquet"] | None,
+        typer.Option(help="Format; as the suffix of --out says if none."),
+    ] = None,
     flat: Flat = None,
     approximate_positions: Annotated[
         bool, typer.Option("--approximate-positions", help="hats: take missing positions from source_id (to 0.9').")
@@ -157,14 +148,7 @@ def export(
     """Write a catalogue as VOTable, FITS, CSV, ECSV, Parquet or HATS, with units, UCDs and descriptions."""
     from xpbayes.runs.export import export as write
 
-    print(write(catalogue, out, format and format.value, approximate_positions, processes, flat=flat))
-
-
-class Mean(StrEnum):
-    """How `dustmap` averages."""
-
-    BINS = "bins"
-    JOINT = "joint"
+    print(write(catalogue, out, format, approximate_positions, processes, flat=flat))
 
 
 @app.command()
@@ -172,8 +156,9 @@ def dustmap(
     catalogue: CatalogueFiles,
     out: Annotated[Path, typer.Option(help="Folder for maps (FITS), figures and numbers.")],
     method: Annotated[
-        Mean, typer.Option(help="bins: the paper's means in hard distance bins; joint: full (E, parallax) covariances.")
-    ] = Mean.BINS,
+        Literal["bins", "joint"],
+        typer.Option(help="bins: the paper's means in hard distance bins; joint: full (E, parallax) covariances."),
+    ] = "bins",
     keep_prior: Annotated[
         bool, typer.Option("--keep-prior", help="Average the posterior modes as they are, as the paper did.")
     ] = False,
@@ -190,8 +175,9 @@ def dustmap(
     from xpbayes.config import DustMapConfig, parse_settings
     from xpbayes.runs.dust_map import dust_map as run
 
-    values: dict[str, Any] = {"method": method.value, "remove_prior": not keep_prior, "min_stars": min_stars}
-    values["curve"] = curve
+    values: dict[str, Any] = {
+        "method": method, "remove_prior": not keep_prior, "min_stars": min_stars, "curve": curve
+    }  # fmt: skip
     if edges is not None:
         values["sky_edges"] = edges.split(",")
     run(catalogue, out, parse_settings(DustMapConfig, values, "the dust map"))

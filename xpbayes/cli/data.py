@@ -1,8 +1,7 @@
 """Verbs that bring stars in: demo, doctor, fetch, prepare, simulate."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -69,17 +68,12 @@ def fetch_bundled(
     print(out)
 
 
-class Table(StrEnum):
-    """Tables of the Gaia archive that `fetch gaia` knows."""
-
-    GAIA = "gaia"
-    TWO_MASS = "two_mass"
-
-
 @fetch.command("gaia")
 def fetch_gaia(
     out: Annotated[Path | None, typer.Option(help="Folder for the chunks (.parquet).")] = None,
-    table: Annotated[Table, typer.Option(help="Which table: the source table, or 2MASS matches.")] = Table.GAIA,
+    table: Annotated[
+        Literal["gaia", "two_mass"], typer.Option(help="Which table: the source table, or 2MASS matches.")
+    ] = "gaia",
     chunks: Annotated[int, typer.Option(help="Cut the source_id range into so many queries.")] = 256,
     first: Annotated[int, typer.Option(help="First source_id of the range.")] = 0,
     last: Annotated[int | None, typer.Option(help="Last source_id of the range; the whole sky by default.")] = None,
@@ -97,8 +91,8 @@ def fetch_gaia(
     if not print_adql:
         from xpbayes.archive.tap_schema import probe
 
-        there = probe(there.release, table.value)
-    queries = list(chunked_queries(table.value, chunks, first, LAST_SOURCE_ID if last is None else last, there))
+        there = probe(there.release, table)
+    queries = list(chunked_queries(table, chunks, first, LAST_SOURCE_ID if last is None else last, there))
     if out is None or print_adql:
         print("\n\n".join(f"-- {query.name}\n{query.adql}" for query in queries))
         return

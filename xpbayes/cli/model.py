@@ -1,9 +1,8 @@
 """Verbs that make or ask a model: train, adapt, card, confidence, uncertainty, transfer, predict."""
 
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -69,22 +68,14 @@ def train(  # noqa: PLR0913 - an argument for each option of the command line
     print(out)
 
 
-class Layers(StrEnum):
-    """What `adapt` moves."""
-
-    NONE = "none"
-    LAST = "last"
-    ALL = "all"
-
-
 @app.command()
 def adapt(
     model: ModelFolder,
     stars: Annotated[Path, typer.Argument(help="Star table with labels of your own, or a folder of them.")],
     out: Annotated[Path, typer.Option(help="Folder for the adapted model.")],
     layers: Annotated[
-        Layers, typer.Option(help="Of the network after the labels' scale: none, last, all.")
-    ] = Layers.NONE,
+        Literal["none", "last", "all"], typer.Option(help="Of the network after the labels' scale: none, last, all.")
+    ] = "none",
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the stars in each of two rounds.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the batches.")] = 0,
     quiet: Quiet = False,
@@ -94,7 +85,7 @@ def adapt(
     from xpbayes.runs.adapt import adapt as run
     from xpbayes.training.adapt import AdaptationConfig
 
-    values = {"layers": layers.value, "seed": seed, **({} if epochs is None else {"epochs": epochs})}
+    values = {"layers": layers, "seed": seed, **({} if epochs is None else {"epochs": epochs})}
     run(model, stars, out, parse_settings(AdaptationConfig, values, "the adaptation"))
     print(out)
 
