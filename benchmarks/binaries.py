@@ -25,8 +25,8 @@ from xpbayes.data.stars import Stars
 from xpbayes.models.forward import predict_flux
 from xpbayes.progress import progress_shown
 from xpbayes.training.learn import train
-from xpbayes.training.selection import training_cuts
 from xpbayes.training.self_cleaning import fig4_outliers, pulls, survivors
+from xpbayes.training.training_set import training_cuts
 
 LABELS = ("teff", "feh", "logg")
 LABEL_ERROR = (0.05, 0.05)

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from xpbayes.channels import Channels
 from xpbayes.data.join import repeated_ids
-from xpbayes.data.parallax_doubt import parallax_doubt
-from xpbayes.data.stars import Stars
+from xpbayes.data.stars import Stars, parallax_doubt
 from xpbayes.device import prepare_device
 from xpbayes.errors import InputError
 from xpbayes.instrument.instrument import DEFAULT_ID, InstrumentId

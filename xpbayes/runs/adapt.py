@@ -20,7 +20,7 @@ from xpbayes.production.model_file import CARD, TrainedModel, load_model, save_m
 from xpbayes.runs.infer import infer
 from xpbayes.runs.inputs import PathLike, check_writable, load_if_path, read_stars, require_labels, versions
 from xpbayes.training.adapt import AdaptationConfig, find_scale, move_network, moved_labels, on_scale
-from xpbayes.training.selection import has_distance, training_cuts
+from xpbayes.training.training_set import has_distance, training_cuts
 
 log = logging.getLogger(__name__)
 

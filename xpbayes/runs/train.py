@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from xpbayes.analysis.pages.model_card import held_out_entry
 from xpbayes.analysis.validation import held_out_stars
-from xpbayes.checks.held_out_checks import check_held_out, extinction_unit, measure
-from xpbayes.checks.second_stage_checks import check_second_stage
+from xpbayes.checks.held_out_checks import check_held_out, check_second_stage, extinction_unit, measure
 from xpbayes.checks.training_checks import check_training
 from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.data.parquet import column_names
@@ -53,8 +52,8 @@ from xpbayes.runs.inputs import (
     versions,
 )
 from xpbayes.training.companions import counts_of
+from xpbayes.training.curve_variation import fit_law
 from xpbayes.training.learn import train as learn
-from xpbayes.training.reddening_law import fit_law
 from xpbayes.training.self_cleaning import with_absolute_magnitudes
 from xpbayes.training.training_set import TrainingSet, n_rows, training_set, training_set_in_files
 from xpbayes.training.trust import Case, learn_trust

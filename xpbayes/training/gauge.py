@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from xpbayes.data.stars import Stars
 from xpbayes.models.forward import ForwardModel, last_hidden_layer
-from xpbayes.training.kinds import kinds_of_star
+from xpbayes.training.weights import kinds_of_star
 
 LN_PARALLAX_PRIOR, EXTINCTION_PRIOR, LABEL_PRIOR = 0.5, 0.05, 0.3
 """Prior spread of every feature's coefficient: of d, of b [mag], and of g in units of the training labels' spread."""

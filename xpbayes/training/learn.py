@@ -32,11 +32,10 @@ from xpbayes.models.prior import LabelPrior, draw_labels, ln_priors
 from xpbayes.models.star_model import StarModel
 from xpbayes.training.curve_variation import learn_curve_variation
 from xpbayes.training.gauge import move_gauge, moves_by_kind
-from xpbayes.training.kinds import kept_by_kind, kinds_of_star
 from xpbayes.training.model_error import MAX_STARS, learn_model_error
 from xpbayes.training.phases import run_gradient_phase, run_star_steps
 from xpbayes.training.self_cleaning import diagnostic, high_quality, pulls, survivors
-from xpbayes.training.weights import star_weights
+from xpbayes.training.weights import kept_by_kind, kinds_of_star, star_weights
 
 if TYPE_CHECKING:
     from xpbayes.config import Phase, TrainingConfig
