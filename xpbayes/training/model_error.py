@@ -11,6 +11,7 @@ not emptied along directions in which the labels could be moved instead. delta a
 (Student t). S and the tail of every kind of star then follow by expectation-maximisation.
 """
 
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -171,9 +172,8 @@ def _find_kinds(forward: ForwardModel, stars: Stars, theta_log: Array) -> ModelE
     """Cut the training stars into kinds by what their spectra look like; nothing is known of their errors yet."""
     from sklearn.cluster import KMeans
 
-    predicted = np.asarray(
-        jax.jit(jax.vmap(lambda u: predict_ln_flux(forward, u)))(theta_log), dtype=np.float64
-    )  # noiseless spectra, dust included
+    noiseless = jax.jit(jax.vmap(lambda u: predict_ln_flux(forward, u)))(theta_log)  # dust included
+    predicted = np.asarray(noiseless, dtype=np.float64)
     shape = predicted - predicted.mean(axis=1, keepdims=True)
     _, _, directions = np.linalg.svd(shape - shape.mean(axis=0), full_matrices=False)
     shapes = jnp.asarray(directions[:N_SHAPES].T, jnp.float32)
@@ -258,16 +258,8 @@ def learn_model_error(
     history = []
     for iteration in range(n_iterations):
         with jax.enable_x64(True):
-            found = [
-                _expect(
-                    sums,
-                    *(
-                        jnp.asarray(v)
-                        for v in (covariance, *(w[i * size : (i + 1) * size] for w in (weight, count)), dof)
-                    ),
-                )
-                for i, sums in enumerate(collected)
-            ]
+            batches = zip(collected, np.split(weight, len(collected)), np.split(count, len(collected)), strict=True)
+            found = [_expect(sums, *map(jnp.asarray, (covariance, w, n, dof))) for sums, w, n in batches]
         moment = np.sum([np.asarray(f[0], np.float64) for f in found], axis=0)
         chi2, ln_det = (np.concatenate([np.asarray(f[j], np.float64) for f in found]) for j in (1, 2))
         nu = 1.0 / (weight @ (1.0 / dof))
@@ -280,12 +272,8 @@ def learn_model_error(
             by_dof = np.stack([_ln_likelihood(v, chi2, ln_det, n_obs) for v in DOF_GRID], axis=1)
             by_kind = weight.T @ (count[:, None] * by_dof) + PRIOR_STARS * np.average(by_dof, axis=0, weights=count)
             dof = DOF_GRID[np.argmax(by_kind, axis=1)]
-    return ModelError(
-        shapes=error.shapes,
-        feature_center=error.feature_center,
-        feature_scale=error.feature_scale,
-        kinds=error.kinds,
-        width=error.width,
+    return replace(
+        error,
         covariance=jnp.asarray(basis @ covariance @ basis.T, jnp.float32),
         inv_dof=jnp.asarray(1.0 / dof, jnp.float32),
         share=jnp.asarray(weight.mean(axis=0), jnp.float32),

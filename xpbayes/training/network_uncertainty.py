@@ -16,6 +16,7 @@ K K^T with as many columns as it takes to carry nearly all of what is added on a
 All stars share one model, so this part of their errors is common to similar stars: it does not average down.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -76,12 +77,6 @@ def with_vector(forward: ForwardModel, vector: Float[Array, " weight"]) -> Forwa
     return replace(forward, weights=weights, biases=biases, ln_curve=ln_curve)
 
 
-def _is_weight(forward: ForwardModel) -> NDArray[np.bool_]:
-    """(weight,) which elements of the vector have a Gaussian prior; biases and ln R are flat."""
-    n = trained_vector(forward).shape[0]
-    return np.arange(n) < forward.n_weights
-
-
 def _relative(forward: ForwardModel, star: Stars, theta_log: Array) -> tuple[Array, Array]:
     """Whitening of relative fluxes, times the root of the star's weight; (channel, parameter) d ln f by its parameters."""
     at = expand_ln_flux(forward, theta_log, star.ln_scale)
@@ -121,6 +116,18 @@ def _batch_rows(forward: ForwardModel, stars: Stars, theta_log: Array) -> Array:
         return jax.vmap(partial(marginal_rows, forward))(stars, theta_log)
 
 
+def _finite_rows(
+    function: Callable[[Stars, Array], Array], stars: Stars, theta_log: Array
+) -> Iterator[NDArray[np.float64]]:
+    """(row, weight) of all stars of a batch that a function gives (star, row, weight) for, without those not finite."""
+    for start in range(0, len(stars), BATCH):
+        # Of one size, so that one program serves all; what fills the last batch does not count.
+        at = jnp.minimum(jnp.arange(start, start + BATCH), len(stars) - 1)
+        found = np.asarray(function(stars.take(at), theta_log[at]), np.float64)[: len(stars) - start]
+        rows = found.reshape(-1, found.shape[-1])
+        yield rows[np.isfinite(rows).all(axis=1)]
+
+
 def weight_precision(
     forward: ForwardModel, stars: Stars, theta_log: Float[Array, "star parameter"], n_training: int
 ) -> NDArray[np.float64]:
@@ -134,19 +141,16 @@ def weight_precision(
     """
     from scipy.linalg.blas import dsyrk
 
-    n_weights, n = trained_vector(forward).shape[0], len(stars)
+    n_weights = trained_vector(forward).shape[0]
     total = np.zeros((n_weights, n_weights))
-    for start in range(0, n, BATCH):
-        # Of one size, so that one program serves all; what fills the last batch does not count.
-        at = jnp.minimum(jnp.arange(start, start + BATCH), n - 1)
-        rows = np.asarray(_batch_rows(forward, stars.take(at), theta_log[at]))[: n - start].reshape(-1, n_weights)
-        rows = rows[np.isfinite(rows).all(axis=1)]
+    for rows in _finite_rows(partial(_batch_rows, forward), stars, theta_log):
         # In double precision: what the stars tell of some directions is a thousand million times what the prior tells.
-        total += dsyrk(1.0, rows.T.astype(np.float64))  # upper triangle
+        total += dsyrk(1.0, rows.T)  # upper triangle
     total = np.triu(total) + np.triu(total, 1).T
-    total *= n_training / n
+    total *= n_training / len(stars)
     # W ~ N(0, n_W / N) (METHOD 3: ZGR23 Eq. 12 as a prior).
-    total[np.diag_indices(n_weights)] += _is_weight(forward) * n_training / forward.n_weights
+    # Biases and ln R, which follow the weights in the vector, have a flat one.
+    total[np.diag_indices(n_weights)] += (np.arange(n_weights) < forward.n_weights) * n_training / forward.n_weights
     return total
 
 
@@ -196,13 +200,7 @@ def factor_weights(
 
     model = model.without_error
     lower = np.linalg.cholesky(precision)
-    rows = []
-    for start in range(0, len(stars), BATCH):
-        at = jnp.minimum(jnp.arange(start, start + BATCH), len(stars) - 1)
-        found = np.asarray(_scaled_response(model, stars.take(at), theta_log[at]), np.float64)
-        rows.append(found[: len(stars) - start].reshape(-1, len(precision)))
-    response = np.concatenate(rows)
-    response = response[np.isfinite(response).all(axis=1)]
+    response = np.concatenate(list(_finite_rows(partial(_scaled_response, model), stars, theta_log)))
     half = solve_triangular(lower, response.T, lower=True)  # (weight, row): its squares are the added variances
     value, vector = np.linalg.eigh(half.T @ half if half.shape[1] < half.shape[0] else half @ half.T)
     value, vector = np.maximum(value[::-1], 0.0), vector[:, ::-1]

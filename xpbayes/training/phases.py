@@ -54,20 +54,6 @@ def learning_rates(phase: "Phase", initial: float, n_steps: int) -> np.ndarray:
     return initial * phase.step_factor ** np.floor(share * phase.epochs / phase.step_epochs)
 
 
-def _shape(setup: _Setup, forward: ForwardModel, *, robust: bool) -> Any:
-    from xpbayes.models.posterior import ModelShape
-
-    return ModelShape(
-        hidden=tuple(w.shape[1] for w in forward.weights[:-1]),
-        n_channels=forward.ln_curve.shape[0],
-        n_stars=setup.n_stars,
-        label_center=forward.label_center,
-        label_scale=forward.label_scale,
-        curve_varies=forward.curve_variation is not None,
-        robust_scale=setup.robust_scale if robust else 0.0,
-    )
-
-
 def _clip_each(largest: float) -> Any:
     """Limit the norm of every site's gradient on its own."""
     import optax
@@ -119,9 +105,17 @@ def _posterior(setup: _Setup, forward: ForwardModel, *, robust: bool) -> Callabl
     """
     from numpyro import handlers
 
-    from xpbayes.models.posterior import training_posterior
+    from xpbayes.models.posterior import ModelShape, training_posterior
 
-    shape = _shape(setup, forward, robust=robust)
+    shape = ModelShape(
+        hidden=tuple(w.shape[1] for w in forward.weights[:-1]),
+        n_channels=forward.ln_curve.shape[0],
+        n_stars=setup.n_stars,
+        label_center=forward.label_center,
+        label_scale=forward.label_scale,
+        curve_varies=forward.curve_variation is not None,
+        robust_scale=setup.robust_scale if robust else 0.0,
+    )
     always = {} if forward.curve_variation is None else {"R1": forward.curve_variation}
 
     def conditioned(batch: Stars, fixed: dict[str, Any]) -> None:

@@ -217,22 +217,16 @@ def train_confidence(
     """
     good, bad = chi2_eps < GOOD_BELOW, chi2_eps > BAD_ABOVE
     fitted = ~validation
-    counts = {
-        name: {
-            "good": int(good[fitted, i].sum()),
-            "bad": int(bad[fitted, i].sum()),
-            "validation_good": int(good[validation, i].sum()),
-            "validation_bad": int(bad[validation, i].sum()),
-        }
-        for i, name in enumerate(targets)
-    }
-    enough = [i for i, name in enumerate(targets) if min(counts[name]["good"], counts[name]["bad"]) >= MIN_PER_CLASS]
-    enough = [i for i in enough if min(good[validation, i].sum(), bad[validation, i].sum()) > 0]
+    counts: dict[str, dict[str, int]] = {}
+    enough = []
     for i, name in enumerate(targets):
-        if i not in enough:
-            log.info(
-                f"{name}: {counts[name]['good']} good and {counts[name]['bad']} bad stars are too few; no classifier"
-            )
+        of = {"good": good[fitted, i], "bad": bad[fitted, i]}
+        of |= {"validation_good": good[validation, i], "validation_bad": bad[validation, i]}
+        counts[name] = n = {kind: int(members.sum()) for kind, members in of.items()}
+        if min(n["good"], n["bad"]) >= MIN_PER_CLASS and min(n["validation_good"], n["validation_bad"]) > 0:
+            enough.append(i)
+        else:
+            log.info(f"{name}: {n['good']} good and {n['bad']} bad stars are too few; no classifier")
     if not enough:
         first = counts[targets[0]]
         raise InputError(
@@ -265,7 +259,7 @@ def _standardisation(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Centre, inverse scale and indicator of every feature; a feature that never varied has inverse scale 0."""
     n_features = features.shape[1]
-    center, inverse_scale = np.zeros(n_features), np.zeros(n_features)
+    center, inverse_scale = np.zeros((2, n_features))
     present = np.isfinite(features)
     for i in range(n_features):
         values = np.asarray(features[present[:, i], i], np.float64)
@@ -328,12 +322,9 @@ def _run(  # noqa: PLR0915 - the jitted epoch closes over the sample's constants
     batch = min(config.batch_size, max(1, n // config.min_batches))
     n_batches = n // batch
     plateau, patience = config.schedule_for(n)
-    adam = optax.scale_by_adam()
+    adam, cross_entropy = optax.scale_by_adam(), optax.sigmoid_binary_cross_entropy
     widths = [layer.shape[1] for layer in nets.weights[:-1]]
     n_targets = len(nets.targets)
-
-    def cross_entropy(ln_odds: Array, y: Array) -> Array:
-        return optax.sigmoid_binary_cross_entropy(ln_odds, y)
 
     def loss(parameters: Any, x: Array, y: Array, w: Array, key: Array) -> Array:
         weights, biases = parameters
