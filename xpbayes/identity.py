@@ -45,17 +45,11 @@ class Side(StrEnum):
 
 
 class Split(NamedTuple):
-    """The three sides of a model.
+    """The three sides of a model."""
 
-    Attributes:
-        held_out: expected share of all stars held out.
-        kept_aside: expected share kept aside of those not held out.
-        seed: another seed is another split.
-    """
-
-    held_out: float
-    kept_aside: float = 0.0
-    seed: int = 0
+    held_out: float  # expected share of all stars held out
+    kept_aside: float = 0.0  # expected share kept aside of those not held out
+    seed: int = 0  # another seed is another split
 
     @classmethod
     def of(cls, card: Mapping[str, Any]) -> "Split":

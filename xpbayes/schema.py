@@ -227,21 +227,14 @@ binary_params_err | list {n} | {mixed} | stat.error;phys
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a file.
-
-    Attributes:
-        unit: in VOUnit syntax, "" if none.
-        ucd: IVOA UCD1+, "" if none fits.
-        description: one sentence.
-        required: a reader refuses a file without it.
-    """
+    """One column of a file."""
 
     name: str
     type: pa.DataType
-    unit: str
-    ucd: str
-    description: str
-    required: bool = True
+    unit: str  # in VOUnit syntax, "" if none
+    ucd: str  # IVOA UCD1+, "" if none fits
+    description: str  # one sentence
+    required: bool = True  # a reader refuses a file without it
 
     def field(self) -> pa.Field:
         """Return the Arrow field with unit, UCD and description in its metadata."""

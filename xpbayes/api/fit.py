@@ -174,15 +174,12 @@ class Fit:
         return InMemory(columns_for(self.about, self.catalogue.column_names), self._flat)
 
     def save(self, path: str | Path, *, flat: bool | None = None) -> Path:
-        """Write the stars to one file.
+        """Write the stars to one file; InputError if the suffix is unknown, or the file cannot be written.
 
         Args:
             path: .parquet for a catalogue as `read_catalogue`, `report` and `verify` take it; .csv, .ecsv, .fits or .vot
                 for the flat columns.
             flat: the flat columns, or those of the catalogue; as the suffix has it if None.
-
-        Raises:
-            InputError: the suffix is unknown, or the file cannot be written.
         """
         from xpbayes.production.export import save_catalogue
 

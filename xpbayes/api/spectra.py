@@ -130,9 +130,7 @@ class Spectra(table.Spectra):
     def read(cls, path: str | PathLike[str], *, release: str | None = None) -> Self:
         """Read a star table or a folder of them, or the spectra of any file of Gaia's, with nothing joined to them.
 
-        Args:
-            path: the file or folder.
-            release: data release of Gaia's files, dr3 or dr4; as their coefficients say if None.
+        The data release of Gaia's files is dr3 or dr4, or as their coefficients say if None.
 
         Raises:
             InputError: it cannot be read, or none of its rows can be used.
@@ -149,12 +147,9 @@ class Spectra(table.Spectra):
     def fetch(
         cls, source_ids: Sequence[int], *, folder: str | PathLike[str] | None = None, release: str = "dr3"
     ) -> Self:
-        """Get a few stars from Gaia's archive: XP spectra, parallaxes, 2MASS magnitudes.
+        """Get a few stars of a data release from Gaia's archive: XP spectra, parallaxes, 2MASS magnitudes.
 
-        Args:
-            source_ids: which stars.
-            folder: for what is fetched, which is then not asked for again; nothing is kept if None.
-            release: data release that the source_ids are of.
+        What is fetched is kept in the folder, if any, and not asked for again.
 
         Raises:
             InputError: none of them has a spectrum, or the archive does not answer.
@@ -209,8 +204,7 @@ class Spectra(table.Spectra):
     def magnitude(self, band: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(star,) Vega magnitudes in a band and their errors [mag], the error floor of `instrument.photometry` included.
 
-        Raises:
-            InputError: the spectra do not have the band.
+        InputError if the spectra do not have the band.
         """
         if band not in self.channels.band_names:
             raise InputError(f"there is no band '{band}'{nearest(band, self.channels.band_names)}")

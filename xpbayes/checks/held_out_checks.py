@@ -45,17 +45,13 @@ MIN_EXCESS, MAX_EXCESS = 0.7, 1.3
 
 @dataclass(frozen=True)
 class Inferred:
-    """What inference says, (star, parameter) each: labels, E [mag], parallax [mas].
+    """What inference says, (star, parameter) each: labels, E [mag], parallax [mas]."""
 
-    Attributes:
-        median, low, high: 50, 16 and 84 % quantiles.
-        unbounded: (star, 2) E as if it could be negative, and its error [mag].
-    """
-
+    # 50, 16 and 84 % quantiles
     median: Float[np.ndarray, "star parameter"]
     low: Float[np.ndarray, "star parameter"]
     high: Float[np.ndarray, "star parameter"]
-    unbounded: Float[np.ndarray, "star two"]
+    unbounded: Float[np.ndarray, "star two"]  # (star, 2) E as if it could be negative, and its error [mag]
 
     def half(self, reference: NDArray[np.float64]) -> NDArray[np.float64]:
         """(star, parameter) half of the 68 % interval on the reference's side."""
@@ -68,20 +64,14 @@ class Inferred:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out stars.
+    """Held-out stars."""
 
-    Attributes:
-        names: labels in order; E and parallax follow.
-        reference, error: (star, parameter) labels, reddening estimate, measured parallax; NaN where missing.
-        with_parallax: answers from fluxes and parallaxes; None if no star has a parallax.
-        flux_only: answers from fluxes alone.
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # labels in order; E and parallax follow
+    # (star, parameter) labels, reddening estimate, measured parallax; NaN where missing
     reference: Float[np.ndarray, "star parameter"]
     error: Float[np.ndarray, "star parameter"]
-    with_parallax: Inferred | None
-    flux_only: Inferred
+    with_parallax: Inferred | None  # answers from fluxes and parallaxes; None if no star has a parallax
+    flux_only: Inferred  # answers from fluxes alone
 
     @property
     def parameters(self) -> tuple[str, ...]:

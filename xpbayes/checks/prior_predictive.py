@@ -51,19 +51,13 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Simulated:
-    """Simulated stars as inference sees them; the model's own error is in the whitening factor.
-
-    Attributes:
-        truth: (star, parameter) labels, E [mag], parallax [mas].
-        template: (star,) row of the template.
-        chi2_truth: (star,) chi^2 of the fluxes at the truth.
-    """
+    """Simulated stars as inference sees them; the model's own error is in the whitening factor."""
 
     stars: Stars
-    truth: NDArray[np.float64]
+    truth: NDArray[np.float64]  # (star, parameter) labels, E [mag], parallax [mas]
     window: Window
-    template: NDArray[np.int64]
-    chi2_truth: NDArray[np.float64]
+    template: NDArray[np.int64]  # (star,) row of the template
+    chi2_truth: NDArray[np.float64]  # (star,) chi^2 of the fluxes at the truth
 
 
 def look(ln_flux: Float[Array, " channel"], n_xp: int) -> Window:

@@ -65,21 +65,15 @@ def _two_sided(counts: NDArray[np.int64], n: int, at: NDArray[np.float64]) -> ND
 
 @dataclass(frozen=True)
 class Verdict:
-    """How one set of n shares compares with uniform ones.
-
-    Attributes:
-        uniform: inside the simultaneous band everywhere.
-        coverage68, coverage95: share of truths inside the central 68.3 and 95.4 % of their posterior.
-        mean: of the shares; above a half the posteriors lie too low.
-        distance: largest distance of the empirical distribution from the diagonal.
-    """
+    """How one set of n shares compares with uniform ones."""
 
     n: int
-    uniform: bool
+    uniform: bool  # inside the simultaneous band everywhere
+    # Share of truths inside the central 68.3 and 95.4 % of their posterior
     coverage68: float
     coverage95: float
-    mean: float
-    distance: float
+    mean: float  # of the shares; above a half the posteriors lie too low
+    distance: float  # largest distance of the empirical distribution from the diagonal
 
 
 def judge(shares: NDArray[np.floating]) -> Verdict:

@@ -51,20 +51,13 @@ MIN_SKILL = 0.25
 
 @dataclass(frozen=True)
 class Check:
-    """One check.
-
-    Attributes:
-        passed: None if it could not be made.
-        measured: what was found, in words; why the check could not be made, if so.
-        demand: what was demanded.
-        question: what to look at first if it failed.
-    """
+    """One check."""
 
     name: str
-    passed: bool | None
-    measured: str
-    demand: str = ""
-    question: str = ""
+    passed: bool | None  # None if it could not be made
+    measured: str  # what was found, in words; why the check could not be made, if so
+    demand: str = ""  # what was demanded
+    question: str = ""  # what to look at first if it failed
 
     @property
     def verdict(self) -> str:

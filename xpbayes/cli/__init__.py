@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from xpbayes.cli import catalogue, data, model, posterior  # noqa: F401  (the verbs join the application)
-from xpbayes.cli.app import app
+from xpbayes.cli.options import app
 from xpbayes.errors import InputError
 
 

@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from xpbayes.cli.app import app
 from xpbayes.cli.options import (
     Alone,
     CatalogueFiles,
@@ -19,6 +18,7 @@ from xpbayes.cli.options import (
     SettingsFile,
     TwoMass,
     Unwise,
+    app,
     companion_files,
     read_settings,
 )

@@ -5,8 +5,19 @@ from typing import Annotated, Literal
 
 import typer
 
-from xpbayes.cli.app import app, fetch
-from xpbayes.cli.options import Alone, Gaia, Quiet, ReleaseName, Spectra, TableOut, TwoMass, Unwise, companion_files
+from xpbayes.cli.options import (
+    Alone,
+    Gaia,
+    Quiet,
+    ReleaseName,
+    Spectra,
+    TableOut,
+    TwoMass,
+    Unwise,
+    app,
+    companion_files,
+    fetch,
+)
 from xpbayes.errors import InputError
 
 

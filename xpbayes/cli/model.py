@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from xpbayes.cli.app import app
-from xpbayes.cli.options import ModelFolder, Quiet, SettingsFile, read_settings
+from xpbayes.cli.options import ModelFolder, Quiet, SettingsFile, app, read_settings
 from xpbayes.errors import InputError
 from xpbayes.production.bundled import DEFAULT_MODEL
 

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from xpbayes.cli.app import app
 from xpbayes.cli.options import (
     Alone,
     ChoiceSeed,
@@ -22,6 +21,7 @@ from xpbayes.cli.options import (
     StarFiles,
     TwoMass,
     Unwise,
+    app,
     companion_files,
     read_settings,
 )

@@ -38,22 +38,10 @@ def make_star_files(folder: Path, n_stars: int, n_channels: int, n_labels: int) 
     """
     square = (n_stars, n_channels, n_channels)
     _reserve(folder / FOLDED, square)
-
-    def zeros(*more: int) -> Any:
-        return np.zeros((n_stars, *more), np.float32)
-
-    return Stars(
-        flux=_reserve(folder / FLUX, square[:2]),
-        whitening=_reserve(folder / WHITENING, square),
-        ln_scale=zeros(),
-        parallax=zeros(),
-        parallax_inv_error=zeros(),
-        labels=zeros(n_labels),
-        label_inv_error=zeros(n_labels),
-        reddening=zeros(),
-        reddening_inv_error=zeros(),
-        inv_dof=zeros(),
-    )
+    large = {"flux": _reserve(folder / FLUX, square[:2]), "whitening": _reserve(folder / WHITENING, square)}
+    shapes = {"labels": (n_stars, n_labels), "label_inv_error": (n_stars, n_labels)}
+    small = {f.name: np.zeros(shapes.get(f.name, n_stars), np.float32) for f in fields(Stars) if f.name != "doubt"}
+    return Stars(**small | large)
 
 
 def _reserve(path: Path, shape: tuple[int, ...]) -> Any:

@@ -114,8 +114,7 @@ class Spectra:
     def on(self, channels: Channels) -> Self:
         """The same stars on another set of bands: those that it lacks are left out, those that are new are missing.
 
-        Raises:
-            InputError: the XP samples differ, or a band is at another wavelength.
+        InputError if the XP samples differ, or a band is at another wavelength.
         """
         if channels == self.channels:
             return self

@@ -25,43 +25,33 @@ STAR_BLOCK = 64
 
 
 class ParallaxDoubt(eqx.Module):
-    """How likely measured parallaxes are spurious, that is with errors far larger than stated.
+    """How likely measured parallaxes are spurious, that is with errors far larger than stated."""
 
-    Attributes:
-        prior: (star,) probability, before the fluxes are looked at.
-        narrowing: (star,) stated error over the one that a spurious parallax has, at most 1.
-    """
-
-    prior: Float[Array, "*star"]
-    narrowing: Float[Array, "*star"]
+    prior: Float[Array, "*star"]  # (star,) probability, before the fluxes are looked at
+    narrowing: Float[Array, "*star"]  # (star,) stated error over the one that a spurious parallax has, at most 1
 
 
 class Stars(eqx.Module):
-    """One star, or a batch of stars along a leading axis; inverse errors are 0 where a value is missing.
+    """One star, or a batch of stars along a leading axis; inverse errors are 0 where a value is missing."""
 
-    Attributes:
-        flux: (star, channel) observed flux density, in units of the star's own scale; any finite value where missing.
-        whitening: (star, channel, channel) W with W^T W the inverse covariance of `flux`; zero rows and columns where
-            missing.
-        ln_scale: (star,) ln of the star's scale [1e-18 W m^-2 nm^-1]: with fluxes near one, float32 keeps its digits.
-        parallax, parallax_inv_error: (star,) [mas, 1/mas].
-        labels, label_inv_error: (star, label) stellar labels, Teff first [kK, dex, dex, ...], and 1/sigma.
-        reddening, reddening_inv_error: (star,) estimate of E [mag], and 1/sigma.
-        inv_dof: (star,) 1 / degrees of freedom of the Student t that the fluxes follow; 0 is a Gaussian.
-        doubt: of the measured parallaxes; None takes them at their word.
-    """
-
+    # (star, channel) observed flux density, in units of the star's own scale; any finite value where missing
     flux: Float[Array, "*star channel"]
+    # (star, channel, channel) W with W^T W the inverse covariance of `flux`; zero rows and columns where missing
     whitening: Float[Array, "*star channel channel"]
+    # (star,) ln of the star's scale [1e-18 W m^-2 nm^-1]: with fluxes near one, float32 keeps its digits
     ln_scale: Float[Array, "*star"]
+    # (star,) [mas, 1/mas]
     parallax: Float[Array, "*star"]
     parallax_inv_error: Float[Array, "*star"]
+    # (star, label) stellar labels, Teff first [kK, dex, dex, ...], and 1/sigma
     labels: Float[Array, "*star label"]
     label_inv_error: Float[Array, "*star label"]
+    # (star,) estimate of E [mag], and 1/sigma
     reddening: Float[Array, "*star"]
     reddening_inv_error: Float[Array, "*star"]
+    # (star,) 1 / degrees of freedom of the Student t that the fluxes follow; 0 is a Gaussian
     inv_dof: Float[Array, "*star"]
-    doubt: ParallaxDoubt | None = None
+    doubt: ParallaxDoubt | None = None  # of the measured parallaxes; None takes them at their word
 
     def __len__(self) -> int:
         return self.flux.shape[0]

@@ -48,17 +48,11 @@ RELATIVE_SINGULAR_VALUE = 1e-4
 
 
 class _Features(NamedTuple):
-    """A constant and the whitened last hidden layer at every star, and the way back to the neurons.
+    """A constant and the whitened last hidden layer at every star, and the way back to the neurons."""
 
-    Attributes:
-        values: (star, 1 + k).
-        center: (neuron,) mean of the layer.
-        to_neurons: (neuron, k): the layer's deviation from its mean times this are the features.
-    """
-
-    values: NDArray[np.float64]
-    center: NDArray[np.float64]
-    to_neurons: NDArray[np.float64]
+    values: NDArray[np.float64]  # (star, 1 + k)
+    center: NDArray[np.float64]  # (neuron,) mean of the layer
+    to_neurons: NDArray[np.float64]  # (neuron, k): the layer's deviation from its mean times this are the features
 
     def on_layer(self, coefficient: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
         """Weights (neuron,) and bias () of the same function of the layer itself."""
@@ -100,17 +94,12 @@ def robust_ridge(
 
 
 class Moved(NamedTuple):
-    """What `move_gauge` yields: the moved model and stars.
-
-    Attributes:
-        by: (star, label + 2) by how much labels, E [mag] and ln parallax moved.
-        scale: a, the factor of all E.
-    """
+    """What `move_gauge` yields: the moved model and stars."""
 
     forward: ForwardModel
     theta_log: Float[NDArray, "star parameter"]
-    by: Float[NDArray, "star parameter"]
-    scale: float
+    by: Float[NDArray, "star parameter"]  # (star, label + 2) by how much labels, E [mag] and ln parallax moved
+    scale: float  # a, the factor of all E
 
 
 def move_gauge(
@@ -122,12 +111,12 @@ def move_gauge(
     labels: bool = True,
     last: bool = False,
 ) -> Moved:
-    """Find all moves at the present solutions and make them.
+    """Find all moves at the present solutions (star, label + 2) and make them.
 
     Args:
         forward: the forward model.
         stars: the training stars; only their labels, parallaxes and reddening estimates are looked at.
-        theta_log: (star, label + 2) their solutions.
+        theta_log: their solutions.
         weight: (star,) how much each counts, from `weights.star_weights`.
         labels: move labels too; the network then has to follow.
         last: move E by finer kinds of star; no phase of the model may follow.

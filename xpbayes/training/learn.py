@@ -53,37 +53,22 @@ GUESS_STARS = 100_000
 
 @dataclass(frozen=True)
 class Trained:
-    """What training yields.
+    """What training yields."""
 
-    Attributes:
-        model: what was learned; its error is None if switched off.
-        theta_log: (star, label + 2) solutions of the training stars.
-        phases: what happened, phase by phase: plain data, saved in the model's card.
-        survivor: (star,) False where self-cleaning marked an outlier; all True without self-cleaning.
-    """
-
-    model: StarModel
-    theta_log: Float[Array, "star parameter"]
-    phases: list[dict[str, Any]]
-    survivor: NDArray[np.bool_]
+    model: StarModel  # what was learned; its error is None if switched off
+    theta_log: Float[Array, "star parameter"]  # (star, label + 2) solutions of the training stars
+    phases: list[dict[str, Any]]  # what happened, phase by phase: plain data, saved in the model's card
+    survivor: NDArray[np.bool_]  # (star,) False where self-cleaning marked an outlier; all True without self-cleaning
 
 
 class TrainingState(NamedTuple):
-    """Everything that one phase hands to the next.
+    """Everything that one phase hands to the next."""
 
-    Attributes:
-        model: without a label prior; its error is what `learn_model_error` returned, None before.
-        theta_log: (star, label + 2).
-        survivor: (star,) False where self-cleaning marked an outlier.
-        weight: (star,) how much each counts where the model or the gauge moves.
-        key_data: of the JAX random key that the next phases split.
-    """
-
-    model: StarModel
-    theta_log: Array
-    survivor: Array
-    weight: Array
-    key_data: Array
+    model: StarModel  # without a label prior; its error is what `learn_model_error` returned, None before
+    theta_log: Array  # (star, label + 2)
+    survivor: Array  # (star,) False where self-cleaning marked an outlier
+    weight: Array  # (star,) how much each counts where the model or the gauge moves
+    key_data: Array  # of the JAX random key that the next phases split
 
 
 def fit_label_prior(labels: np.ndarray, n_components: int, seed: int) -> LabelPrior:
@@ -411,11 +396,6 @@ def run_star_phase(
     rows: NDArray[np.integer] | None = None,
 ) -> tuple[Float[Array, "star parameter"], float, float]:
     """Move the stars, in memory or in files, not the model: the second-order solver, from where they are.
-
-    Args:
-        forward, stars, theta_log: (star, label + 2) where they are.
-        phase: for its epochs.
-        rows: the stars that take part; all if None.
 
     Returns:
         the new theta_log, the share of stars that converged, and the mean of L per star.

@@ -52,19 +52,12 @@ T = TypeVar("T")
 
 
 class Sums(NamedTuple):
-    """What expectation-maximisation needs of each star, nuisance parameters marginalised.
+    """What expectation-maximisation needs of each star, nuisance parameters marginalised."""
 
-    Attributes:
-        precision: (star, q, q) B^T K^-1 B in the allowed directions.
-        pull: (star, q) B^T K^-1 y.
-        chi2: (star,) y^T K^-1 y.
-        n_obs: (star,).
-    """
-
-    precision: Array
-    pull: Array
-    chi2: Array
-    n_obs: Array
+    precision: Array  # (star, q, q) B^T K^-1 B in the allowed directions
+    pull: Array  # (star, q) B^T K^-1 y
+    chi2: Array  # (star,) y^T K^-1 y
+    n_obs: Array  # (star,)
 
 
 def allowed_directions(ln_curve: Float[Array, " channel"]) -> Float[Array, "channel q"]:

@@ -51,18 +51,12 @@ CAPTURED = 0.98
 
 
 class NetworkCovariance(NamedTuple):
-    """What is kept of the posterior of the model.
+    """What is kept of the posterior of the model."""
 
-    Attributes:
-        columns: (weight, column) K with K K^T its covariance, in the order of `trained_vector`.
-        captured: share of the added variance, summed over stars and parameters in units of their own errors, that K
-            carries.
-        n_stars: training stars that it was worked out from; the sum over all of them is taken to be like theirs.
-    """
-
-    columns: NDArray[np.float32]
+    columns: NDArray[np.float32]  # (weight, column) K with K K^T its covariance, in the order of `trained_vector`
+    # Share of the added variance, summed over stars and parameters in units of their own errors, that K carries
     captured: float
-    n_stars: int
+    n_stars: int  # training stars that it was worked out from; the sum over all of them is taken to be like theirs
 
 
 def trained_vector(forward: ForwardModel) -> Float[Array, " weight"]:

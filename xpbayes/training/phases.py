@@ -29,21 +29,15 @@ if TYPE_CHECKING:
 
 
 class _Setup(NamedTuple):
-    """What a compiled step depends on beside its arrays: what it moves and how, see `config.Phase`.
+    """What a compiled step depends on beside its arrays: what it moves and how, see `config.Phase`."""
 
-    Attributes:
-        n_stars: stars of the phase, for the weight prior and for scaling batches.
-        move_stars: whether a step moves the batch's stars after the model.
-        fixed: the model's sites that do not move.
-    """
-
-    n_stars: int
-    move_stars: bool
+    n_stars: int  # stars of the phase, for the weight prior and for scaling batches
+    move_stars: bool  # whether a step moves the batch's stars after the model
     optimizer: str
     momentum: float
     gradient_clip: float
     robust_scale: float
-    fixed: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()  # the model's sites that do not move
 
 
 def learning_rates(phase: "Phase", initial: float, n_steps: int) -> np.ndarray:

@@ -75,19 +75,14 @@ SURVEY_COLUMNS = (
 
 
 class Estimates(NamedTuple):
-    """What the fit says about each star.
+    """What the fit says about each star."""
 
-    Attributes:
-        estimate, error: (star, parameter) labels, E [mag], parallax [mas], and 1-sigma errors.
-        chi2: (star,) of the fluxes.
-        xi: (star,) of their extinction curves; None where the curve does not vary.
-    """
-
+    # (star, parameter) labels, E [mag], parallax [mas], and 1-sigma errors
     estimate: NDArray[np.floating]
     error: NDArray[np.floating]
-    chi2: NDArray[np.floating]
+    chi2: NDArray[np.floating]  # (star,) of the fluxes
     ln_prior: NDArray[np.floating]
-    xi: NDArray[np.floating] | None = None
+    xi: NDArray[np.floating] | None = None  # (star,) of their extinction curves; None where the curve does not vary
 
 
 def _ln(value: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -30,17 +30,12 @@ MAX_EXTINCTION, MAX_EXTINCTION_ERROR = 0.05, 0.05
 
 
 class Pulls(NamedTuple):
-    """How far stars are from their measurements, in sigma; NumPy.
+    """How far stars are from their measurements, in sigma; NumPy."""
 
-    Attributes:
-        labels: (star, label) solution minus measurement; 0 where not measured.
-        flux: (star,) largest residual of any channel over that channel's own sigma.
-        mean_square: (star,) mean over the observed channels of squared residuals over their own sigma.
-    """
-
-    labels: NDArray[np.float32]
+    labels: NDArray[np.float32]  # (star, label) solution minus measurement; 0 where not measured
     parallax: NDArray[np.float32]
-    flux: NDArray[np.float32]
+    flux: NDArray[np.float32]  # (star,) largest residual of any channel over that channel's own sigma
+    # (star,) mean over the observed channels of squared residuals over their own sigma
     mean_square: NDArray[np.float32]
 
 

@@ -27,19 +27,12 @@ MIN_TRAINING_STARS = 200
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Stars of a training run.
+    """Stars of a training run."""
 
-    Attributes:
-        table: the training stars; without fluxes where the stars are in files.
-        stars: the same as the mathematics sees them.
-        aside: stars kept aside, evenly picked, on which posteriors are to be calibrated.
-        held_out: held-out stars, evenly picked, on which the model is to be assessed; `n_held_out` in all.
-    """
-
-    table: Spectra
-    stars: Stars
-    aside: Spectra
-    held_out: Spectra
+    table: Spectra  # the training stars; without fluxes where the stars are in files
+    stars: Stars  # the same as the mathematics sees them
+    aside: Spectra  # stars kept aside, evenly picked, on which posteriors are to be calibrated
+    held_out: Spectra  # held-out stars, evenly picked, on which the model is to be assessed; `n_held_out` in all
     n_held_out: int
 
 
@@ -187,11 +180,11 @@ def training_cuts(
     *,
     distances: bool = True,
 ) -> Spectra:
-    """Apply the training cuts; each is counted in the result's `cuts`.
+    """Apply the training cuts, to stars with all labels and their errors; each is counted in the result's `cuts`.
 
     Args:
         table: all stars.
-        labels: the labels that a training star must have, with errors.
+        labels: names of the labels.
         teff_max: training stars are cooler [kK]; any if None.
         min_channels: training stars were measured in at least so many channels; if None, bands may be missing and no
             sample of the spectrum, or nothing where there are bands alone.

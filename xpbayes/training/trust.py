@@ -50,33 +50,23 @@ PULL_SHARES = np.concatenate([norm.pdf(_CORE) / norm.pdf(_CORE).sum(), 1.0 / _WI
 
 
 class Case(NamedTuple):
-    """Stars kept aside as inference saw them, and what is known of their labels, E and ln parallax.
-
-    Attributes:
-        found: their posteriors as inference found them.
-        published: the same, calibrated or not, as a catalogue would have them.
-        use_parallax: whether parallaxes were used.
-    """
+    """Stars kept aside as inference saw them, and what is known of their labels, E and ln parallax."""
 
     stars: "Stars"
-    found: "Posteriors"
-    published: "Posteriors"
-    use_parallax: bool
+    found: "Posteriors"  # their posteriors as inference found them
+    published: "Posteriors"  # the same, calibrated or not, as a catalogue would have them
+    use_parallax: bool  # whether parallaxes were used
     known: References
 
 
 class Evidence(NamedTuple):
-    """What is known of published medians, (row, parameter) each.
+    """What is known of published medians, (row, parameter) each."""
 
-    Attributes:
-        right, wrong: likelihoods of what is known if the median is within `WITHIN` of its errors, and if it is not;
-            equal where nothing is known.
-        weight: of the row.
-    """
-
+    # Likelihoods of what is known if the median is within `WITHIN` of its errors, and if it is not; equal where nothing
+    # is known
     right: NDArray[np.float64]
     wrong: NDArray[np.float64]
-    weight: NDArray[np.float64]
+    weight: NDArray[np.float64]  # of the row
 
 
 def judged(case: Case, *, parallax: bool = False) -> Evidence:
