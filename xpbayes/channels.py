@@ -99,14 +99,8 @@ class Channels:
         if self.names != other.names:
             missing = [n for n in self.names if n not in other.names]
             extra = [n for n in other.names if n not in self.names]
-            what = ", ".join(
-                part
-                for part in (
-                    f"{len(missing)} missing (first: {missing[0]})" if missing else "",
-                    f"{len(extra)} unknown (first: {extra[0]})" if extra else "",
-                )
-                if part
-            )
+            odd = [(names, how) for names, how in ((missing, "missing"), (extra, "unknown")) if names]
+            what = ", ".join(f"{len(names)} {how} (first: {names[0]})" for names, how in odd)
             detail = what or "the same names in another order"
         else:
             detail = "the same names at other wavelengths"

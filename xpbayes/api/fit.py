@@ -5,6 +5,7 @@ a parameter is, `production.flat` says. Units here are K, dex, dex, mag and mas;
 """
 
 import base64
+import html
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -206,7 +207,7 @@ class Fit:
             .to_html(index=False, float_format=lambda value: f"{value:.4g}", border=0)
         )
         more = f"<p>{len(self) - ROWS_SHOWN} more rows</p>" if len(self) > ROWS_SHOWN else ""
-        return f"<p>{_escaped(repr(self))}</p>{table}{more}{self._picture()}"
+        return f"<p>{html.escape(repr(self), quote=False)}</p>{table}{more}{self._picture()}"
 
     def _picture(self) -> str:
         """A small Kiel diagram of the solved stars as an inline image; nothing where no star was solved."""
@@ -281,7 +282,3 @@ class Star:
             f"{name} {getattr(self, name):.5g} ± {getattr(self, f'{name}_err'):.2g}" for name in self.row.parameters
         )
         return f"<Star {self.source_id}: {values}>"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

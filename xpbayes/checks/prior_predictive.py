@@ -73,13 +73,9 @@ def in_window(forward: ForwardModel, window: Window, theta_log: Float[Array, " p
     return near & (theta_log[-2] < jnp.log(MAX_EXTINCTION))
 
 
-def with_realistic_noise(stars: Stars, chi2: NDArray[np.floating]) -> Stars:
-    """Templates, model error folded in, with the noise that their own fit's chi^2 has, and lighter tails."""
-    return _rescale(stars, jnp.asarray(chi2, jnp.float32))
-
-
 @jax.jit
-def _rescale(stars: Stars, chi2: Array) -> Stars:
+def with_realistic_noise(stars: Stars, chi2: Float[Array, " star"]) -> Stars:
+    """Templates, model error folded in, with the noise that their own fit's chi^2 has, and lighter tails."""
     weight = jax.vmap(deviance)(chi2, n_observed(stars.whitening), stars.inv_dof).slope
     return replace(
         stars,

@@ -43,8 +43,8 @@ class Band(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def uniform_band(n: int, confidence: float = CONFIDENCE) -> Band:
-    """Band that the whole empirical distribution of n uniform numbers stays in with the given probability.
+def uniform_band(n: int) -> Band:
+    """Band that the whole empirical distribution of n uniform numbers stays in with probability `CONFIDENCE`.
 
     Pointwise binomial intervals, all at the one level at which simulated sets leave any of them as rarely as asked
     (Säilynoja, Bürkner & Vehtari 2022, Section 2.1).
@@ -53,14 +53,9 @@ def uniform_band(n: int, confidence: float = CONFIDENCE) -> Band:
     random = np.random.default_rng(n)
     # Counts in equal bins of n uniform numbers are multinomial; their running sums are the counts below each point.
     counts = np.cumsum(random.multinomial(n, np.full(N_POINTS, 1.0 / N_POINTS), N_SIMULATED)[:, :-1], axis=1)
-    level = np.quantile(_two_sided(counts, n, at).min(axis=1), 1.0 - confidence)
+    two_sided = 2.0 * np.minimum(stats.binom.cdf(counts, n, at), stats.binom.sf(counts - 1, n, at))
+    level = np.quantile(two_sided.min(axis=1), 1.0 - CONFIDENCE)
     return Band(at, stats.binom.ppf(0.5 * level, n, at) / n, stats.binom.ppf(1.0 - 0.5 * level, n, at) / n)
-
-
-def _two_sided(counts: NDArray[np.int64], n: int, at: NDArray[np.float64]) -> NDArray[np.float64]:
-    below = stats.binom.cdf(counts, n, at)
-    above = stats.binom.sf(counts - 1, n, at)
-    return 2.0 * np.minimum(below, above)
 
 
 @dataclass(frozen=True)

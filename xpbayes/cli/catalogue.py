@@ -119,10 +119,7 @@ def infer(  # noqa: PLR0913 - an argument for each option of the command line
 
 
 @app.command()
-def verify(
-    catalogue: CatalogueFiles,
-    quiet: Quiet = False,
-) -> None:
+def verify(catalogue: CatalogueFiles, quiet: Quiet = False) -> None:
     """Re-check a finished catalogue: checksums, rows, schema, repeated stars, covariances."""
     from xpbayes.runs.verify import verify as check
 

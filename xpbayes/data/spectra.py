@@ -20,6 +20,8 @@ from xpbayes.instrument.instrument import DEFAULT_ID, InstrumentId
 from xpbayes.instrument.whitening import unpack
 
 OK = "ok"
+MATRICES = ("flux", "xp_whitening", "band_inverse_error")
+"""Arrays of two dimensions in a `Spectra`."""
 FLAT = 1e-3
 """Relative range of the XP samples below which a spectrum is a constant; the least of the 10,000 bundled stars is 0.22."""
 STARS_AT_ONCE = 4096
@@ -101,10 +103,7 @@ class Spectra:
     def take(self, index: Any, cut: str | None = None) -> Self:
         """Select stars by mask, slice or row numbers; with `cut`, record the rule and its count."""
         picked = self.replace(
-            source_id=self.source_id[index],
-            flux=self.flux[index],
-            xp_whitening=self.xp_whitening[index],
-            band_inverse_error=self.band_inverse_error[index],
+            **{name: getattr(self, name)[index] for name in ("source_id", *MATRICES)},
             columns={k: v[index] for k, v in self.columns.items()},
         )
         if cut is None:
@@ -240,34 +239,25 @@ class Spectra:
             parallax_error = np.where(use, self.column("spectroscopic_parallax_error"), parallax_error)
         flux = np.where(self.channel_present(), self.flux, 0.0)
         scale = np.max(np.abs(np.where(np.isfinite(flux), flux, 0.0)), axis=1, initial=1e-20)[:, None]
-        measured_labels = _measured("labels", label, label_error)
+        nothing: Any = np.zeros(len(flux), np.float32)
         return Stars(
             flux=(flux / scale).astype(np.float32),
             whitening=unpack(self.xp_whitening * scale, self.band_inverse_error * scale, self.channels.n_xp),
             ln_scale=np.log(scale[:, 0]).astype(np.float32),
-            **_measured("parallax", parallax, parallax_error),
-            labels=measured_labels["labels"],
-            label_inv_error=measured_labels["labels_inv_error"],
-            **_measured("reddening", self.column("reddening"), self.column("reddening_error")),
-            **_gaussian(len(flux)),
+            **_measured("parallax", "parallax", parallax, parallax_error),
+            **_measured("labels", "label", label, label_error),
+            **_measured("reddening", "reddening", self.column("reddening"), self.column("reddening_error")),
+            inv_dof=nothing,  # measurement errors alone have no tail; the model's own error may bring one
             doubt=parallax_doubt(self.column("fidelity_v2"), self.column("ruwe")) if doubt_parallax else None,
         )
 
 
-def _gaussian(n: int) -> dict[str, Any]:
-    """Measurement errors alone have no tail; the model's own error may bring one."""
-    return {"inv_dof": np.zeros(n, np.float32)}
-
-
-def _measured(name: str, value: NDArray[np.float64], error: NDArray[np.float64]) -> dict[str, Any]:
+def _measured(name: str, of: str, value: NDArray[np.float64], error: NDArray[np.float64]) -> dict[str, Any]:
     """Value and inverse error as float32, weight 0 where either is missing."""
     known = np.isfinite(value) & np.isfinite(error) & (error > 0)
     inverse = np.zeros_like(value)
     np.divide(1.0, error, out=inverse, where=known)
-    return {
-        name: np.where(known, value, 0.0).astype(np.float32),
-        f"{name}_inv_error": inverse.astype(np.float32),
-    }
+    return {name: np.where(known, value, 0.0).astype(np.float32), f"{of}_inv_error": inverse.astype(np.float32)}
 
 
 def add_up_cuts(cuts: Iterable[Cut]) -> tuple[Cut, ...]:
@@ -300,9 +290,7 @@ def join_star_tables(tables: Sequence[Spectra], names: Sequence[str]) -> Spectra
         columns[name] = np.concatenate(parts)
     return first.replace(
         source_id=source_id,
-        flux=np.concatenate([t.flux for t in tables]),
-        xp_whitening=np.concatenate([t.xp_whitening for t in tables]),
-        band_inverse_error=np.concatenate([t.band_inverse_error for t in tables]),
+        **{name: np.concatenate([getattr(t, name) for t in tables]) for name in MATRICES},
         columns=columns,
         cuts=add_up_cuts(c for t in tables for c in t.cuts),
     )

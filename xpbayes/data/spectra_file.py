@@ -20,14 +20,12 @@ from xpbayes.channels import Channels
 from xpbayes.data.join import repeated_ids
 from xpbayes.data.json_file import checked
 from xpbayes.data.parquet import AGAIN, fixed_list, is_parquet, metadata_of, open_parquet, require_kind, write_parquet
-from xpbayes.data.spectra import Cut, Spectra, join_star_tables
+from xpbayes.data.spectra import MATRICES, Cut, Spectra, join_star_tables
 from xpbayes.errors import InputError, nearest
 from xpbayes.instrument.instrument import DEFAULT_ID, InstrumentId
 from xpbayes.schema import STAR_TABLE_VERSION, star_table_columns
 
 KIND = "star table"
-MATRICES = ("flux", "xp_whitening", "band_inverse_error")
-"""Columns of lists, arrays of two dimensions in a `Spectra`."""
 ROWS_AT_ONCE = 1024
 """Rows decoded at once: a whole file's worth of new memory costs more than reading it."""
 

@@ -54,12 +54,7 @@ EPOCHS_AT_ONCE = 16
 SURVEY_COLUMNS = (
     "parallax",
     "parallax_error",
-    "phot_g_mean_flux",
-    "phot_g_mean_flux_error",
-    "phot_bp_mean_flux",
-    "phot_bp_mean_flux_error",
-    "phot_rp_mean_flux",
-    "phot_rp_mean_flux_error",
+    *(f"phot_{band}_mean_flux{error}" for band in ("g", "bp", "rp") for error in ("", "_error")),
     "phot_bp_rp_excess_factor",
     "phot_g_mean_mag",
     "ruwe",

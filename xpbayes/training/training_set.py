@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from xpbayes.config import TrainingConfig
 from xpbayes.data.scratch import make_star_files, write_rows
-from xpbayes.data.spectra import OK, Cut, Spectra, add_up_cuts, join_star_tables
+from xpbayes.data.spectra import MATRICES, OK, Cut, Spectra, add_up_cuts, join_star_tables
 from xpbayes.data.spectra_file import read_star_table_rows
 from xpbayes.data.stars import Stars
 from xpbayes.errors import InputError
@@ -116,9 +116,7 @@ def _without_fluxes(table: Spectra, config: TrainingConfig) -> Spectra:
     for name in (*config.labels, "parallax", "spectroscopic_parallax", "reddening"):
         names += [name, f"{name}_error"]
     return table.replace(
-        flux=table.flux[:, :0].copy(),
-        xp_whitening=table.xp_whitening[:, :0].copy(),
-        band_inverse_error=table.band_inverse_error[:, :0].copy(),
+        **{name: getattr(table, name)[:, :0].copy() for name in MATRICES},
         columns={name: table.columns[name] for name in names if name in table.columns},
         extra_units={},
     )
