@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from xpbayes.cli import catalogue, data, model, posterior  # noqa: F401  (the verbs join the application)
+from xpbayes.cli import catalogue, model  # noqa: F401  (the verbs join the application)
 from xpbayes.cli.options import app
 from xpbayes.errors import InputError
 
