@@ -65,16 +65,12 @@ class Phase(FrozenSettings):
     stars: Literal["all", "high_quality", "survivors"] = Field(
         "all", description="which stars take part: 'high_quality' as in Eq. 15, 'survivors' of the last self-cleaning"
     )
-    epochs: AtLeastOne = Field(
-        1, description="passes over the stars (model, both), steps of each star or iterations (all others)"
-    )
+    epochs: AtLeastOne = Field(1, description="passes over the stars (model, both), steps of each star, or iterations")
     optimizer: Literal["adam", "sgd", "newton"] | None = Field(
         None, description="default: adam for the model, newton - the second-order solver - for stars alone"
     )
     momentum: Fraction = Field(0.0, description="of SGD on the model; a star's SGD never has any")
-    learning_rate: PositiveFloat = Field(
-        1e-3, description="rate at the start: the model's, or the stars' if only they move"
-    )
+    learning_rate: PositiveFloat = Field(1e-3, description="rate at the start: of the model, or of stars moved alone")
     star_learning_rate: PositiveFloat = Field(1e-4, description="the stars' rate at the start where both move")
     schedule: Literal["cosine", "steps"] = Field(
         "cosine", description="'cosine': falls to final_rate of the start; 'steps': times step_factor each step_epochs"
@@ -244,9 +240,7 @@ class TrainingConfig(FrozenSettings):
     )
     prior_components: AtLeastOne = Field(16, description="Gaussians in the label prior")
     model_error: bool = Field(True, description="learn a covariance of the model's own error; false is the paper")
-    curve_variation: bool = Field(
-        False, description="learn how the extinction curve varies from star to star, and a xi for every star"
-    )
+    curve_variation: bool = Field(False, description="learn how the extinction curve varies, and a xi for every star")
     phases: tuple[Phase, ...] = Field(DEFAULT_PHASES, min_length=1, description="alternating phases, in order")
     epochs_scale: PositiveFloat = Field(1.0, description="multiplies the epochs of every gradient phase; for trials")
     high_quality: HighQuality = HighQuality()
@@ -256,16 +250,12 @@ class TrainingConfig(FrozenSettings):
     calibration_stars: NonNegativeInt = Field(
         6000, description="of these, so many are inferred at most; 0: no calibration"
     )
-    second_stage: bool = Field(
-        True, description="learn a second stage, which refines labels by what residuals tell; false is the paper"
-    )
+    second_stage: bool = Field(True, description="learn to refine labels by what residuals tell; false is the paper")
     refinement: RefinementConfig = RefinementConfig()
     stars_in_memory: NonNegativeInt = Field(
         60_000, description="larger training tables are worked on in files beside the model, 35 kB of disk a star"
     )
-    held_out_stars: NonNegativeInt = Field(
-        1000, description="held-out stars inferred after training, for the model card's accuracy; 0: none"
-    )
+    held_out_stars: NonNegativeInt = Field(1000, description="held-out stars inferred for the card's accuracy; 0: none")
 
     @model_validator(mode="before")
     @classmethod
@@ -291,9 +281,7 @@ class InferenceConfig(FrozenSettings):
     n_nodes: int = Field(1024, ge=32, description="label nodes of the start search")
     n_starts: int = Field(6, ge=1, le=16, description="starts refined per star")
     max_iterations: int = Field(200, ge=10, description="solver iterations at most; few stars need more than ten")
-    n_draws: PowerOfTwo = Field(
-        512, description="importance draws per star for means and quantiles, a power of two; 0 leaves them out"
-    )
+    n_draws: PowerOfTwo = Field(512, description="importance draws per star, a power of two; 0: no means and quantiles")
     n_more_draws: PowerOfTwo = Field(
         256,
         description="four times as many more where the first do not suffice (k_hat of 0.2 or more), in three rounds that "
@@ -360,9 +348,7 @@ class ConfidenceConfig(FrozenSettings):
         65_536, description="below so many stars, plateau and patience shrink in proportion, to 1/16 at least"
     )
     max_epochs: AtLeastOne = Field(20_000, description="stop here in any case")
-    balance: Share = Field(
-        0.0, description="0: stars weigh the same; 1: good and bad together do; the shift of the odds is undone"
-    )
+    balance: Share = Field(0.0, description="0: stars weigh the same; 1: good and bad together do; undone in the odds")
 
     def schedule_for(self, n_stars: int) -> tuple[int, int]:
         """Plateau and patience [epochs] for a sample: a small one is overfitted long before Appendix B's 256 epochs."""
@@ -383,9 +369,7 @@ class Recipe(FrozenSettings):
         description="real continuous spectra with correlations, whose error profiles and correlations are used, scaled "
         "to each star's brightness; none: profiles of the median DR3 source, made-up correlations",
     )
-    missing_band: Share = Field(
-        0.0, description="share of 2MASS and unWISE measurements that are absent or of poor quality"
-    )
+    missing_band: Share = Field(0.0, description="share of 2MASS and unWISE measurements absent or of poor quality")
     missing_side: Share = Field(0.0, description="share of stars without BP (half of them) or RP")
     crowded: Share = Field(
         0.0, description="share of stars with a neighbour: norm_dg above both limits, and bands that hold its light too"
