@@ -24,7 +24,7 @@ from xpbayes.analysis.posterior_file import write_posterior
 from xpbayes.data.json_file import write_json
 from xpbayes.data.parquet import write_parquet
 from xpbayes.data.rejected import Rejected, write_quarantine
-from xpbayes.data.scratch import make_star_files
+from xpbayes.data.stars import make_star_files
 from xpbayes.errors import InputError
 from xpbayes.files import write_text
 from xpbayes.production.weight_file import save_weight_factor

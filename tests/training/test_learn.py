@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from tests.listening import heard
 from xpbayes.config import ZGR23_PHASES, HighQuality, Phase, TrainingConfig
-from xpbayes.data import scratch as starfiles
+from xpbayes.data import stars as starfiles
 from xpbayes.errors import InputError
 from xpbayes.models.extinction import NearInfraredLaw
 from xpbayes.models.forward import predict_ln_flux

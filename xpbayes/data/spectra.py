@@ -83,8 +83,7 @@ class Spectra:
     def labels(self, names: Sequence[str] | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return (star, label) labels and errors in internal units, NaN where missing; all of the table's if None."""
         names = self.label_names if names is None else names
-        value = np.stack([self.column(n) for n in names], axis=1)
-        error = np.stack([self.column(f"{n}_error") for n in names], axis=1)
+        value, error = (np.stack([self.column(n + end) for n in names], axis=1) for end in ("", "_error"))
         return value, error
 
     def channel_present(self) -> NDArray[np.bool_]:
@@ -117,19 +116,16 @@ class Spectra:
         """
         if channels == self.channels:
             return self
-        n = self.channels.n_xp
         channels.require_same_spectra(self.channels, "the model", "the stars")
-        mine = self.channels.names
-        place = [mine.index(band) if band in mine else -1 for band in channels.band_names]
-        empty = np.zeros((len(self), 1), np.float32)
-        bands = np.array([p - n if p >= 0 else self.channels.n_bands for p in place], int)
-        return self.replace(
-            channels=channels,
-            flux=np.concatenate(
-                [self.flux[:, :n], np.concatenate([self.flux[:, n:], empty], axis=1)[:, bands]], axis=1
-            ),
-            band_inverse_error=np.concatenate([self.band_inverse_error, empty], axis=1)[:, bands],
-        )
+        own, n = self.channels.band_names, self.channels.n_xp
+        place = np.array([own.index(band) if band in own else -1 for band in channels.band_names], int)
+
+        def placed(bands: NDArray[np.float32]) -> NDArray[np.float32]:
+            empty = np.zeros((len(self), 1), np.float32)  # stands last, for those that are missing
+            return np.concatenate([bands, empty], axis=1)[:, place]
+
+        flux = np.concatenate([self.flux[:, :n], placed(self.flux[:, n:])], axis=1)
+        return self.replace(channels=channels, flux=flux, band_inverse_error=placed(self.band_inverse_error))
 
     def __getitem__(self, index: Any) -> Self:
         """Select stars: one by its row number, several by a mask, a slice or row numbers."""

@@ -87,7 +87,7 @@ def read_star_table(path: str | os.PathLike[str]) -> Spectra:
 def read_star_table_rows(
     path: str | os.PathLike[str], start: int = 0, stop: int | None = None, at_once: int | None = None
 ) -> Iterator[Spectra]:
-    """Read some rows of a star table, to the last if `stop` is None, at most so many at once; as `read_star_table`."""
+    """Read rows of a star table, so many at a time, for tables larger than memory; InputError as `read_star_table`."""
     path = Path(path)
     with open_parquet(path) as file:
         header = _header(file, path)

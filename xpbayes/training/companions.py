@@ -15,8 +15,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy.special import expit, logsumexp
 
-from xpbayes.data.scratch import in_memory
-from xpbayes.data.stars import Stars
+from xpbayes.data.stars import Stars, in_memory
 from xpbayes.errors import InputError
 from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.ridge import companion_ridge

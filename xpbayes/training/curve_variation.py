@@ -25,8 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
-from xpbayes.data.scratch import in_memory
-from xpbayes.data.stars import Stars
+from xpbayes.data.stars import Stars, evenly, in_memory
 from xpbayes.models.extinction import ReddeningLaw
 from xpbayes.models.forward import ForwardModel, predict_flux
 from xpbayes.models.likelihood import add_model_error
@@ -113,7 +112,7 @@ def learn_curve_variation(
     behind = np.flatnonzero(extinction > MIN_EXTINCTION)
     if len(behind) < MIN_STARS:
         return jnp.zeros_like(forward.ln_curve), []
-    some = behind[np.linspace(0, len(behind) - 1, min(len(behind), MAX_STARS)).astype(int)]
+    some = behind[evenly(len(behind), MAX_STARS)]
     some = some[: len(some) - len(some) % BATCH] if len(some) > BATCH else some
     sums, metric = _collect(forward, in_memory(stars, some), theta_log[some])
     curve = np.exp(np.asarray(forward.ln_curve, np.float64))

@@ -19,8 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
-from xpbayes.data.scratch import are_in_files, in_memory, pieces, scratch_copy, write_rows
-from xpbayes.data.stars import Stars
+from xpbayes.data.stars import Stars, are_in_files, evenly, in_memory, pieces, scratch_copy, write_rows
 from xpbayes.device import prepare_device
 from xpbayes.errors import InputError
 from xpbayes.inference.model_error import fold_in_model_error
@@ -105,7 +104,7 @@ def _guess_model(
     stars: Stars, theta_log: np.ndarray, wavelength_nm: np.ndarray, config: "TrainingConfig"
 ) -> ForwardModel:
     curve = CURVE_GUESS_AT_550 * (550.0 / wavelength_nm) ** CURVE_GUESS_SLOPE
-    some = np.linspace(0, len(stars) - 1, min(len(stars), GUESS_STARS)).astype(int)
+    some = evenly(len(stars), GUESS_STARS)
     flux = np.asarray(stars.flux[some], dtype=np.float64)
     use = flux > 0
     ln_flux = np.log(np.where(use, flux, 1.0)) + np.asarray(stars.ln_scale[some])[:, None]
@@ -131,7 +130,7 @@ def train(
 
     Args:
         stars: training stars: labels, and where known parallaxes and reddenings, as measurements; in memory, or in files
-            (`data.scratch`) if they are larger.
+            (`data.stars`) if they are larger.
         wavelength_nm: (channel,) for the first guess of R(lambda), and for R1.
         config: the settings.
         checkpoint: file that receives the state after every phase; the caller deletes it once the result is safe.
@@ -287,7 +286,7 @@ def _move_stars(run: _Run, state: TrainingState) -> _Outcome:
 def _learn_error(run: _Run, state: TrainingState) -> _Outcome:
     """Learn the covariance of the model's own error."""
     rows, model = run.rows(state), state.model
-    some = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_STARS)).astype(int)]
+    some = rows[evenly(len(rows), MAX_STARS)]
     # Anew where the curve varies: what the last one took for its own of another R1 it would not give back.
     start = model.error if model.forward.curve_variation is None else None
     error, history = learn_model_error(

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 from scipy.special import gammaln
 
-from xpbayes.data.stars import Stars
+from xpbayes.data.stars import Stars, evenly
 from xpbayes.models.forward import ForwardModel, predict_flux, predict_ln_flux
 from xpbayes.models.likelihood import whitened_residual
 from xpbayes.models.model_error import ModelError, kind_weights_of, raw_features
@@ -226,7 +226,7 @@ def learn_model_error(
     n_used = min(len(stars), MAX_STARS)
     size = min(n_used, BATCH)
     n_used -= n_used % size
-    picked = np.linspace(0, len(stars) - 1, n_used).astype(int)
+    picked = evenly(len(stars), n_used)
     used = stars.take(picked)
     error = start if start is not None else _find_kinds(forward, used, theta_log[picked])
     weight = np.asarray(kind_weights_of(error, used), np.float64)

@@ -20,8 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
-from xpbayes.data.scratch import STRETCH, are_in_files, in_memory
-from xpbayes.data.stars import Stars
+from xpbayes.data.stars import STRETCH, Stars, are_in_files, in_memory
 from xpbayes.models.forward import ForwardModel
 
 if TYPE_CHECKING:
@@ -231,7 +230,7 @@ def run_gradient_phase(  # noqa: PLR0913 - what a phase moves, of what, and how
 
     Args:
         forward: the forward model.
-        stars: all stars; in memory, or in files (`data.scratch`), which are then read some thousand stars at a time.
+        stars: all stars; in memory, or in files (`data.stars`), which are then read some thousand stars at a time.
         theta_log: (star, label + 2) where they are.
         phase: what to do.
         batch_size: stars per step.

@@ -1,7 +1,7 @@
 """From star tables to what training works on: cuts, the split by source_id, and the batch, larger than memory or not.
 
 In: a star table, or files of them, and the settings. Out: a `TrainingSet`. Tables that are too large are read twice, some
-thousand stars at a time: once for cuts and split, once to write what is left of them into `starfiles`.
+thousand stars at a time: once for cuts and split, once to write what is left of them into files (`data.stars`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,10 +13,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xpbayes.config import TrainingConfig
-from xpbayes.data.scratch import make_star_files, write_rows
 from xpbayes.data.spectra import MATRICES, OK, Cut, Spectra, add_up_cuts, join_star_tables
 from xpbayes.data.spectra_file import read_star_table_rows
-from xpbayes.data.stars import Stars
+from xpbayes.data.stars import Stars, evenly, make_star_files, write_rows
 from xpbayes.errors import InputError
 from xpbayes.identity import Side, Split
 
@@ -143,11 +142,12 @@ def _split(kept: Spectra, config: TrainingConfig, where: str) -> _Sides:
             f"{config.validation_fraction:g}), {int(aside.sum())} kept aside (calibration_fraction = "
             f"{config.calibration_fraction:g}){_most(kept.cuts)}; bring more stars, or make these fractions smaller"
         )
+    rows_aside, rows_held = np.flatnonzero(aside), np.flatnonzero(held)
     return _Sides(
         training,
-        aside=_evenly(np.flatnonzero(aside), config.calibration_stars),
-        held_out=_evenly(np.flatnonzero(held), config.held_out_stars),
-        n_held_out=int(held.sum()),
+        aside=rows_aside[evenly(len(rows_aside), config.calibration_stars)],
+        held_out=rows_held[evenly(len(rows_held), config.held_out_stars)],
+        n_held_out=len(rows_held),
     )
 
 
@@ -155,11 +155,6 @@ def _most(cuts: Sequence[Cut]) -> str:
     """The cut that took most stars, in words; '' if none took any."""
     largest = max(cuts, key=lambda c: c.removed, default=None)
     return f"; most others went with '{largest.what}', {largest.removed}" if largest and largest.removed else ""
-
-
-def _evenly(rows: NDArray[np.intp], n: int) -> NDArray[np.intp]:
-    n = min(n, len(rows))
-    return rows[np.linspace(0, len(rows) - 1, n).astype(int)] if n else rows[:0]
 
 
 # --------------------------------------------------------------------------------------------------------------- cuts

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from xpbayes.data.directions import unit_vectors
-from xpbayes.data.scratch import in_memory
-from xpbayes.data.stars import Stars
+from xpbayes.data.stars import Stars, evenly, in_memory
 from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.models.model_error import ModelError, kind_weights_of
 from xpbayes.models.star_model import StarModel
@@ -91,7 +90,7 @@ def with_unshared_xi(
     assert error is not None and forward.curve_variation is not None
     ln_extinction = np.asarray(theta_log, np.float64)[:, -2]
     rows = np.flatnonzero((ln_extinction > np.log(MIN_EXTINCTION)) & np.isfinite(ra) & np.isfinite(dec))
-    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_STARS)).astype(int)]
+    rows = rows[evenly(len(rows), MAX_STARS)]
     rows = rows[: len(rows) - len(rows) % BATCH]
     nothing = np.zeros(len(error.covariance))
     if not len(rows):

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.spatial import cKDTree
 
-from xpbayes.data.scratch import in_memory, pieces
-from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
+from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, in_memory, pieces
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.model_error import mean_ln_snr
 from xpbayes.models.objective import flux_chi2, measurement_residuals
