@@ -207,8 +207,7 @@ def _with_poorer_parallaxes(
     value, error = (of_both[:, 1] for of_both in measured(before))
     half = 0.5 * (published.high - published.low)[:, -1].astype(np.float64)
     drawn = np.clip((half * np.asarray(stars.parallax_inv_error, np.float64)) ** 2, 0.0, 0.5)
-    left = 1.0 - 2.0 * drawn
-    known.value[:, -1], known.variance[:, -1] = value, error**2 * np.maximum(left, LEAST_SPREAD**2)
+    known.value[:, -1], known.variance[:, -1] = value, error**2 * np.maximum(1.0 - 2.0 * drawn, LEAST_SPREAD**2)
     return Case(looked_at, found, published, use_parallax=True, known=known)
 
 
@@ -239,10 +238,8 @@ def _knots(features: NDArray[np.float64], outside: NDArray[np.bool_]) -> NDArray
     """(feature, knot) rising, where stars are and where what is outside."""
     stars, others = features[~outside], features[outside]
     levels = [0.0, 0.02, 0.25, 0.5, 0.75, 0.98, 1.0]
-    found = np.sort(
-        np.concatenate([np.quantile(stars, levels, axis=0), np.quantile(others, (0.1, 0.5, 0.9), axis=0)]), 0
-    )
-    found = found.T
+    both = np.concatenate([np.quantile(stars, levels, axis=0), np.quantile(others, (0.1, 0.5, 0.9), axis=0)])
+    found = np.sort(both, axis=0).T
     gap = 1e-4 * (1.0 + np.abs(found).max(axis=1, keepdims=True))  # what is all but constant needs knots as well
     return np.maximum.accumulate(found, axis=1) + gap * np.arange(found.shape[1])
 
