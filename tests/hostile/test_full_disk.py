@@ -165,7 +165,7 @@ def test_no_file_is_written_but_through_the_one_writer():
 
 
 TEMPORARY = {
-    "xpbayes/archive/open_file.py", "xpbayes/data/scratch.py",  # unpacked members and working copies: never final names
+    "xpbayes/archive/open_file.py", "xpbayes/data/stars.py",  # unpacked members and working copies: never final names
     "xpbayes/analysis/dust_map/selection.py",
 }  # fmt: skip
 
