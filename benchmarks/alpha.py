@@ -26,7 +26,7 @@ from xpbayes.production.table import list_column
 from xpbayes.progress import progress_shown
 from xpbayes.refinement.learning import Lessons, learn
 from xpbayes.refinement.refined import ensemble, quantiles
-from xpbayes.training.selection import training_cuts
+from xpbayes.training.training_set import training_cuts
 
 FOUR = ("teff", "feh", "logg", "alpha_m")
 

@@ -33,7 +33,7 @@ from xpbayes.identity import Side, Split
 from xpbayes.production.table import list_column
 from xpbayes.refinement.learning import Lessons, learn
 from xpbayes.refinement.refined import ensemble, quantiles
-from xpbayes.training.selection import training_cuts
+from xpbayes.training.training_set import training_cuts
 
 PUBLISHED_CURVE = Path(__file__).resolve().parents[2] / "shared" / "data" / "zgr23" / "extinction_curve.txt"
 UNITS = {"teff": 1e3, "feh": 1.0, "logg": 1.0}

@@ -25,8 +25,8 @@ from xpbayes.data.stars import Stars
 from xpbayes.models.forward import predict_flux
 from xpbayes.progress import progress_shown
 from xpbayes.training.learn import train
-from xpbayes.training.selection import training_cuts
 from xpbayes.training.self_cleaning import fig4_outliers, pulls, survivors
+from xpbayes.training.training_set import training_cuts
 
 LABELS = ("teff", "feh", "logg")
 LABEL_ERROR = (0.05, 0.05)
@@ -104,7 +104,7 @@ def main() -> None:
         result = train(stars, kept.channels.wavelengths, config)
     dropped = ~result.survivor
     print(f"\n{len(binary)} simulated stars, {binary.mean():.1%} equal-mass binaries, preset {arguments.preset}")
-    for entry in result.record.phases:
+    for entry in result.phases:
         if entry["update"] == "self_cleaning":
             print(f"self-cleaning in phase {entry['phase']}: dropped {entry['dropped_by']}")
     found = pulls(result.model.forward, stars, result.theta_log)

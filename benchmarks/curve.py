@@ -31,7 +31,7 @@ from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.data.join import rows_of
 from xpbayes.data.spectra import OK, Spectra
 from xpbayes.production.table import list_column, text_column
-from xpbayes.training.selection import training_cuts
+from xpbayes.training.training_set import training_cuts
 
 BLIND = InferenceConfig(use_parallax=False, n_draws=0, second_stage=False)
 EXTINCTION = (0.0, 0.2, 1.0, np.inf)

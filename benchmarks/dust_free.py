@@ -27,7 +27,7 @@ from xpbayes.identity import Side, Split
 from xpbayes.inference.fit import Posteriors, fit_stars
 from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.models.theta import to_log
-from xpbayes.training.selection import training_cuts
+from xpbayes.training.training_set import training_cuts
 
 PARALLAX_ERROR = 0.02
 NO_DUST, MUCH = 1e-6, 5.0

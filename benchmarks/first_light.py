@@ -24,7 +24,7 @@ from xpbayes.analysis.validation import accuracy, compare
 from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.production.table import list_column
 from xpbayes.progress import progress_shown
-from xpbayes.training.selection import training_cuts
+from xpbayes.training.training_set import training_cuts
 
 TARGETS = {"teff": 130.0, "feh": 0.21, "logg": 0.33}
 PUBLISHED_CURVE = Path(__file__).resolve().parents[2] / "shared" / "data" / "zgr23" / "extinction_curve.txt"

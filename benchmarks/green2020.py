@@ -31,8 +31,8 @@ from xpbayes.instrument.photometry import flux_from_magnitude, magnitude_from_fl
 from xpbayes.models.forward import predict_flux
 from xpbayes.production.table import list_column
 from xpbayes.progress import progress_shown
-from xpbayes.training.selection import training_cuts
 from xpbayes.training.self_cleaning import fig4_outliers
+from xpbayes.training.training_set import training_cuts
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "green2020"
 # Pivot wavelengths [nm] (Riello et al. 2021, Tonry et al. 2012, ZGR23 Eq. 5) and Vega-to-AB offsets; the Gaia DR2

@@ -26,7 +26,7 @@ from xpbayes.identity import Side, Split
 from xpbayes.models.posterior import ModelShape, model_site_values, star_sites, training_posterior
 from xpbayes.progress import progress_shown
 from xpbayes.training.learn import Trained, train
-from xpbayes.training.selection import training_cuts
+from xpbayes.training.training_set import training_cuts
 
 RELAXED = HighQuality(min_parallax_over_error=3.0, max_reddening_error=0.15)
 

@@ -24,7 +24,7 @@ from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.data.join import rows_of
 from xpbayes.production.table import list_column, read_catalogue
 from xpbayes.schema import QualityFlag
-from xpbayes.training.selection import training_cuts
+from xpbayes.training.training_set import training_cuts
 
 NAMES = ("Teff", "[Fe/H]", "log g", "E", "parallax")
 BINS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)

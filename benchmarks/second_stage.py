@@ -34,7 +34,7 @@ from xpbayes.refinement.copies import copies
 from xpbayes.refinement.learning import Lessons
 from xpbayes.refinement.refined import SecondStage, refine_labels
 from xpbayes.refinement.stage import BLIND, Aside, calibrate_second_stage, labels_of, lessons_of, second_stage_of
-from xpbayes.training.selection import training_cuts
+from xpbayes.training.training_set import training_cuts
 
 UNITS = (1e3, 1.0, 1.0)
 N_COSTED = 8192

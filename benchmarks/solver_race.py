@@ -46,7 +46,7 @@ from xpbayes.models.objective import flux_residuals, measurement_residuals, obje
 from xpbayes.models.prior import draw_labels
 from xpbayes.models.star_model import StarModel
 from xpbayes.models.theta import to_linear
-from xpbayes.training.selection import training_cuts
+from xpbayes.training.training_set import training_cuts
 
 N_RANDOM = 64
 CLOSE = 0.01

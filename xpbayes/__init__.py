@@ -15,51 +15,6 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # nothing is said to who does not listen
 
-_WHERE = {
-    "train": "xpbayes.api.model",
-    "adapt": "xpbayes.api.model",
-    "infer": "xpbayes.runs.infer",
-    "infer_parts": "xpbayes.runs.infer_parts",
-    "verify": "xpbayes.runs.verify",
-    "analyse": "xpbayes.runs.analyse",
-    "sample": "xpbayes.runs.sample",
-    "compare": "xpbayes.runs.compare",
-    "check": "xpbayes.runs.check",
-    "uncertainty": "xpbayes.runs.uncertainty",
-    "transfer": "xpbayes.runs.transfer",
-    "doctor": "xpbayes.runs.doctor",
-    "export": "xpbayes.runs.export",
-    "confidence": "xpbayes.runs.confidence",
-    "fit": "xpbayes.runs.fit",
-    "star": "xpbayes.runs.star",
-    "dust_map": "xpbayes.runs.dust_map",
-    "predict_flux": "xpbayes.runs.predict",
-    "report": "xpbayes.runs.report",
-    "demo": "xpbayes.runs.demo",
-    "fetch_apogee": "xpbayes.runs.fetch",
-    "bundled_stars": "xpbayes.runs.fetch",
-    "load": "xpbayes.api.model",
-    "Model": "xpbayes.api.model",
-    "Fit": "xpbayes.api.fit",
-    "predict_fluxes": "xpbayes.runs.predict",
-    "prepare": "xpbayes.archive.prepare",
-    "simulate": "xpbayes.simulation.survey",
-    "TrainedModel": "xpbayes.production.model_file",
-    "load_model": "xpbayes.api.model",
-    "save_model": "xpbayes.production.model_file",
-    "Spectra": "xpbayes.api.spectra",
-    "read_star_table": "xpbayes.data.spectra_file",
-    "write_star_table": "xpbayes.data.spectra_file",
-    "read_catalogue": "xpbayes.production.table",
-    "catalogue_about": "xpbayes.production.table",
-    "flat_table": "xpbayes.production.flat",
-    "TrainingConfig": "xpbayes.config",
-    "InferenceConfig": "xpbayes.config",
-    "InputError": "xpbayes.errors",
-    "QualityFlag": "xpbayes.schema",
-    "progress_shown": "xpbayes.progress",
-}
-
 __all__ = [
     "Fit",
     "InferenceConfig",
@@ -106,12 +61,32 @@ __all__ = [
     "write_star_table",
 ]
 
+_MODULES = {
+    "api.fit": ("Fit",),
+    "api.model": ("Model", "adapt", "load", "load_model", "train"),
+    "api.spectra": ("Spectra",),
+    "archive.prepare": ("prepare",),
+    "config": ("InferenceConfig", "TrainingConfig"),
+    "data.spectra_file": ("read_star_table", "write_star_table"),
+    "errors": ("InputError",),
+    "production.flat": ("flat_table",),
+    "production.model_file": ("TrainedModel", "save_model"),
+    "production.table": ("catalogue_about", "read_catalogue"),
+    "progress": ("progress_shown",),
+    "runs.fetch": ("bundled_stars", "fetch_apogee"),
+    "runs.predict": ("predict_flux", "predict_fluxes"),
+    "schema": ("QualityFlag",),
+    "simulation.survey": ("simulate",),
+}
+_WHERE = {name: f"runs.{name}" for name in __all__} | {name: at for at, names in _MODULES.items() for name in names}
+"""Where a name comes from: most verbs are of the module in `runs` that is called like them."""
+
 if TYPE_CHECKING:
     from xpbayes.api.fit import Fit
     from xpbayes.api.model import Model, adapt, load, load_model, train
+    from xpbayes.api.spectra import Spectra
     from xpbayes.archive.prepare import prepare
     from xpbayes.config import InferenceConfig, TrainingConfig
-    from xpbayes.data.spectra import Spectra
     from xpbayes.data.spectra_file import read_star_table, write_star_table
     from xpbayes.errors import InputError
     from xpbayes.production.flat import flat_table
@@ -143,7 +118,7 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
-        return getattr(import_module(_WHERE[name]), name)
+        return getattr(import_module(f"xpbayes.{_WHERE[name]}"), name)
     raise AttributeError(f"module 'xpbayes' has no attribute '{name}'")
 
 

@@ -22,13 +22,7 @@ BP_RP_BOUNDARY_NM = 640.0
 
 @dataclass(frozen=True)
 class Band:
-    """A broad photometric band.
-
-    Attributes:
-        name: short name, as in the channel list.
-        wavelength_nm: effective wavelength [nm].
-        vega_to_ab: Delta m in ZGR23 Eq. 5 [mag].
-    """
+    """A broad photometric band: effective wavelength [nm], and Delta m in ZGR23 Eq. 5 [mag]."""
 
     name: str
     wavelength_nm: float
@@ -50,12 +44,9 @@ BANDS = {
 
 @dataclass(frozen=True)
 class Channels:
-    """An ordered channel set.
+    """An ordered channel set: `n_xp` leading channels are XP samples (0 for pure broad-band sets).
 
-    Attributes:
-        names: one short unique name per channel, e.g. ``xp392`` or ``J``.
-        wavelength_nm: one wavelength per channel [nm].
-        n_xp: how many leading channels are XP samples (0 for pure broad-band sets).
+    Every channel has a short unique name, e.g. ``xp392`` or ``J``, and a wavelength [nm].
     """
 
     names: tuple[str, ...]
@@ -102,26 +93,14 @@ class Channels:
         return cls(tuple(raw["names"]), tuple(float(w) for w in raw["wavelength_nm"]), int(raw["n_xp"]))
 
     def require_same(self, other: "Channels", mine: str, theirs: str) -> None:
-        """Raise InputError unless both sets agree, naming the first difference.
-
-        Args:
-            other: the set to compare with.
-            mine: what this set belongs to, for the message.
-            theirs: what the other set belongs to, for the message.
-        """
+        """Raise InputError unless both sets agree, naming the first difference, and what each set belongs to."""
         if self == other:
             return
         if self.names != other.names:
             missing = [n for n in self.names if n not in other.names]
             extra = [n for n in other.names if n not in self.names]
-            what = ", ".join(
-                part
-                for part in (
-                    f"{len(missing)} missing (first: {missing[0]})" if missing else "",
-                    f"{len(extra)} unknown (first: {extra[0]})" if extra else "",
-                )
-                if part
-            )
+            odd = [(names, how) for names, how in ((missing, "missing"), (extra, "unknown")) if names]
+            what = ", ".join(f"{len(names)} {how} (first: {names[0]})" for names, how in odd)
             detail = what or "the same names in another order"
         else:
             detail = "the same names at other wavelengths"

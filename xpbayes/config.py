@@ -1,18 +1,43 @@
-"""Settings of one run: each default once, unknown keys refused. Building one touches no disk, imports nothing heavy.
-
-Longer than other modules: all settings are here, so that none is anywhere else.
-"""
+"""Settings of one run: each default once, unknown keys refused. Building one touches no disk, imports nothing heavy."""
 
 import reprlib
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    ValidationError,
+    model_validator,
+)
 
 from xpbayes.errors import InputError, nearest
 
 S = TypeVar("S", bound=BaseModel)
+AtLeastOne = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Factor = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _power_of_two(value: int) -> int:
+    if value and (value < 16 or value & (value - 1)):
+        raise ValueError("draws are balanced in powers of two: 0, 16, 32, 64, ...")
+    return value
+
+
+PowerOfTwo = Annotated[int, Field(ge=0, le=65536), AfterValidator(_power_of_two)]
+
+
+def _one_per_label(values: tuple[float, ...], n_labels: int) -> tuple[float, ...]:
+    """As many values as there are labels; the last repeats."""
+    return (*values[:n_labels], *((values[-1],) * (n_labels - len(values))))
 
 
 class FrozenSettings(BaseModel):
@@ -40,43 +65,33 @@ class Phase(FrozenSettings):
     stars: Literal["all", "high_quality", "survivors"] = Field(
         "all", description="which stars take part: 'high_quality' as in Eq. 15, 'survivors' of the last self-cleaning"
     )
-    epochs: int = Field(
-        1,
-        ge=1,
-        description="passes over the stars (model, both), steps of each star or iterations (all others)",
-    )
+    epochs: AtLeastOne = Field(1, description="passes over the stars (model, both), steps of each star, or iterations")
     optimizer: Literal["adam", "sgd", "newton"] | None = Field(
         None, description="default: adam for the model, newton - the second-order solver - for stars alone"
     )
-    momentum: float = Field(0.0, ge=0, lt=1, description="of SGD on the model; a star's SGD never has any")
-    learning_rate: float = Field(
-        1e-3, gt=0, description="rate at the start: the model's, or the stars' if only they move"
-    )
-    star_learning_rate: float = Field(1e-4, gt=0, description="the stars' rate at the start where both move")
+    momentum: Fraction = Field(0.0, description="of SGD on the model; a star's SGD never has any")
+    learning_rate: PositiveFloat = Field(1e-3, description="rate at the start: of the model, or of stars moved alone")
+    star_learning_rate: PositiveFloat = Field(1e-4, description="the stars' rate at the start where both move")
     schedule: Literal["cosine", "steps"] = Field(
         "cosine", description="'cosine': falls to final_rate of the start; 'steps': times step_factor each step_epochs"
     )
-    final_rate: float = Field(0.05, gt=0, le=1, description="share of the rate left at the end (cosine)")
-    step_factor: float = Field(0.1, gt=0, le=1, description="what each step multiplies the rate by (steps)")
-    step_epochs: int = Field(32, ge=1, description="epochs between steps of the rate (steps)")
-    gradient_clip: float = Field(
-        0.0,
-        ge=0,
-        description="longest gradient, of all of the model or of each star site over its batch; 0: any",
+    final_rate: Factor = Field(0.05, description="share of the rate left at the end (cosine)")
+    step_factor: Factor = Field(0.1, description="what each step multiplies the rate by (steps)")
+    step_epochs: AtLeastOne = Field(32, description="epochs between steps of the rate (steps)")
+    gradient_clip: NonNegativeFloat = Field(
+        0.0, description="longest gradient, of all of the model or of each star site over its batch; 0: any"
     )
-    robust_scale: float = Field(
-        0.0, ge=0, description="s > 0 replaces chi^2 by s asinh(chi^2/s) for the model (the ZGR23 authors: 660)"
+    robust_scale: NonNegativeFloat = Field(
+        0.0, description="s > 0 replaces chi^2 by s asinh(chi^2/s) for the model (the ZGR23 authors: 660)"
     )
-    max_parameter_pull: float = Field(
-        4.0,
-        gt=0,
-        description="self-cleaning drops stars whose labels or parallax moved by more sigma from their values",
+    max_parameter_pull: PositiveFloat = Field(
+        4.0, description="self-cleaning drops stars whose labels or parallax moved by more sigma from their values"
     )
-    max_flux_pull: float = Field(
-        4.0, ge=0, description="and those with a flux residual of more sigma in any channel; 0: any (the paper's rule)"
+    max_flux_pull: NonNegativeFloat = Field(
+        4.0, description="and those with a flux residual of more sigma in any channel; 0: any (the paper's rule)"
     )
-    max_mean_square: float = Field(
-        0.0, ge=0, description="and those whose squared residuals average more; 0: any (the ZGR23 authors' code: 5)"
+    max_mean_square: NonNegativeFloat = Field(
+        0.0, description="and those whose squared residuals average more; 0: any (the ZGR23 authors' code: 5)"
     )
 
     @model_validator(mode="after")
@@ -167,27 +182,29 @@ class HighQuality(FrozenSettings):
         (0.2, 0.2, 0.2), min_length=1, description="errors stay below [kK, dex, dex]; the last repeats"
     )
     min_parallax_over_error: float = Field(10.0, description="parallax over its error exceeds this")
-    max_reddening_error: float = Field(0.1, gt=0, description="the error of E stays below this [mag]")
+    max_reddening_error: PositiveFloat = Field(0.1, description="the error of E stays below this [mag]")
+
+    def errors_for(self, n_labels: int) -> tuple[float, ...]:
+        """Largest label error, one per label."""
+        return _one_per_label(self.max_label_error, n_labels)
 
 
 class RefinementConfig(FrozenSettings):
     """How the second stage is trained, which refines labels by what the forward model's residuals still tell."""
 
-    members: int = Field(4, ge=1, description="networks, each from its own start, whose answers are mixed")
+    members: AtLeastOne = Field(4, description="networks, each from its own start, whose answers are mixed")
     hidden: tuple[int, ...] = Field((192, 192, 192), min_length=1, description="neurons per hidden layer of each")
-    epochs: int = Field(24, ge=1, description="passes over the training stars and their copies")
-    batch_size: int = Field(512, ge=1, description="stars per step")
-    learning_rate: float = Field(2e-3, gt=0, description="of AdamW at the start; it falls to 0 as a cosine")
-    weight_decay: float = Field(0.01, ge=0, description="of AdamW")
-    dropout: float = Field(0.1, ge=0, lt=1, description="share of every hidden layer's outputs dropped while training")
-    rows: int = Field(
-        30_000,
-        ge=1,
-        description="stars and copies that few stars are brought to; each has one copy at least, at most eight",
+    epochs: AtLeastOne = Field(24, description="passes over the training stars and their copies")
+    batch_size: AtLeastOne = Field(512, description="stars per step")
+    learning_rate: PositiveFloat = Field(2e-3, description="of AdamW at the start; it falls to 0 as a cosine")
+    weight_decay: NonNegativeFloat = Field(0.01, description="of AdamW")
+    dropout: Fraction = Field(0.1, description="share of every hidden layer's outputs dropped while training")
+    rows: AtLeastOne = Field(
+        30_000, description="stars and copies that few stars are brought to; each has one copy at least, at most eight"
     )
     min_stars: int = Field(3000, ge=200, description="fewer training stars get no second stage")
     max_stars: int = Field(200_000, ge=200, description="it learns from so many training stars at most")
-    seed: int = Field(0, ge=0, description="of networks, copies and batches")
+    seed: NonNegativeInt = Field(0, description="of networks, copies and batches")
 
     def copies_for(self, n_stars: int) -> int:
         """Copies of each training star, noisier or redder: the fewer stars, the more."""
@@ -200,61 +217,45 @@ class TrainingConfig(FrozenSettings):
     preset: Literal["default", "zgr23"] = Field("default", description="'zgr23': the paper's own six training phases")
     labels: tuple[str, ...] = Field(("teff", "feh", "logg"), min_length=1, description="label columns, Teff first")
     hidden: tuple[int, ...] = Field((32, 32, 32), min_length=1, description="neurons per hidden layer")
-    validation_fraction: float = Field(0.2, ge=0, lt=1, description="share of source_ids held out")
-    split_seed: int = Field(0, ge=0, description="which split by source_id")
-    seed: int = Field(0, ge=0, description="of the initial weights and the batches")
-    batch_size: int = Field(256, ge=1, description="stars per step of a model phase")
-    teff_max: float | None = Field(None, gt=0, description="training stars are cooler than this [kK]; any by default")
-    min_channels: int | None = Field(
-        None,
-        ge=1,
-        description="training stars were measured in at least so many channels; by default bands may be missing, and no "
-        "sample of the spectrum",
+    validation_fraction: Fraction = Field(0.2, description="share of source_ids held out")
+    split_seed: NonNegativeInt = Field(0, description="which split by source_id")
+    seed: NonNegativeInt = Field(0, description="of the initial weights and the batches")
+    batch_size: AtLeastOne = Field(256, description="stars per step of a model phase")
+    teff_max: PositiveFloat | None = Field(None, description="training stars are cooler than this [kK]; any by default")
+    min_channels: AtLeastOne | None = Field(
+        None, description="channels that a training star has at least; by default bands alone may be missing"
     )
-    ks_over_j: float = Field(
+    ks_over_j: Fraction = Field(
         0.40,
-        ge=0,
-        lt=1,
         description="R(Ks) / R(J), which fixes the grey part of R where no training star has a measured parallax (0.41: "
         "Cardelli et al. 1989, 0.39: Gordon et al. 2023); 0: free",
     )
-    w2_over_j: float = Field(
+    w2_over_j: Fraction = Field(
         0.12,
-        ge=0,
-        lt=1,
         description="R(W2) / R(J), which fixes it where stars have measured parallaxes (0.115: Gordon et al. 2023, 0.127: "
         "Rieke et al. 1989; these tell it to 0.013 mag per mag of E, parallaxes hardly better); 0: free",
     )
     label_error_floor: tuple[float, ...] = Field(
         (0.02, 0.02, 0.02), description="added to label errors in quadrature [kK, dex, dex]; the last repeats"
     )
-    prior_components: int = Field(16, ge=1, description="Gaussians in the label prior")
+    prior_components: AtLeastOne = Field(16, description="Gaussians in the label prior")
     model_error: bool = Field(True, description="learn a covariance of the model's own error; false is the paper")
-    curve_variation: bool = Field(
-        False, description="learn how the extinction curve varies from star to star, and a xi for every star"
-    )
+    curve_variation: bool = Field(False, description="learn how the extinction curve varies, and a xi for every star")
     phases: tuple[Phase, ...] = Field(DEFAULT_PHASES, min_length=1, description="alternating phases, in order")
-    epochs_scale: float = Field(1.0, gt=0, description="multiplies the epochs of every gradient phase; for trials")
+    epochs_scale: PositiveFloat = Field(1.0, description="multiplies the epochs of every gradient phase; for trials")
     high_quality: HighQuality = HighQuality()
     calibration_fraction: float = Field(
-        0.15,
-        ge=0,
-        le=0.5,
-        description="share of training source_ids kept aside, on which posteriors are calibrated; 0: none",
+        0.15, ge=0, le=0.5, description="share of training source_ids kept aside to calibrate posteriors on; 0: none"
     )
-    calibration_stars: int = Field(6000, ge=0, description="of these, so many are inferred at most; 0: no calibration")
-    second_stage: bool = Field(
-        True, description="learn a second stage, which refines labels by what residuals tell; false is the paper"
+    calibration_stars: NonNegativeInt = Field(
+        6000, description="of these, so many are inferred at most; 0: no calibration"
     )
+    second_stage: bool = Field(True, description="learn to refine labels by what residuals tell; false is the paper")
     refinement: RefinementConfig = RefinementConfig()
-    stars_in_memory: int = Field(
-        60_000,
-        ge=0,
-        description="larger training tables are worked on in files beside the model, 35 kB of disk a star",
+    stars_in_memory: NonNegativeInt = Field(
+        60_000, description="larger training tables are worked on in files beside the model, 35 kB of disk a star"
     )
-    held_out_stars: int = Field(
-        1000, ge=0, description="held-out stars inferred after training, for the model card's accuracy; 0: none"
-    )
+    held_out_stars: NonNegativeInt = Field(1000, description="held-out stars inferred for the card's accuracy; 0: none")
 
     @model_validator(mode="before")
     @classmethod
@@ -270,8 +271,7 @@ class TrainingConfig(FrozenSettings):
 
     def floor_for(self, n_labels: int) -> tuple[float, ...]:
         """Label error floor, one per label."""
-        floor = self.label_error_floor
-        return (*floor[:n_labels], *((floor[-1],) * (n_labels - len(floor))))
+        return _one_per_label(self.label_error_floor, n_labels)
 
 
 class InferenceConfig(FrozenSettings):
@@ -281,16 +281,9 @@ class InferenceConfig(FrozenSettings):
     n_nodes: int = Field(1024, ge=32, description="label nodes of the start search")
     n_starts: int = Field(6, ge=1, le=16, description="starts refined per star")
     max_iterations: int = Field(200, ge=10, description="solver iterations at most; few stars need more than ten")
-    n_draws: int = Field(
-        512,
-        ge=0,
-        le=65536,
-        description="importance draws per star for means and quantiles, a power of two; 0 leaves them out",
-    )
-    n_more_draws: int = Field(
+    n_draws: PowerOfTwo = Field(512, description="importance draws per star, a power of two; 0: no means and quantiles")
+    n_more_draws: PowerOfTwo = Field(
         256,
-        ge=0,
-        le=65536,
         description="four times as many more where the first do not suffice (k_hat of 0.2 or more), in three rounds that "
         "follow the posterior's arms, a power of two; 0 for none",
     )
@@ -298,36 +291,22 @@ class InferenceConfig(FrozenSettings):
         False, description="sample stars with NUTS whose importance draws cannot be trusted or whose optima compete"
     )
     doubt_parallax: bool = Field(
-        True,
-        description="take measured parallaxes for spurious, with far larger errors, as likely as fidelity_v2, RUWE and the "
-        "fluxes have it; where the stars have either column",
+        True, description="take parallaxes for spurious as likely as fidelity_v2, RUWE and the fluxes have it"
     )
     calibrate: bool = Field(True, description="use the calibration on stars kept aside, if the model has one")
     second_stage: bool = Field(True, description="refine the labels, if the model has a second stage")
     model_uncertainty: bool = Field(
-        False,
-        description="add what training leaves unknown of the model to a catalogue's errors; 'xpbayes uncertainty' first",
+        False, description="add what training leaves unknown of the model to errors; 'xpbayes uncertainty' first"
     )
     binaries: bool | Literal["suspicious"] = Field(
-        False,
-        description="compare every star with an unresolved pair of stars; 'suspicious': those whose single fit is",
+        False, description="compare stars with unresolved pairs of stars; 'suspicious': those whose single fit is"
     )
-    chunk_size: int | None = Field(
-        None,
-        ge=1,
-        description="stars solved together, on each device; on CPUs 2048, on accelerators what their memory takes, if not "
-        "given",
+    chunk_size: AtLeastOne | None = Field(
+        None, description="stars solved together on each device; on CPUs 2048, else what memory takes, if not given"
     )
     one_program: bool | None = Field(
         None, description="search for optima in one program, without the host; on accelerators alone, if not given"
     )
-
-    @field_validator("n_draws", "n_more_draws")
-    @classmethod
-    def _is_power_of_two(cls, value: int) -> int:
-        if value and (value < 16 or value & (value - 1)):
-            raise ValueError("draws are balanced in powers of two: 0, 16, 32, 64, ...")
-        return value
 
     @model_validator(mode="after")
     def _has_what_it_refines(self) -> Self:
@@ -345,36 +324,31 @@ class SamplingConfig(FrozenSettings):
         150,
         ge=150,
         multiple_of=50,
-        description="draws per chain that adapt step size and jumps; a fifth have a NUTS step",
+        description="draws per chain that adapt step size and jumps; a fifth are NUTS steps",
     )
-    max_rounds: int = Field(
-        8, ge=1, description="a star that has not settled begins again, up to so many times, for longer"
+    max_rounds: AtLeastOne = Field(
+        8, description="a star that has not settled begins again, up to so many times, for longer"
     )
 
 
 class ConfidenceConfig(FrozenSettings):
     """How `xpbayes confidence` trains; the defaults are Appendix B's, the batch as far as the sample allows."""
 
-    seed: int = Field(0, ge=0, description="of the initial weights, the batches and the dropout")
+    seed: NonNegativeInt = Field(0, description="of the initial weights, the batches and the dropout")
     validation_fraction: float = Field(0.2, gt=0, lt=1, description="share of the label stars held out, by source_id")
-    batch_size: int = Field(4096, ge=1, description="stars per step")
-    min_batches: int = Field(64, ge=1, description="batches per epoch at least: smaller samples get smaller batches")
-    learning_rate: float = Field(1e-3, gt=0, description="Adam's rate at the start")
-    l2: float = Field(1e-3, ge=0, description="penalty on the squared weights of the hidden layers")
-    plateau: int = Field(
-        256, ge=1, description="epochs without a lower validation loss before the rate is divided by 10"
+    batch_size: AtLeastOne = Field(4096, description="stars per step")
+    min_batches: AtLeastOne = Field(64, description="batches per epoch at least: smaller samples get smaller batches")
+    learning_rate: PositiveFloat = Field(1e-3, description="Adam's rate at the start")
+    l2: NonNegativeFloat = Field(1e-3, description="penalty on the squared weights of the hidden layers")
+    plateau: AtLeastOne = Field(
+        256, description="epochs without a lower validation loss before the rate is divided by 10"
     )
-    patience: int = Field(1024, ge=1, description="epochs without a lower validation loss before training stops")
-    full_sample: int = Field(
-        65_536, ge=1, description="below so many stars, plateau and patience shrink in proportion, to 1/16 at least"
+    patience: AtLeastOne = Field(1024, description="epochs without a lower validation loss before training stops")
+    full_sample: AtLeastOne = Field(
+        65_536, description="below so many stars, plateau and patience shrink in proportion, to 1/16 at least"
     )
-    max_epochs: int = Field(20_000, ge=1, description="stop here in any case")
-    balance: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="0: stars weigh the same; 1: good and bad together weigh the same; the shift of the odds is undone",
-    )
+    max_epochs: AtLeastOne = Field(20_000, description="stop here in any case")
+    balance: Share = Field(0.0, description="0: stars weigh the same; 1: good and bad together do; undone in the odds")
 
     def schedule_for(self, n_stars: int) -> tuple[int, int]:
         """Plateau and patience [epochs] for a sample: a small one is overfitted long before Appendix B's 256 epochs."""
@@ -389,30 +363,21 @@ class Recipe(FrozenSettings):
     and model error times one amplitude a star, recorded in the truth, of at most 10.
     """
 
-    seed: int = Field(0, ge=0, description="of all random numbers")
+    seed: NonNegativeInt = Field(0, description="of all random numbers")
     like: Path | None = Field(
         None,
         description="real continuous spectra with correlations, whose error profiles and correlations are used, scaled "
         "to each star's brightness; none: profiles of the median DR3 source, made-up correlations",
     )
-    missing_band: float = Field(
-        0.0, ge=0, le=1, description="share of 2MASS and unWISE measurements that are absent or of poor quality"
+    missing_band: Share = Field(0.0, description="share of 2MASS and unWISE measurements absent or of poor quality")
+    missing_side: Share = Field(0.0, description="share of stars without BP (half of them) or RP")
+    crowded: Share = Field(
+        0.0, description="share of stars with a neighbour: norm_dg above both limits, and bands that hold its light too"
     )
-    missing_side: float = Field(0.0, ge=0, le=1, description="share of stars without BP (half of them) or RP")
-    crowded: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="share of stars with a neighbour: norm_dg above both limits, and bands that hold its light too",
-    )
-    binaries: float = Field(
-        0.0, ge=0, le=1, description="share of stars with an unresolved companion from the same prior"
-    )
-    outliers: float = Field(
-        0.0, ge=0, le=1, description="share of stars with a stretch of ten samples that is wrong by 30 %"
-    )
-    labelled: float = Field(1.0, ge=0, le=1, description="share of stars with labels")
-    stars_per_file: int = Field(5000, ge=1, description="rows per bulk file")
+    binaries: Share = Field(0.0, description="share of stars with an unresolved companion from the same prior")
+    outliers: Share = Field(0.0, description="share of stars with a stretch of ten samples that is wrong by 30 %")
+    labelled: Share = Field(1.0, description="share of stars with labels")
+    stars_per_file: AtLeastOne = Field(5000, description="rows per bulk file")
 
 
 class DustMapConfig(FrozenSettings):
@@ -434,18 +399,16 @@ class DustMapConfig(FrozenSettings):
         (0.0, 0.5, 1.0, 2.0, 5.0), description="distance bins of the sky maps [kpc]; the paper does not print its four"
     )
     profile_bins: int = Field(40, ge=2, description="sinh-spaced bins of the profile and the bird's-eye view")
-    profile_reach: float = Field(5.0, gt=0, description="far end of the last of them [kpc]")
-    max_reduced_chi2: float = Field(5.0, gt=0, description="greatest chi2_opt / dof")
-    max_extinction: float = Field(10.0, gt=0, description="greatest E [mag]")
-    max_extinction_error: float = Field(0.04, gt=0, description="greatest error of E [mag]")
-    sky_max_parallax_error: float = Field(0.1, gt=0, description="greatest sigma_plx / plx for the sky maps")
-    profile_max_parallax_error: float = Field(0.33, gt=0, description="the same for the profile and bird's-eye view")
-    max_height: float = Field(0.4, gt=0, description="the bird's-eye view integrates |z| up to this [kpc]")
+    profile_reach: PositiveFloat = Field(5.0, description="far end of the last of them [kpc]")
+    max_reduced_chi2: PositiveFloat = Field(5.0, description="greatest chi2_opt / dof")
+    max_extinction: PositiveFloat = Field(10.0, description="greatest E [mag]")
+    max_extinction_error: PositiveFloat = Field(0.04, description="greatest error of E [mag]")
+    sky_max_parallax_error: PositiveFloat = Field(0.1, description="greatest sigma_plx / plx for the sky maps")
+    profile_max_parallax_error: PositiveFloat = Field(0.33, description="the same for the profile and bird's-eye view")
+    max_height: PositiveFloat = Field(0.4, description="the bird's-eye view integrates |z| up to this [kpc]")
     curve: bool = Field(False, description="map xi and R(V) of the extinction curve, too")
-    max_curve_error: float = Field(
-        0.3,
-        gt=0,
-        description="greatest error of a voxel's xi by its stars' own: above it, a coarser resolution or none",
+    max_curve_error: PositiveFloat = Field(
+        0.3, description="greatest error of a voxel's xi by its stars' own: above it, a coarser resolution or none"
     )
 
     @model_validator(mode="after")
@@ -469,18 +432,12 @@ class Settings(FrozenSettings):
 
     @classmethod
     def read(cls, path: str | Path | None, **overrides: dict[str, Any]) -> Self:
-        """Read a TOML file and put command-line values on top.
-
-        Args:
-            path: the file, or None for defaults.
-            overrides: per table, the values that were given as flags; None means not given.
+        """Read a TOML file, if any, and put command-line values on top, by table; None means not given.
 
         Raises:
             InputError: no such file, not TOML, an unknown key, a value out of range.
         """
-        data: dict[str, Any] = {}
-        if path is not None:
-            data = read_toml(path)
+        data: dict[str, Any] = {} if path is None else read_toml(path)
         for table, values in overrides.items():
             given = {k: v for k, v in values.items() if v is not None}
             if given:
@@ -490,11 +447,7 @@ class Settings(FrozenSettings):
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """Read a TOML file, UTF-8 wherever it is read.
-
-    Raises:
-        InputError: no such file, or not TOML.
-    """
+    """Read a TOML file, UTF-8 wherever it is read; InputError if there is none, or it is not TOML."""
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

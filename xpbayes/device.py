@@ -131,9 +131,7 @@ def is_hasty() -> bool:
 def suited_programs(n_stars: int, *, slow: bool = False) -> AbstractContextManager[None]:
     """`hasty_programs` while these stars and all that this process has solved before are `FEW_STARS` at most.
 
-    Args:
-        n_stars: that will be solved within.
-        slow: what is done with each of them is worth fast programs.
+    Not where what is done with each of them is slow, and worth fast programs.
     """
     _few_left[0] -= n_stars
     return hasty_programs(_few_left[0] >= 0 and not slow)

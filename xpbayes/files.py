@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 def whole_file(path: Path, advice: str = "choose another output") -> Iterator[Path]:
     """Give a temporary name to write under; the file gets its own name if all goes well, else nothing is left.
 
-    Args:
-        path: the file; parent folders are made.
-        advice: what to do if it cannot be written.
+    Parent folders are made. The advice says what to do if it cannot be written.
 
     Raises:
         InputError: it cannot be written, or is there and no file, such as a device.
@@ -55,17 +53,7 @@ def save_arrays(
     about: dict[str, str] | None = None,
     advice: str = "choose another output",
 ) -> Path:
-    """Write named arrays as safetensors.
-
-    Args:
-        path: the file.
-        arrays: C-contiguous ones.
-        about: words for the file's header.
-        advice: what to do if it cannot be written.
-
-    Raises:
-        InputError: it cannot be written.
-    """
+    """Write named C-contiguous arrays as safetensors with words in the header; InputError if it cannot be written."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
@@ -121,11 +109,9 @@ def temporary_name(path: Path) -> Path:
 
 
 def remove_abandoned(folder: Path, *, everything: bool = False) -> None:
-    """Remove temporary files and folders that killed processes left.
+    """Remove temporary files and folders that killed processes of this machine left in a folder.
 
-    Args:
-        folder: where.
-        everything: nobody can be writing there; else only what a process of this machine left that is no more.
+    With `everything`, where nobody can be writing, all others too.
     """
     for path in folder.glob("*.tmp"):
         machine, _, process = path.name.removesuffix(".tmp").removesuffix(".tmp").rpartition("-")
@@ -145,11 +131,7 @@ def _is_running(process: int) -> bool:
 
 
 def refuse_overwriting(out: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]) -> None:
-    """Refuse an output that is one of the inputs, or a file of a folder among them, by whatever name or link.
-
-    Raises:
-        InputError: it is.
-    """
+    """Refuse an output that is one of the inputs, or a file of a folder among them, by whatever name or link."""
     out = Path(out)
     if not out.exists():
         return
@@ -160,11 +142,7 @@ def refuse_overwriting(out: str | os.PathLike[str], inputs: Iterable[str | os.Pa
 
 
 def refuse_repeated(paths: Sequence[Path]) -> None:
-    """Refuse files of which one is named twice: through links, or as a copy.
-
-    Raises:
-        InputError: there is such a file, or one cannot be read.
-    """
+    """Refuse files of which one is named twice: through links, or as a copy; InputError, too, if one cannot be read."""
     known: dict[tuple[object, ...], Path] = {}
     alike: dict[tuple[object, ...], list[Path]] = {}
     try:

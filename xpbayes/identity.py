@@ -45,17 +45,11 @@ class Side(StrEnum):
 
 
 class Split(NamedTuple):
-    """The three sides of a model.
+    """The three sides of a model."""
 
-    Attributes:
-        held_out: expected share of all stars held out.
-        kept_aside: expected share kept aside of those not held out.
-        seed: another seed is another split.
-    """
-
-    held_out: float
-    kept_aside: float = 0.0
-    seed: int = 0
+    held_out: float  # expected share of all stars held out
+    kept_aside: float = 0.0  # expected share kept aside of those not held out
+    seed: int = 0  # another seed is another split
 
     @classmethod
     def of(cls, card: Mapping[str, Any]) -> "Split":
@@ -64,15 +58,7 @@ class Split(NamedTuple):
         return cls(split["fraction"], card["settings"].get("calibration_fraction", 0.0), split["seed"])
 
     def on(self, side: Side | str, source_id: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which stars are on that side.
-
-        Args:
-            side: one of `Side`.
-            source_id: (star,) int64.
-
-        Returns:
-            (star,) True on that side, whether or not a star passes the training cuts.
-        """
+        """(star,) which stars are on that `Side`, whether or not they pass the training cuts."""
         held_out = uniform_from_id(source_id, Stream.HELD_OUT, self.seed) < self.held_out
         if side == Side.HELD_OUT:
             return held_out
@@ -81,15 +67,9 @@ class Split(NamedTuple):
 
 
 def uniform_from_id(source_id: NDArray[np.int64], stream: Stream, seed: int = 0) -> NDArray[np.float64]:
-    """Hash identifiers to uniform numbers (splitmix64; Steele, Lea & Flood 2014): a source_id's low bits are not random.
+    """Hash (star,) identifiers to uniform numbers in (0, 1): a source_id's low bits are not random.
 
-    Args:
-        source_id: (star,) int64.
-        stream: what they are for.
-        seed: not negative.
-
-    Returns:
-        (star,) numbers in (0, 1).
+    By splitmix64 (Steele, Lea & Flood 2014); the stream says what they are for, the seed is not negative.
     """
     start = np.uint64((stream.number(seed) + 1) * GOLDEN & WORD)
     with np.errstate(over="ignore"):

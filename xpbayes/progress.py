@@ -27,11 +27,7 @@ class Lines(logging.Handler):
 
 @contextmanager
 def progress_shown(wanted: bool = True) -> Iterator[None]:
-    """Show what is said meanwhile on standard error.
-
-    Args:
-        wanted: nothing is done if False.
-    """
+    """Show what is said meanwhile on standard error, if wanted."""
     if not wanted:
         yield
         return

@@ -12,55 +12,35 @@ from xpbayes.errors import InputError, nearest
 
 @dataclass(frozen=True)
 class SideBases:
-    """What is known of one side's basis functions before anybody asks GaiaXPy.
+    """What is known of one side's basis functions before anybody asks GaiaXPy."""
 
-    Attributes:
-        count: coefficients of a spectrum.
-        model: GaiaXPy's name of the instrument model; None while none is known.
-        basis_id: Gaia's number of the set of basis functions; None while it is unknown, any is then taken.
-    """
-
-    count: int
-    model: str | None = None
+    count: int  # coefficients of a spectrum
+    model: str | None = None  # GaiaXPy's name of the instrument model; None while none is known
+    # Gaia's number of the set of basis functions; None while it is unknown, any is then taken
     basis_id: int | None = None
 
 
 @dataclass(frozen=True)
 class Release:
-    """One data release.
+    """One data release."""
 
-    Attributes:
-        name: short name, in options and files.
-        title: how Gaia's archive calls it.
-        schema: of its tables in the archive.
-        epoch: reference epoch of its positions [Julian year].
-        bp, rp: its basis functions.
-        source_columns: of gaia_source, in the order in which they are asked for.
-        substitutes: of columns of gaia_source that may have another name there, all names in the order to try them.
-        summary_columns: of xp_summary.
-        summary_is_known: whether there is an xp_summary; where that is unknown, the archive is asked.
-        spurious_table: of fidelities and crowding, its source_ids being this release's; "" where there is none.
-        parallax_bias: column of gaia_source with the bias to be subtracted [mas]; "" where there is none.
-        products: DataLink's retrieval type of each product that is known.
-        designations: what comes after "Gaia" in the names of its sources, in capitals.
-        crosswalk: table of the archive that leads from the release before to this one; "" where none is needed.
-    """
-
-    name: str
-    title: str
-    schema: str
-    epoch: float
+    name: str  # short name, in options and files
+    title: str  # how Gaia's archive calls it
+    schema: str  # of its tables in the archive
+    epoch: float  # reference epoch of its positions [Julian year]
     bp: SideBases
     rp: SideBases
-    source_columns: tuple[str, ...]
-    designations: tuple[str, ...]
-    products: Mapping[str, str] = field(hash=False)
+    source_columns: tuple[str, ...]  # of gaia_source, in the order in which they are asked for
+    designations: tuple[str, ...]  # what comes after "Gaia" in the names of its sources, in capitals
+    products: Mapping[str, str] = field(hash=False)  # DataLink's retrieval type of each product that is known
+    # Of columns of gaia_source that may have another name there, all names in the order to try them
     substitutes: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    # Of xp_summary
     summary_columns: tuple[str, ...] = ("bp_n_measurements", "bp_chi_squared", "rp_n_measurements", "rp_chi_squared")
-    summary_is_known: bool = True
-    spurious_table: str = ""
-    parallax_bias: str = ""
-    crosswalk: str = ""
+    summary_is_known: bool = True  # whether there is an xp_summary; where that is unknown, the archive is asked
+    spurious_table: str = ""  # of fidelities and crowding, its source_ids being this release's; "" where there is none
+    parallax_bias: str = ""  # column of gaia_source with the bias to be subtracted [mas]; "" where there is none
+    crosswalk: str = ""  # table of the archive that leads from the release before to this one; "" where none is needed
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -77,27 +57,10 @@ _SOURCE_COLUMNS = (
     "random_index",
     "source_id",
     "ref_epoch",
-    "ra",
-    "ra_error",
-    "dec",
-    "dec_error",
-    "parallax",
-    "parallax_error",
-    "pmra",
-    "pmra_error",
-    "pmdec",
-    "pmdec_error",
+    *(f"{name}{error}" for name in ("ra", "dec", "parallax", "pmra", "pmdec") for error in ("", "_error")),
     "ruwe",
     "astrometric_excess_noise",
-    "phot_g_mean_mag",
-    "phot_g_mean_flux",
-    "phot_g_mean_flux_error",
-    "phot_bp_mean_mag",
-    "phot_bp_mean_flux",
-    "phot_bp_mean_flux_error",
-    "phot_rp_mean_mag",
-    "phot_rp_mean_flux",
-    "phot_rp_mean_flux_error",
+    *(f"phot_{band}_mean_{what}" for band in ("g", "bp", "rp") for what in ("mag", "flux", "flux_error")),
     "has_xp_continuous",
     "phot_bp_n_obs",
     "phot_rp_n_obs",

@@ -18,7 +18,7 @@ from xpbayes.analysis.posterior_file import (
     to_arviz,
     write_posterior,
 )
-from xpbayes.checks.predictive import channel_ln_likelihood, predict_draws
+from xpbayes.checks.prior_predictive import channel_ln_likelihood, predict_draws
 from xpbayes.errors import InputError
 from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.sampling.convergence import diagnose

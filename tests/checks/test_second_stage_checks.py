@@ -2,7 +2,7 @@
 
 import pytest
 
-from xpbayes.checks.second_stage_checks import check_second_stage
+from xpbayes.checks.held_out_checks import check_second_stage
 
 
 def _rows(scatter, coverage=0.68, n=500):

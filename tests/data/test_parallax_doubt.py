@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from xpbayes.data.parallax_doubt import LEAST, MOST, parallax_doubt
+from xpbayes.data.stars import LEAST, MOST, parallax_doubt
 
 NOTHING = np.array([np.nan])
 

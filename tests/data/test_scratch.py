@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from xpbayes.data import scratch as starfiles
-from xpbayes.data.scratch import are_in_files, in_memory, make_star_files, pieces, scratch_copy, write_rows
+from xpbayes.data import stars as starfiles
+from xpbayes.data.stars import are_in_files, in_memory, make_star_files, pieces, scratch_copy, write_rows
 from xpbayes.errors import InputError
 
 

@@ -24,7 +24,7 @@ from xpbayes.analysis.posterior_file import write_posterior
 from xpbayes.data.json_file import write_json
 from xpbayes.data.parquet import write_parquet
 from xpbayes.data.rejected import Rejected, write_quarantine
-from xpbayes.data.scratch import make_star_files
+from xpbayes.data.stars import make_star_files
 from xpbayes.errors import InputError
 from xpbayes.files import write_text
 from xpbayes.production.beside import save_weight_factor
@@ -165,7 +165,7 @@ def test_no_file_is_written_but_through_the_one_writer():
 
 
 TEMPORARY = {
-    "xpbayes/archive/open_file.py", "xpbayes/data/scratch.py",  # unpacked members and working copies: never final names
+    "xpbayes/archive/open_file.py", "xpbayes/data/stars.py",  # unpacked members and working copies: never final names
     "xpbayes/analysis/dust_map/selection.py",
 }  # fmt: skip
 

@@ -15,9 +15,7 @@ from xpbayes.archive.gaia_archive import RECORD
 from xpbayes.archive.prepare import MANIFEST as PREPARED
 from xpbayes.archive.prepare import QUARANTINE, prepare
 from xpbayes.cli import catalogue as catalogue_verbs
-from xpbayes.cli import data as data_verbs
 from xpbayes.cli import model as model_verbs
-from xpbayes.cli import posterior as posterior_verbs
 from xpbayes.cli.options import read_settings
 from xpbayes.config import Recipe
 from xpbayes.errors import InputError
@@ -46,7 +44,7 @@ M, S = Path("model"), Path("stars")
 INTO_FILES: dict[str, Callable[[str, Path], object]] = {
     "infer": lambda given, out: infer("model", given, out),
     "sample": lambda given, out: sample("model", given, out, n_random=1),
-    "sample --settings": lambda given, out: posterior_verbs.sample(M, S, out, settings=Path(given)),
+    "sample --settings": lambda given, out: model_verbs.sample(M, S, out, settings=Path(given)),
     "infer --settings": lambda given, out: catalogue_verbs.infer([str(S)], out, settings=Path(given)),
     "predict --plot": lambda given, out: model_verbs.predict(SimpleNamespace(args=[]), Path(given).parent, plot=out),
     "uncertainty --figure": lambda given, out: model_verbs.uncertainty(M, Path(given), out),
@@ -60,7 +58,7 @@ INTO_FILES: dict[str, Callable[[str, Path], object]] = {
 
 def fetched(given: str, out: Path) -> object:
     """The verb that reads identifiers and writes what the archive answers."""
-    return data_verbs.fetch_spectra(Path(given), out)
+    return catalogue_verbs.fetch_spectra(Path(given), out)
 
 
 INTO_FOLDERS: dict[str, tuple[str, Callable[[str, Path], object]]] = {
@@ -87,11 +85,11 @@ INTO_FOLDERS: dict[str, tuple[str, Callable[[str, Path], object]]] = {
     **{f"fetch spectra, {n}": (n, fetched) for n in (RECORD, "XP_CONTINUOUS-000000.csv")},
     "infer --settings, parts": (MANIFEST, INTO_FILES["infer --settings"]),
     "train --settings": (ARRAYS, lambda given, out: model_verbs.train(S, out, settings=Path(given))),
-    "fit --settings": ("7.png", lambda given, out: posterior_verbs.fit(M, S, [7], out, settings=Path(given))),
-    "check --settings": (check_run.FILES[0], lambda given, out: posterior_verbs.check(M, out, settings=Path(given))),
+    "fit --settings": ("7.png", lambda given, out: model_verbs.fit(M, S, [7], out, settings=Path(given))),
+    "check --settings": (check_run.FILES[0], lambda given, out: model_verbs.check(M, out, settings=Path(given))),
     "compare --settings": (
         comparison_page.FILES[0],
-        lambda given, out: posterior_verbs.compare(M, S, out, settings=Path(given)),
+        lambda given, out: model_verbs.compare(M, S, out, settings=Path(given)),
     ),
 }
 """Verbs that write files into a folder: one of these, and the verb."""

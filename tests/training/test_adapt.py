@@ -16,7 +16,7 @@ from xpbayes.models.forward import ln_absolute_flux
 from xpbayes.models.prior import ln_priors
 from xpbayes.runs.adapt import _with_distances, adapt, check_adaptation
 from xpbayes.training.adapt import AdaptationConfig, find_scale, fixed_sites, move_network, on_scale
-from xpbayes.training.selection import has_distance, training_cuts
+from xpbayes.training.training_set import has_distance, training_cuts
 
 OFFSET_DEX, STRETCH = 0.25, 1.03
 """Of [Fe/H] and Teff on the other scale."""

@@ -12,8 +12,14 @@ from numpy.testing import assert_allclose
 
 from xpbayes.models.forward import predict_flux
 from xpbayes.training import unshared_xi
-from xpbayes.training.curve_variation import KEPT, LARGEST, MIN_STARS, learn_curve_variation, without_grey_and_curve
-from xpbayes.training.reddening_law import fit_law
+from xpbayes.training.curve_variation import (
+    KEPT,
+    LARGEST,
+    MIN_STARS,
+    fit_law,
+    learn_curve_variation,
+    without_grey_and_curve,
+)
 
 N = 1024
 WAVELENGTH = np.append(np.arange(392.0, 1000.0, 10.0), [1235.0, 1662.0, 2159.0])

@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from tests.listening import heard
 from xpbayes.config import ZGR23_PHASES, HighQuality, Phase, TrainingConfig
-from xpbayes.data import scratch as starfiles
+from xpbayes.data import stars as starfiles
 from xpbayes.errors import InputError
 from xpbayes.models.extinction import NearInfraredLaw
 from xpbayes.models.forward import predict_ln_flux
@@ -64,16 +64,16 @@ def test_another_seed_is_another_network(stars, tiny):
 
 
 def test_record_tells_what_happened(tiny, lines):
-    record = tiny.record
-    assert [p["update"] for p in record.phases] == ["model", "stars", "model_error", "model"]
-    assert len(record.phases[0]["loss_per_star"]) == 4 and len(lines) == 4
-    assert record.phases[0]["loss_per_star"][-1] < record.phases[0]["loss_per_star"][0]
+    phases = tiny.phases
+    assert [p["update"] for p in phases] == ["model", "stars", "model_error", "model"]
+    assert len(phases[0]["loss_per_star"]) == 4 and len(lines) == 4
+    assert phases[0]["loss_per_star"][-1] < phases[0]["loss_per_star"][0]
 
 
 def test_model_error_can_be_switched_off(stars):
     result = train(*stars, TINY.model_copy(update={"model_error": False}))
     assert result.model.error is None
-    assert [p["update"] for p in result.record.phases] == ["model", "stars", "model"]
+    assert [p["update"] for p in result.phases] == ["model", "stars", "model"]
 
 
 def test_a_model_phase_leaves_the_stars_and_a_star_phase_the_model(stars, tiny):
@@ -160,8 +160,8 @@ def test_learning_rates_fall_where_the_paper_says():
 @pytest.mark.thorough
 def test_the_papers_training_goes_downhill(paper):
     result, _ = paper
-    assert [p["update"] for p in result.record.phases] == ["model", "both", "stars", "self_cleaning", "both", "stars"]
-    first, second, *_ = result.record.phases
+    assert [p["update"] for p in result.phases] == ["model", "both", "stars", "self_cleaning", "both", "stars"]
+    first, second, *_ = result.phases
     assert (
         first["loss_per_star"][-1] < first["loss_per_star"][0]
         and second["loss_per_star"][-1] < first["loss_per_star"][-1]
@@ -266,7 +266,7 @@ class TestResume:
                 assert_array_equal(np.asarray(a), np.asarray(b))
             assert_array_equal(np.asarray(result.theta_log), np.asarray(again.theta_log))
             assert_array_equal(result.survivor, again.survivor)
-            assert [p["update"] for p in again.record.phases] == [p["update"] for p in result.record.phases]
+            assert [p["update"] for p in again.phases] == [p["update"] for p in result.phases]
 
     @pytest.mark.parametrize("after", [3, 4])
     def test_with_a_model_error(self, stars, tmp_path, after):
@@ -352,6 +352,6 @@ def test_stars_in_files_train_the_same_model(stars, tiny, tmp_path, monkeypatch)
     for a, b in zip(jax.tree.leaves(tiny.model.forward), jax.tree.leaves(other.model.forward), strict=True):
         assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-5)
     assert_allclose(np.asarray(tiny.theta_log), np.asarray(other.theta_log), atol=1e-4)
-    losses = [[p.get("loss_per_star") for p in found.record.phases] for found in (tiny, other)]
+    losses = [[p.get("loss_per_star") for p in found.phases] for found in (tiny, other)]
     assert_allclose(losses[0][0], losses[1][0], rtol=1e-5)
     assert_array_equal(np.asarray(filed.whitening), np.asarray(batch.whitening))

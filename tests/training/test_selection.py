@@ -1,7 +1,7 @@
 import numpy as np
 
 from tests.conftest import with_columns
-from xpbayes.training.selection import training_cuts
+from xpbayes.training.training_set import training_cuts
 
 
 def test_every_cut_is_counted(sample):

@@ -6,7 +6,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from xpbayes.config import TrainingConfig
-from xpbayes.data import scratch as starfiles
+from xpbayes.data import stars as starfiles
 from xpbayes.data.spectra_file import read_star_tables, write_star_table
 from xpbayes.errors import InputError
 from xpbayes.training import training_set as module

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from xpbayes.training.kinds import kinds_of_star
-from xpbayes.training.weights import weights_from
+from xpbayes.training.weights import kinds_of_star, weights_from
 
 RNG = np.random.default_rng(21)
 N = 2000

@@ -16,7 +16,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from xpbayes.channels import FLUX_UNIT
-from xpbayes.checks.predictive import predict_draws, whitened_flux
+from xpbayes.checks.prior_predictive import predict_draws, whitened_flux
 from xpbayes.data.stars import Stars
 from xpbayes.errors import InputError
 from xpbayes.files import reason_of, whole_file

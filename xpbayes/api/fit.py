@@ -5,6 +5,7 @@ a parameter is, `production.flat` says. Units here are K, dex, dex, mag and mas;
 """
 
 import base64
+import html
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -36,11 +37,7 @@ ROWS_SHOWN = 8
 
 @dataclass(frozen=True)
 class Flags:
-    """The quality flags of some stars; `flags.POOR_FIT` and so on are masks.
-
-    Attributes:
-        value: (star,) bits of `QualityFlag`.
-    """
+    """The quality flags of some stars, (star,) bits; `flags.POOR_FIT` and so on are masks."""
 
     value: NDArray[np.uint8]
 
@@ -177,15 +174,12 @@ class Fit:
         return columns_for(self.about, self.catalogue.column_names)
 
     def save(self, path: str | Path, *, flat: bool | None = None) -> Path:
-        """Write the stars to one file.
+        """Write the stars to one file; InputError if the suffix is unknown, or the file cannot be written.
 
         Args:
             path: .parquet for a catalogue as `read_catalogue`, `report` and `verify` take it; .csv, .ecsv, .fits or .vot
                 for the flat columns.
             flat: the flat columns, or those of the catalogue; as the suffix has it if None.
-
-        Raises:
-            InputError: the suffix is unknown, or the file cannot be written.
         """
         from xpbayes.production.export import save_catalogue
 
@@ -212,7 +206,7 @@ class Fit:
             .to_html(index=False, float_format=lambda value: f"{value:.4g}", border=0)
         )
         more = f"<p>{len(self) - ROWS_SHOWN} more rows</p>" if len(self) > ROWS_SHOWN else ""
-        return f"<p>{_escaped(repr(self))}</p>{table}{more}{self._picture()}"
+        return f"<p>{html.escape(repr(self), quote=False)}</p>{table}{more}{self._picture()}"
 
     def _picture(self) -> str:
         """A small Kiel diagram of the solved stars as an inline image; nothing where no star was solved."""
@@ -287,7 +281,3 @@ class Star:
             f"{name} {getattr(self, name):.5g} ± {getattr(self, f'{name}_err'):.2g}" for name in self.row.parameters
         )
         return f"<Star {self.source_id}: {values}>"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -54,11 +54,10 @@ class Model(TrainedModel):
         progress: bool = False,
         **settings: Any,
     ) -> Fit:
-        """Infer the parameters of stars.
+        """Infer the parameters of any number of stars.
 
         Args:
-            spectra: any number of stars. Bands that the model does not know are left out, those that it alone knows count
-                as missing.
+            spectra: bands that the model does not know are left out, those that it alone knows count as missing.
             parallax: use the measured parallaxes.
             draws: draws from each star's posterior for medians and quantiles; the default of `InferenceConfig` if None,
                 0 for modes and covariances alone.
@@ -79,13 +78,8 @@ class Model(TrainedModel):
         """Predict fluxes.
 
         Arguments are numbers, arrays, which are broadcast together along `star`, or xarray's DataArrays, which are
-        broadcast by the names of their dimensions.
-
-        Args:
-            extinction: E [mag], not negative.
-            parallax: [mas], positive.
-            xi: of the star's extinction curve R + xi R1; 0 is the mean curve.
-            labels: the model's labels by name; teff in K, the others in dex.
+        broadcast by the names of their dimensions: E [mag], not negative; parallax [mas], positive; xi of the star's
+        extinction curve R + xi R1, 0 for the mean curve; the model's labels by name, teff in K, the others in dex.
 
         Returns:
             `flux` [1e-18 W m^-2 nm^-1], with a dimension `channel`; `model_error`, the relative 1-sigma error of the
@@ -158,14 +152,12 @@ class Model(TrainedModel):
         out: str | Path | None = None,
         seed: int = 0,
     ) -> "CalibrationCheck":
-        """Check error bars by simulation: truths from the prior, spectra from the likelihood, and what is inferred.
+        """Check error bars by simulation: n truths from the prior, spectra from the likelihood, and what is inferred.
 
         Args:
-            n: simulated stars.
-            sampled: so many of them are drawn from with NUTS, too.
+            sampled: so many of the n stars are drawn from with NUTS, too.
             spectra: real stars whose noise is borrowed; the bundled sample if None.
             out: folder for the page; nothing is written if None.
-            seed: of all random numbers.
         """
         from xpbayes.runs.check import check
 
@@ -176,13 +168,8 @@ class Model(TrainedModel):
     ) -> Callable[[Float[Array, " parameter"]], Float[Array, ""]]:
         """Ln posterior of one star up to a constant, for jax.jit, jax.grad and whatever needs a density (ZGR23 Eq. 17).
 
-        Args:
-            spectra: one star.
-            parallax: use its measured parallax.
-
-        Returns:
-            a function of (parameter,): the labels (teff in kK), xi if the model's curve varies, ln E [mag] and ln
-            parallax [mas].
+        It is a function of (parameter,): the labels (teff in kK), xi if the model's curve varies, ln E [mag] and ln
+        parallax [mas]. The measured parallax is used if asked.
 
         Raises:
             InputError: not exactly one star, or it cannot be used.
@@ -197,14 +184,8 @@ class Model(TrainedModel):
     def numpyro(self, spectra: Spectra, *, parallax: bool = True) -> Callable[[], None]:
         """The NumPyro model of some stars (METHOD 5), for any inference of NumPyro's: MCMC(NUTS(model.numpyro(spectra))).
 
-        Sites are `labels`, `ln_E`, `ln_plx`, and `xi` if the model's curve varies, along the plate `star`.
-
-        Args:
-            spectra: the stars.
-            parallax: use their measured parallaxes.
-
-        Raises:
-            InputError: a star cannot be used.
+        Sites are `labels`, `ln_E`, `ln_plx`, and `xi` if the model's curve varies, along the plate `star`. Measured
+        parallaxes are used if asked. InputError if a star cannot be used.
         """
         from xpbayes.models.posterior import star_posterior
 
@@ -240,10 +221,7 @@ class Model(TrainedModel):
 
 
 def load(folder: str | Path = DEFAULT_MODEL) -> Model:
-    """Read a model.
-
-    Args:
-        folder: it, or the name of a model that comes with the package.
+    """Read a model from its folder, or by the name of one that comes with the package.
 
     Raises:
         InputError: not a model, damaged, or from a newer xpbayes.

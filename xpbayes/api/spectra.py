@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from xpbayes.channels import BANDS, XP_GRID_NM, Channels
+from xpbayes.channels import BANDS, XP_GRID_NM, xp_channels
 from xpbayes.data import spectra as table
 from xpbayes.data.join import repeated_ids
 from xpbayes.data.parquet import METADATA_KEY
@@ -81,18 +81,17 @@ class Spectra(table.Spectra):
         instrument = instrument_of(release)
         xp, present, spread = _samples(values, covariance, error, picked, calibrated, instrument)
         whitening, _ = whiten_packed(spread, present)
-        names = [b for b in BANDS if b in (bands or {})] if bands is not None else list(BANDS)
         for name in bands or {}:
             if name not in BANDS:
                 raise InputError(f"'{name}' is no band{nearest(name, BANDS)}; known are {', '.join(BANDS)}")
-        band_flux, band_weight = np.zeros((n, len(names))), np.zeros((n, len(names)))
+        names = [b for b in BANDS if bands is None or b in bands]
+        band_flux, band_weight = np.zeros((2, n, len(names)))
         for i, name in enumerate(names if bands else []):
             band_flux[:, i], band_weight[:, i] = _band(name, (bands or {})[name], n)
         own: dict[str, NDArray[Any]] = {k: _column(v, k, n) for k, v in (columns or {}).items()}
-        if parallax is not None:
-            own["parallax"], own["parallax_error"] = _measured(parallax, "mas", "parallax", n)
-        if reddening is not None:
-            own["reddening"], own["reddening_error"] = _measured(reddening, "mag", "reddening", n)
+        for name, unit, pair in (("parallax", "mas", parallax), ("reddening", "mag", reddening)):
+            if pair is not None:
+                own[name], own[f"{name}_error"] = _measured(pair, unit, name, n)
         for name, measured in (labels or {}).items():
             unit = LABEL_UNITS.get(name, "")
             value, sigma = _measured(measured, {"kK": "K", "dex": ""}.get(unit, unit), name, n)
@@ -102,11 +101,7 @@ class Spectra(table.Spectra):
             k: v.astype(np.float32) if v.dtype == np.float64 and k not in ("ra", "dec") else v for k, v in own.items()
         }
         self.__dict__.update(
-            channels=Channels(
-                (*(f"xp{w:.0f}" for w in XP_GRID_NM), *names),
-                (*XP_GRID_NM.tolist(), *(BANDS[b].wavelength_nm for b in names)),
-                XP_GRID_NM.size,
-            ),
+            channels=xp_channels(tuple(names)),
             label_names=tuple(labels) if labels else DEFAULT_LABELS,
             source_id=_source_ids(source_id, n),
             flux=np.concatenate([xp, band_flux], axis=1).astype(np.float32),
@@ -130,9 +125,7 @@ class Spectra(table.Spectra):
     def read(cls, path: str | PathLike[str], *, release: str | None = None) -> Self:
         """Read a star table or a folder of them, or the spectra of any file of Gaia's, with nothing joined to them.
 
-        Args:
-            path: the file or folder.
-            release: data release of Gaia's files, dr3 or dr4; as their coefficients say if None.
+        The data release of Gaia's files is dr3 or dr4, or as their coefficients say if None.
 
         Raises:
             InputError: it cannot be read, or none of its rows can be used.
@@ -149,12 +142,9 @@ class Spectra(table.Spectra):
     def fetch(
         cls, source_ids: Sequence[int], *, folder: str | PathLike[str] | None = None, release: str = "dr3"
     ) -> Self:
-        """Get a few stars from Gaia's archive: XP spectra, parallaxes, 2MASS magnitudes.
+        """Get a few stars of a data release from Gaia's archive: XP spectra, parallaxes, 2MASS magnitudes.
 
-        Args:
-            source_ids: which stars.
-            folder: for what is fetched, which is then not asked for again; nothing is kept if None.
-            release: data release that the source_ids are of.
+        What is fetched is kept in the folder, if any, and not asked for again.
 
         Raises:
             InputError: none of them has a spectrum, or the archive does not answer.
@@ -209,8 +199,7 @@ class Spectra(table.Spectra):
     def magnitude(self, band: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(star,) Vega magnitudes in a band and their errors [mag], the error floor of `instrument.photometry` included.
 
-        Raises:
-            InputError: the spectra do not have the band.
+        InputError if the spectra do not have the band.
         """
         if band not in self.channels.band_names:
             raise InputError(f"there is no band '{band}'{nearest(band, self.channels.band_names)}")

@@ -1,4 +1,4 @@
-"""Named checks of a model on stars that training held out: scale and zero point of E, parallaxes, intervals.
+"""Named checks of a model and its second stage on held-out stars: scale and zero point of E, parallaxes, intervals.
 
 What is measured is plain data for the model card, from which figures are drawn; what is demanded of it makes the checks.
 Stars are told apart by what was inferred of them, never by what is measured of them: an honest posterior is without bias
@@ -6,7 +6,7 @@ among stars of the same answer, and among stars of the same truth it is not.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,8 @@ MAX_PULL = 0.45
 MAX_MEAN_PULL = 0.2
 """Of E without bounds: a mean over 25 stars is then off by its own error."""
 MAX_PARALLAX_RATIO = 1.0
+MAX_LOSS = 0.05
+"""No group's scatter may grow by more in the second stage; of the same stars, so that chance leaves half of that."""
 NM_B, NM_V = 440.0, 550.0
 """Effective wavelengths of B and V [nm]."""
 MIN_EXCESS, MAX_EXCESS = 0.7, 1.3
@@ -43,17 +45,13 @@ MIN_EXCESS, MAX_EXCESS = 0.7, 1.3
 
 @dataclass(frozen=True)
 class Inferred:
-    """What inference says, (star, parameter) each: labels, E [mag], parallax [mas].
+    """What inference says, (star, parameter) each: labels, E [mag], parallax [mas]."""
 
-    Attributes:
-        median, low, high: 50, 16 and 84 % quantiles.
-        unbounded: (star, 2) E as if it could be negative, and its error [mag].
-    """
-
+    # 50, 16 and 84 % quantiles
     median: Float[np.ndarray, "star parameter"]
     low: Float[np.ndarray, "star parameter"]
     high: Float[np.ndarray, "star parameter"]
-    unbounded: Float[np.ndarray, "star two"]
+    unbounded: Float[np.ndarray, "star two"]  # (star, 2) E as if it could be negative, and its error [mag]
 
     def half(self, reference: NDArray[np.float64]) -> NDArray[np.float64]:
         """(star, parameter) half of the 68 % interval on the reference's side."""
@@ -66,20 +64,14 @@ class Inferred:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out stars.
+    """Held-out stars."""
 
-    Attributes:
-        names: labels in order; E and parallax follow.
-        reference, error: (star, parameter) labels, reddening estimate, measured parallax; NaN where missing.
-        with_parallax: answers from fluxes and parallaxes; None if no star has a parallax.
-        flux_only: answers from fluxes alone.
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # labels in order; E and parallax follow
+    # (star, parameter) labels, reddening estimate, measured parallax; NaN where missing
     reference: Float[np.ndarray, "star parameter"]
     error: Float[np.ndarray, "star parameter"]
-    with_parallax: Inferred | None
-    flux_only: Inferred
+    with_parallax: Inferred | None  # answers from fluxes and parallaxes; None if no star has a parallax
+    flux_only: Inferred  # answers from fluxes alone
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -93,11 +85,7 @@ class HeldOut:
 def straight_line(
     x: NDArray[np.float64], y: NDArray[np.float64], x_error: NDArray[np.float64], y_error: NDArray[np.float64]
 ) -> dict[str, float]:
-    """Fit y = zero point + slope x, errors in both; outliers count less.
-
-    Returns:
-        'slope', 'zero_point', and the error of each.
-    """
+    """Fit y = 'zero_point' + 'slope' x, errors in both; outliers count less. The error of each is beside it."""
 
     def pulls(at: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray((y - at[0] - at[1] * x) / np.hypot(y_error, at[1] * x_error))
@@ -200,13 +188,22 @@ def measure(stars: HeldOut) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------------------- checks
 
 
-def _worst(bins: Mapping[str, list[dict[str, float]]], width: float) -> tuple[str, dict[str, float], float] | None:
-    """The bin whose value is farthest from nought, beyond two of its own errors `width` / sqrt(n)."""
-    entries = [(name, entry) for name, of in bins.items() for entry in of]
+def _pulls(
+    name: str, found: Mapping[str, Any], allowed: tuple[float, float], words: tuple[str, str, str], question: str
+) -> Check:
+    """Whether the bin farthest from nought, beyond two of its own errors `width` / sqrt(n), is near enough."""
+    (width, limit), (what, bins, needed) = allowed, words
+    entries = [(by, entry) for by, of in found.get(name, {}).items() for entry in of]
     if not entries:
-        return None
-    name, entry = max(entries, key=lambda e: abs(e[1]["value"]) - 2.0 * width / np.sqrt(e[1]["n"]))
-    return name, entry, 2.0 * width / float(np.sqrt(entry["n"]))
+        return Check(name, None, f"needs {MIN_STARS} held-out stars with {needed}")
+    by, entry = max(entries, key=lambda e: abs(e[1]["value"]) - 2.0 * width / np.sqrt(e[1]["n"]))
+    return Check(
+        name,
+        abs(entry["value"]) <= limit + 2.0 * width / float(np.sqrt(entry["n"])),
+        f"the {what} is {entry['value']:+.2f} for {entry['n']} stars of {_range(by, entry)}",
+        f"at most {limit}, and two standard errors, in bins of {bins}",
+        question,
+    )
 
 
 def _range(name: str, entry: Mapping[str, float]) -> str:
@@ -236,31 +233,22 @@ def extinction_scale(found: Mapping[str, Any]) -> Check:
 
 def extinction_pulls(found: Mapping[str, Any]) -> Check:
     """Means of E without bounds are unbiased for every kind of star: dust maps are such means."""
-    name, worst = "extinction_pulls", _worst(found.get("extinction_pulls", {}), 1.0)
-    if worst is None:
-        return Check(name, None, f"needs {MIN_STARS} held-out stars with reddening estimates")
-    of, entry, noise = worst
-    return Check(
-        name,
-        abs(entry["value"]) <= MAX_MEAN_PULL + noise,
-        f"the mean pull of e_unbounded is {entry['value']:+.2f} for {entry['n']} stars of {_range(of, entry)}",
-        f"at most {MAX_MEAN_PULL}, and two standard errors, in bins of Teff, log g and E",
+    return _pulls(
+        "extinction_pulls",
+        found,
+        (1.0, MAX_MEAN_PULL),
+        ("mean pull of e_unbounded", "Teff, log g and E", "reddening estimates"),
         "do reddening estimates have an error of their own for this kind of star?",
     )
 
 
 def parallax_pulls(found: Mapping[str, Any]) -> Check:
     """Parallaxes from fluxes alone are neither too large nor too small for any kind of star: luminosities are right."""
-    name, worst = "parallax_pulls", _worst(found.get("parallax_pulls", {}), 1.25)
-    if worst is None:
-        return Check(name, None, f"needs {MIN_STARS} held-out stars with measured parallaxes")
-    of, entry, noise = worst
-    return Check(
-        name,
-        abs(entry["value"]) <= MAX_PULL + noise,
-        f"the median pull of parallaxes from fluxes alone is {entry['value']:+.2f} for {entry['n']} stars of "
-        f"{_range(of, entry)}",
-        f"at most {MAX_PULL}, and two standard errors, in bins of log g and Teff",
+    return _pulls(
+        "parallax_pulls",
+        found,
+        (1.25, MAX_PULL),
+        ("median pull of parallaxes from fluxes alone", "log g and Teff", "measured parallaxes"),
         "did training sacrifice these stars, or do their parallaxes have another zero point?",
     )
 
@@ -273,14 +261,10 @@ def off_coverage(share: float, n: float) -> float:
 
 def coverage(found: Mapping[str, Any]) -> Check:
     """68 % intervals of all parameters hold 68 % of the references, with and without parallax, errors of both counted."""
-    shares = [
-        (case, parameter, entry)
-        for case, of in found.get("coverage", {}).items()
-        for parameter, entry in of.items()
-    ]  # fmt: skip
+    cases = found.get("coverage", {})
+    shares = [(case, parameter, entry) for case, of in cases.items() for parameter, entry in of.items()]
     if not shares:
         return Check("coverage", None, f"needs {MIN_STARS} held-out stars with labels")
-
     case, parameter, entry = max(shares, key=lambda s: off_coverage(s[2]["share"], s[2]["n"]))
     how = {"with_parallax": "with parallax", "flux_only": "from fluxes alone"}[case]
     return Check(
@@ -316,9 +300,7 @@ def parallax_gain(found: Mapping[str, Any]) -> Check:
 def extinction_unit(wavelength_nm: NDArray[np.floating], curve: NDArray[np.floating]) -> Check:
     """A unit of E reddens B - V by about a magnitude: catches estimates in another unit, to which E's scale bends.
 
-    Args:
-        wavelength_nm: (channel,) [nm].
-        curve: (channel,) R, optical depth per unit E.
+    `curve` is (channel,) R, optical depth per unit E.
     """
     name, order = "extinction_unit", np.argsort(wavelength_nm)
     wavelength = np.asarray(wavelength_nm, np.float64)[order]
@@ -336,9 +318,41 @@ def extinction_unit(wavelength_nm: NDArray[np.floating], curve: NDArray[np.float
 
 
 def check_held_out(found: Mapping[str, Any]) -> list[Check]:
-    """Every check of held-out stars.
-
-    Args:
-        found: from `measure`; empty if no stars were inferred.
-    """
+    """Every check of held-out stars, from `measure`; empty if no stars were inferred."""
     return [make(found) for make in (extinction_scale, extinction_pulls, parallax_pulls, coverage, parallax_gain)]
+
+
+def check_second_stage(forward: Sequence[Mapping[str, Any]], refined: Sequence[Mapping[str, Any]]) -> list[Check]:
+    """Check refined labels beside those of the forward posterior; no checks without any of `refined`.
+
+    Both are rows of accuracy of the same stars, as the card has them: 'label', 'group', 'n', 'scatter', 'coverage68'.
+    """
+    if not refined:
+        return []
+    before = {(row["label"], row["group"]): row for row in forward}
+    rows = [row for row in refined if row["n"] >= MIN_STARS and (row["label"], row["group"]) in before]
+    if not rows:
+        few = f"no group of {MIN_STARS} held-out stars"
+        return [Check("refined_labels", None, few), Check("refined_intervals", None, few)]
+    ratio = {
+        (r["label"], r["group"]): r["scatter"] / max(before[r["label"], r["group"]]["scatter"], 1e-9) for r in rows
+    }
+    worst = max(ratio, key=lambda key: ratio[key])
+    far = max(rows, key=lambda row: off_coverage(row["coverage68"], row["n"]))
+    of_all = ", ".join(f"{label} {value:.2f}" for (label, group), value in ratio.items() if group == "all")
+    return [
+        Check(
+            "refined_labels",
+            ratio[worst] <= 1.0 + MAX_LOSS,
+            f"scatter over the forward posterior's: {of_all}; at worst {ratio[worst]:.2f} ({worst[0]}, {worst[1]})",
+            f"nowhere above {1.0 + MAX_LOSS:.2f}",
+            "are training stars like those held out, and were there enough? Train with second_stage = false if not",
+        ),
+        Check(
+            "refined_intervals",
+            off_coverage(far["coverage68"], far["n"]) <= MAX_COVERAGE,
+            f"68 % intervals cover {far['coverage68']:.1%} at worst ({far['label']}, {far['group']})",
+            f"within {MAX_COVERAGE:.0%} of {WITHIN_ONE_SIGMA:.1%}, and two standard errors",
+            "are the labels' errors right, and are there enough stars kept aside (calibration_fraction)?",
+        ),
+    ]

@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 
 from xpbayes.data.stars import Stars
 from xpbayes.models.forward import ForwardModel, predict_flux, predict_ln_flux
-from xpbayes.models.likelihood import deviance, n_observed
+from xpbayes.models.likelihood import deviance, n_observed, whitened_residual
 from xpbayes.models.posterior import WhitenedStudent
 from xpbayes.models.prior import draw_labels
 from xpbayes.models.star_model import StarModel
-from xpbayes.models.theta import to_linear
+from xpbayes.models.theta import to_linear, to_log
 
 MAX_EXTINCTION = 1.5
 LEVEL, COLOUR = 0.5, 0.3
@@ -51,21 +51,13 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Simulated:
-    """Simulated stars.
-
-    Attributes:
-        stars: as inference sees them; the model's own error is in the whitening factor.
-        truth: (star, parameter) labels, E [mag], parallax [mas].
-        window: of each.
-        template: (star,) row of the template.
-        chi2_truth: (star,) chi^2 of the fluxes at the truth.
-    """
+    """Simulated stars as inference sees them; the model's own error is in the whitening factor."""
 
     stars: Stars
-    truth: NDArray[np.float64]
+    truth: NDArray[np.float64]  # (star, parameter) labels, E [mag], parallax [mas]
     window: Window
-    template: NDArray[np.int64]
-    chi2_truth: NDArray[np.float64]
+    template: NDArray[np.int64]  # (star,) row of the template
+    chi2_truth: NDArray[np.float64]  # (star,) chi^2 of the fluxes at the truth
 
 
 def look(ln_flux: Float[Array, " channel"], n_xp: int) -> Window:
@@ -81,18 +73,9 @@ def in_window(forward: ForwardModel, window: Window, theta_log: Float[Array, " p
     return near & (theta_log[-2] < jnp.log(MAX_EXTINCTION))
 
 
-def with_realistic_noise(stars: Stars, chi2: NDArray[np.floating]) -> Stars:
-    """Templates with the amplitude of their noise that their own fit found, and lighter tails.
-
-    Args:
-        stars: real stars, model error folded in.
-        chi2: (star,) of their fit.
-    """
-    return _rescale(stars, jnp.asarray(chi2, jnp.float32))
-
-
 @jax.jit
-def _rescale(stars: Stars, chi2: Array) -> Stars:
+def with_realistic_noise(stars: Stars, chi2: Float[Array, " star"]) -> Stars:
+    """Templates, model error folded in, with the noise that their own fit's chi^2 has, and lighter tails."""
     weight = jax.vmap(deviance)(chi2, n_observed(stars.whitening), stars.inv_dof).slope
     return replace(
         stars,
@@ -226,3 +209,59 @@ def simulate(
         template[keep],
         np.asarray(chi2, np.float64)[keep],
     )
+
+
+# --------------------------------------------------------------------------------------------------- what draws predict
+
+
+def channel_ln_likelihood(
+    residual: Float[Array, " channel"], whitening: Float[Array, "channel channel"], inv_dof: Float[Array, ""]
+) -> Float[Array, " channel"]:
+    """Ln density of every whitened residual given those before it; zero for channels that W says were not measured.
+
+    W is lower-triangular, so row c of W (f - f_pred) is what channel c adds to the channels before it: the likelihood is a
+    product over channels without approximation. Under the Student t each factor is one again, whose scale follows from the
+    residuals before it.
+    """
+    present = jnp.diagonal(whitening) > 0
+    square = jnp.where(present, residual**2, 0.0)
+    before = jnp.cumsum(square) - square
+    count = jnp.cumsum(present) - present
+    heavy = inv_dof > 0
+    nu = 1.0 / jnp.where(heavy, inv_dof, 1.0)
+    dof = nu + count
+    scale2 = (nu + before) / dof
+    gammaln = jax.scipy.special.gammaln
+    student = (
+        gammaln(0.5 * (dof + 1.0)) - gammaln(0.5 * dof) - 0.5 * jnp.log(dof * jnp.pi * scale2)
+        - 0.5 * (dof + 1.0) * jnp.log1p(square / (dof * scale2))
+    )  # fmt: skip
+    gaussian = -0.5 * square - 0.5 * jnp.log(2.0 * jnp.pi)
+    return jnp.where(present, jnp.where(heavy, student, gaussian), 0.0)
+
+
+@jax.jit
+def predict_draws(
+    forward: ForwardModel, star: Stars, theta: Float[Array, "draw parameter"], seed: Array
+) -> tuple[Float[Array, "draw channel"], Float[Array, "draw channel"], Float[Array, "draw channel"]]:
+    """Evaluate draws (draw, label + 2) of labels, E [mag] and parallax [mas] from one star, model error folded in.
+
+    Returns:
+        (draw, channel) each: ln likelihood of the whitened fluxes; a flux drawn from the predictive distribution, in the
+        star's own unit (a channel that was not measured is drawn without noise); the same whitened.
+    """
+
+    def one(point: Array, key: Array) -> tuple[Array, Array, Array]:
+        theta_log = to_log(point)
+        predicted = predict_flux(forward, theta_log, star.ln_scale)
+        residual = whitened_residual(predicted, star.flux, star.whitening)
+        again = WhitenedStudent(predicted, star.whitening, star.inv_dof).sample(key)
+        return channel_ln_likelihood(residual, star.whitening, star.inv_dof), again, star.whitening @ again
+
+    with jax.default_matmul_precision("highest"):
+        key = jax.random.fold_in(jax.random.key(seed), 0x5EED)
+        return jax.vmap(one)(theta, jax.random.split(key, theta.shape[0]))
+
+
+whitened_flux = jax.jit(jax.vmap(lambda star: star.whitening @ star.flux))
+"""(star, channel) observed fluxes, whitened."""

@@ -35,12 +35,7 @@ MIN_SHARE_INSIDE = 0.02
 
 
 class Band(NamedTuple):
-    """A simultaneous band for the empirical distribution function of n uniform numbers.
-
-    Attributes:
-        at: (point,) where.
-        low, high: (point,) share of the numbers below `at`.
-    """
+    """A simultaneous band for the share of n uniform numbers that is below each point `at`."""
 
     at: NDArray[np.float64]
     low: NDArray[np.float64]
@@ -48,56 +43,36 @@ class Band(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def uniform_band(n: int, confidence: float = CONFIDENCE) -> Band:
-    """Band that the whole empirical distribution stays in with the given probability.
+def uniform_band(n: int) -> Band:
+    """Band that the whole empirical distribution of n uniform numbers stays in with probability `CONFIDENCE`.
 
     Pointwise binomial intervals, all at the one level at which simulated sets leave any of them as rarely as asked
     (Säilynoja, Bürkner & Vehtari 2022, Section 2.1).
-
-    Args:
-        n: how many uniform numbers.
-        confidence: probability of staying inside everywhere.
     """
     at = np.arange(1, N_POINTS) / N_POINTS
     random = np.random.default_rng(n)
     # Counts in equal bins of n uniform numbers are multinomial; their running sums are the counts below each point.
     counts = np.cumsum(random.multinomial(n, np.full(N_POINTS, 1.0 / N_POINTS), N_SIMULATED)[:, :-1], axis=1)
-    level = np.quantile(_two_sided(counts, n, at).min(axis=1), 1.0 - confidence)
+    two_sided = 2.0 * np.minimum(stats.binom.cdf(counts, n, at), stats.binom.sf(counts - 1, n, at))
+    level = np.quantile(two_sided.min(axis=1), 1.0 - CONFIDENCE)
     return Band(at, stats.binom.ppf(0.5 * level, n, at) / n, stats.binom.ppf(1.0 - 0.5 * level, n, at) / n)
-
-
-def _two_sided(counts: NDArray[np.int64], n: int, at: NDArray[np.float64]) -> NDArray[np.float64]:
-    below = stats.binom.cdf(counts, n, at)
-    above = stats.binom.sf(counts - 1, n, at)
-    return 2.0 * np.minimum(below, above)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How one set of shares compares with uniform ones.
-
-    Attributes:
-        n: how many.
-        uniform: inside the simultaneous band everywhere.
-        coverage68, coverage95: share of truths inside the central 68.3 and 95.4 % of their posterior.
-        mean: of the shares; above a half the posteriors lie too low.
-        distance: largest distance of the empirical distribution from the diagonal.
-    """
+    """How one set of n shares compares with uniform ones."""
 
     n: int
-    uniform: bool
+    uniform: bool  # inside the simultaneous band everywhere
+    # Share of truths inside the central 68.3 and 95.4 % of their posterior
     coverage68: float
     coverage95: float
-    mean: float
-    distance: float
+    mean: float  # of the shares; above a half the posteriors lie too low
+    distance: float  # largest distance of the empirical distribution from the diagonal
 
 
 def judge(shares: NDArray[np.floating]) -> Verdict:
-    """Judge shares of one parameter; NaN are left out.
-
-    Args:
-        shares: (star,) of the posterior below the truth.
-    """
+    """Judge (star,) shares of one parameter's posterior below the truth; NaN are left out."""
     known = np.asarray(shares, np.float64)
     known = known[np.isfinite(known)]
     if not len(known):
@@ -156,7 +131,7 @@ def importance_shares(
     n_xp: int,
     n_more: int = 0,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Shares of importance-reweighted posteriors, and k_hat.
+    """Shares (star, parameter) of importance-reweighted posteriors, NaN where next to none is in the window, and k_hat.
 
     Args:
         model: the trained model.
@@ -166,9 +141,6 @@ def importance_shares(
         n_draws: per star, a power of two.
         n_xp: how many of the channels are XP samples.
         n_more: of the rounds, for stars whose first draws are not `enough`; see `importance_draws`.
-
-    Returns:
-        (star, parameter), NaN where next to nothing of a posterior is in the star's window; (star,).
     """
     model = model.without_error
 
@@ -199,17 +171,9 @@ def importance_shares(
 def draw_shares(
     forward: ForwardModel, window: Window, truth: NDArray[np.floating], draws: NDArray[np.floating], n_xp: int
 ) -> NDArray[np.float64]:
-    """Shares of posteriors given by draws.
+    """Shares (star, parameter) of posteriors given by draws, NaN where next to nothing of one is in the star's window.
 
-    Args:
-        forward: the trained forward model.
-        window: (star,) what each star must look like.
-        truth: (star, parameter).
-        draws: (star, draw, parameter) labels, E [mag], parallax [mas].
-        n_xp: how many of the channels are XP samples.
-
-    Returns:
-        (star, parameter), NaN where next to nothing of a posterior is in the star's window.
+    Draws are (star, draw, parameter) of labels, E [mag], parallax [mas]; n_xp of the channels are XP samples.
     """
 
     @jax.jit

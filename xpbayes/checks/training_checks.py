@@ -51,21 +51,13 @@ MIN_SKILL = 0.25
 
 @dataclass(frozen=True)
 class Check:
-    """One check.
-
-    Attributes:
-        name: short and unique.
-        passed: None if it could not be made.
-        measured: what was found, in words; why the check could not be made, if so.
-        demand: what was demanded.
-        question: what to look at first if it failed.
-    """
+    """One check."""
 
     name: str
-    passed: bool | None
-    measured: str
-    demand: str = ""
-    question: str = ""
+    passed: bool | None  # None if it could not be made
+    measured: str  # what was found, in words; why the check could not be made, if so
+    demand: str = ""  # what was demanded
+    question: str = ""  # what to look at first if it failed
 
     @property
     def verdict(self) -> str:
@@ -80,12 +72,7 @@ class Check:
 
 
 def label_ranges(names: Sequence[str], labels: NDArray[np.floating]) -> Check:
-    """Labels lie where labels of stars lie: catches units and most exchanged columns.
-
-    Args:
-        names: labels in order.
-        labels: (star, label) of the training stars [kK, dex, ...].
-    """
+    """(star, label) of training stars [kK, dex, ...] lie where stars' do: catches units and most exchanged columns."""
     shares = {
         name: float(np.mean((labels[:, i] < low) | (labels[:, i] > high)))
         for i, name in enumerate(names)
@@ -106,14 +93,7 @@ def label_ranges(names: Sequence[str], labels: NDArray[np.floating]) -> Check:
 
 
 def label_directions(forward: ForwardModel, channels: Channels, names: Sequence[str], labels: NDArray[Any]) -> Check:
-    """Hotter stars are bluer, and of two equally hot stars the denser is fainter: catches exchanged columns.
-
-    Args:
-        forward: the forward model.
-        channels: its channels.
-        names: labels in order.
-        labels: (star, label) of training stars.
-    """
+    """Hotter stars are bluer, and of two equally hot stars the denser is fainter: catches exchanged columns."""
     if not {"teff", "logg"} <= set(names):
         return Check("label_directions", None, "needs the labels teff and logg")
     some = np.asarray(labels[:: max(1, len(labels) // 1000)], np.float32)
@@ -156,12 +136,6 @@ def parallax_scale(forward: ForwardModel, channels: Channels, names: Sequence[st
     """The luminosities that the parallaxes taught are those of stars of these labels: catches a wrong parallax unit.
 
     At 1 kpc a star of known log g and a plausible mass has a known radius, and as a blackbody a known flux.
-
-    Args:
-        forward: the forward model.
-        channels: its channels.
-        names: labels in order.
-        labels: (star, label) of training stars.
     """
     if not {"teff", "logg"} <= set(names):
         return Check("parallax_scale", None, "needs the labels teff and logg")
@@ -190,14 +164,7 @@ def parallax_scale(forward: ForwardModel, channels: Channels, names: Sequence[st
 
 
 def channel_zero_points(forward: ForwardModel, channels: Channels, names: Sequence[str], labels: NDArray[Any]) -> Check:
-    """The learned spectrum of the most Sun-like training star follows a blackbody: catches a wrong zero point.
-
-    Args:
-        forward: the forward model.
-        channels: its channels.
-        names: labels in order.
-        labels: (star, label) of training stars.
-    """
+    """The learned spectrum of the most Sun-like training star follows a blackbody: catches a wrong zero point."""
     name = "channel_zero_points"
     if not {"teff", "feh", "logg"} <= set(names):
         return Check(name, None, "needs the labels teff, feh and logg")
@@ -225,12 +192,7 @@ def channel_zero_points(forward: ForwardModel, channels: Channels, names: Sequen
 
 
 def channel_residuals(channels: Channels, residual: Sequence[float]) -> Check:
-    """Held-out stars show the same median flux as the model in every channel.
-
-    Args:
-        channels: the channels.
-        residual: (channel,) median of observed over predicted flux, minus one.
-    """
+    """Held-out stars show the model's median flux in every channel: residuals, observed over predicted minus one."""
     if not len(residual):
         return Check("channel_residuals", None, "no held-out stars were inferred")
     worst = int(np.argmax(np.abs(residual)))
@@ -246,8 +208,7 @@ def channel_residuals(channels: Channels, residual: Sequence[float]) -> Check:
 def held_out_skill(skill: Mapping[str, float]) -> Check:
     """Inference knows more about held-out stars than the spread of the labels: catches labels of other stars.
 
-    Args:
-        skill: per label, 1 - (scatter / spread)^2 of held-out stars.
+    Skill is 1 - (scatter / spread)^2 of each label.
     """
     if not skill:
         return Check("held_out_skill", None, "no held-out stars were inferred")
@@ -262,11 +223,7 @@ def held_out_skill(skill: Mapping[str, float]) -> Check:
 
 
 def gauge_at_rest(phases: Sequence[Mapping[str, Any]]) -> Check:
-    """The last move along what fluxes do not see was small for every kind of star: training has reached its optimum.
-
-    Args:
-        phases: the card's training phases.
-    """
+    """The last move along what fluxes do not see was small for every kind of star: training has reached its optimum."""
     moves = [phase for phase in phases if phase.get("update") == "gauge"]
     if not moves:
         return Check("gauge_at_rest", None, "training had no phase that moves E's scale and luminosities as a whole")
@@ -286,11 +243,7 @@ def gauge_at_rest(phases: Sequence[Mapping[str, Any]]) -> Check:
 
 
 def kinds_kept(phases: Sequence[Mapping[str, Any]]) -> Check:
-    """No kind of star lost its say to weights or to self-cleaning: what is dropped are stars, not classes.
-
-    Args:
-        phases: the card's training phases.
-    """
+    """No kind of star lost its say to weights or to self-cleaning: what is dropped are stars, not classes."""
     kept = [phase["kept_by_kind"] for phase in phases if "kept_by_kind" in phase]
     if not kept:
         return Check("kinds_kept", None, "training had no phase of weights or self-cleaning")

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from xpbayes.cli import catalogue, data, model, posterior  # noqa: F401  (the verbs join the application)
-from xpbayes.cli.app import app
+from xpbayes.cli import catalogue, model  # noqa: F401  (the verbs join the application)
+from xpbayes.cli.options import app
 from xpbayes.errors import InputError
 
 
@@ -35,8 +35,7 @@ def _terminate(number: int, frame: object) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line: a user's mistake is one sentence and exit status 2, an interruption 130, SIGTERM 143.
 
-    Args:
-        arguments: what follows the program's name; what the process was started with if None.
+    The arguments are those that the process was started with if None.
     """
     # Before NumPy is imported anywhere: many small factorisations are far slower with several BLAS threads each.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

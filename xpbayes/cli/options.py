@@ -1,4 +1,4 @@
-"""Options and arguments that several verbs share, each once.
+"""The command line's applications, which the verbs join; options and arguments that several verbs share, each once.
 
 A bracket before a small letter is escaped: rich would take it for markup and show nothing.
 """
@@ -10,6 +10,16 @@ import typer
 
 if TYPE_CHECKING:
     from xpbayes.config import Settings
+
+app = typer.Typer(
+    name="xpbayes",
+    help="Stellar parameters with honest uncertainties from Gaia XP spectra.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+fetch = typer.Typer(help="Get real data.", no_args_is_help=True)
+app.add_typer(fetch, name="fetch")
 
 SettingsFile = Annotated[
     Path | None, typer.Option("--settings", help="TOML file with tables \\[training], \\[inference] and \\[sampling].")

@@ -8,12 +8,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Lookup:
-    """Rows of a table by source_id.
-
-    Attributes:
-        source_id: (row,) sorted.
-        order: (row,) where each is in the table.
-    """
+    """Rows of a table by source_id: (row,) sorted, and where each is in the table."""
 
     source_id: NDArray[np.int64]
     order: NDArray[np.signedinteger]
@@ -49,13 +44,7 @@ def _search(wanted: NDArray[np.int64], ordered: NDArray[np.int64]) -> tuple[NDAr
 
 @dataclass(frozen=True)
 class RepeatedIds:
-    """Source_ids that a table holds more than once.
-
-    Attributes:
-        count: how many.
-        first: the smallest of them.
-        row: where it is first.
-    """
+    """How many source_ids a table holds more than once, the smallest of them, and the row where that is first."""
 
     count: int
     first: int

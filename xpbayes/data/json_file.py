@@ -26,11 +26,11 @@ class _Versioned(BaseModel):
 
 
 def read_json(path: str | os.PathLike[str], kind: type[T], advice: str, newest: int | None = None) -> T:
-    """Read a JSON file.
+    """Read a JSON file that holds a dataclass, a pydantic model, or a container type.
 
     Args:
         path: the file.
-        kind: what it must hold; a dataclass, a pydantic model, or a container type.
+        kind: what it must hold.
         advice: what to do if it is damaged.
         newest: the newest version of such a file that this xpbayes knows; None where it has none of its own.
 
@@ -67,11 +67,7 @@ def checked(value: Any, kind: type[T], where: str, advice: str) -> T:
 
 
 def write_json(value: Any, path: Path, advice: str = "choose another output") -> None:
-    """Write JSON whole or not at all.
-
-    Raises:
-        InputError: it cannot be written.
-    """
+    """Write JSON whole or not at all; InputError if it cannot be written."""
     write_text(path, json.dumps(value, indent=1) + "\n", advice)
 
 

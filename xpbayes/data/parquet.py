@@ -59,11 +59,7 @@ NO_PARQUET = (".csv", ".ecsv", ".fits", ".vot")
 
 @contextmanager
 def open_parquet(path: str | os.PathLike[str], advice: str = AGAIN) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file; whatever is wrong with it, now or while it is read, is one sentence.
-
-    Args:
-        path: the file.
-        advice: what to do if it is damaged.
+    """Open a Parquet file; whatever is wrong with it, now or while it is read, is one sentence that ends in the advice.
 
     Raises:
         InputError: there is no such file, it is not Parquet, or it is damaged.
@@ -90,9 +86,9 @@ def open_parquet(path: str | os.PathLike[str], advice: str = AGAIN) -> Iterator[
             raise InputError(f"{path}: is damaged ({reason_of(error)}); {advice}") from error
 
 
-def read_footer(path: str | os.PathLike[str], advice: str = AGAIN) -> tuple[pq.FileMetaData, pa.Schema]:
+def read_footer(path: str | os.PathLike[str]) -> tuple[pq.FileMetaData, pa.Schema]:
     """What a Parquet file says of its row groups and columns; InputError as `open_parquet`."""
-    with open_parquet(path, advice) as file:
+    with open_parquet(path) as file:
         return file.metadata, file.schema_arrow
 
 
@@ -134,14 +130,12 @@ def plain_text(table: pa.Table) -> pa.Table:
 
 def column_names(path: str | os.PathLike[str]) -> list[str]:
     """Names of the columns of a Parquet file."""
-    with open_parquet(path) as file:
-        return list(file.schema_arrow.names)
+    return list(read_footer(path)[1].names)
 
 
 def file_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the xpbayes metadata of a Parquet file; InputError if it has none."""
-    with open_parquet(path) as file:
-        return metadata_of(file.schema_arrow, path)
+    return metadata_of(read_footer(path)[1], path)
 
 
 def metadata_of(schema: pa.Schema, path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -20,28 +20,16 @@ QUARANTINE_COLUMNS = ("file", "row", "source_id", "reason")
 
 @dataclass(frozen=True)
 class Rejected:
-    """One row that could not be used.
+    """One row that could not be used."""
 
-    Attributes:
-        file: the file's name.
-        row: the row's number in the file; the first row of data is 1.
-        source_id: Gaia's identifier, or `UNKNOWN_SOURCE`.
-        reason: what is wrong, in words.
-    """
-
-    file: str
-    row: int
-    source_id: int
-    reason: str
+    file: str  # the file's name
+    row: int  # the row's number in the file; the first row of data is 1
+    source_id: int  # Gaia's identifier, or `UNKNOWN_SOURCE`
+    reason: str  # what is wrong, in words
 
 
 def write_quarantine(rows: Iterable[Rejected], path: Path) -> Path:
-    """Write rejected rows as CSV.
-
-    Args:
-        rows: what to write; the file has only its header if there are none.
-        path: the file.
-    """
+    """Write rejected rows as CSV; the file has only its header if there are none."""
     with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(QUARANTINE_COLUMNS)

@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 
 from xpbayes.channels import Channels
 from xpbayes.data.join import repeated_ids
-from xpbayes.data.parallax_doubt import parallax_doubt
-from xpbayes.data.stars import Stars
+from xpbayes.data.stars import Stars, parallax_doubt
 from xpbayes.device import prepare_device
 from xpbayes.errors import InputError
 from xpbayes.instrument.instrument import DEFAULT_ID, InstrumentId
 from xpbayes.instrument.whitening import unpack
 
 OK = "ok"
+MATRICES = ("flux", "xp_whitening", "band_inverse_error")
+"""Arrays of two dimensions in a `Spectra`."""
 FLAT = 1e-3
 """Relative range of the XP samples below which a spectrum is a constant; the least of the 10,000 bundled stars is 0.22."""
 STARS_AT_ONCE = 4096
@@ -29,13 +30,7 @@ STARS_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Cut:
-    """One selection and what it removed.
-
-    Attributes:
-        what: the rule in words.
-        removed: number of stars it removed.
-        left: number of stars after it.
-    """
+    """One selection, the rule in words, and how many stars it removed and left."""
 
     what: str
     removed: int
@@ -49,7 +44,7 @@ class Spectra:
     Attributes:
         channels: the channel set of `flux`.
         label_names: stellar labels, Teff first.
-        source_id: (star,) int64.
+        source_id: (star,) int64, of the data release of `instrument`.
         flux: (star, channel) float32 [1e-18 W m^-2 nm^-1].
         xp_whitening: (star, packed) float32, see `schema`.
         band_inverse_error: (star, band) float32.
@@ -57,7 +52,7 @@ class Spectra:
         cuts: the selections that led to this table.
         provenance: where it came from and what was assumed, in words.
         extra_units: units of columns that the schema does not know.
-        instrument: what the XP samples were calibrated with; `source_id` is of its data release.
+        instrument: what the XP samples were calibrated with.
     """
 
     channels: Channels
@@ -86,14 +81,9 @@ class Spectra:
         return np.isfinite(self.column(name)) & np.isfinite(self.column(f"{name}_error"))
 
     def labels(self, names: Sequence[str] | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return (star, label) labels and errors in internal units, NaN where missing.
-
-        Args:
-            names: which labels; all of the table if None. A label that the table lacks is missing for every star.
-        """
+        """Return (star, label) labels and errors in internal units, NaN where missing; all of the table's if None."""
         names = self.label_names if names is None else names
-        value = np.stack([self.column(n) for n in names], axis=1)
-        error = np.stack([self.column(f"{n}_error") for n in names], axis=1)
+        value, error = (np.stack([self.column(n + end) for n in names], axis=1) for end in ("", "_error"))
         return value, error
 
     def channel_present(self) -> NDArray[np.bool_]:
@@ -112,10 +102,7 @@ class Spectra:
     def take(self, index: Any, cut: str | None = None) -> Self:
         """Select stars by mask, slice or row numbers; with `cut`, record the rule and its count."""
         picked = self.replace(
-            source_id=self.source_id[index],
-            flux=self.flux[index],
-            xp_whitening=self.xp_whitening[index],
-            band_inverse_error=self.band_inverse_error[index],
+            **{name: getattr(self, name)[index] for name in ("source_id", *MATRICES)},
             columns={k: v[index] for k, v in self.columns.items()},
         )
         if cut is None:
@@ -125,24 +112,20 @@ class Spectra:
     def on(self, channels: Channels) -> Self:
         """The same stars on another set of bands: those that it lacks are left out, those that are new are missing.
 
-        Raises:
-            InputError: the XP samples differ, or a band is at another wavelength.
+        InputError if the XP samples differ, or a band is at another wavelength.
         """
         if channels == self.channels:
             return self
-        n = self.channels.n_xp
         channels.require_same_spectra(self.channels, "the model", "the stars")
-        mine = self.channels.names
-        place = [mine.index(band) if band in mine else -1 for band in channels.band_names]
-        empty = np.zeros((len(self), 1), np.float32)
-        bands = np.array([p - n if p >= 0 else self.channels.n_bands for p in place], int)
-        return self.replace(
-            channels=channels,
-            flux=np.concatenate(
-                [self.flux[:, :n], np.concatenate([self.flux[:, n:], empty], axis=1)[:, bands]], axis=1
-            ),
-            band_inverse_error=np.concatenate([self.band_inverse_error, empty], axis=1)[:, bands],
-        )
+        own, n = self.channels.band_names, self.channels.n_xp
+        place = np.array([own.index(band) if band in own else -1 for band in channels.band_names], int)
+
+        def placed(bands: NDArray[np.float32]) -> NDArray[np.float32]:
+            empty = np.zeros((len(self), 1), np.float32)  # stands last, for those that are missing
+            return np.concatenate([bands, empty], axis=1)[:, place]
+
+        flux = np.concatenate([self.flux[:, :n], placed(self.flux[:, n:])], axis=1)
+        return self.replace(channels=channels, flux=flux, band_inverse_error=placed(self.band_inverse_error))
 
     def __getitem__(self, index: Any) -> Self:
         """Select stars: one by its row number, several by a mask, a slice or row numbers."""
@@ -158,13 +141,10 @@ class Spectra:
         return f"<{type(self).__name__}: {len(self)} stars; {channels}" + (f"; {', '.join(known)}>" if known else ">")
 
     def flux_error(self, channels: Sequence[int] | None = None) -> NDArray[np.float64]:
-        """(star, channel) marginal 1-sigma errors of the observed flux, same unit; NaN where not observed.
+        """(star, channel) marginal 1-sigma errors of the observed flux, same unit, NaN where not observed.
 
         With C = (W^T W)^-1 and W lower triangular, the variance of channel c is |row c of W^-1|^2: back substitution for
-        the wanted rows alone, for all stars at once.
-
-        Args:
-            channels: which; all if None.
+        the wanted rows alone, all if None, for all stars at once.
         """
         n = self.channels.n_xp
         channels = range(len(self.channels)) if channels is None else channels
@@ -200,11 +180,7 @@ class Spectra:
         return out
 
     def problems(self, *, labelled: bool = False) -> NDArray[np.str_]:
-        """(star,) 'ok', or why no likelihood can use the star.
-
-        Args:
-            labelled: the likelihood reads labels, reddening and spectroscopic parallaxes too, as in training.
-        """
+        """(star,) 'ok', or why no likelihood can use the star; in training, one that reads labels and the like, too."""
         reason = np.full(len(self), OK, dtype="U64")
         present = self.channel_present()
 
@@ -259,34 +235,25 @@ class Spectra:
             parallax_error = np.where(use, self.column("spectroscopic_parallax_error"), parallax_error)
         flux = np.where(self.channel_present(), self.flux, 0.0)
         scale = np.max(np.abs(np.where(np.isfinite(flux), flux, 0.0)), axis=1, initial=1e-20)[:, None]
-        measured_labels = _measured("labels", label, label_error)
+        nothing: Any = np.zeros(len(flux), np.float32)
         return Stars(
             flux=(flux / scale).astype(np.float32),
             whitening=unpack(self.xp_whitening * scale, self.band_inverse_error * scale, self.channels.n_xp),
             ln_scale=np.log(scale[:, 0]).astype(np.float32),
-            **_measured("parallax", parallax, parallax_error),
-            labels=measured_labels["labels"],
-            label_inv_error=measured_labels["labels_inv_error"],
-            **_measured("reddening", self.column("reddening"), self.column("reddening_error")),
-            **_gaussian(len(flux)),
+            **_measured("parallax", "parallax", parallax, parallax_error),
+            **_measured("labels", "label", label, label_error),
+            **_measured("reddening", "reddening", self.column("reddening"), self.column("reddening_error")),
+            inv_dof=nothing,  # measurement errors alone have no tail; the model's own error may bring one
             doubt=parallax_doubt(self.column("fidelity_v2"), self.column("ruwe")) if doubt_parallax else None,
         )
 
 
-def _gaussian(n: int) -> dict[str, Any]:
-    """Measurement errors alone have no tail; the model's own error may bring one."""
-    return {"inv_dof": np.zeros(n, np.float32)}
-
-
-def _measured(name: str, value: NDArray[np.float64], error: NDArray[np.float64]) -> dict[str, Any]:
+def _measured(name: str, of: str, value: NDArray[np.float64], error: NDArray[np.float64]) -> dict[str, Any]:
     """Value and inverse error as float32, weight 0 where either is missing."""
     known = np.isfinite(value) & np.isfinite(error) & (error > 0)
     inverse = np.zeros_like(value)
     np.divide(1.0, error, out=inverse, where=known)
-    return {
-        name: np.where(known, value, 0.0).astype(np.float32),
-        f"{name}_inv_error": inverse.astype(np.float32),
-    }
+    return {name: np.where(known, value, 0.0).astype(np.float32), f"{of}_inv_error": inverse.astype(np.float32)}
 
 
 def add_up_cuts(cuts: Iterable[Cut]) -> tuple[Cut, ...]:
@@ -299,12 +266,7 @@ def add_up_cuts(cuts: Iterable[Cut]) -> tuple[Cut, ...]:
 
 
 def join_star_tables(tables: Sequence[Spectra], names: Sequence[str]) -> Spectra:
-    """Put star tables one after the other.
-
-    Args:
-        tables: at least one; all with the same channels, labels and instrument.
-        names: what to call each in a message.
-    """
+    """Put star tables of the same channels, labels and instrument one after the other; names are for messages."""
     first = tables[0]
     for table, name in zip(tables[1:], names[1:], strict=True):
         first.channels.require_same(table.channels, names[0], name)
@@ -324,9 +286,7 @@ def join_star_tables(tables: Sequence[Spectra], names: Sequence[str]) -> Spectra
         columns[name] = np.concatenate(parts)
     return first.replace(
         source_id=source_id,
-        flux=np.concatenate([t.flux for t in tables]),
-        xp_whitening=np.concatenate([t.xp_whitening for t in tables]),
-        band_inverse_error=np.concatenate([t.band_inverse_error for t in tables]),
+        **{name: np.concatenate([getattr(t, name) for t in tables]) for name in MATRICES},
         columns=columns,
         cuts=add_up_cuts(c for t in tables for c in t.cuts),
     )

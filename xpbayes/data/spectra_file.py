@@ -20,14 +20,12 @@ from xpbayes.channels import Channels
 from xpbayes.data.join import repeated_ids
 from xpbayes.data.json_file import checked
 from xpbayes.data.parquet import AGAIN, fixed_list, is_parquet, metadata_of, open_parquet, require_kind, write_parquet
-from xpbayes.data.spectra import Cut, Spectra, join_star_tables
+from xpbayes.data.spectra import MATRICES, Cut, Spectra, join_star_tables
 from xpbayes.errors import InputError, nearest
 from xpbayes.instrument.instrument import DEFAULT_ID, InstrumentId
 from xpbayes.schema import STAR_TABLE_VERSION, star_table_columns
 
 KIND = "star table"
-MATRICES = ("flux", "xp_whitening", "band_inverse_error")
-"""Columns of lists, arrays of two dimensions in a `Spectra`."""
 ROWS_AT_ONCE = 1024
 """Rows decoded at once: a whole file's worth of new memory costs more than reading it."""
 
@@ -48,12 +46,7 @@ class Header:
 
 
 def write_star_table(table: Spectra, path: str | os.PathLike[str]) -> Path:
-    """Write a star table, under a temporary name first.
-
-    Args:
-        table: what to write.
-        path: a `.parquet` file; parent folders are made.
-    """
+    """Write a star table as .parquet, under a temporary name first; parent folders are made."""
     path = Path(path)
     about = {
         "kind": KIND,
@@ -94,16 +87,7 @@ def read_star_table(path: str | os.PathLike[str]) -> Spectra:
 def read_star_table_rows(
     path: str | os.PathLike[str], start: int = 0, stop: int | None = None, at_once: int | None = None
 ) -> Iterator[Spectra]:
-    """Read rows of a star table, some at a time: for tables that are larger than memory.
-
-    Args:
-        path: the table.
-        start, stop: which rows; to the last if None.
-        at_once: most stars of a table; all of the rows if None.
-
-    Raises:
-        InputError: as `read_star_table`.
-    """
+    """Read rows of a star table, so many at a time, for tables larger than memory; InputError as `read_star_table`."""
     path = Path(path)
     with open_parquet(path) as file:
         header = _header(file, path)
@@ -197,11 +181,7 @@ class _Rows:
 
 
 def read_header(path: str | os.PathLike[str]) -> tuple[Header, int]:
-    """Read what a star table is, and how many stars it has, without reading it.
-
-    Raises:
-        InputError: as `read_star_table`, for what does not need the rows.
-    """
+    """Read what a star table is, and how many stars it has, without reading it; InputError as `read_star_table`."""
     with open_parquet(path) as file:
         return _header(file, Path(path)), file.metadata.num_rows
 

@@ -3,11 +3,16 @@
 A missing value is the same everywhere: infinite variance, that is weight zero. A missing channel has a zero row and
 column in the whitening factor; a missing parallax, label or reddening has inverse error 0 and any finite value.
 Gaia's 64-bit source_id stays outside (`data.spectra.Spectra`): 32-bit JAX silently changes it.
+
+Stars that are larger than memory are a `Stars` whose large arrays are files, working copies of one machine and one run:
+`stars.take(rows)` reads those rows and is an ordinary batch; whatever works on all stars does so by pieces.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -17,6 +22,8 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
 from xpbayes.device import aligned_zeros, is_traced
+from xpbayes.errors import InputError
+from xpbayes.files import reason_of
 
 T = TypeVar("T")
 
@@ -25,46 +32,33 @@ STAR_BLOCK = 64
 
 
 class ParallaxDoubt(eqx.Module):
-    """How likely measured parallaxes are spurious, that is with errors far larger than stated.
+    """How likely measured parallaxes are spurious, that is with errors far larger than stated."""
 
-    Attributes:
-        prior: (star,) probability, before the fluxes are looked at.
-        narrowing: (star,) stated error over the one that a spurious parallax has, at most 1.
-    """
-
-    prior: Float[Array, "*star"]
-    narrowing: Float[Array, "*star"]
+    prior: Float[Array, "*star"]  # (star,) probability, before the fluxes are looked at
+    narrowing: Float[Array, "*star"]  # (star,) stated error over the one that a spurious parallax has, at most 1
 
 
 class Stars(eqx.Module):
-    """One star, or a batch of stars along a leading axis.
+    """One star, or a batch of stars along a leading axis; inverse errors are 0 where a value is missing."""
 
-    Attributes:
-        flux: (star, channel) observed flux density, in units of the star's own scale; any finite value where missing.
-        whitening: (star, channel, channel) W with W^T W the inverse covariance of `flux`; zero rows and columns where
-            missing.
-        ln_scale: (star,) ln of the star's scale [1e-18 W m^-2 nm^-1]: with fluxes near one, float32 keeps its digits.
-        parallax: (star,) [mas].
-        parallax_inv_error: (star,) 1/sigma [1/mas], 0 where missing.
-        labels: (star, label) stellar labels, Teff first [kK, dex, dex, ...].
-        label_inv_error: (star, label) 1/sigma, 0 where missing.
-        reddening: (star,) estimate of E [mag].
-        reddening_inv_error: (star,) 1/sigma [1/mag], 0 where missing.
-        inv_dof: (star,) 1 / degrees of freedom of the Student t that the fluxes follow; 0 is a Gaussian.
-        doubt: of the measured parallaxes; None takes them at their word.
-    """
-
+    # (star, channel) observed flux density, in units of the star's own scale; any finite value where missing
     flux: Float[Array, "*star channel"]
+    # (star, channel, channel) W with W^T W the inverse covariance of `flux`; zero rows and columns where missing
     whitening: Float[Array, "*star channel channel"]
+    # (star,) ln of the star's scale [1e-18 W m^-2 nm^-1]: with fluxes near one, float32 keeps its digits
     ln_scale: Float[Array, "*star"]
+    # (star,) [mas, 1/mas]
     parallax: Float[Array, "*star"]
     parallax_inv_error: Float[Array, "*star"]
+    # (star, label) stellar labels, Teff first [kK, dex, dex, ...], and 1/sigma
     labels: Float[Array, "*star label"]
     label_inv_error: Float[Array, "*star label"]
+    # (star,) estimate of E [mag], and 1/sigma
     reddening: Float[Array, "*star"]
     reddening_inv_error: Float[Array, "*star"]
+    # (star,) 1 / degrees of freedom of the Student t that the fluxes follow; 0 is a Gaussian
     inv_dof: Float[Array, "*star"]
-    doubt: ParallaxDoubt | None = None
+    doubt: ParallaxDoubt | None = None  # of the measured parallaxes; None takes them at their word
 
     def __len__(self) -> int:
         return self.flux.shape[0]
@@ -81,11 +75,7 @@ class Stars(eqx.Module):
         return self if len(self) == size else self.take(np.minimum(np.arange(size), len(self) - 1))
 
     def blind(self, *, parallax: bool = True) -> "Stars":
-        """Return the stars as inference may see them: no labels, no reddening, and no parallax if asked.
-
-        Args:
-            parallax: keep the parallax measurement.
-        """
+        """Return the stars as inference may see them: no labels, no reddening, and no parallax unless it is kept."""
         return replace(
             self,
             label_inv_error=_none_of(self.label_inv_error),
@@ -106,13 +96,7 @@ def _none_of(values: Array) -> Any:
 
 
 def chunk_size(n_stars: int, largest: int, multiple: int = 64) -> int:
-    """Choose chunks of one size, at most `largest`, that waste little padding.
-
-    Args:
-        n_stars: stars in total.
-        largest: the largest chunk wanted.
-        multiple: sizes are rounded up to a multiple of this.
-    """
+    """Choose chunks of one size, a multiple of some number and at most about `largest`, that waste little padding."""
     n_chunks = max(1, math.ceil(n_stars / largest))
     return math.ceil(n_stars / n_chunks / multiple) * multiple
 
@@ -157,6 +141,11 @@ def rows_of_each(tree: T, rows: NDArray[Any] | slice) -> T:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], tree)
 
 
+def evenly(n: int, most: int) -> NDArray[np.intp]:
+    """Rows of n, evenly picked: all, or so many at most."""
+    return np.linspace(0, n - 1, min(n, most)).astype(np.intp)
+
+
 def replaced(tree: T, part: T, rows: NDArray[np.integer]) -> T:
     """A tree of arrays with some rows of each replaced, in NumPy."""
 
@@ -174,3 +163,109 @@ def signal_to_noise(stars: Stars) -> NDArray[np.float64]:
     precision = np.einsum("sij,sij->sj", whitening, whitening).astype(np.float64)
     ratio = np.where(precision > 0, np.asarray(stars.flux) * np.sqrt(precision), np.nan)
     return np.nanmedian(ratio, axis=1)
+
+
+# ------------------------------------------------------------------------------------------------- doubted parallaxes
+
+INFLATION = 8.0
+"""Error of a spurious parallax in units of the stated one: false parallaxes are several, up to some tens, of these off."""
+LEAST, MOST = 0.003, 0.98
+"""Of the probability: Gaia's columns miss some, and what they call hopeless may be right."""
+HIGH_RUWE, BY_RUWE, STEEPNESS = 1.4, 0.6, 14.0
+"""Half as likely as by the largest RUWE at the published limit; a hundredth of it at 1."""
+
+
+def parallax_doubt(fidelity: NDArray[np.floating], ruwe: NDArray[np.floating]) -> ParallaxDoubt | None:
+    """Prior probability that each parallax is spurious, by what Gaia says of its solution, before any flux is looked at.
+
+    A spurious parallax is one whose error is far larger than stated: two sources were taken for one, or a companion's orbit
+    for the parallax's ellipse. Two columns tell, (star,) each and NaN where missing: fidelity_v2, the probability of a sound
+    solution (Rybizki et al. 2022), and RUWE, beyond 1.4 for solutions that do not follow a single star's motion (Lindegren
+    et al. 2021). A companion makes RUWE large long before it spoils the parallax, so RUWE alone never makes a parallax as
+    good as certainly spurious.
+
+    A star that has neither column is taken at its word, and None comes back if no star has any.
+    """
+    known = np.isfinite(fidelity) | np.isfinite(ruwe)
+    if not known.any():
+        return None
+    by_fidelity = np.where(np.isfinite(fidelity), 1.0 - np.clip(fidelity, 0.0, 1.0), 0.0)
+    with np.errstate(divide="ignore", over="ignore"):
+        by_ruwe = np.where(ruwe > 0, BY_RUWE / (1.0 + (HIGH_RUWE / np.where(ruwe > 0, ruwe, 1.0)) ** STEEPNESS), 0.0)
+    either = np.clip(1.0 - (1.0 - by_fidelity) * (1.0 - by_ruwe), LEAST, MOST)
+    arrays: dict[str, Any] = {"prior": np.where(known, either, 0.0).astype(np.float32)}
+    return ParallaxDoubt(**arrays, narrowing=np.full_like(arrays["prior"], 1.0 / INFLATION))
+
+
+# ------------------------------------------------------------------------------------------------------- stars in files
+
+PIECE = 8192
+"""Stars in memory together where all are in files: 140 MB of whitening factors of 66 channels."""
+STRETCH = 1536
+"""Stars of consecutive steps of a gradient phase, read together: 27 MB, which NumPy and JAX take from memory they have.
+Larger arrays get fresh pages every time, and reading 16,384 stars cost twice as much a star."""
+FLUX, WHITENING, FOLDED = "flux.f32", "whitening.f32", "folded_whitening.f32"
+
+
+def are_in_files(stars: Stars) -> bool:
+    """Whether the stars are larger than memory."""
+    return isinstance(stars.whitening, np.memmap)
+
+
+def make_star_files(folder: Path, n_stars: int, n_channels: int, n_labels: int) -> Stars:
+    """Make room for stars on disk, once for their measurements and once for `scratch_copy`.
+
+    Their arrays are to be filled by `write_rows`. InputError if there is not so much room.
+    """
+    square = (n_stars, n_channels, n_channels)
+    _reserve(folder / FOLDED, square)
+    large = {"flux": _reserve(folder / FLUX, square[:2]), "whitening": _reserve(folder / WHITENING, square)}
+    shapes = {"labels": (n_stars, n_labels), "label_inv_error": (n_stars, n_labels)}
+    small = {f.name: np.zeros(shapes.get(f.name, n_stars), np.float32) for f in fields(Stars) if f.name != "doubt"}
+    return Stars(**small | large)
+
+
+def _reserve(path: Path, shape: tuple[int, ...]) -> Any:
+    size = 4 * int(np.prod(shape))
+    try:
+        # A page of a mapped file that finds the disk full ends the process without a word; so all room is taken now.
+        with open(path, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+        return np.memmap(path, np.float32, "r+", shape=shape)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise InputError(
+            f"{path.parent}: has no room for {size / 1e9:.1f} GB of {shape[0]} training stars ({reason_of(error)}); make "
+            f"room, or train on fewer stars"
+        ) from error
+
+
+def scratch_copy(stars: Stars) -> Stars:
+    """The same stars with a whitening of their own, in the file that `make_star_files` reserved for it."""
+    whitening: Any = stars.whitening
+    assert isinstance(whitening, np.memmap) and whitening.filename is not None
+    other = Path(whitening.filename).with_name(FOLDED)
+    folded: Any = np.memmap(other, np.float32, "r+", shape=whitening.shape)
+    inv_dof: Any = np.array(stars.inv_dof)
+    return replace(stars, whitening=folded, inv_dof=inv_dof)
+
+
+def write_rows(stars: Stars, rows: slice, part: Stars) -> None:
+    """Write a batch, whose parallaxes are not doubted, into some rows."""
+    assert part.doubt is None
+    for field in fields(Stars):
+        mine = getattr(stars, field.name)
+        if field.name != "doubt":
+            assert isinstance(mine, np.ndarray)
+            mine[rows] = np.asarray(getattr(part, field.name))
+
+
+def pieces(n_stars: int) -> Iterator[slice]:
+    """Rows that may be in memory together."""
+    for begin in range(0, n_stars, PIECE):
+        yield slice(begin, min(begin + PIECE, n_stars))
+
+
+def in_memory(stars: Stars, rows: NDArray[np.integer] | slice) -> Stars:
+    """Some of the stars as an ordinary batch."""
+    return jax.device_put(stars.take(rows))

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.config import InferenceConfig
-from xpbayes.data.scratch import in_memory
-from xpbayes.data.stars import Stars
+from xpbayes.data.stars import Stars, in_memory
 from xpbayes.inference.fit import fit_stars
 from xpbayes.models.star_model import StarModel
 from xpbayes.refinement.adjusting import Adjustments, Interval, fit_adjustments

@@ -26,7 +26,7 @@ from xpbayes.runs.inputs import (
     trained_on,
 )
 from xpbayes.training.adapt import AdaptationConfig, find_scale, move_network, moved_labels, on_scale
-from xpbayes.training.selection import has_distance, training_cuts
+from xpbayes.training.training_set import has_distance, training_cuts
 
 log = logging.getLogger(__name__)
 

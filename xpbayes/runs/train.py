@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from xpbayes.analysis.pages.model_card import held_out_entry
 from xpbayes.analysis.validation import held_out_stars
-from xpbayes.checks.held_out_checks import check_held_out, extinction_unit, measure
-from xpbayes.checks.second_stage_checks import check_second_stage
+from xpbayes.checks.held_out_checks import check_held_out, check_second_stage, extinction_unit, measure
 from xpbayes.checks.training_checks import check_training
 from xpbayes.config import InferenceConfig, TrainingConfig
 from xpbayes.data.parquet import column_names
@@ -47,8 +46,8 @@ from xpbayes.refinement.stage import Aside, calibrate_second_stage, learn_second
 from xpbayes.runs.infer import infer
 from xpbayes.runs.inputs import PathLike, check_writable, read_stars, require_labels, saved, source_of, trained_on
 from xpbayes.training.companions import counts_of
+from xpbayes.training.curve_variation import fit_law
 from xpbayes.training.learn import train as learn
-from xpbayes.training.reddening_law import fit_law
 from xpbayes.training.self_cleaning import with_absolute_magnitudes
 from xpbayes.training.training_set import TrainingSet, n_rows, training_set, training_set_in_files
 from xpbayes.training.trust import Case, learn_trust
@@ -98,8 +97,8 @@ def train(
             )
         labels = training.labels(config.labels)[0]
         split = Split(config.validation_fraction, seed=config.split_seed)
-        dropped = _take_dropped(learned.record.phases, training.source_id)
-        for phase in learned.record.phases:
+        dropped = _take_dropped(learned.phases, training.source_id)
+        for phase in learned.phases:
             if "diagnostic" in phase:
                 phase["diagnostic"] = with_absolute_magnitudes(phase["diagnostic"], training.column("phot_g_mean_mag"))
         model = TrainedModel(
@@ -113,7 +112,7 @@ def train(
                 "instrument": training.instrument.to_json(),
                 "parallax_used": _parallax_used(training),
                 "grey_extinction": "free" if near_infrared is None else near_infrared.in_words(training.channels.names),
-                "phases": learned.record.phases,
+                "phases": learned.phases,
                 "unshared_xi_variance": unshared,
                 "training_seconds": round(time.perf_counter() - begun, 2),
             },
@@ -131,7 +130,7 @@ def train(
         model.card["calibration"] = _calibration_entry(calibration, chosen.aside, config.labels)
         model.card["held_out"] = _assess(model, chosen.held_out, config) if len(chosen.held_out) else {}
         checks = check_training(
-            model.forward, model.channels, model.labels, labels, model.card["held_out"], learned.record.phases
+            model.forward, model.channels, model.labels, labels, model.card["held_out"], learned.phases
         )
         checks += [
             extinction_unit(model.channels.wavelengths, np.exp(np.asarray(model.forward.ln_curve))),

@@ -32,7 +32,7 @@ from xpbayes.runs.inputs import (
 )
 from xpbayes.training.learn import initial_theta
 from xpbayes.training.network_uncertainty import factor_weights, weight_covariance, weight_precision
-from xpbayes.training.selection import training_cuts
+from xpbayes.training.training_set import training_cuts
 
 log = logging.getLogger(__name__)
 

@@ -57,10 +57,7 @@ class AdaptationConfig(FrozenSettings):
 def move_network(model: StarModel, stars: Stars, config: AdaptationConfig) -> StarModel:
     """Move the network to the labels of some stars, stars and network in turn.
 
-    Args:
-        model: on the stars' scale.
-        stars: with labels, and parallaxes and reddenings as far as they are known, as measurements.
-        config: the settings.
+    The model is on the stars' scale; parallaxes and reddenings are measurements, as far as they are known.
     """
     if config.layers == "none":
         return model
@@ -122,28 +119,17 @@ def find_scale(
 
 
 def on_scale(model: StarModel, move: Float[Array, "2 label"]) -> StarModel:
-    """The model for labels on another scale: a network that takes them, and a prior that moved along.
-
-    Args:
-        model: the trained model.
-        move: offsets in units of the labels' spread, and ln of stretches about the median.
-    """
-    return StarModel(_forward_on(model.forward, move), _prior_on(model.label_prior, model.forward, move), model.error)
-
-
-def _forward_on(forward: ForwardModel, move: Array) -> ForwardModel:
+    """The model for labels on another scale, from `find_scale`: a network that takes them, a prior that moved along."""
+    forward, prior, stretch = model.forward, model.label_prior, jnp.exp(move[1])
     center = forward.label_center + forward.label_scale * move[0]
-    return replace(forward, label_center=center, label_scale=forward.label_scale * jnp.exp(move[1]))
-
-
-def _prior_on(prior: LabelPrior, forward: ForwardModel, move: Array) -> LabelPrior:
-    stretch = jnp.exp(move[1])
-    center = forward.label_center + forward.label_scale * move[0]
-    return LabelPrior(
+    moved = LabelPrior(
         prior.ln_weight,
         center + stretch * (prior.mean - forward.label_center),
         prior.whitening / stretch[None, :, None],
         prior.ln_threshold - jnp.sum(move[1]),
+    )
+    return StarModel(
+        replace(forward, label_center=center, label_scale=forward.label_scale * stretch), moved, model.error
     )
 
 

@@ -59,15 +59,7 @@ def _fields(node: Any) -> dict[str, Any] | None:
 
 
 def pack(tree: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """Describe a tree in JSON and collect its arrays.
-
-    Args:
-        tree: what to describe.
-        arrays: receives the arrays under numbered names.
-
-    Returns:
-        the description that `unpack` reads.
-    """
+    """Describe a tree in JSON, for `unpack`, and collect its arrays under numbered names."""
     if tree is None or isinstance(tree, (bool, int, float, str)):
         return {"value": tree}
     if isinstance(tree, Mapping):
@@ -113,15 +105,9 @@ def _own_class(name: str) -> type:
 
 
 def write_checkpoint(path: str | os.PathLike[str], tree: Any, about: Mapping[str, Any]) -> None:
-    """Write a checkpoint; an older one under the same name is replaced in one step.
+    """Write a checkpoint; an older one under the same name is replaced in one step; InputError if it cannot be written.
 
-    Args:
-        path: the file.
-        tree: the state.
-        about: JSON-ready: what the state belongs to, and the record so far.
-
-    Raises:
-        InputError: the file cannot be written.
+    `about` is JSON-ready: what the state belongs to, and the record so far.
     """
     arrays: dict[str, np.ndarray] = {}
     described = pack(tree, arrays)
@@ -136,14 +122,9 @@ def write_checkpoint(path: str | os.PathLike[str], tree: Any, about: Mapping[str
 
 
 def read_checkpoint(path: str | os.PathLike[str], belongs_to: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Read a checkpoint of the same stars and settings.
+    """Read a checkpoint: the state, and what was written `about` it.
 
-    Args:
-        path: the file.
-        belongs_to: 'stars' (a checksum) and 'settings' (JSON-ready) of the run that wants to go on.
-
-    Returns:
-        the state, and what was written `about` it.
+    `belongs_to` holds 'stars' (a checksum) and 'settings' (JSON-ready) of the run that wants to go on.
 
     Raises:
         InputError: damaged, of another version, or of other stars or settings.

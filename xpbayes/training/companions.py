@@ -15,8 +15,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy.special import expit, logsumexp
 
-from xpbayes.data.scratch import in_memory
-from xpbayes.data.stars import Stars
+from xpbayes.data.stars import Stars, in_memory
 from xpbayes.errors import InputError
 from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.ridge import companion_ridge
@@ -39,13 +38,8 @@ def counts_of(
 ) -> NDArray[np.float64]:
     """(star, parameter) how much each star counts for labels, E and ln parallax.
 
-    For E less where the fluxes fit badly, too: behind dust of another law a star has no E to be compared with.
-
-    Args:
-        model: the trained model.
-        stars: with labels, and with the measurement's own whitening.
-        labels: names of the labels.
-        wavelength_nm: (channel,) of the model's channels.
+    For E less where the fluxes fit badly, too: behind dust of another law a star has no E to be compared with. Stars
+    have labels, and the measurement's own whitening.
     """
     sound = replace(stars, doubt=None)
     start = initial_theta(sound, curve_varies=model.forward.curve_variation is not None)
@@ -75,11 +69,7 @@ def single_probabilities(
 ) -> NDArray[np.float64]:
     """(star,) probability of one star; 1 of giants, whose companions are hardly seen.
 
-    Args:
-        model: the model with its error.
-        ridge: where companions lie.
-        stars: with labels, and with the measurement's own whitening, in memory or in files.
-        theta_log: their solutions with labels as measurements.
+    Stars, in memory or in files, have labels and the measurement's own whitening; solutions took labels for measured.
     """
     start = np.asarray(theta_log, np.float32)
     asked = np.flatnonzero(start[:, ridge.at[2]] > EVOLVED)

@@ -25,10 +25,11 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
-from xpbayes.data.scratch import in_memory
-from xpbayes.data.stars import Stars
+from xpbayes.data.stars import Stars, evenly, in_memory
+from xpbayes.models.extinction import ReddeningLaw
 from xpbayes.models.forward import ForwardModel, predict_flux
 from xpbayes.models.likelihood import add_model_error
+from xpbayes.models.model_error import ModelError, relative_sigma
 from xpbayes.training.model_error import as_double, collect_sums
 
 MIN_EXTINCTION = 0.4
@@ -49,12 +50,7 @@ FLOOR, DOF = 0.01, 20.0
 
 
 class _Sums(NamedTuple):
-    """Of each star: what xi explains and what it does not; numpy, float64.
-
-    Attributes:
-        extinction: (star,) E [mag].
-        precision, pull, chi2, n_obs: as of `model_error.Sums`, in all channels.
-    """
+    """Of each star, float64: E [mag], and what xi explains and what not, as of `model_error.Sums`, in all channels."""
 
     extinction: NDArray[np.float64]
     precision: NDArray[np.float64]
@@ -83,13 +79,7 @@ def _metric(forward: ForwardModel, stars: Stars, theta_log: Array) -> Array:
 def without_grey_and_curve(
     variation: Float[NDArray, " channel"], curve: Float[NDArray, " channel"], metric: Float[NDArray, "channel channel"]
 ) -> Float[NDArray, " channel"]:
-    """What is left of R1 once it is orthogonal to R and to grey: the part that fluxes alone can tell.
-
-    Args:
-        variation: R1.
-        curve: R.
-        metric: of ln flux.
-    """
+    """What is left of R1 once it is orthogonal to R and to grey, in a metric of ln flux: what fluxes alone can tell."""
     mimics = np.stack([np.ones_like(curve), curve], axis=1)
     left: NDArray[np.float64] = variation - mimics @ np.linalg.solve(
         mimics.T @ metric @ mimics, mimics.T @ metric @ variation
@@ -122,7 +112,7 @@ def learn_curve_variation(
     behind = np.flatnonzero(extinction > MIN_EXTINCTION)
     if len(behind) < MIN_STARS:
         return jnp.zeros_like(forward.ln_curve), []
-    some = behind[np.linspace(0, len(behind) - 1, min(len(behind), MAX_STARS)).astype(int)]
+    some = behind[evenly(len(behind), MAX_STARS)]
     some = some[: len(some) - len(some) % BATCH] if len(some) > BATCH else some
     sums, metric = _collect(forward, in_memory(stars, some), theta_log[some])
     curve = np.exp(np.asarray(forward.ln_curve, np.float64))
@@ -185,3 +175,48 @@ def _improve(
     # every xi half as large describe the same fluxes. So both are brought to xi of unit width (Liu, Rubin & Wu 1998).
     width = np.sqrt(np.average(mean**2 + variance, weights=counts))
     return width * np.linalg.solve(normal, target), float(np.average(ln_likelihood, weights=counts))
+
+
+# ------------------------------------------------------------------------------------------------------ R(V) along xi
+
+LOWEST, HIGHEST, N_LAWS = 2.3, 5.6, 34
+"""R(V) for which the laws are defined."""
+SHORTEST_NM, LONGEST_NM = 91.2, 32_000.0
+LAW_FLOOR = 0.005
+"""Relative error per channel beside the model's own."""
+N_NODES, MAX_XI = 33, 8.0
+
+
+def fit_law(
+    forward: ForwardModel, wavelength_nm: Float[NDArray, " channel"], error: ModelError | None
+) -> ReddeningLaw | None:
+    """Tabulate R(V) along xi by the laws of Gordon et al. (2023), channels weighing less where the model's error is large.
+
+    Along its own R(V) a published law A is, to first order, a R + b R1 + c: a is its amount of dust, c the grey part that
+    no spectrum sees, and b / a the xi of such dust. R itself need not be a published law: xi is counted from the R(V) whose
+    law R resembles most. None where the curve does not vary, or where xi does not rise with R(V).
+    """
+    if forward.curve_variation is None:
+        return None
+    import astropy.units as u
+    from dust_extinction.parameter_averages import G23
+
+    wavelength_nm = np.asarray(wavelength_nm, np.float64)
+    known = (wavelength_nm > SHORTEST_NM) & (wavelength_nm < LONGEST_NM)
+    curve, variation = np.exp(np.asarray(forward.ln_curve, np.float64)), np.asarray(forward.curve_variation, np.float64)
+    sigma = np.full(len(curve), LAW_FLOOR) if error is None else np.hypot(LAW_FLOOR, relative_sigma(error))
+    weight = known / sigma
+    r_v = np.linspace(LOWEST, HIGHEST, N_LAWS)
+    laws = np.zeros((N_LAWS, len(curve)))
+    laws[:, known] = [G23(Rv=value)(wavelength_nm[known] * u.nm) for value in r_v]
+    basis = np.stack([curve, variation, np.ones_like(curve)], axis=1)
+    amount, along, _ = np.linalg.lstsq(basis * weight[:, None], (laws * weight).T, rcond=None)[0]
+    xi = along / amount
+    scale = laws @ (weight**2 * curve) / (laws**2 @ weight**2)
+    misfit = np.sum((weight * (curve - scale[:, None] * laws)) ** 2, axis=1)
+    xi -= xi[np.argmin(misfit)]
+    if not (np.diff(xi) > 0).all():
+        return None
+    nodes = np.linspace(-MAX_XI, MAX_XI, N_NODES)
+    at = np.interp(nodes, xi, r_v)
+    return ReddeningLaw(tuple(nodes.round(6).tolist()), tuple(at.round(5).tolist()))

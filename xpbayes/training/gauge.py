@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from xpbayes.data.stars import Stars
 from xpbayes.models.forward import ForwardModel, last_hidden_layer
-from xpbayes.training.kinds import kinds_of_star
+from xpbayes.training.weights import kinds_of_star
 
 LN_PARALLAX_PRIOR, EXTINCTION_PRIOR, LABEL_PRIOR = 0.5, 0.05, 0.3
 """Prior spread of every feature's coefficient: of d, of b [mag], and of g in units of the training labels' spread."""
@@ -48,17 +48,11 @@ RELATIVE_SINGULAR_VALUE = 1e-4
 
 
 class _Features(NamedTuple):
-    """A constant and the whitened last hidden layer at every star, and the way back to the neurons.
+    """A constant and the whitened last hidden layer at every star, and the way back to the neurons."""
 
-    Attributes:
-        values: (star, 1 + k).
-        center: (neuron,) mean of the layer.
-        to_neurons: (neuron, k): the layer's deviation from its mean times this are the features.
-    """
-
-    values: NDArray[np.float64]
-    center: NDArray[np.float64]
-    to_neurons: NDArray[np.float64]
+    values: NDArray[np.float64]  # (star, 1 + k)
+    center: NDArray[np.float64]  # (neuron,) mean of the layer
+    to_neurons: NDArray[np.float64]  # (neuron, k): the layer's deviation from its mean times this are the features
 
     def on_layer(self, coefficient: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
         """Weights (neuron,) and bias () of the same function of the layer itself."""
@@ -88,12 +82,7 @@ def robust_ridge(
 ) -> Float[NDArray, " feature"]:
     """Linear regression with Student t errors and a Gaussian prior about zero, by iterated weights.
 
-    Args:
-        features: of every star.
-        target: what is to be described.
-        inverse_error: 1 / sigma of the targets; 0 where there is none.
-        prior_precision: 1 / variance of every coefficient's prior.
-        weight: of the stars, beside their errors.
+    Inverse errors are 0 where there is no target; the stars' weights count beside them.
     """
     coefficient = np.zeros(features.shape[1])
     for _ in range(N_REWEIGHTS):
@@ -105,19 +94,12 @@ def robust_ridge(
 
 
 class Moved(NamedTuple):
-    """What `move_gauge` yields.
-
-    Attributes:
-        forward: the moved model.
-        theta_log: (star, label + 2) the moved stars.
-        by: (star, label + 2) by how much labels, E [mag] and ln parallax moved.
-        scale: a, the factor of all E.
-    """
+    """What `move_gauge` yields: the moved model and stars."""
 
     forward: ForwardModel
     theta_log: Float[NDArray, "star parameter"]
-    by: Float[NDArray, "star parameter"]
-    scale: float
+    by: Float[NDArray, "star parameter"]  # (star, label + 2) by how much labels, E [mag] and ln parallax moved
+    scale: float  # a, the factor of all E
 
 
 def move_gauge(
@@ -129,12 +111,12 @@ def move_gauge(
     labels: bool = True,
     last: bool = False,
 ) -> Moved:
-    """Find all moves at the present solutions and make them.
+    """Find all moves at the present solutions (star, label + 2) and make them.
 
     Args:
         forward: the forward model.
         stars: the training stars; only their labels, parallaxes and reddening estimates are looked at.
-        theta_log: (star, label + 2) their solutions.
+        theta_log: their solutions.
         weight: (star,) how much each counts, from `weights.star_weights`.
         labels: move labels too; the network then has to follow.
         last: move E by finer kinds of star; no phase of the model may follow.

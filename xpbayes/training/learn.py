@@ -8,7 +8,8 @@ was stopped goes on from the last phase that ended.
 
 import logging
 import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,8 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
-from xpbayes.data.scratch import are_in_files, in_memory, pieces, scratch_copy, write_rows
-from xpbayes.data.stars import Stars
+from xpbayes.data.stars import Stars, are_in_files, evenly, in_memory, pieces, scratch_copy, write_rows
 from xpbayes.device import prepare_device
 from xpbayes.errors import InputError
 from xpbayes.inference.model_error import fold_in_model_error
@@ -31,11 +31,10 @@ from xpbayes.models.prior import LabelPrior, draw_labels, ln_priors
 from xpbayes.models.star_model import StarModel
 from xpbayes.training.curve_variation import learn_curve_variation
 from xpbayes.training.gauge import move_gauge, moves_by_kind
-from xpbayes.training.kinds import kept_by_kind, kinds_of_star
 from xpbayes.training.model_error import MAX_STARS, learn_model_error
 from xpbayes.training.phases import run_gradient_phase, run_star_steps
 from xpbayes.training.self_cleaning import diagnostic, high_quality, pulls, survivors
-from xpbayes.training.weights import star_weights
+from xpbayes.training.weights import kept_by_kind, kinds_of_star, star_weights
 
 if TYPE_CHECKING:
     from xpbayes.config import Phase, TrainingConfig
@@ -51,56 +50,28 @@ GUESS_STARS = 100_000
 """Evenly picked: enough for a mean."""
 
 
-@dataclass
-class TrainingRecord:
-    """What happened during training, phase by phase: plain data, saved in the model's card."""
-
-    phases: list[dict[str, Any]] = field(default_factory=list)
-
-
 @dataclass(frozen=True)
 class Trained:
-    """What training yields.
+    """What training yields."""
 
-    Attributes:
-        model: what was learned; its error is None if switched off.
-        theta_log: (star, label + 2) solutions of the training stars.
-        record: the training record.
-        survivor: (star,) False where self-cleaning marked an outlier; all True without self-cleaning.
-    """
-
-    model: StarModel
-    theta_log: Float[Array, "star parameter"]
-    record: TrainingRecord
-    survivor: NDArray[np.bool_]
+    model: StarModel  # what was learned; its error is None if switched off
+    theta_log: Float[Array, "star parameter"]  # (star, label + 2) solutions of the training stars
+    phases: list[dict[str, Any]]  # what happened, phase by phase: plain data, saved in the model's card
+    survivor: NDArray[np.bool_]  # (star,) False where self-cleaning marked an outlier; all True without self-cleaning
 
 
 class TrainingState(NamedTuple):
-    """Everything that one phase hands to the next.
+    """Everything that one phase hands to the next."""
 
-    Attributes:
-        model: without a label prior; its error is what `learn_model_error` returned, None before.
-        theta_log: (star, label + 2).
-        survivor: (star,) False where self-cleaning marked an outlier.
-        weight: (star,) how much each counts where the model or the gauge moves.
-        key_data: of the JAX random key that the next phases split.
-    """
-
-    model: StarModel
-    theta_log: Array
-    survivor: Array
-    weight: Array
-    key_data: Array
+    model: StarModel  # without a label prior; its error is what `learn_model_error` returned, None before
+    theta_log: Array  # (star, label + 2)
+    survivor: Array  # (star,) False where self-cleaning marked an outlier
+    weight: Array  # (star,) how much each counts where the model or the gauge moves
+    key_data: Array  # of the JAX random key that the next phases split
 
 
 def fit_label_prior(labels: np.ndarray, n_components: int, seed: int) -> LabelPrior:
-    """Fit the Gaussian mixture with scikit-learn (METHOD 5).
-
-    Args:
-        labels: (star, label) training labels.
-        n_components: number of full-covariance Gaussians.
-        seed: of the initialisation.
-    """
+    """Fit a mixture of full-covariance Gaussians to (star, label) training labels with scikit-learn (METHOD 5)."""
     from sklearn.mixture import GaussianMixture
 
     center, scale = labels.mean(axis=0), labels.std(axis=0)
@@ -116,7 +87,7 @@ def fit_label_prior(labels: np.ndarray, n_components: int, seed: int) -> LabelPr
     )
     draws = draw_labels(prior, jax.random.key(seed), 200_000)
     threshold = jnp.quantile(ln_priors(prior, draws), 1e-3)
-    return LabelPrior(prior.ln_weight, prior.mean, prior.whitening, threshold)
+    return replace(prior, ln_threshold=threshold)
 
 
 def initial_theta(stars: Stars, *, curve_varies: bool = False) -> Float[Array, "star parameter"]:
@@ -133,7 +104,7 @@ def _guess_model(
     stars: Stars, theta_log: np.ndarray, wavelength_nm: np.ndarray, config: "TrainingConfig"
 ) -> ForwardModel:
     curve = CURVE_GUESS_AT_550 * (550.0 / wavelength_nm) ** CURVE_GUESS_SLOPE
-    some = np.linspace(0, len(stars) - 1, min(len(stars), GUESS_STARS)).astype(int)
+    some = evenly(len(stars), GUESS_STARS)
     flux = np.asarray(stars.flux[some], dtype=np.float64)
     use = flux > 0
     ln_flux = np.log(np.where(use, flux, 1.0)) + np.asarray(stars.ln_scale[some])[:, None]
@@ -159,8 +130,8 @@ def train(
 
     Args:
         stars: training stars: labels, and where known parallaxes and reddenings, as measurements; in memory, or in files
-            (`starfiles`) if they are larger.
-        wavelength_nm: (channel,) wavelengths, for the first guess of R(lambda) only.
+            (`data.stars`) if they are larger.
+        wavelength_nm: (channel,) for the first guess of R(lambda), and for R1.
         config: the settings.
         checkpoint: file that receives the state after every phase; the caller deletes it once the result is safe.
         resume: go on from that file if it is there.
@@ -175,14 +146,14 @@ def train(
     prepare_device()
     if not are_in_files(stars):
         stars = jax.tree.map(jnp.asarray, stars)
-    record, done = TrainingRecord(), 0
-    belongs_to: dict[str, Any] = {}
+    phases: list[dict[str, Any]] = []
+    done, belongs_to = 0, {}
     if checkpoint is not None:
         law = None if near_infrared is None else list(near_infrared)
         belongs_to = {"stars": tree_checksum(stars), "settings": config.model_dump(mode="json"), "near_infrared": law}
     if checkpoint is not None and resume and checkpoint.is_file():
         state, about = read_checkpoint(checkpoint, belongs_to)
-        record, done = TrainingRecord(about["phases"]), about["done"]
+        phases, done = about["phases"], about["done"]
         log.info(f"resumed after phase {done}/{len(config.phases)} from {checkpoint}")
     else:
         theta_log = initial_theta(stars, curve_varies=config.curve_varies)
@@ -198,18 +169,12 @@ def train(
             continue
         begun = time.perf_counter()
         phase = phase.scaled(config.epochs_scale)
-        effective = stars
-        if phase.update in ("model", "stars", "both", "self_cleaning"):
-            # Anew for every phase, from the state alone: a run that was stopped goes on with the same errors.
-            effective = _with_model_error(state, stars)
-        if phase.update == "curve_variation":
-            state, entry, summary = _vary_curve(phase, state, stars, wavelength_nm, near_infrared)
-        else:
-            state, entry, summary = _run_phase(phase, number, state, stars, effective, config, near_infrared)
+        run = _Run(phase, number, stars, config, wavelength_nm, near_infrared)
+        state, entry, summary = _RUNNERS[phase.update](run, state)
         entry = {"phase": number, **phase.model_dump(mode="json"), **entry, "seconds": time.perf_counter() - begun}
-        record.phases.append(entry)
+        phases.append(entry)
         if checkpoint is not None:
-            write_checkpoint(checkpoint, state, belongs_to | {"done": number, "phases": record.phases})
+            write_checkpoint(checkpoint, state, belongs_to | {"done": number, "phases": phases})
         log.info(f"phase {number}/{len(config.phases)} {phase.update}: {summary} ({entry['seconds']:.1f} s)")
     prior = fit_label_prior(np.asarray(stars.labels), config.prior_components, config.seed)
     model, theta_log = replace(state.model, prior=prior), state.theta_log
@@ -217,126 +182,136 @@ def train(
         log.info("no variation of the extinction curve: too few stars behind dust")
         model = replace(model, forward=replace(model.forward, curve_variation=None))
         theta_log = jnp.delete(theta_log, model.forward.n_labels, axis=1)
-    return Trained(model, theta_log, record, np.asarray(state.survivor))
+    return Trained(model, theta_log, phases, np.asarray(state.survivor))
 
 
-def _with_model_error(state: TrainingState, stars: Stars) -> Stars:
-    """The stars with the model's error in their whitening; on disk beside their own, if that is in files."""
-    if state.model.error is None or not are_in_files(stars):
-        return fold_in_model_error(state.model, stars, state.theta_log)
-    folded = scratch_copy(stars)
-    for rows in pieces(len(stars)):
-        part = fold_in_model_error(state.model, in_memory(stars, rows), state.theta_log[rows])
-        write_rows(folded, rows, part)
-    return folded
+# -------------------------------------------------------------------------------------------------------------- phases
 
 
-def _members(
-    phase: "Phase", number: int, stars: Stars, survivor: NDArray[np.bool_], config: "TrainingConfig"
-) -> NDArray[np.integer]:
-    """Rows of the stars that take part in a phase."""
-    if phase.stars == "all":
-        return np.arange(len(stars))
-    if phase.stars == "survivors":
-        chosen, why = survivor, "self-cleaning dropped every star; raise its limits, which are max_..._pull"
-    else:
-        cuts = high_quality(stars, config.high_quality)
-        chosen = np.logical_and.reduce(list(cuts.values()))
-        name, passed = min(cuts.items(), key=lambda cut: cut[1].sum())
-        why = f"none of {len(stars)} stars is of high quality (strictest: {name}, passed by {passed.sum()}); relax it"
-    if not chosen.any():
-        raise InputError(f"training phase {number}: {why}")
-    return np.flatnonzero(chosen)
+class _Run(NamedTuple):
+    """One phase and what it works on: all training stars, with the measurement's own whitening."""
+
+    phase: "Phase"
+    number: int
+    stars: Stars
+    config: "TrainingConfig"
+    wavelength_nm: np.ndarray
+    near_infrared: NearInfraredLaw | None
+
+    def effective(self, state: TrainingState) -> Stars:
+        """The stars with the model's error in their whitening; on disk beside their own, if that is in files.
+
+        Anew for every phase, from the state alone: a run that was stopped goes on with the same errors.
+        """
+        if state.model.error is None or not are_in_files(self.stars):
+            return fold_in_model_error(state.model, self.stars, state.theta_log)
+        folded = scratch_copy(self.stars)
+        for rows in pieces(len(self.stars)):
+            part = fold_in_model_error(state.model, in_memory(self.stars, rows), state.theta_log[rows])
+            write_rows(folded, rows, part)
+        return folded
+
+    def rows(self, state: TrainingState) -> NDArray[np.integer]:
+        """Rows of the stars that take part."""
+        if self.phase.stars == "all":
+            return np.arange(len(self.stars))
+        if self.phase.stars == "survivors":
+            chosen = np.asarray(state.survivor)
+            why = "self-cleaning dropped every star; raise its limits, which are max_..._pull"
+        else:
+            cuts = high_quality(self.stars, self.config.high_quality)
+            chosen = np.logical_and.reduce(list(cuts.values()))
+            name, passed = min(cuts.items(), key=lambda cut: cut[1].sum())
+            why = (
+                f"none of {len(self.stars)} stars is of high quality (strictest: {name}, passed by {passed.sum()}); "
+                "relax it"
+            )
+        if not chosen.any():
+            raise InputError(f"training phase {self.number}: {why}")
+        return np.flatnonzero(chosen)
+
+    def require_sound(self, sound: bool) -> None:
+        """Raise InputError for a phase whose result is not finite."""
+        if not sound:
+            raise InputError(
+                f"training phase {self.number} ({self.phase.update}, {self.phase.method}) diverged; lower its "
+                f"learning_rate or set a gradient_clip"
+            )
 
 
-def _run_phase(
-    phase: "Phase",
-    number: int,
-    state: TrainingState,
-    stars: Stars,
-    effective: Stars,
-    config: "TrainingConfig",
-    near_infrared: NearInfraredLaw | None,
-) -> tuple[TrainingState, dict[str, Any], str]:
-    """Run one phase.
+_Outcome = tuple[TrainingState, dict[str, Any], str]
+"""The new state, what the record keeps, and a summary in words."""
 
-    Args:
-        phase: what to do.
-        number: its place, from 1, for messages.
-        state: where training stands.
-        stars: all training stars, with the measurement's own whitening.
-        effective: the same with the model's error in the whitening, where the phase looks at it.
-        config: the settings.
-        near_infrared: what fixes the grey part of R, or None.
 
-    Returns:
-        the new state, what the record keeps, and a summary in words.
-    """
-    if phase.update == "self_cleaning":
-        return _clean(phase, state, effective, config)
-    if phase.update == "weights":
-        return _weigh(state, stars, config)
-    forward, theta_log = state.model.forward, state.theta_log
-    rows = _members(phase, number, stars, np.asarray(state.survivor), config)
+def _move_model(run: _Run, state: TrainingState) -> _Outcome:
+    """Move the model, or model and stars, by gradient steps."""
+    rows, law = run.rows(state), run.near_infrared
+    key, phase_key = jax.random.split(jax.random.wrap_key_data(state.key_data))
+    forward, theta_log, losses = run_gradient_phase(
+        state.model.forward,
+        run.effective(state),
+        state.theta_log,
+        run.phase,
+        run.config.batch_size,
+        phase_key,
+        rows,
+        state.weight,
+    )
+    if law is not None:
+        forward, theta_log = _without_grey(forward, theta_log, law)
+    run.require_sound(bool(np.isfinite(losses[-1])))
+    new = state._replace(
+        model=replace(state.model, forward=forward), theta_log=theta_log, key_data=jax.random.key_data(key)
+    )
+    entry = {"n_stars": len(rows), "loss_per_star": losses}
+    return new, entry, f"loss per star {losses[0]:.1f} -> {losses[-1]:.1f}"
+
+
+def _move_stars(run: _Run, state: TrainingState) -> _Outcome:
+    """Move the stars alone, by the second-order solver or by gradient steps."""
+    rows, phase = run.rows(state), run.phase
     entry: dict[str, Any] = {"n_stars": len(rows)}
-    if phase.update == "model_error":
-        some = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_STARS)).astype(int)]
-        members = in_memory(stars, some)
-        # Anew where the curve varies: what the last one took for its own of another R1 it would not give back.
-        start = state.model.error if forward.curve_variation is None else None
-        error, history = learn_model_error(
-            forward, members, theta_log[some], phase.epochs, start, np.asarray(state.weight)[some]
-        )
-        entry["ln_likelihood_per_star"] = history
-        summary = f"median relative error {np.median(relative_sigma(error)):.2%}"
-        return state._replace(model=replace(state.model, error=error)), entry, summary
-
-    if phase.update == "gauge":
-        return _move_gauge(phase, state, stars, rows, config)
-    key_data = state.key_data
-    if phase.update in ("model", "both"):
-        key, phase_key = jax.random.split(jax.random.wrap_key_data(key_data))
-        key_data = jax.random.key_data(key)
-        forward, theta_log, losses = run_gradient_phase(
-            forward, effective, theta_log, phase, config.batch_size, phase_key, rows, state.weight
-        )
-        entry["loss_per_star"] = losses
-        if near_infrared is not None:
-            forward, theta_log = _without_grey(forward, theta_log, near_infrared)
-        summary = f"loss per star {losses[0]:.1f} -> {losses[-1]:.1f}"
-        sound = bool(np.isfinite(losses[-1]))
-    elif phase.method == "newton":
-        theta_log, converged, objective = run_star_phase(forward, effective, theta_log, phase, rows)
+    where = (state.model.forward, run.effective(state), state.theta_log, phase)
+    if phase.method == "newton":
+        theta_log, converged, objective = run_star_phase(*where, rows)
         entry |= {"converged": converged, "objective_per_star": objective}
-        summary, sound = f"L per star {objective:.1f}, {converged:.1%} converged", True
+        summary = f"L per star {objective:.1f}, {converged:.1%} converged"
     else:
-        theta_log = run_star_steps(forward, effective, theta_log, phase, config.batch_size, rows)
-        summary, sound = f"{phase.epochs} steps of {len(rows)} stars", bool(jnp.isfinite(theta_log).all())
-    if not sound:
-        raise InputError(
-            f"training phase {number} ({phase.update}, {phase.method}) diverged; lower its learning_rate or set a "
-            f"gradient_clip"
-        )
-    model = replace(state.model, forward=forward)
-    return state._replace(model=model, theta_log=theta_log, key_data=key_data), entry, summary
+        theta_log = run_star_steps(*where, run.config.batch_size, rows)
+        run.require_sound(bool(jnp.isfinite(theta_log).all()))
+        summary = f"{phase.epochs} steps of {len(rows)} stars"
+    return state._replace(theta_log=theta_log), entry, summary
 
 
-def _move_gauge(
-    phase: "Phase", state: TrainingState, stars: Stars, rows: NDArray[np.integer], config: "TrainingConfig"
-) -> tuple[TrainingState, dict[str, Any], str]:
+def _learn_error(run: _Run, state: TrainingState) -> _Outcome:
+    """Learn the covariance of the model's own error."""
+    rows, model = run.rows(state), state.model
+    some = rows[evenly(len(rows), MAX_STARS)]
+    # Anew where the curve varies: what the last one took for its own of another R1 it would not give back.
+    start = model.error if model.forward.curve_variation is None else None
+    error, history = learn_model_error(
+        model.forward,
+        in_memory(run.stars, some),
+        state.theta_log[some],
+        run.phase.epochs,
+        start,
+        np.asarray(state.weight)[some],
+    )
+    entry = {"n_stars": len(rows), "ln_likelihood_per_star": history}
+    summary = f"median relative error {np.median(relative_sigma(error)):.2%}"
+    return state._replace(model=replace(model, error=error)), entry, summary
+
+
+def _move_gauge(run: _Run, state: TrainingState) -> _Outcome:
     """Move model and stars along what fluxes do not see; stars outside of the phase move with the others' functions."""
-    forward, theta_log = state.model.forward, state.theta_log
-    weight = np.zeros(len(stars))
+    rows, before, names = run.rows(state), np.asarray(state.theta_log), run.config.labels
+    weight = np.zeros(len(run.stars))
     weight[rows] = np.asarray(state.weight, np.float64)[rows]
-    moved = move_gauge(forward, stars, theta_log, weight, labels=phase.move_labels)
-    entry = {
-        "n_stars": len(rows),
-        "scale_of_E": moved.scale,
-        "moves": moves_by_kind(moved, np.asarray(theta_log), config.labels),
-    }
-    if not phase.move_labels:  # of what has moved before, the record now tells whether it is at rest
-        moved = move_gauge(moved.forward, stars, moved.theta_log, weight, labels=False, last=True)
-        entry["last_moves"] = moves_by_kind(moved, np.asarray(theta_log), config.labels)
+    moved = move_gauge(state.model.forward, run.stars, before, weight, labels=run.phase.move_labels)
+    entry = {"n_stars": len(rows), "scale_of_E": moved.scale, "moves": moves_by_kind(moved, before, names)}
+    if not run.phase.move_labels:  # of what has moved before, the record now tells whether it is at rest
+        moved = move_gauge(moved.forward, run.stars, moved.theta_log, weight, labels=False, last=True)
+        entry["last_moves"] = moves_by_kind(moved, before, names)
     largest = np.abs(np.median(moved.by, axis=0))
     summary = f"E times {moved.scale:.4f}, median move of E {largest[-2]:.4f} mag, of ln parallax {largest[-1]:.4f}"
     new = state._replace(
@@ -358,54 +333,58 @@ def _without_grey(
     return replace(forward, ln_curve=curve), moved
 
 
-def _vary_curve(
-    phase: "Phase", state: TrainingState, stars: Stars, wavelength_nm: np.ndarray, law: NearInfraredLaw | None
-) -> tuple[TrainingState, dict[str, Any], str]:
+def _vary_curve(run: _Run, state: TrainingState) -> _Outcome:
     """Learn R1; the stars' xi follow in the next phase of the stars."""
-    forward = state.model.forward
-    variation, history = learn_curve_variation(forward, stars, state.theta_log, wavelength_nm, phase.epochs)
+    forward, law = state.model.forward, run.near_infrared
+    variation, history = learn_curve_variation(forward, run.stars, state.theta_log, run.wavelength_nm, run.phase.epochs)
     if law is not None and law.of_variation and np.any(variation):
         variation -= grey_excess(variation, law, positive=False)
     size = np.abs(np.asarray(variation)) / np.exp(np.asarray(forward.ln_curve))
     entry = {"ln_likelihood_per_star": history, "largest_relative_variation": float(size.max())}
     summary = f"R varies by {np.median(size):.2%} (median channel), at most {size.max():.2%}"
-    return (
-        state._replace(model=replace(state.model, forward=replace(forward, curve_variation=variation))),
-        entry,
-        summary,
-    )
+    model = replace(state.model, forward=replace(forward, curve_variation=variation))
+    return state._replace(model=model), entry, summary
 
 
-def _weigh(state: TrainingState, stars: Stars, config: "TrainingConfig") -> tuple[TrainingState, dict[str, Any], str]:
+def _weigh(run: _Run, state: TrainingState) -> _Outcome:
     """Decide how much every star counts; nothing moves."""
-    weight = star_weights(state.model.forward, stars, state.theta_log)
-    kinds = kinds_of_star(np.asarray(state.theta_log, np.float64)[:, : len(config.labels)], config.labels)
-    entry = {
-        "n_stars": len(stars),
-        "kept_by_kind": kept_by_kind(weight, kinds),
-    }
+    names = run.config.labels
+    weight = star_weights(state.model.forward, run.stars, state.theta_log)
+    kinds = kinds_of_star(np.asarray(state.theta_log, np.float64)[:, : len(names)], names)
+    entry = {"n_stars": len(run.stars), "kept_by_kind": kept_by_kind(weight, kinds)}
     summary = f"{np.mean(weight < 0.5):.1%} of the stars count less than half"
     return state._replace(weight=jnp.asarray(weight, jnp.float32)), entry, summary
 
 
-def _clean(
-    phase: "Phase", state: TrainingState, effective: Stars, config: "TrainingConfig"
-) -> tuple[TrainingState, dict[str, Any], str]:
+def _clean(run: _Run, state: TrainingState) -> _Outcome:
     """Mark outliers; nothing moves."""
-    found = pulls(state.model.forward, effective, state.theta_log)
-    stays = survivors(found, phase)
+    stars, names = run.effective(state), run.config.labels
+    found = pulls(state.model.forward, stars, state.theta_log)
+    stays = survivors(found, run.phase)
     dropped = {name: float(np.mean(~mask)) for name, mask in stays.items()}
     entry = {
-        "n_stars": len(effective),
+        "n_stars": len(stars),
         "dropped_by": dropped,
         "dropped": {name: np.flatnonzero(~stays[name]).tolist() for name in ("parameters", "fluxes")},
-        "kept_by_kind": kept_by_kind(stays["both"], kinds_of_star(np.asarray(effective.labels), config.labels)),
-        "diagnostic": diagnostic(effective, state.theta_log, found, config.labels),
+        "kept_by_kind": kept_by_kind(stays["both"], kinds_of_star(np.asarray(stars.labels), names)),
+        "diagnostic": diagnostic(stars, state.theta_log, found, names),
     }
     summary = (
         f"{dropped['parameters']:.1%} by parameters, {dropped['fluxes']:.1%} by fluxes, {dropped['both']:.1%} dropped"
     )
     return state._replace(survivor=jnp.asarray(stays["both"])), entry, summary
+
+
+_RUNNERS: dict[str, Callable[[_Run, TrainingState], _Outcome]] = {
+    "model": _move_model,
+    "both": _move_model,
+    "stars": _move_stars,
+    "gauge": _move_gauge,
+    "weights": _weigh,
+    "curve_variation": _vary_curve,
+    "model_error": _learn_error,
+    "self_cleaning": _clean,
+}
 
 
 def run_star_phase(
@@ -415,14 +394,7 @@ def run_star_phase(
     phase: "Phase",
     rows: NDArray[np.integer] | None = None,
 ) -> tuple[Float[Array, "star parameter"], float, float]:
-    """Move the stars, not the model: the second-order solver, from where they are.
-
-    Args:
-        forward: the forward model, fixed.
-        stars: all stars, in memory or in files.
-        theta_log: (star, label + 2) where they are.
-        phase: what to do.
-        rows: the stars that take part; all if None.
+    """Move the stars, in memory or in files, not the model: the second-order solver, from where they are.
 
     Returns:
         the new theta_log, the share of stars that converged, and the mean of L per star.

@@ -11,6 +11,7 @@ not emptied along directions in which the labels could be moved instead. delta a
 (Student t). S and the tail of every kind of star then follow by expectation-maximisation.
 """
 
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -20,7 +21,7 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 from scipy.special import gammaln
 
-from xpbayes.data.stars import Stars
+from xpbayes.data.stars import Stars, evenly
 from xpbayes.models.forward import ForwardModel, predict_flux, predict_ln_flux
 from xpbayes.models.likelihood import whitened_residual
 from xpbayes.models.model_error import ModelError, kind_weights_of, raw_features
@@ -51,19 +52,12 @@ T = TypeVar("T")
 
 
 class Sums(NamedTuple):
-    """What expectation-maximisation needs of each star, nuisance parameters marginalised.
+    """What expectation-maximisation needs of each star, nuisance parameters marginalised."""
 
-    Attributes:
-        precision: (star, q, q) B^T K^-1 B in the allowed directions.
-        pull: (star, q) B^T K^-1 y.
-        chi2: (star,) y^T K^-1 y.
-        n_obs: (star,).
-    """
-
-    precision: Array
-    pull: Array
-    chi2: Array
-    n_obs: Array
+    precision: Array  # (star, q, q) B^T K^-1 B in the allowed directions
+    pull: Array  # (star, q) B^T K^-1 y
+    chi2: Array  # (star,) y^T K^-1 y
+    n_obs: Array  # (star,)
 
 
 def allowed_directions(ln_curve: Float[Array, " channel"]) -> Float[Array, "channel q"]:
@@ -138,14 +132,7 @@ def collect_sums(
 
 @jax.jit
 def _expect(sums: Sums, covariance: Array, weight: Array, counts: Array, dof: Array) -> tuple[Array, Array, Array]:
-    """Expectation step for a batch of stars.
-
-    Args:
-        sums: of the batch.
-        covariance: (kind, q, q) S_k.
-        weight: (star, kind).
-        counts: (star,) how much each star counts.
-        dof: (kind,) degrees of freedom.
+    """Expectation step for a batch: stars of (star, kind) weight, that count, under (kind, q, q) S_k and (kind,) dof.
 
     Returns:
         (kind, q, q) sums of kind weight x expected second moment of delta in units of the star's own amplitude;
@@ -178,9 +165,8 @@ def _find_kinds(forward: ForwardModel, stars: Stars, theta_log: Array) -> ModelE
     """Cut the training stars into kinds by what their spectra look like; nothing is known of their errors yet."""
     from sklearn.cluster import KMeans
 
-    predicted = np.asarray(
-        jax.jit(jax.vmap(lambda u: predict_ln_flux(forward, u)))(theta_log), dtype=np.float64
-    )  # noiseless spectra, dust included
+    noiseless = jax.jit(jax.vmap(lambda u: predict_ln_flux(forward, u)))(theta_log)  # dust included
+    predicted = np.asarray(noiseless, dtype=np.float64)
     shape = predicted - predicted.mean(axis=1, keepdims=True)
     _, _, directions = np.linalg.svd(shape - shape.mean(axis=0), full_matrices=False)
     shapes = jnp.asarray(directions[:N_SHAPES].T, jnp.float32)
@@ -240,7 +226,7 @@ def learn_model_error(
     n_used = min(len(stars), MAX_STARS)
     size = min(n_used, BATCH)
     n_used -= n_used % size
-    picked = np.linspace(0, len(stars) - 1, n_used).astype(int)
+    picked = evenly(len(stars), n_used)
     used = stars.take(picked)
     error = start if start is not None else _find_kinds(forward, used, theta_log[picked])
     weight = np.asarray(kind_weights_of(error, used), np.float64)
@@ -265,16 +251,8 @@ def learn_model_error(
     history = []
     for iteration in range(n_iterations):
         with jax.enable_x64(True):
-            found = [
-                _expect(
-                    sums,
-                    *(
-                        jnp.asarray(v)
-                        for v in (covariance, *(w[i * size : (i + 1) * size] for w in (weight, count)), dof)
-                    ),
-                )
-                for i, sums in enumerate(collected)
-            ]
+            batches = zip(collected, np.split(weight, len(collected)), np.split(count, len(collected)), strict=True)
+            found = [_expect(sums, *map(jnp.asarray, (covariance, w, n, dof))) for sums, w, n in batches]
         moment = np.sum([np.asarray(f[0], np.float64) for f in found], axis=0)
         chi2, ln_det = (np.concatenate([np.asarray(f[j], np.float64) for f in found]) for j in (1, 2))
         nu = 1.0 / (weight @ (1.0 / dof))
@@ -287,12 +265,8 @@ def learn_model_error(
             by_dof = np.stack([_ln_likelihood(v, chi2, ln_det, n_obs) for v in DOF_GRID], axis=1)
             by_kind = weight.T @ (count[:, None] * by_dof) + PRIOR_STARS * np.average(by_dof, axis=0, weights=count)
             dof = DOF_GRID[np.argmax(by_kind, axis=1)]
-    return ModelError(
-        shapes=error.shapes,
-        feature_center=error.feature_center,
-        feature_scale=error.feature_scale,
-        kinds=error.kinds,
-        width=error.width,
+    return replace(
+        error,
         covariance=jnp.asarray(basis @ covariance @ basis.T, jnp.float32),
         inv_dof=jnp.asarray(1.0 / dof, jnp.float32),
         share=jnp.asarray(weight.mean(axis=0), jnp.float32),

@@ -16,6 +16,7 @@ K K^T with as many columns as it takes to carry nearly all of what is added on a
 All stars share one model, so this part of their errors is common to similar stars: it does not average down.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -50,18 +51,12 @@ CAPTURED = 0.98
 
 
 class NetworkCovariance(NamedTuple):
-    """What is kept of the posterior of the model.
+    """What is kept of the posterior of the model."""
 
-    Attributes:
-        columns: (weight, column) K with K K^T its covariance, in the order of `trained_vector`.
-        captured: share of the added variance, summed over stars and parameters in units of their own errors, that K
-            carries.
-        n_stars: training stars that it was worked out from; the sum over all of them is taken to be like theirs.
-    """
-
-    columns: NDArray[np.float32]
+    columns: NDArray[np.float32]  # (weight, column) K with K K^T its covariance, in the order of `trained_vector`
+    # Share of the added variance, summed over stars and parameters in units of their own errors, that K carries
     captured: float
-    n_stars: int
+    n_stars: int  # training stars that it was worked out from; the sum over all of them is taken to be like theirs
 
 
 def trained_vector(forward: ForwardModel) -> Float[Array, " weight"]:
@@ -74,12 +69,6 @@ def with_vector(forward: ForwardModel, vector: Float[Array, " weight"]) -> Forwa
     _, unravel = ravel_pytree((forward.weights, forward.biases, forward.ln_curve))
     weights, biases, ln_curve = unravel(vector)
     return replace(forward, weights=weights, biases=biases, ln_curve=ln_curve)
-
-
-def _is_weight(forward: ForwardModel) -> NDArray[np.bool_]:
-    """(weight,) which elements of the vector have a Gaussian prior; biases and ln R are flat."""
-    n = trained_vector(forward).shape[0]
-    return np.arange(n) < forward.n_weights
 
 
 def _relative(forward: ForwardModel, star: Stars, theta_log: Array) -> tuple[Array, Array]:
@@ -102,10 +91,7 @@ def marginal_rows(
 ) -> Float[Array, "channel weight"]:
     """Rows whose squares add up to one training star's information on the model, its own parameters integrated out.
 
-    Args:
-        forward: the forward model.
-        star: a training star: labels, parallax and reddening as measurements, model error folded in.
-        theta_log: (label + 2,) its solution.
+    The star has labels, parallax and reddening as measurements, and the model's error folded in.
     """
     whitening, by_parameters = _relative(forward, star, theta_log)
     by_weights = jax.jacrev(lambda w: predict_ln_flux(with_vector(forward, w), theta_log))(trained_vector(forward))
@@ -124,35 +110,41 @@ def _batch_rows(forward: ForwardModel, stars: Stars, theta_log: Array) -> Array:
         return jax.vmap(partial(marginal_rows, forward))(stars, theta_log)
 
 
+def _finite_rows(
+    function: Callable[[Stars, Array], Array], stars: Stars, theta_log: Array
+) -> Iterator[NDArray[np.float64]]:
+    """(row, weight) of all stars of a batch that a function gives (star, row, weight) for, without those not finite."""
+    for start in range(0, len(stars), BATCH):
+        # Of one size, so that one program serves all; what fills the last batch does not count.
+        at = jnp.minimum(jnp.arange(start, start + BATCH), len(stars) - 1)
+        found = np.asarray(function(stars.take(at), theta_log[at]), np.float64)[: len(stars) - start]
+        rows = found.reshape(-1, found.shape[-1])
+        yield rows[np.isfinite(rows).all(axis=1)]
+
+
 def weight_precision(
     forward: ForwardModel, stars: Stars, theta_log: Float[Array, "star parameter"], n_training: int
 ) -> NDArray[np.float64]:
-    """H, the precision of everything that was trained.
+    """H (weight, weight), the precision of everything that was trained.
 
     Args:
         forward: the forward model.
         stars: some of the training stars, labels included, model error folded in.
         theta_log: (star, label + 2) their solutions.
         n_training: how many training stars there were: the sum over `stars` is scaled up to them.
-
-    Returns:
-        (weight, weight).
     """
     from scipy.linalg.blas import dsyrk
 
-    n_weights, n = trained_vector(forward).shape[0], len(stars)
+    n_weights = trained_vector(forward).shape[0]
     total = np.zeros((n_weights, n_weights))
-    for start in range(0, n, BATCH):
-        # Of one size, so that one program serves all; what fills the last batch does not count.
-        at = jnp.minimum(jnp.arange(start, start + BATCH), n - 1)
-        rows = np.asarray(_batch_rows(forward, stars.take(at), theta_log[at]))[: n - start].reshape(-1, n_weights)
-        rows = rows[np.isfinite(rows).all(axis=1)]
+    for rows in _finite_rows(partial(_batch_rows, forward), stars, theta_log):
         # In double precision: what the stars tell of some directions is a thousand million times what the prior tells.
-        total += dsyrk(1.0, rows.T.astype(np.float64))  # upper triangle
+        total += dsyrk(1.0, rows.T)  # upper triangle
     total = np.triu(total) + np.triu(total, 1).T
-    total *= n_training / n
+    total *= n_training / len(stars)
     # W ~ N(0, n_W / N) (METHOD 3: ZGR23 Eq. 12 as a prior).
-    total[np.diag_indices(n_weights)] += _is_weight(forward) * n_training / forward.n_weights
+    # Biases and ln R, which follow the weights in the vector, have a flat one.
+    total[np.diag_indices(n_weights)] += (np.arange(n_weights) < forward.n_weights) * n_training / forward.n_weights
     return total
 
 
@@ -196,20 +188,13 @@ def factor_weights(
         precision: (weight, weight) H, from `weight_precision`.
         stars: stars like those of the catalogue, without labels, model error folded in.
         theta_log: (star, label + 2) their optima.
-        captured: share of the added variance to keep.
-        max_columns: at most so many directions.
+        captured: share of the added variance to keep, with at most `max_columns` directions.
     """
     from scipy.linalg import solve_triangular
 
     model = model.without_error
     lower = np.linalg.cholesky(precision)
-    rows = []
-    for start in range(0, len(stars), BATCH):
-        at = jnp.minimum(jnp.arange(start, start + BATCH), len(stars) - 1)
-        found = np.asarray(_scaled_response(model, stars.take(at), theta_log[at]), np.float64)
-        rows.append(found[: len(stars) - start].reshape(-1, len(precision)))
-    response = np.concatenate(rows)
-    response = response[np.isfinite(response).all(axis=1)]
+    response = np.concatenate(list(_finite_rows(partial(_scaled_response, model), stars, theta_log)))
     half = solve_triangular(lower, response.T, lower=True)  # (weight, row): its squares are the added variances
     value, vector = np.linalg.eigh(half.T @ half if half.shape[1] < half.shape[0] else half @ half.T)
     value, vector = np.maximum(value[::-1], 0.0), vector[:, ::-1]
@@ -230,16 +215,13 @@ def weight_covariance(
     stars: Stars,
     theta_log: Float[Array, "star parameter"],
 ) -> Float[Array, "star parameter parameter"]:
-    """What the uncertainty of the model adds to the covariance of stars.
+    """What the uncertainty of the model adds to (star, parameter, parameter) covariances of (labels, E, parallax).
 
     Args:
         model: the trained model.
         columns: (weight, column) of `NetworkCovariance`.
         stars: a batch as inference sees it, model error folded in.
         theta_log: (star, label + 2) their optima: labels, ln E, ln parallax.
-
-    Returns:
-        (star, parameter, parameter) of (labels, E [mag], parallax [mas]); zero if the columns are.
     """
     at = trained_vector(model.forward)
 
@@ -273,7 +255,7 @@ def added_to_inferred(
         model: the trained model.
         factor: of what is unknown of it.
         stars: as they were inferred.
-        optimum: (star, parameter) labels, xi if the curve varies, E [mag], parallax [mas] of the optima.
+        optimum: (star, parameter) labels, xi if the curve varies, E [mag], parallax [mas].
         use_parallax: whether the measured parallaxes were used.
 
     Returns:
@@ -292,14 +274,10 @@ def added_to_inferred(
 
 
 def add_model_covariance(found: "Posteriors", added: Float[NDArray, "star parameter parameter"]) -> "Posteriors":
-    """Results with the covariance that the model's uncertainty adds; optima, means and medians stay.
+    """Results with the covariance from `added_to_inferred`; optima, means and medians stay, and all where that is NaN.
 
     Covariances are sums, and Fisher's matrix is the inverse of its sum. A standard deviation gains what is added in
     quadrature, and so does the distance of each quantile from the median, down to zero for E and parallax.
-
-    Args:
-        found: results of inference.
-        added: from `added_to_inferred`; where it is NaN, nothing changes.
     """
     known = np.isfinite(added).all(axis=(1, 2))
     added = np.where(known[:, None, None], added, 0.0)

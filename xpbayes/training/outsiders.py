@@ -48,7 +48,7 @@ def outsiders(
     seed: int,
     feh_and_logg: tuple[int, int] | None = None,
 ) -> Stars:
-    """Make sources of every kind.
+    """Make a batch of sources of every kind, one kind after the other.
 
     Args:
         forward: the forward model.
@@ -58,9 +58,6 @@ def outsiders(
         n_each: sources of each kind.
         seed: of all random numbers.
         feh_and_logg: places of [Fe/H] and log g among the labels; None if one of them is none.
-
-    Returns:
-        a batch, one kind after the other.
     """
     random = np.random.default_rng(seed)
     curve = np.exp(np.asarray(forward.ln_curve, np.float64))

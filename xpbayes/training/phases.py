@@ -20,8 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
-from xpbayes.data.scratch import STRETCH, are_in_files, in_memory
-from xpbayes.data.stars import Stars
+from xpbayes.data.stars import STRETCH, Stars, are_in_files, in_memory
 from xpbayes.models.forward import ForwardModel
 
 if TYPE_CHECKING:
@@ -29,51 +28,23 @@ if TYPE_CHECKING:
 
 
 class _Setup(NamedTuple):
-    """What a compiled step depends on beside its arrays.
+    """What a compiled step depends on beside its arrays: what it moves and how, see `config.Phase`."""
 
-    Attributes:
-        n_stars: stars of the phase, for the weight prior and for scaling batches.
-        move_stars: whether a step moves the batch's stars after the model.
-        optimizer: 'adam' or 'sgd'.
-        momentum, gradient_clip, robust_scale: see `config.Phase`.
-        fixed: the model's sites that do not move.
-    """
-
-    n_stars: int
-    move_stars: bool
+    n_stars: int  # stars of the phase, for the weight prior and for scaling batches
+    move_stars: bool  # whether a step moves the batch's stars after the model
     optimizer: str
     momentum: float
     gradient_clip: float
     robust_scale: float
-    fixed: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()  # the model's sites that do not move
 
 
 def learning_rates(phase: "Phase", initial: float, n_steps: int) -> np.ndarray:
-    """(step,) learning rate of every step of a phase.
-
-    Args:
-        phase: the phase; its epochs share the steps evenly.
-        initial: rate of the first step.
-        n_steps: number of steps.
-    """
+    """(step,) learning rate of every step of a phase from the initial one; its epochs share the steps evenly."""
     share = np.arange(n_steps) / n_steps
     if phase.schedule == "cosine":
         return initial * (phase.final_rate + (1.0 - phase.final_rate) * 0.5 * (1.0 + np.cos(np.pi * share)))
     return initial * phase.step_factor ** np.floor(share * phase.epochs / phase.step_epochs)
-
-
-def _shape(setup: _Setup, forward: ForwardModel, *, robust: bool) -> Any:
-    from xpbayes.models.posterior import ModelShape
-
-    return ModelShape(
-        hidden=tuple(w.shape[1] for w in forward.weights[:-1]),
-        n_channels=forward.ln_curve.shape[0],
-        n_stars=setup.n_stars,
-        label_center=forward.label_center,
-        label_scale=forward.label_scale,
-        curve_varies=forward.curve_variation is not None,
-        robust_scale=setup.robust_scale if robust else 0.0,
-    )
 
 
 def _clip_each(largest: float) -> Any:
@@ -87,14 +58,7 @@ def _clip_each(largest: float) -> Any:
 
 
 def _transformation(setup: _Setup, rate: Array, per_loss: float, *, is_model: bool) -> Any:
-    """Optax chain from the gradient of SVI's loss to a step.
-
-    Args:
-        setup: the phase.
-        rate: () learning rate.
-        per_loss: factor from SVI's loss to the paper's.
-        is_model: whether it moves the model rather than stars.
-    """
+    """Optax chain from the gradient of SVI's loss, `per_loss` of which is the paper's, to a step of model or stars."""
     import optax
 
     chain = [optax.scale(per_loss)]
@@ -134,9 +98,17 @@ def _posterior(setup: _Setup, forward: ForwardModel, *, robust: bool) -> Callabl
     """
     from numpyro import handlers
 
-    from xpbayes.models.posterior import training_posterior
+    from xpbayes.models.posterior import ModelShape, training_posterior
 
-    shape = _shape(setup, forward, robust=robust)
+    shape = ModelShape(
+        hidden=tuple(w.shape[1] for w in forward.weights[:-1]),
+        n_channels=forward.ln_curve.shape[0],
+        n_stars=setup.n_stars,
+        label_center=forward.label_center,
+        label_scale=forward.label_scale,
+        curve_varies=forward.curve_variation is not None,
+        robust_scale=setup.robust_scale if robust else 0.0,
+    )
     always = {} if forward.curve_variation is None else {"R1": forward.curve_variation}
 
     def conditioned(batch: Stars, fixed: dict[str, Any]) -> None:
@@ -258,7 +230,7 @@ def run_gradient_phase(  # noqa: PLR0913 - what a phase moves, of what, and how
 
     Args:
         forward: the forward model.
-        stars: all stars; in memory, or in files (`starfiles`), which are then read some thousand stars at a time.
+        stars: all stars; in memory, or in files (`data.stars`), which are then read some thousand stars at a time.
         theta_log: (star, label + 2) where they are.
         phase: what to do.
         batch_size: stars per step.
@@ -362,13 +334,7 @@ def run_star_steps(
 ) -> Float[Array, "star parameter"]:
     """Run a gradient phase that moves the stars alone: every star takes `phase.epochs` steps.
 
-    Args:
-        forward: the forward model, fixed.
-        stars: all stars, in memory or in files.
-        theta_log: (star, label + 2) where they are.
-        phase: what to do.
-        batch_size: stars whose gradients are clipped together.
-        rows: the stars that take part; all if None.
+    Arguments are those of `run_gradient_phase`; a batch's stars have their gradients clipped together.
     """
     members = np.arange(len(stars)) if rows is None else np.asarray(rows)
     n_stars = len(members)

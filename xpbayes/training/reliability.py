@@ -54,12 +54,7 @@ EPOCHS_AT_ONCE = 16
 SURVEY_COLUMNS = (
     "parallax",
     "parallax_error",
-    "phot_g_mean_flux",
-    "phot_g_mean_flux_error",
-    "phot_bp_mean_flux",
-    "phot_bp_mean_flux_error",
-    "phot_rp_mean_flux",
-    "phot_rp_mean_flux_error",
+    *(f"phot_{band}_mean_flux{error}" for band in ("g", "bp", "rp") for error in ("", "_error")),
     "phot_bp_rp_excess_factor",
     "phot_g_mean_mag",
     "ruwe",
@@ -75,21 +70,14 @@ SURVEY_COLUMNS = (
 
 
 class Estimates(NamedTuple):
-    """What the fit says about each star.
+    """What the fit says about each star."""
 
-    Attributes:
-        estimate: (star, parameter) labels, E [mag], parallax [mas].
-        error: (star, parameter) 1-sigma errors.
-        chi2: (star,) of the fluxes.
-        ln_prior: (star,).
-        xi: (star,) of their extinction curves; None where the curve does not vary.
-    """
-
+    # (star, parameter) labels, E [mag], parallax [mas], and 1-sigma errors
     estimate: NDArray[np.floating]
     error: NDArray[np.floating]
-    chi2: NDArray[np.floating]
+    chi2: NDArray[np.floating]  # (star,) of the fluxes
     ln_prior: NDArray[np.floating]
-    xi: NDArray[np.floating] | None = None
+    xi: NDArray[np.floating] | None = None  # (star,) of their extinction curves; None where the curve does not vary
 
 
 def _ln(value: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -111,7 +99,7 @@ def star_features(
     *,
     own_level: bool = False,
 ) -> NDArray[np.float32]:
-    """Compute the features of Appendix B.
+    """Compute the features of Appendix B: (star, feature) in the order of `models.reliability.feature_names`, or NaN.
 
     Args:
         model: the trained model.
@@ -119,9 +107,6 @@ def star_features(
         fit: what the fit says about them.
         survey: (star,) values of `SURVEY_COLUMNS`, NaN where missing.
         own_level: flux residuals are those beyond a grey factor: the estimates give no more.
-
-    Returns:
-        (star, feature) in the order of `models.reliability.feature_names`, NaN where a feature is missing.
     """
     n_labels = model.forward.n_labels
     estimate = np.asarray(fit.estimate, np.float32)
@@ -165,15 +150,7 @@ def _confidences(nets: ConfidenceNets, features: Array) -> Array:
 
 
 def confidences(nets: ConfidenceNets, features: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Confidence of every star in every target.
-
-    Args:
-        nets: the classifiers.
-        features: (star, feature).
-
-    Returns:
-        (star, target).
-    """
+    """Confidence (star, target) of every star in every target, from (star, feature)."""
     out = [np.zeros((0, len(nets.targets)), np.float32)]
     for start in range(0, len(features), BATCH):
         part = np.asarray(features[start : start + BATCH], np.float32)
@@ -193,22 +170,14 @@ def residual_chi2(
 ) -> NDArray[np.float64]:
     """chi2_eps of Eq. 27: how well an estimate agrees with the label, small residuals always counting as agreement.
 
-    Args:
-        difference: inferred minus label [kK or dex]; any shape.
-        error, label_error: 1-sigma errors of both, same unit.
-        floor: epsilon, same unit.
+    Difference, both 1-sigma errors and the floor epsilon have one unit [kK or dex] and any shape.
     """
     return np.asarray(difference, np.float64) ** 2 / (np.square(error) + np.square(label_error) + np.square(floor))
 
 
 @dataclass(frozen=True)
 class TrainedConfidence:
-    """What training yields.
-
-    Attributes:
-        nets: the classifiers.
-        record: plain data for the model's card: counts, losses, which features were there.
-    """
+    """The classifiers, and plain data for the model's card: counts, losses, which features were there."""
 
     nets: ConfidenceNets
     record: dict[str, Any] = field(default_factory=dict)
@@ -238,22 +207,16 @@ def train_confidence(
     """
     good, bad = chi2_eps < GOOD_BELOW, chi2_eps > BAD_ABOVE
     fitted = ~validation
-    counts = {
-        name: {
-            "good": int(good[fitted, i].sum()),
-            "bad": int(bad[fitted, i].sum()),
-            "validation_good": int(good[validation, i].sum()),
-            "validation_bad": int(bad[validation, i].sum()),
-        }
-        for i, name in enumerate(targets)
-    }
-    enough = [i for i, name in enumerate(targets) if min(counts[name]["good"], counts[name]["bad"]) >= MIN_PER_CLASS]
-    enough = [i for i in enough if min(good[validation, i].sum(), bad[validation, i].sum()) > 0]
+    counts: dict[str, dict[str, int]] = {}
+    enough = []
     for i, name in enumerate(targets):
-        if i not in enough:
-            log.info(
-                f"{name}: {counts[name]['good']} good and {counts[name]['bad']} bad stars are too few; no classifier"
-            )
+        of = {"good": good[fitted, i], "bad": bad[fitted, i]}
+        of |= {"validation_good": good[validation, i], "validation_bad": bad[validation, i]}
+        counts[name] = n = {kind: int(members.sum()) for kind, members in of.items()}
+        if min(n["good"], n["bad"]) >= MIN_PER_CLASS and min(n["validation_good"], n["validation_bad"]) > 0:
+            enough.append(i)
+        else:
+            log.info(f"{name}: {n['good']} good and {n['bad']} bad stars are too few; no classifier")
     if not enough:
         first = counts[targets[0]]
         raise InputError(
@@ -286,7 +249,7 @@ def _standardisation(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Centre, inverse scale and indicator of every feature; a feature that never varied has inverse scale 0."""
     n_features = features.shape[1]
-    center, inverse_scale = np.zeros(n_features), np.zeros(n_features)
+    center, inverse_scale = np.zeros((2, n_features))
     present = np.isfinite(features)
     for i in range(n_features):
         values = np.asarray(features[present[:, i], i], np.float64)
@@ -349,12 +312,9 @@ def _run(  # noqa: PLR0915 - the jitted epoch closes over the sample's constants
     batch = min(config.batch_size, max(1, n // config.min_batches))
     n_batches = n // batch
     plateau, patience = config.schedule_for(n)
-    adam = optax.scale_by_adam()
+    adam, cross_entropy = optax.scale_by_adam(), optax.sigmoid_binary_cross_entropy
     widths = [layer.shape[1] for layer in nets.weights[:-1]]
     n_targets = len(nets.targets)
-
-    def cross_entropy(ln_odds: Array, y: Array) -> Array:
-        return optax.sigmoid_binary_cross_entropy(ln_odds, y)
 
     def loss(parameters: Any, x: Array, y: Array, w: Array, key: Array) -> Array:
         weights, biases = parameters

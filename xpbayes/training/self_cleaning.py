@@ -30,18 +30,12 @@ MAX_EXTINCTION, MAX_EXTINCTION_ERROR = 0.05, 0.05
 
 
 class Pulls(NamedTuple):
-    """How far stars are from their measurements, in sigma; NumPy.
+    """How far stars are from their measurements, in sigma; NumPy."""
 
-    Attributes:
-        labels: (star, label) solution minus measurement; 0 where not measured.
-        parallax: (star,) likewise.
-        flux: (star,) largest residual of any channel over that channel's own sigma.
-        mean_square: (star,) mean over the observed channels of squared residuals over their own sigma.
-    """
-
-    labels: NDArray[np.float32]
+    labels: NDArray[np.float32]  # (star, label) solution minus measurement; 0 where not measured
     parallax: NDArray[np.float32]
-    flux: NDArray[np.float32]
+    flux: NDArray[np.float32]  # (star,) largest residual of any channel over that channel's own sigma
+    # (star,) mean over the observed channels of squared residuals over their own sigma
     mean_square: NDArray[np.float32]
 
 
@@ -63,27 +57,13 @@ def _pulls(forward: ForwardModel, stars: Stars, theta_log: Array) -> tuple[Array
 
 
 def pulls(forward: ForwardModel, stars: Stars, theta_log: Float[Array, "star parameter"]) -> Pulls:
-    """Compare solutions with measurements.
-
-    Args:
-        forward: the forward model.
-        stars: the stars, with the whitening that the fit used.
-        theta_log: (star, label + 2) solutions.
-    """
+    """Compare (star, label + 2) solutions with measurements, whose whitening is the one that the fit used."""
     found = by_blocks(partial(_pulls, forward), STAR_BLOCK, stars, theta_log)
     return Pulls(*map(np.asarray, found))
 
 
 def survivors(found: Pulls, phase: "Phase") -> dict[str, NDArray[np.bool_]]:
-    """Which stars pass each rule.
-
-    Args:
-        found: from `pulls`.
-        phase: the self-cleaning phase with its limits.
-
-    Returns:
-        'parameters', 'fluxes' and 'both': (star,) True where the star stays.
-    """
+    """Which stars pass each rule of a phase: 'parameters', 'fluxes' and 'both', (star,) True where the star stays."""
     parameters = (np.abs(found.labels) <= phase.max_parameter_pull).all(axis=1)
     parameters &= np.abs(found.parallax) <= phase.max_parameter_pull
     fluxes = np.isfinite(found.flux)
@@ -95,17 +75,9 @@ def survivors(found: Pulls, phase: "Phase") -> dict[str, NDArray[np.bool_]]:
 
 
 def high_quality(stars: Stars, limits: "HighQuality") -> dict[str, NDArray[np.bool_]]:
-    """(star,) which stars pass each cut of Eq. 15, by name; a star without a measurement fails its cut.
-
-    Args:
-        stars: training stars.
-        limits: the cuts.
-    """
+    """(star,) which stars pass each cut of Eq. 15, by name; a star without a measurement fails its cut."""
     inverse = np.asarray(stars.label_inv_error)
-    n_labels = inverse.shape[1]
-    largest = (*limits.max_label_error[:n_labels],) + (limits.max_label_error[-1],) * (
-        n_labels - len(limits.max_label_error)
-    )
+    largest = limits.errors_for(inverse.shape[1])
     snr = np.asarray(stars.parallax) * np.asarray(stars.parallax_inv_error)
     return {
         "high_quality.max_label_error": (inverse > 1.0 / np.asarray(largest)).all(axis=1),
@@ -136,17 +108,9 @@ def fig4_outliers(logg_pull: NDArray[Any], parallax_pull: NDArray[Any]) -> NDArr
 def diagnostic(
     stars: Stars, theta_log: Float[Array, "star parameter"], found: Pulls, labels: tuple[str, ...]
 ) -> dict[str, Any]:
-    """What Fig. 4 draws, as plain data.
+    """What Fig. 4 draws, as plain data: one entry per low-extinction Sun-like star among all training stars.
 
-    Args:
-        stars: all training stars.
-        theta_log: (star, label + 2) their solutions.
-        found: from `pulls`.
-        labels: names of the labels.
-
-    Returns:
-        'row' (of the training stars), 'logg_pull', 'parallax_pull', 'parallax' (the solution, [mas]), 'outlier', one
-        entry per low-extinction Sun-like star.
+    'row' (of the training stars), 'logg_pull', 'parallax_pull', 'parallax' (the solution, [mas]), 'outlier'.
     """
     row = np.flatnonzero(sun_like(stars, labels))
     logg = found.labels[row, labels.index("logg")] if len(row) else np.zeros(0, np.float32)
@@ -161,11 +125,9 @@ def diagnostic(
 
 
 def with_absolute_magnitudes(found: dict[str, Any], magnitude: NDArray[Any]) -> dict[str, Any]:
-    """Add 'absolute_magnitude', m - 10 + 5 log10(parallax / mas), to a diagnostic; null where the star has none.
+    """Add 'absolute_magnitude', m - 10 + 5 log10(parallax / mas), to a `diagnostic`; null where the star has none.
 
-    Args:
-        found: from `diagnostic`.
-        magnitude: (star,) apparent magnitudes of all training stars [mag], NaN where missing.
+    Apparent magnitudes are of all training stars [mag], NaN where missing.
     """
     row = np.asarray(found["row"], dtype=np.int64)
     absolute = magnitude[row] - 10.0 + 5.0 * np.log10(np.asarray(found["parallax"], dtype=np.float64))

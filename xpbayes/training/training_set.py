@@ -1,7 +1,7 @@
 """From star tables to what training works on: cuts, the split by source_id, and the batch, larger than memory or not.
 
 In: a star table, or files of them, and the settings. Out: a `TrainingSet`. Tables that are too large are read twice, some
-thousand stars at a time: once for cuts and split, once to write what is left of them into `starfiles`.
+thousand stars at a time: once for cuts and split, once to write what is left of them into files (`data.stars`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,13 +13,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xpbayes.config import TrainingConfig
-from xpbayes.data.scratch import make_star_files, write_rows
-from xpbayes.data.spectra import Cut, Spectra, add_up_cuts, join_star_tables
+from xpbayes.data.spectra import MATRICES, OK, Cut, Spectra, add_up_cuts, join_star_tables
 from xpbayes.data.spectra_file import read_star_table_rows
-from xpbayes.data.stars import Stars
+from xpbayes.data.stars import Stars, evenly, make_star_files, write_rows
 from xpbayes.errors import InputError
 from xpbayes.identity import Side, Split
-from xpbayes.training.selection import training_cuts
 
 STARS_AT_ONCE = 4096
 MIN_TRAINING_STARS = 200
@@ -28,20 +26,12 @@ MIN_TRAINING_STARS = 200
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Stars of a training run.
+    """Stars of a training run."""
 
-    Attributes:
-        table: the training stars; without fluxes where the stars are in files.
-        stars: the same as the mathematics sees them.
-        aside: stars kept aside, evenly picked, on which posteriors are to be calibrated.
-        held_out: held-out stars, evenly picked, on which the model is to be assessed.
-        n_held_out: held-out stars in all.
-    """
-
-    table: Spectra
-    stars: Stars
-    aside: Spectra
-    held_out: Spectra
+    table: Spectra  # the training stars; without fluxes where the stars are in files
+    stars: Stars  # the same as the mathematics sees them
+    aside: Spectra  # stars kept aside, evenly picked, on which posteriors are to be calibrated
+    held_out: Spectra  # held-out stars, evenly picked, on which the model is to be assessed; `n_held_out` in all
     n_held_out: int
 
 
@@ -56,16 +46,7 @@ class _Sides:
 
 
 def training_set(table: Spectra, config: TrainingConfig, where: str) -> TrainingSet:
-    """Select the stars of a training run from a table in memory.
-
-    Args:
-        table: the stars.
-        config: the settings.
-        where: what to call the table in a message.
-
-    Raises:
-        InputError: too few stars are left.
-    """
+    """Select the stars of a training run from a table in memory, `where` in a message; InputError if too few."""
     kept = training_cuts(table, config.labels, config.teff_max, config.min_channels)
     sides = _split(kept, config, where)
     stars = sides.training.stars(
@@ -75,12 +56,9 @@ def training_set(table: Spectra, config: TrainingConfig, where: str) -> Training
 
 
 def training_set_in_files(paths: Sequence[Path], config: TrainingConfig, scratch: Path) -> TrainingSet:
-    """Select the stars of a training run from tables that are larger than memory.
+    """Select the stars of a training run from tables that are larger than memory, of the same channels and labels.
 
-    Args:
-        paths: star tables, of the same channels and labels.
-        config: the settings.
-        scratch: folder that receives the training stars: twice 4 bytes per pair of channels and star.
+    The folder `scratch` receives the training stars: twice 4 bytes per pair of channels and star.
 
     Raises:
         InputError: a table cannot be used, they differ or repeat a star, too few stars are left, or there is no room.
@@ -137,9 +115,7 @@ def _without_fluxes(table: Spectra, config: TrainingConfig) -> Spectra:
     for name in (*config.labels, "parallax", "spectroscopic_parallax", "reddening"):
         names += [name, f"{name}_error"]
     return table.replace(
-        flux=table.flux[:, :0].copy(),
-        xp_whitening=table.xp_whitening[:, :0].copy(),
-        band_inverse_error=table.band_inverse_error[:, :0].copy(),
+        **{name: getattr(table, name)[:, :0].copy() for name in MATRICES},
         columns={name: table.columns[name] for name in names if name in table.columns},
         extra_units={},
     )
@@ -166,11 +142,12 @@ def _split(kept: Spectra, config: TrainingConfig, where: str) -> _Sides:
             f"{config.validation_fraction:g}), {int(aside.sum())} kept aside (calibration_fraction = "
             f"{config.calibration_fraction:g}){_most(kept.cuts)}; bring more stars, or make these fractions smaller"
         )
+    rows_aside, rows_held = np.flatnonzero(aside), np.flatnonzero(held)
     return _Sides(
         training,
-        aside=_evenly(np.flatnonzero(aside), config.calibration_stars),
-        held_out=_evenly(np.flatnonzero(held), config.held_out_stars),
-        n_held_out=int(held.sum()),
+        aside=rows_aside[evenly(len(rows_aside), config.calibration_stars)],
+        held_out=rows_held[evenly(len(rows_held), config.held_out_stars)],
+        n_held_out=len(rows_held),
     )
 
 
@@ -180,6 +157,45 @@ def _most(cuts: Sequence[Cut]) -> str:
     return f"; most others went with '{largest.what}', {largest.removed}" if largest and largest.removed else ""
 
 
-def _evenly(rows: NDArray[np.intp], n: int) -> NDArray[np.intp]:
-    n = min(n, len(rows))
-    return rows[np.linspace(0, len(rows) - 1, n).astype(int)] if n else rows[:0]
+# --------------------------------------------------------------------------------------------------------------- cuts
+
+
+def has_distance(table: Spectra) -> NDArray[np.bool_]:
+    """(star,) which stars have a parallax, measured or spectroscopic."""
+    return table.is_measured("parallax") | np.isfinite(table.column("spectroscopic_parallax"))
+
+
+def training_cuts(
+    table: Spectra,
+    labels: Sequence[str],
+    teff_max: float | None = None,
+    min_channels: int | None = None,
+    *,
+    distances: bool = True,
+) -> Spectra:
+    """Apply the training cuts, to stars with all labels and their errors; each is counted in the result's `cuts`.
+
+    Args:
+        table: all stars.
+        labels: names of the labels.
+        teff_max: training stars are cooler [kK]; any if None.
+        min_channels: training stars were measured in at least so many channels; if None, bands may be missing and no
+            sample of the spectrum, or nothing where there are bands alone.
+        distances: training stars have a parallax, measured or spectroscopic.
+    """
+    table = table.replace(cuts=(*table.cuts, Cut("stars in the table", 0, len(table))))
+    problems = table.problems(labelled=True)
+    for reason in sorted(set(problems.tolist()) - {OK}):
+        table, problems = table.take(problems != reason, f"unusable: {reason}"), problems[problems != reason]
+    label, error = table.labels(labels)
+    complete = np.isfinite(label).all(axis=1) & np.isfinite(error).all(axis=1)
+    table = table.take(complete, f"a label or its error is missing ({', '.join(labels)})")
+    if "teff" in labels and teff_max is not None:
+        table = table.take(table.column("teff") < teff_max, f"Teff not below {1e3 * teff_max:.0f} K")
+    if distances:
+        table = table.take(has_distance(table), "neither a parallax nor a spectroscopic parallax")
+    present = table.channel_present()
+    if min_channels is None:
+        needed = present[:, : table.channels.n_xp or None]
+        return table.take(needed.all(axis=1), "a sample of the spectrum is missing")
+    return table.take(present.sum(axis=1) >= min_channels, f"fewer than {min_channels} channels")

@@ -50,43 +50,29 @@ PULL_SHARES = np.concatenate([norm.pdf(_CORE) / norm.pdf(_CORE).sum(), 1.0 / _WI
 
 
 class Case(NamedTuple):
-    """Stars kept aside as inference has them, and what is known of them.
-
-    Attributes:
-        stars: the stars, as inference saw them.
-        found: their posteriors as inference found them.
-        published: the same, calibrated or not, as a catalogue would have them.
-        use_parallax: whether parallaxes were used.
-        known: of labels, E and ln parallax.
-    """
+    """Stars kept aside as inference saw them, and what is known of their labels, E and ln parallax."""
 
     stars: "Stars"
-    found: "Posteriors"
-    published: "Posteriors"
-    use_parallax: bool
+    found: "Posteriors"  # their posteriors as inference found them
+    published: "Posteriors"  # the same, calibrated or not, as a catalogue would have them
+    use_parallax: bool  # whether parallaxes were used
     known: References
 
 
 class Evidence(NamedTuple):
-    """What is known of published medians, (row, parameter) each.
+    """What is known of published medians, (row, parameter) each."""
 
-    Attributes:
-        right, wrong: likelihoods of what is known if the median is within `WITHIN` of its errors, and if it is not; equal
-            where nothing is known.
-        weight: of the row.
-    """
-
+    # Likelihoods of what is known if the median is within `WITHIN` of its errors, and if it is not; equal where nothing
+    # is known
     right: NDArray[np.float64]
     wrong: NDArray[np.float64]
-    weight: NDArray[np.float64]
+    weight: NDArray[np.float64]  # of the row
 
 
 def judged(case: Case, *, parallax: bool = False) -> Evidence:
     """Compare published medians of labels, E and ln parallax with what is known of them, whose errors are deconvolved.
 
-    Args:
-        case: the stars.
-        parallax: judge parallaxes even if they were used; else what is known of them is mostly themselves.
+    Parallaxes that were used are judged if asked only; else what is known of them is mostly themselves.
     """
     published, known = case.published, case.known
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
@@ -122,14 +108,11 @@ def learn_trust(
     Args:
         model: the trained model.
         support: where its training labels are.
-        calibration: of posteriors, with how well fluxes of ordinary stars are described.
+        calibration: of posteriors, with how well fluxes of ordinary stars are described; None comes back without.
         wavelength: of the channels [nm].
         cases: stars kept aside as measured, without their parallaxes, and those that have one with it.
         seed: of what is made and altered.
         feh_and_logg: as of `outsiders`.
-
-    Returns:
-        what was learned; None if how well fluxes are described is not known.
     """
     quality = calibration.fit_quality
     if quality is None:
@@ -158,14 +141,7 @@ def learn_trust(
 
 
 class Lesson(NamedTuple):
-    """Rows to learn from.
-
-    Attributes:
-        features: (row, feature).
-        told: what is known of them.
-        use_parallax: whether their parallaxes were used.
-        kind: stars kept aside 'as measured', 'altered', or sources 'outside' of the model.
-    """
+    """Rows (row, feature) to learn from, and what is told of them: stars kept aside, or sources outside the model."""
 
     features: NDArray[np.float64]
     told: Evidence
@@ -216,14 +192,7 @@ def _learned(lessons: list[Lesson]) -> Trust:
 def _with_poorer_parallaxes(
     model: "StarModel", calibration: "Calibration", whole: Case, random: np.random.Generator
 ) -> Case:
-    """Stars whose parallaxes were made poorer, as inference and a catalogue have them: the true ones are nearly known.
-
-    Args:
-        model: the trained model.
-        calibration: of its posteriors.
-        whole: stars as measured.
-        random: random numbers.
-    """
+    """Stars with poorer parallaxes as inference and a catalogue have them: what is true is nearly known."""
     with_one = np.flatnonzero(np.asarray(whole.stars.parallax_inv_error) > 0)
     some = with_one[random.permutation(len(with_one))[:N_ALTERED]]
     before = rows_of_each(whole.stars, some)
@@ -238,18 +207,12 @@ def _with_poorer_parallaxes(
     value, error = (of_both[:, 1] for of_both in measured(before))
     half = 0.5 * (published.high - published.low)[:, -1].astype(np.float64)
     drawn = np.clip((half * np.asarray(stars.parallax_inv_error, np.float64)) ** 2, 0.0, 0.5)
-    left = 1.0 - 2.0 * drawn
-    known.value[:, -1], known.variance[:, -1] = value, error**2 * np.maximum(left, LEAST_SPREAD**2)
+    known.value[:, -1], known.variance[:, -1] = value, error**2 * np.maximum(1.0 - 2.0 * drawn, LEAST_SPREAD**2)
     return Case(looked_at, found, published, use_parallax=True, known=known)
 
 
 def with_poorer_parallaxes(stars: "Stars", random: np.random.Generator) -> "Stars":
-    """Stars whose parallaxes were measured with larger errors, and are spurious as often as they are taken to be.
-
-    Args:
-        stars: as measured.
-        random: random numbers.
-    """
+    """Stars whose parallaxes were measured with larger errors, and are spurious as often as they are taken to be."""
     n, inverse = len(stars), np.asarray(stars.parallax_inv_error, np.float64)
     noise = np.exp(random.uniform(0.0, np.log(MOST_NOISE), n))
     wider = np.hypot(1.0, noise)
@@ -275,10 +238,8 @@ def _knots(features: NDArray[np.float64], outside: NDArray[np.bool_]) -> NDArray
     """(feature, knot) rising, where stars are and where what is outside."""
     stars, others = features[~outside], features[outside]
     levels = [0.0, 0.02, 0.25, 0.5, 0.75, 0.98, 1.0]
-    found = np.sort(
-        np.concatenate([np.quantile(stars, levels, axis=0), np.quantile(others, (0.1, 0.5, 0.9), axis=0)]), 0
-    )
-    found = found.T
+    both = np.concatenate([np.quantile(stars, levels, axis=0), np.quantile(others, (0.1, 0.5, 0.9), axis=0)])
+    found = np.sort(both, axis=0).T
     gap = 1e-4 * (1.0 + np.abs(found).max(axis=1, keepdims=True))  # what is all but constant needs knots as well
     return np.maximum.accumulate(found, axis=1) + gap * np.arange(found.shape[1])
 

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from xpbayes.data.directions import unit_vectors
-from xpbayes.data.scratch import in_memory
-from xpbayes.data.stars import Stars
+from xpbayes.data.stars import Stars, evenly, in_memory
 from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.models.model_error import ModelError, kind_weights_of
 from xpbayes.models.star_model import StarModel
@@ -44,7 +43,7 @@ def excess_by_kind(
     weight: Float[NDArray, "star kind"],
     pairs: NDArray[np.integer],
 ) -> Float[NDArray, " kind"]:
-    """Variance of xi of every kind that its neighbours do not share, beyond the stated one and beyond that of most kinds.
+    """(kind,) variance of xi that its neighbours do not share, beyond the stated one and beyond that of most kinds.
 
     Args:
         xi: by the likelihood alone.
@@ -77,22 +76,21 @@ def with_unshared_xi(
     ra: Float[NDArray, " star"],
     dec: Float[NDArray, " star"],
 ) -> tuple[ModelError, Float[NDArray, " kind"]]:
-    """The model's error with what neighbours' xi do not share.
+    """The model's error with what neighbours' xi do not share, and (kind,) the variance of xi that was added.
+
+    Unchanged where too few stars behind dust are neighbours.
 
     Args:
         model: with R1 and an error.
         stars: training stars with the measurement's own whitening, in memory or in files.
         theta_log: (star, parameter) their solutions.
         ra, dec: their positions [deg].
-
-    Returns:
-        the error; (kind,) the variance of xi that was added. Unchanged where too few stars behind dust are neighbours.
     """
     error, forward = model.error, model.forward
     assert error is not None and forward.curve_variation is not None
     ln_extinction = np.asarray(theta_log, np.float64)[:, -2]
     rows = np.flatnonzero((ln_extinction > np.log(MIN_EXTINCTION)) & np.isfinite(ra) & np.isfinite(dec))
-    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_STARS)).astype(int)]
+    rows = rows[evenly(len(rows), MAX_STARS)]
     rows = rows[: len(rows) - len(rows) % BATCH]
     nothing = np.zeros(len(error.covariance))
     if not len(rows):

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.spatial import cKDTree
 
-from xpbayes.data.scratch import in_memory, pieces
-from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
+from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, in_memory, pieces
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.model_error import mean_ln_snr
 from xpbayes.models.objective import flux_chi2, measurement_residuals
@@ -47,13 +46,9 @@ def _judge(forward: ForwardModel, stars: Stars, theta_log: Array) -> tuple[Array
 def star_weights(
     forward: ForwardModel, stars: Stars, theta_log: Float[Array, "star parameter"], *, by_measurements: bool = True
 ) -> Float[NDArray, " star"]:
-    """How much each star counts, at most about 1.
+    """How much each star counts, at most about 1, by its fluxes and, if asked, by its pulls.
 
-    Args:
-        forward: the forward model.
-        stars: training stars with the measurement's own whitening: no model error in it, in memory or in files.
-        theta_log: (star, label + 2) solutions.
-        by_measurements: judge stars by their pulls, too.
+    Stars, in memory or in files, have the measurement's own whitening, without the model's error.
     """
     found = [
         by_blocks(partial(_judge, forward), STAR_BLOCK, in_memory(stars, at), theta_log[at])
@@ -74,14 +69,7 @@ def weights_from(
     pulls2: Float[NDArray, " star"],
     n_measured: NDArray[np.integer],
 ) -> Float[NDArray, " star"]:
-    """The same from numbers.
-
-    Args:
-        place: where each star is among its like.
-        chi2: of its fluxes.
-        pulls2: sum of its squared pulls.
-        n_measured: over so many measurements.
-    """
+    """The same from each star's place among its like, its fluxes' chi^2, and the sum of its squared pulls."""
     n = min(N_NEIGHBOURS + 1, len(place))
     _, near = cKDTree(place).query(place, k=n)
     near = near.reshape(len(place), n)
@@ -92,3 +80,42 @@ def weights_from(
     usual = np.maximum(np.median(pulls2[near], axis=1) / expected, 1.0)
     by_measurements = np.minimum(1.0, (DOF + n_measured) / (DOF + pulls2 / usual))
     return np.asarray(by_fluxes * by_measurements)
+
+
+# ------------------------------------------------------------------------------------------------------ kinds of star
+
+GIANT_LOGG, LUMINOUS_LOGG = 3.8, 1.5
+COOL_TEFF, WARM_TEFF, HOT_TEFF = 5.0, 6.5, 8.5
+POOR_FEH = -1.0
+
+
+def kinds_of_star(
+    labels: NDArray[np.floating], names: tuple[str, ...] = ("teff", "feh", "logg")
+) -> dict[str, NDArray[np.bool_]]:
+    """(star,) which stars belong to each kind, by its name; kinds overlap, and all of them need Teff and log g.
+
+    Labels are (star, label) [kK, dex, dex, ...].
+    """
+    if not {"teff", "logg"} <= set(names):
+        return {"all": np.ones(len(labels), bool)}
+    teff, logg = labels[:, names.index("teff")], labels[:, names.index("logg")]
+    dwarf = logg >= GIANT_LOGG
+    kinds = {
+        "all": np.ones(len(labels), bool),
+        "luminous giants": logg < LUMINOUS_LOGG,
+        "giants": (logg >= LUMINOUS_LOGG) & ~dwarf,
+        "cool dwarfs": dwarf & (teff < COOL_TEFF),
+        "sun-like dwarfs": dwarf & (teff >= COOL_TEFF) & (teff < WARM_TEFF),
+        "warm dwarfs": dwarf & (teff >= WARM_TEFF) & (teff < HOT_TEFF),
+        "hot dwarfs": dwarf & (teff >= HOT_TEFF),
+    }
+    if "feh" in names:
+        kinds["metal-poor stars"] = labels[:, names.index("feh")] < POOR_FEH
+    return kinds
+
+
+def kept_by_kind(
+    weight: NDArray[np.floating] | NDArray[np.bool_], kinds: dict[str, NDArray[np.bool_]]
+) -> dict[str, float]:
+    """Mean weight of every kind of star that there is."""
+    return {name: round(float(np.mean(weight[there])), 3) for name, there in kinds.items() if there.any()}

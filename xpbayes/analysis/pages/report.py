@@ -37,7 +37,7 @@ from xpbayes.production.model_file import TrainedModel
 from xpbayes.production.reader import open_catalogue
 from xpbayes.production.table import catalogue_about, list_column, read_catalogue, text_column
 from xpbayes.schema import FLAG_SENTENCES, QualityFlag
-from xpbayes.training.selection import training_cuts
+from xpbayes.training.training_set import training_cuts
 
 GROUPS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "accuracy": ("Accuracy", ("residuals", "pulls", "external", "clusters", "sfd")),
