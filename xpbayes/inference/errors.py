@@ -21,24 +21,18 @@ from xpbayes.models.star_model import StarModel
 
 
 class ModeDiagnostics(NamedTuple):
-    """What is evaluated at the solutions of stars.
+    """What is evaluated at the solutions of stars."""
 
-    Attributes:
-        fisher: (star, parameter, parameter) information matrix of (labels, E, parallax): J^T C^-1 J, weighted as the
-            fluxes' tail weights the star, and 1 / sigma_parallax^2, its mean over both errors that a doubted parallax
-            may have; the prior is not included (Eq. 21, 22), but for that of xi where the curve varies: without it
-            every star without dust would have no errors at all.
-        hessian: (star, parameter, parameter) of L in (labels, ln E, ln parallax) (Eq. 20).
-        chi2: (star,) of the fluxes.
-        ln_prior: (star,) of the labels.
-        unbounded: (star, 2) E [mag] and its error of the Gaussian that the posterior is there, labels and parallax
-            integrated out, as if E could be negative.
-    """
-
+    # information matrix of (labels, E, parallax): J^T C^-1 J, weighted as the fluxes' tail weights the star, and 1
+    # / sigma_parallax^2, its mean over both errors that a doubted parallax may have; the prior is not included (Eq.
+    # 21, 22), but for that of xi where the curve varies: without it every star without dust would have no errors at
+    # all.
     fisher: Float[Array, "star parameter parameter"]
-    hessian: Float[Array, "star parameter parameter"]
-    chi2: Float[Array, " star"]
-    ln_prior: Float[Array, " star"]
+    hessian: Float[Array, "star parameter parameter"]  # of L in (labels, ln E, ln parallax) (Eq. 20).
+    chi2: Float[Array, " star"]  # of the fluxes
+    ln_prior: Float[Array, " star"]  # of the labels
+    # (star, 2) E [mag] and its error of the Gaussian that the posterior is there, labels and parallax integrated
+    # out, as if E could be negative
     unbounded: Float[Array, "star two"]
 
 

@@ -34,78 +34,58 @@ if TYPE_CHECKING:
 
 
 class CurvePosteriors(NamedTuple):
-    """What is known of every star's xi, all else marginalised.
+    """What is known of every star's xi, all else marginalised."""
 
-    Attributes:
-        estimate: (star,) at the mode.
-        error: (star,) 1-sigma error by Laplace: 1 where nothing but the prior is known.
-        correlation: (star, parameter) Laplace correlation with labels, E and parallax.
-        mean, std, median, low, high: (star,) of the posterior; NaN if no draws were asked for.
-        runner_up: (star,) at the second optimum; NaN if there is one only.
-    """
-
-    estimate: NDArray[np.float32]
-    error: NDArray[np.float64]
-    correlation: NDArray[np.float64]
+    estimate: NDArray[np.float32]  # (star,) at the mode
+    error: NDArray[np.float64]  # (star,) 1-sigma error by Laplace: 1 where nothing but the prior is known
+    correlation: NDArray[np.float64]  # (star, parameter) Laplace correlation with labels, E and parallax
+    # (star,) of the posterior; NaN if no draws were asked for
     mean: NDArray[np.float32]
     std: NDArray[np.float32]
     median: NDArray[np.float32]
     low: NDArray[np.float32]
     high: NDArray[np.float32]
-    runner_up: NDArray[np.float32]
+    runner_up: NDArray[np.float32]  # (star,) at the second optimum; NaN if there is one only
 
 
 @dataclass(frozen=True)
 class Posteriors:
-    """Results per star, NumPy.
+    """Results per star, NumPy."""
 
-    Attributes:
-        estimate: (star, parameter) labels, E [mag], parallax [mas] at the mode.
-        fisher: (star, parameter, parameter) information matrix of the same, float32 (Eq. 21, 22).
-        covariance: (star, parameter, parameter) its inverse, float64 (Eq. 23).
-        laplace: (star, parameter, parameter) covariance of the same from the full posterior's Hessian, float64.
-        chi2: (star,) of the fluxes, with the model's error in the covariance.
-        ln_prior: (star,).
-        objective: (star,) L = -2 ln posterior + constant.
-        decrement, converged, n_iterations: see `solver.Solution`.
-        hessian_positive: (star,) the full Hessian (Eq. 20) is positive definite.
-        n_modes: (star,) distinct optima found within `COMPETES` of the best.
-        runner_up: (star, parameter) the second of them; NaN if there is one only.
-        runner_up_delta: (star,) by how much its L is higher; NaN likewise.
-        unbounded: (star, 2) E [mag] and its error at the optimum as if E could be negative: unbiased where there is no dust.
-        mean, std, median, low, high: (star, parameter) of the posterior; NaN if no draws were asked for.
-        k_hat, n_effective: (star,) quality of the draws behind them.
-        spurious: (star,) probability that the measured parallax is spurious; NaN without one, None if none is doubted.
-        curve: of xi, which all of these are marginal over; None where the curve does not vary.
-        pair: under the hypothesis of an unresolved second source; None where it was not asked for.
-        alone: given the fluxes alone, the parallax left out; None where it was not asked for, or not found yet.
-    """
-
-    estimate: NDArray[np.float32]
-    fisher: NDArray[np.float32]
-    covariance: NDArray[np.float64]
+    estimate: NDArray[np.float32]  # (star, parameter) labels, E [mag], parallax [mas] at the mode
+    fisher: NDArray[np.float32]  # (star, parameter, parameter) information matrix of the same, float32 (Eq. 21, 22)
+    covariance: NDArray[np.float64]  # (star, parameter, parameter) its inverse, float64 (Eq. 23)
+    # (star, parameter, parameter) covariance of the same from the full posterior's Hessian, float64
     laplace: NDArray[np.float64]
-    chi2: NDArray[np.float32]
-    ln_prior: NDArray[np.float32]
-    objective: NDArray[np.float32]
+    chi2: NDArray[np.float32]  # (star,) of the fluxes, with the model's error in the covariance
+    ln_prior: NDArray[np.float32]  # (star,)
+    objective: NDArray[np.float32]  # (star,) L = -2 ln posterior + constant
+    # see `solver.Solution`
     decrement: NDArray[np.float32]
     converged: NDArray[np.bool_]
     n_iterations: NDArray[np.int32]
-    hessian_positive: NDArray[np.bool_]
-    n_modes: NDArray[np.int32]
-    runner_up: NDArray[np.float32]
-    runner_up_delta: NDArray[np.float32]
+    hessian_positive: NDArray[np.bool_]  # (star,) the full Hessian (Eq. 20) is positive definite.
+    n_modes: NDArray[np.int32]  # (star,) distinct optima found within `COMPETES` of the best
+    runner_up: NDArray[np.float32]  # (star, parameter) the second of them; NaN if there is one only
+    runner_up_delta: NDArray[np.float32]  # (star,) by how much its L is higher; NaN likewise
+    # (star, 2) E [mag] and its error at the optimum as if E could be negative: unbiased where there is no dust
     unbounded: NDArray[np.float32]
+    # (star, parameter) of the posterior; NaN if no draws were asked for
     mean: NDArray[np.float32]
     std: NDArray[np.float32]
     median: NDArray[np.float32]
     low: NDArray[np.float32]
     high: NDArray[np.float32]
+    # (star,) quality of the draws behind them
     k_hat: NDArray[np.float32]
     n_effective: NDArray[np.float32]
+    # (star,) probability that the measured parallax is spurious; NaN without one, None if none is doubted
     spurious: NDArray[np.float32] | None = None
+    # of xi, which all of these are marginal over; None where the curve does not vary
     curve: CurvePosteriors | None = None
+    # under the hypothesis of an unresolved second source; None where it was not asked for
     pair: PairPosteriors | None = None
+    # given the fluxes alone, the parallax left out; None where it was not asked for, or not found yet
     alone: FluxesAlone | None = None
 
     def take(self, rows: slice | NDArray[np.integer]) -> "Posteriors":

@@ -22,17 +22,11 @@ UNUSUAL = 1e-3
 
 @dataclass(frozen=True)
 class FitQuality:
-    """Distribution of ln (chi^2 / channels) of ordinary stars.
+    """Distribution of ln (chi^2 / channels) of ordinary stars."""
 
-    Attributes:
-        ln_snr: (knot,) mean ln S/N of the channels, rising.
-        middle: (knot,) median.
-        width: (knot,) standard deviation.
-    """
-
-    ln_snr: Float[np.ndarray, " knot"]
-    middle: Float[np.ndarray, " knot"]
-    width: Float[np.ndarray, " knot"]
+    ln_snr: Float[np.ndarray, " knot"]  # mean ln S/N of the channels, rising
+    middle: Float[np.ndarray, " knot"]  # median
+    width: Float[np.ndarray, " knot"]  # standard deviation
 
     def of(self, chi2: NDArray, n_channels: NDArray, ln_snr: NDArray) -> NDArray[np.float32]:
         """(star,) share of ordinary stars of this S/N whose fluxes fit worse; NaN where there is no chi^2.

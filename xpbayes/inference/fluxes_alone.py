@@ -15,17 +15,11 @@ from xpbayes.models.star_model import StarModel
 
 
 class FluxesAlone(NamedTuple):
-    """The mode given the fluxes alone; of stars without a parallax the one that is known.
+    """The mode given the fluxes alone; of stars without a parallax the one that is known."""
 
-    Attributes:
-        theta_log: (star, parameter) labels, xi if the curve varies, ln E, ln parallax.
-        hessian: (star, parameter, parameter) of L there.
-        chi2: (star,) of the fluxes.
-    """
-
-    theta_log: NDArray[np.float32]
-    hessian: NDArray[np.float32]
-    chi2: NDArray[np.float32]
+    theta_log: NDArray[np.float32]  # (star, parameter) labels, xi if the curve varies, ln E, ln parallax
+    hessian: NDArray[np.float32]  # (star, parameter, parameter) of L there
+    chi2: NDArray[np.float32]  # (star,) of the fluxes
 
 
 def without_parallax(

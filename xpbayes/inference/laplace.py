@@ -26,17 +26,11 @@ MAX_COMPONENT_STEP = 4.0
 
 
 class Gaussian(NamedTuple):
-    """A Gaussian in (E, labels), E first.
-
-    Attributes:
-        mean: (label + 1,).
-        factor: (label + 1, label + 1) lower-triangular; its first row belongs to E.
-        evidence: () ln of the integral of the posterior that it approximates.
-    """
+    """A Gaussian in (E, labels), E first."""
 
     mean: Float[Array, " label+1"]
-    factor: Float[Array, "label+1 label+1"]
-    evidence: Float[Array, ""]
+    factor: Float[Array, "label+1 label+1"]  # lower-triangular; its first row belongs to E
+    evidence: Float[Array, ""]  # ln of the integral of the posterior that it approximates
 
 
 class _Component(NamedTuple):

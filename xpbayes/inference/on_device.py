@@ -77,17 +77,11 @@ MEMORY_SHARE = 0.4
 
 
 class Found(NamedTuple):
-    """What the search finds, on the device.
+    """What the search finds, on the device."""
 
-    Attributes:
-        stars: as `packed`, model error folded in.
-        optima: the best optimum of every star and what competes with it.
-        at: errors and all else at the best.
-    """
-
-    stars: Stars
-    optima: Optima
-    at: ModeDiagnostics
+    stars: Stars  # as `packed`, model error folded in
+    optima: Optima  # the best optimum of every star and what competes with it
+    at: ModeDiagnostics  # errors and all else at the best
 
 
 def devices_to_use() -> list[jax.Device]:
@@ -279,17 +273,11 @@ def search_chunk(model: StarModel, grid: StartGrid, measured: Stars, n_starts: i
 
 
 class _Rounds(NamedTuple):
-    """After how many iterations starts are gathered anew.
+    """After how many iterations starts are gathered anew."""
 
-    Attributes:
-        limits: (round,) iterations since the start; those of no round are filled up.
-        n: how many rounds.
-        n_further: steps of the winners beyond convergence.
-    """
-
-    limits: Int[Array, " round"]
-    n: Any
-    n_further: Any
+    limits: Int[Array, " round"]  # iterations since the start; those of no round are filled up
+    n: Any  # how many rounds
+    n_further: Any  # steps of the winners beyond convergence
 
     @classmethod
     def of(cls, most: int) -> "_Rounds":
@@ -342,17 +330,11 @@ def _beside(condition: Array, leaf: Array) -> Array:
 
 
 class _Going(NamedTuple):
-    """Between two rounds.
+    """Between two rounds."""
 
-    Attributes:
-        number: of the next round.
-        state: of all starts.
-        left: (lane,) those that go on.
-    """
-
-    number: Array
-    state: SolverState
-    left: Array
+    number: Array  # of the next round
+    state: SolverState  # of all starts
+    left: Array  # (lane,) those that go on
 
 
 def _refine(

@@ -67,25 +67,17 @@ MIN_RATIO = 0.2
 
 @dataclass(frozen=True)
 class KindCalibration:
-    """What is wrong with posteriors, by kind of star; parameters are labels, E [mag] and ln parallax.
+    """What is wrong with posteriors, by kind of star; parameters are labels, E [mag] and ln parallax."""
 
-    Attributes:
-        scale: (label + 1,) units of the features, (labels, ln S/N).
-        kinds: (kind, label + 1) centres, in those units.
-        width: () over which kinds pass into each other.
-        offset: (kind, parameter) of posterior medians [kK, dex, dex, ..., mag, -].
-        stretch: (kind, parameter) of posteriors about their medians; 0 where no reference judged it, and it stays.
-        fisher: (kind, parameter) factor of the Fisher matrix's standard errors, about the mode.
-        laplace: (kind, parameter) factor of the Laplace approximation's, likewise.
-    """
-
-    scale: Float[np.ndarray, " label+1"]
-    kinds: Float[np.ndarray, "kind label+1"]
-    width: Float[np.ndarray, ""]
-    offset: Float[np.ndarray, "kind label+2"]
+    scale: Float[np.ndarray, " label+1"]  # units of the features, (labels, ln S/N)
+    kinds: Float[np.ndarray, "kind label+1"]  # centres, in those units
+    width: Float[np.ndarray, ""]  # over which kinds pass into each other
+    offset: Float[np.ndarray, "kind label+2"]  # (kind, parameter) of posterior medians [kK, dex, dex, ..., mag, -]
+    # (kind, parameter) of posteriors about their medians; 0 where no reference judged it, and it stays
     stretch: Float[np.ndarray, "kind label+2"]
+    # (kind, parameter) factor of the Fisher matrix's standard errors, about the mode
     fisher: Float[np.ndarray, "kind label+2"]
-    laplace: Float[np.ndarray, "kind label+2"]
+    laplace: Float[np.ndarray, "kind label+2"]  # (kind, parameter) factor of the Laplace approximation's, likewise
 
 
 @dataclass(frozen=True)
@@ -93,17 +85,14 @@ class Calibration:
     """Calibration of stars inferred from their fluxes and parallax, and of stars inferred from their fluxes alone.
 
     What `with_parallax` holds of ln parallax itself is not used: `flux_only` says it, see the module.
-
-    Attributes:
-        with_parallax, flux_only: the two cases.
-        scatter: (error kind, 2) of E [mag] and ln parallax at given labels, see `inference.scatter`; None if not known.
-        fit_quality: how well fluxes of ordinary stars are described; None if not known.
     """
 
+    # the two cases
     with_parallax: KindCalibration
     flux_only: KindCalibration
+    # (error kind, 2) of E [mag] and ln parallax at given labels, see `inference.scatter`; None if not known
     scatter: Float[np.ndarray, "error_kind two"] | None = None
-    fit_quality: FitQuality | None = None
+    fit_quality: FitQuality | None = None  # how well fluxes of ordinary stars are described; None if not known
 
     def scatter_of(self, error: ModelError | None, stars: Stars) -> NDArray[np.float64] | None:
         """(star, 2) by how much E [mag] and ln parallax of stars scatter at given labels; None if that is not known."""
@@ -143,19 +132,13 @@ def kind_weights(features: NDArray, kinds: NDArray, width: float) -> NDArray[np.
 
 
 class Known(NamedTuple):
-    """Stars as inference has them, and what is known of them.
+    """Stars as inference has them, and what is known of them."""
 
-    Attributes:
-        residual: (star, parameter) of what is to be calibrated minus the reference.
-        half: (star, parameter) half the width of its interval, in units of which it is stretched.
-        variance: (star, parameter) of the residual that is not its own; infinite where nothing is known.
-        counts: (star, parameter) how much each star counts.
-    """
-
-    residual: NDArray[np.float64]
-    half: NDArray[np.float64]
+    residual: NDArray[np.float64]  # (star, parameter) of what is to be calibrated minus the reference
+    half: NDArray[np.float64]  # (star, parameter) half the width of its interval, in units of which it is stretched
+    # (star, parameter) of the residual that is not its own; infinite where nothing is known
     variance: NDArray[np.float64]
-    counts: NDArray[np.float64]
+    counts: NDArray[np.float64]  # (star, parameter) how much each star counts
 
     @property
     def enough(self) -> NDArray[np.bool_]:
@@ -351,20 +334,13 @@ def _summary_in_sampled(found: "Posteriors") -> _Summary:
 
 
 class _AtStars(NamedTuple):
-    """What a calibration says of single stars, (star, parameter) each.
+    """What a calibration says of single stars, (star, parameter) each."""
 
-    Attributes:
-        offset: of medians.
-        inner: factor of the distances of 16 and 84 % quantiles from the median.
-        mean: factor of the distance of the mean from it.
-        spread: factor of standard deviations.
-        fisher, laplace: factors of standard errors.
-    """
-
-    offset: NDArray[np.float64]
-    inner: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    spread: NDArray[np.float64]
+    offset: NDArray[np.float64]  # of medians
+    inner: NDArray[np.float64]  # factor of the distances of 16 and 84 % quantiles from the median
+    mean: NDArray[np.float64]  # factor of the distance of the mean from it
+    spread: NDArray[np.float64]  # factor of standard deviations
+    # factors of standard errors
     fisher: NDArray[np.float64]
     laplace: NDArray[np.float64]
 

@@ -132,15 +132,11 @@ def trusted_inverse_error(stars: Stars, spurious: Float[NDArray, " star"] | None
 
 
 class Settling(NamedTuple):
-    """From parameters of `loosened` stars to the stars' own, (star, parameter) each: factor * value + shift.
+    """From parameters of `loosened` stars to the stars' own, (star, parameter) each: factor * value + shift."""
 
-    Attributes:
-        factor, shift: of values.
-        added: to their variances, once these are multiplied by the square of the factor.
-    """
-
+    # of values
     factor: NDArray[np.float64]
-    added: NDArray[np.float64]
+    added: NDArray[np.float64]  # to their variances, once these are multiplied by the square of the factor
     shift: NDArray[np.float64]
 
 

@@ -37,36 +37,26 @@ POOR_FIT = 1.0
 
 
 class PairPosteriors(NamedTuple):
-    """What hypothesis B says of every star; NaN where it was not asked or has no optimum.
+    """What hypothesis B says of every star; NaN where it was not asked or has no optimum."""
 
-    Attributes:
-        ln_odds: (star,) ln of the evidence of B over that of A.
-        flux_ratio, flux_ratio_error: (star,) companion over primary, 500 to 800 nm.
-        teff, teff_error: (star,) of the companion [kK].
-        estimate, error: (star, parameter) the primary's labels, E [mag] and parallax [mas].
-    """
-
-    ln_odds: NDArray[np.float32]
+    ln_odds: NDArray[np.float32]  # (star,) ln of the evidence of B over that of A
+    # (star,) companion over primary, 500 to 800 nm
     flux_ratio: NDArray[np.float32]
     flux_ratio_error: NDArray[np.float32]
+    # (star,) of the companion [kK]
     teff: NDArray[np.float32]
     teff_error: NDArray[np.float32]
+    # (star, parameter) the primary's labels, E [mag] and parallax [mas]
     estimate: NDArray[np.float32]
     error: NDArray[np.float32]
 
 
 class _AtOptimum(NamedTuple):
-    """Of one optimum.
+    """Of one optimum."""
 
-    Attributes:
-        ln_evidence: () Laplace's ln of the integral of exp(-L / 2) over labels, xi, ln E and ln parallax.
-        hessian: (parameter, parameter) positive definite.
-        companion: (two,) Teff [kK] and ln flux ratio; NaN of a single star.
-    """
-
-    ln_evidence: Float[Array, ""]
-    hessian: Float[Array, "parameter parameter"]
-    companion: Float[Array, " two"]
+    ln_evidence: Float[Array, ""]  # Laplace's ln of the integral of exp(-L / 2) over labels, xi, ln E and ln parallax
+    hessian: Float[Array, "parameter parameter"]  # positive definite
+    companion: Float[Array, " two"]  # Teff [kK] and ln flux ratio; NaN of a single star
 
 
 def rows_asked(
@@ -250,7 +240,7 @@ def _at_optimum(model: StarModel, stars: Stars, theta_log: Float[Array, "star pa
         evidence = 0.5 * (u.size * np.log(4.0 * np.pi) - at.value - ln_det_positive(hessian))
         pair, companion = model.forward, jnp.full(2, jnp.nan)
         if isinstance(pair, PairForward):
-            companion = jnp.stack([pair.companion(u)[pair.teff_at], pair.ln_flux_ratio(u)])
+            companion = jnp.stack([pair.companion(u)[pair.ridge.at[0]], pair.ln_flux_ratio(u)])
         return _AtOptimum(evidence, hessian, companion)
 
     with jax.default_matmul_precision("highest"):

@@ -41,18 +41,12 @@ HELD = 2.0
 
 
 class LabelSupport(eqx.Module):
-    """Where in label space a model was trained.
+    """Where in label space a model was trained."""
 
-    Attributes:
-        labels: (star, label) training labels [kK, dex, dex, ...].
-        scale: (label,) unit of distances: half the 16-84 % range of the training labels.
-        reach: () distance to the third neighbour that one training star in a thousand exceeds.
-        ln_typical, ln_rare: () median and 0.1 % quantile of the mixture's ln density over its own draws.
-    """
-
-    labels: Float[Array, "star label"]
-    scale: Float[Array, " label"]
-    reach: Float[Array, ""]
+    labels: Float[Array, "star label"]  # training labels [kK, dex, dex, ...]
+    scale: Float[Array, " label"]  # unit of distances: half the 16-84 % range of the training labels
+    reach: Float[Array, ""]  # distance to the third neighbour that one training star in a thousand exceeds
+    # median and 0.1 % quantile of the mixture's ln density over its own draws
     ln_typical: Float[Array, ""]
     ln_rare: Float[Array, ""]
 

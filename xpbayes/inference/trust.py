@@ -42,17 +42,11 @@ FARTHEST = 50.0
 
 
 class Trust(NamedTuple):
-    """What ln odds of outside of the model, and of each parameter within its errors, are the sums of.
+    """What ln odds of outside of the model, and of each parameter within its errors, are the sums of."""
 
-    Attributes:
-        knots: (feature, knot) rising.
-        values: (target, feature, knot) of the functions; targets are 'outside', labels, E and parallax.
-        offset: (target,) of the sums.
-    """
-
-    knots: Float[np.ndarray, "feature knot"]
-    values: Float[np.ndarray, "target feature knot"]
-    offset: Float[np.ndarray, " target"]
+    knots: Float[np.ndarray, "feature knot"]  # rising
+    values: Float[np.ndarray, "target feature knot"]  # of the functions; targets are 'outside', labels, E and parallax
+    offset: Float[np.ndarray, " target"]  # of the sums
 
     def probabilities(self, features: Float[NDArray, "star feature"]) -> NDArray[np.float32]:
         """(star, target) probabilities; NaN for a star without features."""

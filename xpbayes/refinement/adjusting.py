@@ -51,38 +51,25 @@ FAR = 5.0
 
 
 class Refined(NamedTuple):
-    """Refined labels of stars, NaN where a star has no mode.
+    """Refined labels of stars, NaN where a star has no mode."""
 
-    Attributes:
-        median, low, high, std: (star, label) median, 16 and 84 % quantiles and standard deviation [kK, dex, dex, ...].
-        covariance: (star, label, label).
-        share: (star,) of the second stage in it; what is left to 1 is the forward posterior's.
-    """
-
+    # (star, label) median, 16 and 84 % quantiles and standard deviation [kK, dex, dex, ...]
     median: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     std: NDArray[np.float64]
-    covariance: NDArray[np.float64]
-    share: NDArray[np.float64]
+    covariance: NDArray[np.float64]  # (star, label, label)
+    share: NDArray[np.float64]  # (star,) of the second stage in it; what is left to 1 is the forward posterior's
 
 
 class Adjustments(NamedTuple):
-    """What stars kept aside say of refined labels, by kind of star.
+    """What stars kept aside say of refined labels, by kind of star."""
 
-    Attributes:
-        scale: (label + 1,) units of labels at the mode and ln S/N, by which kinds are told apart.
-        kinds: (kind, label + 1) centres, in those units.
-        width: () over which kinds pass into each other.
-        weight: (kind, label) of the second stage against the forward posterior.
-        stretch: (kind, label) of what comes out.
-    """
-
-    scale: Float[np.ndarray, " label+1"]
-    kinds: Float[np.ndarray, "kind label+1"]
-    width: Float[np.ndarray, ""]
-    weight: Float[np.ndarray, "kind label"]
-    stretch: Float[np.ndarray, "kind label"]
+    scale: Float[np.ndarray, " label+1"]  # units of labels at the mode and ln S/N, by which kinds are told apart
+    kinds: Float[np.ndarray, "kind label+1"]  # centres, in those units
+    width: Float[np.ndarray, ""]  # over which kinds pass into each other
+    weight: Float[np.ndarray, "kind label"]  # of the second stage against the forward posterior
+    stretch: Float[np.ndarray, "kind label"]  # of what comes out
 
     def at(self, places: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Weight and stretch, (star, label) each, of stars at places as of `features.places_of`."""

@@ -29,19 +29,12 @@ MIN_SPREAD = 1e-6
 
 
 class Lessons(NamedTuple):
-    """What the networks learn from.
+    """What the networks learn from."""
 
-    Attributes:
-        features: (row, feature) see `features.feature_names`; a star may have several rows.
-        offset: (row, label) measured labels minus those at the mode [kK, dex, dex, ...].
-        error: (row, label) errors of the measured labels.
-        sigma: (row, label) errors of the forward posterior.
-    """
-
-    features: Float[NDArray, "row feature"]
-    offset: Float[NDArray, "row label"]
-    error: Float[NDArray, "row label"]
-    sigma: Float[NDArray, "row label"]
+    features: Float[NDArray, "row feature"]  # see `features.feature_names`; a star may have several rows
+    offset: Float[NDArray, "row label"]  # measured labels minus those at the mode [kK, dex, dex, ...]
+    error: Float[NDArray, "row label"]  # errors of the measured labels
+    sigma: Float[NDArray, "row label"]  # errors of the forward posterior
 
     @property
     def usable(self) -> NDArray[np.bool_]:

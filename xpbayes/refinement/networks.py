@@ -27,22 +27,15 @@ LN_WIDTHS = (-6.0, 4.0)
 
 
 class RefinementNets(eqx.Module):
-    """The ensemble and what standardises its input.
+    """The ensemble and what standardises its input."""
 
-    Attributes:
-        weights: one (member, in, out) array per layer.
-        biases: one (member, out) array per layer.
-        center, inverse_scale: (feature,) mean and 1 / standard deviation of the training stars' features.
-        residual_scale: (channel,) typical relative residual, the unit of the residual spectrum.
-        unit: (label,) unit of shifts [kK, dex, dex, ...].
-    """
-
-    weights: tuple[Float[Array, "member _ _"], ...]
-    biases: tuple[Float[Array, "member _"], ...]
+    weights: tuple[Float[Array, "member _ _"], ...]  # one (member, in, out) array per layer
+    biases: tuple[Float[Array, "member _"], ...]  # one (member, out) array per layer
+    # mean and 1 / standard deviation of the training stars' features
     center: Float[Array, " feature"]
     inverse_scale: Float[Array, " feature"]
-    residual_scale: Float[Array, " channel"]
-    unit: Float[Array, " label"]
+    residual_scale: Float[Array, " channel"]  # typical relative residual, the unit of the residual spectrum
+    unit: Float[Array, " label"]  # unit of shifts [kK, dex, dex, ...]
 
     @property
     def n_members(self) -> int:
@@ -66,16 +59,11 @@ class Layers(NamedTuple):
 
 
 class Mixture(NamedTuple):
-    """A mixture of Gaussians in the labels, as distances from the mode.
+    """A mixture of Gaussians in the labels, as distances from the mode."""
 
-    Attributes:
-        ln_weight: (component,).
-        mean: (component, label) in units of `RefinementNets.unit`.
-        factor: (component, label, label) lower-triangular Cholesky factors of the covariances, in the same units.
-    """
-
-    ln_weight: Float[Array, "*star component"]
-    mean: Float[Array, "*star component label"]
+    ln_weight: Float[Array, "*star component"]  # (component,)
+    mean: Float[Array, "*star component label"]  # (component, label) in units of `RefinementNets.unit`
+    # (component, label, label) lower-triangular Cholesky factors of the covariances, in the same units
     factor: Float[Array, "*star component label label"]
 
 

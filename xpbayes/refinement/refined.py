@@ -47,35 +47,22 @@ RELATIVE = float(np.sqrt(0.5))
 
 @dataclass(frozen=True)
 class SecondStage:
-    """All that refines a forward posterior.
+    """All that refines a forward posterior."""
 
-    Attributes:
-        nets: the ensemble.
-        support: where it has learned.
-        n_xp: how many of the model's channels are samples of the spectrum.
-        flux_only: what stars kept aside bear out where no parallax was used; None until they are asked.
-        with_parallax: the same where one was.
-    """
-
-    nets: RefinementNets
-    support: FeatureSupport
-    n_xp: int
+    nets: RefinementNets  # the ensemble
+    support: FeatureSupport  # where it has learned
+    n_xp: int  # how many of the model's channels are samples of the spectrum
+    # what stars kept aside bear out where no parallax was used; None until they are asked
     flux_only: Adjustments | None = None
-    with_parallax: Adjustments | None = None
+    with_parallax: Adjustments | None = None  # the same where one was
 
 
 class Gaussians(NamedTuple):
-    """A mixture of Gaussians in the labels, in NumPy.
+    """A mixture of Gaussians in the labels, in NumPy."""
 
-    Attributes:
-        weight: (star, component).
-        mean: (star, component, label).
-        covariance: (star, component, label, label).
-    """
-
-    weight: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    covariance: NDArray[np.float64]
+    weight: NDArray[np.float64]  # (star, component)
+    mean: NDArray[np.float64]  # (star, component, label)
+    covariance: NDArray[np.float64]  # (star, component, label, label)
 
     def take(self, rows: NDArray[np.integer]) -> "Gaussians":
         """Select stars."""
@@ -129,19 +116,12 @@ def ensemble(nets: RefinementNets, features: NDArray[np.float32], mode: NDArray,
 
 
 class Relation(NamedTuple):
-    """What fluxes say of ln parallax once the labels are known, next to where the fit with the parallax ended.
+    """What fluxes say of ln parallax once the labels are known, next to where the fit with the parallax ended."""
 
-    Attributes:
-        slope: (star, label) of ln parallax on the labels.
-        at: (star, label) labels where it is taken.
-        value: (star,) ln parallax there.
-        variance: (star,) that the fluxes leave open.
-    """
-
-    slope: NDArray[np.float64]
-    at: NDArray[np.float64]
-    value: NDArray[np.float64]
-    variance: NDArray[np.float64]
+    slope: NDArray[np.float64]  # (star, label) of ln parallax on the labels
+    at: NDArray[np.float64]  # (star, label) labels where it is taken
+    value: NDArray[np.float64]  # (star,) ln parallax there
+    variance: NDArray[np.float64]  # (star,) that the fluxes leave open
 
 
 def relation_to_parallax(
@@ -286,23 +266,14 @@ def forward_gaussian(published: "Posteriors", n_labels: int) -> tuple[NDArray[np
 
 
 class Answers(NamedTuple):
-    """Both answers of some stars: those with a mode and finite features.
+    """Both answers of some stars: those with a mode and finite features."""
 
-    Attributes:
-        rows: (sound star,) which stars these are.
-        places: (sound star, place) by which stars are near each other.
-        used: (sound star,) whether their parallax was.
-        forward: the forward posterior's.
-        refined: the second stage's, not adjusted.
-        mixture: the networks', given the parallax where it was used.
-    """
-
-    rows: NDArray[np.integer]
-    places: NDArray[np.float64]
-    used: NDArray[np.bool_]
-    forward: Interval
-    refined: Refined
-    mixture: Gaussians
+    rows: NDArray[np.integer]  # (sound star,) which stars these are
+    places: NDArray[np.float64]  # (sound star, place) by which stars are near each other
+    used: NDArray[np.bool_]  # (sound star,) whether their parallax was
+    forward: Interval  # the forward posterior's
+    refined: Refined  # the second stage's, not adjusted
+    mixture: Gaussians  # the networks', given the parallax where it was used
 
 
 def answers(

@@ -36,19 +36,12 @@ TYPICAL = 68.0
 
 
 class Aside(NamedTuple):
-    """Stars with labels that neither stage has learned from, as inference has them.
+    """Stars with labels that neither stage has learned from, as inference has them."""
 
-    Attributes:
-        stars: the stars, as inference saw them.
-        found: their posteriors as inference found them.
-        published: the same, calibrated or not, as a catalogue would have them.
-        use_parallax: whether parallaxes were used; of such stars those that have one are looked at.
-    """
-
-    stars: Stars
-    found: "Posteriors"
-    published: "Posteriors"
-    use_parallax: bool
+    stars: Stars  # the stars, as inference saw them
+    found: "Posteriors"  # their posteriors as inference found them
+    published: "Posteriors"  # the same, calibrated or not, as a catalogue would have them
+    use_parallax: bool  # whether parallaxes were used; of such stars those that have one are looked at
 
 
 def lessons_of(

@@ -35,22 +35,15 @@ AT_ONCE = 64
 
 
 class FeatureSupport(NamedTuple):
-    """The stars that the networks learned from.
+    """The stars that the networks learned from."""
 
-    Attributes:
-        points: (point, place) labels at the mode, sqrt(E) and ln S/N, in units of `spread`.
-        spread: (place,) half the 16-84 % ranges of these.
-        reach: () distance to the third nearest neighbour that one star in a thousand exceeds.
-        residual_reach: () rms of the standardised residual spectrum that one star in a thousand exceeds.
-        labels: (known, label) measured labels [kK, dex, dex, ...].
-        label_reach: (known, label) how far each stands for what is around it, in the same units, its own error included.
-    """
-
-    points: Float[np.ndarray, "point place"]
-    spread: Float[np.ndarray, " place"]
-    reach: Float[np.ndarray, ""]
+    points: Float[np.ndarray, "point place"]  # labels at the mode, sqrt(E) and ln S/N, in units of `spread`
+    spread: Float[np.ndarray, " place"]  # half the 16-84 % ranges of these
+    reach: Float[np.ndarray, ""]  # distance to the third nearest neighbour that one star in a thousand exceeds
+    # rms of the standardised residual spectrum that one star in a thousand exceeds
     residual_reach: Float[np.ndarray, ""]
-    labels: Float[np.ndarray, "known label"]
+    labels: Float[np.ndarray, "known label"]  # measured labels [kK, dex, dex, ...]
+    # how far each stands for what is around it, in the same units, its own error included
     label_reach: Float[np.ndarray, "known label"]
 
 
@@ -93,14 +86,10 @@ def _reach(labels: NDArray[np.floating], error: NDArray[np.floating]) -> NDArray
 
 
 class AmongLabels(NamedTuple):
-    """Where modes lie among measured labels.
+    """Where modes lie among measured labels."""
 
-    Attributes:
-        distance: (star,) to the third-nearest, in units of both errors; infinite if not finite.
-        offset: (star, label) to the mean of those within these errors, in units of the star's; infinite likewise.
-    """
-
-    distance: NDArray[np.float64]
+    distance: NDArray[np.float64]  # (star,) to the third-nearest, in units of both errors; infinite if not finite
+    # (star, label) to the mean of those within these errors, in units of the star's; infinite likewise
     offset: NDArray[np.float64]
 
 

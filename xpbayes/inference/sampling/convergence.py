@@ -101,20 +101,14 @@ def ess_tail(draws: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 class Diagnostics(NamedTuple):
-    """Whether chains can be trusted, per star.
+    """Whether chains can be trusted, per star."""
 
-    Attributes:
-        r_hat: (star, parameter) rank-normalised split R-hat.
-        ess_bulk, ess_tail: (star, parameter) effective number of draws.
-        n_divergent: (star,) divergent transitions among the draws.
-        settled: (star,) R-hat and both ESS are good enough for every parameter.
-    """
-
-    r_hat: NDArray[np.float64]
+    r_hat: NDArray[np.float64]  # (star, parameter) rank-normalised split R-hat
+    # (star, parameter) effective number of draws
     ess_bulk: NDArray[np.float64]
     ess_tail: NDArray[np.float64]
-    n_divergent: NDArray[np.int64]
-    settled: NDArray[np.bool_]
+    n_divergent: NDArray[np.int64]  # (star,) divergent transitions among the draws
+    settled: NDArray[np.bool_]  # (star,) R-hat and both ESS are good enough for every parameter
 
 
 def diagnose(theta: NDArray[np.floating], diverging: NDArray[np.bool_]) -> Diagnostics:

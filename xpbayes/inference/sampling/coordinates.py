@@ -35,24 +35,16 @@ PARALLAX_ROUNDS = 2
 
 
 class Coordinates(NamedTuple):
-    """Where the coordinates of one optimum begin and what their units are; E first, then the labels.
+    """Where the coordinates of one optimum begin and what their units are; E first, then the labels."""
 
-    Attributes:
-        softness: () s, scale of the softplus [mag].
-        start, unit: () of t: t = start + unit z_0.
-        mean: (label + 1,) of the Gaussian in (E, labels).
-        factor: (label + 1, label + 1) its lower-triangular factor.
-        ln_parallax: () at the optimum: where the parallax is counted from.
-        evidence: () ln of the Laplace approximation's integral around the optimum.
-    """
-
-    softness: Float[Array, ""]
+    softness: Float[Array, ""]  # s, scale of the softplus [mag]
+    # of t: t = start + unit z_0
     start: Float[Array, ""]
     unit: Float[Array, ""]
-    mean: Float[Array, " label+1"]
-    factor: Float[Array, "label+1 label+1"]
-    ln_parallax: Float[Array, ""]
-    evidence: Float[Array, ""]
+    mean: Float[Array, " label+1"]  # of the Gaussian in (E, labels)
+    factor: Float[Array, "label+1 label+1"]  # its lower-triangular factor
+    ln_parallax: Float[Array, ""]  # at the optimum: where the parallax is counted from
+    evidence: Float[Array, ""]  # ln of the Laplace approximation's integral around the optimum
 
 
 def coordinates_at(model: StarModel, star: Stars, mode: Float[Array, " parameter"]) -> Coordinates:

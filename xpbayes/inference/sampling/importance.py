@@ -88,55 +88,37 @@ BATCH_DRAWS = 2**15
 
 
 class Summary(NamedTuple):
-    """Summaries per star, of (labels, E, parallax).
+    """Summaries per star, of (labels, E, parallax)."""
 
-    Attributes:
-        mean, std, median, low, high: (star, parameter); low and high are the 16 and 84 % quantiles.
-        k_hat: (star,) Pareto shape of the importance weights; above 0.7 the summaries cannot be trusted.
-        n_effective: (star,) effective number of draws.
-        spurious: (star,) probability that the measured parallax is spurious, NaN without one; None if none is doubted.
-    """
-
+    # ; low and high are the 16 and 84 % quantiles
     mean: Float[Array, "star parameter"]
     std: Float[Array, "star parameter"]
     median: Float[Array, "star parameter"]
     low: Float[Array, "star parameter"]
     high: Float[Array, "star parameter"]
-    k_hat: Float[Array, " star"]
-    n_effective: Float[Array, " star"]
+    k_hat: Float[Array, " star"]  # Pareto shape of the importance weights; above 0.7 the summaries cannot be trusted
+    n_effective: Float[Array, " star"]  # effective number of draws
+    # probability that the measured parallax is spurious, NaN without one; None if none is doubted
     spurious: Float[Array, " star"] | None = None
 
 
 class LabelProposal(NamedTuple):
-    """Gaussians in label space, along a leading axis.
-
-    Attributes:
-        mean: (term, label).
-        factor: (term, label, label) lower-triangular.
-        ln_norm: (term, width) ln of the density's constant, for every width, its share of the draws included.
-        share: (term,) of the draws.
-    """
+    """Gaussians in label space, along a leading axis."""
 
     mean: Float[Array, "term label"]
-    factor: Float[Array, "term label label"]
+    factor: Float[Array, "term label label"]  # lower-triangular
+    # ln of the density's constant, for every width, its share of the draws included
     ln_norm: Float[Array, "term width"]
-    share: Float[Array, " term"]
+    share: Float[Array, " term"]  # of the draws
 
 
 class ExtinctionGivenLabels(NamedTuple):
-    """What one star's fluxes say of E once its labels are known: a Gaussian of the same width for all labels.
+    """What one star's fluxes say of E once its labels are known: a Gaussian of the same width for all labels."""
 
-    Attributes:
-        shape: (channel,) ln f_abs at the optimum, as `shape_and_level` has it.
-        extinction: () best E there [mag].
-        slope: (channel,) by how much it changes with ln f_abs.
-        sigma: () its error [mag], the parallax integrated out.
-    """
-
-    shape: Float[Array, " channel"]
-    extinction: Float[Array, ""]
-    slope: Float[Array, " channel"]
-    sigma: Float[Array, ""]
+    shape: Float[Array, " channel"]  # ln f_abs at the optimum, as `shape_and_level` has it
+    extinction: Float[Array, ""]  # best E there [mag]
+    slope: Float[Array, " channel"]  # by how much it changes with ln f_abs
+    sigma: Float[Array, ""]  # its error [mag], the parallax integrated out
 
 
 @lru_cache
@@ -225,56 +207,35 @@ def _mix(tops: Gaussian, parts: Gaussian, competes: Array) -> LabelProposal:
 
 
 class _Drawn(NamedTuple):
-    """Draws of one star.
+    """Draws of one star."""
 
-    Attributes:
-        theta_log: (draw, label + 2) labels, ln E, ln parallax.
-        ln_height: (draw,) ln of the posterior density over that of the draw's E and parallax given its labels.
-    """
-
-    theta_log: Array
-    ln_height: Array
+    theta_log: Array  # (draw, label + 2) labels, ln E, ln parallax
+    ln_height: Array  # (draw,) ln of the posterior density over that of the draw's E and parallax given its labels
 
 
 class _SoFar(NamedTuple):
-    """One star between two rounds.
+    """One star between two rounds."""
 
-    Attributes:
-        terms: all that was drawn from.
-        drawn: all draws.
-        ln_density: (draw,) ln of the density of their labels under all terms.
-    """
-
-    terms: LabelProposal
-    drawn: _Drawn
-    ln_density: Array
+    terms: LabelProposal  # all that was drawn from
+    drawn: _Drawn  # all draws
+    ln_density: Array  # (draw,) ln of the density of their labels under all terms
 
 
 class _Room(NamedTuple):
-    """Where the next round's draws and terms go, in arrays that have room for those of all rounds.
+    """Where the next round's draws and terms go, in arrays that have room for those of all rounds."""
 
-    Attributes:
-        draws, terms: how many there are.
-        fresh: draws that are wanted; more are made, of no weight, and the next round's take their place.
-    """
-
+    # how many there are
     draws: int
     terms: int
-    fresh: int
+    fresh: int  # draws that are wanted; more are made, of no weight, and the next round's take their place
 
 
 class _Round(NamedTuple):
-    """One round of more draws.
+    """One round of more draws."""
 
-    Attributes:
-        number: of the round.
-        temper: power of the posterior that its mixture is fitted to.
-        room: where its draws go; None if arrays grow.
-    """
-
-    number: int
-    temper: float
-    room: _Room | None = None
+    number: int  # of the round
+    temper: float  # power of the posterior that its mixture is fitted to
+    room: _Room | None = None  # where its draws go; None if arrays grow
 
 
 def importance_draws(

@@ -69,30 +69,19 @@ MIN_WARMUP = 150
 
 @dataclass(frozen=True)
 class Draws:
-    """Draws of some stars, NumPy; leading axes (star, chain, draw).
+    """Draws of some stars, NumPy; leading axes (star, chain, draw)."""
 
-    Attributes:
-        theta: (star, chain, draw, parameter) labels, E [mag], parallax [mas].
-        ln_posterior: (star, chain, draw) ln density of (labels, E, parallax), up to a constant of the star's.
-        diverging: (star, chain, draw) the energy of a trajectory that led to it was lost.
-        accept_prob: (star, chain, draw) mean acceptance of the last trajectory's points.
-        n_steps: (star, chain, draw) leapfrog steps since the draw before.
-        jumped: (star, chain, draw) the chain chose an independent point.
-        step_size: (star,).
-        n_transitions: (star,) choices of every chain that the draws are evenly picked from.
-        n_made: (star,) choices of every chain in all, after the first warm-up.
-        k_hat: (star,) Pareto shape of the importance weights of the mixture that independent points come from.
-    """
-
-    theta: NDArray[np.float32]
+    theta: NDArray[np.float32]  # (star, chain, draw, parameter) labels, E [mag], parallax [mas]
+    # (star, chain, draw) ln density of (labels, E, parallax), up to a constant of the star's
     ln_posterior: NDArray[np.float32]
-    diverging: NDArray[np.bool_]
-    accept_prob: NDArray[np.float32]
-    n_steps: NDArray[np.int32]
-    jumped: NDArray[np.bool_]
-    step_size: NDArray[np.float32]
-    n_transitions: NDArray[np.int32]
-    n_made: NDArray[np.int32]
+    diverging: NDArray[np.bool_]  # (star, chain, draw) the energy of a trajectory that led to it was lost
+    accept_prob: NDArray[np.float32]  # (star, chain, draw) mean acceptance of the last trajectory's points
+    n_steps: NDArray[np.int32]  # (star, chain, draw) leapfrog steps since the draw before
+    jumped: NDArray[np.bool_]  # (star, chain, draw) the chain chose an independent point
+    step_size: NDArray[np.float32]  # (star,)
+    n_transitions: NDArray[np.int32]  # (star,) choices of every chain that the draws are evenly picked from
+    n_made: NDArray[np.int32]  # (star,) choices of every chain in all, after the first warm-up
+    # (star,) Pareto shape of the importance weights of the mixture that independent points come from
     k_hat: NDArray[np.float32]
 
     def __len__(self) -> int:
@@ -100,17 +89,13 @@ class Draws:
 
 
 class Schedule(NamedTuple):
-    """How long chains walk.
+    """How long chains walk."""
 
-    Attributes:
-        n_chains: per star.
-        n_warmup, n_draws: per chain.
-        max_rounds: a star that has not settled begins anew, at first as long, then 2, 4, ... times, up to so many.
-    """
-
-    n_chains: int = 4
+    n_chains: int = 4  # per star
+    # per chain
     n_warmup: int = 150
     n_draws: int = 500
+    # a star that has not settled begins anew, at first as long, then 2, 4, ... times, up to so many.
     max_rounds: int = 8
 
 
@@ -127,17 +112,11 @@ class _Kept(NamedTuple):
 
 
 class _Chains(NamedTuple):
-    """All chains of one star between two calls.
+    """All chains of one star between two calls."""
 
-    Attributes:
-        z: (chain, parameter).
-        averaging: state of the dual averaging of ln step size.
-        n_calls: () calls made so far: random numbers follow from it.
-    """
-
-    z: Array
-    averaging: Any
-    n_calls: Array
+    z: Array  # (chain, parameter)
+    averaging: Any  # state of the dual averaging of ln step size
+    n_calls: Array  # () calls made so far: random numbers follow from it
 
 
 @partial(jax.jit, static_argnames="n_chains")

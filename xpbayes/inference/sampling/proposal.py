@@ -50,17 +50,11 @@ N_CLIPPED = 32
 
 
 class FittedProposal(NamedTuple):
-    """What was found for a star.
+    """What was found for a star."""
 
-    Attributes:
-        coordinates: around its best optimum.
-        mixture: resembles the posterior, in these.
-        k_hat: () Pareto shape of the importance weights of the mixture's own draws.
-    """
-
-    coordinates: Coordinates
-    mixture: Mixture
-    k_hat: Float[Array, ""]
+    coordinates: Coordinates  # around its best optimum
+    mixture: Mixture  # resembles the posterior, in these
+    k_hat: Float[Array, ""]  # Pareto shape of the importance weights of the mixture's own draws
 
 
 def _component(prior: LabelPrior, number: Array) -> LabelPrior:

@@ -27,17 +27,11 @@ MIN_WEIGHT = 1e-2
 
 
 class Mixture(NamedTuple):
-    """A mixture of Gaussians, or of Student t: whose density the factors scale is for its user to say.
+    """A mixture of Gaussians, or of Student t: whose density the factors scale is for its user to say."""
 
-    Attributes:
-        ln_share: (term,) they add up to one.
-        mean: (term, parameter).
-        factor: (term, parameter, parameter) lower-triangular; its square is the scale matrix.
-    """
-
-    ln_share: Float[Array, " term"]
+    ln_share: Float[Array, " term"]  # they add up to one
     mean: Float[Array, "term parameter"]
-    factor: Float[Array, "term parameter parameter"]
+    factor: Float[Array, "term parameter parameter"]  # lower-triangular; its square is the scale matrix
 
 
 def fit_mixture(

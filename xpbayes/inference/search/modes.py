@@ -36,38 +36,24 @@ MAX_ITERATIONS = 200
 
 @dataclass(frozen=True)
 class Mode:
-    """One optimum.
+    """One optimum."""
 
-    Attributes:
-        estimate: (parameter,) labels, E [mag], parallax [mas].
-        error: (parameter,) 1-sigma errors from the Fisher matrix there.
-        objective: L = -2 ln posterior + constant, the same constant for all modes of a star.
-        n_starts: how many starts ended there.
-        xi: of the extinction curve; None where it does not vary.
-    """
-
-    estimate: NDArray[np.float64]
-    error: NDArray[np.float64]
-    objective: float
-    n_starts: int
-    xi: float | None = None
+    estimate: NDArray[np.float64]  # (parameter,) labels, E [mag], parallax [mas]
+    error: NDArray[np.float64]  # (parameter,) 1-sigma errors from the Fisher matrix there
+    objective: float  # L = -2 ln posterior + constant, the same constant for all modes of a star
+    n_starts: int  # how many starts ended there
+    xi: float | None = None  # of the extinction curve; None where it does not vary
 
 
 @dataclass(frozen=True)
 class Modes:
-    """The optima of one star, best first.
+    """The optima of one star, best first."""
 
-    Attributes:
-        modes: distinct optima; empty if no start converged.
-        n_starts: starts tried.
-        n_unconverged: starts that did not reach an optimum.
-        reference: (parameter,) labels, ln E, ln parallax of whose predicted flux the model's relative error is taken;
-            None without one.
-    """
-
-    modes: tuple[Mode, ...]
-    n_starts: int
-    n_unconverged: int
+    modes: tuple[Mode, ...]  # distinct optima; empty if no start converged
+    n_starts: int  # starts tried
+    n_unconverged: int  # starts that did not reach an optimum
+    # (parameter,) labels, ln E, ln parallax of whose predicted flux the model's relative error is taken; None
+    # without one
     reference: NDArray[np.float32] | None = None
 
 

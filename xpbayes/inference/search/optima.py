@@ -39,35 +39,21 @@ DISTINCT_SIGMA = 0.5
 
 
 class Searched(NamedTuple):
-    """What the search found for every star.
+    """What the search found for every star."""
 
-    Attributes:
-        stars: the batch with the model's error folded in, whose L was minimised.
-        starts: (star, start, parameter) where the search began, best first.
-        solution: leading axes (star, start); L is infinite for starts that were given up.
-        chunk: the stars as the solver has them.
-    """
-
-    stars: Stars
-    starts: NDArray[np.floating]
-    solution: Solution
-    chunk: StarChunk
+    stars: Stars  # the batch with the model's error folded in, whose L was minimised
+    starts: NDArray[np.floating]  # (star, start, parameter) where the search began, best first
+    solution: Solution  # leading axes (star, start); L is infinite for starts that were given up
+    chunk: StarChunk  # the stars as the solver has them
 
 
 class Optima(NamedTuple):
-    """The best optimum of every star and what competes with it; in NumPy, or on the device.
+    """The best optimum of every star and what competes with it; in NumPy, or on the device."""
 
-    Attributes:
-        best: the solution of the winning start.
-        n_modes: (star,) distinct optima within `COMPETES`.
-        runner_up: (star, parameter) labels, ln E, ln parallax of the second; the best again if there is none.
-        delta: (star,) L of the second above the best; inf if there is none.
-    """
-
-    best: Solution
-    n_modes: Any
-    runner_up: Any
-    delta: Any
+    best: Solution  # the solution of the winning start
+    n_modes: Any  # (star,) distinct optima within `COMPETES`
+    runner_up: Any  # (star, parameter) labels, ln E, ln parallax of the second; the best again if there is none
+    delta: Any  # (star,) L of the second above the best; inf if there is none
 
 
 def search(model: StarModel, grid: StartGrid, measured: Stars, config: "InferenceConfig") -> Searched:

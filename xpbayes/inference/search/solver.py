@@ -58,20 +58,12 @@ BATCH, ACCELERATOR_BATCH = 128, 16384
 
 
 class Solution(NamedTuple):
-    """Where the solver stopped, per star.
+    """Where the solver stopped, per star."""
 
-    Attributes:
-        theta_log: (star, label + 2) labels, ln E, ln parallax.
-        objective: (star,) L there.
-        decrement: (star,) g^T H^-1 g.
-        converged: (star,) decrement below the tolerance.
-        n_iterations: (star,).
-    """
-
-    theta_log: Float[Array, "star parameter"]
-    objective: Float[Array, " star"]
-    decrement: Float[Array, " star"]
-    converged: Bool[Array, " star"]
+    theta_log: Float[Array, "star parameter"]  # (star, label + 2) labels, ln E, ln parallax
+    objective: Float[Array, " star"]  # L there
+    decrement: Float[Array, " star"]  # g^T H^-1 g
+    converged: Bool[Array, " star"]  # decrement below the tolerance
     n_iterations: Int[Array, " star"]
 
 
@@ -243,14 +235,10 @@ def _advance_batch(
 
 
 class _Packed(NamedTuple):
-    """Starts as they travel between host and program, which costs by the number of arrays.
+    """Starts as they travel between host and program, which costs by the number of arrays."""
 
-    Attributes:
-        numbers: (start, number) what a `SolverState` begins with, side by side.
-        converged, n_iterations: (start,) as there.
-    """
-
-    numbers: Any
+    numbers: Any  # (start, number) what a `SolverState` begins with, side by side
+    # (start,) as there
     converged: Any
     n_iterations: Any
 
@@ -285,13 +273,9 @@ def _put(whitening: Array, rest: Stars, few: Stars, rows: Int[Array, " few"]) ->
 
 
 class StarChunk(NamedTuple):
-    """Stars on the device, filled up to whole chunks: one program then serves any number of them.
+    """Stars on the device, filled up to whole chunks: one program then serves any number of them."""
 
-    Attributes:
-        turned: the stars, `turned`.
-    """
-
-    turned: Stars
+    turned: Stars  # the stars, `turned`
 
     @classmethod
     def of(cls, stars: Stars) -> "StarChunk":

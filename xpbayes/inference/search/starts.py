@@ -40,20 +40,13 @@ PENALTY = 1e6
 
 
 class StartGrid(NamedTuple):
-    """Nodes in label space with what they predict.
-
-    Attributes:
-        labels: (node, label).
-        ln_flux: (node, channel) ln f_abs.
-        ln_prior: (node,).
-        members: (component, node) whether a component of the prior is the likeliest to have a node.
-        of_each: (component, place) the nodes of each component in order, filled up with others to the same number.
-    """
+    """Nodes in label space with what they predict."""
 
     labels: Float[Array, "node label"]
-    ln_flux: Float[Array, "node channel"]
+    ln_flux: Float[Array, "node channel"]  # ln f_abs
     ln_prior: Float[Array, " node"]
-    members: Bool[Array, "component node"]
+    members: Bool[Array, "component node"]  # whether a component of the prior is the likeliest to have a node
+    # the nodes of each component in order, filled up with others to the same number
     of_each: Int[Array, "component place"]
 
 
