@@ -38,14 +38,10 @@ class ModeDiagnostics(NamedTuple):
 
 @program
 def evaluate_mode(model: StarModel, stars: Stars, theta_log: Float[Array, "star parameter"]) -> ModeDiagnostics:
-    """Evaluate all of it from one evaluation of the curvature.
+    """Evaluate all of it at solutions, from one evaluation of the curvature.
 
-    Differentiating L twice automatically in float32 loses the Hessian's smallest eigenvalue to rounding for one star in six.
-
-    Args:
-        model: the trained model.
-        stars: a batch.
-        theta_log: (star, label + 2) solutions: labels, ln E, ln parallax.
+    Differentiating L twice automatically in float32 loses the Hessian's smallest eigenvalue to rounding for one star in
+    six.
     """
 
     def one(star: Stars, u: Array) -> ModeDiagnostics:
@@ -70,14 +66,9 @@ def evaluate_mode(model: StarModel, stars: Stars, theta_log: Float[Array, "star 
 
 
 def laplace_covariance(hessian: NDArray[np.floating], theta_log: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Covariance of (labels, E, parallax) from the Hessian of L in the sampled coordinates.
+    """Covariance of (labels, E, parallax), positive definite, from the Hessian of L in (labels, ln E, ln parallax).
 
-    Args:
-        hessian: (star, parameter, parameter) of L = -2 ln p in (labels, ln E, ln parallax).
-        theta_log: (star, parameter) where it was taken.
-
-    Returns:
-        (star, parameter, parameter) D (2 H^-1) D with D = diag(1, ..., E, parallax); positive definite.
+    Each (star, parameter, parameter): D (2 H^-1) D with D = diag(1, ..., E, parallax), as L = -2 ln p.
     """
     linear = np.ones_like(theta_log, dtype=np.float64)
     linear[:, -2:] = np.exp(np.asarray(theta_log, np.float64)[:, -2:])

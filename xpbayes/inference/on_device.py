@@ -127,15 +127,9 @@ def in_chunks(
     """Let all devices work on chunks of stars, each on those that come when it is free.
 
     Every device has the same program: its answers do not depend on how many there are. One `shard_map` over all of them
-    is another program for another number of devices, which XLA rounds in other places.
-
-    Args:
-        stars, seeds: of all.
-        size: of a chunk; the last one is filled up by repeating a star.
-        work: takes those of a chunk in a device's memory, and returns what the host needs.
-
-    Yields:
-        how many of the chunk's stars count, and what `work` returned; in order.
+    is another program for another number of devices, which XLA rounds in other places. Yields how many of a chunk's
+    stars count (the last one is filled up by repeating a star), and what `work` returned of them for the host; in
+    order.
     """
     devices = devices_to_use()
     # On accelerators the host finishes one chunk while the device works on the next.
@@ -167,14 +161,7 @@ def find(model: StarModel, grid: StartGrid, measured: Stars, n_starts: int, most
 
 @partial(jax.jit, static_argnames=("n_draws", "n_more"))
 def draw(model: StarModel, found: Found, seeds: Array, n_draws: int, n_more: int) -> Summary:
-    """`importance.summarise` as one program.
-
-    Args:
-        model: the trained model, its error in the stars.
-        found: what the search found.
-        seeds: every star's own.
-        n_draws, n_more: as for `importance_draws`.
-    """
+    """`importance.summarise` as one program; arguments as for `importance_draws`."""
     best, n_modes, runner_up, _ = found.optima
     given = (found.stars, best.theta_log, runner_up, n_modes > 1, seeds)
 
@@ -205,15 +192,9 @@ def draw(model: StarModel, found: Found, seeds: Array, n_draws: int, n_more: int
 def in_turns(pending: Bool[Array, " row"], size: int, work: Callable[[Array, T], T], tree: T, least: int = 0) -> Any:
     """Work on the rows that are pending, `size` at a time, until not more than `least` are left.
 
-    Args:
-        pending: which rows.
-        size: of a turn; one that is not full is filled up with numbers beyond the last row, whose results must be dropped.
-        work: takes numbers of rows and the tree, and returns the tree with theirs replaced.
-        tree: what is worked on.
-        least: rows that may be left.
-
-    Returns:
-        the tree, and which rows are left.
+    `work` takes numbers of rows and the tree, and returns the tree with theirs replaced; a turn that is not full is
+    filled up with numbers beyond the last row, whose results must be dropped. Returns the tree, and which rows are
+    left.
     """
     size = min(size, len(pending))
 
@@ -243,14 +224,9 @@ def _for_each(n: int, work: Callable[[Array], T], together: int | None = None) -
 
 
 def search_chunk(model: StarModel, grid: StartGrid, measured: Stars, n_starts: int, most: int) -> Found:
-    """Find every star's optima, and evaluate the best.
+    """Find the optima of stars that are `packed`, with the measurement's own whitening, and evaluate the best.
 
-    Args:
-        model: the trained model.
-        grid: nodes of the start search.
-        measured: stars as inference may see them, `packed`, with the measurement's own whitening.
-        n_starts: of every star.
-        most: iterations at most.
+    No start makes more than `most` iterations.
     """
     n, bare, forward = len(measured), model.without_error, model.forward
 

@@ -60,12 +60,7 @@ def label_variances(stars: Stars) -> NDArray[np.float64]:
 
 
 def implied_by_labels(found: "Posteriors", stars: Stars) -> Implied:
-    """E and ln parallax at the stars' labels.
-
-    Args:
-        found: results of inference, without parallaxes.
-        stars: the same stars, with labels.
-    """
+    """E and ln parallax at the stars' labels, by results of inference without parallaxes."""
     n = np.shape(stars.labels)[1]
     mode, _, laplace = in_sampled(found)
     label_variance, labels = label_variances(stars), np.asarray(stars.labels, np.float64)
@@ -92,14 +87,11 @@ def measured(stars: Stars) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def references(found: "Posteriors", stars: Stars) -> References:
-    """What is known of stars beside their fluxes.
+    """What is known of stars beside their fluxes, by results of inference without parallaxes.
 
-    What labels imply errs as the mode itself does in what labels do not decide, by `Implied.left`; so as a reference its
-    variance counts that with a negative sign. It is averaged with what was measured, each with the weight it deserves.
-
-    Args:
-        found: results of inference, without parallaxes.
-        stars: the same stars, with labels and what else was measured.
+    What labels imply errs as the mode itself does in what labels do not decide, by `Implied.left`; so as a reference
+    its variance counts that with a negative sign. It is averaged with what was measured, each with the weight it
+    deserves.
     """
     implied = implied_by_labels(found, stars)
     value, error = measured(stars)

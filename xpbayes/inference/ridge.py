@@ -35,16 +35,7 @@ BAND = (500.0, 800.0)
 
 
 def companion_ridge(model: StarModel, labels: Sequence[str], wavelength_nm: NDArray[np.floating]) -> CompanionRidge:
-    """Find the ridge.
-
-    Args:
-        model: with its label prior.
-        labels: names of the model's labels, in order.
-        wavelength_nm: (channel,) of the model's channels.
-
-    Raises:
-        InputError: the model has no ridge: a label that it needs is missing, or dwarfs are.
-    """
+    """Find the ridge of a model with these labels; InputError if one that it needs is missing, or dwarfs are."""
     missing = [name for name in NEEDED if name not in labels]
     if missing:
         raise InputError(
@@ -86,13 +77,7 @@ def _robust_fit(terms: NDArray[np.floating], values: NDArray[np.float64]) -> NDA
 
 
 def _with_brightness(forward: ForwardModel, ridge: CompanionRidge, labels: NDArray[np.float64]) -> CompanionRidge:
-    """Learn which star on the ridge is as bright as a primary with given labels.
-
-    Args:
-        forward: the forward model.
-        ridge: all but what is learned here.
-        labels: (star, label) primaries.
-    """
+    """Learn which star on the ridge is as bright as a primary with given labels, (star, label)."""
     brightness = jax.jit(jax.vmap(lambda one: ln_absolute_flux(forward, one) @ ridge.band))
     low, high = (float(end) for end in ridge.teff_range)
     teff = np.linspace(low, high, 60)

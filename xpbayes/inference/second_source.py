@@ -40,14 +40,11 @@ class PairPosteriors(NamedTuple):
     """What hypothesis B says of every star; NaN where it was not asked or has no optimum."""
 
     ln_odds: NDArray[np.float32]  # (star,) ln of the evidence of B over that of A
-    # (star,) companion over primary, 500 to 800 nm
-    flux_ratio: NDArray[np.float32]
+    flux_ratio: NDArray[np.float32]  # (star,) companion over primary, 500 to 800 nm, and its error
     flux_ratio_error: NDArray[np.float32]
-    # (star,) of the companion [kK]
-    teff: NDArray[np.float32]
+    teff: NDArray[np.float32]  # (star,) of the companion [kK], and its error
     teff_error: NDArray[np.float32]
-    # (star, parameter) the primary's labels, E [mag] and parallax [mas]
-    estimate: NDArray[np.float32]
+    estimate: NDArray[np.float32]  # (star, parameter) the primary's labels, E [mag] and parallax [mas], and errors
     error: NDArray[np.float32]
 
 
@@ -69,12 +66,7 @@ def rows_asked(
 ) -> NDArray[np.intp]:
     """Rows of the stars that are compared: all, or those whose single fit leaves room for a second source.
 
-    Args:
-        ridge: where companions lie.
-        stars: the batch.
-        theta_log: (star, parameter) A's best optima.
-        chi2: (star,) of the fluxes there.
-        everywhere: all.
+    theta_log and chi2 are of A's best optima.
     """
     if everywhere:
         return np.arange(len(chi2))
@@ -98,19 +90,7 @@ def weigh_hypotheses(
     rows: NDArray[np.intp],
     max_iterations: int,
 ) -> PairPosteriors:
-    """Solve B for some stars, and compare it with A.
-
-    Args:
-        model: the trained model, its error not looked at.
-        ridge: where companions lie.
-        stars: a batch, model error folded in.
-        single: A's optima, leading axes (star, start).
-        rows: the stars to compare.
-        max_iterations: of the solver, at most.
-
-    Returns:
-        of all stars of the batch.
-    """
+    """Solve B for some rows of a batch, the model's error folded in, and compare it with A's optima (star, start)."""
     found = unasked(len(stars), model.forward.n_labels + 2)
     if not len(rows):
         return found
@@ -135,15 +115,9 @@ def companions_tried() -> NDArray[np.float64]:
 def solve_companions(
     model: StarModel, ridge: CompanionRidge, stars: Stars, alone: NDArray[np.floating], max_iterations: int
 ) -> list[PairPosteriors]:
-    """Solve B for every companion that is tried.
+    """Solve B for every companion that is tried, the faintest first, beginning `alone`: at A's best optima.
 
-    Args:
-        model: the trained model, without its error.
-        ridge, stars, max_iterations: as for `weigh_hypotheses`.
-        alone: (star, parameter) A's best optima: where the faintest companion's search begins.
-
-    Returns:
-        for every companion ln evidence in place of odds, and all parameters of a star, with their errors at that companion.
+    Of each ln evidence in place of odds, and all parameters of a star, with their errors at that companion.
     """
     at, light = np.array(alone), np.zeros(len(stars))  # ln of whole over primary
     found: list[PairPosteriors] = []
@@ -209,12 +183,9 @@ def _moments(found: list[PairPosteriors], ln_single: NDArray[np.float64], forwar
 
 
 def ln_evidence_of_single(model: StarModel, stars: Stars, found: Solution) -> NDArray[np.float64]:
-    """(star,) the sum over all converged optima of A; -inf of a star that has none.
+    """(star,) the sum over all converged optima of A, leading axes (star, start); -inf of a star that has none.
 
-    Args:
-        model: of single stars.
-        stars: a batch, model error folded in.
-        found: leading axes (star, start); L is infinite for starts that were given up or met another.
+    L is infinite for starts that were given up or met another.
     """
     counts = np.isfinite(found.objective) & np.asarray(found.converged)
     each = np.full(counts.shape, -np.inf)

@@ -60,14 +60,10 @@ class Trust(NamedTuple):
 def with_second_sources(
     probabilities: Float[NDArray, "star target"], published: "Posteriors"
 ) -> Float[NDArray, "star target"]:
-    """Probabilities that also count with a second source, where hypothesis B was compared.
+    """Probabilities, as of `Trust`, that also count with a second source, where hypothesis B was compared.
 
-    With the probability of B a parameter is within its errors as often as B's own posterior has it. Parallaxes are left:
-    what is published of them is nearer to the measured ones than either hypothesis by itself.
-
-    Args:
-        probabilities: as of `Trust.probabilities`.
-        published: posteriors as the catalogue has them.
+    With the probability of B a parameter is within its errors as often as B's own posterior has it. Parallaxes are
+    left: what is published of them is nearer to the measured ones than either hypothesis by itself.
     """
     pair = published.pair
     if pair is None:
@@ -119,13 +115,7 @@ def trust_features(
 ) -> NDArray[np.float64]:
     """(star, feature) as `feature_names` lists them; NaN for a star without a solution.
 
-    Args:
-        model: the trained model.
-        support: where its training labels are.
-        quality: how well fluxes of ordinary stars are described.
-        stars: as inference saw them, with their measurements' own whitening.
-        found: their posteriors, not calibrated.
-        use_parallax: whether inference used the parallaxes.
+    The stars are as inference saw them, with their measurements' own whitening; their posteriors are not calibrated.
     """
     n_labels, n = found.estimate.shape[1] - 2, len(found.estimate)
     if not n:

@@ -104,8 +104,7 @@ def layers_ln_odds(
     x: Float[Array, " input"],
     keep: Sequence[Bool[Array, "target _"]] | None = None,
 ) -> Float[Array, " target"]:
-    """Ln odds of every classifier for one star's `network_input`; `keep`: what dropout leaves of hidden layers' inputs.
-    """
+    """Ln odds of every classifier for one star's `network_input`; `keep`: inputs of hidden layers left by dropout."""
     h = jnp.broadcast_to(x, (weights[0].shape[0], x.shape[0]))
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         last = i == len(weights) - 1

@@ -90,11 +90,10 @@ BATCH_DRAWS = 2**15
 class Summary(NamedTuple):
     """Summaries per star, of (labels, E, parallax)."""
 
-    # ; low and high are the 16 and 84 % quantiles
     mean: Float[Array, "star parameter"]
     std: Float[Array, "star parameter"]
     median: Float[Array, "star parameter"]
-    low: Float[Array, "star parameter"]
+    low: Float[Array, "star parameter"]  # 16 and 84 % quantiles
     high: Float[Array, "star parameter"]
     k_hat: Float[Array, " star"]  # Pareto shape of the importance weights; above 0.7 the summaries cannot be trusted
     n_effective: Float[Array, " star"]  # effective number of draws
@@ -107,8 +106,7 @@ class LabelProposal(NamedTuple):
 
     mean: Float[Array, "term label"]
     factor: Float[Array, "term label label"]  # lower-triangular
-    # ln of the density's constant, for every width, its share of the draws included
-    ln_norm: Float[Array, "term width"]
+    ln_norm: Float[Array, "term width"]  # ln of the density's constant, the width's share of the draws included
     share: Float[Array, " term"]  # of the draws
 
 
@@ -131,13 +129,8 @@ def _points(n_draws: int, dimension: int) -> NDArray[np.float32]:
 def given_labels(forward: ForwardModel, star: Stars, mode: Float[Array, " parameter"]) -> ExtinctionGivenLabels:
     """Solve for E and the parallax of any labels near to an optimum, by linear least squares in ln f.
 
-    Wherever the posterior is, the flux is the optimum's to within its errors: to first order it is f (1 + d) with
-    d = ln f_abs - ln f_abs(optimum) + 2 (change of ln parallax) - R (change of E).
-
-    Args:
-        forward: the forward model.
-        star: one star, model error folded in.
-        mode: (label + 2,) the optimum: labels, ln E, ln parallax.
+    Wherever the posterior is, the flux is the optimum's to within its errors: to first order it is f (1 + d) with d =
+    ln f_abs - ln f_abs(optimum) + 2 (change of ln parallax) - R (change of E).
     """
     shape, level = shape_and_level(forward, mode[: forward.n_labels])
     extinction, plx, curve = jnp.exp(mode[-2]), jnp.exp(mode[-1]), curve_of(forward, mode)
@@ -180,13 +173,7 @@ def _of_labels(gaussian: Gaussian) -> tuple[Array, Array]:
 
 
 def _mix(tops: Gaussian, parts: Gaussian, competes: Array) -> LabelProposal:
-    """All terms of the first proposal.
-
-    Args:
-        tops: Laplace approximations of the best and the second optimum.
-        parts: those of the label prior's components.
-        competes: the second optimum is one of its own.
-    """
+    """All terms of the first proposal: around the best and the second optimum, and of the label prior's components."""
     gaussians = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), tops, parts)
     mean, factor = jax.vmap(_of_labels)(gaussians)
     finite = jnp.isfinite(mean).all(axis=1) & jnp.isfinite(factor).all(axis=(1, 2)) & jnp.isfinite(gaussians.evidence)
@@ -224,8 +211,7 @@ class _SoFar(NamedTuple):
 class _Room(NamedTuple):
     """Where the next round's draws and terms go, in arrays that have room for those of all rounds."""
 
-    # how many there are
-    draws: int
+    draws: int  # how many draws and terms there are
     terms: int
     fresh: int  # draws that are wanted; more are made, of no weight, and the next round's take their place
 
@@ -249,23 +235,12 @@ def importance_draws(
     n_draws: int,
     n_more: int = 0,
 ) -> tuple[Float[Array, "star draw parameter"], Float[Array, "star draw"]]:
-    """Draw around every star's optima.
+    """Draw around every star's optima: theta_log, and ln of posterior / proposal density, up to a star's constant.
 
-    One program after the other, instead of one for all: compiling them takes half the memory so.
-
-    Args:
-        model: the trained model.
-        stars: model error folded in; as many as fit into memory with their draws.
-        mode, runner_up: (star, label + 2) best and second optimum: labels, ln E, ln parallax.
-        competes: the runner-up is a distinct optimum worth drawing from.
-        seed: every star's own.
-        n_draws: number of draws at first, a power of two.
-        n_more: a power of two; four times as many more in three rounds from mixtures fitted to all draws before; 0
-            for none.
-
-    Returns:
-        (star, draw, label + 2) labels, ln E, ln parallax; (star, draw) ln of posterior / proposal density, up to a
-        constant of the star's.
+    The model's error is folded into the stars; there are as many as fit into memory with their draws. The runner-up is
+    drawn from if it `competes`: is a distinct optimum. `n_draws` at first and `n_more` are powers of two; of these four
+    times as many follow in three rounds from mixtures fitted to all draws before; 0 for none. One program after the
+    other, instead of one for all: compiling them takes half the memory so.
     """
     tops = _around_optima(model, stars, mode, runner_up)
     parts = _around_components(model, stars, mode)
@@ -526,11 +501,7 @@ def summarise(
     n_draws: int,
     n_more: int = 0,
 ) -> Summary:
-    """Summarise every star's posterior; see `importance_draws` for the arguments.
-
-    Args:
-        n_more: of the rounds, for stars whose first draws are not `enough`; 0 for none.
-    """
+    """Summarise every star's posterior, as `importance_draws` has it; rounds for stars without `enough` first draws."""
     given = (stars, mode, runner_up, competes, seed)
     return where_needed(
         partial(summarise_batch, model, n_draws), lambda summary: summary.k_hat, n_draws, n_more, *given
@@ -545,13 +516,9 @@ def summarise_batch(model: StarModel, n_draws: int, n_more: int, *given: Any) ->
 def where_needed(batch: Callable[..., T], k_hat: Callable[[T], Any], n_draws: int, n_more: int, *given: Any) -> T:
     """What `batch` makes of the first draws, and of more for stars where these are not `enough`; on the host.
 
-    Batch by batch from Python: as a loop inside one program, XLA on the CPU now and then stood still for ever.
-
-    Args:
-        batch: takes the draws of a round, 0 for none, and a batch of `given`.
-        k_hat: takes what it returns.
-        n_draws, n_more: as for `importance_draws`.
-        given: trees with the star as leading axis.
+    `batch` takes the draws of a round, 0 for none, and a batch of `given`, trees with the star as leading axis; `k_hat`
+    takes what it returns. Batch by batch from Python: as a loop inside one program, XLA on the CPU now and then stood
+    still for ever.
     """
     size = batch_size(n_draws, n_more)  # of both: another would be another program
     first = by_blocks(partial(batch, 0), size, *given)

@@ -65,15 +65,9 @@ def _component(prior: LabelPrior, number: Array) -> LabelPrior:
 
 
 def component_optima(model: StarModel, grid: StartGrid, stars: Stars) -> Float[Array, "star component parameter"]:
-    """Find the optimum of every component of the prior times the likelihood.
+    """Find the optimum theta_log of every component of the prior times the likelihood, the model's error in the stars.
 
-    Args:
-        model: the trained model.
-        grid: nodes from `starts.make_grid`.
-        stars: a batch, model error folded in; a size that many batches share saves compilations.
-
-    Returns:
-        (star, component, label + 2) labels, ln E, ln parallax.
+    A size of batch that many share saves compilations.
     """
     prior = model.label_prior
     density = jax.vmap(partial(component_ln_density, prior))(grid.labels)
@@ -175,9 +169,7 @@ def _first_draws(terms: _Terms, coordinates: Coordinates, key: Array, n: int) ->
 def _tempered(energy: Array, ln_density: Array) -> Array:
     """Weights of draws as draws of the tempered posterior; they add up to one, the largest made equal.
 
-    Args:
-        energy: (draw,) -ln posterior density.
-        ln_density: (draw,) ln of the density that they came from.
+    The energy is -ln posterior density; the other is ln of the density that they came from.
     """
     return clipped_weights(-TEMPER * energy - ln_density, N_CLIPPED)
 
@@ -193,17 +185,10 @@ class _Round(NamedTuple):
 def _improve(
     energy: Callable[[Array], Array], known: Array, known_weight: Array, known_worth: Array, key: Array
 ) -> tuple[Mixture, Array]:
-    """Fit mixtures in turn and draw from them.
+    """Fit mixtures in turn and draw from them; the one whose own draws had the most even weights, and their k_hat.
 
-    Args:
-        energy: -ln density of many points.
-        known, known_weight: (draw, parameter) and (draw,) weighted points that every fit takes in: what was once seen
-            is not forgotten.
-        known_worth: () effective number of them.
-        key: random key.
-
-    Returns:
-        the mixture whose own draws had the most even weights, and their k_hat.
+    The energy is -ln density of many points. Every fit takes in known points: what was once seen is not forgotten;
+    `known_worth` is their effective number.
     """
 
     def begin(mixture: Mixture, key: Array) -> _Round:
@@ -281,14 +266,9 @@ def adapt(
     optima: Float[Array, "star optimum parameter"],
     seed: UInt[Array, " star"],
 ) -> FittedProposal:
-    """Find the mixture of every star of a batch.
+    """Find the mixture of every star of a batch with the model's error folded in.
 
-    Args:
-        model: the trained model.
-        stars: a batch, model error folded in.
-        components: from `component_optima`.
-        optima: optima of the whole posterior, best first, in (labels, ln E, ln parallax); NaN where there is none.
-        seed: (star,) each star's own.
+    `optima` are of the whole posterior, best first; NaN where there is none.
     """
     coordinates, first, ln_q = _lay_out(model, stars, components, optima, seed)
     return _improve_batch(model, stars, coordinates, first, ln_q, jnp.asarray(False), seed)
@@ -303,11 +283,7 @@ def adapt_again(
 ) -> FittedProposal:
     """Fit the mixtures of a batch anew, now that chains have seen more.
 
-    Args:
-        model, stars: as in `adapt`.
-        found: what was found before.
-        seen: (star, draw, parameter) `N_DRAWS` points of chains, equally likely, in each star's coordinates.
-        seed: (star,) each star's own, another one each time.
+    Of each star `N_DRAWS` points of chains, equally likely, in its coordinates, and another seed each time.
     """
     no_density = jnp.zeros(seen.shape[:2], jnp.float32)
     return _improve_batch(model, stars, found.coordinates, seen, no_density, jnp.asarray(True), seed)

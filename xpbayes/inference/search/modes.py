@@ -57,20 +57,12 @@ class Modes:
     reference: NDArray[np.float32] | None = None
 
 
-@partial(program, static_argnames=("n_starts", "seed"))
-def scattered_starts(
-    forward: ForwardModel, grid: StartGrid, star: Stars, n_starts: int, seed: int
+@partial(program, static_argnames="n_starts")
+def _scattered_starts(
+    forward: ForwardModel, grid: StartGrid, star: Stars, n_starts: int
 ) -> Float[Array, "start parameter"]:
-    """Draw starts from the prior's nodes and log-uniform E; the parallax makes the mean brightness right.
-
-    Args:
-        forward: the forward model.
-        grid: nodes from `make_grid`.
-        star: one star.
-        n_starts: how many.
-        seed: of the draw.
-    """
-    which, where = jax.random.split(jax.random.key(seed))
+    """Draw starts from the prior's nodes and log-uniform E; the parallax makes the mean brightness right."""
+    which, where = jax.random.split(jax.random.key(0))
     labels = grid.labels[jax.random.choice(which, grid.labels.shape[0], (n_starts,), replace=False)]
     low, high = np.log(MIN_EXTINCTION), np.log(MAX_EXTINCTION)
     ln_extinction = jax.random.uniform(where, (n_starts,), minval=low, maxval=high)
@@ -86,16 +78,8 @@ def find_modes(
     model: StarModel,
     stars: Stars,
     config: InferenceConfig,
-    seed: int = 0,
 ) -> list[Modes]:
-    """Find the optima of every star of a small batch.
-
-    Args:
-        model: the trained model.
-        stars: the stars; labels and reddening are not looked at, the parallax only if the settings say so.
-        config: the settings.
-        seed: of the scattered starts.
-    """
+    """Find the optima of every star of a small batch, of what its settings let inference see."""
     prepare_device()
     blind = jax.tree.map(np.asarray, stars.blind(parallax=config.use_parallax))
     bare = model.without_error
@@ -105,7 +89,7 @@ def find_modes(
         own = blind.take(slice(i, i + 1))
         one = fold_in_model_error(model, own)
         searched = np.asarray(find_starts(bare, grid, one, N_SEARCHED))[0]
-        scattered = scattered_starts(model.forward, grid, jax.tree.map(lambda leaf: leaf[0], one), N_SCATTERED, seed)
+        scattered = _scattered_starts(model.forward, grid, jax.tree.map(lambda leaf: leaf[0], one), N_SCATTERED)
         starts, reference = np.concatenate([searched, scattered]), None
         if model.error is not None:
             # As for the catalogue, the relative error is taken of what the model predicts at the best optimum.

@@ -57,17 +57,11 @@ class Optima(NamedTuple):
 
 
 def search(model: StarModel, grid: StartGrid, measured: Stars, config: "InferenceConfig") -> Searched:
-    """Find every star's optima from several starts.
+    """Find every star's optima from several starts; `measured` as inference may see it, with its own whitening.
 
     The relative model error is taken of a predicted flux: of the nearest node's for the ranking of starts, then of the
     one at the optimum that the best start leads to. Only then are all starts followed, so that all compete under one L:
     a search under another L loses optima that exist under the last one alone.
-
-    Args:
-        model: the trained model.
-        grid: nodes of the start search.
-        measured: a batch as inference may see it, with the measurement's own whitening.
-        config: the settings.
     """
     stars = measured
     if model.error is not None:
@@ -97,16 +91,9 @@ def _at_the_winner(
     taken_at: NDArray[np.floating],
     config: "InferenceConfig",
 ) -> Searched:
-    """Take the relative error of the flux at the winner's optimum where the best start led elsewhere.
+    """Take the relative error of the flux at the winner's optimum where the best start, `taken_at`, led elsewhere.
 
     Else a star's L would depend on which start was ranked first, and where two are all but equal, on rounding.
-
-    Args:
-        model: the trained model.
-        measured: the batch with the measurement's own whitening.
-        found: what the search found so far.
-        taken_at: (star, parameter) where the flux is from that `found.stars` took the error of.
-        config: the settings.
     """
     solution = found.solution
     at = np.asarray(solution.theta_log)
@@ -133,21 +120,11 @@ def refine(
     alive: NDArray[np.bool_] | None = None,
     rows: NDArray[np.integer] | None = None,
 ) -> Solution:
-    """Solve every star from every start.
+    """Solve every star from every start; leading axes (star, start), L infinite for starts that were given up.
 
     All starts move together for a few iterations; those that may still win, each place once, go on. A start's own path
-    does not depend on which others there are.
-
-    Args:
-        model: the trained model.
-        stars: a batch, model error folded in.
-        starts: where to begin.
-        most: iterations at most, in all.
-        alive: (star, start) the starts that count; all if None.
-        rows: which of the stars these starts are of; all in order if None.
-
-    Returns:
-        a solution with leading axes (star, start); L is infinite for starts that were given up.
+    does not depend on which others there are. None makes more than `most` iterations; those that are not `alive` do not
+    count; `rows` say which of the stars these starts are of, all in order if None.
     """
     n, k, p = starts.shape
     star_of = np.repeat(np.arange(n) if rows is None else rows, k)
@@ -176,10 +153,6 @@ def _step_further(model: StarModel, pool: StartPool, rows: NDArray[np.integer]) 
 
     Newton's last step makes the distance its own square, for one evaluation of one start, where a sharper tolerance
     would cost more evaluations of all.
-
-    Args:
-        model, pool: as in `refine`.
-        rows: one start of every star.
     """
     at = pool.state
     left = rows[at.converged[rows]]
@@ -227,17 +200,9 @@ def going_to(state: SolverState, lane: Any = slice(None), xp: Any = np) -> Any:
 
 
 def promising(place: Any, objective: Any, forward: ForwardModel, margin: Any = HOPELESS, xp: Any = np) -> Any:
-    """Tell which starts may still win: not far above the best, and each place once.
+    """(star, start) which starts may still win: L not by more than `margin` above the best, and each place once.
 
-    Args:
-        place: (star, start, parameter) where they are going to.
-        objective: (star, start) L where they are.
-        forward: the forward model.
-        margin: how far above the best is too far.
-        xp: the library of the arrays, NumPy's or JAX's.
-
-    Returns:
-        (star, start).
+    Places are where they are going to; L is where they are. `xp` is the library of the arrays, NumPy's or JAX's.
     """
     n, k = objective.shape
     value = xp.where(xp.isfinite(objective), objective, xp.inf)
@@ -262,12 +227,9 @@ def best_of(solution: Solution, xp: Any = np) -> Solution:
 
 
 def choose_optima(solution: Solution, hessian: Any, xp: Any = np) -> Optima:
-    """Find the best optimum of every star and what is distinct from it.
+    """Find the best optimum of every star and what is distinct from it, from the solution of `refine`.
 
-    Args:
-        solution: leading axes (star, start), from `refine`.
-        hessian: (star, parameter, parameter) of L at the best, `best_of`.
-        xp: the library of the arrays, NumPy's or JAX's.
+    The Hessian is of L at the best, `best_of`; `xp` is the library of the arrays, NumPy's or JAX's.
     """
     best, row = best_of(solution, xp), xp.arange(len(hessian))
     value = xp.where(xp.isfinite(solution.objective), solution.objective, xp.inf)

@@ -68,13 +68,7 @@ class Solution(NamedTuple):
 
 
 def best_parallax_shift(star: Stars, theta_log: Float[Array, " parameter"], at: Expansion) -> Float[Array, ""]:
-    """Change of ln parallax that minimises L with all other parameters as they are.
-
-    Args:
-        star: one star.
-        theta_log: (label + 2,) labels, ln E, ln parallax; the last is where the search begins.
-        at: the fluxes there.
-    """
+    """Change of ln parallax that minimises L with all other parameters as they are, from the fluxes at theta_log."""
     # Flux that is a times as large leaves residual + (a - 1) white.
     white, residual = 0.5 * at.jacobian[-1], at.residual
     power = jnp.maximum(white @ white, 1e-30)
@@ -178,12 +172,7 @@ def _advance(model: StarModel, star: Stars, state: SolverState) -> SolverState:
 
 
 def starting_state(begin: Any, xp: Any = np) -> SolverState:
-    """Starts that have not moved yet.
-
-    Args:
-        begin: (start, parameter) where they begin.
-        xp: the library of the arrays, NumPy's or JAX's.
-    """
+    """Starts that have not moved yet; `xp` is the library of the arrays, NumPy's or JAX's."""
     n, p = begin.shape
     return SolverState(
         theta_log=begin,
@@ -207,11 +196,7 @@ def turned(stars: Stars) -> Stars:
 def advance_lanes(model: StarModel, stars: Stars, state: SolverState, limit: Int[Array, ""]) -> SolverState:
     """Move starts until all have converged or made `limit` iterations since their start, within a program.
 
-    Args:
-        model: the trained model, its error in the stars.
-        stars: one for every start, `turned`.
-        state: where the starts are.
-        limit: iterations.
+    There is a star for every start, `turned`, the model's error in it.
     """
     with jax.default_matmul_precision("highest"):
 
@@ -238,8 +223,7 @@ class _Packed(NamedTuple):
     """Starts as they travel between host and program, which costs by the number of arrays."""
 
     numbers: Any  # (start, number) what a `SolverState` begins with, side by side
-    # (start,) as there
-    converged: Any
+    converged: Any  # (start,) as there, like the next
     n_iterations: Any
 
     def opened(self) -> SolverState:
@@ -321,24 +305,14 @@ class StartPool:
         start: Float[Array, "start parameter"] | NDArray[np.floating],
         star_of: NDArray[np.integer] | None = None,
     ) -> None:
-        """Set every start to where it begins.
-
-        Args:
-            stars: a batch.
-            start: (start, label + 2) labels, ln E, ln parallax.
-            star_of: (start,) row of each one's star; one start per star in order if None.
-        """
+        """Set every start to where it begins, of the stars in these rows, of all in order if None."""
         self._stars = stars
         self._star_of = np.arange(len(start)) if star_of is None else np.asarray(star_of)
         self._packed = _Packed.starting(np.asarray(start))
         self.state = self._packed.opened()
 
     def advance(self, model: StarModel, rows: NDArray[np.integer], limit: int) -> NDArray[np.integer]:
-        """Move the starts `rows` until they converge or have made `limit` iterations since their start.
-
-        Returns:
-            those of `rows` that have not converged.
-        """
+        """Move starts until they converge or have made `limit` iterations; the `rows` that have not converged."""
         size = _batch_size(limit)
         for begin in range(0, len(rows), size):
             batch = rows[begin : begin + size]
@@ -381,14 +355,9 @@ def solve(
     max_iterations: int = 30,
     rows: NDArray[np.integer] | None = None,
 ) -> Solution:
-    """Refine every star from its start.
+    """Refine every star from its start; after so many iterations, unconverged stars say so.
 
-    Args:
-        model: the trained model.
-        stars: a batch.
-        start: (star, label + 2) where to begin.
-        max_iterations: stop after so many; unconverged stars say so.
-        rows: which of the stars these are; all in order if None.
+    `rows` say which of the stars the starts are of; all in order if None.
     """
     prepare_device()
     pool = StartPool(stars if isinstance(stars, StarChunk) else StarChunk.of(stars), start, rows)

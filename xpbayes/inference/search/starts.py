@@ -50,28 +50,23 @@ class StartGrid(NamedTuple):
     of_each: Int[Array, "component place"]
 
 
-def make_grid(model: StarModel, n_nodes: int = 1024, seed: int = 0) -> StartGrid:
+def make_grid(model: StarModel, n_nodes: int = 1024) -> StartGrid:
     """Draw nodes from the label prior, half of them from its components with equal weights.
 
     Rare kinds of star (hot, metal-poor, very cool) have low mixture weights but need nodes as much as any.
-
-    Args:
-        model: the trained model.
-        n_nodes: number of nodes.
-        seed: of the draw; part of the model's identity, not of a run's.
     """
-    labels, ln_flux, ln_density, members = _draw_nodes(model, n_nodes, seed)
+    labels, ln_flux, ln_density, members = _draw_nodes(model, n_nodes)
     own = np.asarray(members)
     own_first = np.argsort(~own, axis=1, kind="stable")
     of_each: Any = own_first[:, : max(N_RANKED_PER_COMPONENT, own.sum(axis=1).max())]
     return StartGrid(labels, ln_flux, ln_density, members, of_each)
 
 
-@partial(program, static_argnames=("n_nodes", "seed"))
-def _draw_nodes(model: StarModel, n_nodes: int, seed: int) -> tuple[Array, Array, Array, Array]:
-    """Labels, ln flux, ln prior and components of nodes."""
+@partial(program, static_argnames="n_nodes")
+def _draw_nodes(model: StarModel, n_nodes: int) -> tuple[Array, Array, Array, Array]:
+    """Labels, ln flux, ln prior and components of nodes, always the same ones of a model."""
     forward, prior = model.forward, model.label_prior
-    likely, rare = jax.random.split(jax.random.key(seed))
+    likely, rare = jax.random.split(jax.random.key(0))
     flat = prior.ln_weight * 0.0 - np.log(prior.ln_weight.shape[0])
     even = LabelPrior(flat, prior.mean, prior.whitening, prior.ln_threshold)
     labels = jnp.concatenate(
@@ -123,11 +118,7 @@ def _node_fits(forward: ForwardModel, grid: StartGrid, stars: Stars) -> tuple[Ar
 
 @program
 def first_guess(forward: ForwardModel, grid: StartGrid, stars: Stars) -> Float[Array, "star parameter"]:
-    """Take the best node of every star by the linear problem alone: it needs no model error in the whitening.
-
-    Returns:
-        (star, label + 2) labels, ln E, ln parallax.
-    """
+    """The best node of every star by the linear problem alone: it needs no model error in the whitening."""
     with jax.default_matmul_precision("highest"):
         extinction, a, score = _node_fits(forward, grid, stars)
     best = jnp.argmin(score, axis=1)[:, None]
@@ -146,17 +137,7 @@ def _at_nodes(
 
 @partial(program, static_argnames="n_starts")
 def find_starts(model: StarModel, grid: StartGrid, stars: Stars, n_starts: int) -> Float[Array, "star start parameter"]:
-    """Choose starts for every star, the best first, then the best of every other component of the prior.
-
-    Args:
-        model: the trained model.
-        grid: nodes from `make_grid`.
-        stars: a batch.
-        n_starts: how many starts a star gets.
-
-    Returns:
-        (star, start, label + 2) labels, ln E, ln parallax.
-    """
+    """Choose starts for every star of a batch, the best first, then the best of every other component of the prior."""
     with jax.default_matmul_precision("highest"):
         extinction, a, score = _node_fits(model.forward, grid, stars)
         _, best = jax.lax.top_k(-score, N_RANKED)
