@@ -82,12 +82,7 @@ def fit_scatter(
     return out
 
 
-def _one(
-    residual: NDArray[np.float64],
-    variance: NDArray[np.float64],
-    weight: NDArray[np.float64],
-    of: int,
-) -> float:
+def _one(residual: NDArray[np.float64], variance: NDArray[np.float64], weight: NDArray[np.float64], of: int) -> float:
     """Scatter of residuals beyond their variances, their median apart, from the stars that tell most of it."""
     square, least = FIRST[of] ** 2, LEAST[of]
     for _ in range(N_ROUNDS):

@@ -83,12 +83,7 @@ def unasked(n: int, n_parameters: int) -> PairPosteriors:
 
 
 def weigh_hypotheses(
-    model: StarModel,
-    ridge: CompanionRidge,
-    stars: Stars,
-    single: Solution,
-    rows: NDArray[np.intp],
-    max_iterations: int,
+    model: StarModel, ridge: CompanionRidge, stars: Stars, single: Solution, rows: NDArray[np.intp], max_iterations: int
 ) -> PairPosteriors:
     """Solve B for some rows of a batch, the model's error folded in, and compare it with A's optima (star, start)."""
     found = unasked(len(stars), model.forward.n_labels + 2)

@@ -13,13 +13,7 @@ from jaxtyping import Array, Float
 
 from xpbayes.data.stars import ParallaxDoubt, Stars
 from xpbayes.models.forward import FluxExpansion, ForwardModel
-from xpbayes.models.likelihood import (
-    deviance,
-    n_observed,
-    parallax_deviance,
-    spurious_probability,
-    whitened_residual,
-)
+from xpbayes.models.likelihood import deviance, n_observed, parallax_deviance, spurious_probability, whitened_residual
 from xpbayes.models.pair import PairExpansion, expand_ln_flux, predict_flux, second_along, weighted_hessian
 from xpbayes.models.prior import LabelPrior, ln_prior, prior_curvature
 from xpbayes.models.star_model import StarModel
@@ -144,10 +138,7 @@ def curvature(
 
 
 def curvature_of(
-    model: StarModel,
-    star: Stars,
-    theta_log: Float[Array, " parameter"],
-    around: Expansion,
+    model: StarModel, star: Stars, theta_log: Float[Array, " parameter"], around: Expansion
 ) -> tuple[Curvature, Callable[[Float[Array, " parameter"]], Float[Array, " parameter"]]]:
     """The same from the expansion at `theta_log`."""
     at, flux, jacobian, r = around

@@ -121,10 +121,7 @@ def confidence(nets: ConfidenceNets, features: Float[Array, " feature"]) -> Floa
 
 
 def flux_pulls(
-    model: StarModel,
-    star: Stars,
-    theta_log: Float[Array, " parameter"],
-    own_level: bool = False,
+    model: StarModel, star: Stars, theta_log: Float[Array, " parameter"], own_level: bool = False
 ) -> Float[Array, " channel"]:
     """(f_pred - f_obs) / sigma of one star, sigma marginal over the other channels, NaN where nothing was observed.
 

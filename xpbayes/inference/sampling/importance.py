@@ -316,15 +316,7 @@ def _with_room(so_far: _SoFar, n_draws: int, n_terms: int) -> tuple[_SoFar, _Roo
 
 
 @partial(program, static_argnames="n_now")
-def _go_on(
-    model: StarModel,
-    stars: Stars,
-    mode: Array,
-    seed: Array,
-    so_far: _SoFar,
-    now: _Round,
-    n_now: int,
-) -> _SoFar:
+def _go_on(model: StarModel, stars: Stars, mode: Array, seed: Array, so_far: _SoFar, now: _Round, n_now: int) -> _SoFar:
     """A round of more draws, from a mixture fitted to all before it."""
     number, temper, room = now
 
@@ -413,11 +405,7 @@ def _draw_extinction(
 
 
 def _draw(
-    model: StarModel,
-    star: Stars,
-    mode: Array,
-    terms: LabelProposal,
-    points: Float[Array, "draw coordinate"],
+    model: StarModel, star: Stars, mode: Array, terms: LabelProposal, points: Float[Array, "draw coordinate"]
 ) -> _Drawn:
     """Draw labels from a mixture, E given these, and the parallax given both."""
     n, n_labels = mode.size - 2, model.forward.n_labels

@@ -143,14 +143,7 @@ def nuts_transition(target: Callable[[Array], Array], z: Array, step_size: Array
 
 
 @partial(jax.jit, static_argnames="n_chains")
-def _begin(
-    model: StarModel,
-    stars: Stars,
-    found: FittedProposal,
-    optima: Array,
-    seed: Array,
-    n_chains: int,
-) -> _Chains:
+def _begin(model: StarModel, stars: Stars, found: FittedProposal, optima: Array, seed: Array, n_chains: int) -> _Chains:
     """Where all chains of a batch begin: the first ones at the optima, the others at points of the mixture."""
     from numpyro.infer.hmc_util import dual_averaging
 
@@ -174,12 +167,7 @@ def _begin(
 
 @jax.jit
 def _walk(
-    model: StarModel,
-    stars: Stars,
-    found: FittedProposal,
-    seed: Array,
-    chains: _Chains,
-    adapting: Array,
+    model: StarModel, stars: Stars, found: FittedProposal, seed: Array, chains: _Chains, adapting: Array
 ) -> tuple[_Chains, _Kept, Array]:
     """Take all chains of a batch `DRAWS_PER_CALL` draws further; the chains, what is kept, and (star,) the step size.
 

@@ -74,11 +74,7 @@ def _scattered_starts(
     return dark.at[:, -1].set(0.5 * excess.sum(axis=1) / jnp.maximum(usable.sum(), 1))
 
 
-def find_modes(
-    model: StarModel,
-    stars: Stars,
-    config: InferenceConfig,
-) -> list[Modes]:
+def find_modes(model: StarModel, stars: Stars, config: InferenceConfig) -> list[Modes]:
     """Find the optima of every star of a small batch, of what its settings let inference see."""
     prepare_device()
     blind = jax.tree.map(np.asarray, stars.blind(parallax=config.use_parallax))

@@ -85,11 +85,7 @@ def search(model: StarModel, grid: StartGrid, measured: Stars, config: "Inferenc
 
 
 def _at_the_winner(
-    model: StarModel,
-    measured: Stars,
-    found: Searched,
-    taken_at: NDArray[np.floating],
-    config: "InferenceConfig",
+    model: StarModel, measured: Stars, found: Searched, taken_at: NDArray[np.floating], config: "InferenceConfig"
 ) -> Searched:
     """Take the relative error of the flux at the winner's optimum where the best start, `taken_at`, led elsewhere.
 
@@ -145,7 +141,7 @@ def refine(
         left = left[keep[left]]
     winners = np.arange(n) * k + np.argmin(pool.state.value.reshape(n, k), axis=1)
     _step_further(model.without_error, pool, winners)
-    return jax.tree.map(lambda leaf: leaf.reshape(n, k, *leaf.shape[1:]), pool.solution())
+    return jax.tree.map(lambda leaf: leaf.reshape(n, k, *leaf.shape[1:]), pool.state.solution)
 
 
 def _step_further(model: StarModel, pool: StartPool, rows: NDArray[np.integer]) -> None:

@@ -118,6 +118,11 @@ class SolverState(NamedTuple):
     converged: Any
     n_iterations: Any
 
+    @property
+    def solution(self) -> Solution:
+        """Where the starts stand."""
+        return Solution(self.theta_log, self.value, self.decrement, self.converged, self.n_iterations)
+
 
 def _advance(model: StarModel, star: Stars, state: SolverState) -> SolverState:
     """Evaluate one star's trial, take it or not, and choose the next; a converged star stays as it is."""
@@ -327,11 +332,6 @@ class StartPool:
         """New starts from the trials of some of these, of the same stars."""
         return StartPool(self._stars, self.state.trial[rows], self._star_of[rows])
 
-    def solution(self) -> Solution:
-        """Where the starts stand, in NumPy: nothing is compiled for another number of them."""
-        at = self.state
-        return Solution(at.theta_log, at.value, at.decrement, at.converged, at.n_iterations)
-
 
 def _batch_size(limit: int) -> int:
     if jax.default_backend() != "cpu":
@@ -364,4 +364,4 @@ def solve(
     left: NDArray[np.integer] = np.arange(len(start))
     for limit in limits(max_iterations):
         left = pool.advance(model.without_error, left, limit)
-    return pool.solution()
+    return pool.state.solution
