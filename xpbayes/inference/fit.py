@@ -112,6 +112,15 @@ class Posteriors:
         return full
 
 
+class Inferred(NamedTuple):
+    """Stars with their posteriors."""
+
+    stars: Stars  # as inference saw them: with the scatter of stars of the same labels in errors of parallaxes
+    found: Posteriors  # as inference found them
+    published: Posteriors  # the same, calibrated or not, as a catalogue has them
+    use_parallax: bool  # whether measured parallaxes were used
+
+
 def _each(change: Callable[..., Any], *found: Posteriors) -> Posteriors:
     """Posteriors whose every array is made from those of others."""
     trees = [{f.name: getattr(one, f.name) for f in fields(Posteriors)} for one in found]

@@ -6,6 +6,7 @@ inferred, the caller says.
 
 import logging
 import time
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,13 +49,7 @@ class Lessons(NamedTuple):
 
 
 def learn(lessons: Lessons, residual_scale: Float[NDArray, " channel"], config: "RefinementConfig") -> RefinementNets:
-    """Train every member on all rows, each from its own start and in its own order.
-
-    Args:
-        lessons: the rows, all of them finite.
-        residual_scale: unit of the residual spectrum in the features.
-        config: settings.
-    """
+    """Train every member on all rows, which are finite, each from its own start and in its own order."""
     spread = lessons.features.std(axis=0)
     nets = RefinementNets(
         weights=(),
@@ -81,9 +76,7 @@ def learn(lessons: Lessons, residual_scale: Float[NDArray, " channel"], config: 
             f"({time.perf_counter() - begun:.0f} s)"
         )
     together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
-    return RefinementNets(
-        together.weights, together.biases, nets.center, nets.inverse_scale, nets.residual_scale, nets.unit
-    )
+    return replace(nets, weights=together.weights, biases=together.biases)
 
 
 def _one(rows: tuple[Array, ...], key: Array, config: "RefinementConfig") -> tuple[Layers, float]:

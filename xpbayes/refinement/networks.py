@@ -95,14 +95,9 @@ def mixture(
     key: Array | None = None,
     dropout: float = 0.0,
 ) -> Mixture:
-    """What one member says of some stars.
+    """What one member says of some stars with standardised features, and errors `sigma` in units of shifts.
 
-    Args:
-        layers: the member.
-        inputs: standardised features.
-        sigma: errors of the labels in the forward posterior, in units of shifts.
-        key: of what is dropped while training; nothing is if None.
-        dropout: share of every hidden layer's outputs that is.
+    With a key, while training, the share `dropout` of every hidden layer's outputs is dropped.
     """
     h = inputs
     for i, (weight, bias) in enumerate(zip(layers.weights[:-1], layers.biases[:-1], strict=True)):
@@ -124,10 +119,7 @@ def ln_density(
 ) -> Float[Array, " star"]:
     """Ln density of measured labels: the mixture with the labels' own errors in every component.
 
-    Args:
-        of: the mixture of every star.
-        value: labels as distances from the mode, in units of shifts.
-        error: their errors, likewise.
+    Values are distances from the mode, in units of shifts like their errors.
     """
     offset = value[:, None, :] - of.mean
     covariance = jnp.einsum("skij,sklj->skil", of.factor, of.factor) + jax.vmap(jnp.diag)(error**2)[:, None]

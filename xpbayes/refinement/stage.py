@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from xpbayes.config import InferenceConfig
 from xpbayes.data.scratch import in_memory
 from xpbayes.data.stars import Stars
-from xpbayes.inference.fit import fit_stars
+from xpbayes.inference.fit import Inferred, fit_stars
 from xpbayes.models.star_model import StarModel
 from xpbayes.refinement.adjusting import Adjustments, Interval, fit_adjustments
 from xpbayes.refinement.copies import copies
@@ -23,7 +23,6 @@ from xpbayes.refinement.support import make_feature_support
 
 if TYPE_CHECKING:
     from xpbayes.config import RefinementConfig
-    from xpbayes.inference.fit import Posteriors
 
 log = logging.getLogger(__name__)
 
@@ -35,28 +34,12 @@ TYPICAL = 68.0
 """Percentile of a channel's relative residuals that is their unit."""
 
 
-class Aside(NamedTuple):
-    """Stars with labels that neither stage has learned from, as inference has them."""
-
-    stars: Stars  # the stars, as inference saw them
-    found: "Posteriors"  # their posteriors as inference found them
-    published: "Posteriors"  # the same, calibrated or not, as a catalogue would have them
-    use_parallax: bool  # whether parallaxes were used; of such stars those that have one are looked at
-
-
 def lessons_of(
     model: StarModel, stars: Stars, n_xp: int, scale: NDArray[np.floating] | None = None
 ) -> tuple[Lessons, NDArray[np.floating]]:
-    """What stars with labels teach, inferred blind.
+    """What stars with labels teach, inferred blind, and the (channel,) unit of relative residuals.
 
-    Args:
-        model: the trained forward model.
-        stars: the stars.
-        n_xp: how many channels are samples of the spectrum.
-        scale: (channel,) unit of relative residuals; that of these stars if None.
-
-    Returns:
-        the lessons, and the unit.
+    The unit is that of these stars if no scale is given; the first `n_xp` channels are samples of the spectrum.
     """
     found = fit_stars(model, stars, BLIND)
     n = model.forward.n_labels
@@ -73,16 +56,9 @@ def lessons_of(
 
 
 def learn_second_stage(model: StarModel, stars: Stars, n_xp: int, config: "RefinementConfig") -> SecondStage | None:
-    """Train the second stage of a model.
+    """Train the second stage of a model on stars with labels, in memory or in files; it is not calibrated yet.
 
-    Args:
-        model: the trained forward model.
-        stars: stars with labels, in memory or in files.
-        n_xp: how many channels are samples of the spectrum.
-        config: settings.
-
-    Returns:
-        the second stage, not calibrated yet; None if there are fewer stars than the settings want.
+    None if there are fewer stars than the settings want.
     """
     if len(stars) < config.min_stars:
         log.info(f"no second stage: {len(stars)} training stars are fewer than {config.min_stars}")
@@ -117,15 +93,7 @@ def second_stage_of(
     n_xp: int,
     config: "RefinementConfig",
 ) -> SecondStage:
-    """Learn from lessons.
-
-    Args:
-        lessons: of all stars and their copies.
-        labels, error: measured labels of every star once.
-        scale: (channel,) unit of relative residuals.
-        n_xp: how many channels are samples of the spectrum.
-        config: settings.
-    """
+    """Learn from lessons of all stars and their copies; labels and errors are measured, of every star once."""
     lessons = lessons.take(lessons.usable)
     nets = learn(lessons, scale, config)
     places = places_of(lessons.features, lessons.offset.shape[1])
@@ -134,15 +102,11 @@ def second_stage_of(
     return SecondStage(nets, make_feature_support(places, size, labels[known], error[known], config.seed), n_xp)
 
 
-def calibrate_second_stage(second: SecondStage, model: StarModel, cases: Sequence[Aside]) -> SecondStage:
+def calibrate_second_stage(second: SecondStage, model: StarModel, cases: Sequence[Inferred]) -> SecondStage:
     """Find how far refined labels are to go and how wide they must be for 68 % of labels to lie within 68 % intervals.
 
-    Of real stars alone: copies are as noisy as they say, and faint stars are noisier.
-
-    Args:
-        second: the second stage.
-        model: the forward model.
-        cases: stars kept aside, inferred with parallaxes, without, or once each.
+    Of real stars alone: copies are as noisy as they say, and faint stars are noisier. Cases are with parallaxes,
+    without, or once each.
     """
     for case in cases:
         found = _adjustments(second, model, case)
@@ -150,12 +114,12 @@ def calibrate_second_stage(second: SecondStage, model: StarModel, cases: Sequenc
     return second
 
 
-def _adjustments(second: SecondStage, model: StarModel, case: Aside) -> Adjustments | None:
+def _adjustments(second: SecondStage, model: StarModel, case: Inferred) -> Adjustments | None:
     """How refined labels are to be adjusted; None of too few stars."""
     labels, error = labels_of(case.stars)
     converged = np.asarray(case.found.converged, bool)
     parts: list[tuple[NDArray[np.float64], ...]] = []
-    for here in answers(second, model, case.stars, case.found, case.published, use_parallax=case.use_parallax):
+    for here in answers(second, model, case):
         good = converged[here.rows] & (here.used == case.use_parallax) & np.isfinite(error[here.rows]).all(axis=1)
         rows, of = here.rows[good], here.refined
         apart = of.share[:, None] * here.mixture.apart(second.nets.n_members)

@@ -56,12 +56,8 @@ def make_feature_support(
 ) -> FeatureSupport:
     """Summarise the training stars.
 
-    Args:
-        places: labels at the mode, sqrt(E), ln S/N of all that was learned from, copies included.
-        residual: rms of the standardised residual spectrum of the same.
-        labels: measured labels, of every star once.
-        error: of these.
-        seed: of what is drawn.
+    Places and the rms of the standardised residual spectrum are of all that was learned from, copies included; labels
+    are measured, of every star once.
     """
     low, high = np.percentile(places, [16, 84], axis=0)
     spread = np.maximum(0.5 * (high - low), 1e-3)
@@ -86,10 +82,14 @@ def _reach(labels: NDArray[np.floating], error: NDArray[np.floating]) -> NDArray
 
 
 class AmongLabels(NamedTuple):
-    """Where modes lie among measured labels."""
+    """Where modes lie among measured labels.
 
-    distance: NDArray[np.float64]  # (star,) to the third-nearest, in units of both errors; infinite if not finite
-    # (star, label) to the mean of those within these errors, in units of the star's; infinite likewise
+    Attributes:
+        distance: (star,) to the third-nearest, in units of both errors; infinite if not finite.
+        offset: (star, label) to the mean of those within these errors, in units of the star's; infinite likewise.
+    """
+
+    distance: NDArray[np.float64]
     offset: NDArray[np.float64]
 
 

@@ -24,7 +24,7 @@ from xpbayes.data.stars import Stars
 from xpbayes.device import suited_programs
 from xpbayes.errors import InputError
 from xpbayes.identity import Stream, seeds_from_id
-from xpbayes.inference.fit import Posteriors, fit_stars
+from xpbayes.inference.fit import Inferred, Posteriors, fit_stars
 from xpbayes.inference.ridge import companion_ridge
 from xpbayes.inference.scatter import loosened, settled
 from xpbayes.instrument.instrument import InstrumentId
@@ -249,9 +249,7 @@ def solve_stars(
     if second is not None:
         from xpbayes.refinement.refined import refine_labels
 
-        refined = refine_labels(
-            second, trained.star_model, looked_at, found, inferred, use_parallax=config.use_parallax
-        )
+        refined = refine_labels(second, trained.star_model, Inferred(looked_at, found, inferred, config.use_parallax))
         rows |= refined_rows(refined, inferred, status, rows["status"] == OK)
     return to_arrow(rows, len(trained.labels), release), int((rows["status"] != OK).sum())
 
