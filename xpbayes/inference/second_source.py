@@ -20,6 +20,7 @@ from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, replaced, rows_of_e
 from xpbayes.device import program
 from xpbayes.inference.errors import laplace_covariance
 from xpbayes.inference.linear_algebra import ln_det_positive, smallest_pivot
+from xpbayes.inference.search.optima import best_of
 from xpbayes.inference.search.solver import MIN_PIVOT, Solution, solve
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.objective import curvature
@@ -89,17 +90,10 @@ def weigh_hypotheses(
     found = unasked(len(stars), model.forward.n_labels + 2)
     if not len(rows):
         return found
-    some, alone = rows_of_each((stars, single), rows)
-    return replaced(found, _weigh(model.without_error, ridge, some, alone, max_iterations), rows)
-
-
-def _weigh(
-    model: StarModel, ridge: CompanionRidge, stars: Stars, single: Solution, max_iterations: int
-) -> PairPosteriors:
-    best = np.argmin(np.where(np.isfinite(single.objective), single.objective, np.inf), axis=1)
-    alone = np.asarray(single.theta_log)[np.arange(len(stars)), best]
-    found = solve_companions(model, ridge, stars, alone, max_iterations)
-    return _moments(_with_steps(found), ln_evidence_of_single(model, stars, single), model.forward)
+    model, (some, alone) = model.without_error, rows_of_each((stars, single), rows)
+    pairs = solve_companions(model, ridge, some, best_of(alone).theta_log, max_iterations)
+    weighed = _moments(_with_steps(pairs), ln_evidence_of_single(model, some, alone), model.forward)
+    return replaced(found, weighed, rows)
 
 
 def companions_tried() -> NDArray[np.float64]:
@@ -108,7 +102,7 @@ def companions_tried() -> NDArray[np.float64]:
 
 
 def solve_companions(
-    model: StarModel, ridge: CompanionRidge, stars: Stars, alone: NDArray[np.floating], max_iterations: int
+    model: StarModel, ridge: CompanionRidge, stars: Stars, alone: Array | NDArray[np.floating], max_iterations: int
 ) -> list[PairPosteriors]:
     """Solve B for every companion that is tried, the faintest first, beginning `alone`: at A's best optima.
 

@@ -13,6 +13,7 @@ as the proposal is poor (Koblents & Míguez 2015).
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -57,13 +58,6 @@ class FittedProposal(NamedTuple):
     k_hat: Float[Array, ""]  # Pareto shape of the importance weights of the mixture's own draws
 
 
-def _component(prior: LabelPrior, number: Array) -> LabelPrior:
-    """One component of a mixture with its weight, as a mixture of one."""
-    return LabelPrior(
-        prior.ln_weight[number][None], prior.mean[number][None], prior.whitening[number][None], prior.ln_threshold
-    )
-
-
 def component_optima(model: StarModel, grid: StartGrid, stars: Stars) -> Float[Array, "star component parameter"]:
     """Find the optimum theta_log of every component of the prior times the likelihood, the model's error in the stars.
 
@@ -73,7 +67,10 @@ def component_optima(model: StarModel, grid: StartGrid, stars: Stars) -> Float[A
     density = jax.vmap(partial(component_ln_density, prior))(grid.labels)
     found = []
     for k in range(prior.mean.shape[0]):
-        alone = StarModel(model.forward, _component(prior, jnp.asarray(k)))
+        ln_weight, mean, factor = (
+            leaf[jnp.asarray(k)][None] for leaf in (prior.ln_weight, prior.mean, prior.whitening)
+        )
+        alone = StarModel(model.forward, LabelPrior(ln_weight, mean, factor, prior.ln_threshold))
         start = find_starts(alone, grid._replace(ln_prior=density[:, k]), stars, 1)[:, 0]
         found.append(solve(alone, stars, start, ITERATIONS).theta_log)
     return jnp.stack(found, axis=1)
@@ -126,8 +123,7 @@ def _first_terms(model: StarModel, star: Stars, components: Array, optima: Array
     weights = jnp.concatenate([alone, jnp.broadcast_to(prior.ln_weight, (optima.shape[0], n_components))])
 
     def lay(ln_weight: Array, at: Array) -> Coordinates:
-        part = LabelPrior(ln_weight, prior.mean, prior.whitening, prior.ln_threshold)
-        return coordinates_at(StarModel(model.forward, part), star, at)
+        return coordinates_at(StarModel(model.forward, replace(prior, ln_weight=ln_weight)), star, at)
 
     coordinates = jax.vmap(lay)(weights, jnp.concatenate([components, optima]))
     within, whole = (

@@ -8,6 +8,7 @@ every start is of another component.
 (ZGR23 search 512 nodes x 61 extinctions with the amplitude from 592-782 nm.)
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from xpbayes.data.stars import Stars
 from xpbayes.device import program
 from xpbayes.models.forward import ForwardModel, ln_absolute_flux
 from xpbayes.models.objective import objective
-from xpbayes.models.prior import LabelPrior, component_ln_density, draw_labels, ln_prior
+from xpbayes.models.prior import component_ln_density, draw_labels, ln_prior
 from xpbayes.models.star_model import StarModel
 
 MIN_EXTINCTION, MAX_EXTINCTION = 0.01, 10.0
@@ -67,8 +68,7 @@ def _draw_nodes(model: StarModel, n_nodes: int) -> tuple[Array, Array, Array, Ar
     """Labels, ln flux, ln prior and components of nodes, always the same ones of a model."""
     forward, prior = model.forward, model.label_prior
     likely, rare = jax.random.split(jax.random.key(0))
-    flat = prior.ln_weight * 0.0 - np.log(prior.ln_weight.shape[0])
-    even = LabelPrior(flat, prior.mean, prior.whitening, prior.ln_threshold)
+    even = replace(prior, ln_weight=prior.ln_weight * 0.0 - np.log(prior.ln_weight.shape[0]))
     labels = jnp.concatenate(
         [draw_labels(prior, likely, n_nodes - n_nodes // 2), draw_labels(even, rare, n_nodes // 2)]
     )
