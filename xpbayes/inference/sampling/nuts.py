@@ -39,10 +39,10 @@ from xpbayes.inference.sampling.coordinates import evaluate, place, potential
 from xpbayes.inference.sampling.proposal import (
     N_DRAWS,
     FittedProposal,
-    adapt,
-    adapt_again,
     component_optima,
     draw_many,
+    improve,
+    lay_out,
     ln_density,
 )
 from xpbayes.inference.search.starts import make_grid
@@ -295,7 +295,7 @@ def sample_stars(
 
     def first(rows: NDArray[np.intp]) -> list[_Walker]:
         batch, within, tops, own = rows_of_each(host, np.resize(rows, BATCH))
-        found = adapt(model, batch, within, tops, own)
+        found = improve(model, batch, *lay_out(model, batch, within, tops, own), jnp.asarray(False), own)
         chains = _begin(model, batch, found, tops, own, schedule.n_chains)
         seen = []
         for _ in range(schedule.n_warmup // DRAWS_PER_CALL):
@@ -362,7 +362,8 @@ def _round(
     batch, found, own = inputs
     seen = seen.reshape(len(seen), -1, seen.shape[-1])
     points = jnp.asarray(seen[:, np.linspace(0, seen.shape[1] - 1, N_DRAWS).astype(int)])
-    inputs = (batch, adapt_again(model, batch, found, points, own + np.uint32(number + 1)), own)
+    no_density, seed = jnp.zeros(points.shape[:2], jnp.float32), own + np.uint32(number + 1)
+    inputs = (batch, improve(model, batch, found.coordinates, points, no_density, jnp.asarray(True), seed), own)
     calls = []
     n_walked = _length(number) * schedule.n_draws
     for call in range(1 + n_walked // DRAWS_PER_CALL):

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt
+from jaxtyping import Array, Float
 
 from xpbayes.data.stars import Stars
 from xpbayes.inference.linear_algebra import whitened
@@ -209,10 +209,13 @@ def _improve(
 
 
 @jax.jit
-def _lay_out(
+def lay_out(
     model: StarModel, stars: Stars, components: Array, optima: Array, seed: Array
 ) -> tuple[Coordinates, Array, Array]:
-    """Every star's coordinates, and first draws in these with ln of their density."""
+    """Every star's coordinates, and first draws in these with ln of their density.
+
+    `optima` are of the whole posterior, best first; NaN where there is none. The model's error is folded into the stars.
+    """
 
     def one(inputs: tuple[Stars, Array, Array, Array]) -> tuple[Coordinates, Array, Array]:
         star, within, tops, own = inputs
@@ -227,7 +230,7 @@ def _lay_out(
 
 
 @jax.jit
-def _improve_batch(
+def improve(
     model: StarModel,
     stars: Stars,
     coordinates: Coordinates,
@@ -236,7 +239,10 @@ def _improve_batch(
     by_chains: Array,
     seed: Array,
 ) -> FittedProposal:
-    """`_improve` for every star; draws that are of chains have the posterior itself for their density."""
+    """Find the mixture of every star from what is known, draws of `lay_out` in its coordinates with their ln density.
+
+    Or anew, by another seed, from `N_DRAWS` points of chains: these have the posterior itself for their density.
+    """
 
     def one(inputs: tuple[Stars, Coordinates, Array, Array, Array]) -> FittedProposal:
         star, coordinates, z, ln_q, own = inputs
@@ -253,33 +259,3 @@ def _improve_batch(
 
     with jax.default_matmul_precision("highest"):
         return jax.lax.map(one, (stars, coordinates, known, ln_density, seed))
-
-
-def adapt(
-    model: StarModel,
-    stars: Stars,
-    components: Float[Array, "star component parameter"],
-    optima: Float[Array, "star optimum parameter"],
-    seed: UInt[Array, " star"],
-) -> FittedProposal:
-    """Find the mixture of every star of a batch with the model's error folded in.
-
-    `optima` are of the whole posterior, best first; NaN where there is none.
-    """
-    coordinates, first, ln_q = _lay_out(model, stars, components, optima, seed)
-    return _improve_batch(model, stars, coordinates, first, ln_q, jnp.asarray(False), seed)
-
-
-def adapt_again(
-    model: StarModel,
-    stars: Stars,
-    found: FittedProposal,
-    seen: Float[Array, "star draw parameter"],
-    seed: UInt[Array, " star"],
-) -> FittedProposal:
-    """Fit the mixtures of a batch anew, now that chains have seen more.
-
-    Of each star `N_DRAWS` points of chains, equally likely, in its coordinates, and another seed each time.
-    """
-    no_density = jnp.zeros(seen.shape[:2], jnp.float32)
-    return _improve_batch(model, stars, found.coordinates, seen, no_density, jnp.asarray(True), seed)
