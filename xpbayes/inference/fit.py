@@ -249,10 +249,7 @@ def _posteriors(
 
 
 def spurious_in(stars: Stars, parallax: Float[NDArray, "star draw"]) -> NDArray[np.float32] | None:
-    """(star,) probability that each measured parallax is spurious; NaN where none was, None if none is doubted.
-
-    The parallaxes are equally likely draws, or the optimum [mas].
-    """
+    """(star,) mean over parallaxes [mas] of the probability that each measured one is spurious; NaN without one."""
     if stars.doubt is None:
         return None
     return np.asarray(by_blocks(_spurious, STAR_BLOCK, _light(stars), np.asarray(parallax, np.float32)))

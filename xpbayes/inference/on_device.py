@@ -199,10 +199,7 @@ def _for_each(n: int, work: Callable[[Array], T], together: int | None = None) -
 
 
 def search_chunk(model: StarModel, grid: StartGrid, measured: Stars, n_starts: int, most: int) -> Found:
-    """Find the optima of stars that are `packed`, with the measurement's own whitening, and evaluate the best.
-
-    No start makes more than `most` iterations.
-    """
+    """Find the optima of `packed` stars with their own whitening, in `most` iterations at most; evaluate the best."""
     n, bare, forward = len(measured), model.without_error, model.forward
 
     def begin(rows: Array) -> tuple[Stars, Array]:

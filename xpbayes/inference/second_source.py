@@ -65,10 +65,7 @@ def rows_asked(
     *,
     everywhere: bool,
 ) -> NDArray[np.intp]:
-    """Rows of the stars that are compared: all, or those whose single fit leaves room for a second source.
-
-    theta_log and chi2 are of A's best optima.
-    """
+    """Rows of the stars that are compared: all, or those whose best single fit leaves room for a second source."""
     if everywhere:
         return np.arange(len(chi2))
     teff, feh, logg = (theta_log[:, i] for i in ridge.at)
@@ -172,10 +169,7 @@ def _moments(found: list[PairPosteriors], ln_single: NDArray[np.float64], forwar
 
 
 def ln_evidence_of_single(model: StarModel, stars: Stars, found: Solution) -> NDArray[np.float64]:
-    """(star,) the sum over all converged optima of A, leading axes (star, start); -inf of a star that has none.
-
-    L is infinite for starts that were given up or met another.
-    """
+    """(star,) the sum over A's converged optima (star, start), L infinite where given up; -inf of a star without."""
     counts = np.isfinite(found.objective) & np.asarray(found.converged)
     each = np.full(counts.shape, -np.inf)
     star, start = np.nonzero(counts)

@@ -113,10 +113,7 @@ def trust_features(
     *,
     use_parallax: bool,
 ) -> NDArray[np.float64]:
-    """(star, feature) as `feature_names` lists them; NaN for a star without a solution.
-
-    The stars are as inference saw them, with their measurements' own whitening; their posteriors are not calibrated.
-    """
+    """(star, feature) as of `feature_names`, NaN without a solution; stars and posteriors as inference has them."""
     n_labels, n = found.estimate.shape[1] - 2, len(found.estimate)
     if not n:
         return np.zeros((0, 2 * n_labels + 15))

@@ -80,10 +80,7 @@ def kind_weights_of(error: ModelError, stars: Stars) -> Float[Array, "star kind"
 
 
 def with_model_error(error: ModelError, star: Stars, flux: Float[Array, " channel"] | None = None) -> Stars:
-    """One star with the model's error in its whitening factor, and with its kind's tail.
-
-    The relative error is taken of `flux`; of the measured one if None.
-    """
+    """One star with the model's error, relative to `flux` or the measured one, in its whitening, and its tail."""
     weight = kind_weights(error, star)
     covariance = jnp.tensordot(weight, error.covariance, axes=1)
     of = star.flux if flux is None else flux

@@ -96,10 +96,7 @@ def between(forward: Interval, refined: Interval, weight: NDArray[np.float64]) -
 
 
 def held_back(of: Refined, forward: Interval, edge: NDArray[np.float64]) -> Refined:
-    """Refined labels that are less certain than the forward posterior, nearer to it at the edge of the sample.
-
-    There `edge` is 1, within the sample 0, see `support`.
-    """
+    """Refined labels less certain than the forward posterior, nearer to it where `edge` is 1: at the sample's edge."""
     say = np.minimum(1.0, 2.0 * forward.half / (of.high - of.low)) ** (2.0 * edge)
     back = (1.0 - say) * (forward.median - of.median)
     return of._replace(median=of.median + back, low=of.low + back, high=of.high + back)

@@ -95,10 +95,7 @@ def mixture(
     key: Array | None = None,
     dropout: float = 0.0,
 ) -> Mixture:
-    """What one member says of some stars with standardised features, and errors `sigma` in units of shifts.
-
-    With a key, while training, the share `dropout` of every hidden layer's outputs is dropped.
-    """
+    """What one member says of standardised features, `sigma` in units of shifts; with a key `dropout` is dropped."""
     h = inputs
     for i, (weight, bias) in enumerate(zip(layers.weights[:-1], layers.biases[:-1], strict=True)):
         h = jax.nn.silu(h @ weight + bias)
@@ -117,10 +114,7 @@ def mixture(
 def ln_density(
     of: Mixture, value: Float[Array, "star label"], error: Float[Array, "star label"]
 ) -> Float[Array, " star"]:
-    """Ln density of measured labels: the mixture with the labels' own errors in every component.
-
-    Values are distances from the mode, in units of shifts like their errors.
-    """
+    """Ln density of measured labels, their errors in every component; distances from the mode in units of shifts."""
     offset = value[:, None, :] - of.mean
     covariance = jnp.einsum("skij,sklj->skil", of.factor, of.factor) + jax.vmap(jnp.diag)(error**2)[:, None]
     lower = jax.vmap(jax.vmap(cholesky))(covariance)

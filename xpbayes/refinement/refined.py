@@ -132,9 +132,9 @@ def relation_to_parallax(
 def with_parallax(
     of: Gaussians, found: Relation, near: NDArray[np.floating], parallax: NDArray, inverse_error: NDArray
 ) -> Gaussians:
-    """Mixtures given the measured parallax [mas], its error with the scatter of such stars in it.
+    """Mixtures given the measured parallax [mas], whose logarithm is taken to be linear `near` some parallax [mas].
 
-    `found` is what the fluxes say of its logarithm, which is taken to be linear `near` some parallax [mas].
+    `found` is what the fluxes say of it; its error has the scatter of such stars in it.
     """
     noise = found.variance + 1.0 / (inverse_error * near) ** 2
     measured = np.log(near) + (parallax - near) / near

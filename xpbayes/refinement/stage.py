@@ -37,10 +37,7 @@ TYPICAL = 68.0
 def lessons_of(
     model: StarModel, stars: Stars, n_xp: int, scale: NDArray[np.floating] | None = None
 ) -> tuple[Lessons, NDArray[np.floating]]:
-    """What stars with labels teach, inferred blind, and the (channel,) unit of relative residuals.
-
-    The unit is that of these stars if no scale is given; the first `n_xp` channels are samples of the spectrum.
-    """
+    """What stars with labels teach, inferred blind, and the unit of relative residuals; of these stars if None."""
     found = fit_stars(model, stars, BLIND)
     n = model.forward.n_labels
     fit = flux_only(model, stars, found, use_parallax=False)
@@ -56,10 +53,7 @@ def lessons_of(
 
 
 def learn_second_stage(model: StarModel, stars: Stars, n_xp: int, config: "RefinementConfig") -> SecondStage | None:
-    """Train the second stage of a model on stars with labels, in memory or in files; it is not calibrated yet.
-
-    None if there are fewer stars than the settings want.
-    """
+    """Train a second stage on labelled stars, in memory or in files, not calibrated yet; None if they are too few."""
     if len(stars) < config.min_stars:
         log.info(f"no second stage: {len(stars)} training stars are fewer than {config.min_stars}")
         return None

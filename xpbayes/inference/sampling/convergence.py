@@ -67,10 +67,7 @@ def _plain_ess(draws: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def r_hat(draws: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Rank-normalised split R-hat of (..., chain, draw): the larger of that of draws and of distances from the median.
-
-    NaN where nothing varies.
-    """
+    """Rank-normalised split R-hat of (..., chain, draw) and of distances from the median; NaN if nothing varies."""
     halves = _split(np.asarray(draws, np.float64))
     apart = np.abs(halves - np.median(halves, axis=(-2, -1), keepdims=True))
     return np.maximum(_plain_r_hat(_normal_scores(halves)), _plain_r_hat(_normal_scores(apart)))

@@ -59,10 +59,7 @@ class FittedProposal(NamedTuple):
 
 
 def component_optima(model: StarModel, grid: StartGrid, stars: Stars) -> Float[Array, "star component parameter"]:
-    """Find the optimum theta_log of every component of the prior times the likelihood, the model's error in the stars.
-
-    A size of batch that many share saves compilations.
-    """
+    """The optimum theta_log under every component of the prior; batches of one size share its programs."""
     prior = model.label_prior
     density = jax.vmap(partial(component_ln_density, prior))(grid.labels)
     found = []
@@ -163,10 +160,7 @@ def _first_draws(terms: _Terms, coordinates: Coordinates, key: Array, n: int) ->
 
 
 def _tempered(energy: Array, ln_density: Array) -> Array:
-    """Weights of draws as draws of the tempered posterior; they add up to one, the largest made equal.
-
-    The energy is -ln posterior density; the other is ln of the density that they came from.
-    """
+    """Weights of draws of some ln density as draws of the tempered posterior, of sum one, the largest made equal."""
     return clipped_weights(-TEMPER * energy - ln_density, N_CLIPPED)
 
 

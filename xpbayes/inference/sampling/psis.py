@@ -44,10 +44,7 @@ def top(values: Float[Array, " draw"], n: int) -> tuple[Float[Array, " n"], Int[
 
 
 def _fit_generalised_pareto(excess: Float[Array, " tail"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Shape and scale, k regularised as PSIS does, by the empirical Bayes estimate of Zhang & Stephens (2009).
-
-    The excess is sorted, smallest first.
-    """
+    """Shape, regularised as PSIS does, and scale of a sorted excess: empirical Bayes of Zhang & Stephens (2009)."""
     n = excess.shape[0]
     n_grid = 30 + int(math.sqrt(n))
     largest, quartile = excess[-1], excess[int(n / 4 + 0.5) - 1]

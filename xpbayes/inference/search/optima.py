@@ -1,4 +1,7 @@
-"""The optima of every star's posterior, from several starts: search, refinement, choice (METHOD 5)."""
+"""The optima of every star's posterior, from several starts: search, refinement, choice (METHOD 5).
+
+Functions of some `xp`, the library of their arrays, NumPy's or JAX's, serve the search on the host and on devices.
+"""
 
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -196,10 +199,7 @@ def going_to(state: SolverState, lane: Any = slice(None), xp: Any = np) -> Any:
 
 
 def promising(place: Any, objective: Any, forward: ForwardModel, margin: Any = HOPELESS, xp: Any = np) -> Any:
-    """(star, start) which starts may still win: L not by more than `margin` above the best, and each place once.
-
-    Places are where they are going to; L is where they are. `xp` is the library of the arrays, NumPy's or JAX's.
-    """
+    """(star, start) which starts may still win: L not by more than `margin` above the best, each place but once."""
     n, k = objective.shape
     value = xp.where(xp.isfinite(objective), objective, xp.inf)
     order, row = xp.argsort(value, axis=1, stable=True), xp.arange(n)[:, None]  # the lowest stays of those that met
@@ -223,10 +223,7 @@ def best_of(solution: Solution, xp: Any = np) -> Solution:
 
 
 def choose_optima(solution: Solution, hessian: Any, xp: Any = np) -> Optima:
-    """Find the best optimum of every star and what is distinct from it, from the solution of `refine`.
-
-    The Hessian is of L at the best, `best_of`; `xp` is the library of the arrays, NumPy's or JAX's.
-    """
+    """Find the best optimum of every star, where the Hessian is of L, and what is distinct from it."""
     best, row = best_of(solution, xp), xp.arange(len(hessian))
     value = xp.where(xp.isfinite(solution.objective), solution.objective, xp.inf)
     winner, (n, k) = xp.argmin(value, axis=1), value.shape

@@ -177,7 +177,7 @@ def _advance(model: StarModel, star: Stars, state: SolverState) -> SolverState:
 
 
 def starting_state(begin: Any, xp: Any = np) -> SolverState:
-    """Starts that have not moved yet; `xp` is the library of the arrays, NumPy's or JAX's."""
+    """Starts that have not moved yet, in NumPy's or JAX's arrays."""
     n, p = begin.shape
     return SolverState(
         theta_log=begin,
@@ -199,10 +199,7 @@ def turned(stars: Stars) -> Stars:
 
 
 def advance_lanes(model: StarModel, stars: Stars, state: SolverState, limit: Int[Array, ""]) -> SolverState:
-    """Move starts until all have converged or made `limit` iterations since their start, within a program.
-
-    There is a star for every start, `turned`, the model's error in it.
-    """
+    """Move starts, of a `turned` star each, until all have converged or made `limit` iterations, within a program."""
     with jax.default_matmul_precision("highest"):
 
         def unfinished(state: SolverState) -> Array:
@@ -355,10 +352,7 @@ def solve(
     max_iterations: int = 30,
     rows: NDArray[np.integer] | None = None,
 ) -> Solution:
-    """Refine every star from its start; after so many iterations, unconverged stars say so.
-
-    `rows` say which of the stars the starts are of; all in order if None.
-    """
+    """Refine every star from its start, of the stars in these rows, or all in order; unconverged ones say so."""
     prepare_device()
     pool = StartPool(stars if isinstance(stars, StarChunk) else StarChunk.of(stars), start, rows)
     left: NDArray[np.integer] = np.arange(len(start))
