@@ -334,19 +334,9 @@ def _with_own_parallax(
 
     of_draws = share(0.5 * (found.high[:, -1] - found.low[:, -1]).astype(np.float64))
     of_fisher, of_laplace = (share(_sigma(c)[:, -1]) for c in (found.covariance, found.laplace))
-    offset, inner, mean, spread, fisher, laplace = (values[:, -1] for values in flux_only)
-
-    def both(w: NDArray[np.float64], factor: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.sqrt(1.0 + w * (factor**2 - 1.0))
-
-    return [
-        of_draws * offset,
-        both(of_draws, inner),
-        both(of_draws, mean),
-        both(of_draws, spread),
-        both(of_fisher, fisher),
-        both(of_laplace, laplace),
-    ]
+    offset, *factors = (values[:, -1] for values in flux_only)
+    shares = (of_draws, of_draws, of_draws, of_fisher, of_laplace)
+    return [of_draws * offset, *(np.sqrt(1.0 + w * (f**2 - 1.0)) for w, f in zip(shares, factors, strict=True))]
 
 
 def recalibrated(found: "Posteriors", calibration: Calibration, stars: Stars, *, use_parallax: bool) -> "Posteriors":

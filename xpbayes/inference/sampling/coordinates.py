@@ -55,15 +55,8 @@ def coordinates_at(model: StarModel, star: Stars, mode: Float[Array, " parameter
     slope = jax.nn.sigmoid(start)
     # Curvature of -ln density in t at the mode in ln E, where (E - mean) / sigma^2 = 1 / E.
     bend = slope * (1.0 - slope) * (1.0 + softness / extinction) + (softness * slope / sigma) ** 2
-    return Coordinates(
-        softness=softness,
-        start=start,
-        unit=1.0 / jnp.sqrt(bend),
-        mean=gaussian.mean,
-        factor=gaussian.factor,
-        ln_parallax=mode[-1],
-        evidence=gaussian.evidence,
-    )
+    own = (softness, start, 1.0 / jnp.sqrt(bend))
+    return Coordinates(*own, gaussian.mean, gaussian.factor, mode[-1], gaussian.evidence)
 
 
 def is_usable(coordinates: Coordinates) -> Array:

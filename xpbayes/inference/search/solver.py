@@ -140,11 +140,9 @@ def _advance(model: StarModel, star: Stars, state: SolverState) -> SolverState:
     better &= jnp.isfinite(new.value) & jnp.all(jnp.isfinite(new.gradient)) & jnp.all(jnp.isfinite(new_hessian))
     first = state.n_iterations == 0
     damping = jnp.where(better, state.damping * 0.1, state.damping * 8.0)
-    theta_log, value, size, gradient, hessian, decrement = jax.tree.map(
-        lambda yes, no: jnp.where(better, yes, no),
-        (trial, new.value, new.size, new.gradient, new_hessian, new_decrement),
-        (state.theta_log, state.value, state.size, state.gradient, state.hessian, state.decrement),
-    )
+    reached = (trial, new.value, new.size, new.gradient, new_hessian, new_decrement)
+    best = jax.tree.map(lambda yes, no: jnp.where(better, yes, no), reached, state[: len(reached)])
+    theta_log, _, _, gradient, hessian, decrement = best
     damping = jnp.where(first, state.damping, jnp.clip(damping, MIN_DAMPING, MAX_DAMPING))
 
     step = _damped_step(hessian, gradient, damping)
@@ -161,18 +159,7 @@ def _advance(model: StarModel, star: Stars, state: SolverState) -> SolverState:
 
     # Damped to a standstill without progress is a failure that shows in `converged`, not an endless loop.
     converged = better & (decrement < DECREMENT_TOLERANCE)
-    moved = SolverState(
-        theta_log=theta_log,
-        value=value,
-        size=size,
-        gradient=gradient,
-        hessian=hessian,
-        decrement=decrement,
-        trial=theta_log + step,
-        damping=damping,
-        converged=converged,
-        n_iterations=state.n_iterations + 1,
-    )
+    moved = SolverState._make((*best, theta_log + step, damping, converged, state.n_iterations + 1))
     return jax.tree.map(lambda yes, no: jnp.where(state.converged, no, yes), moved, state)
 
 
