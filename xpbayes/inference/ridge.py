@@ -85,23 +85,17 @@ def _with_brightness(forward: ForwardModel, ridge: CompanionRidge, labels: NDArr
     way = np.empty(len(labels))
     feh_at = ridge.at[1]
     metals = np.quantile(labels[:, feh_at], np.linspace(0.01, 0.99, 8))
-    on_ridge = np.empty((len(metals), len(teff)))
+    nearest = np.abs(labels[:, feh_at, None] - metals).argmin(axis=1)
     for i, feh in enumerate(metals):
         star = np.tile(np.median(labels, axis=0), (len(teff), 1))
         star[:, ridge.at[0]], star[:, feh_at] = teff, feh
         star[:, ridge.at[2]] = ridge.logg_at(jnp.asarray(teff), jnp.full(len(teff), feh))
-        on_ridge[i] = np.maximum.accumulate(np.asarray(brightness(jnp.asarray(star, jnp.float32)), np.float64))
-    nearest = np.abs(labels[:, feh_at, None] - metals).argmin(axis=1)
-    for i in range(len(metals)):
+        on_ridge = np.maximum.accumulate(np.asarray(brightness(jnp.asarray(star, jnp.float32)), np.float64))
         mine = nearest == i
-        way[mine] = (np.interp(primary[mine], on_ridge[i], teff) - low) / (high - low)
+        way[mine] = (np.interp(primary[mine], on_ridge, teff) - low) / (high - low)
     way = np.clip(way, 0.01, 0.99)
-    own = labels[:, ridge.at]
-    terms = np.asarray(
-        brightness_terms(jnp.asarray((own - np.asarray(ridge.center)) / np.asarray(ridge.scale), jnp.float32)),
-        np.float64,
-    )
+    scaled = (labels[:, ridge.at] - np.asarray(ridge.center)) / np.asarray(ridge.scale)
+    terms = np.asarray(brightness_terms(jnp.asarray(scaled, jnp.float32)), np.float64)
     weight = way * (1.0 - way)  # errors of Teff, not of its logit
-    root = weight[:, None]
-    as_bright = np.linalg.lstsq(terms * root, np.log(way / (1.0 - way)) * weight, rcond=None)[0]
+    as_bright = np.linalg.lstsq(terms * weight[:, None], np.log(way / (1.0 - way)) * weight, rcond=None)[0]
     return replace(ridge, as_bright=jnp.asarray(as_bright, jnp.float32))

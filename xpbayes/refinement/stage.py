@@ -3,12 +3,11 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.config import InferenceConfig
+from xpbayes.config import InferenceConfig, RefinementConfig
 from xpbayes.data.scratch import in_memory
 from xpbayes.data.stars import Stars
 from xpbayes.inference.fit import Inferred, fit_stars
@@ -20,9 +19,6 @@ from xpbayes.refinement.learning import Lessons, learn
 from xpbayes.refinement.networks import residual_size
 from xpbayes.refinement.refined import SecondStage, answers
 from xpbayes.refinement.support import make_feature_support
-
-if TYPE_CHECKING:
-    from xpbayes.config import RefinementConfig
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +48,7 @@ def lessons_of(
     return Lessons(features, offset, error, fit.sigma[:, :n]), scale
 
 
-def learn_second_stage(model: StarModel, stars: Stars, n_xp: int, config: "RefinementConfig") -> SecondStage | None:
+def learn_second_stage(model: StarModel, stars: Stars, n_xp: int, config: RefinementConfig) -> SecondStage | None:
     """Train a second stage on labelled stars, in memory or in files, not calibrated yet; None if they are too few."""
     if len(stars) < config.min_stars:
         log.info(f"no second stage: {len(stars)} training stars are fewer than {config.min_stars}")
@@ -85,7 +81,7 @@ def second_stage_of(
     error: NDArray[np.float64],
     scale: NDArray[np.floating],
     n_xp: int,
-    config: "RefinementConfig",
+    config: RefinementConfig,
 ) -> SecondStage:
     """Learn from lessons of all stars and their copies; labels and errors are measured, of every star once."""
     lessons = lessons.take(lessons.usable)

@@ -52,22 +52,19 @@ class Modes:
     modes: tuple[Mode, ...]  # distinct optima; empty if no start converged
     n_starts: int  # starts tried
     n_unconverged: int  # starts that did not reach an optimum
-    # (parameter,) labels, ln E, ln parallax of whose predicted flux the model's relative error is taken; None
-    # without one
+    # (parameter,) theta_log of whose predicted flux the model's relative error is taken; None without one
     reference: NDArray[np.float32] | None = None
 
 
-@partial(program, static_argnames="n_starts")
-def _scattered_starts(
-    forward: ForwardModel, grid: StartGrid, star: Stars, n_starts: int
-) -> Float[Array, "start parameter"]:
+@program
+def _scattered_starts(forward: ForwardModel, grid: StartGrid, star: Stars) -> Float[Array, "start parameter"]:
     """Draw starts from the prior's nodes and log-uniform E; the parallax makes the mean brightness right."""
     which, where = jax.random.split(jax.random.key(0))
-    labels = grid.labels[jax.random.choice(which, grid.labels.shape[0], (n_starts,), replace=False)]
+    labels = grid.labels[jax.random.choice(which, grid.labels.shape[0], (N_SCATTERED,), replace=False)]
     low, high = np.log(MIN_EXTINCTION), np.log(MAX_EXTINCTION)
-    ln_extinction = jax.random.uniform(where, (n_starts,), minval=low, maxval=high)
-    mean_curve = jnp.zeros((n_starts, forward.n_star_parameters - forward.n_labels - 2))
-    dark = jnp.concatenate([labels, mean_curve, ln_extinction[:, None], jnp.zeros((n_starts, 1))], axis=1)
+    ln_extinction = jax.random.uniform(where, (N_SCATTERED,), minval=low, maxval=high)
+    mean_curve = jnp.zeros((N_SCATTERED, forward.n_star_parameters - forward.n_labels - 2))
+    dark = jnp.concatenate([labels, mean_curve, ln_extinction[:, None], jnp.zeros((N_SCATTERED, 1))], axis=1)
     predicted = jax.vmap(lambda u: predict_ln_flux(forward, u, star.ln_scale))(dark)
     usable = (star.flux > 0) & (jnp.diagonal(star.whitening) > 0)
     excess = jnp.where(usable, jnp.log(jnp.where(usable, star.flux, 1.0)) - predicted, 0.0)
@@ -85,7 +82,7 @@ def find_modes(model: StarModel, stars: Stars, config: InferenceConfig) -> list[
         own = blind.take(slice(i, i + 1))
         one = fold_in_model_error(model, own)
         searched = np.asarray(find_starts(bare, grid, one, N_SEARCHED))[0]
-        scattered = _scattered_starts(model.forward, grid, jax.tree.map(lambda leaf: leaf[0], one), N_SCATTERED)
+        scattered = _scattered_starts(model.forward, grid, jax.tree.map(lambda leaf: leaf[0], one))
         starts, reference = np.concatenate([searched, scattered]), None
         if model.error is not None:
             # As for the catalogue, the relative error is taken of what the model predicts at the best optimum.
