@@ -30,7 +30,6 @@ from xpbayes.models.pair import CompanionRidge
 from xpbayes.models.star_model import StarModel
 from xpbayes.models.theta import to_linear
 
-
 DRAWN = ("mean", "std", "median", "low", "high")
 """What draws are summarised by."""
 
