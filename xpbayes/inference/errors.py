@@ -23,10 +23,9 @@ from xpbayes.models.star_model import StarModel
 class ModeDiagnostics(NamedTuple):
     """What is evaluated at the solutions of stars."""
 
-    # information matrix of (labels, E, parallax): J^T C^-1 J, weighted as the fluxes' tail weights the star, and 1
-    # / sigma_parallax^2, its mean over both errors that a doubted parallax may have; the prior is not included (Eq.
-    # 21, 22), but for that of xi where the curve varies: without it every star without dust would have no errors at
-    # all.
+    # information matrix of (labels, E, parallax) (Eq. 21, 22): J^T C^-1 J, weighted as the fluxes' tail weights the star,
+    # and 1 / sigma_parallax^2, its mean over both errors that a doubted parallax may have; without the prior but for
+    # that of xi where the curve varies, or every star without dust would have no errors at all
     fisher: Float[Array, "star parameter parameter"]
     hessian: Float[Array, "star parameter parameter"]  # of L in (labels, ln E, ln parallax) (Eq. 20).
     chi2: Float[Array, " star"]  # of the fluxes
