@@ -27,7 +27,7 @@ class ModeDiagnostics(NamedTuple):
     # and 1 / sigma_parallax^2, its mean over both errors that a doubted parallax may have; without the prior but for
     # that of xi where the curve varies, or every star without dust would have no errors at all
     fisher: Float[Array, "star parameter parameter"]
-    hessian: Float[Array, "star parameter parameter"]  # of L in (labels, ln E, ln parallax) (Eq. 20).
+    hessian: Float[Array, "star parameter parameter"]  # of L in (labels, ln E, ln parallax) (Eq. 20)
     chi2: Float[Array, " star"]  # of the fluxes
     ln_prior: Float[Array, " star"]  # of the labels
     # (star, 2) E [mag] and its error of the Gaussian that the posterior is there, labels and parallax integrated
