@@ -29,7 +29,7 @@ from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks
 from xpbayes.device import prepare_device
 from xpbayes.inference import second_source
 from xpbayes.inference.ridge import companion_ridge
-from xpbayes.inference.sampling.kernels import nuts_transition
+from xpbayes.inference.sampling.nuts import nuts_transition
 from xpbayes.inference.scatter import loosened
 from xpbayes.inference.search.optima import search
 from xpbayes.inference.search.starts import make_grid

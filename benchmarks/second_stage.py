@@ -28,12 +28,12 @@ from xpbayes.config import InferenceConfig, RefinementConfig, TrainingConfig
 from xpbayes.data.spectra import Spectra
 from xpbayes.data.stars import signal_to_noise
 from xpbayes.identity import Side, Split
-from xpbayes.inference.fit import fit_stars
+from xpbayes.inference.fit import Inferred, fit_stars
 from xpbayes.production.model_file import TrainedModel
 from xpbayes.refinement.copies import copies
 from xpbayes.refinement.learning import Lessons
 from xpbayes.refinement.refined import SecondStage, refine_labels
-from xpbayes.refinement.stage import BLIND, Aside, calibrate_second_stage, labels_of, lessons_of, second_stage_of
+from xpbayes.refinement.stage import BLIND, calibrate_second_stage, labels_of, lessons_of, second_stage_of
 from xpbayes.training.training_set import training_cuts
 
 UNITS = (1e3, 1.0, 1.0)
@@ -138,11 +138,11 @@ def main() -> None:
         rows = np.flatnonzero(judges)
         seen = of_aside.take(rows)
         return calibrate_second_stage(
-            second, model, [Aside(aside.take(jnp.asarray(rows)), seen, seen, use_parallax=False)]
+            second, model, [Inferred(aside.take(jnp.asarray(rows)), seen, seen, use_parallax=False)]
         )
 
     def refined(second: SecondStage, stars=held_out, of=found):
-        return refine_labels(second, model, stars, of, of, use_parallax=False)
+        return refine_labels(second, model, Inferred(stars, of, of, use_parallax=False))
 
     print(f"{'':44} {'n':>5}  scatter: Teff [K], [Fe/H], log g    bias                         68 % intervals cover")
     sigma = np.sqrt(np.diagonal(found.laplace, axis1=1, axis2=2))[:, :3]

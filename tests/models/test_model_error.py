@@ -15,8 +15,8 @@ from xpbayes.models.model_error import (
     SOFTENING,
     ModelError,
     kind_weights,
-    mean_covariance,
     raw_features,
+    relative_sigma,
     with_model_error,
 )
 
@@ -123,9 +123,9 @@ def test_kinds_far_away_have_no_influence(error):
     )
 
 
-def test_mean_covariance_is_weighted_by_share(error):
-    c = np.asarray(error.covariance)
-    assert_allclose(mean_covariance(error), 0.5 * c[0] + 0.3 * c[1] + 0.2 * c[2], rtol=1e-12)
+def test_relative_sigma_is_weighted_by_share(error):
+    c = np.diagonal(error.covariance, axis1=1, axis2=2)
+    assert_allclose(relative_sigma(error) ** 2, 0.5 * c[0] + 0.3 * c[1] + 0.2 * c[2], rtol=1e-12)
 
 
 def test_single_precision_agrees(error):

@@ -13,7 +13,7 @@ from xpbayes.config import RefinementConfig
 from xpbayes.data.json_file import read_json
 from xpbayes.errors import InputError
 from xpbayes.files import file_checksum
-from xpbayes.inference.fit import fit_stars
+from xpbayes.inference.fit import Inferred, fit_stars
 from xpbayes.production.beside import SECOND_STAGE
 from xpbayes.production.model_file import CARD, load_model, save_model
 from xpbayes.production.table import catalogue_about, list_column, read_catalogue
@@ -41,7 +41,7 @@ def refined_model(trained, sample, made_once):
             assert second is not None
             aside = labelled.take(slice(600, 800))
             found = fit_stars(trained.star_model, aside, BLIND)
-            case = stage.Aside(aside, found, found, use_parallax=False)
+            case = Inferred(aside, found, found, use_parallax=False)
             second = stage.calibrate_second_stage(second, trained.star_model, [case])
         save_model(replace(trained, second_stage=second), path)
 
@@ -244,5 +244,5 @@ def test_refining_nothing_is_nothing(refined_model, few):
     none = few.take(np.arange(0)).stars(refined_model.labels)
     found = fit_stars(refined_model.star_model, none, BLIND)
     second = refined_model.second_stage
-    refined = refine_labels(second, refined_model.star_model, none, found, found, use_parallax=False)
+    refined = refine_labels(second, refined_model.star_model, Inferred(none, found, found, use_parallax=False))
     assert refined.median.shape == (0, 3)

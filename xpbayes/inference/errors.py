@@ -21,37 +21,26 @@ from xpbayes.models.star_model import StarModel
 
 
 class ModeDiagnostics(NamedTuple):
-    """What is evaluated at the solutions of stars.
+    """What is evaluated at the solutions of stars."""
 
-    Attributes:
-        fisher: (star, parameter, parameter) information matrix of (labels, E, parallax): J^T C^-1 J, weighted as the
-            fluxes' tail weights the star, and 1 / sigma_parallax^2, its mean over both errors that a doubted parallax
-            may have; the prior is not included (Eq. 21, 22), but for that of xi where the curve varies: without it
-            every star without dust would have no errors at all.
-        hessian: (star, parameter, parameter) of L in (labels, ln E, ln parallax) (Eq. 20).
-        chi2: (star,) of the fluxes.
-        ln_prior: (star,) of the labels.
-        unbounded: (star, 2) E [mag] and its error of the Gaussian that the posterior is there, labels and parallax
-            integrated out, as if E could be negative.
-    """
-
+    # information matrix of (labels, E, parallax) (Eq. 21, 22): J^T C^-1 J, weighted as the fluxes' tail weights the star,
+    # and 1 / sigma_parallax^2, its mean over both errors that a doubted parallax may have; without the prior but for
+    # that of xi where the curve varies, or every star without dust would have no errors at all
     fisher: Float[Array, "star parameter parameter"]
-    hessian: Float[Array, "star parameter parameter"]
-    chi2: Float[Array, " star"]
-    ln_prior: Float[Array, " star"]
+    hessian: Float[Array, "star parameter parameter"]  # of L in (labels, ln E, ln parallax) (Eq. 20)
+    chi2: Float[Array, " star"]  # of the fluxes
+    ln_prior: Float[Array, " star"]  # of the labels
+    # (star, 2) E [mag] and its error of the Gaussian that the posterior is there, labels and parallax integrated
+    # out, as if E could be negative
     unbounded: Float[Array, "star two"]
 
 
 @program
 def evaluate_mode(model: StarModel, stars: Stars, theta_log: Float[Array, "star parameter"]) -> ModeDiagnostics:
-    """Evaluate all of it from one evaluation of the curvature.
+    """Evaluate all of it at solutions, from one evaluation of the curvature.
 
-    Differentiating L twice automatically in float32 loses the Hessian's smallest eigenvalue to rounding for one star in six.
-
-    Args:
-        model: the trained model.
-        stars: a batch.
-        theta_log: (star, label + 2) solutions: labels, ln E, ln parallax.
+    Differentiating L twice automatically in float32 loses the Hessian's smallest eigenvalue to rounding for one star in
+    six.
     """
 
     def one(star: Stars, u: Array) -> ModeDiagnostics:
@@ -76,14 +65,9 @@ def evaluate_mode(model: StarModel, stars: Stars, theta_log: Float[Array, "star 
 
 
 def laplace_covariance(hessian: NDArray[np.floating], theta_log: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Covariance of (labels, E, parallax) from the Hessian of L in the sampled coordinates.
+    """Covariance of (labels, E, parallax), positive definite, from the Hessian of L in (labels, ln E, ln parallax).
 
-    Args:
-        hessian: (star, parameter, parameter) of L = -2 ln p in (labels, ln E, ln parallax).
-        theta_log: (star, parameter) where it was taken.
-
-    Returns:
-        (star, parameter, parameter) D (2 H^-1) D with D = diag(1, ..., E, parallax); positive definite.
+    Each (star, parameter, parameter): D (2 H^-1) D with D = diag(1, ..., E, parallax), as L = -2 ln p.
     """
     linear = np.ones_like(theta_log, dtype=np.float64)
     linear[:, -2:] = np.exp(np.asarray(theta_log, np.float64)[:, -2:])

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from xpbayes.config import InferenceConfig
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, chunk_size
 from xpbayes.device import prepare_device, program
 from xpbayes.inference import on_device
@@ -29,84 +30,56 @@ from xpbayes.models.pair import CompanionRidge
 from xpbayes.models.star_model import StarModel
 from xpbayes.models.theta import to_linear
 
-if TYPE_CHECKING:
-    from xpbayes.config import InferenceConfig
+DRAWN = ("mean", "std", "median", "low", "high")
+"""What draws are summarised by."""
 
 
 class CurvePosteriors(NamedTuple):
-    """What is known of every star's xi, all else marginalised.
+    """What is known of every star's xi, all else marginalised."""
 
-    Attributes:
-        estimate: (star,) at the mode.
-        error: (star,) 1-sigma error by Laplace: 1 where nothing but the prior is known.
-        correlation: (star, parameter) Laplace correlation with labels, E and parallax.
-        mean, std, median, low, high: (star,) of the posterior; NaN if no draws were asked for.
-        runner_up: (star,) at the second optimum; NaN if there is one only.
-    """
-
-    estimate: NDArray[np.float32]
-    error: NDArray[np.float64]
-    correlation: NDArray[np.float64]
-    mean: NDArray[np.float32]
+    estimate: NDArray[np.float32]  # (star,) at the mode
+    error: NDArray[np.float64]  # (star,) 1-sigma error by Laplace: 1 where nothing but the prior is known
+    correlation: NDArray[np.float64]  # (star, parameter) Laplace correlation with labels, E and parallax
+    mean: NDArray[np.float32]  # (star,) of the posterior, as the next four; NaN if no draws were asked for
     std: NDArray[np.float32]
     median: NDArray[np.float32]
     low: NDArray[np.float32]
     high: NDArray[np.float32]
-    runner_up: NDArray[np.float32]
+    runner_up: NDArray[np.float32]  # (star,) at the second optimum; NaN if there is one only
 
 
 @dataclass(frozen=True)
 class Posteriors:
-    """Results per star, NumPy.
+    """Results per star, NumPy."""
 
-    Attributes:
-        estimate: (star, parameter) labels, E [mag], parallax [mas] at the mode.
-        fisher: (star, parameter, parameter) information matrix of the same, float32 (Eq. 21, 22).
-        covariance: (star, parameter, parameter) its inverse, float64 (Eq. 23).
-        laplace: (star, parameter, parameter) covariance of the same from the full posterior's Hessian, float64.
-        chi2: (star,) of the fluxes, with the model's error in the covariance.
-        ln_prior: (star,).
-        objective: (star,) L = -2 ln posterior + constant.
-        decrement, converged, n_iterations: see `solver.Solution`.
-        hessian_positive: (star,) the full Hessian (Eq. 20) is positive definite.
-        n_modes: (star,) distinct optima found within `COMPETES` of the best.
-        runner_up: (star, parameter) the second of them; NaN if there is one only.
-        runner_up_delta: (star,) by how much its L is higher; NaN likewise.
-        unbounded: (star, 2) E [mag] and its error at the optimum as if E could be negative: unbiased where there is no dust.
-        mean, std, median, low, high: (star, parameter) of the posterior; NaN if no draws were asked for.
-        k_hat, n_effective: (star,) quality of the draws behind them.
-        spurious: (star,) probability that the measured parallax is spurious; NaN without one, None if none is doubted.
-        curve: of xi, which all of these are marginal over; None where the curve does not vary.
-        pair: under the hypothesis of an unresolved second source; None where it was not asked for.
-        alone: given the fluxes alone, the parallax left out; None where it was not asked for, or not found yet.
-    """
-
-    estimate: NDArray[np.float32]
-    fisher: NDArray[np.float32]
-    covariance: NDArray[np.float64]
-    laplace: NDArray[np.float64]
-    chi2: NDArray[np.float32]
-    ln_prior: NDArray[np.float32]
-    objective: NDArray[np.float32]
-    decrement: NDArray[np.float32]
+    estimate: NDArray[np.float32]  # (star, parameter) labels, E [mag], parallax [mas] at the mode
+    fisher: NDArray[np.float32]  # (star, parameter, parameter) information matrix of the same (Eq. 21, 22)
+    covariance: NDArray[np.float64]  # (star, parameter, parameter) its inverse (Eq. 23)
+    laplace: NDArray[np.float64]  # (star, parameter, parameter) covariance from the full posterior's Hessian
+    chi2: NDArray[np.float32]  # (star,) of the fluxes, with the model's error in the covariance
+    ln_prior: NDArray[np.float32]  # (star,)
+    objective: NDArray[np.float32]  # (star,) L = -2 ln posterior + constant
+    decrement: NDArray[np.float32]  # and the next two: see `solver.Solution`
     converged: NDArray[np.bool_]
     n_iterations: NDArray[np.int32]
-    hessian_positive: NDArray[np.bool_]
-    n_modes: NDArray[np.int32]
-    runner_up: NDArray[np.float32]
-    runner_up_delta: NDArray[np.float32]
+    hessian_positive: NDArray[np.bool_]  # (star,) the full Hessian (Eq. 20) is positive definite
+    n_modes: NDArray[np.int32]  # (star,) distinct optima found within `COMPETES` of the best
+    runner_up: NDArray[np.float32]  # (star, parameter) the second of them; NaN if there is one only
+    runner_up_delta: NDArray[np.float32]  # (star,) by how much its L is higher; NaN likewise
+    # (star, 2) E [mag] and its error at the optimum as if E could be negative: unbiased where there is no dust
     unbounded: NDArray[np.float32]
-    mean: NDArray[np.float32]
+    mean: NDArray[np.float32]  # (star, parameter) of the posterior, as the next four; NaN if no draws were asked for
     std: NDArray[np.float32]
     median: NDArray[np.float32]
     low: NDArray[np.float32]
     high: NDArray[np.float32]
-    k_hat: NDArray[np.float32]
+    k_hat: NDArray[np.float32]  # (star,) quality of the draws behind them, as the next
     n_effective: NDArray[np.float32]
+    # (star,) probability that the measured parallax is spurious; NaN without one, None if none is doubted
     spurious: NDArray[np.float32] | None = None
-    curve: CurvePosteriors | None = None
-    pair: PairPosteriors | None = None
-    alone: FluxesAlone | None = None
+    curve: CurvePosteriors | None = None  # of xi, which all of these are marginal over; None if the curve does not vary
+    pair: PairPosteriors | None = None  # under the hypothesis of an unresolved second source; None if not asked for
+    alone: FluxesAlone | None = None  # given the fluxes alone; None where it was not asked for, or not found yet
 
     def take(self, rows: slice | NDArray[np.integer]) -> "Posteriors":
         """Select stars."""
@@ -136,6 +109,15 @@ class Posteriors:
         return full
 
 
+class Inferred(NamedTuple):
+    """Stars with their posteriors."""
+
+    stars: Stars  # as inference saw them: with the scatter of stars of the same labels in errors of parallaxes
+    found: Posteriors  # as inference found them
+    published: Posteriors  # the same, calibrated or not, as a catalogue has them
+    use_parallax: bool  # whether measured parallaxes were used
+
+
 def _each(change: Callable[..., Any], *found: Posteriors) -> Posteriors:
     """Posteriors whose every array is made from those of others."""
     trees = [{f.name: getattr(one, f.name) for f in fields(Posteriors)} for one in found]
@@ -145,23 +127,18 @@ def _each(change: Callable[..., Any], *found: Posteriors) -> Posteriors:
 def fit_stars(
     model: StarModel,
     stars: Stars,
-    config: "InferenceConfig",
+    config: InferenceConfig,
     progress: Callable[[int, int, float], None] = lambda done, total, rate: None,
     seeds: NDArray[np.uint32] | None = None,
     ridge: CompanionRidge | None = None,
     *,
     alone: bool = False,
 ) -> Posteriors:
-    """Infer all stars of a batch.
+    """Infer all stars of a batch; labels and reddening are not looked at, the parallax only if the settings say so.
 
-    Args:
-        model: the trained model.
-        stars: the stars; labels and reddening are not looked at, the parallax only if the settings say so.
-        config: the settings.
-        progress: receives stars done, stars in total, and stars per second.
-        seeds: (star,) each star's own, for its draws; the row number if None.
-        ridge: where companions lie, for the settings' `binaries`.
-        alone: what the fluxes alone say is wanted, too; found at once where the search is on the host.
+    Progress receives stars done, stars in total, and stars per second. Seeds are of each star's draws, its row number
+    if None; `ridge` is where companions lie, for the settings' `binaries`. If what the fluxes say `alone` is wanted,
+    too, it is found at once where the search is on the host.
     """
     prepare_device()
     if not len(stars):
@@ -171,12 +148,12 @@ def fit_stars(
     seeds = np.arange(len(stars), dtype=np.uint32) if seeds is None else np.asarray(seeds, np.uint32)
     grid = make_grid(model.without_error, config.n_nodes)
     total, done = len(stars), []
-    # Pairs begin from what the search leaves behind on the host.
-    on_host = ridge is not None or not is_one_program(config)
+    # The search is one program on accelerators, if the settings do not say otherwise.
+    one_program = jax.default_backend() != "cpu" if config.one_program is None else config.one_program
     parts = (
-        _on_host(model, grid, blind, seeds, config, ridge, alone=alone)
-        if on_host
-        else _on_device(model, grid, blind, seeds, config)
+        _on_device(model, grid, blind, seeds, config)
+        if one_program and ridge is None  # pairs begin from what the search leaves behind on the host
+        else _on_host(model, grid, blind, seeds, config, ridge, alone=alone)
     )
     for part in parts:
         done.append(part)
@@ -185,17 +162,12 @@ def fit_stars(
     return _each(lambda *parts: np.concatenate(parts), *done)
 
 
-def is_one_program(config: "InferenceConfig") -> bool:
-    """Whether the search is one program, without the host: on accelerators, where the settings do not say otherwise."""
-    return jax.default_backend() != "cpu" if config.one_program is None else config.one_program
-
-
 def _on_host(
     model: StarModel,
     grid: StartGrid,
     blind: Stars,
     seeds: NDArray[np.uint32],
-    config: "InferenceConfig",
+    config: InferenceConfig,
     ridge: CompanionRidge | None,
     *,
     alone: bool,
@@ -222,7 +194,7 @@ def _on_host(
 
 
 def _on_device(
-    model: StarModel, grid: StartGrid, blind: Stars, seeds: NDArray[np.uint32], config: "InferenceConfig"
+    model: StarModel, grid: StartGrid, blind: Stars, seeds: NDArray[np.uint32], config: InferenceConfig
 ) -> Iterator[Posteriors]:
     """Chunk by chunk, the search as one program."""
     devices, bare = on_device.devices_to_use(), model.without_error
@@ -253,40 +225,28 @@ def _posteriors(
     best, n_modes, runner_up, delta = optima
     mode = np.asarray(best.theta_log)
     estimate, second = (np.asarray(by_blocks(_linear, STAR_BLOCK, one)) for one in (mode, runner_up))
-    spurious = spurious_in(stars, np.exp(mode[:, -1:])) if summary is None else summary.spurious
-    summary = _no_summary(*mode.shape) if summary is None else summary
+    if summary is None:
+        spurious: Any = spurious_in(stars, np.exp(mode[:, -1:]))
+        summary = _no_summary(*mode.shape)._replace(spurious=spurious)
     single = n_modes == 1
-    drawn: dict[str, Any] = {name: np.asarray(v) for name, v in summary._asdict().items() if name != "spurious"}
+    told = best._asdict() | at._asdict() | summary._asdict()
+    own: Any = {f.name: np.asarray(told[f.name]) for f in fields(Posteriors) if told.get(f.name) is not None}
     found = Posteriors(
+        **own,
         estimate=estimate,
-        fisher=at.fisher,
         covariance=invert_positive(at.fisher),
         laplace=laplace_covariance(at.hessian, mode),
-        chi2=at.chi2,
-        ln_prior=at.ln_prior,
-        objective=np.asarray(best.objective),
-        decrement=np.asarray(best.decrement),
-        converged=np.asarray(best.converged),
-        n_iterations=np.asarray(best.n_iterations, np.int32),
         hessian_positive=are_positive_definite(at.hessian),
-        unbounded=at.unbounded,
         n_modes=n_modes,
         runner_up=np.where(single[:, None], np.float32(np.nan), second),
         runner_up_delta=np.where(single, np.float32(np.nan), delta),
-        spurious=None if spurious is None else np.asarray(spurious),
         pair=pair,
-        **drawn,
     )
     return found if forward.curve_variation is None else _marginal_over_xi(found, forward)
 
 
 def spurious_in(stars: Stars, parallax: Float[NDArray, "star draw"]) -> NDArray[np.float32] | None:
-    """(star,) probability that each measured parallax is spurious; NaN where none was, None if none is doubted.
-
-    Args:
-        stars: as their posteriors were found.
-        parallax: equally likely draws, or the optimum [mas].
-    """
+    """(star,) mean over parallaxes [mas] of the probability that each measured one is spurious; NaN without one."""
     if stars.doubt is None:
         return None
     return np.asarray(by_blocks(_spurious, STAR_BLOCK, _light(stars), np.asarray(parallax, np.float32)))
@@ -305,7 +265,7 @@ def _marginal_over_xi(found: Posteriors, forward: ForwardModel) -> Posteriors:
     rest, at = forward.without_xi, forward.n_labels
     covariance = found.covariance[:, rest][:, :, rest]
     sigma = np.sqrt(np.diagonal(found.laplace, axis1=1, axis2=2))
-    names = ("estimate", "mean", "std", "median", "low", "high", "runner_up")
+    names = ("estimate", *DRAWN, "runner_up")
     return replace(
         found,
         **{name: getattr(found, name)[:, rest] for name in names},
@@ -328,30 +288,18 @@ def _no_summary(n: int, n_parameters: int) -> Summary:
 
 def _nothing(forward: ForwardModel, *, pairs: bool) -> Posteriors:
     """Results of no stars: a part of a stream may hold none that can be used."""
-    n_parameters = forward.n_star_parameters
-    one, each = np.zeros(0, np.float32), np.zeros((0, n_parameters), np.float32)
-    square = np.zeros((0, n_parameters, n_parameters))
-    flag, number = one.astype(bool), one.astype(np.int32)
-    drawn: dict[str, Any] = {
-        k: np.asarray(v) for k, v in _no_summary(0, n_parameters)._asdict().items() if v is not None
-    }
+    n = forward.n_star_parameters
+    one: Any = np.zeros(0, np.float32)
+    each, square = one.reshape(0, 1).repeat(n, axis=1), np.zeros((0, n, n))
     found = Posteriors(
-        estimate=each,
+        **dict.fromkeys(("chi2", "ln_prior", "objective", "decrement", "runner_up_delta", "k_hat", "n_effective"), one),
+        **dict.fromkeys(("estimate", "runner_up", *DRAWN), each),
+        **dict.fromkeys(("converged", "hessian_positive"), one.astype(bool)),
+        **dict.fromkeys(("n_iterations", "n_modes"), one.astype(np.int32)),
         fisher=square.astype(np.float32),
         covariance=square,
         laplace=square,
-        chi2=one,
-        ln_prior=one,
-        objective=one,
-        decrement=one,
-        converged=flag,
-        n_iterations=number,
-        hessian_positive=flag,
         unbounded=np.zeros((0, 2), np.float32),
-        n_modes=number,
-        runner_up=each,
-        runner_up_delta=one,
         pair=unasked(0, forward.n_labels + 2) if pairs else None,
-        **drawn,
     )
     return found if forward.curve_variation is None else _marginal_over_xi(found, forward)

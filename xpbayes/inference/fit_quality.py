@@ -22,26 +22,14 @@ UNUSUAL = 1e-3
 
 @dataclass(frozen=True)
 class FitQuality:
-    """Distribution of ln (chi^2 / channels) of ordinary stars.
+    """Distribution of ln (chi^2 / channels) of ordinary stars."""
 
-    Attributes:
-        ln_snr: (knot,) mean ln S/N of the channels, rising.
-        middle: (knot,) median.
-        width: (knot,) standard deviation.
-    """
-
-    ln_snr: Float[np.ndarray, " knot"]
-    middle: Float[np.ndarray, " knot"]
-    width: Float[np.ndarray, " knot"]
+    ln_snr: Float[np.ndarray, " knot"]  # mean ln S/N of the channels, rising
+    middle: Float[np.ndarray, " knot"]  # median
+    width: Float[np.ndarray, " knot"]  # standard deviation
 
     def of(self, chi2: NDArray, n_channels: NDArray, ln_snr: NDArray) -> NDArray[np.float32]:
-        """(star,) share of ordinary stars of this S/N whose fluxes fit worse; NaN where there is no chi^2.
-
-        Args:
-            chi2: (star,) of the fluxes at the optimum.
-            n_channels: (star,) channels that it is of.
-            ln_snr: (star,) mean ln S/N of the channels.
-        """
+        """(star,) share of ordinary stars of this mean ln S/N whose fluxes fit worse; NaN where there is no chi^2."""
         return ndtr(-self.deviation(chi2, n_channels, ln_snr)).astype(np.float32)
 
     def deviation(self, chi2: NDArray, n_channels: NDArray, ln_snr: NDArray) -> NDArray[np.float64]:
@@ -52,11 +40,7 @@ class FitQuality:
 
 
 def fit_quality_of(chi2: NDArray, n_channels: NDArray, ln_snr: NDArray) -> FitQuality | None:
-    """Learn the distribution from stars that training kept aside, arguments as in `FitQuality.of`.
-
-    Returns:
-        the distribution; None if there are fewer than `MIN_STARS_PER_KNOT` stars.
-    """
+    """Learn the distribution from stars that training kept aside; None if they are fewer than `MIN_STARS_PER_KNOT`."""
     known = (chi2 > 0) & (n_channels > 0) & np.isfinite(ln_snr)
     n_knots = min(int(known.sum()) // MIN_STARS_PER_KNOT, MAX_KNOTS)
     if not n_knots:

@@ -15,17 +15,11 @@ from xpbayes.models.star_model import StarModel
 
 
 class FluxesAlone(NamedTuple):
-    """The mode given the fluxes alone; of stars without a parallax the one that is known.
+    """The mode given the fluxes alone; of stars without a parallax the one that is known."""
 
-    Attributes:
-        theta_log: (star, parameter) labels, xi if the curve varies, ln E, ln parallax.
-        hessian: (star, parameter, parameter) of L there.
-        chi2: (star,) of the fluxes.
-    """
-
-    theta_log: NDArray[np.float32]
-    hessian: NDArray[np.float32]
-    chi2: NDArray[np.float32]
+    theta_log: NDArray[np.float32]  # (star, parameter) labels, xi if the curve varies, ln E, ln parallax
+    hessian: NDArray[np.float32]  # (star, parameter, parameter) of L there
+    chi2: NDArray[np.float32]  # (star,) of the fluxes
 
 
 def without_parallax(
@@ -37,12 +31,8 @@ def without_parallax(
 ) -> FluxesAlone:
     """Solve for the mode given the fluxes alone, of all stars whose parallax was used.
 
-    Args:
-        model: the trained model, its error in the stars.
-        stars: as their modes were found.
-        theta_log: their modes.
-        at: evaluated there.
-        chunk: the stars as the solver has them, if it has them already.
+    The stars are as their modes, at which `at` was evaluated, were found, the model's error in them; `chunk` has the
+    same stars if the solver has them already.
     """
     found = FluxesAlone(*(np.array(leaf, np.float32) for leaf in (theta_log, at.hessian, at.chi2)))
     used = (np.asarray(stars.parallax_inv_error) > 0) & np.isfinite(found.theta_log).all(axis=1)

@@ -26,17 +26,11 @@ MAX_COMPONENT_STEP = 4.0
 
 
 class Gaussian(NamedTuple):
-    """A Gaussian in (E, labels), E first.
-
-    Attributes:
-        mean: (label + 1,).
-        factor: (label + 1, label + 1) lower-triangular; its first row belongs to E.
-        evidence: () ln of the integral of the posterior that it approximates.
-    """
+    """A Gaussian in (E, labels), E first."""
 
     mean: Float[Array, " label+1"]
-    factor: Float[Array, "label+1 label+1"]
-    evidence: Float[Array, ""]
+    factor: Float[Array, "label+1 label+1"]  # lower-triangular; its first row belongs to E
+    evidence: Float[Array, ""]  # ln of the integral of the posterior that it approximates
 
 
 class _Component(NamedTuple):
@@ -48,13 +42,7 @@ class _Component(NamedTuple):
 
 
 def laplace_at(model: StarModel, star: Stars, mode: Float[Array, " parameter"]) -> Gaussian:
-    """Laplace approximation around one optimum.
-
-    Args:
-        model: the trained model.
-        star: one star, model error folded in.
-        mode: (label + 2,) labels, ln E, ln parallax.
-    """
+    """Laplace approximation around one optimum (labels, ln E, ln parallax), the model's error in the star."""
     return at_optimum(curvature(model, star, mode)[0], mode)
 
 
@@ -67,12 +55,9 @@ def at_optimum(at: Curvature, mode: Float[Array, " parameter"]) -> Gaussian:
 
 
 def _gaussian(at: Curvature, point: Array, component: _Component | None) -> tuple[Array, Gaussian]:
-    """Optimum (labels, E, ln parallax) and Gaussian of the quadratic that L is around a point.
+    """Optimum (labels, E, ln parallax) and Gaussian of the quadratic that L, which is `at` a point, is around it.
 
-    Args:
-        at: L there with its derivatives in (labels, ln E, ln parallax); without a label prior where a component is given.
-        point: (label + 2,).
-        component: takes the label prior's place, or None.
+    A component takes the label prior's place: L is without one then.
     """
     n = point.size - 2
     # -2 ln density in (labels, E, ln parallax): L without the Jacobian -2 ln E.
@@ -100,14 +85,7 @@ def _gaussian(at: Curvature, point: Array, component: _Component | None) -> tupl
 
 
 def around_components(model: StarModel, star: Stars, mode: Float[Array, " parameter"]) -> Gaussian:
-    """Every component of the label prior times the likelihood, each as a Gaussian around its own optimum.
-
-    Args:
-        model, star, mode: as for `laplace_at`.
-
-    Returns:
-        the Gaussians along a leading axis.
-    """
+    """Every component of the label prior times the likelihood, each as a Gaussian around its own optimum."""
     prior, n = model.label_prior, mode.size - 2
     more = n - prior.n_labels  # xi, whose own prior stays with the likelihood
     ln_det = jnp.sum(jnp.log(jnp.diagonal(prior.whitening, axis1=1, axis2=2)), axis=1)

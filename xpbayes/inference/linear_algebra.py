@@ -117,13 +117,9 @@ def are_positive_definite(matrices: NDArray[np.floating]) -> NDArray[np.bool_]:
 
 
 def invert_positive(matrices: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Invert information matrices so that the result is positive definite (C = I^-1, Eq. 23).
+    """Invert symmetric information matrices, (star, parameter, parameter), so that the result is positive definite.
 
-    Args:
-        matrices: (star, parameter, parameter) symmetric.
-
-    Returns:
-        (star, parameter, parameter) float64 covariances; NaN where the input is not finite or has no positive diagonal.
+    That is C = I^-1 (Eq. 23), in float64; NaN where the input is not finite or has no positive diagonal.
     """
     m = np.asarray(matrices, dtype=np.float64)
     usable: NDArray[np.bool_] = np.asarray(np.isfinite(m).all(axis=(1, 2)))

@@ -16,13 +16,10 @@ from xpbayes.models.star_model import StarModel
 def fold_in_model_error(
     model: StarModel, stars: Stars, theta_log: Float[Array, "star parameter"] | None = None
 ) -> Stars:
-    """Return the stars with the model's own error in their whitening factors and tails; unchanged if there is none.
+    """The stars with the model's own error in their whitening factors and tails; unchanged if there is none.
 
-    Args:
-        model: the model.
-        stars: a batch, with the measurement's own whitening.
-        theta_log: (star, label + 2) optima, of whose predicted flux the relative error is taken. Of the measured flux if
-            None: good enough to find an optimum by, but a channel that came out faint by chance then counts for too much.
+    The relative error is taken of the flux predicted at theta_log; of the measured flux if None: good enough to find an
+    optimum by, but a channel that came out faint by chance then counts for too much.
     """
     if model.error is None:
         return stars

@@ -25,38 +25,11 @@ from numpy.typing import NDArray
 from xpbayes.data.stars import STAR_BLOCK, Stars
 from xpbayes.inference.errors import ModeDiagnostics, evaluate_mode
 from xpbayes.inference.model_error import fold_in_model_error
-from xpbayes.inference.sampling.importance import (
-    Summary,
-    all_draws,
-    batch_size,
-    enough,
-    importance_draws,
-    summarise_draws,
-)
-from xpbayes.inference.search.optima import (
-    BETTERED,
-    FIRST_ITERATIONS,
-    HOPELESS,
-    JUDGED,
-    MAX_FURTHER,
-    SHARP,
-    Optima,
-    best_of,
-    choose_optima,
-    going_to,
-    is_elsewhere,
-    is_nearer,
-    promising,
-)
-from xpbayes.inference.search.solver import (
-    BATCH,
-    Solution,
-    SolverState,
-    advance_lanes,
-    limits,
-    starting_state,
-    turned,
-)
+from xpbayes.inference.sampling import importance
+from xpbayes.inference.sampling.importance import Summary
+from xpbayes.inference.search import optima, solver
+from xpbayes.inference.search.optima import Optima
+from xpbayes.inference.search.solver import Solution, SolverState
 from xpbayes.inference.search.starts import StartGrid, find_starts, first_guess
 from xpbayes.models.star_model import StarModel
 
@@ -77,17 +50,11 @@ MEMORY_SHARE = 0.4
 
 
 class Found(NamedTuple):
-    """What the search finds, on the device.
+    """What the search finds, on the device."""
 
-    Attributes:
-        stars: as `packed`, model error folded in.
-        optima: the best optimum of every star and what competes with it.
-        at: errors and all else at the best.
-    """
-
-    stars: Stars
-    optima: Optima
-    at: ModeDiagnostics
+    stars: Stars  # as `packed`, model error folded in
+    optima: Optima  # the best optimum of every star and what competes with it
+    at: ModeDiagnostics  # errors and all else at the best
 
 
 def devices_to_use() -> list[jax.Device]:
@@ -133,15 +100,9 @@ def in_chunks(
     """Let all devices work on chunks of stars, each on those that come when it is free.
 
     Every device has the same program: its answers do not depend on how many there are. One `shard_map` over all of them
-    is another program for another number of devices, which XLA rounds in other places.
-
-    Args:
-        stars, seeds: of all.
-        size: of a chunk; the last one is filled up by repeating a star.
-        work: takes those of a chunk in a device's memory, and returns what the host needs.
-
-    Yields:
-        how many of the chunk's stars count, and what `work` returned; in order.
+    is another program for another number of devices, which XLA rounds in other places. Yields how many of a chunk's
+    stars count (the last one is filled up by repeating a star), and what `work` returned of them for the host; in
+    order.
     """
     devices = devices_to_use()
     # On accelerators the host finishes one chunk while the device works on the next.
@@ -173,27 +134,22 @@ def find(model: StarModel, grid: StartGrid, measured: Stars, n_starts: int, most
 
 @partial(jax.jit, static_argnames=("n_draws", "n_more"))
 def draw(model: StarModel, found: Found, seeds: Array, n_draws: int, n_more: int) -> Summary:
-    """`importance.summarise` as one program.
-
-    Args:
-        model: the trained model, its error in the stars.
-        found: what the search found.
-        seeds: every star's own.
-        n_draws, n_more: as for `importance_draws`.
-    """
+    """`importance.summarise` as one program; arguments as for `importance_draws`."""
     best, n_modes, runner_up, _ = found.optima
     given = (found.stars, best.theta_log, runner_up, n_modes > 1, seeds)
 
     def some(n_more: int, rows: Array) -> Summary:
         stars, *rest = _taken(given, rows)
         stars = unpacked(stars)
-        return summarise_draws(stars, *importance_draws(model, stars, *rest, n_draws=n_draws, n_more=n_more))
+        return importance.summarise_draws(
+            stars, *importance.importance_draws(model, stars, *rest, n_draws=n_draws, n_more=n_more)
+        )
 
     def together(n_more: int) -> int:
         room = stars_that_fit(
-            BYTES_PER_DRAW * all_draws(n_draws, n_more), MOST_DRAWN_TOGETHER, MOST_DRAWN_TOGETHER // 8
+            BYTES_PER_DRAW * importance.all_draws(n_draws, n_more), MOST_DRAWN_TOGETHER, MOST_DRAWN_TOGETHER // 8
         )
-        return at_once(room, batch_size(n_draws, n_more))
+        return at_once(room, importance.batch_size(n_draws, n_more))
 
     first = _for_each(len(seeds), partial(some, 0), together(0))
     if not n_more:
@@ -202,7 +158,7 @@ def draw(model: StarModel, found: Found, seeds: Array, n_draws: int, n_more: int
     def go_on(rows: Array, summary: Summary) -> Summary:
         return _put(summary, rows, some(n_more, rows))
 
-    return in_turns(~enough(first.k_hat), together(n_more), go_on, first)[0]
+    return in_turns(~importance.enough(first.k_hat), together(n_more), go_on, first)[0]
 
 
 # ------------------------------------------------------------------------------------------------- within the program
@@ -211,15 +167,9 @@ def draw(model: StarModel, found: Found, seeds: Array, n_draws: int, n_more: int
 def in_turns(pending: Bool[Array, " row"], size: int, work: Callable[[Array, T], T], tree: T, least: int = 0) -> Any:
     """Work on the rows that are pending, `size` at a time, until not more than `least` are left.
 
-    Args:
-        pending: which rows.
-        size: of a turn; one that is not full is filled up with numbers beyond the last row, whose results must be dropped.
-        work: takes numbers of rows and the tree, and returns the tree with theirs replaced.
-        tree: what is worked on.
-        least: rows that may be left.
-
-    Returns:
-        the tree, and which rows are left.
+    `work` takes numbers of rows and the tree, and returns the tree with theirs replaced; a turn that is not full is
+    filled up with numbers beyond the last row, whose results must be dropped. Returns the tree, and which rows are
+    left.
     """
     size = min(size, len(pending))
 
@@ -249,15 +199,7 @@ def _for_each(n: int, work: Callable[[Array], T], together: int | None = None) -
 
 
 def search_chunk(model: StarModel, grid: StartGrid, measured: Stars, n_starts: int, most: int) -> Found:
-    """Find every star's optima, and evaluate the best.
-
-    Args:
-        model: the trained model.
-        grid: nodes of the start search.
-        measured: stars as inference may see them, `packed`, with the measurement's own whitening.
-        n_starts: of every star.
-        most: iterations at most.
-    """
+    """Find the optima of `packed` stars with their own whitening, in `most` iterations at most; evaluate the best."""
     n, bare, forward = len(measured), model.without_error, model.forward
 
     def begin(rows: Array) -> tuple[Stars, Array]:
@@ -267,34 +209,24 @@ def search_chunk(model: StarModel, grid: StartGrid, measured: Stars, n_starts: i
         return packed(stars), find_starts(bare, grid, stars, n_starts)
 
     stars, starts = _for_each(n, begin)
-    everything = jnp.ones(starts.shape[:2], bool)
     if model.error is None:
-        solution = _refine(bare, stars, starts, everything, _Rounds.of(most))
+        limits = solver.limits(most)
+        rounds = _Rounds(jnp.array(limits, jnp.int32), len(limits), optima.MAX_FURTHER)
+        solution = _refine(bare, stars, starts, jnp.ones(starts.shape[:2], bool), rounds)
     else:
         stars, solution = _passes(model, measured, stars, starts, most)
 
-    best = best_of(solution, jnp).theta_log
+    best = optima.best_of(solution, jnp).theta_log
     at = _for_each(n, lambda rows: evaluate_mode(bare, unpacked(_taken(stars, rows)), _taken(best, rows)))
-    return Found(stars, choose_optima(solution, at.hessian, jnp), at)
+    return Found(stars, optima.choose_optima(solution, at.hessian, jnp), at)
 
 
 class _Rounds(NamedTuple):
-    """After how many iterations starts are gathered anew.
+    """After how many iterations starts are gathered anew."""
 
-    Attributes:
-        limits: (round,) iterations since the start; those of no round are filled up.
-        n: how many rounds.
-        n_further: steps of the winners beyond convergence.
-    """
-
-    limits: Int[Array, " round"]
-    n: Any
-    n_further: Any
-
-    @classmethod
-    def of(cls, most: int) -> "_Rounds":
-        found = limits(most)
-        return cls(jnp.array(found, jnp.int32), len(found), MAX_FURTHER)
+    limits: Int[Array, " round"]  # iterations since the start; those of no round are filled up
+    n: Any  # how many rounds
+    n_further: Any  # steps of the winners beyond convergence
 
 
 def _passes(model: StarModel, measured: Stars, stars: Stars, starts: Array, most: int) -> tuple[Stars, Solution]:
@@ -304,7 +236,7 @@ def _passes(model: StarModel, measured: Stars, stars: Stars, starts: Array, most
     `optima.search`.
     """
     n, k = starts.shape[:2]
-    first, last = limits(FIRST_ITERATIONS), limits(most)
+    first, last = solver.limits(optima.FIRST_ITERATIONS), solver.limits(most)
     longest = max(len(first), len(last))
     table = jnp.array([np.pad(some, (0, longest - len(some)), mode="edge") for some in (first, last)], jnp.int32)
 
@@ -318,14 +250,14 @@ def _passes(model: StarModel, measured: Stars, stars: Stars, starts: Array, most
         rounds = _Rounds(
             jnp.where(is_first, table[0], table[1]),
             jnp.where(is_first, len(first), len(last)),
-            jnp.where(is_first, 0, MAX_FURTHER),
+            jnp.where(is_first, 0, optima.MAX_FURTHER),
         )
         found = _refine(model.without_error, stars, known.theta_log, alive, rounds)
         found = found._replace(n_iterations=found.n_iterations + known.n_iterations)
         searched = jnp.any(alive, axis=1)
         known = jax.tree.map(lambda new, old: jnp.where(_beside(searched, new), new, old), found, known)
         at = known.theta_log[jnp.arange(n), jnp.argmin(known.objective, axis=1)]
-        elsewhere = is_first | is_elsewhere(at, taken_at, model.forward, jnp)
+        elsewhere = is_first | optima.is_elsewhere(at, taken_at, model.forward, jnp)
         stars, _ = in_turns(elsewhere & (number < 2), at_once(STARS_TOGETHER, STAR_BLOCK), partial(fold, at), stars)
         alive = elsewhere[:, None] & (is_first | jnp.isfinite(known.objective))
         return stars, known, alive, jnp.where(elsewhere[:, None], at, taken_at)
@@ -342,17 +274,11 @@ def _beside(condition: Array, leaf: Array) -> Array:
 
 
 class _Going(NamedTuple):
-    """Between two rounds.
+    """Between two rounds."""
 
-    Attributes:
-        number: of the next round.
-        state: of all starts.
-        left: (lane,) those that go on.
-    """
-
-    number: Array
-    state: SolverState
-    left: Array
+    number: Array  # of the next round
+    state: SolverState  # of all starts
+    left: Array  # (lane,) those that go on
 
 
 def _refine(
@@ -381,26 +307,25 @@ def _refine(
         state, later = now.state, further(now)
         winner = jnp.argmin(state.value.reshape(n, k), axis=1)[:, None] == jnp.arange(k)
         left = jnp.where(now.number == rounds.n, winner.reshape(-1) & state.converged, now.left)
-        left &= ~later | (state.decrement > SHARP)
-        given = _either(later, starting_state(state.trial, jnp), state)
+        left &= ~later | (state.decrement > optima.SHARP)
+        given = _either(later, solver.starting_state(state.trial, jnp), state)
         limit = jnp.where(later, 1, rounds.limits[jnp.minimum(now.number, len(rounds.limits) - 1)])
         new = _advance(model, stars, k, given, left, limit)
 
-        margin = jnp.where(later | (limit >= JUDGED), HOPELESS, jnp.inf)
-        place = going_to(new, xp=jnp).reshape(n, k, p)
-        keep = promising(place, new.value.reshape(n, k), model.forward, margin, jnp).reshape(-1)
+        margin = jnp.where(later | (limit >= optima.JUDGED), optima.HOPELESS, jnp.inf)
+        place = optima.going_to(new, xp=jnp).reshape(n, k, p)
+        keep = optima.promising(place, new.value.reshape(n, k), model.forward, margin, jnp).reshape(-1)
         value = jnp.where(keep, new.value, jnp.inf)
         moved = new._replace(value=value, converged=new.converged & keep)
-        nearer = left & is_nearer(state.value, state.decrement, new)
-        stepped = {name: _either(nearer, getattr(new, name), getattr(state, name)) for name in BETTERED}
+        nearer = left & optima.is_nearer(state.value, state.decrement, new)
+        stepped = {name: _either(nearer, getattr(new, name), getattr(state, name)) for name in optima.BETTERED}
         stepped["n_iterations"] = state.n_iterations + nearer
         left &= jnp.where(later, nearer, keep & ~new.converged)
         number = jnp.where(later | jnp.any(left), now.number + 1, rounds.n)
         return _Going(number, _either(later, state._replace(**stepped), moved), left)
 
-    begin = _Going(jnp.int32(0), starting_state(starts.reshape(-1, p), jnp), alive.reshape(-1))
-    at = jax.lax.while_loop(unfinished, one, begin).state
-    solution = Solution(at.theta_log, at.value, at.decrement, at.converged, at.n_iterations)
+    begin = _Going(jnp.int32(0), solver.starting_state(starts.reshape(-1, p), jnp), alive.reshape(-1))
+    solution = jax.lax.while_loop(unfinished, one, begin).state.solution
     return jax.tree.map(lambda leaf: leaf.reshape(n, k, *leaf.shape[1:]), solution)
 
 
@@ -417,11 +342,13 @@ def _advance(
     def some(rows: Array, state: SolverState) -> SolverState:
         own = _taken(state, rows)
         own = own._replace(converged=own.converged | (rows >= n))  # what fills up must not keep the others going
-        moved = advance_lanes(model, turned(unpacked(_taken(stars, jnp.minimum(rows, n - 1) // n_starts))), own, limit)
+        moved = solver.advance_lanes(
+            model, solver.turned(unpacked(_taken(stars, jnp.minimum(rows, n - 1) // n_starts))), own, limit
+        )
         return _put(state, rows, moved)
 
     left = left & ~state.converged & (state.n_iterations < limit)
-    many = at_once(LANES, BATCH)
+    many = at_once(LANES, solver.BATCH)
     few = FEW_LANES if n > many > FEW_LANES else 0
     state, left = in_turns(left, many, some, state, few)
     if few:

@@ -22,7 +22,7 @@ stretched by s, the error of both together is sqrt(w s^2 + 1 - w) times what it 
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -67,25 +67,16 @@ MIN_RATIO = 0.2
 
 @dataclass(frozen=True)
 class KindCalibration:
-    """What is wrong with posteriors, by kind of star; parameters are labels, E [mag] and ln parallax.
+    """What is wrong with posteriors, by kind of star; parameters are labels, E [mag] and ln parallax."""
 
-    Attributes:
-        scale: (label + 1,) units of the features, (labels, ln S/N).
-        kinds: (kind, label + 1) centres, in those units.
-        width: () over which kinds pass into each other.
-        offset: (kind, parameter) of posterior medians [kK, dex, dex, ..., mag, -].
-        stretch: (kind, parameter) of posteriors about their medians; 0 where no reference judged it, and it stays.
-        fisher: (kind, parameter) factor of the Fisher matrix's standard errors, about the mode.
-        laplace: (kind, parameter) factor of the Laplace approximation's, likewise.
-    """
-
-    scale: Float[np.ndarray, " label+1"]
-    kinds: Float[np.ndarray, "kind label+1"]
-    width: Float[np.ndarray, ""]
-    offset: Float[np.ndarray, "kind label+2"]
+    scale: Float[np.ndarray, " label+1"]  # units of the features, (labels, ln S/N)
+    kinds: Float[np.ndarray, "kind label+1"]  # centres, in those units
+    width: Float[np.ndarray, ""]  # over which kinds pass into each other
+    offset: Float[np.ndarray, "kind label+2"]  # (kind, parameter) of posterior medians [kK, dex, dex, ..., mag, -]
+    # (kind, parameter) of posteriors about their medians; 0 where no reference judged it, and it stays
     stretch: Float[np.ndarray, "kind label+2"]
-    fisher: Float[np.ndarray, "kind label+2"]
-    laplace: Float[np.ndarray, "kind label+2"]
+    fisher: Float[np.ndarray, "kind label+2"]  # (kind, parameter) factor of the Fisher matrix's standard errors
+    laplace: Float[np.ndarray, "kind label+2"]  # and of the Laplace approximation's, about the mode
 
 
 @dataclass(frozen=True)
@@ -93,17 +84,13 @@ class Calibration:
     """Calibration of stars inferred from their fluxes and parallax, and of stars inferred from their fluxes alone.
 
     What `with_parallax` holds of ln parallax itself is not used: `flux_only` says it, see the module.
-
-    Attributes:
-        with_parallax, flux_only: the two cases.
-        scatter: (error kind, 2) of E [mag] and ln parallax at given labels, see `inference.scatter`; None if not known.
-        fit_quality: how well fluxes of ordinary stars are described; None if not known.
     """
 
     with_parallax: KindCalibration
     flux_only: KindCalibration
+    # (error kind, 2) of E [mag] and ln parallax at given labels, see `inference.scatter`; None if not known
     scatter: Float[np.ndarray, "error_kind two"] | None = None
-    fit_quality: FitQuality | None = None
+    fit_quality: FitQuality | None = None  # how well fluxes of ordinary stars are described; None if not known
 
     def scatter_of(self, error: ModelError | None, stars: Stars) -> NDArray[np.float64] | None:
         """(star, 2) by how much E [mag] and ln parallax of stars scatter at given labels; None if that is not known."""
@@ -120,8 +107,6 @@ def of_labels_only(scale: NDArray, kinds: NDArray, width: NDArray, offset: NDArr
 
 
 CASES = ("with_parallax", "flux_only")
-
-
 _mean_ln_snr = program(jax.vmap(mean_ln_snr))
 
 
@@ -143,19 +128,12 @@ def kind_weights(features: NDArray, kinds: NDArray, width: float) -> NDArray[np.
 
 
 class Known(NamedTuple):
-    """Stars as inference has them, and what is known of them.
+    """Stars as inference has them, and what is known of them."""
 
-    Attributes:
-        residual: (star, parameter) of what is to be calibrated minus the reference.
-        half: (star, parameter) half the width of its interval, in units of which it is stretched.
-        variance: (star, parameter) of the residual that is not its own; infinite where nothing is known.
-        counts: (star, parameter) how much each star counts.
-    """
-
-    residual: NDArray[np.float64]
-    half: NDArray[np.float64]
-    variance: NDArray[np.float64]
-    counts: NDArray[np.float64]
+    residual: NDArray[np.float64]  # (star, parameter) of what is to be calibrated minus the reference
+    half: NDArray[np.float64]  # (star, parameter) half the width of its interval, in units of which it is stretched
+    variance: NDArray[np.float64]  # (star, parameter) of residuals, not their own; infinite where nothing is known
+    counts: NDArray[np.float64]  # (star, parameter) how much each star counts
 
     @property
     def enough(self) -> NDArray[np.bool_]:
@@ -183,13 +161,7 @@ class _Factors(NamedTuple):
 def find_kinds(
     features: NDArray[np.float64], most: int = MAX_KINDS, width: float = WIDTH
 ) -> tuple[NDArray[np.float64], float]:
-    """Centres of kinds and the width over which they pass into each other, of features in their units.
-
-    Args:
-        features: (star, feature) by which they are told apart.
-        most: kinds at most.
-        width: see `WIDTH`.
-    """
+    """Centres of kinds, and the width (as of `WIDTH`) over which they pass into each other, of scaled features."""
     from sklearn.cluster import KMeans
 
     n_kinds = int(np.clip(len(features) // MIN_STARS_PER_KIND, 1, most))
@@ -199,13 +171,7 @@ def find_kinds(
 
 
 def _fit(known: Known, weight: NDArray[np.float64], *, shifted: bool) -> _Factors:
-    """Offsets and stretches by kind.
-
-    Args:
-        known: the stars.
-        weight: (star, kind) how much a star belongs to every kind.
-        shifted: seek offsets too.
-    """
+    """Offsets, if they are sought (`shifted`), and stretches by kind; `weight`: how much each star belongs to each."""
     pooled = weight + PRIOR_STARS / len(weight)
     n_kinds, n_parameters = weight.shape[1], known.residual.shape[1]
     offset, stretch = np.zeros((n_kinds, n_parameters)), np.ones((n_kinds, n_parameters))
@@ -244,9 +210,7 @@ def fit_and_widen(
 ) -> _Factors:
     """The same, widened by what such a fit is seen to promise too much of stars that were left out of it.
 
-    Args:
-        known, weight, shifted: as for `_fit`.
-        neutral: the stretch that leaves a posterior as it is, if its width is to be believed unless references tell.
+    `neutral` is the stretch that leaves a posterior as it is, if its width is to be believed unless references tell.
     """
 
     def fit(some: Known, own: NDArray[np.float64]) -> _Factors:
@@ -279,29 +243,21 @@ def fit_calibration(
     own_parallax: bool = False,
     counts: Float[NDArray, "star parameter"] | None = None,
 ) -> KindCalibration | None:
-    """Measure offsets, stretches and factors.
+    """Measure offsets, stretches and factors; None if fewer than `MIN_STARS_PER_KIND` stars can be used.
 
-    Args:
-        found: results of inference.
-        known: what is known of the same stars; a parameter that fewer than `MIN_STARS_PER_KIND` stars have a reference of
-            is left as it is.
-        ln_snr: mean ln S/N of the stars' channels.
-        label_scale: units in which labels tell kinds apart.
-        own_parallax: the stars' parallaxes were used: ln parallax is not judged, and widths are narrowed with care.
-        counts: how much each star counts for each parameter; 1 if None.
-
-    Returns:
-        the calibration; None if fewer than `MIN_STARS_PER_KIND` stars can be used.
+    A parameter that fewer stars have a reference of is left as it is. Kinds are told apart by labels in units of
+    `label_scale`, and mean ln S/N of the channels. If the stars' parallaxes were used (`own_parallax`), ln parallax is
+    not judged, and widths are narrowed with care. `counts` say how much each star counts for each parameter.
     """
     n = len(label_scale)
-    draws = _summary_in_sampled(found)
-    half = 0.5 * (draws.high - draws.low)
+    median, low, high = _summary_in_sampled(found)
+    half = 0.5 * (high - low)
     sound = np.isfinite(half).all(axis=1) & (half > 0).all(axis=1)  # one draw may have all the weight
     sound &= np.isfinite(known.variance[:, :n]).all(axis=1) & np.asarray(found.converged, bool)
     if sound.sum() < MIN_STARS_PER_KIND:
         return None
     scale = np.append(label_scale, LN_SNR_UNIT)
-    features = (np.column_stack([draws.median[:, :n], ln_snr]) / scale)[sound]
+    features = (np.column_stack([median[:, :n], ln_snr]) / scale)[sound]
     kinds, width = find_kinds(features)
     weight = kind_weights(features, kinds, width)
     value, variance = known.value[sound], known.variance[sound].copy()
@@ -319,7 +275,7 @@ def fit_calibration(
         return fit_and_widen(some, weight, shifted=shifted, neutral=neutral)
 
     mode, fisher, laplace = in_sampled(found)
-    of_draws = factors(draws.median, INNER * half, shifted=True)
+    of_draws = factors(median, INNER * half, shifted=True)
     judged = told.sum(axis=0) >= MIN_STARS_PER_KIND
     of_draws = of_draws._replace(stretch=np.where(judged, of_draws.stretch, 0.0))
     of_fisher, of_laplace = (factors(mode, _sigma(covariance), shifted=False) for covariance in (fisher, laplace))
@@ -334,38 +290,23 @@ def _sigma(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
 
 
-class _Summary(NamedTuple):
+def _summary_in_sampled(found: "Posteriors") -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Median and 68 % interval of draws, (star, parameter) each, in labels, E and ln parallax."""
-
-    median: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-
-
-def _summary_in_sampled(found: "Posteriors") -> _Summary:
     median, low, high = (np.array(values, np.float64) for values in (found.median, found.low, found.high))
     for values in (median, low, high):
         with np.errstate(divide="ignore", invalid="ignore"):
             values[:, -1] = np.log(values[:, -1])
-    return _Summary(median, low, high)
+    return median, low, high
 
 
 class _AtStars(NamedTuple):
-    """What a calibration says of single stars, (star, parameter) each.
+    """What a calibration says of single stars, (star, parameter) each."""
 
-    Attributes:
-        offset: of medians.
-        inner: factor of the distances of 16 and 84 % quantiles from the median.
-        mean: factor of the distance of the mean from it.
-        spread: factor of standard deviations.
-        fisher, laplace: factors of standard errors.
-    """
-
-    offset: NDArray[np.float64]
-    inner: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    spread: NDArray[np.float64]
-    fisher: NDArray[np.float64]
+    offset: NDArray[np.float64]  # of medians
+    inner: NDArray[np.float64]  # factor of the distances of 16 and 84 % quantiles from the median
+    mean: NDArray[np.float64]  # factor of the distance of the mean from it
+    spread: NDArray[np.float64]  # factor of standard deviations
+    fisher: NDArray[np.float64]  # factor of standard errors, as the next
     laplace: NDArray[np.float64]
 
 
@@ -393,30 +334,13 @@ def _with_own_parallax(
 
     of_draws = share(0.5 * (found.high[:, -1] - found.low[:, -1]).astype(np.float64))
     of_fisher, of_laplace = (share(_sigma(c)[:, -1]) for c in (found.covariance, found.laplace))
-    offset, inner, mean, spread, fisher, laplace = (values[:, -1] for values in flux_only)
-
-    def both(w: NDArray[np.float64], factor: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.sqrt(1.0 + w * (factor**2 - 1.0))
-
-    return [
-        of_draws * offset,
-        both(of_draws, inner),
-        both(of_draws, mean),
-        both(of_draws, spread),
-        both(of_fisher, fisher),
-        both(of_laplace, laplace),
-    ]
+    offset, *factors = (values[:, -1] for values in flux_only)
+    shares = (of_draws, of_draws, of_draws, of_fisher, of_laplace)
+    return [of_draws * offset, *(np.sqrt(1.0 + w * (f**2 - 1.0)) for w, f in zip(shares, factors, strict=True))]
 
 
 def recalibrated(found: "Posteriors", calibration: Calibration, stars: Stars, *, use_parallax: bool) -> "Posteriors":
-    """Posteriors as the calibration has them; modes stay.
-
-    Args:
-        found: results of inference.
-        calibration: offsets, stretches and factors.
-        stars: the stars, as measured.
-        use_parallax: whether measured parallaxes were used.
-    """
+    """Posteriors of stars, as measured, as the calibration has them; modes stay."""
     n = calibration.flux_only.offset.shape[1] - 2
     ln_snr = ln_snr_of(stars)
     labels = np.where(np.isfinite(found.median[:, :n]), found.median[:, :n], found.estimate[:, :n]).astype(np.float64)
@@ -437,7 +361,7 @@ def recalibrated(found: "Posteriors", calibration: Calibration, stars: Stars, *,
 
 def _applied(found: "Posteriors", at: _AtStars) -> "Posteriors":
     """Posteriors shifted and stretched: labels and E as they are, the parallax in its logarithm, E never below 0."""
-    median, low, high = (values.copy() for values in _summary_in_sampled(found))
+    median, low, high = _summary_in_sampled(found)
     middle = median - at.offset
     low, high = (middle + at.inner * (end - median) for end in (low, high))
     unit = np.ones_like(median)
@@ -450,21 +374,16 @@ def _applied(found: "Posteriors", at: _AtStars) -> "Posteriors":
     for values in (middle, low, high, mean):
         values[:, -2] = np.maximum(values[:, -2], 0.0)
 
-    def single(values: NDArray[np.floating]) -> NDArray[np.float32]:
-        return values.astype(np.float32)
-
     def scaled(matrix: NDArray, factor: NDArray[np.float64]) -> NDArray:
         return (matrix * factor[:, :, None] * factor[:, None, :]).astype(matrix.dtype)
 
+    unbounded = found.unbounded * np.column_stack([np.ones(len(middle)), at.laplace[:, -2]])
+    new = {"median": middle, "mean": mean, "std": at.spread * unit * found.std, "low": low, "high": high}
+    single: Any = {name: values.astype(np.float32) for name, values in (new | {"unbounded": unbounded}).items()}
     return replace(
         found,
-        median=single(middle),
-        mean=single(mean),
-        std=single(at.spread * unit * found.std),
-        low=single(low),
-        high=single(high),
+        **single,
         fisher=scaled(found.fisher, 1.0 / at.fisher),
         covariance=scaled(found.covariance, at.fisher),
         laplace=scaled(found.laplace, at.laplace),
-        unbounded=single(found.unbounded * np.column_stack([np.ones(len(middle)), at.laplace[:, -2]])),
     )

@@ -21,15 +21,11 @@ MIN_PARALLAX_SNR = 5.0
 
 
 class References(NamedTuple):
-    """What is known of stars beside their fluxes.
+    """What is known of stars beside their fluxes."""
 
-    Attributes:
-        value: (star, parameter) labels, E [mag], ln parallax.
-        variance: (star, parameter) by how much value differs from the truth beyond the posterior's own error; infinite
-            where nothing is known. May be negative: see `references`.
-    """
-
-    value: NDArray[np.float64]
+    value: NDArray[np.float64]  # (star, parameter) labels, E [mag], ln parallax
+    # (star, parameter) by how much value differs from the truth beyond the posterior's own error; infinite where
+    # nothing is known. May be negative: see `references`.
     variance: NDArray[np.float64]
 
     def take(self, rows: NDArray[np.integer]) -> "References":
@@ -38,19 +34,12 @@ class References(NamedTuple):
 
 
 class Implied(NamedTuple):
-    """What labels imply of E [mag] and ln parallax, (star, 2) each.
+    """What labels imply of E [mag] and ln parallax, (star, 2) each."""
 
-    Attributes:
-        value: at the known labels.
-        variance: of the labels' errors.
-        left: variance that the posterior keeps where labels are known.
-        known: (star,) there are labels and an optimum.
-    """
-
-    value: NDArray[np.float64]
-    variance: NDArray[np.float64]
-    left: NDArray[np.float64]
-    known: NDArray[np.bool_]
+    value: NDArray[np.float64]  # at the known labels
+    variance: NDArray[np.float64]  # of the labels' errors
+    left: NDArray[np.float64]  # variance that the posterior keeps where labels are known
+    known: NDArray[np.bool_]  # (star,) there are labels and an optimum
 
 
 def in_sampled(found: "Posteriors") -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
@@ -71,12 +60,7 @@ def label_variances(stars: Stars) -> NDArray[np.float64]:
 
 
 def implied_by_labels(found: "Posteriors", stars: Stars) -> Implied:
-    """E and ln parallax at the stars' labels.
-
-    Args:
-        found: results of inference, without parallaxes.
-        stars: the same stars, with labels.
-    """
+    """E and ln parallax at the stars' labels, by results of inference without parallaxes."""
     n = np.shape(stars.labels)[1]
     mode, _, laplace = in_sampled(found)
     label_variance, labels = label_variances(stars), np.asarray(stars.labels, np.float64)
@@ -103,14 +87,11 @@ def measured(stars: Stars) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def references(found: "Posteriors", stars: Stars) -> References:
-    """What is known of stars beside their fluxes.
+    """What is known of stars beside their fluxes, by results of inference without parallaxes.
 
-    What labels imply errs as the mode itself does in what labels do not decide, by `Implied.left`; so as a reference its
-    variance counts that with a negative sign. It is averaged with what was measured, each with the weight it deserves.
-
-    Args:
-        found: results of inference, without parallaxes.
-        stars: the same stars, with labels and what else was measured.
+    What labels imply errs as the mode itself does in what labels do not decide, by `Implied.left`; so as a reference
+    its variance counts that with a negative sign. It is averaged with what was measured, each with the weight it
+    deserves.
     """
     implied = implied_by_labels(found, stars)
     value, error = measured(stars)

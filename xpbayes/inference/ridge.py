@@ -35,16 +35,7 @@ BAND = (500.0, 800.0)
 
 
 def companion_ridge(model: StarModel, labels: Sequence[str], wavelength_nm: NDArray[np.floating]) -> CompanionRidge:
-    """Find the ridge.
-
-    Args:
-        model: with its label prior.
-        labels: names of the model's labels, in order.
-        wavelength_nm: (channel,) of the model's channels.
-
-    Raises:
-        InputError: the model has no ridge: a label that it needs is missing, or dwarfs are.
-    """
+    """Find the ridge of a model with these labels; InputError if one that it needs is missing, or dwarfs are."""
     missing = [name for name in NEEDED if name not in labels]
     if missing:
         raise InputError(
@@ -86,13 +77,7 @@ def _robust_fit(terms: NDArray[np.floating], values: NDArray[np.float64]) -> NDA
 
 
 def _with_brightness(forward: ForwardModel, ridge: CompanionRidge, labels: NDArray[np.float64]) -> CompanionRidge:
-    """Learn which star on the ridge is as bright as a primary with given labels.
-
-    Args:
-        forward: the forward model.
-        ridge: all but what is learned here.
-        labels: (star, label) primaries.
-    """
+    """Learn which star on the ridge is as bright as a primary with given labels, (star, label)."""
     brightness = jax.jit(jax.vmap(lambda one: ln_absolute_flux(forward, one) @ ridge.band))
     low, high = (float(end) for end in ridge.teff_range)
     teff = np.linspace(low, high, 60)
@@ -100,23 +85,17 @@ def _with_brightness(forward: ForwardModel, ridge: CompanionRidge, labels: NDArr
     way = np.empty(len(labels))
     feh_at = ridge.at[1]
     metals = np.quantile(labels[:, feh_at], np.linspace(0.01, 0.99, 8))
-    on_ridge = np.empty((len(metals), len(teff)))
+    nearest = np.abs(labels[:, feh_at, None] - metals).argmin(axis=1)
     for i, feh in enumerate(metals):
         star = np.tile(np.median(labels, axis=0), (len(teff), 1))
         star[:, ridge.at[0]], star[:, feh_at] = teff, feh
         star[:, ridge.at[2]] = ridge.logg_at(jnp.asarray(teff), jnp.full(len(teff), feh))
-        on_ridge[i] = np.maximum.accumulate(np.asarray(brightness(jnp.asarray(star, jnp.float32)), np.float64))
-    nearest = np.abs(labels[:, feh_at, None] - metals).argmin(axis=1)
-    for i in range(len(metals)):
+        on_ridge = np.maximum.accumulate(np.asarray(brightness(jnp.asarray(star, jnp.float32)), np.float64))
         mine = nearest == i
-        way[mine] = (np.interp(primary[mine], on_ridge[i], teff) - low) / (high - low)
+        way[mine] = (np.interp(primary[mine], on_ridge, teff) - low) / (high - low)
     way = np.clip(way, 0.01, 0.99)
-    own = labels[:, ridge.at]
-    terms = np.asarray(
-        brightness_terms(jnp.asarray((own - np.asarray(ridge.center)) / np.asarray(ridge.scale), jnp.float32)),
-        np.float64,
-    )
+    scaled = (labels[:, ridge.at] - np.asarray(ridge.center)) / np.asarray(ridge.scale)
+    terms = np.asarray(brightness_terms(jnp.asarray(scaled, jnp.float32)), np.float64)
     weight = way * (1.0 - way)  # errors of Teff, not of its logit
-    root = weight[:, None]
-    as_bright = np.linalg.lstsq(terms * root, np.log(way / (1.0 - way)) * weight, rcond=None)[0]
+    as_bright = np.linalg.lstsq(terms * weight[:, None], np.log(way / (1.0 - way)) * weight, rcond=None)[0]
     return replace(ridge, as_bright=jnp.asarray(as_bright, jnp.float32))

@@ -58,18 +58,13 @@ def scatter_of(scatter: Float[NDArray, "kind two"], error: ModelError, stars: St
 def fit_scatter(
     found: "Posteriors", stars: Stars, error: ModelError, counts: Float[NDArray, " star"] | None = None
 ) -> NDArray[np.float32]:
-    """(kind, 2) scatter of E [mag] and ln parallax at known labels; 0 where too little was measured.
+    """(kind, 2) scatter of E [mag] and ln parallax at known labels, found without parallaxes; 0 if little is known.
 
-    It is what measured reddenings and parallaxes differ by from those that labels imply, beyond all errors. For E the error
-    of its square is taken off, so that poor measurements do not invent any. For ln parallax the square is shrunk as James &
-    Stein (1961) do: none where it may be chance, all where it is clear.
-
-    Args:
-        found: results of inference, without parallaxes.
-        stars: the same stars, with labels and what else was measured.
-        error: of the model; says what kinds there are.
-        counts: (star,) how much each star counts for the scatter of E; 1 if None. That of ln parallax is of all stars:
-            nobody knows of a star beforehand that it is not two.
+    It is what measured reddenings and parallaxes differ by from those that labels imply, beyond all errors. For E the
+    error of its square is taken off, so that poor measurements do not invent any. For ln parallax the square is shrunk
+    as James & Stein (1961) do: none where it may be chance, all where it is clear. `counts` say how much each star
+    counts for the scatter of E; that of ln parallax is of all stars: nobody knows of a star beforehand that it is not
+    two.
     """
     implied = implied_by_labels(found, stars)
     value, sigma = measured(stars)
@@ -87,12 +82,7 @@ def fit_scatter(
     return out
 
 
-def _one(
-    residual: NDArray[np.float64],
-    variance: NDArray[np.float64],
-    weight: NDArray[np.float64],
-    of: int,
-) -> float:
+def _one(residual: NDArray[np.float64], variance: NDArray[np.float64], weight: NDArray[np.float64], of: int) -> float:
     """Scatter of residuals beyond their variances, their median apart, from the stars that tell most of it."""
     square, least = FIRST[of] ** 2, LEAST[of]
     for _ in range(N_ROUNDS):
@@ -118,11 +108,9 @@ def loosened(stars: Stars, scatter: Float[NDArray, "star two"]) -> Stars:
 
 
 def trusted_inverse_error(stars: Stars, spurious: Float[NDArray, " star"] | None) -> NDArray[np.float64]:
-    """(star,) 1 / error of the measured parallaxes [1/mas], of 1 / sigma^2 the mean over both errors that a doubted one has.
+    """(star,) 1 / error of the parallaxes [1/mas], of 1 / sigma^2 the mean over both errors that a doubted one has.
 
-    Args:
-        stars: the stars.
-        spurious: probability that each parallax is spurious, NaN where none was measured; None if none is doubted.
+    `spurious` is the probability of the larger one, NaN where none was measured; None if none is doubted.
     """
     inverse = np.asarray(stars.parallax_inv_error, np.float64)
     if spurious is None or stars.doubt is None:
@@ -132,15 +120,10 @@ def trusted_inverse_error(stars: Stars, spurious: Float[NDArray, " star"] | None
 
 
 class Settling(NamedTuple):
-    """From parameters of `loosened` stars to the stars' own, (star, parameter) each: factor * value + shift.
-
-    Attributes:
-        factor, shift: of values.
-        added: to their variances, once these are multiplied by the square of the factor.
-    """
+    """From parameters of `loosened` stars to the stars' own, (star, parameter) each: factor * value + shift."""
 
     factor: NDArray[np.float64]
-    added: NDArray[np.float64]
+    added: NDArray[np.float64]  # to their variances, once these are multiplied by the square of the factor
     shift: NDArray[np.float64]
 
 
@@ -150,13 +133,7 @@ def settling(
     scatter: Float[NDArray, "star two"],
     inverse: Float[NDArray, " star"],
 ) -> Settling:
-    """What `settled` does to single numbers.
-
-    Args:
-        estimate: the optima.
-        stars, scatter: as there.
-        inverse: 1 / error of the measured parallaxes [1/mas], 0 where they were not used.
-    """
+    """What `settled` does to single numbers next to the optima; `inverse` is 1 / error [1/mas], 0 if not used."""
     estimate = np.where(np.isfinite(estimate), estimate, np.nan)  # where there is no solution
     spread = scatter[:, 1] * np.asarray(estimate[:, -1], np.float64)
     kept = 1.0 / (1.0 + (inverse * spread) ** 2)
@@ -169,63 +146,47 @@ def settling(
 def settled(
     found: "Posteriors", stars: Stars, scatter: Float[NDArray, "star two"], *, use_parallax: bool
 ) -> "Posteriors":
-    """Results for the stars' own E and parallax, from those of `loosened` stars.
+    """Results for the E and parallax of stars, as measured, from those of `loosened` stars.
 
-    Optima and covariances have the mean precision of a doubted parallax; draws are mixed of those if it is sound and if not.
-
-    Args:
-        found: results of inference.
-        stars: as measured.
-        scatter: (star, 2) of E [mag] and ln parallax.
-        use_parallax: whether measured parallaxes were used.
+    Optima and covariances have the mean precision of a doubted parallax; draws are mixed of those if it is sound and if
+    not.
     """
-    of_mode = settling(found.estimate, stars, scatter, trusted_inverse_error(stars, found.spurious) * use_parallax)
-    at_mode = _settled(found, scatter, of_mode)
-    if found.spurious is None or stars.doubt is None or not np.isfinite(found.median).any():
-        return at_mode
-    inverse = np.asarray(stars.parallax_inv_error, np.float64) * use_parallax
-    both = (inverse, inverse * np.asarray(stars.doubt.narrowing, np.float64))
-    sound, spurious = (_summaries(found, settling(found.estimate, stars, scatter, error)) for error in both)
-    mixed = _mixed(sound, spurious, np.where(np.isfinite(found.spurious), found.spurious, 0.0))
-    return replace(at_mode, **mixed)
-
-
-def _settled(found: "Posteriors", scatter: Float[NDArray, "star two"], by: Settling) -> "Posteriors":
-    """The same with 1 / error of the measured parallaxes as given."""
-    factor, added, shift = by
-
-    def wider(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
-        return covariance * factor[:, :, None] * factor[:, None, :] + added[:, :, None] * np.eye(added.shape[1])
-
-    covariance = wider(found.covariance)
+    factor, added, shift = by = settling(
+        found.estimate, stars, scatter, trusted_inverse_error(stars, found.spurious) * use_parallax
+    )
+    summaries = _summaries(found, by)
+    if found.spurious is not None and stars.doubt is not None and np.isfinite(found.median).any():
+        inverse = np.asarray(stars.parallax_inv_error, np.float64) * use_parallax
+        both = (inverse, inverse * np.asarray(stars.doubt.narrowing, np.float64))
+        sound, doubtful = (_summaries(found, settling(found.estimate, stars, scatter, error)) for error in both)
+        summaries = _mixed(sound, doubtful, np.where(np.isfinite(found.spurious), found.spurious, 0.0))
+    covariance, laplace = (
+        matrix * factor[:, :, None] * factor[:, None, :] + added[:, :, None] * np.eye(added.shape[1])
+        for matrix in (found.covariance, found.laplace)
+    )
+    unbounded = np.column_stack([found.unbounded[:, 0], np.hypot(found.unbounded[:, 1], scatter[:, 0])])
     return replace(
         found,
-        estimate=_single(factor * found.estimate + shift),
-        runner_up=_single(factor * found.runner_up + shift),
-        fisher=_single(invert_positive(covariance)),
+        estimate=(factor * found.estimate + shift).astype(np.float32),
+        runner_up=(factor * found.runner_up + shift).astype(np.float32),
+        fisher=invert_positive(covariance).astype(np.float32),
         covariance=covariance,
-        laplace=wider(found.laplace),
-        unbounded=_single(np.column_stack([found.unbounded[:, 0], np.hypot(found.unbounded[:, 1], scatter[:, 0])])),
-        **_summaries(found, by),
+        laplace=laplace,
+        unbounded=unbounded.astype(np.float32),
+        **summaries,
     )
 
 
-def _single(values: NDArray[np.floating]) -> NDArray[np.float32]:
-    return values.astype(np.float32)
-
-
 def _summaries(found: "Posteriors", by: Settling) -> dict[str, Any]:
-    """What draws say, settled likewise."""
+    """What draws say, settled likewise; quantiles of E and parallax are not negative."""
     factor, added, shift = by
+    mean, std = factor * found.mean + shift, np.sqrt((factor * found.std) ** 2 + added)
     median = factor * np.where(np.isfinite(found.median), found.median, np.nan)
     low, high = (np.sqrt((median - factor * end) ** 2 + added) for end in (found.low, found.high))
-    return {
-        "mean": _single(factor * found.mean + shift),
-        "std": _single(np.sqrt((factor * found.std) ** 2 + added)),
-        "median": _single(median + shift),
-        "low": _single(_above_zero(median + shift - low)),
-        "high": _single(median + shift + high),
-    }
+    least = median + shift - low
+    least[:, -2:] = np.maximum(least[:, -2:], 0.0)
+    new = {"mean": mean, "std": std, "median": median + shift, "low": least, "high": median + shift + high}
+    return {name: values.astype(np.float32) for name, values in new.items()}
 
 
 def _mixed(
@@ -249,14 +210,7 @@ def _mixed(
             too_low = below(one, middle) + share * (below(two, middle) - below(one, middle)) < ndtr(z)
             least, most = np.where(too_low, middle, least), np.where(too_low, most, middle)
         new[name] = np.where(share > 0, 0.5 * (least + most), one[name])
-    out = {}
-    for name, of_parallax in new.items():
-        out[name] = sound[name].copy()
-        out[name][:, -1] = of_parallax
-    return out
-
-
-def _above_zero(low: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Quantiles, those of E and parallax not negative."""
-    low[:, -2:] = np.maximum(low[:, -2:], 0.0)
-    return low
+    return {
+        name: np.column_stack([sound[name][:, :-1], of_parallax.astype(np.float32)])
+        for name, of_parallax in new.items()
+    }

@@ -20,6 +20,7 @@ from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, replaced, rows_of_e
 from xpbayes.device import program
 from xpbayes.inference.errors import laplace_covariance
 from xpbayes.inference.linear_algebra import ln_det_positive, smallest_pivot
+from xpbayes.inference.search.optima import best_of
 from xpbayes.inference.search.solver import MIN_PIVOT, Solution, solve
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.objective import curvature
@@ -37,36 +38,23 @@ POOR_FIT = 1.0
 
 
 class PairPosteriors(NamedTuple):
-    """What hypothesis B says of every star; NaN where it was not asked or has no optimum.
+    """What hypothesis B says of every star; NaN where it was not asked or has no optimum."""
 
-    Attributes:
-        ln_odds: (star,) ln of the evidence of B over that of A.
-        flux_ratio, flux_ratio_error: (star,) companion over primary, 500 to 800 nm.
-        teff, teff_error: (star,) of the companion [kK].
-        estimate, error: (star, parameter) the primary's labels, E [mag] and parallax [mas].
-    """
-
-    ln_odds: NDArray[np.float32]
-    flux_ratio: NDArray[np.float32]
+    ln_odds: NDArray[np.float32]  # (star,) ln of the evidence of B over that of A
+    flux_ratio: NDArray[np.float32]  # (star,) companion over primary, 500 to 800 nm, and its error
     flux_ratio_error: NDArray[np.float32]
-    teff: NDArray[np.float32]
+    teff: NDArray[np.float32]  # (star,) of the companion [kK], and its error
     teff_error: NDArray[np.float32]
-    estimate: NDArray[np.float32]
+    estimate: NDArray[np.float32]  # (star, parameter) the primary's labels, E [mag] and parallax [mas], and errors
     error: NDArray[np.float32]
 
 
 class _AtOptimum(NamedTuple):
-    """Of one optimum.
+    """Of one optimum."""
 
-    Attributes:
-        ln_evidence: () Laplace's ln of the integral of exp(-L / 2) over labels, xi, ln E and ln parallax.
-        hessian: (parameter, parameter) positive definite.
-        companion: (two,) Teff [kK] and ln flux ratio; NaN of a single star.
-    """
-
-    ln_evidence: Float[Array, ""]
-    hessian: Float[Array, "parameter parameter"]
-    companion: Float[Array, " two"]
+    ln_evidence: Float[Array, ""]  # Laplace's ln of the integral of exp(-L / 2) over labels, xi, ln E and ln parallax
+    hessian: Float[Array, "parameter parameter"]  # positive definite
+    companion: Float[Array, " two"]  # Teff [kK] and ln flux ratio; NaN of a single star
 
 
 def rows_asked(
@@ -77,15 +65,7 @@ def rows_asked(
     *,
     everywhere: bool,
 ) -> NDArray[np.intp]:
-    """Rows of the stars that are compared: all, or those whose single fit leaves room for a second source.
-
-    Args:
-        ridge: where companions lie.
-        stars: the batch.
-        theta_log: (star, parameter) A's best optima.
-        chi2: (star,) of the fluxes there.
-        everywhere: all.
-    """
+    """Rows of the stars that are compared: all, or those whose best single fit leaves room for a second source."""
     if everywhere:
         return np.arange(len(chi2))
     teff, feh, logg = (theta_log[:, i] for i in ridge.at)
@@ -101,40 +81,16 @@ def unasked(n: int, n_parameters: int) -> PairPosteriors:
 
 
 def weigh_hypotheses(
-    model: StarModel,
-    ridge: CompanionRidge,
-    stars: Stars,
-    single: Solution,
-    rows: NDArray[np.intp],
-    max_iterations: int,
+    model: StarModel, ridge: CompanionRidge, stars: Stars, single: Solution, rows: NDArray[np.intp], max_iterations: int
 ) -> PairPosteriors:
-    """Solve B for some stars, and compare it with A.
-
-    Args:
-        model: the trained model, its error not looked at.
-        ridge: where companions lie.
-        stars: a batch, model error folded in.
-        single: A's optima, leading axes (star, start).
-        rows: the stars to compare.
-        max_iterations: of the solver, at most.
-
-    Returns:
-        of all stars of the batch.
-    """
+    """Solve B for some rows of a batch, the model's error folded in, and compare it with A's optima (star, start)."""
     found = unasked(len(stars), model.forward.n_labels + 2)
     if not len(rows):
         return found
-    some, alone = rows_of_each((stars, single), rows)
-    return replaced(found, _weigh(model.without_error, ridge, some, alone, max_iterations), rows)
-
-
-def _weigh(
-    model: StarModel, ridge: CompanionRidge, stars: Stars, single: Solution, max_iterations: int
-) -> PairPosteriors:
-    best = np.argmin(np.where(np.isfinite(single.objective), single.objective, np.inf), axis=1)
-    alone = np.asarray(single.theta_log)[np.arange(len(stars)), best]
-    found = solve_companions(model, ridge, stars, alone, max_iterations)
-    return _moments(_with_steps(found), ln_evidence_of_single(model, stars, single), model.forward)
+    model, (some, alone) = model.without_error, rows_of_each((stars, single), rows)
+    pairs = solve_companions(model, ridge, some, best_of(alone).theta_log, max_iterations)
+    weighed = _moments(_with_steps(pairs), ln_evidence_of_single(model, some, alone), model.forward)
+    return replaced(found, weighed, rows)
 
 
 def companions_tried() -> NDArray[np.float64]:
@@ -143,17 +99,11 @@ def companions_tried() -> NDArray[np.float64]:
 
 
 def solve_companions(
-    model: StarModel, ridge: CompanionRidge, stars: Stars, alone: NDArray[np.floating], max_iterations: int
+    model: StarModel, ridge: CompanionRidge, stars: Stars, alone: Array | NDArray[np.floating], max_iterations: int
 ) -> list[PairPosteriors]:
-    """Solve B for every companion that is tried.
+    """Solve B for every companion that is tried, the faintest first, beginning `alone`: at A's best optima.
 
-    Args:
-        model: the trained model, without its error.
-        ridge, stars, max_iterations: as for `weigh_hypotheses`.
-        alone: (star, parameter) A's best optima: where the faintest companion's search begins.
-
-    Returns:
-        for every companion ln evidence in place of odds, and all parameters of a star, with their errors at that companion.
+    Of each ln evidence in place of odds, and all parameters of a star, with their errors at that companion.
     """
     at, light = np.array(alone), np.zeros(len(stars))  # ln of whole over primary
     found: list[PairPosteriors] = []
@@ -219,13 +169,7 @@ def _moments(found: list[PairPosteriors], ln_single: NDArray[np.float64], forwar
 
 
 def ln_evidence_of_single(model: StarModel, stars: Stars, found: Solution) -> NDArray[np.float64]:
-    """(star,) the sum over all converged optima of A; -inf of a star that has none.
-
-    Args:
-        model: of single stars.
-        stars: a batch, model error folded in.
-        found: leading axes (star, start); L is infinite for starts that were given up or met another.
-    """
+    """(star,) the sum over A's converged optima (star, start), L infinite where given up; -inf of a star without."""
     counts = np.isfinite(found.objective) & np.asarray(found.converged)
     each = np.full(counts.shape, -np.inf)
     star, start = np.nonzero(counts)
@@ -250,7 +194,7 @@ def _at_optimum(model: StarModel, stars: Stars, theta_log: Float[Array, "star pa
         evidence = 0.5 * (u.size * np.log(4.0 * np.pi) - at.value - ln_det_positive(hessian))
         pair, companion = model.forward, jnp.full(2, jnp.nan)
         if isinstance(pair, PairForward):
-            companion = jnp.stack([pair.companion(u)[pair.teff_at], pair.ln_flux_ratio(u)])
+            companion = jnp.stack([pair.companion(u)[pair.ridge.at[0]], pair.ln_flux_ratio(u)])
         return _AtOptimum(evidence, hessian, companion)
 
     with jax.default_matmul_precision("highest"):

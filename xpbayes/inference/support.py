@@ -41,19 +41,12 @@ HELD = 2.0
 
 
 class LabelSupport(eqx.Module):
-    """Where in label space a model was trained.
+    """Where in label space a model was trained."""
 
-    Attributes:
-        labels: (star, label) training labels [kK, dex, dex, ...].
-        scale: (label,) unit of distances: half the 16-84 % range of the training labels.
-        reach: () distance to the third neighbour that one training star in a thousand exceeds.
-        ln_typical, ln_rare: () median and 0.1 % quantile of the mixture's ln density over its own draws.
-    """
-
-    labels: Float[Array, "star label"]
-    scale: Float[Array, " label"]
-    reach: Float[Array, ""]
-    ln_typical: Float[Array, ""]
+    labels: Float[Array, "star label"]  # training labels [kK, dex, dex, ...]
+    scale: Float[Array, " label"]  # unit of distances: half the 16-84 % range of the training labels
+    reach: Float[Array, ""]  # distance to the third neighbour that one training star in a thousand exceeds
+    ln_typical: Float[Array, ""]  # median and 0.1 % quantile of the mixture's ln density over its own draws
     ln_rare: Float[Array, ""]
 
 
@@ -66,14 +59,7 @@ def neighbour_distance(
 
 
 def make_support(prior: LabelPrior, labels: np.ndarray, scale: np.ndarray, seed: int = 0) -> LabelSupport:
-    """Summarise the training labels.
-
-    Args:
-        prior: the mixture fitted to them.
-        labels: (star, label) training labels.
-        scale: (label,) their spread, the unit of distances.
-        seed: of the draws.
-    """
+    """Summarise the (star, label) training labels, to which the mixture was fitted, and whose spread is the scale."""
     rng = np.random.default_rng(seed)
     some = labels if len(labels) <= MAX_SUPPORT else labels[np.sort(rng.permutation(len(labels))[:MAX_SUPPORT])]
     kept, unit = jnp.asarray(some, jnp.float32), jnp.asarray(scale, jnp.float32)
@@ -93,16 +79,9 @@ def make_support(prior: LabelPrior, labels: np.ndarray, scale: np.ndarray, seed:
 def extrapolation(
     support: LabelSupport, prior: LabelPrior, labels: Float[Array, "star label"] | np.ndarray
 ) -> np.ndarray:
-    """Score how far outside of the training sample stars are.
+    """(star,) how far outside of the training sample these labels [kK, dex, dex, ...] are; NaN where a label is.
 
-    Args:
-        support: the model's support.
-        prior: the model's mixture.
-        labels: (star, label) inferred labels [kK, dex, dex, ...].
-
-    Returns:
-        (star,) float32: 0 in the middle of the training sample, 1 at its outermost thousandth, more beyond; NaN where a
-        label is.
+    0 in the middle of the training sample, 1 at its outermost thousandth, more beyond.
     """
     points = np.asarray(labels, dtype=np.float32)
     out = np.full(len(points), np.nan, np.float32)
@@ -132,16 +111,10 @@ def held_inside(
     labels: Float[NDArray, "star label"],
     covariance: Float[NDArray, "star label label"],
 ) -> NDArray[np.float64]:
-    """By how many sigma the prior holds stars inside that their fluxes alone would place beyond the training labels.
+    """(star,) by how many sigma the prior holds stars inside that their fluxes alone would place beyond the sample.
 
-    Args:
-        support: the model's support.
-        prior: the model's mixture.
-        labels: (star, label) at the mode [kK, dex, dex, ...].
-        covariance: (star, label, label) of fluxes and parallax, without the prior.
-
-    Returns:
-        (star,) 0 where the fluxes alone stay within the range; NaN where a label is.
+    0 where the fluxes alone stay within the range of the training labels; NaN where a label is. The labels are at the
+    mode, their covariance is of fluxes and parallax, without the prior.
     """
     slope = np.asarray(by_blocks(partial(_slopes, prior), STAR_BLOCK, np.asarray(labels, np.float32)), np.float64)
     step = -np.einsum("sij,sj->si", covariance, slope)
@@ -153,13 +126,7 @@ def held_inside(
 
 
 def extrapolation_of(support: LabelSupport, prior: LabelPrior, found: "Posteriors") -> NDArray[np.float32]:
-    """(star,) score of results of inference, see above: of the labels themselves, and of what held them.
-
-    Args:
-        support: the model's support.
-        prior: the model's mixture.
-        found: the results; NaN where there is no solution.
-    """
+    """(star,) score of results of inference, see above: of the labels themselves, and of what held them."""
     if not len(found.estimate):
         return np.zeros(0, np.float32)
     n = found.estimate.shape[1] - 2

@@ -42,17 +42,11 @@ FARTHEST = 50.0
 
 
 class Trust(NamedTuple):
-    """What ln odds of outside of the model, and of each parameter within its errors, are the sums of.
+    """What ln odds of outside of the model, and of each parameter within its errors, are the sums of."""
 
-    Attributes:
-        knots: (feature, knot) rising.
-        values: (target, feature, knot) of the functions; targets are 'outside', labels, E and parallax.
-        offset: (target,) of the sums.
-    """
-
-    knots: Float[np.ndarray, "feature knot"]
-    values: Float[np.ndarray, "target feature knot"]
-    offset: Float[np.ndarray, " target"]
+    knots: Float[np.ndarray, "feature knot"]  # rising
+    values: Float[np.ndarray, "target feature knot"]  # of the functions; targets are 'outside', labels, E and parallax
+    offset: Float[np.ndarray, " target"]  # of the sums
 
     def probabilities(self, features: Float[NDArray, "star feature"]) -> NDArray[np.float32]:
         """(star, target) probabilities; NaN for a star without features."""
@@ -66,14 +60,10 @@ class Trust(NamedTuple):
 def with_second_sources(
     probabilities: Float[NDArray, "star target"], published: "Posteriors"
 ) -> Float[NDArray, "star target"]:
-    """Probabilities that also count with a second source, where hypothesis B was compared.
+    """Probabilities, as of `Trust`, that also count with a second source, where hypothesis B was compared.
 
-    With the probability of B a parameter is within its errors as often as B's own posterior has it. Parallaxes are left:
-    what is published of them is nearer to the measured ones than either hypothesis by itself.
-
-    Args:
-        probabilities: as of `Trust.probabilities`.
-        published: posteriors as the catalogue has them.
+    With the probability of B a parameter is within its errors as often as B's own posterior has it. Parallaxes are
+    left: what is published of them is nearer to the measured ones than either hypothesis by itself.
     """
     pair = published.pair
     if pair is None:
@@ -123,16 +113,7 @@ def trust_features(
     *,
     use_parallax: bool,
 ) -> NDArray[np.float64]:
-    """(star, feature) as `feature_names` lists them; NaN for a star without a solution.
-
-    Args:
-        model: the trained model.
-        support: where its training labels are.
-        quality: how well fluxes of ordinary stars are described.
-        stars: as inference saw them, with their measurements' own whitening.
-        found: their posteriors, not calibrated.
-        use_parallax: whether inference used the parallaxes.
-    """
+    """(star, feature) as of `feature_names`, NaN without a solution; stars and posteriors as inference has them."""
     n_labels, n = found.estimate.shape[1] - 2, len(found.estimate)
     if not n:
         return np.zeros((0, 2 * n_labels + 15))

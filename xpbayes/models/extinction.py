@@ -1,7 +1,6 @@
-"""Dust: from one star's intrinsic log flux to the log flux that reaches the telescope.
+"""Dust: from one star's intrinsic log flux to the log flux that reaches the telescope, and R(V) from xi.
 
-In: ln_flux (channel,), any linear unit inside the log; E [mag]; the curve (channel,). Out: (channel,), same unit.
-Not here: the prior on E (`posterior.py`), where the curve comes from (`inference/training.py`).
+Not here: the prior on E (`posterior.py`), where the curve comes from (`training/`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,17 +22,12 @@ class NearInfraredLaw(NamedTuple):
     Spectra say nothing of it: R + b with every parallax times exp(b E / 2) predicts the same fluxes. Parallaxes derived from
     labels do not, for their errors are alike in stars that are alike. Measured ones do, but stars that are brighter than
     their labels say, binaries above all, are seen farther out and behind more dust.
-
-    Attributes:
-        numerator, denominator: the two channels, by number.
-        ratio: R of the first over R of the second.
-        of_variation: R1 is to obey it, too.
     """
 
-    numerator: int
+    numerator: int  # the two channels, by number
     denominator: int
-    ratio: float
-    of_variation: bool = True
+    ratio: float  # R of the first over R of the second
+    of_variation: bool = True  # R1 is to obey it, too
 
     def in_words(self, names: Sequence[str]) -> str:
         """Say what it holds of bands with these names."""
@@ -42,15 +36,10 @@ class NearInfraredLaw(NamedTuple):
 
 @dataclass(frozen=True)
 class ReddeningLaw:
-    """R(V) as a function of xi, by a published family of laws.
+    """R(V) as a function of xi, by a published family of laws."""
 
-    Attributes:
-        xi: (node,) rising.
-        at: (node,) R(V) there.
-    """
-
-    xi: tuple[float, ...]
-    at: tuple[float, ...]
+    xi: tuple[float, ...]  # (node,) rising
+    at: tuple[float, ...]  # (node,) R(V) there
 
     @classmethod
     def of_card(cls, about: Mapping[str, Any]) -> Self | None:
@@ -75,29 +64,17 @@ class ReddeningLaw:
 def attenuate(
     ln_flux: Float[Array, " channel"], extinction: Float[Array, ""], curve: Float[Array, " channel"]
 ) -> Float[Array, " channel"]:
-    """Dim one star by dust: ln f = ln f_abs - E R (ZGR23 Eq. 7).
+    """Dim one star by dust: ln f = ln f_abs - E R (ZGR23 Eq. 7), in any linear unit inside the log; E in mag.
 
-    Args:
-        ln_flux: (channel,) natural log of the intrinsic flux.
-        extinction: () E [mag]. No sign check: traced values cannot raise; the prior owns E > 0.
-        curve: (channel,) R [-], optical depth per unit E, of this star's dust.
-
-    Returns:
-        (channel,) log of the dimmed flux. A batch of stars is `jax.vmap(attenuate, (0, 0, None))`.
+    No sign check of E: traced values cannot raise; the prior owns E > 0.
     """
     return ln_flux - extinction * curve
 
 
 def grey_excess(curve: Float[Array, " channel"], law: NearInfraredLaw, *, positive: bool = True) -> Float[Array, ""]:
-    """How much R, or R1, lies above a curve of the same shape that obeys a near-infrared law.
+    """How much R, or R1, lies above a curve of its shape that obeys a law: b with (R_1 - b) / (R_2 - b) = ratio.
 
-    Args:
-        curve: (channel,) R, or R1.
-        law: the law.
-        positive: what is left must stay positive.
-
-    Returns:
-        () b with (R_1 - b) / (R_2 - b) = ratio; at most nine tenths of the smallest R where that must stay positive.
+    At most nine tenths of the smallest R if what is left must stay `positive`.
     """
     excess = (curve[law.numerator] - law.ratio * curve[law.denominator]) / (1.0 - law.ratio)
     return jnp.minimum(excess, 0.9 * jnp.min(curve)) if positive else excess

@@ -24,23 +24,14 @@ HIDDEN = (32, 32, 32)
 
 
 class ForwardModel(eqx.Module):
-    """Everything that turns parameters into fluxes.
+    """Everything that turns parameters into fluxes."""
 
-    Attributes:
-        weights: one (in, out) matrix per layer of the absolute-flux network.
-        biases: one (out,) vector per layer.
-        ln_curve: (channel,) ln R, optical depth per unit E.
-        label_center: (label,) median of the training labels [kK, dex, dex, ...].
-        label_scale: (label,) half the 16-84 % range of the training labels.
-        curve_variation: (channel,) R1, by how much R changes with xi; None where every star has the same curve.
-    """
-
-    weights: tuple[Float[Array, "_ _"], ...]
-    biases: tuple[Float[Array, " _"], ...]
-    ln_curve: Float[Array, " channel"]
-    label_center: Float[Array, " label"]
-    label_scale: Float[Array, " label"]
-    curve_variation: Float[Array, " channel"] | None = None
+    weights: tuple[Float[Array, "_ _"], ...]  # one (in, out) matrix per layer of the absolute-flux network
+    biases: tuple[Float[Array, " _"], ...]  # one (out,) vector per layer
+    ln_curve: Float[Array, " channel"]  # ln R, optical depth per unit E
+    label_center: Float[Array, " label"]  # median of the training labels [kK, dex, dex, ...]
+    label_scale: Float[Array, " label"]  # half the 16-84 % range of the training labels
+    curve_variation: Float[Array, " channel"] | None = None  # R1, by how much R changes with xi; None if it does not
 
     @property
     def n_labels(self) -> int:
@@ -70,11 +61,6 @@ class ForwardModel(eqx.Module):
         return sum(w.size for w in self.weights)
 
 
-def n_parameters(forward: ForwardModel) -> int:
-    """Count trained parameters: weights, biases and ln R."""
-    return forward.n_weights + sum(b.size for b in forward.biases) + forward.ln_curve.size
-
-
 def layer_sizes(n_labels: int, hidden: Sequence[int], n_channels: int) -> list[tuple[int, int]]:
     """(in, out) of every layer."""
     sizes = [n_labels, *hidden, n_channels]
@@ -90,12 +76,7 @@ def initial_model(
 ) -> ForwardModel:
     """Make an untrained model: Glorot weights, output biases at the mean log absolute flux.
 
-    Args:
-        key: JAX random key.
-        labels: (star, label) training labels, for the normalisation.
-        ln_absolute_flux_guess: (channel,) mean of ln f_abs over the training stars.
-        ln_curve_guess: (channel,) ln R to start from.
-        hidden: neurons per hidden layer.
+    `labels`, (star, label) of training, are for the normalisation; guesses are mean ln f_abs and ln R, (channel,) each.
     """
     low, middle, high = np.percentile(labels, [16, 50, 84], axis=0)
     sizes = layer_sizes(labels.shape[1], hidden, len(ln_curve_guess))
@@ -143,31 +124,19 @@ class FluxExpansion(NamedTuple):
     A tanh network's second derivatives need no more than what its forward pass leaves behind: with z_l the input of
     layer l's tanh and a_l the derivative of any weighted sum of outputs by that tanh, the Hessian of the sum is
     sum_l (dz_l)^T diag(a_l tanh'') dz_l. Differentiating twice automatically costs five times as much.
-
-    Attributes:
-        value: (channel,) ln f in the star's own unit.
-        slope: (parameter, channel) d ln f.
-        layer_slope: per hidden layer (label, neuron) dz by the labels.
-        first, second: per hidden layer (neuron,) tanh' and tanh''.
     """
 
-    value: Float[Array, " channel"]
-    slope: Float[Array, "parameter channel"]
-    layer_slope: tuple[Float[Array, "label _"], ...]
-    first: tuple[Float[Array, " _"], ...]
-    second: tuple[Float[Array, " _"], ...]
+    value: Float[Array, " channel"]  # ln f in the star's own unit
+    slope: Float[Array, "parameter channel"]  # d ln f
+    layer_slope: tuple[Float[Array, "label _"], ...]  # per hidden layer (label, neuron) dz by the labels
+    first: tuple[Float[Array, " _"], ...]  # per hidden layer tanh'
+    second: tuple[Float[Array, " _"], ...]  # and tanh''
 
 
 def expand_ln_flux(
     forward: ForwardModel, theta_log: Float[Array, " parameter"], ln_scale: Float[Array, ""] | float = 0.0
 ) -> FluxExpansion:
-    """Evaluate `predict_ln_flux` with what its derivatives need.
-
-    Args:
-        forward: the forward model.
-        theta_log: (parameter,).
-        ln_scale: as in `predict_ln_flux`.
-    """
+    """Evaluate `predict_ln_flux` with what its derivatives need."""
     x = (theta_log[: forward.n_labels] - forward.label_center) / forward.label_scale
     slope = jnp.diag(1.0 / forward.label_scale)
     layer_slope, first, second = [], [], []
@@ -226,15 +195,7 @@ def second_along(
 
 
 def ln_absolute_flux(forward: ForwardModel, labels: Float[Array, " label"]) -> Float[Array, " channel"]:
-    """Natural log of the flux at 1 kpc without dust (ZGR23 Section 3.1).
-
-    Args:
-        forward: the forward model.
-        labels: (label,) stellar labels [kK, dex, dex, ...].
-
-    Returns:
-        (channel,) ln of flux in 1e-18 W m^-2 nm^-1.
-    """
+    """Ln of the flux at 1 kpc without dust [1e-18 W m^-2 nm^-1] of labels [kK, dex, dex, ...] (ZGR23 Section 3.1)."""
     shape, level = shape_and_level(forward, labels)
     return shape + level
 
@@ -250,14 +211,8 @@ def predict_ln_flux(
 ) -> Float[Array, " channel"]:
     """Natural log of the observed flux: ln f_abs + 2 ln parallax - E R (ZGR23 Eq. 8).
 
-    Args:
-        forward: the forward model.
-        theta_log: (parameter,) labels, xi if the curve varies, ln E [ln mag], ln parallax [ln mas].
-        ln_scale: () ln of the unit of the result, in 1e-18 W m^-2 nm^-1: a star's own scale keeps float32 accurate,
-            because the large common terms are added up once, not rounded in every channel.
-
-    Returns:
-        (channel,) ln of flux in that unit. A batch is `jax.vmap(predict_ln_flux, (None, 0, 0))`.
+    Its unit is exp(`ln_scale`) x 1e-18 W m^-2 nm^-1: a star's own scale keeps float32 accurate, because the large
+    common terms are added up once, not rounded in every channel.
     """
     shape, level = shape_and_level(forward, theta_log[: forward.n_labels])
     curve = curve_of(forward, theta_log)

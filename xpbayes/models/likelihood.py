@@ -54,17 +54,12 @@ def marginal_sigma(whitening: Float[Array, "channel channel"]) -> Float[Array, "
 
 
 class Deviance(NamedTuple):
-    """rho(chi^2), what the fluxes add to L = -2 ln posterior, with its first two derivatives by chi^2.
+    """rho(chi^2), what the fluxes add to L = -2 ln posterior, with its first two derivatives by chi^2."""
 
-    Attributes:
-        value: () rho.
-        slope: () rho': the star's weight. Above 1 for a star that fits better than most, below 1 for a bad fit.
-        bend: () rho''.
-    """
-
-    value: Float[Array, ""]
+    value: Float[Array, ""]  # rho
+    # rho': the star's weight. Above 1 for a star that fits better than most, below 1 for a bad fit.
     slope: Float[Array, ""]
-    bend: Float[Array, ""]
+    bend: Float[Array, ""]  # rho''
 
 
 def deviance(chi2: Float[Array, ""], n_obs: Float[Array, ""], inv_dof: Float[Array, ""]) -> Deviance:
@@ -72,11 +67,6 @@ def deviance(chi2: Float[Array, ""], n_obs: Float[Array, ""], inv_dof: Float[Arr
 
     With nu = 1 / tail, rho = (nu + n) ln(1 + chi^2 / nu). Equivalent to a noise amplitude of each star's own, with an
     inverse-gamma prior, integrated out: how well spectra of a kind are described differs from star to star by factors.
-
-    Args:
-        chi2: () of the fluxes.
-        n_obs: () observed channels.
-        inv_dof: () 1 / degrees of freedom, 0 for a Gaussian.
     """
     heavy = inv_dof > 0
     k = jnp.where(heavy, inv_dof, 1.0)
@@ -92,11 +82,7 @@ def parallax_deviance(square: Float[Array, ""], doubt: ParallaxDoubt | None) -> 
     """-2 ln density of a measured parallax, without a constant: of a Gaussian, or where it is doubted of two.
 
     The second is as much wider as a spurious parallax's error is larger than stated; which of both a star's parallax is
-    of is summed over.
-
-    Args:
-        square: () of the parallax minus the measured one, over the stated error.
-        doubt: of the star's parallax; None for a Gaussian.
+    of is summed over. `square` is of the parallax minus the measured one, over the stated error.
     """
     if doubt is None:
         return Deviance(square, jnp.ones_like(square), jnp.zeros_like(square))
@@ -138,15 +124,8 @@ def add_model_error(
     """Whitening factor of C + diag(f) S diag(f), with S the covariance of the model's relative error.
 
     Works in the whitened frame, where the matrix to factor is I + B S B^T with B = W diag(f): its eigenvalues are at
-    least one, so float32 is enough, and a missing channel stays missing.
-
-    Args:
-        whitening: (channel, channel) lower-triangular W of the measurement.
-        flux: (channel,) observed flux: like ZGR23 Eq. 2, relative errors are taken of the measurement.
-        relative_covariance: (channel, channel) S.
-
-    Returns:
-        (channel, channel) lower-triangular factor with zero rows and columns where `whitening` has them.
+    least one, so float32 is enough, and a missing channel stays missing. Like ZGR23 Eq. 2, relative errors are of
+    `flux`.
     """
     scaled = whitening * flux[None, :]
     inner = jnp.eye(flux.shape[0], dtype=flux.dtype) + scaled @ relative_covariance @ scaled.T

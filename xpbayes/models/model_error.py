@@ -32,36 +32,21 @@ RIDGE = 1e-3
 
 
 class ModelError(eqx.Module):
-    """Covariance of the model's relative error and tail of the fluxes' distribution, by kind of star.
+    """Covariance of the model's relative error and tail of the fluxes' distribution, by kind of star."""
 
-    Attributes:
-        shapes: (channel, shape) directions in ln flux along which kinds are told apart.
-        feature_center, feature_scale: (shape + 1,) normalisation of the features.
-        kinds: (kind, shape + 1) normalised features of every kind.
-        width: () distance over which one kind passes into the next.
-        covariance: (kind, channel, channel) S_k, positive semi-definite, without the directions that parallax and
-            extinction can mimic.
-        inv_dof: (kind,) 1 / degrees of freedom of the Student t.
-        share: (kind,) of the training stars.
-    """
-
-    shapes: Float[Array, "channel shape"]
-    feature_center: Float[Array, " shape+1"]
+    shapes: Float[Array, "channel shape"]  # directions in ln flux along which kinds are told apart
+    feature_center: Float[Array, " shape+1"]  # normalisation of the features, with their scale
     feature_scale: Float[Array, " shape+1"]
-    kinds: Float[Array, "kind shape+1"]
-    width: Float[Array, ""]
+    kinds: Float[Array, "kind shape+1"]  # normalised features of every kind
+    width: Float[Array, ""]  # distance over which one kind passes into the next
+    # S_k, positive semi-definite, without the directions that parallax and extinction can mimic
     covariance: Float[Array, "kind channel channel"]
-    inv_dof: Float[Array, " kind"]
-    share: Float[Array, " kind"]
+    inv_dof: Float[Array, " kind"]  # 1 / degrees of freedom of the Student t
+    share: Float[Array, " kind"]  # of the training stars
 
 
 def raw_features(shapes: Float[Array, "channel shape"], star: Stars) -> Float[Array, " shape+1"]:
-    """Shape coefficients of one observed spectrum, its grey level fitted along, and its mean ln S/N.
-
-    Args:
-        shapes: directions in ln flux.
-        star: one star, with the measurement's own whitening.
-    """
+    """Shape coefficients of one observed spectrum, its grey level fitted along, and its mean ln S/N."""
     precision = jnp.sum(star.whitening**2, axis=0)  # diagonal of W^T W
     usable = (star.flux > 0) & (precision > 0)
     flux = jnp.where(usable, star.flux, 1.0)
@@ -95,22 +80,11 @@ def kind_weights_of(error: ModelError, stars: Stars) -> Float[Array, "star kind"
 
 
 def with_model_error(error: ModelError, star: Stars, flux: Float[Array, " channel"] | None = None) -> Stars:
-    """Return one star with the model's error in its whitening factor, and with its kind's tail.
-
-    Args:
-        error: the model error.
-        star: one star, with the measurement's own whitening.
-        flux: (channel,) what the relative error is taken of; the measured one if None.
-    """
+    """One star with the model's error, relative to `flux` or the measured one, in its whitening, and its tail."""
     weight = kind_weights(error, star)
     covariance = jnp.tensordot(weight, error.covariance, axes=1)
     of = star.flux if flux is None else flux
     return replace(star, whitening=add_model_error(star.whitening, of, covariance), inv_dof=weight @ error.inv_dof)
-
-
-def mean_covariance(error: ModelError) -> Float[Array, "channel channel"]:
-    """Average the covariance over the kinds as the training stars have them."""
-    return jnp.tensordot(error.share, error.covariance, axes=1)
 
 
 def relative_sigma(error: ModelError) -> NDArray[np.float64]:

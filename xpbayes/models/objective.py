@@ -13,13 +13,7 @@ from jaxtyping import Array, Float
 
 from xpbayes.data.stars import ParallaxDoubt, Stars
 from xpbayes.models.forward import FluxExpansion, ForwardModel
-from xpbayes.models.likelihood import (
-    deviance,
-    n_observed,
-    parallax_deviance,
-    spurious_probability,
-    whitened_residual,
-)
+from xpbayes.models.likelihood import deviance, n_observed, parallax_deviance, spurious_probability, whitened_residual
 from xpbayes.models.pair import PairExpansion, expand_ln_flux, predict_flux, second_along, weighted_hessian
 from xpbayes.models.prior import LabelPrior, ln_prior, prior_curvature
 from xpbayes.models.star_model import StarModel
@@ -58,11 +52,9 @@ def measurement_deviance(star: Stars, theta_log: Float[Array, " parameter"]) -> 
 
 
 def parallax_weight(star: Stars, parallax: Float[Array, ""]) -> Float[Array, ""] | float:
-    """Mean of 1 / sigma^2 over both errors that a doubted parallax may have, over that of the stated one; 1 without doubt.
+    """Mean of 1 / sigma^2 over both errors of a doubted parallax, over that of the stated one; 1 without doubt.
 
-    Args:
-        star: one star.
-        parallax: () where [mas]: the farther from the measured one, the likelier it is spurious.
+    The farther `parallax` [mas] is from the measured one, the likelier that is spurious.
     """
     if star.doubt is None:
         return 1.0
@@ -76,12 +68,7 @@ def spurious_at(star: Stars, doubt: ParallaxDoubt, parallax: Float[Array, "*poin
 
 
 def smooth_part(prior: LabelPrior | None, theta_log: Float[Array, " parameter"]) -> Float[Array, ""]:
-    """-2 ln of the Jacobian of (ln E, ln parallax) and of the label prior.
-
-    Args:
-        prior: the label mixture; None where measured labels take its place (training).
-        theta_log: (parameter,).
-    """
+    """-2 ln of the Jacobian of (ln E, ln parallax) and of the label prior, if there is one."""
     jacobian = -2.0 * (theta_log[-2] + theta_log[-1])
     return jacobian if prior is None else jacobian - 2.0 * ln_prior(prior, theta_log[: prior.n_labels])
 
@@ -92,64 +79,36 @@ def flux_chi2(forward: ForwardModel, star: Stars, theta_log: Float[Array, " para
 
 
 def objective(model: StarModel, star: Stars, theta_log: Float[Array, " parameter"]) -> Float[Array, ""]:
-    """L = -2 ln posterior of one star, up to a constant.
-
-    Args:
-        model: the model; its error is not looked at.
-        star: one star, model error in its whitening factor.
-        theta_log: (parameter,) labels, xi if the curve varies, ln E, ln parallax.
-    """
+    """L = -2 ln posterior of one star with the model's error in its whitening factor, up to a constant."""
     fluxes = deviance(flux_chi2(model.forward, star, theta_log), n_observed(star.whitening), star.inv_dof).value
     return fluxes + measurement_deviance(star, theta_log) + smooth_part(model.prior, theta_log)
 
 
 class Curvature(NamedTuple):
-    """L and its derivatives at one point.
+    """L and its derivatives at one point."""
 
-    Attributes:
-        value: () L.
-        size: () sum of the magnitudes that L was added from: its rounding error scales with this, not with L.
-        gradient: (parameter,).
-        hessian: (parameter, parameter) exact.
-        bound: (parameter, parameter) Gauss-Newton's 2 J^T J plus a positive bound to the label prior's Hessian: never
-            indefinite.
-        chi2: () of the fluxes.
-        information: (parameter, parameter) J^T C^-1 J of the fluxes, weighted as rho weights the star.
-    """
-
-    value: Float[Array, ""]
+    value: Float[Array, ""]  # L
+    # sum of the magnitudes that L was added from: its rounding error scales with this, not with L
     size: Float[Array, ""]
     gradient: Float[Array, " parameter"]
-    hessian: Float[Array, "parameter parameter"]
+    hessian: Float[Array, "parameter parameter"]  # exact
+    # Gauss-Newton's 2 J^T J plus a positive bound to the label prior's Hessian: never indefinite
     bound: Float[Array, "parameter parameter"]
-    chi2: Float[Array, ""]
-    information: Float[Array, "parameter parameter"]
+    chi2: Float[Array, ""]  # of the fluxes
+    information: Float[Array, "parameter parameter"]  # J^T C^-1 J of the fluxes, weighted as rho weights the star
 
 
 class Expansion(NamedTuple):
-    """The fluxes of one star to second order around a point, whitened.
+    """The fluxes of one star to second order around a point, whitened."""
 
-    Attributes:
-        ln_flux: ln f with its derivatives.
-        flux: (channel,) f.
-        jacobian: (parameter, channel) W df.
-        residual: (channel,) W (f - observed).
-    """
-
-    ln_flux: FluxExpansion | PairExpansion
-    flux: Float[Array, " channel"]
-    jacobian: Float[Array, "parameter channel"]
-    residual: Float[Array, " channel"]
+    ln_flux: FluxExpansion | PairExpansion  # ln f with its derivatives
+    flux: Float[Array, " channel"]  # f
+    jacobian: Float[Array, "parameter channel"]  # W df
+    residual: Float[Array, " channel"]  # W (f - observed)
 
 
 def expand(forward: ForwardModel, star: Stars, theta_log: Float[Array, " parameter"]) -> Expansion:
-    """Expand the fluxes of one star; the whitening matrix, which is most of the data, is used once.
-
-    Args:
-        forward: the forward model.
-        star: one star.
-        theta_log: (label + 2,).
-    """
+    """Expand the fluxes of one star; the whitening matrix, which is most of the data, is used once."""
     at = expand_ln_flux(forward, theta_log, star.ln_scale)
     flux = jnp.exp(at.value)
     both = jnp.concatenate([flux * at.slope, (flux - star.flux)[None]]) @ star.whitening.T
@@ -157,12 +116,7 @@ def expand(forward: ForwardModel, star: Stars, theta_log: Float[Array, " paramet
 
 
 def at_other_parallax(at: Expansion, shift: Float[Array, ""]) -> Expansion:
-    """Take an expansion to another ln parallax: the flux goes with the parallax squared and its shape stays.
-
-    Args:
-        at: from `expand`.
-        shift: of ln parallax.
-    """
+    """Shift an expansion's ln parallax: the flux goes with the parallax squared and its shape stays."""
     more = jnp.expm1(2.0 * shift)
     return Expansion(
         at.ln_flux._replace(value=at.ln_flux.value + 2.0 * shift),
@@ -177,20 +131,14 @@ def curvature(
 ) -> tuple[Curvature, Callable[[Float[Array, " parameter"]], Float[Array, " parameter"]]]:
     """Evaluate `objective` with its gradient and Hessian, exactly, at a small multiple of its own cost.
 
-    The same as differentiating `objective` twice (tests compare them), in closed form.
-
-    Returns:
-        the derivatives, and a function of a step that gives J^T C^-1 d2f along that step: what geodesic acceleration
-        needs (Transtrum & Sethna 2012).
+    The same as differentiating it twice (tests compare them), in closed form; and a function of a step that gives J^T
+    C^-1 d2f along that step: what geodesic acceleration needs (Transtrum & Sethna 2012).
     """
     return curvature_of(model, star, theta_log, expand(model.forward, star, theta_log))
 
 
 def curvature_of(
-    model: StarModel,
-    star: Stars,
-    theta_log: Float[Array, " parameter"],
-    around: Expansion,
+    model: StarModel, star: Stars, theta_log: Float[Array, " parameter"], around: Expansion
 ) -> tuple[Curvature, Callable[[Float[Array, " parameter"]], Float[Array, " parameter"]]]:
     """The same from the expansion at `theta_log`."""
     at, flux, jacobian, r = around

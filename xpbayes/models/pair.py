@@ -8,7 +8,7 @@ Teff_2 = DARK + (Teff_equal - DARK) u^(1/4). So the prior is normalised whatever
 flux ratio where the primary is on the main sequence itself.
 """
 
-from dataclasses import fields
+from dataclasses import field, fields
 from typing import NamedTuple
 
 import equinox as eqx
@@ -36,25 +36,16 @@ REACH = 4.0
 
 
 class CompanionRidge(eqx.Module):
-    """The main sequence as single stars follow it, for companions.
+    """The main sequence as single stars follow it, for companions."""
 
-    Attributes:
-        logg: (5,) coefficients of `ridge_terms`: log g as a function of Teff and [Fe/H].
-        teff_range: (two,) Teff [kK] of the ridge's ends.
-        as_bright: (term,) coefficients of `brightness_terms`: logit of where in `teff_range` a ridge star is as bright as a
-            primary.
-        center, scale: (three,) of Teff, [Fe/H], log g in these.
-        band: (channel,) weights of the channels in whose mean ln f brightness is compared.
-        at: places of Teff, [Fe/H], log g among the labels.
-    """
-
-    logg: Float[Array, " five"]
-    teff_range: Float[Array, " two"]
+    logg: Float[Array, " five"]  # coefficients of `ridge_terms`: log g as a function of Teff and [Fe/H]
+    teff_range: Float[Array, " two"]  # Teff [kK] of the ridge's ends
+    # coefficients of `brightness_terms`: logit of where in `teff_range` a ridge star is as bright as a primary
     as_bright: Float[Array, " term"]
-    center: Float[Array, " three"]
+    center: Float[Array, " three"]  # of Teff, [Fe/H], log g in these, with their scale
     scale: Float[Array, " three"]
-    band: Float[Array, " channel"]
-    at: tuple[int, int, int] = eqx.field(static=True)
+    band: Float[Array, " channel"]  # weights of the channels in whose mean ln f brightness is compared
+    at: tuple[int, int, int] = eqx.field(static=True)  # places of Teff, [Fe/H], log g among the labels
 
     def logg_at(self, teff: Array, feh: Array) -> Array:
         """Log g of the ridge at some Teff [kK] and [Fe/H]."""
@@ -78,15 +69,10 @@ def brightness_terms(x: Float[Array, "*star three"]) -> Float[Array, "*star term
 
 
 class PairForward(ForwardModel):
-    """The forward model of a pair: that of each star, and where companions lie.
+    """The forward model of a pair: that of each star, and where companions lie."""
 
-    Attributes:
-        ridge: the main sequence.
-        held: () `companion` of all pairs; None where it is one of each pair's parameters.
-    """
-
-    ridge: CompanionRidge | None = None
-    held: Float[Array, ""] | None = None
+    ridge: CompanionRidge = field(kw_only=True)  # the main sequence
+    held: Float[Array, ""] | None = None  # `companion` of all pairs; None where it is one of each pair's parameters
 
     @property
     def single(self) -> ForwardModel:
@@ -104,18 +90,6 @@ class PairForward(ForwardModel):
         own = super().intrinsic_scale
         return own if self.held is not None else jnp.append(own, jnp.ones(1, own.dtype))
 
-    @property
-    def teff_at(self) -> int:
-        """Place of Teff among the labels."""
-        assert self.ridge is not None
-        return self.ridge.at[0]
-
-    @property
-    def logg_at(self) -> int:
-        """Place of log g among the labels."""
-        assert self.ridge is not None
-        return self.ridge.at[2]
-
     def primary(self, theta_log: Float[Array, "*star parameter"]) -> Float[Array, "*star less"]:
         """The primary's own parameters."""
         if self.held is not None:
@@ -124,7 +98,6 @@ class PairForward(ForwardModel):
 
     def companion(self, theta_log: Float[Array, " parameter"]) -> Float[Array, " less"]:
         """The companion's parameters as those of a single star: labels, xi, ln E; the parallax dims it below the ridge."""
-        assert self.ridge is not None
         ridge, n = self.ridge, self.n_labels
         teff_at, feh_at, logg_at = ridge.at
         low, high = ridge.teff_range
@@ -142,7 +115,6 @@ class PairForward(ForwardModel):
     def ln_flux_ratio(self, theta_log: Float[Array, " parameter"]) -> Float[Array, ""]:
         """Ln of companion over primary in the mean of `ridge.band`."""
         one, two = self.primary(theta_log), self.companion(theta_log)
-        assert self.ridge is not None
         n = self.n_labels
         difference = ln_absolute_flux(self.single, two[:n]) - ln_absolute_flux(self.single, one[:n])
         return difference @ self.ridge.band + 2.0 * (two[-1] - one[-1])
@@ -154,26 +126,16 @@ def pair_of(forward: ForwardModel, ridge: CompanionRidge, held: Array | None = N
 
 
 class PairExpansion(NamedTuple):
-    """ln f of a pair to second order in its parameters; see `FluxExpansion`.
+    """ln f of a pair to second order in its parameters; see `FluxExpansion`."""
 
-    Attributes:
-        value: (channel,) ln f.
-        slope: (parameter, channel) d ln f.
-        first, second: of each star by its own parameters.
-        share: (channel,) of the companion in f.
-        apart: (parameter, channel) d ln f_2 - d ln f_1.
-        to_second: (less, parameter) derivative of the companion's parameters by the pair's.
-        bend: (less, parameter, parameter) their second derivative.
-    """
-
-    value: Float[Array, " channel"]
-    slope: Float[Array, "parameter channel"]
-    first: FluxExpansion
+    value: Float[Array, " channel"]  # ln f
+    slope: Float[Array, "parameter channel"]  # d ln f
+    first: FluxExpansion  # of each star by its own parameters
     second: FluxExpansion
-    share: Float[Array, " channel"]
-    apart: Float[Array, "parameter channel"]
-    to_second: Float[Array, "less parameter"]
-    bend: Float[Array, "less parameter parameter"]
+    share: Float[Array, " channel"]  # of the companion in f
+    apart: Float[Array, "parameter channel"]  # d ln f_2 - d ln f_1
+    to_second: Float[Array, "less parameter"]  # derivative of the companion's parameters by the pair's
+    bend: Float[Array, "less parameter parameter"]  # their second derivative
 
 
 def predict_flux(

@@ -1,12 +1,11 @@
 """The posterior, twice the same density: as NumPyro models, and as the objective of the fast per-star solver.
 
-Both are built from the same functions (`forward`, `likelihood`, `prior`); tests/models compares them.
-Sites are `labels`, `ln_E`, `ln_plx`, `xi` where the curve varies, `companion` of pairs (each star) and `weights_i`,
-`biases_i`, `ln_R`, `R1` (the model). A star is sampled in
-ln E and ln parallax with improper flat priors; the factor `jacobian` turns them into flat priors in E and parallax
+Both are built from the same functions (`forward`, `likelihood`, `prior`); tests/models compares them. A star is sampled
+in ln E and ln parallax with improper flat priors; the factor `jacobian` turns them into flat priors in E and parallax
 (METHOD 3: under AutoDelta a positive site with a flat prior would find another mode).
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -26,16 +25,10 @@ from xpbayes.models.star_model import StarModel
 
 
 class WhitenedStudent(dist.Distribution):
-    """Multivariate Student t, or Gaussian, given by a lower-triangular whitening factor.
+    """Multivariate Student t, or Gaussian where `inv_dof` is 0; the whitening W has W^T W the inverse scale matrix.
 
-    Missing components (zero rows) do not count.
-
-    Args:
-        loc: (..., channel) mean.
-        whitening: (..., channel, channel) W with W^T W the inverse of the scale matrix.
-        inv_dof: (...) 1 / degrees of freedom; 0 is a Gaussian, whose scale matrix is the covariance.
-        robust_scale: s > 0 replaces rho(chi^2) by s asinh(rho / s), as the ZGR23 authors do in training (s = 660); the
-            normalisation stays as it is. 0 leaves it alone.
+    W is lower-triangular; missing components (zero rows) do not count. A `robust_scale` s > 0 replaces rho(chi^2) by s
+    asinh(rho / s), as the ZGR23 authors do in training (s = 660); the normalisation stays as it is.
     """
 
     arg_constraints = {
@@ -47,19 +40,11 @@ class WhitenedStudent(dist.Distribution):
     pytree_data_fields = ("loc", "whitening", "inv_dof")
     pytree_aux_fields = ("robust_scale",)
 
-    def __init__(
-        self,
-        loc: Array,
-        whitening: Array,
-        inv_dof: Array | float = 0.0,
-        robust_scale: float = 0.0,
-        *,
-        validate_args: bool | None = None,
-    ):
+    def __init__(self, loc: Array, whitening: Array, inv_dof: Array | float = 0.0, robust_scale: float = 0.0):
         batch = jnp.broadcast_shapes(loc.shape[:-1], whitening.shape[:-2], jnp.shape(inv_dof))
         self.loc, self.whitening, self.robust_scale = loc, whitening, robust_scale
         self.inv_dof = jnp.broadcast_to(jnp.asarray(inv_dof, loc.dtype), batch)
-        super().__init__(batch_shape=batch, event_shape=loc.shape[-1:], validate_args=validate_args)
+        super().__init__(batch_shape=batch, event_shape=loc.shape[-1:])
 
     def log_prob(self, value: Array) -> Array:
         """Ln density over the observed components."""
@@ -91,9 +76,9 @@ class LabelMixture(dist.Distribution):
     support = constraints.real_vector
     pytree_data_fields = ("prior",)
 
-    def __init__(self, prior: LabelPrior, *, validate_args: bool | None = None):
+    def __init__(self, prior: LabelPrior):
         self.prior = prior
-        super().__init__(batch_shape=(), event_shape=prior.mean.shape[-1:], validate_args=validate_args)
+        super().__init__(batch_shape=(), event_shape=prior.mean.shape[-1:])
 
     def log_prob(self, value: Array) -> Array:
         """Ln p, normalised."""
@@ -101,10 +86,7 @@ class LabelMixture(dist.Distribution):
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draw labels."""
-        n = 1
-        for size in sample_shape:
-            n *= size
-        return draw_labels(self.prior, key, n).reshape(*sample_shape, *self.event_shape)
+        return draw_labels(self.prior, key, math.prod(sample_shape)).reshape(*sample_shape, *self.event_shape)
 
 
 def _flat(shape: tuple[int, ...] = ()) -> dist.Distribution:
@@ -116,11 +98,7 @@ def _flat(shape: tuple[int, ...] = ()) -> dist.Distribution:
 def _measured(
     name: str, value: Array, observed: Array, inverse_error: Array, doubt: ParallaxDoubt | None = None
 ) -> None:
-    """Observe a scalar with a Gaussian error, or nothing where the inverse error is zero.
-
-    Args:
-        doubt: the error may be far larger; None if not.
-    """
+    """Observe a scalar with a Gaussian error, far larger perhaps if in doubt, or nothing where its inverse is zero."""
     known = inverse_error > 0
     sigma = 1.0 / jnp.where(known, inverse_error, 1.0)
     density = dist.Normal(value, sigma)
@@ -132,10 +110,7 @@ def _measured(
 
 
 def _observe_stars(forward: ForwardModel, stars: Stars, labels: Array, robust_scale: float) -> None:
-    """The rest of a batch inside its plate, below its labels.
-
-    E, parallax and xi, with the Jacobian of ln E and ln parallax; fluxes, parallax and reddening as observed.
-    """
+    """A batch inside its plate, below its labels: E, parallax and xi with their Jacobian, and what was observed."""
     ln_extinction = numpyro.sample("ln_E", _flat())
     ln_parallax = numpyro.sample("ln_plx", _flat())
     intrinsic = [labels]
@@ -167,33 +142,21 @@ def model_sites(shape: "ModelShape") -> ForwardModel:
 
 
 class ModelShape(NamedTuple):
-    """What the training posterior needs to know beside the stars.
+    """What the training posterior needs to know beside the stars."""
 
-    Attributes:
-        hidden: neurons per hidden layer.
-        n_channels: number of channels.
-        n_stars: number of stars of the whole training set, for the weight prior and for scaling batches.
-        label_center, label_scale: (label,) normalisation of the network's inputs.
-        robust_scale: see `WhitenedStudent`.
-        curve_varies: whether stars differ in their extinction curves.
-    """
-
-    hidden: tuple[int, ...]
-    n_channels: int
-    n_stars: int
-    label_center: Float[Array, " label"]
+    hidden: tuple[int, ...]  # neurons per hidden layer
+    n_channels: int  # number of channels
+    n_stars: int  # number of stars of the whole training set, for the weight prior and for scaling batches
+    label_center: Float[Array, " label"]  # normalisation of the network's inputs, with their scale
     label_scale: Float[Array, " label"]
-    robust_scale: float = 0.0
-    curve_varies: bool = False
+    robust_scale: float = 0.0  # see `WhitenedStudent`
+    curve_varies: bool = False  # whether stars differ in their extinction curves
 
 
 def training_posterior(stars: Stars, shape: ModelShape) -> None:
     """ZGR23 Eq. 10: model and stars together, labels as measurements.
 
-    Args:
-        stars: the training stars, or a batch of them: a batch's terms are scaled by n_stars / batch size, so that its
-            density is an unbiased estimate of the whole.
-        shape: see `ModelShape`.
+    A batch's terms are scaled by n_stars / batch size, so that its density is an unbiased estimate of the whole.
     """
     forward = model_sites(shape)
     with handlers.scale(scale=shape.n_stars / len(stars)), numpyro.plate("star", len(stars)):
@@ -204,11 +167,9 @@ def training_posterior(stars: Stars, shape: ModelShape) -> None:
 
 
 def star_posterior(stars: Stars, model: StarModel) -> None:
-    """METHOD 5: stars without labels under a trained model; ZGR23 Eq. 17 to 19. Of pairs if the model's are (METHOD 12).
+    """METHOD 5: stars without labels under a trained model; ZGR23 Eq. 17 to 19. Of pairs if its are (METHOD 12).
 
-    Args:
-        stars: a batch, model error folded in; labels are not looked at.
-        model: the trained model.
+    The model's error is folded into the stars, whose labels are not looked at.
     """
     with numpyro.plate("star", len(stars)):
         labels = numpyro.sample("labels", LabelMixture(model.label_prior))

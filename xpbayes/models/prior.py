@@ -13,19 +13,13 @@ from xpbayes.device import program
 
 
 class LabelPrior(eqx.Module):
-    """A Gaussian mixture in label space.
+    """A Gaussian mixture in label space."""
 
-    Attributes:
-        ln_weight: (component,) ln of the mixture weights.
-        mean: (component, label) [kK, dex, dex, ...].
-        whitening: (component, label, label) P with P P^T the precision matrix (scikit-learn's precisions_cholesky).
-        ln_threshold: () 0.1 % quantile of ln p over draws of the mixture itself: below it a star is of an unlikely
-            type (Eq. 25).
-    """
-
-    ln_weight: Float[Array, " component"]
-    mean: Float[Array, "component label"]
+    ln_weight: Float[Array, " component"]  # ln of the mixture weights
+    mean: Float[Array, "component label"]  # [kK, dex, dex, ...]
+    # P with P P^T the precision matrix (scikit-learn's precisions_cholesky)
     whitening: Float[Array, "component label label"]
+    # 0.1 % quantile of ln p over draws of the mixture itself: below it a star is of an unlikely type (Eq. 25)
     ln_threshold: Float[Array, ""]
 
     @property
@@ -45,12 +39,7 @@ def component_ln_density(prior: LabelPrior, labels: Float[Array, " label"]) -> F
 
 
 def ln_prior(prior: LabelPrior, labels: Float[Array, " label"]) -> Float[Array, ""]:
-    """Ln p(labels), normalised over label space.
-
-    Args:
-        prior: the mixture.
-        labels: (label,) [kK, dex, dex, ...].
-    """
+    """Ln p of one star's labels [kK, dex, dex, ...], normalised over label space."""
     return jax.nn.logsumexp(component_ln_density(prior, labels))
 
 
@@ -61,19 +50,13 @@ def ln_priors(prior: LabelPrior, labels: Float[Array, "star label"]) -> Float[Ar
 
 
 class PriorCurvature(NamedTuple):
-    """-ln p and its derivatives by the labels at one point.
+    """-ln p and its derivatives by the labels at one point."""
 
-    Attributes:
-        value: () -ln p.
-        gradient: (label,).
-        hessian: (label, label) exact; not always positive definite between components.
-        bound: (label, label) mean precision of the components, weighted by their responsibilities: positive definite
-            everywhere, and an upper bound to the Hessian in the sense of expectation-maximisation.
-    """
-
-    value: Float[Array, ""]
+    value: Float[Array, ""]  # -ln p
     gradient: Float[Array, " label"]
-    hessian: Float[Array, "label label"]
+    hessian: Float[Array, "label label"]  # exact; not always positive definite between components
+    # mean precision of the components, weighted by their responsibilities: positive definite everywhere, and an
+    # upper bound to the Hessian in the sense of expectation-maximisation
     bound: Float[Array, "label label"]
 
 
@@ -95,13 +78,7 @@ def prior_curvature(prior: LabelPrior, labels: Float[Array, " label"]) -> PriorC
 
 @partial(program, static_argnames="n")
 def draw_labels(prior: LabelPrior, key: Array, n: int) -> Float[Array, "draw label"]:
-    """Draw labels from the mixture.
-
-    Args:
-        prior: the mixture.
-        key: JAX random key.
-        n: number of draws.
-    """
+    """Draw n labels from the mixture."""
     which, noise = jax.random.split(key)
     component = jax.random.categorical(which, prior.ln_weight, shape=(n,))
     white = jax.random.normal(noise, (n, prior.mean.shape[1]), dtype=prior.mean.dtype)

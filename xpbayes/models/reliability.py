@@ -42,12 +42,7 @@ QUALITY_FEATURES = (
 
 
 def feature_names(labels: Sequence[str], channels: Sequence[str]) -> tuple[str, ...]:
-    """Name every feature in order (Appendix B; one estimate and error per label, one residual per channel).
-
-    Args:
-        labels: the model's labels.
-        channels: names of the model's channels.
-    """
+    """Name every feature in order (Appendix B; one estimate and error per label, one residual per channel)."""
     return (
         "ln_rchi2_opt",
         "ln_dplx2",
@@ -60,25 +55,17 @@ def feature_names(labels: Sequence[str], channels: Sequence[str]) -> tuple[str, 
 
 
 class ConfidenceNets(eqx.Module):
-    """One classifier per target label, stacked along a leading axis.
+    """One classifier per target label, stacked along a leading axis."""
 
-    Attributes:
-        weights: one (target, in, out) array per layer; the first takes every feature and its indicator of absence.
-        biases: one (target, out) array per layer.
-        center: (feature,) median over the training stars.
-        inverse_scale: (feature,) 1 / half the 16-84 % range; 0 for a feature that the training stars did not have.
-        indicator: (feature,) 1 where being absent is itself an input, 0 where it never varied in training.
-        targets: names of the labels with a classifier.
-        features: names of the features, in order.
-    """
-
+    # one (target, in, out) array per layer; the first takes every feature and its indicator of absence
     weights: tuple[Float[Array, "target _ _"], ...]
-    biases: tuple[Float[Array, "target _"], ...]
-    center: Float[Array, " feature"]
+    biases: tuple[Float[Array, "target _"], ...]  # one (target, out) array per layer
+    center: Float[Array, " feature"]  # median over the training stars
+    # 1 / half the 16-84 % range; 0 for a feature that the training stars did not have
     inverse_scale: Float[Array, " feature"]
-    indicator: Float[Array, " feature"]
-    targets: tuple[str, ...] = eqx.field(static=True)
-    features: tuple[str, ...] = eqx.field(static=True)
+    indicator: Float[Array, " feature"]  # 1 where being absent is itself an input, 0 where it never varied in training
+    targets: tuple[str, ...] = eqx.field(static=True)  # names of the labels with a classifier
+    features: tuple[str, ...] = eqx.field(static=True)  # names of the features, in order
 
 
 def initial_nets(
@@ -89,14 +76,7 @@ def initial_nets(
     targets: Sequence[str],
     features: Sequence[str],
 ) -> ConfidenceNets:
-    """Make untrained classifiers: He weights for the rectified layers, zero biases.
-
-    Args:
-        key: JAX random key.
-        center, inverse_scale, indicator: see `ConfidenceNets`.
-        targets: labels to classify.
-        features: names of the features.
-    """
+    """Make untrained classifiers: He weights for the rectified layers, zero biases."""
     sizes = layer_sizes(2 * len(features), HIDDEN, 1)
     he = jax.nn.initializers.he_normal(batch_axis=0)
     keys = jax.random.split(key, len(sizes))
@@ -124,13 +104,7 @@ def layers_ln_odds(
     x: Float[Array, " input"],
     keep: Sequence[Bool[Array, "target _"]] | None = None,
 ) -> Float[Array, " target"]:
-    """Ln odds of every classifier for one star's network input.
-
-    Args:
-        weights, biases: see `ConfidenceNets`.
-        x: (input,) from `network_input`.
-        keep: per hidden layer, (target, in) which of its inputs dropout leaves; None outside of training.
-    """
+    """Ln odds of every classifier for one star's `network_input`; `keep`: inputs of hidden layers left by dropout."""
     h = jnp.broadcast_to(x, (weights[0].shape[0], x.shape[0]))
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         last = i == len(weights) - 1
@@ -142,31 +116,17 @@ def layers_ln_odds(
 
 
 def confidence(nets: ConfidenceNets, features: Float[Array, " feature"]) -> Float[Array, " target"]:
-    """Probability that each target's estimate is good, for one star.
-
-    Args:
-        nets: the classifiers.
-        features: (feature,) as `feature_names` lists them, NaN where absent.
-    """
+    """Probability that each target's estimate is good, for one star; features as `feature_names` lists them."""
     return jax.nn.sigmoid(layers_ln_odds(nets.weights, nets.biases, network_input(nets, features)))
 
 
 def flux_pulls(
-    model: StarModel,
-    star: Stars,
-    theta_log: Float[Array, " parameter"],
-    own_level: bool = False,
+    model: StarModel, star: Stars, theta_log: Float[Array, " parameter"], own_level: bool = False
 ) -> Float[Array, " channel"]:
     """(f_pred - f_obs) / sigma of one star, sigma marginal over the other channels, NaN where nothing was observed.
 
     Sigma is the scale of the star's Student t, model error included, before its amplitude: a badly described star must
-    show its residuals.
-
-    Args:
-        model: the trained model.
-        star: one star with the whitening factor of its measurement.
-        theta_log: (label + 2,) labels, ln E, ln parallax.
-        own_level: bring the model's flux to the star's own level, as best fits.
+    show its residuals. With `own_level` the model's flux is brought to the star's own level first, as best fits.
     """
     observed = jnp.diagonal(star.whitening) > 0
     predicted = predict_flux(model.forward, theta_log, star.ln_scale)

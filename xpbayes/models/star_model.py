@@ -8,17 +8,12 @@ from xpbayes.models.prior import LabelPrior
 
 
 class StarModel(eqx.Module):
-    """All that a star's posterior needs but the star.
+    """All that a star's posterior needs but the star."""
 
-    Attributes:
-        forward: from parameters to fluxes.
-        prior: the label mixture; None where measured labels take its place (training).
-        error: covariance of the forward model's relative error, by kind of star; None if there is none, or if the
-            whitening factors of the stars at hand have it already.
-    """
-
-    forward: ForwardModel
-    prior: LabelPrior | None = None
+    forward: ForwardModel  # from parameters to fluxes
+    prior: LabelPrior | None = None  # the label mixture; None where measured labels take its place (training)
+    # covariance of the forward model's relative error, by kind of star; None if there is none, or if the whitening
+    # factors of the stars at hand have it already
     error: ModelError | None = None
 
     @property

@@ -51,38 +51,25 @@ FAR = 5.0
 
 
 class Refined(NamedTuple):
-    """Refined labels of stars, NaN where a star has no mode.
+    """Refined labels of stars, NaN where a star has no mode."""
 
-    Attributes:
-        median, low, high, std: (star, label) median, 16 and 84 % quantiles and standard deviation [kK, dex, dex, ...].
-        covariance: (star, label, label).
-        share: (star,) of the second stage in it; what is left to 1 is the forward posterior's.
-    """
-
+    # (star, label) median, 16 and 84 % quantiles and standard deviation [kK, dex, dex, ...]
     median: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     std: NDArray[np.float64]
-    covariance: NDArray[np.float64]
-    share: NDArray[np.float64]
+    covariance: NDArray[np.float64]  # (star, label, label)
+    share: NDArray[np.float64]  # (star,) of the second stage in it; what is left to 1 is the forward posterior's
 
 
 class Adjustments(NamedTuple):
-    """What stars kept aside say of refined labels, by kind of star.
+    """What stars kept aside say of refined labels, by kind of star."""
 
-    Attributes:
-        scale: (label + 1,) units of labels at the mode and ln S/N, by which kinds are told apart.
-        kinds: (kind, label + 1) centres, in those units.
-        width: () over which kinds pass into each other.
-        weight: (kind, label) of the second stage against the forward posterior.
-        stretch: (kind, label) of what comes out.
-    """
-
-    scale: Float[np.ndarray, " label+1"]
-    kinds: Float[np.ndarray, "kind label+1"]
-    width: Float[np.ndarray, ""]
-    weight: Float[np.ndarray, "kind label"]
-    stretch: Float[np.ndarray, "kind label"]
+    scale: Float[np.ndarray, " label+1"]  # units of labels at the mode and ln S/N, by which kinds are told apart
+    kinds: Float[np.ndarray, "kind label+1"]  # centres, in those units
+    width: Float[np.ndarray, ""]  # over which kinds pass into each other
+    weight: Float[np.ndarray, "kind label"]  # of the second stage against the forward posterior
+    stretch: Float[np.ndarray, "kind label"]  # of what comes out
 
     def at(self, places: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Weight and stretch, (star, label) each, of stars at places as of `features.places_of`."""
@@ -109,26 +96,14 @@ def between(forward: Interval, refined: Interval, weight: NDArray[np.float64]) -
 
 
 def held_back(of: Refined, forward: Interval, edge: NDArray[np.float64]) -> Refined:
-    """Refined labels that are less certain than the forward posterior, nearer to it where stars are at the sample's edge.
-
-    Args:
-        of: the second stage's answer.
-        forward: the forward posterior's.
-        edge: (star, label) from 0 within the sample to 1 at its edge, see `support`.
-    """
+    """Refined labels less certain than the forward posterior, nearer to it where `edge` is 1: at the sample's edge."""
     say = np.minimum(1.0, 2.0 * forward.half / (of.high - of.low)) ** (2.0 * edge)
     back = (1.0 - say) * (forward.median - of.median)
     return of._replace(median=of.median + back, low=of.low + back, high=of.high + back)
 
 
 def adjusted(of: Refined, forward: Interval, weight: NDArray[np.float64], stretch: NDArray[np.float64]) -> Refined:
-    """Refined labels as stars kept aside bear them out; where they are the forward posterior's they stay.
-
-    Args:
-        of: the second stage's answer.
-        forward: the forward posterior's.
-        weight, stretch: (star, label) from `Adjustments.at`.
-    """
+    """Refined labels as stars kept aside bear them out; where they are the forward posterior's they stay."""
     plain = Interval(of.median, 0.5 * (of.high - of.low))
     new = between(forward, plain, weight)
     factor = new.half / plain.half * stretch ** of.share[:, None]
@@ -150,18 +125,10 @@ def fit_adjustments(
     labels: NDArray[np.float64],
     error: NDArray[np.float64],
 ) -> Adjustments | None:
-    """Find weights and stretches.
+    """Find weights and stretches, of stars at places as of `features.places_of`; None if they are too few.
 
-    Args:
-        places: (star, place) of `features.places_of`.
-        spread: (place,) of training stars in these.
-        forward, refined: both answers.
-        apart: (star, label) by how much the networks' means scatter.
-        labels: (star, label) measured.
-        error: (star, label) of these.
-
-    Returns:
-        None of fewer than `MIN_STARS_PER_KIND` stars.
+    `spread` is that of training stars in these; `apart`, (star, label), by how much the networks' means scatter; labels
+    are measured.
     """
     if len(places) < MIN_STARS_PER_KIND:
         return None
@@ -187,12 +154,10 @@ def fit_adjustments(
 def _weights(
     wanted: NDArray[np.float64], moved: NDArray[np.float64], kind: NDArray[np.float64], noise: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """(kind,) weights of one label.
+    """(kind,) weights of one label, from how far to go, `wanted`, and how far it moved, (star,) each over their errors.
 
-    Args:
-        wanted, moved: (star,) how far to go and how far it moved, over their errors.
-        kind: (star, kind) how much a star belongs to every kind.
-        noise: (kind,) share of the networks' own noise in what they moved, as they disagree.
+    `kind` says how much a star belongs to each, `noise` what share of what it moved is the networks' own, as they
+    disagree.
     """
     counts = 1.0 / np.maximum(np.abs(moved), 1.0)
     of_all = moved[:, None] * np.column_stack([np.ones(len(moved)), -(kind @ noise)])
@@ -213,14 +178,9 @@ def _robust(
     expected: NDArray[np.float64],
     prior: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(regressor,) slopes of what is wanted on `x`, and their standard errors: Huber's, drawn to what is expected.
+    """(regressor,) Huber's slopes of what is wanted, over its error, on `x`, drawn to what is expected; their errors.
 
-    Args:
-        x: (star, regressor).
-        wanted: (star,) over its error.
-        counts: (star,) how much each star counts.
-        expected: (regressor,) slopes.
-        prior: (regressor,) their precision.
+    `counts` say how much each star counts, `prior` the precision of what is expected.
     """
 
     def trust(left: NDArray[np.float64]) -> NDArray[np.float64]:

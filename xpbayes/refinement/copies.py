@@ -26,14 +26,7 @@ MISSING_BAND = 0.15
 
 
 def copies(forward: ForwardModel, stars: Stars, n_xp: int, rng: np.random.Generator) -> Stars:
-    """One copy of every star.
-
-    Args:
-        forward: of the extinction curve.
-        stars: as measured, without the model's error.
-        n_xp: how many channels are samples of the spectrum; the others are broad bands.
-        rng: random numbers.
-    """
+    """One copy of every star, as measured, without the model's error; channels from `n_xp` on are broad bands."""
     n, n_channels = stars.flux.shape
     noise = np.where(rng.random(n) < NOISIER, np.exp(rng.random(n) * np.log(MAX_NOISE)), 1.0)
     dust = np.where(rng.random(n) < REDDER, rng.exponential(MEAN_DUST, n), 0.0)

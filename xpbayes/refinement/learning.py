@@ -6,6 +6,7 @@ inferred, the caller says.
 
 import logging
 import time
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,19 +30,12 @@ MIN_SPREAD = 1e-6
 
 
 class Lessons(NamedTuple):
-    """What the networks learn from.
+    """What the networks learn from."""
 
-    Attributes:
-        features: (row, feature) see `features.feature_names`; a star may have several rows.
-        offset: (row, label) measured labels minus those at the mode [kK, dex, dex, ...].
-        error: (row, label) errors of the measured labels.
-        sigma: (row, label) errors of the forward posterior.
-    """
-
-    features: Float[NDArray, "row feature"]
-    offset: Float[NDArray, "row label"]
-    error: Float[NDArray, "row label"]
-    sigma: Float[NDArray, "row label"]
+    features: Float[NDArray, "row feature"]  # see `features.feature_names`; a star may have several rows
+    offset: Float[NDArray, "row label"]  # measured labels minus those at the mode [kK, dex, dex, ...]
+    error: Float[NDArray, "row label"]  # errors of the measured labels
+    sigma: Float[NDArray, "row label"]  # errors of the forward posterior
 
     @property
     def usable(self) -> NDArray[np.bool_]:
@@ -55,13 +49,7 @@ class Lessons(NamedTuple):
 
 
 def learn(lessons: Lessons, residual_scale: Float[NDArray, " channel"], config: "RefinementConfig") -> RefinementNets:
-    """Train every member on all rows, each from its own start and in its own order.
-
-    Args:
-        lessons: the rows, all of them finite.
-        residual_scale: unit of the residual spectrum in the features.
-        config: settings.
-    """
+    """Train every member on all rows, which are finite, each from its own start and in its own order."""
     spread = lessons.features.std(axis=0)
     nets = RefinementNets(
         weights=(),
@@ -88,9 +76,7 @@ def learn(lessons: Lessons, residual_scale: Float[NDArray, " channel"], config: 
             f"({time.perf_counter() - begun:.0f} s)"
         )
     together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
-    return RefinementNets(
-        together.weights, together.biases, nets.center, nets.inverse_scale, nets.residual_scale, nets.unit
-    )
+    return replace(nets, weights=together.weights, biases=together.biases)
 
 
 def _one(rows: tuple[Array, ...], key: Array, config: "RefinementConfig") -> tuple[Layers, float]:

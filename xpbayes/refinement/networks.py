@@ -27,22 +27,15 @@ LN_WIDTHS = (-6.0, 4.0)
 
 
 class RefinementNets(eqx.Module):
-    """The ensemble and what standardises its input.
+    """The ensemble and what standardises its input."""
 
-    Attributes:
-        weights: one (member, in, out) array per layer.
-        biases: one (member, out) array per layer.
-        center, inverse_scale: (feature,) mean and 1 / standard deviation of the training stars' features.
-        residual_scale: (channel,) typical relative residual, the unit of the residual spectrum.
-        unit: (label,) unit of shifts [kK, dex, dex, ...].
-    """
-
-    weights: tuple[Float[Array, "member _ _"], ...]
-    biases: tuple[Float[Array, "member _"], ...]
+    weights: tuple[Float[Array, "member _ _"], ...]  # one (member, in, out) array per layer
+    biases: tuple[Float[Array, "member _"], ...]  # one (member, out) array per layer
+    # mean and 1 / standard deviation of the training stars' features
     center: Float[Array, " feature"]
     inverse_scale: Float[Array, " feature"]
-    residual_scale: Float[Array, " channel"]
-    unit: Float[Array, " label"]
+    residual_scale: Float[Array, " channel"]  # typical relative residual, the unit of the residual spectrum
+    unit: Float[Array, " label"]  # unit of shifts [kK, dex, dex, ...]
 
     @property
     def n_members(self) -> int:
@@ -66,16 +59,11 @@ class Layers(NamedTuple):
 
 
 class Mixture(NamedTuple):
-    """A mixture of Gaussians in the labels, as distances from the mode.
+    """A mixture of Gaussians in the labels, as distances from the mode."""
 
-    Attributes:
-        ln_weight: (component,).
-        mean: (component, label) in units of `RefinementNets.unit`.
-        factor: (component, label, label) lower-triangular Cholesky factors of the covariances, in the same units.
-    """
-
-    ln_weight: Float[Array, "*star component"]
-    mean: Float[Array, "*star component label"]
+    ln_weight: Float[Array, "*star component"]  # (component,)
+    mean: Float[Array, "*star component label"]  # (component, label) in units of `RefinementNets.unit`
+    # (component, label, label) lower-triangular Cholesky factors of the covariances, in the same units
     factor: Float[Array, "*star component label label"]
 
 
@@ -107,15 +95,7 @@ def mixture(
     key: Array | None = None,
     dropout: float = 0.0,
 ) -> Mixture:
-    """What one member says of some stars.
-
-    Args:
-        layers: the member.
-        inputs: standardised features.
-        sigma: errors of the labels in the forward posterior, in units of shifts.
-        key: of what is dropped while training; nothing is if None.
-        dropout: share of every hidden layer's outputs that is.
-    """
+    """What one member says of standardised features, `sigma` in units of shifts; with a key `dropout` is dropped."""
     h = inputs
     for i, (weight, bias) in enumerate(zip(layers.weights[:-1], layers.biases[:-1], strict=True)):
         h = jax.nn.silu(h @ weight + bias)
@@ -134,13 +114,7 @@ def mixture(
 def ln_density(
     of: Mixture, value: Float[Array, "star label"], error: Float[Array, "star label"]
 ) -> Float[Array, " star"]:
-    """Ln density of measured labels: the mixture with the labels' own errors in every component.
-
-    Args:
-        of: the mixture of every star.
-        value: labels as distances from the mode, in units of shifts.
-        error: their errors, likewise.
-    """
+    """Ln density of measured labels, their errors in every component; distances from the mode in units of shifts."""
     offset = value[:, None, :] - of.mean
     covariance = jnp.einsum("skij,sklj->skil", of.factor, of.factor) + jax.vmap(jnp.diag)(error**2)[:, None]
     lower = jax.vmap(jax.vmap(cholesky))(covariance)

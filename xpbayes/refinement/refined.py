@@ -1,6 +1,6 @@
 """Refined labels: the second stage's mixture, with the measured parallax, fading into the forward posterior, adjusted.
 
-In: stars, their forward posteriors, a `SecondStage`. Out: `Refined`, in the labels alone. Four steps:
+In: stars with their forward posteriors, a `SecondStage`. Out: `Refined`, in the labels alone. Four steps:
 
 1. the networks' mixture given the fluxes;
 2. where a parallax was used, every Gaussian is conditioned on it. Near the mode the forward model gives ln parallax as a
@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, rows_of_each
+from xpbayes.data.stars import STAR_BLOCK, by_blocks, replaced, rows_of_each
 from xpbayes.device import program
 from xpbayes.inference.scatter import trusted_inverse_error
 from xpbayes.models.star_model import StarModel
@@ -34,7 +34,7 @@ from xpbayes.refinement.networks import Layers, Mixture, RefinementNets, mixture
 from xpbayes.refinement.support import FeatureSupport, share_of_second_stage
 
 if TYPE_CHECKING:
-    from xpbayes.inference.fit import Posteriors
+    from xpbayes.inference.fit import Inferred, Posteriors
 
 LOW, MEDIAN, HIGH = (float(ndtr(z)) for z in (-1.0, 0.0, 1.0))
 AT_ONCE = 8192
@@ -47,39 +47,21 @@ RELATIVE = float(np.sqrt(0.5))
 
 @dataclass(frozen=True)
 class SecondStage:
-    """All that refines a forward posterior.
+    """All that refines a forward posterior."""
 
-    Attributes:
-        nets: the ensemble.
-        support: where it has learned.
-        n_xp: how many of the model's channels are samples of the spectrum.
-        flux_only: what stars kept aside bear out where no parallax was used; None until they are asked.
-        with_parallax: the same where one was.
-    """
-
-    nets: RefinementNets
-    support: FeatureSupport
-    n_xp: int
-    flux_only: Adjustments | None = None
-    with_parallax: Adjustments | None = None
+    nets: RefinementNets  # the ensemble
+    support: FeatureSupport  # where it has learned
+    n_xp: int  # how many of the model's channels are samples of the spectrum
+    flux_only: Adjustments | None = None  # what stars kept aside bear out without parallaxes; None until they are asked
+    with_parallax: Adjustments | None = None  # the same with them
 
 
 class Gaussians(NamedTuple):
-    """A mixture of Gaussians in the labels, in NumPy.
+    """A mixture of Gaussians in the labels, in NumPy."""
 
-    Attributes:
-        weight: (star, component).
-        mean: (star, component, label).
-        covariance: (star, component, label, label).
-    """
-
-    weight: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    covariance: NDArray[np.float64]
-
-    def take(self, rows: NDArray[np.integer]) -> "Gaussians":
-        """Select stars."""
-        return Gaussians(*(values[rows] for values in self))
+    weight: NDArray[np.float64]  # (star, component)
+    mean: NDArray[np.float64]  # (star, component, label)
+    covariance: NDArray[np.float64]  # (star, component, label, label)
 
     def apart(self, n_members: int) -> NDArray[np.float64]:
         """(star, label) standard deviation of the means that members give, whose components follow each other."""
@@ -87,13 +69,6 @@ class Gaussians(NamedTuple):
         weight, mean = self.weight.reshape(n, n_members, -1, 1), self.mean.reshape(n, n_members, -1, n_labels)
         each = np.sum(weight * mean, axis=2) / np.maximum(weight.sum(axis=2), 1e-300)
         return np.asarray(each.std(axis=1, ddof=min(1, n_members - 1)))
-
-    def replaced(self, rows: NDArray[np.integer], others: "Gaussians") -> "Gaussians":
-        """Those of some stars replaced by others."""
-        out = Gaussians(*(values.copy() for values in self))
-        for values, new in zip(out, others, strict=True):
-            values[rows] = new
-        return out
 
 
 @program
@@ -103,14 +78,7 @@ def _mixture(nets: RefinementNets, layers: Layers, features: Array, sigma: Array
 
 
 def ensemble(nets: RefinementNets, features: NDArray[np.float32], mode: NDArray, sigma: NDArray) -> Gaussians:
-    """What the members say together, about the labels themselves.
-
-    Args:
-        nets: the ensemble.
-        features: (star, feature), finite.
-        mode: (star, label) in the forward posterior.
-        sigma: (star, label) errors in it.
-    """
+    """What the members say together, about the labels themselves; mode and errors are the forward posterior's."""
     n_members, unit = nets.n_members, np.asarray(nets.unit, np.float64)
     stacked = jax.tree.map(np.asarray, Layers(nets.weights, nets.biases))
     scaling = replace(nets, weights=(), biases=())
@@ -129,19 +97,12 @@ def ensemble(nets: RefinementNets, features: NDArray[np.float32], mode: NDArray,
 
 
 class Relation(NamedTuple):
-    """What fluxes say of ln parallax once the labels are known, next to where the fit with the parallax ended.
+    """What fluxes say of ln parallax once the labels are known, next to where the fit with the parallax ended."""
 
-    Attributes:
-        slope: (star, label) of ln parallax on the labels.
-        at: (star, label) labels where it is taken.
-        value: (star,) ln parallax there.
-        variance: (star,) that the fluxes leave open.
-    """
-
-    slope: NDArray[np.float64]
-    at: NDArray[np.float64]
-    value: NDArray[np.float64]
-    variance: NDArray[np.float64]
+    slope: NDArray[np.float64]  # (star, label) of ln parallax on the labels
+    at: NDArray[np.float64]  # (star, label) labels where it is taken
+    value: NDArray[np.float64]  # (star,) ln parallax there
+    variance: NDArray[np.float64]  # (star,) that the fluxes leave open
 
 
 def relation_to_parallax(
@@ -152,10 +113,8 @@ def relation_to_parallax(
 ) -> Relation:
     """The relation, from a fit with the parallax by taking what the parallax said off its Hessian.
 
-    Args:
-        mode: (star, parameter) labels, E [mag], parallax [mas] where the fit ended.
-        laplace: (star, parameter, parameter) covariance of the same.
-        parallax, inverse_error: (star,) the measurement that was used [mas], and 1 / its error.
+    The mode and its covariance are of labels, E [mag], parallax [mas]; the measurement is the one used [mas], with 1 /
+    its error.
     """
     n = mode.shape[1] - 2
     unit = np.ones(mode.shape)
@@ -173,13 +132,9 @@ def relation_to_parallax(
 def with_parallax(
     of: Gaussians, found: Relation, near: NDArray[np.floating], parallax: NDArray, inverse_error: NDArray
 ) -> Gaussians:
-    """Mixtures given the measured parallax.
+    """Mixtures given the measured parallax [mas], whose logarithm is taken to be linear `near` some parallax [mas].
 
-    Args:
-        of: the mixtures given the fluxes.
-        found: what these say of ln parallax.
-        near: (star,) parallax at which its logarithm is taken to be linear [mas].
-        parallax, inverse_error: (star,) the measurement [mas], and 1 / its error with the scatter of such stars in it.
+    `found` is what the fluxes say of it; its error has the scatter of such stars in it.
     """
     noise = found.variance + 1.0 / (inverse_error * near) ** 2
     measured = np.log(near) + (parallax - near) / near
@@ -197,14 +152,7 @@ def with_parallax(
 
 
 def faded(of: Gaussians, share: NDArray[np.float64], median: NDArray, covariance: NDArray) -> Gaussians:
-    """Mixtures with the forward posterior as one more Gaussian.
-
-    Args:
-        of: the second stage's mixtures.
-        share: (star,) its weight.
-        median: (star, label) of the forward posterior.
-        covariance: (star, label, label) of the same.
-    """
+    """Mixtures, with the weight `share`, (star,), and the forward posterior, by its median, as one more Gaussian."""
     return Gaussians(
         np.concatenate([of.weight * share[:, None], 1.0 - share[:, None]], axis=1),
         np.concatenate([of.mean, median[:, None]], axis=1),
@@ -217,10 +165,7 @@ def quantiles(
 ) -> NDArray[np.float64]:
     """(level, star, label) quantiles of mixtures, label by label, by bisection.
 
-    Args:
-        of: the mixtures.
-        levels: which quantiles.
-        added: variance of something else that every label has in it, such as a measurement's error.
+    `added` is the variance of something else that every label has in it, such as a measurement's error.
     """
     variance = np.diagonal(of.covariance, axis1=2, axis2=3)
     more = np.asarray(added)
@@ -286,52 +231,28 @@ def forward_gaussian(published: "Posteriors", n_labels: int) -> tuple[NDArray[np
 
 
 class Answers(NamedTuple):
-    """Both answers of some stars: those with a mode and finite features.
+    """Both answers of some stars: those with a mode and finite features."""
 
-    Attributes:
-        rows: (sound star,) which stars these are.
-        places: (sound star, place) by which stars are near each other.
-        used: (sound star,) whether their parallax was.
-        forward: the forward posterior's.
-        refined: the second stage's, not adjusted.
-        mixture: the networks', given the parallax where it was used.
-    """
-
-    rows: NDArray[np.integer]
-    places: NDArray[np.float64]
-    used: NDArray[np.bool_]
-    forward: Interval
-    refined: Refined
-    mixture: Gaussians
+    rows: NDArray[np.integer]  # (sound star,) which stars these are
+    places: NDArray[np.float64]  # (sound star, place) by which stars are near each other
+    used: NDArray[np.bool_]  # (sound star,) whether their parallax was
+    forward: Interval  # the forward posterior's
+    refined: Refined  # the second stage's, not adjusted
+    mixture: Gaussians  # the networks', given the parallax where it was used
 
 
-def answers(
-    second: SecondStage,
-    model: StarModel,
-    stars: Stars,
-    found: "Posteriors",
-    published: "Posteriors",
-    *,
-    use_parallax: bool,
-) -> Iterator[Answers]:
-    """Both answers, some stars at a time; arguments as of `refine_labels`."""
-    for begin in range(0, len(found.estimate), AT_ONCE):
+def answers(second: SecondStage, model: StarModel, case: "Inferred") -> Iterator[Answers]:
+    """Both answers, some stars at a time."""
+    for begin in range(0, len(case.found.estimate), AT_ONCE):
         batch = slice(begin, begin + AT_ONCE)
-        some = rows_of_each(stars, batch)
-        here = _answers(second, model, some, found.take(batch), published.take(batch), use_parallax=use_parallax)
+        some, found, published = rows_of_each(case.stars, batch), case.found.take(batch), case.published.take(batch)
+        here = _answers(second, model, case._replace(stars=some, found=found, published=published))
         yield here._replace(rows=begin + here.rows)
 
 
-def _answers(
-    second: SecondStage,
-    model: StarModel,
-    stars: Stars,
-    found: "Posteriors",
-    published: "Posteriors",
-    *,
-    use_parallax: bool,
-) -> Answers:
+def _answers(second: SecondStage, model: StarModel, case: "Inferred") -> Answers:
     """Both answers of one batch."""
+    stars, found, published, use_parallax = case
     n, nets = found.estimate.shape[1] - 2, second.nets
     fit = flux_only(model, stars, found, use_parallax=use_parallax)
     ratio = relative_residuals(model.forward, stars, fit.optimum)
@@ -349,7 +270,7 @@ def _answers(
     if used.any():
         at, measured = np.flatnonzero(used), (parallax[used], inverse_error[used])
         relation = relation_to_parallax(mode[at], laplace[at], *measured)
-        of = of.replaced(at, with_parallax(of.take(at), relation, mode[at, -1], *measured))
+        of = replaced(of, with_parallax(rows_of_each(of, at), relation, mode[at, -1], *measured), at)
     places = places_of(features, n)
     sigma = np.sqrt(np.diagonal(laplace, axis1=1, axis2=2))[:, :n]
     share, edge = share_of_second_stage(second.support, places, residual_size(nets, features), mode[:, :n], sigma)
@@ -358,32 +279,15 @@ def _answers(
     return Answers(rows, places, used, forward, refined, of)
 
 
-def refine_labels(
-    second: SecondStage,
-    model: StarModel,
-    stars: Stars,
-    found: "Posteriors",
-    published: "Posteriors",
-    *,
-    use_parallax: bool,
-) -> Refined:
-    """Refine the labels of stars.
-
-    Args:
-        second: the second stage.
-        model: the forward model that it belongs to.
-        stars: the stars, as inference saw them: with the scatter of stars of the same labels in errors of parallaxes.
-        found: their posteriors as inference found them.
-        published: the same, calibrated or not, as the catalogue has them: what the result fades into.
-        use_parallax: whether inference used the parallaxes.
-    """
-    n, n_stars = found.estimate.shape[1] - 2, len(found.estimate)
+def refine_labels(second: SecondStage, model: StarModel, case: "Inferred") -> Refined:
+    """Refine the labels of stars; where nothing was learned the result fades into the posteriors as published."""
+    n, n_stars = case.found.estimate.shape[1] - 2, len(case.found.estimate)
     result = [np.full((n_stars, *shape), np.nan) for shape in ((n,), (n,), (n,), (n,), (n, n), ())]
-    for here in answers(second, model, stars, found, published, use_parallax=use_parallax):
+    for here in answers(second, model, case):
         weight, stretch = np.where(here.used[:, None], UNJUDGED, 1.0) * np.ones((1, n)), np.ones((len(here.rows), n))
-        for adjustments, case in ((second.flux_only, ~here.used), (second.with_parallax, here.used)):
+        for adjustments, rows in ((second.flux_only, ~here.used), (second.with_parallax, here.used)):
             if adjustments is not None:
-                weight[case], stretch[case] = adjustments.at(here.places[case])
+                weight[rows], stretch[rows] = adjustments.at(here.places[rows])
         refined = adjusted(here.refined, here.forward, weight, stretch)
         for values, new in zip(result, refined, strict=True):
             values[here.rows] = new

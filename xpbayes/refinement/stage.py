@@ -3,14 +3,13 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xpbayes.config import InferenceConfig
+from xpbayes.config import InferenceConfig, RefinementConfig
 from xpbayes.data.stars import Stars, in_memory
-from xpbayes.inference.fit import fit_stars
+from xpbayes.inference.fit import Inferred, fit_stars
 from xpbayes.models.star_model import StarModel
 from xpbayes.refinement.adjusting import Adjustments, Interval, fit_adjustments
 from xpbayes.refinement.copies import copies
@@ -19,10 +18,6 @@ from xpbayes.refinement.learning import Lessons, learn
 from xpbayes.refinement.networks import residual_size
 from xpbayes.refinement.refined import SecondStage, answers
 from xpbayes.refinement.support import make_feature_support
-
-if TYPE_CHECKING:
-    from xpbayes.config import RefinementConfig
-    from xpbayes.inference.fit import Posteriors
 
 log = logging.getLogger(__name__)
 
@@ -34,36 +29,10 @@ TYPICAL = 68.0
 """Percentile of a channel's relative residuals that is their unit."""
 
 
-class Aside(NamedTuple):
-    """Stars with labels that neither stage has learned from, as inference has them.
-
-    Attributes:
-        stars: the stars, as inference saw them.
-        found: their posteriors as inference found them.
-        published: the same, calibrated or not, as a catalogue would have them.
-        use_parallax: whether parallaxes were used; of such stars those that have one are looked at.
-    """
-
-    stars: Stars
-    found: "Posteriors"
-    published: "Posteriors"
-    use_parallax: bool
-
-
 def lessons_of(
     model: StarModel, stars: Stars, n_xp: int, scale: NDArray[np.floating] | None = None
 ) -> tuple[Lessons, NDArray[np.floating]]:
-    """What stars with labels teach, inferred blind.
-
-    Args:
-        model: the trained forward model.
-        stars: the stars.
-        n_xp: how many channels are samples of the spectrum.
-        scale: (channel,) unit of relative residuals; that of these stars if None.
-
-    Returns:
-        the lessons, and the unit.
-    """
+    """What stars with labels teach, inferred blind, and the unit of relative residuals; of these stars if None."""
     found = fit_stars(model, stars, BLIND)
     n = model.forward.n_labels
     fit = flux_only(model, stars, found, use_parallax=False)
@@ -78,18 +47,8 @@ def lessons_of(
     return Lessons(features, offset, error, fit.sigma[:, :n]), scale
 
 
-def learn_second_stage(model: StarModel, stars: Stars, n_xp: int, config: "RefinementConfig") -> SecondStage | None:
-    """Train the second stage of a model.
-
-    Args:
-        model: the trained forward model.
-        stars: stars with labels, in memory or in files.
-        n_xp: how many channels are samples of the spectrum.
-        config: settings.
-
-    Returns:
-        the second stage, not calibrated yet; None if there are fewer stars than the settings want.
-    """
+def learn_second_stage(model: StarModel, stars: Stars, n_xp: int, config: RefinementConfig) -> SecondStage | None:
+    """Train a second stage on labelled stars, in memory or in files, not calibrated yet; None if they are too few."""
     if len(stars) < config.min_stars:
         log.info(f"no second stage: {len(stars)} training stars are fewer than {config.min_stars}")
         return None
@@ -121,17 +80,9 @@ def second_stage_of(
     error: NDArray[np.float64],
     scale: NDArray[np.floating],
     n_xp: int,
-    config: "RefinementConfig",
+    config: RefinementConfig,
 ) -> SecondStage:
-    """Learn from lessons.
-
-    Args:
-        lessons: of all stars and their copies.
-        labels, error: measured labels of every star once.
-        scale: (channel,) unit of relative residuals.
-        n_xp: how many channels are samples of the spectrum.
-        config: settings.
-    """
+    """Learn from lessons of all stars and their copies; labels and errors are measured, of every star once."""
     lessons = lessons.take(lessons.usable)
     nets = learn(lessons, scale, config)
     places = places_of(lessons.features, lessons.offset.shape[1])
@@ -140,15 +91,11 @@ def second_stage_of(
     return SecondStage(nets, make_feature_support(places, size, labels[known], error[known], config.seed), n_xp)
 
 
-def calibrate_second_stage(second: SecondStage, model: StarModel, cases: Sequence[Aside]) -> SecondStage:
+def calibrate_second_stage(second: SecondStage, model: StarModel, cases: Sequence[Inferred]) -> SecondStage:
     """Find how far refined labels are to go and how wide they must be for 68 % of labels to lie within 68 % intervals.
 
-    Of real stars alone: copies are as noisy as they say, and faint stars are noisier.
-
-    Args:
-        second: the second stage.
-        model: the forward model.
-        cases: stars kept aside, inferred with parallaxes, without, or once each.
+    Of real stars alone: copies are as noisy as they say, and faint stars are noisier. Cases are with parallaxes,
+    without, or once each.
     """
     for case in cases:
         found = _adjustments(second, model, case)
@@ -156,12 +103,12 @@ def calibrate_second_stage(second: SecondStage, model: StarModel, cases: Sequenc
     return second
 
 
-def _adjustments(second: SecondStage, model: StarModel, case: Aside) -> Adjustments | None:
+def _adjustments(second: SecondStage, model: StarModel, case: Inferred) -> Adjustments | None:
     """How refined labels are to be adjusted; None of too few stars."""
     labels, error = labels_of(case.stars)
     converged = np.asarray(case.found.converged, bool)
     parts: list[tuple[NDArray[np.float64], ...]] = []
-    for here in answers(second, model, case.stars, case.found, case.published, use_parallax=case.use_parallax):
+    for here in answers(second, model, case):
         good = converged[here.rows] & (here.used == case.use_parallax) & np.isfinite(error[here.rows]).all(axis=1)
         rows, of = here.rows[good], here.refined
         apart = of.share[:, None] * here.mixture.apart(second.nets.n_members)

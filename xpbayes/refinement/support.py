@@ -39,22 +39,15 @@ AT_ONCE = 64
 
 
 class FeatureSupport(NamedTuple):
-    """The stars that the networks learned from.
+    """The stars that the networks learned from."""
 
-    Attributes:
-        points: (point, place) labels at the mode, sqrt(E) and ln S/N, in units of `spread`.
-        spread: (place,) half the 16-84 % ranges of these.
-        reach: () distance to the third nearest neighbour that one star in a thousand exceeds.
-        residual_reach: () rms of the standardised residual spectrum that one star in a thousand exceeds.
-        labels: (known, label) measured labels [kK, dex, dex, ...].
-        label_reach: (known, label) how far each stands for what is around it, in the same units, its own error included.
-    """
-
-    points: Float[np.ndarray, "point place"]
-    spread: Float[np.ndarray, " place"]
-    reach: Float[np.ndarray, ""]
+    points: Float[np.ndarray, "point place"]  # labels at the mode, sqrt(E) and ln S/N, in units of `spread`
+    spread: Float[np.ndarray, " place"]  # half the 16-84 % ranges of these
+    reach: Float[np.ndarray, ""]  # distance to the third nearest neighbour that one star in a thousand exceeds
+    # rms of the standardised residual spectrum that one star in a thousand exceeds
     residual_reach: Float[np.ndarray, ""]
-    labels: Float[np.ndarray, "known label"]
+    labels: Float[np.ndarray, "known label"]  # measured labels [kK, dex, dex, ...]
+    # how far each stands for what is around it, in the same units, its own error included
     label_reach: Float[np.ndarray, "known label"]
 
 
@@ -67,12 +60,8 @@ def make_feature_support(
 ) -> FeatureSupport:
     """Summarise the training stars.
 
-    Args:
-        places: labels at the mode, sqrt(E), ln S/N of all that was learned from, copies included.
-        residual: rms of the standardised residual spectrum of the same.
-        labels: measured labels, of every star once.
-        error: of these.
-        seed: of what is drawn.
+    Places and the rms of the standardised residual spectrum are of all that was learned from, copies included; labels
+    are measured, of every star once.
     """
     low, high = np.percentile(places, [16, 84], axis=0)
     spread = np.maximum(0.5 * (high - low), 1e-3)

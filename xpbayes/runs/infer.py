@@ -23,7 +23,7 @@ from xpbayes.data.stars import Stars
 from xpbayes.device import suited_programs
 from xpbayes.errors import InputError
 from xpbayes.identity import Stream, seeds_from_id
-from xpbayes.inference.fit import Posteriors, fit_stars
+from xpbayes.inference.fit import Inferred, Posteriors, fit_stars
 from xpbayes.inference.recalibration import ln_snr_of, n_channels_of, recalibrated
 from xpbayes.inference.ridge import companion_ridge
 from xpbayes.inference.scatter import loosened, settled
@@ -230,7 +230,7 @@ def solve_stars(
         # Flags and confidences know the stars' own errors, from which the classifiers were learned.
         rows = rows | wide | {name: rows[name] for name in KNOW_OWN_ERRORS}
     if second is not None:
-        refined = refine_labels(second, star_model, looked_at, found, inferred, use_parallax=use_parallax)
+        refined = refine_labels(second, star_model, Inferred(looked_at, found, inferred, use_parallax))
         rows |= refined_rows(refined, inferred, status, rows["status"] == OK)
     return to_arrow(rows, len(trained.labels), release), int((rows["status"] != OK).sum())
 

@@ -24,7 +24,7 @@ from xpbayes.data.spectra import Spectra
 from xpbayes.data.spectra_file import star_table_files
 from xpbayes.files import locked, write_text
 from xpbayes.identity import Split
-from xpbayes.inference.fit import fit_stars
+from xpbayes.inference.fit import Inferred, fit_stars
 from xpbayes.inference.fit_quality import fit_quality_of
 from xpbayes.inference.recalibration import (
     CASES,
@@ -42,7 +42,7 @@ from xpbayes.inference.support import make_support
 from xpbayes.inference.trust import Trust
 from xpbayes.models.extinction import NearInfraredLaw
 from xpbayes.production.model_file import CARD, TrainedModel
-from xpbayes.refinement.stage import Aside, calibrate_second_stage, learn_second_stage
+from xpbayes.refinement.stage import calibrate_second_stage, learn_second_stage
 from xpbayes.runs.infer import infer
 from xpbayes.runs.inputs import PathLike, check_writable, read_stars, require_labels, saved, source_of, trained_on
 from xpbayes.training.companions import counts_of
@@ -198,7 +198,7 @@ def _take_dropped(phases: list[dict[str, Any]], source_id: NDArray[np.int64]) ->
 
 def _calibrate(
     model: TrainedModel, kept_aside: Spectra, config: TrainingConfig
-) -> tuple[Calibration | None, list[Aside], Trust | None]:
+) -> tuple[Calibration | None, list[Inferred], Trust | None]:
     """Calibrate posteriors on stars that training did not see, as inference sees them: with parallax, and without.
 
     Returns:
@@ -219,7 +219,7 @@ def _calibrate(
     known = references(own, stars)
     flux_only = fit_calibration(own, known, ln_snr, scale, counts=counts)
     quality = fit_quality_of(np.asarray(own.chi2, np.float64), n_channels_of(stars), ln_snr)
-    aside = [Aside(stars, found, own, use_parallax=False)]
+    aside = [Inferred(stars, found, own, use_parallax=False)]
     if flux_only is None:
         log.info(f"not calibrated: {len(stars)} stars kept aside are too few; raise calibration_fraction")
         return None, aside, None
@@ -234,7 +234,7 @@ def _calibrate(
         with_parallax = fit_calibration(
             own, known_of[-1], ln_snr[measured], scale, own_parallax=True, counts=counts[measured]
         )
-        aside.append(Aside(looked_at, found, own, use_parallax=True))
+        aside.append(Inferred(looked_at, found, own, use_parallax=True))
     calibration = Calibration(with_parallax or flux_only, flux_only, spread, quality)
     aside = [
         case._replace(published=recalibrated(case.published, calibration, case.stars, use_parallax=case.use_parallax))
@@ -256,7 +256,7 @@ def _calibrate(
 
 
 def _with_second_stage(
-    model: TrainedModel, chosen: TrainingSet, aside: list[Aside], config: TrainingConfig
+    model: TrainedModel, chosen: TrainingSet, aside: list[Inferred], config: TrainingConfig
 ) -> TrainedModel:
     """The model with a second stage, learned from its training stars and calibrated on those kept aside."""
     begun, n_xp = time.perf_counter(), model.channels.n_xp

@@ -14,8 +14,14 @@ from scipy.stats import kstest, truncnorm
 from xpbayes.config import InferenceConfig
 from xpbayes.data.stars import Stars
 from xpbayes.inference.sampling.convergence import diagnose
-from xpbayes.inference.sampling.kernels import DEPTH, choose_point, nuts_transition
-from xpbayes.inference.sampling.nuts import Schedule, optima_of, sample_stars
+from xpbayes.inference.sampling.nuts import (
+    DEPTH,
+    Schedule,
+    choose_point,
+    nuts_transition,
+    optima_of,
+    sample_stars,
+)
 from xpbayes.inference.sampling.proposal import Mixture, component_optima, draw_many, draw_student, ln_density
 from xpbayes.inference.search.starts import make_grid
 from xpbayes.models.forward import ForwardModel

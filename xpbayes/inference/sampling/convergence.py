@@ -67,63 +67,36 @@ def _plain_ess(draws: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def r_hat(draws: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Rank-normalised split R-hat: the larger of that of the draws and of their distances from the median.
-
-    Args:
-        draws: (..., chain, draw).
-
-    Returns:
-        (...); NaN where nothing varies.
-    """
+    """Rank-normalised split R-hat of (..., chain, draw) and of distances from the median; NaN if nothing varies."""
     halves = _split(np.asarray(draws, np.float64))
     apart = np.abs(halves - np.median(halves, axis=(-2, -1), keepdims=True))
     return np.maximum(_plain_r_hat(_normal_scores(halves)), _plain_r_hat(_normal_scores(apart)))
 
 
 def ess_bulk(draws: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Effective number of draws for the centre of the distribution.
-
-    Args:
-        draws: (..., chain, draw).
-    """
+    """Effective number of draws, (..., chain, draw), for the centre of the distribution."""
     return _plain_ess(_normal_scores(_split(np.asarray(draws, np.float64))))
 
 
 def ess_tail(draws: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Effective number of draws for the 5 and 95 % quantiles, the smaller of both.
-
-    Args:
-        draws: (..., chain, draw).
-    """
+    """Effective number of draws, (..., chain, draw), for the 5 and 95 % quantiles, the smaller of both."""
     x = np.asarray(draws, np.float64)
     limits = np.quantile(x, TAILS, axis=(-2, -1), keepdims=True)
     return np.minimum(*(_plain_ess(_split((x <= limit).astype(np.float64))) for limit in limits))
 
 
 class Diagnostics(NamedTuple):
-    """Whether chains can be trusted, per star.
+    """Whether chains can be trusted, per star."""
 
-    Attributes:
-        r_hat: (star, parameter) rank-normalised split R-hat.
-        ess_bulk, ess_tail: (star, parameter) effective number of draws.
-        n_divergent: (star,) divergent transitions among the draws.
-        settled: (star,) R-hat and both ESS are good enough for every parameter.
-    """
-
-    r_hat: NDArray[np.float64]
-    ess_bulk: NDArray[np.float64]
+    r_hat: NDArray[np.float64]  # (star, parameter) rank-normalised split R-hat
+    ess_bulk: NDArray[np.float64]  # (star, parameter) effective number of draws, as the next
     ess_tail: NDArray[np.float64]
-    n_divergent: NDArray[np.int64]
-    settled: NDArray[np.bool_]
+    n_divergent: NDArray[np.int64]  # (star,) divergent transitions among the draws
+    settled: NDArray[np.bool_]  # (star,) R-hat and both ESS are good enough for every parameter
 
 
 def diagnose(theta: NDArray[np.floating], diverging: NDArray[np.bool_]) -> Diagnostics:
-    """Diagnose chains.
-
-    Args:
-        theta: (star, chain, draw, parameter).
-        diverging: (star, chain, draw).
-    """
+    """Diagnose chains of theta (star, chain, draw, parameter)."""
     series = np.moveaxis(np.asarray(theta, np.float64), -1, 1)
     hat, bulk, tail = (f(series) for f in (r_hat, ess_bulk, ess_tail))
     enough = MIN_ESS_PER_CHAIN * theta.shape[1]

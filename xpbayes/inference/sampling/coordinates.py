@@ -35,34 +35,19 @@ PARALLAX_ROUNDS = 2
 
 
 class Coordinates(NamedTuple):
-    """Where the coordinates of one optimum begin and what their units are; E first, then the labels.
+    """Where the coordinates of one optimum begin and what their units are; E first, then the labels."""
 
-    Attributes:
-        softness: () s, scale of the softplus [mag].
-        start, unit: () of t: t = start + unit z_0.
-        mean: (label + 1,) of the Gaussian in (E, labels).
-        factor: (label + 1, label + 1) its lower-triangular factor.
-        ln_parallax: () at the optimum: where the parallax is counted from.
-        evidence: () ln of the Laplace approximation's integral around the optimum.
-    """
-
-    softness: Float[Array, ""]
-    start: Float[Array, ""]
+    softness: Float[Array, ""]  # s, scale of the softplus [mag]
+    start: Float[Array, ""]  # of t: t = start + unit z_0
     unit: Float[Array, ""]
-    mean: Float[Array, " label+1"]
-    factor: Float[Array, "label+1 label+1"]
-    ln_parallax: Float[Array, ""]
-    evidence: Float[Array, ""]
+    mean: Float[Array, " label+1"]  # of the Gaussian in (E, labels)
+    factor: Float[Array, "label+1 label+1"]  # its lower-triangular factor
+    ln_parallax: Float[Array, ""]  # at the optimum: where the parallax is counted from
+    evidence: Float[Array, ""]  # ln of the Laplace approximation's integral around the optimum
 
 
 def coordinates_at(model: StarModel, star: Stars, mode: Float[Array, " parameter"]) -> Coordinates:
-    """Lay the coordinates around one optimum.
-
-    Args:
-        model: the trained model.
-        star: one star, model error folded in.
-        mode: (label + 2,) the optimum: labels, ln E, ln parallax.
-    """
+    """Lay the coordinates around one optimum (labels, ln E, ln parallax) of a star with the model's error folded in."""
     gaussian = laplace_at(model, star, mode)
     extinction, sigma = jnp.maximum(jnp.exp(mode[-2]), 1e-20), gaussian.factor[0, 0]
     softness = jnp.minimum(extinction, sigma)
@@ -70,15 +55,8 @@ def coordinates_at(model: StarModel, star: Stars, mode: Float[Array, " parameter
     slope = jax.nn.sigmoid(start)
     # Curvature of -ln density in t at the mode in ln E, where (E - mean) / sigma^2 = 1 / E.
     bend = slope * (1.0 - slope) * (1.0 + softness / extinction) + (softness * slope / sigma) ** 2
-    return Coordinates(
-        softness=softness,
-        start=start,
-        unit=1.0 / jnp.sqrt(bend),
-        mean=gaussian.mean,
-        factor=gaussian.factor,
-        ln_parallax=mode[-1],
-        evidence=gaussian.evidence,
-    )
+    own = (softness, start, 1.0 / jnp.sqrt(bend))
+    return Coordinates(*own, gaussian.mean, gaussian.factor, mode[-1], gaussian.evidence)
 
 
 def is_usable(coordinates: Coordinates) -> Array:
@@ -102,12 +80,7 @@ def _ln_stretch(coordinates: Coordinates, t: Array) -> Array:
 
 
 def intrinsic(coordinates: Coordinates, z: Float[Array, " parameter"]) -> tuple[Float[Array, " label"], Array, Array]:
-    """Labels and ln E of a point, and ln |d(E, labels) / dz|.
-
-    Args:
-        coordinates: of one star.
-        z: the point; its last coordinate, the parallax's, is not looked at.
-    """
+    """Labels and ln E of a point, and ln |d(E, labels) / dz|; its last coordinate, the parallax's, is not looked at."""
     t = coordinates.start + coordinates.unit * z[0]
     ln_extinction = jnp.log(coordinates.softness) + _ln_softplus(t)
     white = jnp.concatenate([(jnp.exp(ln_extinction)[None] - coordinates.mean[:1]) / coordinates.factor[0, 0], z[1:-1]])
@@ -119,10 +92,7 @@ def place(
 ) -> tuple[Float[Array, " parameter"], Array]:
     """The inverse of `intrinsic`: the point z of given labels and E, and ln |d(E, labels) / dz| there.
 
-    Args:
-        coordinates: of one star.
-        labels, ln_extinction: where.
-        last: the parallax's coordinate; it is the same whichever optimum the coordinates are around.
+    The parallax's coordinate is the `last`; it is the same whichever optimum the coordinates are around.
     """
     extinction = jnp.exp(ln_extinction)
     t = _inverse_softplus(jnp.maximum(extinction / coordinates.softness, 1e-30))
@@ -142,17 +112,9 @@ def place(
 def evaluate(
     model: StarModel, star: Stars, coordinates: Coordinates, z: Float[Array, " parameter"]
 ) -> tuple[Float[Array, ""], Float[Array, " parameter"], Float[Array, ""]]:
-    """-ln density in z of one point, its parameters and their density, from one evaluation of the network.
+    """-ln density in z of one point, its theta_log, and ln density of (labels, E, parallax); the network runs once.
 
-    Args:
-        model: the trained model.
-        star: one star, model error folded in.
-        coordinates: its coordinates.
-        z: (label + 2,) the point.
-
-    Returns:
-        () -ln posterior density in z; (label + 2,) labels, ln E, ln parallax; () ln posterior density of (labels, E,
-        parallax). Both densities up to the same constant of the star's.
+    Both are of the posterior, up to the same constant of the star's, which has the model's error folded in.
     """
     labels, ln_extinction, ln_stretch = intrinsic(coordinates, z)
     reference = jnp.concatenate([labels, ln_extinction[None], coordinates.ln_parallax[None]])

@@ -88,55 +88,35 @@ BATCH_DRAWS = 2**15
 
 
 class Summary(NamedTuple):
-    """Summaries per star, of (labels, E, parallax).
-
-    Attributes:
-        mean, std, median, low, high: (star, parameter); low and high are the 16 and 84 % quantiles.
-        k_hat: (star,) Pareto shape of the importance weights; above 0.7 the summaries cannot be trusted.
-        n_effective: (star,) effective number of draws.
-        spurious: (star,) probability that the measured parallax is spurious, NaN without one; None if none is doubted.
-    """
+    """Summaries per star, of (labels, E, parallax)."""
 
     mean: Float[Array, "star parameter"]
     std: Float[Array, "star parameter"]
     median: Float[Array, "star parameter"]
-    low: Float[Array, "star parameter"]
+    low: Float[Array, "star parameter"]  # 16 and 84 % quantiles
     high: Float[Array, "star parameter"]
-    k_hat: Float[Array, " star"]
-    n_effective: Float[Array, " star"]
+    k_hat: Float[Array, " star"]  # Pareto shape of the importance weights; above 0.7 the summaries cannot be trusted
+    n_effective: Float[Array, " star"]  # effective number of draws
+    # probability that the measured parallax is spurious, NaN without one; None if none is doubted
     spurious: Float[Array, " star"] | None = None
 
 
 class LabelProposal(NamedTuple):
-    """Gaussians in label space, along a leading axis.
-
-    Attributes:
-        mean: (term, label).
-        factor: (term, label, label) lower-triangular.
-        ln_norm: (term, width) ln of the density's constant, for every width, its share of the draws included.
-        share: (term,) of the draws.
-    """
+    """Gaussians in label space, along a leading axis."""
 
     mean: Float[Array, "term label"]
-    factor: Float[Array, "term label label"]
-    ln_norm: Float[Array, "term width"]
-    share: Float[Array, " term"]
+    factor: Float[Array, "term label label"]  # lower-triangular
+    ln_norm: Float[Array, "term width"]  # ln of the density's constant, the width's share of the draws included
+    share: Float[Array, " term"]  # of the draws
 
 
 class ExtinctionGivenLabels(NamedTuple):
-    """What one star's fluxes say of E once its labels are known: a Gaussian of the same width for all labels.
+    """What one star's fluxes say of E once its labels are known: a Gaussian of the same width for all labels."""
 
-    Attributes:
-        shape: (channel,) ln f_abs at the optimum, as `shape_and_level` has it.
-        extinction: () best E there [mag].
-        slope: (channel,) by how much it changes with ln f_abs.
-        sigma: () its error [mag], the parallax integrated out.
-    """
-
-    shape: Float[Array, " channel"]
-    extinction: Float[Array, ""]
-    slope: Float[Array, " channel"]
-    sigma: Float[Array, ""]
+    shape: Float[Array, " channel"]  # ln f_abs at the optimum, as `shape_and_level` has it
+    extinction: Float[Array, ""]  # best E there [mag]
+    slope: Float[Array, " channel"]  # by how much it changes with ln f_abs
+    sigma: Float[Array, ""]  # its error [mag], the parallax integrated out
 
 
 @lru_cache
@@ -149,13 +129,8 @@ def _points(n_draws: int, dimension: int) -> NDArray[np.float32]:
 def given_labels(forward: ForwardModel, star: Stars, mode: Float[Array, " parameter"]) -> ExtinctionGivenLabels:
     """Solve for E and the parallax of any labels near to an optimum, by linear least squares in ln f.
 
-    Wherever the posterior is, the flux is the optimum's to within its errors: to first order it is f (1 + d) with
-    d = ln f_abs - ln f_abs(optimum) + 2 (change of ln parallax) - R (change of E).
-
-    Args:
-        forward: the forward model.
-        star: one star, model error folded in.
-        mode: (label + 2,) the optimum: labels, ln E, ln parallax.
+    Wherever the posterior is, the flux is the optimum's to within its errors: to first order it is f (1 + d) with d =
+    ln f_abs - ln f_abs(optimum) + 2 (change of ln parallax) - R (change of E).
     """
     shape, level = shape_and_level(forward, mode[: forward.n_labels])
     extinction, plx, curve = jnp.exp(mode[-2]), jnp.exp(mode[-1]), curve_of(forward, mode)
@@ -198,13 +173,7 @@ def _of_labels(gaussian: Gaussian) -> tuple[Array, Array]:
 
 
 def _mix(tops: Gaussian, parts: Gaussian, competes: Array) -> LabelProposal:
-    """All terms of the first proposal.
-
-    Args:
-        tops: Laplace approximations of the best and the second optimum.
-        parts: those of the label prior's components.
-        competes: the second optimum is one of its own.
-    """
+    """All terms of the first proposal: around the best and the second optimum, and of the label prior's components."""
     gaussians = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), tops, parts)
     mean, factor = jax.vmap(_of_labels)(gaussians)
     finite = jnp.isfinite(mean).all(axis=1) & jnp.isfinite(factor).all(axis=(1, 2)) & jnp.isfinite(gaussians.evidence)
@@ -225,56 +194,34 @@ def _mix(tops: Gaussian, parts: Gaussian, competes: Array) -> LabelProposal:
 
 
 class _Drawn(NamedTuple):
-    """Draws of one star.
+    """Draws of one star."""
 
-    Attributes:
-        theta_log: (draw, label + 2) labels, ln E, ln parallax.
-        ln_height: (draw,) ln of the posterior density over that of the draw's E and parallax given its labels.
-    """
-
-    theta_log: Array
-    ln_height: Array
+    theta_log: Array  # (draw, label + 2) labels, ln E, ln parallax
+    ln_height: Array  # (draw,) ln of the posterior density over that of the draw's E and parallax given its labels
 
 
 class _SoFar(NamedTuple):
-    """One star between two rounds.
+    """One star between two rounds."""
 
-    Attributes:
-        terms: all that was drawn from.
-        drawn: all draws.
-        ln_density: (draw,) ln of the density of their labels under all terms.
-    """
-
-    terms: LabelProposal
-    drawn: _Drawn
-    ln_density: Array
+    terms: LabelProposal  # all that was drawn from
+    drawn: _Drawn  # all draws
+    ln_density: Array  # (draw,) ln of the density of their labels under all terms
 
 
 class _Room(NamedTuple):
-    """Where the next round's draws and terms go, in arrays that have room for those of all rounds.
+    """Where the next round's draws and terms go, in arrays that have room for those of all rounds."""
 
-    Attributes:
-        draws, terms: how many there are.
-        fresh: draws that are wanted; more are made, of no weight, and the next round's take their place.
-    """
-
-    draws: int
+    draws: int  # how many draws and terms there are
     terms: int
-    fresh: int
+    fresh: int  # draws that are wanted; more are made, of no weight, and the next round's take their place
 
 
 class _Round(NamedTuple):
-    """One round of more draws.
+    """One round of more draws."""
 
-    Attributes:
-        number: of the round.
-        temper: power of the posterior that its mixture is fitted to.
-        room: where its draws go; None if arrays grow.
-    """
-
-    number: int
-    temper: float
-    room: _Room | None = None
+    number: int  # of the round
+    temper: float  # power of the posterior that its mixture is fitted to
+    room: _Room | None = None  # where its draws go; None if arrays grow
 
 
 def importance_draws(
@@ -288,23 +235,12 @@ def importance_draws(
     n_draws: int,
     n_more: int = 0,
 ) -> tuple[Float[Array, "star draw parameter"], Float[Array, "star draw"]]:
-    """Draw around every star's optima.
+    """Draw around every star's optima: theta_log, and ln of posterior / proposal density, up to a star's constant.
 
-    One program after the other, instead of one for all: compiling them takes half the memory so.
-
-    Args:
-        model: the trained model.
-        stars: model error folded in; as many as fit into memory with their draws.
-        mode, runner_up: (star, label + 2) best and second optimum: labels, ln E, ln parallax.
-        competes: the runner-up is a distinct optimum worth drawing from.
-        seed: every star's own.
-        n_draws: number of draws at first, a power of two.
-        n_more: a power of two; four times as many more in three rounds from mixtures fitted to all draws before; 0
-            for none.
-
-    Returns:
-        (star, draw, label + 2) labels, ln E, ln parallax; (star, draw) ln of posterior / proposal density, up to a
-        constant of the star's.
+    The model's error is folded into the stars; there are as many as fit into memory with their draws. The runner-up is
+    drawn from if it `competes`: is a distinct optimum. `n_draws` at first and `n_more` are powers of two; of these four
+    times as many follow in three rounds from mixtures fitted to all draws before; 0 for none. One program after the
+    other, instead of one for all: compiling them takes half the memory so.
     """
     tops = _around_optima(model, stars, mode, runner_up)
     parts = _around_components(model, stars, mode)
@@ -380,15 +316,7 @@ def _with_room(so_far: _SoFar, n_draws: int, n_terms: int) -> tuple[_SoFar, _Roo
 
 
 @partial(program, static_argnames="n_now")
-def _go_on(
-    model: StarModel,
-    stars: Stars,
-    mode: Array,
-    seed: Array,
-    so_far: _SoFar,
-    now: _Round,
-    n_now: int,
-) -> _SoFar:
+def _go_on(model: StarModel, stars: Stars, mode: Array, seed: Array, so_far: _SoFar, now: _Round, n_now: int) -> _SoFar:
     """A round of more draws, from a mixture fitted to all before it."""
     number, temper, room = now
 
@@ -477,11 +405,7 @@ def _draw_extinction(
 
 
 def _draw(
-    model: StarModel,
-    star: Stars,
-    mode: Array,
-    terms: LabelProposal,
-    points: Float[Array, "draw coordinate"],
+    model: StarModel, star: Stars, mode: Array, terms: LabelProposal, points: Float[Array, "draw coordinate"]
 ) -> _Drawn:
     """Draw labels from a mixture, E given these, and the parallax given both."""
     n, n_labels = mode.size - 2, model.forward.n_labels
@@ -565,11 +489,7 @@ def summarise(
     n_draws: int,
     n_more: int = 0,
 ) -> Summary:
-    """Summarise every star's posterior; see `importance_draws` for the arguments.
-
-    Args:
-        n_more: of the rounds, for stars whose first draws are not `enough`; 0 for none.
-    """
+    """Summarise every star's posterior, as `importance_draws` has it; rounds for stars without `enough` first draws."""
     given = (stars, mode, runner_up, competes, seed)
     return where_needed(
         partial(summarise_batch, model, n_draws), lambda summary: summary.k_hat, n_draws, n_more, *given
@@ -584,13 +504,9 @@ def summarise_batch(model: StarModel, n_draws: int, n_more: int, *given: Any) ->
 def where_needed(batch: Callable[..., T], k_hat: Callable[[T], Any], n_draws: int, n_more: int, *given: Any) -> T:
     """What `batch` makes of the first draws, and of more for stars where these are not `enough`; on the host.
 
-    Batch by batch from Python: as a loop inside one program, XLA on the CPU now and then stood still for ever.
-
-    Args:
-        batch: takes the draws of a round, 0 for none, and a batch of `given`.
-        k_hat: takes what it returns.
-        n_draws, n_more: as for `importance_draws`.
-        given: trees with the star as leading axis.
+    `batch` takes the draws of a round, 0 for none, and a batch of `given`, trees with the star as leading axis; `k_hat`
+    takes what it returns. Batch by batch from Python: as a loop inside one program, XLA on the CPU now and then stood
+    still for ever.
     """
     size = batch_size(n_draws, n_more)  # of both: another would be another program
     first = by_blocks(partial(batch, 0), size, *given)

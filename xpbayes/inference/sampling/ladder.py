@@ -4,7 +4,6 @@ Laplace's approximation serves as a proposal of importance draws; where these ca
 optima compete, mean, standard deviation and quantiles come from chains instead, if the chains settle.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -36,48 +35,22 @@ def refine_with_nuts(
     inferred: Posteriors,
     config: InferenceConfig,
     seeds: NDArray[np.uint32],
-    schedule: Schedule | None = None,
-    progress: Callable[[int, int, float], None] = lambda done, total, rate: None,
     threads: int | None = None,
 ) -> tuple[Posteriors, NDArray[np.bool_]]:
-    """Take the stars that need it up to Markov chains.
+    """Take the stars, as they were inferred with these settings, that need it up to Markov chains.
 
-    Args:
-        model: the trained model.
-        stars: as they were inferred.
-        inferred: their results.
-        config: the settings they were inferred with.
-        seeds: (star,) each star's own.
-        schedule: how long chains walk; the default if None.
-        progress, threads: as in `nuts.sample_stars`.
-
-    Returns:
-        results with mean, std, quantiles and effective number of draws replaced where chains settled (k_hat stays, it
-        says why), and (star,) where that is.
+    Returns results with mean, std, quantiles and effective number of draws replaced where chains settled (k_hat stays,
+    it says why), and (star,) where that is. Seeds are each star's own.
     """
     rows = np.flatnonzero(needs_chains(inferred))
     by_chains = np.zeros(len(inferred.estimate), bool)
     if not len(rows):
         return inferred, by_chains
-    # A batch may be padded with copies of a star: each is sampled once.
-    flux = np.asarray(stars.flux)
-    first: dict[bytes, int] = {}
-    copy_of = np.array([first.setdefault(flux[i].tobytes() + seeds[i].tobytes(), int(i)) for i in rows])
-    once = np.unique(copy_of)
-    blind = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[once]), stars.blind(parallax=config.use_parallax))
-    looked_at = fold_in_model_error(model, blind, to_log(jnp.asarray(inferred.optimum[once])))
-    draws, found = sample_inferred(
-        model,
-        config.n_nodes,
-        looked_at,
-        inferred.optimum[once],
-        inferred.with_xi("runner_up")[once],
-        seeds[once],
-        schedule or Schedule(),
-        progress,
-        threads,
-    )
-    flat = draws.theta.reshape(len(once), -1, draws.theta.shape[-1]).astype(np.float64)
+    blind = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[rows]), stars.blind(parallax=config.use_parallax))
+    looked_at = fold_in_model_error(model, blind, to_log(jnp.asarray(inferred.optimum[rows])))
+    optima = inferred.optimum[rows], inferred.with_xi("runner_up")[rows]
+    draws, found = sample_inferred(model, config.n_nodes, looked_at, *optima, seeds[rows], Schedule(), threads=threads)
+    flat = draws.theta.reshape(len(rows), -1, draws.theta.shape[-1]).astype(np.float64)
     low, median, high = np.quantile(flat, [0.16, 0.5, 0.84], axis=1)
     new: dict[str, Any] = {
         "mean": flat.mean(axis=1),
@@ -87,14 +60,12 @@ def refine_with_nuts(
         "high": high,
         "n_effective": found.ess_bulk.min(axis=1),
     }
-    at = np.searchsorted(once, copy_of)
-    good = found.settled[at]
+    good, n, curve = found.settled, inferred.estimate.shape[1] - 2, inferred.curve
     by_chains[rows[good]] = True
-    n, curve = inferred.estimate.shape[1] - 2, inferred.curve
 
     def with_new(old: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
         out = old.copy()
-        out[rows[good]] = values[at[good]]
+        out[rows[good]] = values[good]
         return out
 
     if curve is not None:

@@ -33,17 +33,16 @@ import numpy as np
 from jaxtyping import Array, Float, UInt
 from numpy.typing import NDArray
 
-from xpbayes.data.stars import Stars
+from xpbayes.data.stars import Stars, rows_of_each
 from xpbayes.inference.sampling.convergence import Diagnostics, diagnose
 from xpbayes.inference.sampling.coordinates import evaluate, place, potential
-from xpbayes.inference.sampling.kernels import choose_point, dual_averaging_of_step_size, nuts_transition
 from xpbayes.inference.sampling.proposal import (
     N_DRAWS,
     FittedProposal,
-    adapt,
-    adapt_again,
     component_optima,
     draw_many,
+    improve,
+    lay_out,
     ln_density,
 )
 from xpbayes.inference.search.starts import make_grid
@@ -61,6 +60,8 @@ COMPONENT_BATCH = 64
 FIRST_STEP = 0.5
 TARGET_ACCEPT = 0.9
 """Above the usual 0.8: the second of two optima may be narrower than the one that the step size was adapted in."""
+DEPTH = 3
+"""Trajectories have 2^3 - 1 steps at most: in these coordinates a Gaussian turns round after three or four."""
 N_CANDIDATES = 16
 """Independent points that a chain chooses from, beside where it stands."""
 MIN_WARMUP = 150
@@ -69,49 +70,32 @@ MIN_WARMUP = 150
 
 @dataclass(frozen=True)
 class Draws:
-    """Draws of some stars, NumPy; leading axes (star, chain, draw).
+    """Draws of some stars, NumPy; leading axes (star, chain, draw)."""
 
-    Attributes:
-        theta: (star, chain, draw, parameter) labels, E [mag], parallax [mas].
-        ln_posterior: (star, chain, draw) ln density of (labels, E, parallax), up to a constant of the star's.
-        diverging: (star, chain, draw) the energy of a trajectory that led to it was lost.
-        accept_prob: (star, chain, draw) mean acceptance of the last trajectory's points.
-        n_steps: (star, chain, draw) leapfrog steps since the draw before.
-        jumped: (star, chain, draw) the chain chose an independent point.
-        step_size: (star,).
-        n_transitions: (star,) choices of every chain that the draws are evenly picked from.
-        n_made: (star,) choices of every chain in all, after the first warm-up.
-        k_hat: (star,) Pareto shape of the importance weights of the mixture that independent points come from.
-    """
-
-    theta: NDArray[np.float32]
-    ln_posterior: NDArray[np.float32]
-    diverging: NDArray[np.bool_]
-    accept_prob: NDArray[np.float32]
-    n_steps: NDArray[np.int32]
-    jumped: NDArray[np.bool_]
-    step_size: NDArray[np.float32]
-    n_transitions: NDArray[np.int32]
-    n_made: NDArray[np.int32]
-    k_hat: NDArray[np.float32]
+    theta: NDArray[np.float32]  # (star, chain, draw, parameter) labels, E [mag], parallax [mas]
+    ln_posterior: NDArray[
+        np.float32
+    ]  # (star, chain, draw) ln density of (labels, E, parallax), up to a star's constant
+    diverging: NDArray[np.bool_]  # (star, chain, draw) the energy of a trajectory that led to it was lost
+    accept_prob: NDArray[np.float32]  # (star, chain, draw) mean acceptance of the last trajectory's points
+    n_steps: NDArray[np.int32]  # (star, chain, draw) leapfrog steps since the draw before
+    jumped: NDArray[np.bool_]  # (star, chain, draw) the chain chose an independent point
+    step_size: NDArray[np.float32]  # (star,)
+    n_transitions: NDArray[np.int32]  # (star,) choices of every chain that the draws are evenly picked from
+    n_made: NDArray[np.int32]  # (star,) choices of every chain in all, after the first warm-up
+    k_hat: NDArray[np.float32]  # (star,) Pareto shape of importance weights of the independent points' mixture
 
     def __len__(self) -> int:
         return len(self.theta)
 
 
 class Schedule(NamedTuple):
-    """How long chains walk.
+    """How long chains walk."""
 
-    Attributes:
-        n_chains: per star.
-        n_warmup, n_draws: per chain.
-        max_rounds: a star that has not settled begins anew, at first as long, then 2, 4, ... times, up to so many.
-    """
-
-    n_chains: int = 4
-    n_warmup: int = 150
-    n_draws: int = 500
-    max_rounds: int = 8
+    n_chains: int = 4  # per star
+    n_warmup: int = 150  # per chain
+    n_draws: int = 500  # per chain
+    max_rounds: int = 8  # unsettled stars begin anew, at first as long, then 2, 4, ... times, up to so many
 
 
 class _Kept(NamedTuple):
@@ -127,29 +111,41 @@ class _Kept(NamedTuple):
 
 
 class _Chains(NamedTuple):
-    """All chains of one star between two calls.
+    """All chains of one star between two calls."""
 
-    Attributes:
-        z: (chain, parameter).
-        averaging: state of the dual averaging of ln step size.
-        n_calls: () calls made so far: random numbers follow from it.
+    z: Array  # (chain, parameter)
+    averaging: Any  # state of the dual averaging of ln step size
+    n_calls: Array  # () calls made so far: random numbers follow from it
+
+
+def choose_point(
+    key: Array, z: Float[Array, " parameter"], ln_ratio: Array, points: Float[Array, "n parameter"], ln_ratios: Array
+) -> tuple[Array, Array, Array]:
+    """Choose among independent points and where the chain stands; leaves the target density as it is.
+
+    Ratios are ln of target over proposal density at z and at the points, which are drawn from the proposal. Returns the
+    chosen z with its ratio, and whether it is new.
     """
+    ratios = jnp.append(jnp.where(jnp.isfinite(ln_ratios), ln_ratios, -jnp.inf), ln_ratio)
+    chosen = jax.random.categorical(key, ratios)
+    jumped = chosen < points.shape[0]
+    return jnp.where(jumped, points[jnp.minimum(chosen, points.shape[0] - 1)], z), ratios[chosen], jumped
 
-    z: Array
-    averaging: Any
-    n_calls: Array
+
+def nuts_transition(target: Callable[[Array], Array], z: Array, step_size: Array, key: Array) -> Any:
+    """One transition of NumPyro's NUTS in coordinates of unit mass: its state afterwards."""
+    from numpyro.infer.hmc import hmc
+
+    init, transition = hmc(potential_fn=target, algo="NUTS")
+    unit = jnp.ones_like(z)
+    fixed = {"inverse_mass_matrix": unit, "adapt_step_size": False, "adapt_mass_matrix": False, "max_tree_depth": DEPTH}
+    return transition(init(z, 0, step_size=step_size, rng_key=key, **fixed))
 
 
 @partial(jax.jit, static_argnames="n_chains")
-def _begin(
-    model: StarModel,
-    stars: Stars,
-    found: FittedProposal,
-    optima: Array,
-    seed: Array,
-    n_chains: int,
-) -> _Chains:
+def _begin(model: StarModel, stars: Stars, found: FittedProposal, optima: Array, seed: Array, n_chains: int) -> _Chains:
     """Where all chains of a batch begin: the first ones at the optima, the others at points of the mixture."""
+    from numpyro.infer.hmc_util import dual_averaging
 
     def one(inputs: tuple[Stars, FittedProposal, Array, Array]) -> _Chains:
         star, known, tops, own = inputs
@@ -163,7 +159,7 @@ def _begin(
         z = drawn.at[:n].set(jnp.where(usable[:n, None], at_tops, drawn[:n]))
         # Of the type that `_walk` gives back: a second one would be a second program.
         ln_step = jnp.log(jnp.asarray(10.0 * FIRST_STEP, z.dtype))
-        return _Chains(z, dual_averaging_of_step_size()[0](ln_step), jnp.zeros((), jnp.uint32))
+        return _Chains(z, dual_averaging()[0](ln_step), jnp.zeros((), jnp.uint32))
 
     with jax.default_matmul_precision("highest"):
         return jax.lax.map(one, (stars, found, optima, seed))
@@ -171,29 +167,18 @@ def _begin(
 
 @jax.jit
 def _walk(
-    model: StarModel,
-    stars: Stars,
-    found: FittedProposal,
-    seed: Array,
-    chains: _Chains,
-    adapting: Array,
+    model: StarModel, stars: Stars, found: FittedProposal, seed: Array, chains: _Chains, adapting: Array
 ) -> tuple[_Chains, _Kept, Array]:
-    """Take all chains of a batch `DRAWS_PER_CALL` draws further.
+    """Take all chains of a batch `DRAWS_PER_CALL` draws further; the chains, what is kept, and (star,) the step size.
 
-    Args:
-        model, stars: as in `sample_stars`.
-        found: of every star.
-        seed: (star,).
-        chains: where they stand.
-        adapting: () whether the step size is adapted; if not, it is the average of what it was.
-
-    Returns:
-        the chains, what is kept, and (star,) the step size.
+    If the step size is not adapted, it is the average of what it was.
     """
+    from numpyro.infer.hmc_util import dual_averaging
+
     n_chains, n_parameters = chains.z.shape[1:]
     n_cycles = DRAWS_PER_CALL // JUMPS
     n_points = n_chains * DRAWS_PER_CALL * N_CANDIDATES
-    _, average = dual_averaging_of_step_size()
+    _, average = dual_averaging()
 
     def propose(inputs: tuple[Stars, FittedProposal, Array]) -> tuple[Array, Array]:
         """Independent points of one star and ln of posterior over proposal."""
@@ -258,13 +243,13 @@ def _walk(
 class _Walker:
     """One star between rounds, on the host: its batch's inputs, its chains, and what they have left behind."""
 
+    n_transitions: int
+    n_made: int
     inputs: tuple[Any, ...]
     chains: Any
     kept: _Kept
     known: Diagnostics
     step_size: float
-    n_transitions: int
-    n_made: int
 
 
 def _thinned(calls: list[_Kept], n_draws: int) -> _Kept:
@@ -276,19 +261,6 @@ def _thinned(calls: list[_Kept], n_draws: int) -> _Kept:
     return last._replace(
         diverging=joined.diverging.reshape(groups).any(axis=3), n_steps=joined.n_steps.reshape(groups).sum(axis=3)
     )
-
-
-def _evenly(points: NDArray[np.float32]) -> NDArray[np.float32]:
-    """`N_DRAWS` of every star's points, (star, point, parameter)."""
-    return points[:, np.linspace(0, points.shape[1] - 1, N_DRAWS).astype(int)]
-
-
-def _host(tree: Any) -> Any:
-    return jax.tree.map(np.asarray, tree)
-
-
-def _rows(tree: Any, at: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf[at], tree)
 
 
 def _stack(trees: list[Any]) -> Any:
@@ -305,21 +277,12 @@ def sample_stars(
     progress: Callable[[int, int, float], None] = lambda done, total, rate: None,
     threads: int | None = None,
 ) -> tuple[Draws, Diagnostics]:
-    """Draw from every star's posterior.
+    """Draw from every star's posterior, the model's error in the stars.
 
-    Args:
-        model: the trained model.
-        stars: a batch, model error folded in.
-        components: the optimum under every component of the prior, from `proposal.component_optima`.
-        optima: optima of the whole posterior, best first, in (labels, ln E, ln parallax); NaN where there is none.
-        seed: (star,) each star's own.
-        schedule: how long chains walk; warm-up and draws are multiples of `DRAWS_PER_CALL`.
-        progress: receives stars settled or given up, stars in total, and stars per second.
-        threads: batches that advance side by side; as many as the processor has cores if None.
-
-    Raises:
-        ValueError: the warm-up is too short for the step size to settle, or it or the draws are no multiple of
-            `DRAWS_PER_CALL`.
+    Components are optima as of `proposal.component_optima`; `optima` are of the whole posterior, best first, theta_log
+    each, NaN where there is none. Progress receives stars settled or given up, stars in total, and stars per second;
+    `threads` batches advance side by side, as many as the processor has cores if None. ValueError: the warm-up is too
+    short for the step size to settle, or it or the draws are no multiple of `DRAWS_PER_CALL`.
     """
     if schedule.n_warmup < MIN_WARMUP:
         raise ValueError(f"a warm-up of {schedule.n_warmup} draws is too short; use at least {MIN_WARMUP}")
@@ -327,12 +290,12 @@ def sample_stars(
         raise ValueError(f"warm-up and draws per chain must be multiples of {DRAWS_PER_CALL}")
     begun, n = time.perf_counter(), len(stars)
     model = model.without_error
-    host: tuple[Any, ...] = _host((stars, components, optima, seed))
+    host = jax.tree.map(np.asarray, (stars, components, optima, seed))
     walkers: dict[int, _Walker] = {}
 
     def first(rows: NDArray[np.intp]) -> list[_Walker]:
-        batch, within, tops, own = _rows(host, np.resize(rows, BATCH))
-        found = adapt(model, batch, within, tops, own)
+        batch, within, tops, own = rows_of_each(host, np.resize(rows, BATCH))
+        found = improve(model, batch, *lay_out(model, batch, within, tops, own), jnp.asarray(False), own)
         chains = _begin(model, batch, found, tops, own, schedule.n_chains)
         seen = []
         for _ in range(schedule.n_warmup // DRAWS_PER_CALL):
@@ -344,11 +307,8 @@ def sample_stars(
 
     def again(number: int, rows: NDArray[np.intp]) -> list[_Walker]:
         chosen = [walkers[int(i)] for i in np.resize(rows, BATCH)]
-        inputs = _stack([w.inputs for w in chosen])
-        chains = _stack([w.chains for w in chosen])
-        seen = np.stack([w.kept.z for w in chosen])
-        made = [w.n_made for w in chosen]
-        return _round(model, inputs, chains, seen, schedule, number, made[: len(rows)])
+        inputs, chains, seen = _stack([(w.inputs, w.chains, w.kept.z) for w in chosen])
+        return _round(model, inputs, chains, seen, schedule, number, [w.n_made for w in chosen[: len(rows)]])
 
     with ThreadPoolExecutor(threads or _n_cores()) as pool:
         left, number = np.arange(n, dtype=np.intp), 0
@@ -395,48 +355,29 @@ def _round(
 ) -> list[_Walker]:
     """Fit a batch's mixtures to what its chains have seen, take them further, and diagnose the draws.
 
-    Args:
-        model: the trained model.
-        inputs: stars, what was found for them, and seeds, of a whole batch.
-        chains: where they stand.
-        seen: (star, chain, draw, parameter) where they have been, in each star's coordinates.
-        schedule: how long they walk.
-        number: of the round, from 0: how far, and part of the random numbers.
-        made: choices made before, of each star that counts; the others fill the batch.
+    The inputs are stars, what was found for them, and seeds; `seen` is in each star's coordinates; the round's number,
+    from 0, says how far chains walk, and is part of the random numbers. `made`: choices made before, of each star that
+    counts; the others fill the batch.
     """
     batch, found, own = inputs
-    points = jnp.asarray(_evenly(seen.reshape(len(seen), -1, seen.shape[-1])))
-    inputs = (batch, adapt_again(model, batch, found, points, own + np.uint32(number + 1)), own)
+    seen = seen.reshape(len(seen), -1, seen.shape[-1])
+    points = jnp.asarray(seen[:, np.linspace(0, seen.shape[1] - 1, N_DRAWS).astype(int)])
+    no_density, seed = jnp.zeros(points.shape[:2], jnp.float32), own + np.uint32(number + 1)
+    inputs = (batch, improve(model, batch, found.coordinates, points, no_density, jnp.asarray(True), seed), own)
     calls = []
     n_walked = _length(number) * schedule.n_draws
     for call in range(1 + n_walked // DRAWS_PER_CALL):
         chains, kept, step_size = _walk(model, *inputs, chains, jnp.asarray(False))
         if call:  # the first is the chains' way from the old proposals to the new
-            calls.append(_host(kept))
-    n = len(made)
-    kept = _rows(_thinned(calls, schedule.n_draws), slice(n))
-    known = diagnose(kept.theta, kept.diverging)
-    inputs, chains, step_size = _host((inputs, chains, step_size))
-    return [
-        _Walker(
-            inputs=_rows(inputs, i),
-            chains=_rows(chains, i),
-            kept=_rows(kept, i),
-            known=_rows(known, i),
-            step_size=float(step_size[i]),
-            n_transitions=n_walked,
-            n_made=made[i] + n_walked,
-        )
-        for i in range(n)
-    ]
+            calls.append(jax.tree.map(np.asarray, kept))
+    kept = rows_of_each(_thinned(calls, schedule.n_draws), slice(len(made)))
+    each = jax.tree.map(np.asarray, (inputs, chains, kept, diagnose(kept.theta, kept.diverging), step_size))
+    of_star: list[Any] = [jax.tree.map(lambda leaf, i=i: leaf[i], each) for i in range(len(made))]
+    return [_Walker(n_walked, before + n_walked, *one) for one, before in zip(of_star, made, strict=True)]
 
 
 def optima_of(estimate: NDArray[np.floating], runner_up: NDArray[np.floating]) -> NDArray[np.float32]:
-    """(star, 2, parameter) best and second optimum in (labels, ln E, ln parallax), NaN where there is none.
-
-    Args:
-        estimate, runner_up: (star, parameter) labels, E [mag], parallax [mas], as `infer` gives them.
-    """
+    """(star, 2, parameter) theta_log of best and second optimum, as `infer` gives them, NaN where there is none."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return to_log(np.stack([estimate, runner_up], axis=1).astype(np.float32))
 
@@ -452,15 +393,10 @@ def sample_inferred(  # noqa: PLR0913 - those of `sample_stars`, and where the o
     progress: Callable[[int, int, float], None] = lambda done, total, rate: None,
     threads: int | None = None,
 ) -> tuple[Draws, Diagnostics]:
-    """Draw from the posteriors of stars that `infer` has solved.
+    """Draw from the posteriors of stars that `infer` has solved, the model's error in them; see `sample_stars`.
 
-    Args:
-        model: the trained model.
-        n_nodes: of the search for the optimum under every component of the prior.
-        stars: a batch, model error folded in.
-        estimate, runner_up: (star, parameter) labels, E [mag], parallax [mas] of the optima; NaN if there is none.
-        seed: (star,) each star's own.
-        schedule, progress, threads: as in `sample_stars`.
+    The optima are labels, E [mag], parallax [mas], the runner-up NaN if there is none. `n_nodes` are of the search for
+    the optimum under every component of the prior.
     """
     model, found = model.without_error, []
     grid = make_grid(model, n_nodes)

@@ -13,12 +13,13 @@ as the proposal is poor (Koblents & Míguez 2015).
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt
+from jaxtyping import Array, Float
 
 from xpbayes.data.stars import Stars
 from xpbayes.inference.linear_algebra import whitened
@@ -50,42 +51,23 @@ N_CLIPPED = 32
 
 
 class FittedProposal(NamedTuple):
-    """What was found for a star.
+    """What was found for a star."""
 
-    Attributes:
-        coordinates: around its best optimum.
-        mixture: resembles the posterior, in these.
-        k_hat: () Pareto shape of the importance weights of the mixture's own draws.
-    """
-
-    coordinates: Coordinates
-    mixture: Mixture
-    k_hat: Float[Array, ""]
-
-
-def _component(prior: LabelPrior, number: Array) -> LabelPrior:
-    """One component of a mixture with its weight, as a mixture of one."""
-    return LabelPrior(
-        prior.ln_weight[number][None], prior.mean[number][None], prior.whitening[number][None], prior.ln_threshold
-    )
+    coordinates: Coordinates  # around its best optimum
+    mixture: Mixture  # resembles the posterior, in these
+    k_hat: Float[Array, ""]  # Pareto shape of the importance weights of the mixture's own draws
 
 
 def component_optima(model: StarModel, grid: StartGrid, stars: Stars) -> Float[Array, "star component parameter"]:
-    """Find the optimum of every component of the prior times the likelihood.
-
-    Args:
-        model: the trained model.
-        grid: nodes from `starts.make_grid`.
-        stars: a batch, model error folded in; a size that many batches share saves compilations.
-
-    Returns:
-        (star, component, label + 2) labels, ln E, ln parallax.
-    """
+    """The optimum theta_log under every component of the prior; batches of one size share its programs."""
     prior = model.label_prior
     density = jax.vmap(partial(component_ln_density, prior))(grid.labels)
     found = []
     for k in range(prior.mean.shape[0]):
-        alone = StarModel(model.forward, _component(prior, jnp.asarray(k)))
+        ln_weight, mean, factor = (
+            leaf[jnp.asarray(k)][None] for leaf in (prior.ln_weight, prior.mean, prior.whitening)
+        )
+        alone = StarModel(model.forward, LabelPrior(ln_weight, mean, factor, prior.ln_threshold))
         start = find_starts(alone, grid._replace(ln_prior=density[:, k]), stars, 1)[:, 0]
         found.append(solve(alone, stars, start, ITERATIONS).theta_log)
     return jnp.stack(found, axis=1)
@@ -138,8 +120,7 @@ def _first_terms(model: StarModel, star: Stars, components: Array, optima: Array
     weights = jnp.concatenate([alone, jnp.broadcast_to(prior.ln_weight, (optima.shape[0], n_components))])
 
     def lay(ln_weight: Array, at: Array) -> Coordinates:
-        part = LabelPrior(ln_weight, prior.mean, prior.whitening, prior.ln_threshold)
-        return coordinates_at(StarModel(model.forward, part), star, at)
+        return coordinates_at(StarModel(model.forward, replace(prior, ln_weight=ln_weight)), star, at)
 
     coordinates = jax.vmap(lay)(weights, jnp.concatenate([components, optima]))
     within, whole = (
@@ -179,12 +160,7 @@ def _first_draws(terms: _Terms, coordinates: Coordinates, key: Array, n: int) ->
 
 
 def _tempered(energy: Array, ln_density: Array) -> Array:
-    """Weights of draws as draws of the tempered posterior; they add up to one, the largest made equal.
-
-    Args:
-        energy: (draw,) -ln posterior density.
-        ln_density: (draw,) ln of the density that they came from.
-    """
+    """Weights of draws of some ln density as draws of the tempered posterior, of sum one, the largest made equal."""
     return clipped_weights(-TEMPER * energy - ln_density, N_CLIPPED)
 
 
@@ -199,17 +175,10 @@ class _Round(NamedTuple):
 def _improve(
     energy: Callable[[Array], Array], known: Array, known_weight: Array, known_worth: Array, key: Array
 ) -> tuple[Mixture, Array]:
-    """Fit mixtures in turn and draw from them.
+    """Fit mixtures in turn and draw from them; the one whose own draws had the most even weights, and their k_hat.
 
-    Args:
-        energy: -ln density of many points.
-        known, known_weight: (draw, parameter) and (draw,) weighted points that every fit takes in: what was once seen
-            is not forgotten.
-        known_worth: () effective number of them.
-        key: random key.
-
-    Returns:
-        the mixture whose own draws had the most even weights, and their k_hat.
+    The energy is -ln density of many points. Every fit takes in known points: what was once seen is not forgotten;
+    `known_worth` is their effective number.
     """
 
     def begin(mixture: Mixture, key: Array) -> _Round:
@@ -234,10 +203,13 @@ def _improve(
 
 
 @jax.jit
-def _lay_out(
+def lay_out(
     model: StarModel, stars: Stars, components: Array, optima: Array, seed: Array
 ) -> tuple[Coordinates, Array, Array]:
-    """Every star's coordinates, and first draws in these with ln of their density."""
+    """Every star's coordinates, and first draws in these with ln of their density.
+
+    `optima` are of the whole posterior, best first; NaN where there is none. The model's error is folded into the stars.
+    """
 
     def one(inputs: tuple[Stars, Array, Array, Array]) -> tuple[Coordinates, Array, Array]:
         star, within, tops, own = inputs
@@ -252,7 +224,7 @@ def _lay_out(
 
 
 @jax.jit
-def _improve_batch(
+def improve(
     model: StarModel,
     stars: Stars,
     coordinates: Coordinates,
@@ -261,7 +233,10 @@ def _improve_batch(
     by_chains: Array,
     seed: Array,
 ) -> FittedProposal:
-    """`_improve` for every star; draws that are of chains have the posterior itself for their density."""
+    """Find the mixture of every star from what is known, draws of `lay_out` in its coordinates with their ln density.
+
+    Or anew, by another seed, from `N_DRAWS` points of chains: these have the posterior itself for their density.
+    """
 
     def one(inputs: tuple[Stars, Coordinates, Array, Array, Array]) -> FittedProposal:
         star, coordinates, z, ln_q, own = inputs
@@ -278,42 +253,3 @@ def _improve_batch(
 
     with jax.default_matmul_precision("highest"):
         return jax.lax.map(one, (stars, coordinates, known, ln_density, seed))
-
-
-def adapt(
-    model: StarModel,
-    stars: Stars,
-    components: Float[Array, "star component parameter"],
-    optima: Float[Array, "star optimum parameter"],
-    seed: UInt[Array, " star"],
-) -> FittedProposal:
-    """Find the mixture of every star of a batch.
-
-    Args:
-        model: the trained model.
-        stars: a batch, model error folded in.
-        components: from `component_optima`.
-        optima: optima of the whole posterior, best first, in (labels, ln E, ln parallax); NaN where there is none.
-        seed: (star,) each star's own.
-    """
-    coordinates, first, ln_q = _lay_out(model, stars, components, optima, seed)
-    return _improve_batch(model, stars, coordinates, first, ln_q, jnp.asarray(False), seed)
-
-
-def adapt_again(
-    model: StarModel,
-    stars: Stars,
-    found: FittedProposal,
-    seen: Float[Array, "star draw parameter"],
-    seed: UInt[Array, " star"],
-) -> FittedProposal:
-    """Fit the mixtures of a batch anew, now that chains have seen more.
-
-    Args:
-        model, stars: as in `adapt`.
-        found: what was found before.
-        seen: (star, draw, parameter) `N_DRAWS` points of chains, equally likely, in each star's coordinates.
-        seed: (star,) each star's own, another one each time.
-    """
-    no_density = jnp.zeros(seen.shape[:2], jnp.float32)
-    return _improve_batch(model, stars, found.coordinates, seen, no_density, jnp.asarray(True), seed)

@@ -16,14 +16,7 @@ K_PRIOR_WEIGHT, K_PRIOR_MEAN = 10.0, 0.5
 
 
 def pareto_smoothed(ln_ratio: Float[Array, " draw"]) -> tuple[Float[Array, " draw"], Float[Array, ""]]:
-    """Smooth the importance ratios of one star.
-
-    Args:
-        ln_ratio: (draw,) ln of target / proposal density, any constant; -inf is allowed.
-
-    Returns:
-        (draw,) weights that add up to one, and k_hat.
-    """
+    """Smooth one star's ln of target / proposal density, any constant, -inf allowed: weights of sum one, and k_hat."""
     n = ln_ratio.shape[0]
     n_tail = math.ceil(min(0.2 * n, 3.0 * math.sqrt(n)))
     shifted = ln_ratio - jnp.max(ln_ratio)
@@ -51,11 +44,7 @@ def top(values: Float[Array, " draw"], n: int) -> tuple[Float[Array, " n"], Int[
 
 
 def _fit_generalised_pareto(excess: Float[Array, " tail"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Shape and scale by the empirical Bayes estimate of Zhang & Stephens (2009), k regularised as PSIS does.
-
-    Args:
-        excess: (tail,) sorted, smallest first.
-    """
+    """Shape, regularised as PSIS does, and scale of a sorted excess: empirical Bayes of Zhang & Stephens (2009)."""
     n = excess.shape[0]
     n_grid = 30 + int(math.sqrt(n))
     largest, quartile = excess[-1], excess[int(n / 4 + 0.5) - 1]

@@ -27,17 +27,11 @@ MIN_WEIGHT = 1e-2
 
 
 class Mixture(NamedTuple):
-    """A mixture of Gaussians, or of Student t: whose density the factors scale is for its user to say.
+    """A mixture of Gaussians, or of Student t: whose density the factors scale is for its user to say."""
 
-    Attributes:
-        ln_share: (term,) they add up to one.
-        mean: (term, parameter).
-        factor: (term, parameter, parameter) lower-triangular; its square is the scale matrix.
-    """
-
-    ln_share: Float[Array, " term"]
+    ln_share: Float[Array, " term"]  # they add up to one
     mean: Float[Array, "term parameter"]
-    factor: Float[Array, "term parameter parameter"]
+    factor: Float[Array, "term parameter parameter"]  # lower-triangular; its square is the scale matrix
 
 
 def fit_mixture(
@@ -45,14 +39,9 @@ def fit_mixture(
 ) -> Mixture:
     """Fit a mixture to weighted draws by expectation-maximisation, beginning from slices along their longest axis.
 
-    Both steps are products with a matrix of (1, y, y y^T), y the draws in units of their own spread: many times as fast
-    as differences from every mean, and float32 is exact enough, the variances being raised by `FLOOR` anyway.
-
-    Args:
-        z: (draw, parameter).
-        weight: (draw,) they add up to one.
-        n_terms: Gaussians; one more, as wide as all draws together, is added to them.
-        steps: of expectation and maximisation.
+    The weights add up to one; one more term, as wide as all draws together, is added to `n_terms`. Both steps are
+    products with a matrix of (1, y, y y^T), y the draws in units of their own spread: many times as fast as differences
+    from every mean, and float32 is exact enough, the variances being raised by `FLOOR` anyway.
     """
     n = z.shape[1]
     row, column = np.triu_indices(n)
@@ -110,11 +99,9 @@ def fit_mixture(
 
 
 def clipped_weights(ln_ratio: Float[Array, " draw"], n_clipped: int) -> Float[Array, " draw"]:
-    """Weights that add up to one, the largest made equal: what one draw says of its surroundings is little.
+    """Weights that add up to one, the `n_clipped` largest made equal: what one draw says of its surroundings is little.
 
-    Args:
-        ln_ratio: (draw,) ln of target / proposal density, any constant; what is not finite counts as no weight.
-        n_clipped: so many are made equal.
+    `ln_ratio` is of target / proposal density, any constant; what is not finite counts as no weight.
     """
     ln_ratio = jnp.where(jnp.isfinite(ln_ratio), ln_ratio, -jnp.inf)
     return jax.nn.softmax(jnp.minimum(ln_ratio, top(ln_ratio, n_clipped)[0][-1]))
@@ -123,14 +110,9 @@ def clipped_weights(ln_ratio: Float[Array, " draw"], n_clipped: int) -> Float[Ar
 def weighted_quantiles(
     values: Float[Array, " draw"], weight: Float[Array, " draw"], at: Float[Array, " quantile"]
 ) -> Float[Array, " quantile"]:
-    """Quantiles of weighted draws: least values with at least so much weight at or below them, found by bisection.
+    """Quantiles of finite weighted draws: least values with so much of all weight, 1, at or below them, by bisection.
 
     Sorting would take most of the time that a star's draws take, on CPUs.
-
-    Args:
-        values: (draw,) finite.
-        weight: (draw,) they add up to one.
-        at: (quantile,) in 0 to 1.
     """
 
     def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:

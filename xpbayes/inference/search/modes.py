@@ -36,80 +36,43 @@ MAX_ITERATIONS = 200
 
 @dataclass(frozen=True)
 class Mode:
-    """One optimum.
+    """One optimum."""
 
-    Attributes:
-        estimate: (parameter,) labels, E [mag], parallax [mas].
-        error: (parameter,) 1-sigma errors from the Fisher matrix there.
-        objective: L = -2 ln posterior + constant, the same constant for all modes of a star.
-        n_starts: how many starts ended there.
-        xi: of the extinction curve; None where it does not vary.
-    """
-
-    estimate: NDArray[np.float64]
-    error: NDArray[np.float64]
-    objective: float
-    n_starts: int
-    xi: float | None = None
+    estimate: NDArray[np.float64]  # (parameter,) labels, E [mag], parallax [mas]
+    error: NDArray[np.float64]  # (parameter,) 1-sigma errors from the Fisher matrix there
+    objective: float  # L = -2 ln posterior + constant, the same constant for all modes of a star
+    n_starts: int  # how many starts ended there
+    xi: float | None = None  # of the extinction curve; None where it does not vary
 
 
 @dataclass(frozen=True)
 class Modes:
-    """The optima of one star, best first.
+    """The optima of one star, best first."""
 
-    Attributes:
-        modes: distinct optima; empty if no start converged.
-        n_starts: starts tried.
-        n_unconverged: starts that did not reach an optimum.
-        reference: (parameter,) labels, ln E, ln parallax of whose predicted flux the model's relative error is taken;
-            None without one.
-    """
-
-    modes: tuple[Mode, ...]
-    n_starts: int
-    n_unconverged: int
+    modes: tuple[Mode, ...]  # distinct optima; empty if no start converged
+    n_starts: int  # starts tried
+    n_unconverged: int  # starts that did not reach an optimum
+    # (parameter,) theta_log of whose predicted flux the model's relative error is taken; None without one
     reference: NDArray[np.float32] | None = None
 
 
-@partial(program, static_argnames=("n_starts", "seed"))
-def scattered_starts(
-    forward: ForwardModel, grid: StartGrid, star: Stars, n_starts: int, seed: int
-) -> Float[Array, "start parameter"]:
-    """Draw starts from the prior's nodes and log-uniform E; the parallax makes the mean brightness right.
-
-    Args:
-        forward: the forward model.
-        grid: nodes from `make_grid`.
-        star: one star.
-        n_starts: how many.
-        seed: of the draw.
-    """
-    which, where = jax.random.split(jax.random.key(seed))
-    labels = grid.labels[jax.random.choice(which, grid.labels.shape[0], (n_starts,), replace=False)]
+@program
+def _scattered_starts(forward: ForwardModel, grid: StartGrid, star: Stars) -> Float[Array, "start parameter"]:
+    """Draw starts from the prior's nodes and log-uniform E; the parallax makes the mean brightness right."""
+    which, where = jax.random.split(jax.random.key(0))
+    labels = grid.labels[jax.random.choice(which, grid.labels.shape[0], (N_SCATTERED,), replace=False)]
     low, high = np.log(MIN_EXTINCTION), np.log(MAX_EXTINCTION)
-    ln_extinction = jax.random.uniform(where, (n_starts,), minval=low, maxval=high)
-    mean_curve = jnp.zeros((n_starts, forward.n_star_parameters - forward.n_labels - 2))
-    dark = jnp.concatenate([labels, mean_curve, ln_extinction[:, None], jnp.zeros((n_starts, 1))], axis=1)
+    ln_extinction = jax.random.uniform(where, (N_SCATTERED,), minval=low, maxval=high)
+    mean_curve = jnp.zeros((N_SCATTERED, forward.n_star_parameters - forward.n_labels - 2))
+    dark = jnp.concatenate([labels, mean_curve, ln_extinction[:, None], jnp.zeros((N_SCATTERED, 1))], axis=1)
     predicted = jax.vmap(lambda u: predict_ln_flux(forward, u, star.ln_scale))(dark)
     usable = (star.flux > 0) & (jnp.diagonal(star.whitening) > 0)
     excess = jnp.where(usable, jnp.log(jnp.where(usable, star.flux, 1.0)) - predicted, 0.0)
     return dark.at[:, -1].set(0.5 * excess.sum(axis=1) / jnp.maximum(usable.sum(), 1))
 
 
-def find_modes(
-    model: StarModel,
-    stars: Stars,
-    config: InferenceConfig,
-    seed: int = 0,
-) -> list[Modes]:
-    """Find the optima of every star of a small batch.
-
-    Args:
-        model: the trained model.
-        stars: the stars; labels and reddening are not looked at, the parallax only if the settings say so.
-        config: the settings.
-        seed: of the scattered starts.
-    """
+def find_modes(model: StarModel, stars: Stars, config: InferenceConfig) -> list[Modes]:
+    """Find the optima of every star of a small batch, of what its settings let inference see."""
     prepare_device()
     blind = jax.tree.map(np.asarray, stars.blind(parallax=config.use_parallax))
     bare = model.without_error
@@ -119,7 +82,7 @@ def find_modes(
         own = blind.take(slice(i, i + 1))
         one = fold_in_model_error(model, own)
         searched = np.asarray(find_starts(bare, grid, one, N_SEARCHED))[0]
-        scattered = scattered_starts(model.forward, grid, jax.tree.map(lambda leaf: leaf[0], one), N_SCATTERED, seed)
+        scattered = _scattered_starts(model.forward, grid, jax.tree.map(lambda leaf: leaf[0], one))
         starts, reference = np.concatenate([searched, scattered]), None
         if model.error is not None:
             # As for the catalogue, the relative error is taken of what the model predicts at the best optimum.

@@ -1,22 +1,23 @@
-"""The optima of every star's posterior, from several starts: search, refinement, choice (METHOD 5)."""
+"""The optima of every star's posterior, from several starts: search, refinement, choice (METHOD 5).
+
+Functions of some `xp`, the library of their arrays, NumPy's or JAX's, serve the search on the host and on devices.
+"""
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
+from xpbayes.config import InferenceConfig
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, replaced, rows_of_each
 from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.search.solver import Solution, SolverState, StarChunk, StartPool, limits, solve
 from xpbayes.inference.search.starts import StartGrid, find_starts, first_guess
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.star_model import StarModel
-
-if TYPE_CHECKING:
-    from xpbayes.config import InferenceConfig
 
 FIRST_ITERATIONS = 20
 """The best start is followed so far for the flux that the model's error is taken of: next to its optimum will do."""
@@ -39,49 +40,29 @@ DISTINCT_SIGMA = 0.5
 
 
 class Searched(NamedTuple):
-    """What the search found for every star.
+    """What the search found for every star."""
 
-    Attributes:
-        stars: the batch with the model's error folded in, whose L was minimised.
-        starts: (star, start, parameter) where the search began, best first.
-        solution: leading axes (star, start); L is infinite for starts that were given up.
-        chunk: the stars as the solver has them.
-    """
-
-    stars: Stars
-    starts: NDArray[np.floating]
-    solution: Solution
-    chunk: StarChunk
+    stars: Stars  # the batch with the model's error folded in, whose L was minimised
+    starts: NDArray[np.floating]  # (star, start, parameter) where the search began, best first
+    solution: Solution  # leading axes (star, start); L is infinite for starts that were given up
+    chunk: StarChunk  # the stars as the solver has them
 
 
 class Optima(NamedTuple):
-    """The best optimum of every star and what competes with it; in NumPy, or on the device.
+    """The best optimum of every star and what competes with it; in NumPy, or on the device."""
 
-    Attributes:
-        best: the solution of the winning start.
-        n_modes: (star,) distinct optima within `COMPETES`.
-        runner_up: (star, parameter) labels, ln E, ln parallax of the second; the best again if there is none.
-        delta: (star,) L of the second above the best; inf if there is none.
-    """
-
-    best: Solution
-    n_modes: Any
-    runner_up: Any
-    delta: Any
+    best: Solution  # the solution of the winning start
+    n_modes: Any  # (star,) distinct optima within `COMPETES`
+    runner_up: Any  # (star, parameter) labels, ln E, ln parallax of the second; the best again if there is none
+    delta: Any  # (star,) L of the second above the best; inf if there is none
 
 
-def search(model: StarModel, grid: StartGrid, measured: Stars, config: "InferenceConfig") -> Searched:
-    """Find every star's optima from several starts.
+def search(model: StarModel, grid: StartGrid, measured: Stars, config: InferenceConfig) -> Searched:
+    """Find every star's optima from several starts; `measured` as inference may see it, with its own whitening.
 
     The relative model error is taken of a predicted flux: of the nearest node's for the ranking of starts, then of the
     one at the optimum that the best start leads to. Only then are all starts followed, so that all compete under one L:
     a search under another L loses optima that exist under the last one alone.
-
-    Args:
-        model: the trained model.
-        grid: nodes of the start search.
-        measured: a batch as inference may see it, with the measurement's own whitening.
-        config: the settings.
     """
     stars = measured
     if model.error is not None:
@@ -105,22 +86,11 @@ def search(model: StarModel, grid: StartGrid, measured: Stars, config: "Inferenc
 
 
 def _at_the_winner(
-    model: StarModel,
-    measured: Stars,
-    found: Searched,
-    taken_at: NDArray[np.floating],
-    config: "InferenceConfig",
+    model: StarModel, measured: Stars, found: Searched, taken_at: NDArray[np.floating], config: InferenceConfig
 ) -> Searched:
-    """Take the relative error of the flux at the winner's optimum where the best start led elsewhere.
+    """Take the relative error of the flux at the winner's optimum where the best start, `taken_at`, led elsewhere.
 
     Else a star's L would depend on which start was ranked first, and where two are all but equal, on rounding.
-
-    Args:
-        model: the trained model.
-        measured: the batch with the measurement's own whitening.
-        found: what the search found so far.
-        taken_at: (star, parameter) where the flux is from that `found.stars` took the error of.
-        config: the settings.
     """
     solution = found.solution
     at = np.asarray(solution.theta_log)
@@ -147,21 +117,11 @@ def refine(
     alive: NDArray[np.bool_] | None = None,
     rows: NDArray[np.integer] | None = None,
 ) -> Solution:
-    """Solve every star from every start.
+    """Solve every star from every start; leading axes (star, start), L infinite for starts that were given up.
 
     All starts move together for a few iterations; those that may still win, each place once, go on. A start's own path
-    does not depend on which others there are.
-
-    Args:
-        model: the trained model.
-        stars: a batch, model error folded in.
-        starts: where to begin.
-        most: iterations at most, in all.
-        alive: (star, start) the starts that count; all if None.
-        rows: which of the stars these starts are of; all in order if None.
-
-    Returns:
-        a solution with leading axes (star, start); L is infinite for starts that were given up.
+    does not depend on which others there are. None makes more than `most` iterations; those that are not `alive` do not
+    count; `rows` say which of the stars these starts are of, all in order if None.
     """
     n, k, p = starts.shape
     star_of = np.repeat(np.arange(n) if rows is None else rows, k)
@@ -182,7 +142,7 @@ def refine(
         left = left[keep[left]]
     winners = np.arange(n) * k + np.argmin(pool.state.value.reshape(n, k), axis=1)
     _step_further(model.without_error, pool, winners)
-    return jax.tree.map(lambda leaf: leaf.reshape(n, k, *leaf.shape[1:]), pool.solution())
+    return jax.tree.map(lambda leaf: leaf.reshape(n, k, *leaf.shape[1:]), pool.state.solution)
 
 
 def _step_further(model: StarModel, pool: StartPool, rows: NDArray[np.integer]) -> None:
@@ -190,10 +150,6 @@ def _step_further(model: StarModel, pool: StartPool, rows: NDArray[np.integer]) 
 
     Newton's last step makes the distance its own square, for one evaluation of one start, where a sharper tolerance
     would cost more evaluations of all.
-
-    Args:
-        model, pool: as in `refine`.
-        rows: one start of every star.
     """
     at = pool.state
     left = rows[at.converged[rows]]
@@ -241,18 +197,7 @@ def going_to(state: SolverState, lane: Any = slice(None), xp: Any = np) -> Any:
 
 
 def promising(place: Any, objective: Any, forward: ForwardModel, margin: Any = HOPELESS, xp: Any = np) -> Any:
-    """Tell which starts may still win: not far above the best, and each place once.
-
-    Args:
-        place: (star, start, parameter) where they are going to.
-        objective: (star, start) L where they are.
-        forward: the forward model.
-        margin: how far above the best is too far.
-        xp: the library of the arrays, NumPy's or JAX's.
-
-    Returns:
-        (star, start).
-    """
+    """(star, start) which starts may still win: L not by more than `margin` above the best, each place but once."""
     n, k = objective.shape
     value = xp.where(xp.isfinite(objective), objective, xp.inf)
     order, row = xp.argsort(value, axis=1, stable=True), xp.arange(n)[:, None]  # the lowest stays of those that met
@@ -276,13 +221,7 @@ def best_of(solution: Solution, xp: Any = np) -> Solution:
 
 
 def choose_optima(solution: Solution, hessian: Any, xp: Any = np) -> Optima:
-    """Find the best optimum of every star and what is distinct from it.
-
-    Args:
-        solution: leading axes (star, start), from `refine`.
-        hessian: (star, parameter, parameter) of L at the best, `best_of`.
-        xp: the library of the arrays, NumPy's or JAX's.
-    """
+    """Find the best optimum of every star, where the Hessian is of L, and what is distinct from it."""
     best, row = best_of(solution, xp), xp.arange(len(hessian))
     value = xp.where(xp.isfinite(solution.objective), solution.objective, xp.inf)
     winner, (n, k) = xp.argmin(value, axis=1), value.shape

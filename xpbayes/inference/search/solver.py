@@ -58,31 +58,17 @@ BATCH, ACCELERATOR_BATCH = 128, 16384
 
 
 class Solution(NamedTuple):
-    """Where the solver stopped, per star.
+    """Where the solver stopped, per star."""
 
-    Attributes:
-        theta_log: (star, label + 2) labels, ln E, ln parallax.
-        objective: (star,) L there.
-        decrement: (star,) g^T H^-1 g.
-        converged: (star,) decrement below the tolerance.
-        n_iterations: (star,).
-    """
-
-    theta_log: Float[Array, "star parameter"]
-    objective: Float[Array, " star"]
-    decrement: Float[Array, " star"]
-    converged: Bool[Array, " star"]
+    theta_log: Float[Array, "star parameter"]  # (star, label + 2) labels, ln E, ln parallax
+    objective: Float[Array, " star"]  # L there
+    decrement: Float[Array, " star"]  # g^T H^-1 g
+    converged: Bool[Array, " star"]  # decrement below the tolerance
     n_iterations: Int[Array, " star"]
 
 
 def best_parallax_shift(star: Stars, theta_log: Float[Array, " parameter"], at: Expansion) -> Float[Array, ""]:
-    """Change of ln parallax that minimises L with all other parameters as they are.
-
-    Args:
-        star: one star.
-        theta_log: (label + 2,) labels, ln E, ln parallax; the last is where the search begins.
-        at: the fluxes there.
-    """
+    """Change of ln parallax that minimises L with all other parameters as they are, from the fluxes at theta_log."""
     # Flux that is a times as large leaves residual + (a - 1) white.
     white, residual = 0.5 * at.jacobian[-1], at.residual
     power = jnp.maximum(white @ white, 1e-30)
@@ -132,6 +118,11 @@ class SolverState(NamedTuple):
     converged: Any
     n_iterations: Any
 
+    @property
+    def solution(self) -> Solution:
+        """Where the starts stand."""
+        return Solution(self.theta_log, self.value, self.decrement, self.converged, self.n_iterations)
+
 
 def _advance(model: StarModel, star: Stars, state: SolverState) -> SolverState:
     """Evaluate one star's trial, take it or not, and choose the next; a converged star stays as it is."""
@@ -149,11 +140,9 @@ def _advance(model: StarModel, star: Stars, state: SolverState) -> SolverState:
     better &= jnp.isfinite(new.value) & jnp.all(jnp.isfinite(new.gradient)) & jnp.all(jnp.isfinite(new_hessian))
     first = state.n_iterations == 0
     damping = jnp.where(better, state.damping * 0.1, state.damping * 8.0)
-    theta_log, value, size, gradient, hessian, decrement = jax.tree.map(
-        lambda yes, no: jnp.where(better, yes, no),
-        (trial, new.value, new.size, new.gradient, new_hessian, new_decrement),
-        (state.theta_log, state.value, state.size, state.gradient, state.hessian, state.decrement),
-    )
+    reached = (trial, new.value, new.size, new.gradient, new_hessian, new_decrement)
+    best = jax.tree.map(lambda yes, no: jnp.where(better, yes, no), reached, state[: len(reached)])
+    theta_log, _, _, gradient, hessian, decrement = best
     damping = jnp.where(first, state.damping, jnp.clip(damping, MIN_DAMPING, MAX_DAMPING))
 
     step = _damped_step(hessian, gradient, damping)
@@ -170,28 +159,12 @@ def _advance(model: StarModel, star: Stars, state: SolverState) -> SolverState:
 
     # Damped to a standstill without progress is a failure that shows in `converged`, not an endless loop.
     converged = better & (decrement < DECREMENT_TOLERANCE)
-    moved = SolverState(
-        theta_log=theta_log,
-        value=value,
-        size=size,
-        gradient=gradient,
-        hessian=hessian,
-        decrement=decrement,
-        trial=theta_log + step,
-        damping=damping,
-        converged=converged,
-        n_iterations=state.n_iterations + 1,
-    )
+    moved = SolverState._make((*best, theta_log + step, damping, converged, state.n_iterations + 1))
     return jax.tree.map(lambda yes, no: jnp.where(state.converged, no, yes), moved, state)
 
 
 def starting_state(begin: Any, xp: Any = np) -> SolverState:
-    """Starts that have not moved yet.
-
-    Args:
-        begin: (start, parameter) where they begin.
-        xp: the library of the arrays, NumPy's or JAX's.
-    """
+    """Starts that have not moved yet, in NumPy's or JAX's arrays."""
     n, p = begin.shape
     return SolverState(
         theta_log=begin,
@@ -213,14 +186,7 @@ def turned(stars: Stars) -> Stars:
 
 
 def advance_lanes(model: StarModel, stars: Stars, state: SolverState, limit: Int[Array, ""]) -> SolverState:
-    """Move starts until all have converged or made `limit` iterations since their start, within a program.
-
-    Args:
-        model: the trained model, its error in the stars.
-        stars: one for every start, `turned`.
-        state: where the starts are.
-        limit: iterations.
-    """
+    """Move starts, of a `turned` star each, until all have converged or made `limit` iterations, within a program."""
     with jax.default_matmul_precision("highest"):
 
         def unfinished(state: SolverState) -> Array:
@@ -243,15 +209,10 @@ def _advance_batch(
 
 
 class _Packed(NamedTuple):
-    """Starts as they travel between host and program, which costs by the number of arrays.
+    """Starts as they travel between host and program, which costs by the number of arrays."""
 
-    Attributes:
-        numbers: (start, number) what a `SolverState` begins with, side by side.
-        converged, n_iterations: (start,) as there.
-    """
-
-    numbers: Any
-    converged: Any
+    numbers: Any  # (start, number) what a `SolverState` begins with, side by side
+    converged: Any  # (start,) as there, like the next
     n_iterations: Any
 
     def opened(self) -> SolverState:
@@ -285,13 +246,9 @@ def _put(whitening: Array, rest: Stars, few: Stars, rows: Int[Array, " few"]) ->
 
 
 class StarChunk(NamedTuple):
-    """Stars on the device, filled up to whole chunks: one program then serves any number of them.
+    """Stars on the device, filled up to whole chunks: one program then serves any number of them."""
 
-    Attributes:
-        turned: the stars, `turned`.
-    """
-
-    turned: Stars
+    turned: Stars  # the stars, `turned`
 
     @classmethod
     def of(cls, stars: Stars) -> "StarChunk":
@@ -337,24 +294,14 @@ class StartPool:
         start: Float[Array, "start parameter"] | NDArray[np.floating],
         star_of: NDArray[np.integer] | None = None,
     ) -> None:
-        """Set every start to where it begins.
-
-        Args:
-            stars: a batch.
-            start: (start, label + 2) labels, ln E, ln parallax.
-            star_of: (start,) row of each one's star; one start per star in order if None.
-        """
+        """Set every start to where it begins, of the stars in these rows, of all in order if None."""
         self._stars = stars
         self._star_of = np.arange(len(start)) if star_of is None else np.asarray(star_of)
         self._packed = _Packed.starting(np.asarray(start))
         self.state = self._packed.opened()
 
     def advance(self, model: StarModel, rows: NDArray[np.integer], limit: int) -> NDArray[np.integer]:
-        """Move the starts `rows` until they converge or have made `limit` iterations since their start.
-
-        Returns:
-            those of `rows` that have not converged.
-        """
+        """Move starts until they converge or have made `limit` iterations; the `rows` that have not converged."""
         size = _batch_size(limit)
         for begin in range(0, len(rows), size):
             batch = rows[begin : begin + size]
@@ -368,11 +315,6 @@ class StartPool:
     def further(self, rows: NDArray[np.integer]) -> "StartPool":
         """New starts from the trials of some of these, of the same stars."""
         return StartPool(self._stars, self.state.trial[rows], self._star_of[rows])
-
-    def solution(self) -> Solution:
-        """Where the starts stand, in NumPy: nothing is compiled for another number of them."""
-        at = self.state
-        return Solution(at.theta_log, at.value, at.decrement, at.converged, at.n_iterations)
 
 
 def _batch_size(limit: int) -> int:
@@ -397,18 +339,10 @@ def solve(
     max_iterations: int = 30,
     rows: NDArray[np.integer] | None = None,
 ) -> Solution:
-    """Refine every star from its start.
-
-    Args:
-        model: the trained model.
-        stars: a batch.
-        start: (star, label + 2) where to begin.
-        max_iterations: stop after so many; unconverged stars say so.
-        rows: which of the stars these are; all in order if None.
-    """
+    """Refine every star from its start, of the stars in these rows, or all in order; unconverged ones say so."""
     prepare_device()
     pool = StartPool(stars if isinstance(stars, StarChunk) else StarChunk.of(stars), start, rows)
     left: NDArray[np.integer] = np.arange(len(start))
     for limit in limits(max_iterations):
         left = pool.advance(model.without_error, left, limit)
-    return pool.solution()
+    return pool.state.solution

@@ -8,6 +8,7 @@ every start is of another component.
 (ZGR23 search 512 nodes x 61 extinctions with the amplitude from 592-782 nm.)
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from xpbayes.data.stars import Stars
 from xpbayes.device import program
 from xpbayes.models.forward import ForwardModel, ln_absolute_flux
 from xpbayes.models.objective import objective
-from xpbayes.models.prior import LabelPrior, component_ln_density, draw_labels, ln_prior
+from xpbayes.models.prior import component_ln_density, draw_labels, ln_prior
 from xpbayes.models.star_model import StarModel
 
 MIN_EXTINCTION, MAX_EXTINCTION = 0.01, 10.0
@@ -40,47 +41,34 @@ PENALTY = 1e6
 
 
 class StartGrid(NamedTuple):
-    """Nodes in label space with what they predict.
-
-    Attributes:
-        labels: (node, label).
-        ln_flux: (node, channel) ln f_abs.
-        ln_prior: (node,).
-        members: (component, node) whether a component of the prior is the likeliest to have a node.
-        of_each: (component, place) the nodes of each component in order, filled up with others to the same number.
-    """
+    """Nodes in label space with what they predict."""
 
     labels: Float[Array, "node label"]
-    ln_flux: Float[Array, "node channel"]
+    ln_flux: Float[Array, "node channel"]  # ln f_abs
     ln_prior: Float[Array, " node"]
-    members: Bool[Array, "component node"]
+    members: Bool[Array, "component node"]  # whether a component of the prior is the likeliest to have a node
+    # the nodes of each component in order, filled up with others to the same number
     of_each: Int[Array, "component place"]
 
 
-def make_grid(model: StarModel, n_nodes: int = 1024, seed: int = 0) -> StartGrid:
+def make_grid(model: StarModel, n_nodes: int = 1024) -> StartGrid:
     """Draw nodes from the label prior, half of them from its components with equal weights.
 
     Rare kinds of star (hot, metal-poor, very cool) have low mixture weights but need nodes as much as any.
-
-    Args:
-        model: the trained model.
-        n_nodes: number of nodes.
-        seed: of the draw; part of the model's identity, not of a run's.
     """
-    labels, ln_flux, ln_density, members = _draw_nodes(model, n_nodes, seed)
+    labels, ln_flux, ln_density, members = _draw_nodes(model, n_nodes)
     own = np.asarray(members)
     own_first = np.argsort(~own, axis=1, kind="stable")
     of_each: Any = own_first[:, : max(N_RANKED_PER_COMPONENT, own.sum(axis=1).max())]
     return StartGrid(labels, ln_flux, ln_density, members, of_each)
 
 
-@partial(program, static_argnames=("n_nodes", "seed"))
-def _draw_nodes(model: StarModel, n_nodes: int, seed: int) -> tuple[Array, Array, Array, Array]:
-    """Labels, ln flux, ln prior and components of nodes."""
+@partial(program, static_argnames="n_nodes")
+def _draw_nodes(model: StarModel, n_nodes: int) -> tuple[Array, Array, Array, Array]:
+    """Labels, ln flux, ln prior and components of nodes, always the same ones of a model."""
     forward, prior = model.forward, model.label_prior
-    likely, rare = jax.random.split(jax.random.key(seed))
-    flat = prior.ln_weight * 0.0 - np.log(prior.ln_weight.shape[0])
-    even = LabelPrior(flat, prior.mean, prior.whitening, prior.ln_threshold)
+    likely, rare = jax.random.split(jax.random.key(0))
+    even = replace(prior, ln_weight=prior.ln_weight * 0.0 - np.log(prior.ln_weight.shape[0]))
     labels = jnp.concatenate(
         [draw_labels(prior, likely, n_nodes - n_nodes // 2), draw_labels(even, rare, n_nodes // 2)]
     )
@@ -130,11 +118,7 @@ def _node_fits(forward: ForwardModel, grid: StartGrid, stars: Stars) -> tuple[Ar
 
 @program
 def first_guess(forward: ForwardModel, grid: StartGrid, stars: Stars) -> Float[Array, "star parameter"]:
-    """Take the best node of every star by the linear problem alone: it needs no model error in the whitening.
-
-    Returns:
-        (star, label + 2) labels, ln E, ln parallax.
-    """
+    """The best node of every star by the linear problem alone: it needs no model error in the whitening."""
     with jax.default_matmul_precision("highest"):
         extinction, a, score = _node_fits(forward, grid, stars)
     best = jnp.argmin(score, axis=1)[:, None]
@@ -153,17 +137,7 @@ def _at_nodes(
 
 @partial(program, static_argnames="n_starts")
 def find_starts(model: StarModel, grid: StartGrid, stars: Stars, n_starts: int) -> Float[Array, "star start parameter"]:
-    """Choose starts for every star, the best first, then the best of every other component of the prior.
-
-    Args:
-        model: the trained model.
-        grid: nodes from `make_grid`.
-        stars: a batch.
-        n_starts: how many starts a star gets.
-
-    Returns:
-        (star, start, label + 2) labels, ln E, ln parallax.
-    """
+    """Choose starts for every star of a batch, the best first, then the best of every other component of the prior."""
     with jax.default_matmul_precision("highest"):
         extinction, a, score = _node_fits(model.forward, grid, stars)
         _, best = jax.lax.top_k(-score, N_RANKED)
