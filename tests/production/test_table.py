@@ -64,14 +64,15 @@ def test_a_star_without_a_solution_has_null_parameters(trained, table, monkeypat
     def fail_for_two(*arguments, **options):
         found = fit(*arguments, **options)
         covariance, estimate = np.array(found.covariance), np.array(found.estimate)
-        covariance[2], estimate[4, 0] = np.nan, np.inf
+        covariance[2], estimate[4, 0], estimate[5, -2] = np.nan, np.inf, 1e37
         return replace(found, covariance=covariance, estimate=estimate)
 
     monkeypatch.setattr(infer_run, "fit_stars", fail_for_two)
     few = table.take(np.arange(7))
     catalogue = infer(trained, few, config=SIMPLE)
-    lost = [2, 4]
-    assert [catalogue["status"][i].as_py() for i in lost] == ["solver met a non-finite value"] * 2
+    lost = [2, 4, 5]
+    said = [catalogue["status"][i].as_py() for i in lost]
+    assert said[:2] == ["solver met a non-finite value"] * 2 and said[2].startswith("the fluxes bound neither")
     for field in catalogue.schema:
         if pa.types.is_fixed_size_list(field.type) and pa.types.is_floating(field.type.value_type):
             assert np.isnan(list_column(catalogue, field.name)[lost]).all(), field.name
@@ -85,9 +86,15 @@ def test_a_star_without_a_solution_has_null_parameters(trained, table, monkeypat
     ):
         assert all(np.isnan(np.asarray(catalogue[name].to_numpy(zero_copy_only=False), float)[lost])), name
     assert all(catalogue["quality_flags"][i].as_py() & QualityFlag.POOR_FIT for i in lost)
-    assert [catalogue["method"][i].as_py() for i in lost] == ["none"] * 2
+    assert [catalogue["method"][i].as_py() for i in lost] == ["none"] * 3
     assert_array_equal(catalogue["gdr3_source_id"].to_numpy(), few.source_id)
-    assert np.isfinite(list_column(catalogue, "stellar_params_est")[[0, 1, 3, 5, 6]]).all()
+    assert np.isfinite(list_column(catalogue, "stellar_params_est")[[0, 1, 3, 6]]).all()
+
+
+def test_stars_of_which_none_can_be_solved_end_in_a_sentence(trained, table):
+    few = table.take(np.arange(2))
+    with pytest.raises(InputError, match="none of its 2 stars can be used"):
+        infer(trained, replace(few, band_inverse_error=few.band_inverse_error * 1e30), config=SIMPLE)
 
 
 def test_errors_belong_to_covariances_and_covariances_to_fisher_matrices(catalogue):

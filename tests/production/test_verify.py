@@ -81,6 +81,13 @@ def test_a_good_one_passes(tmp_path):
     assert found.problems == () and (found.n_parts, found.n_rows) == (2, 2 * N)
 
 
+def test_a_part_in_which_no_star_has_a_solution_passes(tmp_path):
+    def spoil(rows, block):
+        rows["status"] = np.full(N, "no flux") if block else rows["status"]
+
+    assert verify_catalogue(make(tmp_path, spoil)).problems == ()
+
+
 def test_one_flipped_bit(tmp_path):
     part = make(tmp_path) / "part-00000-0001.parquet"
     raw = bytearray(part.read_bytes())

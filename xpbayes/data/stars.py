@@ -117,6 +117,9 @@ def by_blocks(function: Callable[..., T], size: int, *trees: Any) -> T:
     if is_traced(trees):
         return function(*trees)
     n = len(jax.tree.leaves(trees)[0])
+    if not n:  # of a batch whose stars all failed
+        block = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), trees)
+        return jax.tree.map(lambda leaf: np.empty((0, *leaf.shape[1:]), leaf.dtype), jax.eval_shape(function, *block))
     on_host = jax.default_backend() == "cpu"
     if on_host:
         trees = jax.tree.map(np.asarray, trees)  # no copy; NumPy takes rows without compiling anything

@@ -137,9 +137,10 @@ def invert_positive(matrices: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def upper_triangle(matrices: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Pack symmetric matrices: upper triangle, row by row, as in ZGR23 Table 2."""
+    """Pack symmetric matrices: upper triangle, row by row, as in ZGR23 Table 2; infinite where float32 ends."""
     row, column = np.triu_indices(matrices.shape[-1])
-    return matrices[:, row, column].astype(np.float32)
+    with np.errstate(over="ignore"):
+        return matrices[:, row, column].astype(np.float32)
 
 
 def from_upper_triangle(packed: NDArray[np.floating]) -> NDArray[np.float64]:

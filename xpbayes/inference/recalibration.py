@@ -121,9 +121,10 @@ def n_channels_of(stars: Stars) -> NDArray[np.int64]:
 
 
 def kind_weights(features: NDArray, kinds: NDArray, width: float) -> NDArray[np.float64]:
-    """(star, kind) how much a star belongs to every kind."""
+    """(star, kind) how much a star belongs to every kind; NaN of one whose place is not finite."""
     distance2 = np.sum((features[:, None] - kinds) ** 2, axis=2)
-    weight = np.exp(-0.5 * (distance2 - distance2.min(axis=1, keepdims=True)) / width**2)
+    with np.errstate(invalid="ignore"):
+        weight = np.exp(-0.5 * (distance2 - distance2.min(axis=1, keepdims=True)) / width**2)
     return weight / weight.sum(axis=1, keepdims=True)
 
 

@@ -37,6 +37,8 @@ MODE, DRAWS, CHAINS = "mode+laplace", "mode+laplace+importance", "mode+laplace+n
 """What `method` says: how far up the ladder of approximations a star was taken."""
 WIDENED = "+model"
 """What follows where errors contain what training leaves unknown of the model."""
+UNSEEN = 30.0
+"""Extinction behind which no XP spectrum shows a star [mag]: modes beyond are of fluxes that say nothing."""
 
 
 def catalogue_rows(  # noqa: PLR0913 - what a row is made from
@@ -69,7 +71,11 @@ def catalogue_rows(  # noqa: PLR0913 - what a row is made from
     finite: NDArray[np.bool_] = np.logical_and(
         np.isfinite(inferred.estimate).all(axis=1), np.isfinite(inferred.covariance).all(axis=(1, 2))
     )
-    tried = np.flatnonzero(status == OK)
+    tried, reason = np.flatnonzero(status == OK), status.astype("U64").copy()
+    reason[tried[~finite]] = "solver met a non-finite value"
+    unbounded = finite & (inferred.estimate[:, -2] > UNSEEN)
+    reason[tried[unbounded]] = "the fluxes bound neither extinction nor parallax"
+    finite &= ~unbounded
     spread = partial(_spread, n, tried[finite], finite)
     estimate, covariance, chi2, ln_prior, laplace, median, low, high = (
         spread(getattr(inferred, name))
@@ -88,8 +94,6 @@ def catalogue_rows(  # noqa: PLR0913 - what a row is made from
     trust = spread(unknown if scores.trust is None else scores.trust)
     measured = table.is_measured("parallax") & use_parallax
     n_obs = table.channel_present().sum(axis=1)
-    reason = status.astype("U64").copy()
-    reason[tried[~finite]] = "solver met a non-finite value"
     nothing = np.full(n, np.nan, np.float32)
     # Of any length: NumPy would cut longer names.
     method = np.where(np.isnan(inferred.k_hat), MODE, DRAWS).astype(object)
@@ -281,7 +285,8 @@ def list_column(table: pa.Table, name: str) -> NDArray[np.float64]:
     """(row, item) values of a column of lists of one size, or of a scalar one as a single item; NaN where null."""
     column = table[name].combine_chunks()
     items = items_of(column) if pa.types.is_nested(column.type) else column
-    return items.to_numpy(zero_copy_only=False).astype(np.float64).reshape(len(column), -1)
+    width = column.type.list_size if pa.types.is_fixed_size_list(column.type) else len(items) // max(len(column), 1)
+    return items.to_numpy(zero_copy_only=False).astype(np.float64).reshape(len(column), width)
 
 
 def items_of(column: pa.Array) -> pa.Array:
