@@ -167,7 +167,8 @@ def test_what_is_masked_or_a_sentinel_is_missing(hidden):
 
 def test_masked_fluxes_are_missing():
     flux = Masked(np.where(MASK[:, None], 0.0, FLUX) * 1e-18 * SI, mask=np.broadcast_to(MASK[:, None], FLUX.shape))
-    assert_array_equal(made(flux=flux, error=ERROR * 1e-18 * SI).channel_present()[:, :61].any(axis=1), ~MASK)
+    for one in (flux, np.where(MASK[:, None], -999.0, FLUX * 1e-18) * SI):
+        assert_array_equal(made(flux=one, error=ERROR * 1e-18 * SI).channel_present()[:, :61].any(axis=1), ~MASK)
 
 
 def test_what_nobody_can_have_measured_is_missing_and_counted(caplog):

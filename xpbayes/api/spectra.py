@@ -17,6 +17,7 @@ from xpbayes.archive.columns import Column, magnitude, magnitude_error
 from xpbayes.archive.gaia_source import POSITIONS, UNITS
 from xpbayes.archive.labels import label_columns
 from xpbayes.archive.units import unit_change
+from xpbayes.archive.xp_sampled import BRIGHTEST
 from xpbayes.channels import BANDS, FLUX_UNIT, XP_GRID_NM, xp_channels
 from xpbayes.data import spectra as table
 from xpbayes.data.join import repeated_ids
@@ -27,12 +28,13 @@ from xpbayes.instrument.error_model import gaia_covariance, inflate
 from xpbayes.instrument.instrument import Instrument
 from xpbayes.instrument.photometry import FLUX_ERROR_FLOOR, flux_from_magnitude, magnitude_from_flux, measured_error
 from xpbayes.instrument.whitening import whiten_packed
+from xpbayes.instrument.xp_covariance import FLUX_UNIT_SI
 from xpbayes.release import DEFAULT_RELEASE
 from xpbayes.schema import DEFAULT_LABELS, LABEL_UNITS
 
 log = logging.getLogger(__name__)
 
-FLUX = Column("flux", unit=FLUX_UNIT)
+FLUX = Column("flux", unit=FLUX_UNIT, low=-BRIGHTEST / FLUX_UNIT_SI, high=BRIGHTEST / FLUX_UNIT_SI)
 FLUX_SQUARED = Column("covariance", unit="1e-36 W2 m-4 nm-2")
 WAVELENGTH = Column("wavelength", unit="nm")
 LEAST_SNR, GREATEST_SNR = 0.01, 100.0
@@ -280,7 +282,7 @@ def _samples(
         spread = gaia_covariance(
             np.sqrt(np.where(np.isfinite(sigma2), sigma2, 1.0)), implied_correlation(instrument=instrument)
         )
-    present = np.isfinite(xp) & np.isfinite(sigma2) & (sigma2 > 0)
+    present = (np.abs(xp) < FLUX.high) & np.isfinite(sigma2) & (sigma2 > 0)
     _require_plausible(xp[present], sigma2[present])
     xp = np.where(present, xp, 0.0)
     spread = np.where(present[:, :, None] & present[:, None, :], spread, np.eye(len(picked)))
@@ -304,10 +306,10 @@ def _whitened(
 ) -> NDArray[np.float32]:
     """Whitening factors; not finite, which `problems` says, where no fluxes have such a covariance."""
     bad: NDArray[np.bool_] = ~np.isfinite(spread).all(axis=(1, 2))  # type: ignore[assignment]
-    whitening, floored = whiten_packed(np.where(bad[:, None, None], np.eye(spread.shape[1]), spread), present)
-    suspects = np.flatnonzero(floored & ~bad)
-    value = np.linalg.eigvalsh(spread[suspects])
-    bad[suspects] = value[:, 0] < -ROUNDING * value[:, -1]
+    spread[bad] = np.eye(spread.shape[1])
+    whitening, floored = whiten_packed(spread, present)
+    value = np.linalg.eigvalsh(spread[floored])
+    bad[floored] = value[:, 0] < -ROUNDING * value[:, -1]
     if bad.any():
         log.warning(
             f"{arrays.WHERE}: the covariances of {bad.sum()} of {len(bad)} stars are not positive definite (first: "
