@@ -55,23 +55,23 @@ class Spectra(table.Spectra):
     Args:
         flux: (star, sample) flux density, an astropy quantity or numbers [1e-18 W m^-2 nm^-1]; NaN where missing. One
             star may be given without the leading axis.
-        covariance: (star, sample, sample) of `flux`, in its unit squared.
+        covariance: (star, sample, sample) of `flux`, a quantity where `flux` is one in another unit.
         error: (star, sample) 1-sigma errors instead; samples of the XP grid then get the correlation that Gaia's bases
             imply.
         wavelength: (sample,) of the samples [nm] or a quantity; any grid that holds the model's, whose samples are taken
             from it. The XP grid if None.
         bands: Vega magnitudes and errors by the band's name, ``{"J": (magnitude, error)}``, or quantities of flux density;
-            NaN where missing. Bands that are not named are missing.
+            missing as in files: NaN, masked, or what nobody can have measured. Bands that are not named are missing.
         parallax: value and error [mas] or quantities.
         reddening: estimate of E and its error [mag]; to train on.
         source_id: (star,) Gaia's identifiers; 1, 2, ... if None.
         labels: values and errors by the label's name, ``{"teff": (5800, 50)}``, teff in K; to train on.
-        columns: any other column, such as ra and dec [deg].
+        columns: any other column, such as ra and dec [deg]; Gaia's own and labels in the star table's units.
         calibrated: the covariance contains the errors of the calibration (ZGR23 Eq. 2) already.
         release: data release that the spectra and source_ids are of: dr3 or dr4.
 
     Raises:
-        InputError: shapes do not fit, a unit cannot be converted, or a name is unknown.
+        InputError: shapes do not fit, a unit cannot be converted, errors are of another unit, or a name is unknown.
     """
 
     def __init__(  # noqa: PLR0913 - a keyword for each thing that a survey may have measured
