@@ -58,6 +58,9 @@ def test_slices_masks_and_single_stars(fit):
     with pytest.raises(IndexError):
         fit[60]
     assert [s.source_id for s in some] == some.source_id.tolist()
+    assert len(fit[np.ma.array([3, 4], mask=[1, 0])]) == 1
+    with pytest.raises(InputError, match="selects no stars"):
+        fit[np.array([[0, 1], [1, 2]])]
 
 
 def test_a_misspelt_column_is_answered_with_the_nearest(fit):

@@ -50,6 +50,12 @@ def test_log_posterior_is_numpyros_up_to_a_constant(model, sample):
     assert_allclose(slope, expected, rtol=1e-3, atol=1e-2)
 
 
+@pytest.mark.parametrize("verb", ["fit", "sample"])
+def test_a_table_without_stars_is_refused(model, sample, verb):
+    with pytest.raises(InputError, match="has no stars; nothing to do"):
+        getattr(model, verb)(sample[:0])
+
+
 def test_log_posterior_is_of_one_star(model, sample):
     with pytest.raises(InputError, match="2 were given"):
         model.log_posterior(sample.take(np.arange(2)))

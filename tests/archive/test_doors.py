@@ -299,6 +299,8 @@ def test_units_are_read_as_any_standard_spells_them():
     assert (
         unit_change("mag", "dex") is None and unit_change("furlong", "mas") is None and unit_change("K", "mas") is None
     )
+    assert unit_change("m/s2", "dex(cm s-2)") is None and unit_change("dex(K)", "K") is None
+    assert unit_change("mag(AB)", "mag") is None and unit_change("", "dex") == (1.0, 0.0)
 
 
 @pytest.mark.parametrize("kind", WITH_UNITS)

@@ -168,7 +168,7 @@ def test_rows_are_those_of_the_whole_table(sample, tmp_path, start, stop, at_onc
 
 def test_reading_rows_takes_no_memory_for_the_others(tmp_path, sample):
     """A table of ten row groups, read in tenths, needs a fraction of what the whole of it needs."""
-    table = sample[np.arange(20_480) % len(sample)].replace(source_id=np.arange(20_480))
+    table = sample[np.arange(20_480) % len(sample)].replace(source_id=np.arange(1, 20_481))
     pq.write_table(
         pq.read_table(write_star_table(table, tmp_path / "a.parquet")), tmp_path / "b.parquet", row_group_size=2048
     )
@@ -184,6 +184,26 @@ def test_reading_rows_takes_no_memory_for_the_others(tmp_path, sample):
             tracemalloc.stop()
 
     assert peak(2048) < 0.2 * peak(None)
+
+
+@pytest.mark.parametrize(
+    ("index", "expected"),
+    [
+        ([], 0),
+        (np.ma.array([True, True, True], mask=[0, 1, 0]), 2),
+        (np.ma.array([2, 1], mask=[1, 0]), 1),
+        (np.array([[0, 1], [1, 2]]), None),
+        ("teff", None),
+        (np.array([0.0, 1.0]), None),
+    ],
+)
+def test_an_index_is_a_mask_a_slice_or_row_numbers(sample, index, expected):
+    three = sample[:3]
+    if expected is None:
+        with pytest.raises(InputError, match="selects no stars; give a mask"):
+            three[index]
+    else:
+        assert len(three[index]) == expected == len(three[index].flux)
 
 
 # ------------------------------------------------------------------------------------------- bad files, one sentence
@@ -239,6 +259,10 @@ BAD_FILES = {
         "newer than this xpbayes reads",
     ),
     "null id": (_with_null_id, "1 rows have no source_id; leave these rows out"),
+    "id that is none": (
+        lambda t: t.set_column(0, "source_id", pa.array([-7, 0, *range(1, t.num_rows - 1)], pa.int64())),
+        r"2 source_ids are outside 1 ... 2\^63 - 1 .first: -7, row 0.; leave these rows out",
+    ),
     "null flux": (lambda t: _with_null(t, "flux"), "1 rows have no flux; write zeros"),
     "metadata no JSON": (lambda t: t.replace_schema_metadata({"xpbayes": "{"}), "its metadata are damaged"),
     "metadata not UTF-8": (lambda t: t.replace_schema_metadata({"xpbayes": b"\xff\xfe{}"}), "its metadata are damaged"),

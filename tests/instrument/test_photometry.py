@@ -3,7 +3,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from xpbayes.channels import BANDS
-from xpbayes.instrument.photometry import flux_from_magnitude, magnitude_from_flux, zero_point_flux
+from xpbayes.instrument.photometry import flux_from_magnitude, magnitude_from_flux, measured_error, zero_point_flux
 
 
 @pytest.mark.parametrize("band", BANDS.values(), ids=lambda b: b.name)
@@ -26,6 +26,14 @@ def test_zero_points_agree_with_the_2mass_ones():
 def test_error_is_0921_sigma_and_the_floor_in_quadrature():
     flux, weight = flux_from_magnitude(np.array([10.0]), np.array([0.03]), BANDS["J"], floor=0.01)
     assert_allclose(1 / weight / flux, np.hypot(0.9210340 * 0.03, 0.01), rtol=1e-6)
+
+
+def test_the_error_that_was_measured_comes_back():
+    error = np.array([0.03, 0.01, 0.002, np.nan])
+    flux, weight = flux_from_magnitude(np.full(4, 10.0), error, BANDS["J"])
+    assert_allclose(measured_error(flux, weight), error, rtol=1e-6)
+    flux, weight = flux_from_magnitude(np.full(1, 10.0), error[2:3], BANDS["J"], floor=0.0)
+    assert_allclose(measured_error(flux, weight), 0.002, rtol=1e-6)  # it never had the floor
 
 
 def test_missing_has_weight_zero():

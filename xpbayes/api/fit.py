@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from xpbayes.data.spectra import OK, Spectra
+from xpbayes.data.spectra import OK, Spectra, rows_at
 from xpbayes.errors import nearest
 from xpbayes.production.flat import columns_for, flat_table
 from xpbayes.production.table import list_column, text_column
@@ -140,7 +140,7 @@ class Fit:
         """A `Star` for a number; a smaller `Fit` for a slice, a mask or an array of rows."""
         if isinstance(index, SupportsIndex) and not isinstance(index, np.ndarray):
             return Star(self._rows(np.array([range(len(self))[index]])))
-        return self._rows(np.arange(len(self))[index])
+        return self._rows(np.arange(len(self))[rows_at(index)])
 
     def _rows(self, rows: NDArray[np.integer]) -> "Fit":
         return Fit(self.catalogue.take(pa.array(rows)), self.about, self.model, self.spectra.take(rows))

@@ -1,6 +1,10 @@
 """Spectra for a notebook: from arrays with or without units, and from files; what it holds is a `data.spectra.Spectra`."""
 
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from glob import escape
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -8,7 +12,13 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from xpbayes.channels import BANDS, XP_GRID_NM, xp_channels
+from xpbayes.archive import arrays
+from xpbayes.archive.columns import Column, magnitude, magnitude_error
+from xpbayes.archive.gaia_source import POSITIONS, UNITS
+from xpbayes.archive.labels import label_columns
+from xpbayes.archive.units import unit_change
+from xpbayes.archive.xp_sampled import BRIGHTEST
+from xpbayes.channels import BANDS, FLUX_UNIT, XP_GRID_NM, xp_channels
 from xpbayes.data import spectra as table
 from xpbayes.data.join import repeated_ids
 from xpbayes.data.parquet import METADATA_KEY
@@ -16,14 +26,21 @@ from xpbayes.errors import InputError, nearest
 from xpbayes.instrument.bases import instrument_of
 from xpbayes.instrument.error_model import gaia_covariance, inflate
 from xpbayes.instrument.instrument import Instrument
-from xpbayes.instrument.photometry import LN10_OVER_2P5, flux_from_magnitude, magnitude_from_flux
+from xpbayes.instrument.photometry import FLUX_ERROR_FLOOR, flux_from_magnitude, magnitude_from_flux, measured_error
 from xpbayes.instrument.whitening import whiten_packed
+from xpbayes.instrument.xp_covariance import FLUX_UNIT_SI
 from xpbayes.release import DEFAULT_RELEASE
 from xpbayes.schema import DEFAULT_LABELS, LABEL_UNITS
 
-FLUX, FLUX_SQUARED, NANOMETRE = "1e-18 W m-2 nm-1", "1e-36 W2 m-4 nm-2", "nm"
-SMALLEST_PLAUSIBLE = 1e-6
-"""Of a typical flux in the internal unit: Gaia's faintest spectra have 0.1, the same in W m^-2 nm^-1 1e-19."""
+log = logging.getLogger(__name__)
+
+FLUX = Column("flux", unit=FLUX_UNIT, low=-BRIGHTEST / FLUX_UNIT_SI, high=BRIGHTEST / FLUX_UNIT_SI)
+FLUX_SQUARED = Column("covariance", unit="1e-36 W2 m-4 nm-2")
+WAVELENGTH = Column("wavelength", unit="nm")
+LEAST_SNR, GREATEST_SNR = 0.01, 100.0
+"""Per sample, the latter at a flux of 1 and as photons go, by its square root: noise alone has 0.67, DR3's best 12."""
+ROUNDING = 1e-4
+"""Negative eigenvalues of a covariance over its largest that float32 and its makers' algebra explain."""
 STARS_AT_ONCE = 512
 """Stars whose covariances are inverted together: 15 MB."""
 Measured = tuple[Any, Any]
@@ -38,23 +55,23 @@ class Spectra(table.Spectra):
     Args:
         flux: (star, sample) flux density, an astropy quantity or numbers [1e-18 W m^-2 nm^-1]; NaN where missing. One
             star may be given without the leading axis.
-        covariance: (star, sample, sample) of `flux`, in its unit squared.
+        covariance: (star, sample, sample) of `flux`, a quantity where `flux` is one in another unit.
         error: (star, sample) 1-sigma errors instead; samples of the XP grid then get the correlation that Gaia's bases
             imply.
         wavelength: (sample,) of the samples [nm] or a quantity; any grid that holds the model's, whose samples are taken
             from it. The XP grid if None.
         bands: Vega magnitudes and errors by the band's name, ``{"J": (magnitude, error)}``, or quantities of flux density;
-            NaN where missing. Bands that are not named are missing.
+            missing as in files: NaN, masked, or what nobody can have measured. Bands that are not named are missing.
         parallax: value and error [mas] or quantities.
         reddening: estimate of E and its error [mag]; to train on.
         source_id: (star,) Gaia's identifiers; 1, 2, ... if None.
         labels: values and errors by the label's name, ``{"teff": (5800, 50)}``, teff in K; to train on.
-        columns: any other column, such as ra and dec [deg].
+        columns: any other column, such as ra and dec [deg]; Gaia's own and labels in the star table's units.
         calibrated: the covariance contains the errors of the calibration (ZGR23 Eq. 2) already.
         release: data release that the spectra and source_ids are of: dr3 or dr4.
 
     Raises:
-        InputError: shapes do not fit, a unit cannot be converted, or a name is unknown.
+        InputError: shapes do not fit, a unit cannot be converted, errors are of another unit, or a name is unknown.
     """
 
     def __init__(  # noqa: PLR0913 - a keyword for each thing that a survey may have measured
@@ -73,44 +90,44 @@ class Spectra(table.Spectra):
         calibrated: bool = False,
         release: str = DEFAULT_RELEASE.name,
     ) -> None:
-        values = np.atleast_2d(_numbers(flux, FLUX, "flux"))
+        values = np.atleast_2d(arrays.numbers(flux, FLUX))
         n = len(values)
-        grid = XP_GRID_NM if wavelength is None else _numbers(wavelength, NANOMETRE, "wavelength")
-        _require_shape(values, (n, len(grid)), "flux")
-        picked = _where(grid)
+        grid = XP_GRID_NM if wavelength is None else arrays.numbers(wavelength, WAVELENGTH)
+        arrays.require_shape(values, (n, len(grid)), "flux")
+        if (covariance is None) == (error is None):
+            raise InputError("give the covariance of the fluxes or their errors, one of the two")
+        arrays.require_units(flux, error if covariance is None else covariance, FLUX)
         instrument = instrument_of(release)
-        xp, present, spread = _samples(values, covariance, error, picked, calibrated, instrument)
-        whitening, _ = whiten_packed(spread, present)
+        xp, present, spread = _samples(values, covariance, error, _where(grid), calibrated, instrument)
+        ids = np.arange(1, n + 1) if source_id is None else arrays.identifiers(source_id, n, release)
+        if repeated := repeated_ids(ids):
+            raise InputError(
+                f"{repeated.count} source_ids occur more than once (first: {repeated.first}); keep one row a star"
+            )
+        whitening = _whitened(spread, present, ids)
         for name in bands or {}:
             if name not in BANDS:
                 raise InputError(f"'{name}' is no band{nearest(name, BANDS)}; known are {', '.join(BANDS)}")
         names = [b for b in BANDS if bands is None or b in bands]
+        missing: Counter[str] = Counter()
         band_flux, band_weight = np.zeros((2, n, len(names)))
         for i, name in enumerate(names if bands else []):
-            band_flux[:, i], band_weight[:, i] = _band(name, (bands or {})[name], n)
-        own: dict[str, NDArray[Any]] = {k: _column(v, k, n) for k, v in (columns or {}).items()}
-        for name, unit, pair in (("parallax", "mas", parallax), ("reddening", "mag", reddening)):
-            if pair is not None:
-                own[name], own[f"{name}_error"] = _measured(pair, unit, name, n)
-        for name, measured in (labels or {}).items():
-            unit = LABEL_UNITS.get(name, "")
-            value, sigma = _measured(measured, {"kK": "K", "dex": ""}.get(unit, unit), name, n)
-            scale = 1e-3 if unit == "kK" else 1.0
-            own[name], own[f"{name}_error"] = scale * value, scale * sigma
-        floats = {
-            k: v.astype(np.float32) if v.dtype == np.float64 and k not in ("ra", "dec") else v for k, v in own.items()
-        }
+            band_flux[:, i], band_weight[:, i] = _band(name, (bands or {})[name], n, missing)
+        own, units = _columns(columns or {}, {"parallax": parallax, "reddening": reddening}, labels or {}, n, missing)
+        if missing:
+            counts = "; ".join(f"{what}: {count} taken for missing" for what, count in missing.items())
+            log.warning(f"{arrays.WHERE}: {counts}")
         self.__dict__.update(
             channels=xp_channels(tuple(names)),
             label_names=tuple(labels) if labels else DEFAULT_LABELS,
-            source_id=_source_ids(source_id, n),
+            source_id=ids,
             flux=np.concatenate([xp, band_flux], axis=1).astype(np.float32),
             xp_whitening=whitening,
             band_inverse_error=band_weight.astype(np.float32),
-            columns=floats,
+            columns=own,
             cuts=(),
-            provenance={"source": "arrays in memory"},
-            extra_units={},
+            provenance={"source": arrays.WHERE},
+            extra_units=units,
             instrument=instrument.about,
         )
 
@@ -123,20 +140,23 @@ class Spectra(table.Spectra):
 
     @classmethod
     def read(cls, path: str | PathLike[str], *, release: str | None = None) -> Self:
-        """Read a star table or a folder of them, or the spectra of any file of Gaia's, with nothing joined to them.
+        """Read star tables or Gaia's files of spectra, one or a folder of them, with nothing joined to the latter.
 
         The data release of Gaia's files is dr3 or dr4, or as their coefficients say if None.
 
         Raises:
             InputError: it cannot be read, or none of its rows can be used.
         """
-        from xpbayes.archive.memory import spectra_of_file
+        from xpbayes.archive.direct import spectra_in
+        from xpbayes.archive.memory import spectra_of_files
+        from xpbayes.archive.survey_config import expand
         from xpbayes.data.spectra_file import read_star_tables
 
         path = Path(path)
-        return cls.of(
-            read_star_tables(path) if path.is_dir() or _is_star_table(path) else spectra_of_file(path, release)
-        )
+        if not path.is_dir():
+            return cls.of(read_star_tables(path) if _is_star_table(path) else spectra_of_files(path, [path], release))
+        files = tuple(escape(str(found)) for found in spectra_in(path))
+        return cls.of(spectra_of_files(path, expand(files, Path()), release) if files else read_star_tables(path))
 
     @classmethod
     def fetch(
@@ -197,7 +217,7 @@ class Spectra(table.Spectra):
         return out
 
     def magnitude(self, band: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(star,) Vega magnitudes in a band and their errors [mag], the error floor of `instrument.photometry` included.
+        """(star,) Vega magnitudes in a band and their errors [mag] as measured, without the floor of fluxes.
 
         InputError if the spectra do not have the band.
         """
@@ -206,9 +226,7 @@ class Spectra(table.Spectra):
         at = self.channels.names.index(band)
         inverse = self.band_inverse_error[:, at - self.channels.n_xp].astype(np.float64)
         flux = np.where(inverse > 0, self.flux[:, at], np.nan).astype(np.float64)
-        magnitude = magnitude_from_flux(flux, BANDS[band])
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return magnitude, np.where(np.isfinite(magnitude), 1.0 / (LN10_OVER_2P5 * flux * inverse), np.nan)
+        return magnitude_from_flux(flux, BANDS[band]), measured_error(flux, inverse)
 
 
 def _is_star_table(path: Path) -> bool:
@@ -220,36 +238,6 @@ def _is_star_table(path: Path) -> bool:
         return METADATA_KEY in (pq.read_schema(path).metadata or {})
     except (pa.ArrowException, OSError):
         return False
-
-
-def _numbers(values: Any, unit: str, name: str) -> NDArray[np.float64]:
-    """Plain numbers in a unit, of a quantity or of what is taken to be in it; masked values are NaN."""
-    if getattr(values, "unit", None) is not None:
-        from astropy import units as u
-
-        try:
-            values = u.Quantity(values).to_value(u.Unit(unit))
-        except u.UnitConversionError as error:
-            raise InputError(f"{name} is in {values.unit}, which is no {unit}; convert it") from error
-    try:
-        if np.ma.isMaskedArray(values):
-            values = np.ma.filled(values.astype(np.float64), np.nan)
-        numbers = np.asarray(values, np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name} is not an array of numbers ({error}); give one row a star") from error
-    if unit == FLUX and numbers.size and np.isfinite(numbers).any():
-        typical = np.nanmax(np.abs(numbers))
-        if 0 < typical < SMALLEST_PLAUSIBLE:
-            raise InputError(
-                f"{name} is at most {typical:.1e}, and numbers are taken in {FLUX}; give it as an astropy quantity with "
-                f"its unit"
-            )
-    return numbers
-
-
-def _require_shape(values: NDArray[Any], shape: tuple[int, ...], name: str) -> None:
-    if values.shape != shape:
-        raise InputError(f"{name} has shape {values.shape}, not {shape}; give one row a star")
 
 
 def _where(grid: NDArray[np.float64]) -> NDArray[np.intp]:
@@ -277,71 +265,116 @@ def _samples(
     """Flux, which samples were measured, and the covariance that the likelihood uses, all on the XP grid."""
     from xpbayes.instrument.bases import implied_correlation
 
-    if (covariance is None) == (error is None):
-        raise InputError("give the covariance of the fluxes or their errors, one of the two")
     n, size = flux.shape
     xp = flux[:, picked]
     if covariance is not None:
-        full = _numbers(covariance, FLUX_SQUARED, "covariance")
+        full = arrays.numbers(covariance, FLUX_SQUARED)
         full = full[None] if full.ndim == 2 else full
-        _require_shape(full, (n, size, size), "covariance")
+        arrays.require_shape(full, (n, size, size), "covariance")
         spread = full[:, picked[:, None], picked]
         sigma2 = np.diagonal(spread, axis1=1, axis2=2)
         if not np.allclose(spread, spread.swapaxes(1, 2), rtol=1e-4, atol=0, equal_nan=True):
             raise InputError("covariance is not symmetric; give the covariance of the fluxes, star by star")
     else:
-        sigma = np.atleast_2d(_numbers(error, FLUX, "error"))
-        _require_shape(sigma, (n, size), "error")
+        sigma = np.atleast_2d(arrays.numbers(error, FLUX, "error"))
+        arrays.require_shape(sigma, (n, size), "error")
         sigma2 = np.where(sigma[:, picked] > 0, sigma[:, picked], np.nan) ** 2
         spread = gaia_covariance(
             np.sqrt(np.where(np.isfinite(sigma2), sigma2, 1.0)), implied_correlation(instrument=instrument)
         )
-    present = np.isfinite(xp) & np.isfinite(sigma2) & (sigma2 > 0)
+    present = (np.abs(xp) < FLUX.high) & np.isfinite(sigma2) & (sigma2 > 0)
+    _require_plausible(xp[present], sigma2[present])
     xp = np.where(present, xp, 0.0)
     spread = np.where(present[:, :, None] & present[:, None, :], spread, np.eye(len(picked)))
     return xp, present, spread if calibrated else inflate(spread, xp, XP_GRID_NM)
 
 
-def _measured(measured: Measured, unit: str, name: str, n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _require_plausible(flux: NDArray[np.float64], variance: NDArray[np.float64]) -> None:
+    """Refuse (sample,) fluxes and variances that are not of one unit, or not of ours."""
+    if not flux.size:
+        return
+    typical, ratio = np.median(np.abs(flux)), np.median(np.abs(flux) / np.sqrt(variance))
+    if not LEAST_SNR <= ratio <= GREATEST_SNR * np.sqrt(typical):
+        raise InputError(
+            f"flux is {typical:.1e} in the median sample and {ratio:.1e} times its error, as no XP spectrum is; numbers "
+            f"are taken in {FLUX_UNIT}, covariances in its square: give it as an astropy quantity, its errors, too"
+        )
+
+
+def _whitened(
+    spread: NDArray[np.float64], present: NDArray[np.bool_], source_id: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Whitening factors; not finite, which `problems` says, where no fluxes have such a covariance."""
+    bad: NDArray[np.bool_] = ~np.isfinite(spread).all(axis=(1, 2))  # type: ignore[assignment]
+    spread[bad] = np.eye(spread.shape[1])
+    whitening, floored = whiten_packed(spread, present)
+    value = np.linalg.eigvalsh(spread[floored])
+    bad[floored] = value[:, 0] < -ROUNDING * value[:, -1]
+    if bad.any():
+        log.warning(
+            f"{arrays.WHERE}: the covariances of {bad.sum()} of {len(bad)} stars are not positive definite (first: "
+            f"source_id {source_id[bad][0]}); these stars are not fitted"
+        )
+        whitening[bad] = np.nan
+    return whitening
+
+
+def _measured(
+    measured: Measured, columns: tuple[Column, Column], n: int, missing: Counter[str]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    name = columns[0].name
     try:
         value, error = measured
     except (TypeError, ValueError) as problem:
         raise InputError(f"{name} is not a pair of values and errors; give both") from problem
-    return _floats(value, unit, name, n), _floats(error, unit, f"the error of {name}", n)
+    arrays.require_units(value, error, columns[0])
+    return arrays.measured(value, columns[0], n, missing), arrays.measured(error, columns[1], n, missing)
 
 
-def _band(name: str, measured: Measured, n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _band(
+    name: str, measured: Measured, n: int, missing: Counter[str]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(star,) flux and 1/sigma of one band, 0 where missing."""
-    value = measured[0] if isinstance(measured, tuple | list) and measured else measured
-    if str(getattr(value, "unit", None) or "mag") == "mag":
-        return flux_from_magnitude(*_measured(measured, "mag", name, n), BANDS[name])
-    flux, sigma = _measured(measured, FLUX, name, n)
+    unit = arrays.unit_of(measured[0] if isinstance(measured, tuple | list) and measured else measured)
+    if unit is None or unit_change(unit, "mag"):
+        columns = magnitude(name), magnitude_error(f"{name}_error")
+        return flux_from_magnitude(*_measured(measured, columns, n, missing), BANDS[name])
+    if not unit_change(unit, FLUX_UNIT):
+        raise InputError(f"{name} is in {unit}; give Vega magnitudes, or flux densities in {FLUX_UNIT} or the like")
+    flux, sigma = _measured(measured, (replace(FLUX, name=name), replace(FLUX, name=f"{name}_error")), n, missing)
     present = np.isfinite(flux) & np.isfinite(sigma) & (sigma > 0)
-    return np.where(present, flux, 0.0), np.where(present, 1.0 / np.where(present, sigma, 1.0), 0.0)
+    sigma = np.hypot(np.where(present, sigma, 1.0), FLUX_ERROR_FLOOR * np.where(present, flux, 0.0))
+    return np.where(present, flux, 0.0), np.where(present, 1.0 / sigma, 0.0)
 
 
-def _floats(values: Any, unit: str, name: str, n: int) -> NDArray[np.float64]:
-    numbers = _numbers(values, unit, name)
-    numbers = np.full(n, numbers) if numbers.ndim == 0 else numbers
-    _require_shape(numbers, (n,), name)
-    return numbers
-
-
-def _column(values: Any, name: str, n: int) -> NDArray[Any]:
-    array = np.atleast_1d(np.asarray(getattr(values, "value", values)))
-    _require_shape(array, (n,), name)
-    return array
-
-
-def _source_ids(values: Any, n: int) -> NDArray[np.int64]:
-    if values is None:
-        return np.arange(1, n + 1)
-    ids = np.atleast_1d(np.asarray(values))
-    if ids.dtype.kind not in "iu" or np.ma.is_masked(values):
-        raise InputError(f"source_id is of type {ids.dtype}, in which identifiers lose digits; give 64-bit integers")
-    _require_shape(ids, (n,), "source_id")
-    if repeated := repeated_ids(ids.astype(np.int64)):
-        raise InputError(
-            f"{repeated.count} source_ids occur more than once (first: {repeated.first}); keep one row a star"
-        )
-    return ids.astype(np.int64)
+def _columns(
+    columns: Mapping[str, ArrayLike],
+    pairs: Mapping[str, Measured | None],
+    labels: Mapping[str, Measured],
+    n: int,
+    missing: Counter[str],
+) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """Every column of the table, and the units of those that are not ours."""
+    known = arrays.known_columns((*LABEL_UNITS, *labels))
+    for name in ("source_id", *table.MATRICES):
+        if name in columns or name in labels:
+            raise InputError(f"'{name}' is a name of the star table's own; call the column another name")
+    own: dict[str, NDArray[Any]] = {}
+    units: dict[str, str] = {}
+    for name, values in columns.items():
+        if name not in known:
+            own[name] = arrays.other_column(values, name, n)
+            units |= {name: unit} if (unit := arrays.unit_of(values)) else {}
+            continue
+        numbers = arrays.measured(values, known[name], n, missing)
+        own[name] = numbers if name in POSITIONS else numbers.astype(np.float32)
+    for name, pair in [*pairs.items(), *labels.items()]:
+        if pair is None:
+            continue
+        both = label_columns(name, "K" if name == "teff" else "") if name in labels else None
+        found = _measured(pair, both or (known[name], known[f"{name}_error"]), n, missing)
+        for key, numbers in zip((name, f"{name}_error"), found, strict=True):
+            if key in own:
+                raise InputError(f"{key} is given twice; leave it out of columns")
+            own[key] = numbers.astype(np.float32)
+    return own, units | {name: unit for name, unit in UNITS.items() if name in own}

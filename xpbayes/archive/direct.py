@@ -71,7 +71,7 @@ def open_inputs(inputs: Named | Survey | Sequence[Named | Survey], companions: C
         elif one.suffix == ".toml":
             found.append(open_survey(one))
         else:
-            new = list(_spectra_of(one))
+            new = list(spectra_in(one))
             at = at if spectra or not new else len(found)
             spectra += new
             found += [] if new else [one]
@@ -92,14 +92,14 @@ def _listed(files: Named | Sequence[Named]) -> tuple[str, ...]:
     return (str(files),) if isinstance(files, str | PathLike) else tuple(map(str, files))
 
 
-def _spectra_of(given: Path) -> Iterator[Path]:
+def spectra_in(given: Path) -> Iterator[Path]:
     """Files of XP spectra, or HATS folders, that an input stands for; none where it is a star table, or a folder of them."""
     if glob.has_magic(str(given)) and not given.exists():
         names = sorted(glob.glob(str(given), recursive=True))
         if not names:
             raise InputError(f"{given}: no such file; check the path")
         for name in names:
-            yield from _spectra_of(Path(name)) if not Path(name).is_dir() or hats_files(Path(name)) else ()
+            yield from spectra_in(Path(name)) if not Path(name).is_dir() or hats_files(Path(name)) else ()
     elif given.is_dir():
         if hats_files(given):
             yield given

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field as Setting
 from pydantic import field_validator
 
-from xpbayes.archive.columns import SOURCE_ID, Column, ReadOptions
+from xpbayes.archive.columns import SOURCE_ID, Column, ReadOptions, error_column
 from xpbayes.archive.label_surveys import FlagRule, LabelColumns, LabelSurvey
 from xpbayes.archive.positions import Positions, match_positions
 from xpbayes.archive.tables import Table, read_blocks
@@ -38,6 +38,16 @@ PLAUSIBLE: dict[str, tuple[str, float, float, float]] = {
 """Unit, least and greatest value, greatest error of a label: [Fe/H] = 99, -9.99 or -9999 was not measured."""
 ANY_LABEL = ("", -900.0, np.inf, np.inf)
 """The same for a label that only the user knows: surveys write missing ones as -999 or -9999."""
+
+
+def label_columns(name: str, documented: str = "") -> tuple[Column, Column]:
+    """A label and its error: unit and what is plausible; `documented` is the unit of numbers without one."""
+    unit, low, high, greatest = PLAUSIBLE.get(name, ANY_LABEL)
+    return (
+        Column(name, unit=unit, documented=documented, low=low, high=high),
+        error_column(f"{name}_error", greatest, unit=unit, documented=documented),
+    )
+
 
 LabelNames = tuple[str, ...]
 Quantity = tuple[str, str]
@@ -152,17 +162,16 @@ def _wanted(survey: LabelSurvey, columns: LabelColumns, names: LabelNames) -> tu
     wanted: dict[str, Column] = {}
     where: dict[Quantity, str] = {}
 
-    def want(key: Quantity, candidates: tuple[str, ...], **about: Any) -> None:
+    def want(key: Quantity, candidates: tuple[str, ...], like: Column | None = None, **about: Any) -> None:
         if candidates:
-            wanted.setdefault(candidates[0], Column(candidates[0], aliases=candidates[1:], **about))
+            column = replace(like or Column("", **about), name=candidates[0], aliases=candidates[1:])
+            wanted.setdefault(candidates[0], column)
             where[key] = candidates[0]
 
     for name in names:
-        unit, low, high, greatest = PLAUSIBLE.get(name, ANY_LABEL)
-        documented = survey.teff_unit if name == "teff" else ""
-        about = {"unit": unit, "documented": documented}
-        want(("value", name), columns.labels.get(name, ()), low=low, high=high, **about)
-        want(("error", name), columns.errors.get(name, ()), low=0.0, high=greatest, is_error=True, **about)
+        value, error = label_columns(name, survey.teff_unit if name == "teff" else "")
+        want(("value", name), columns.labels.get(name, ()), value)
+        want(("error", name), columns.errors.get(name, ()), error)
     for name in columns.snr:
         want(("snr", name), (name,), low=-900.0)
     want(("at", "ra"), columns.ra, unit="deg", low=-361.0, high=721.0)

@@ -4,13 +4,12 @@ A table in memory goes through the same doors as a file: identifiers, units, mis
 """
 
 import logging
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
+from xpbayes.archive.arrays import cells
 from xpbayes.archive.columns import ReadOptions
 from xpbayes.archive.companion_table import SeenIds
 from xpbayes.archive.companions import Companions
@@ -27,23 +26,24 @@ log = logging.getLogger(__name__)
 NUMBER = count(1)
 
 
-def spectra_of_file(path: Path, release: str | None = None) -> Spectra:
-    """Read and calibrate all spectra of one file; parallaxes and positions of the same file are taken along.
+def spectra_of_files(path: Path, files: Sequence[Path], release: str | None = None) -> Spectra:
+    """Read and calibrate all spectra of files, which `path` stands for; their own parallaxes and positions come along.
 
-    It is of a data release, or as its coefficients say if None. InputError: it has no spectra, or none of its rows can be
-    used.
+    They are of a data release, or as their coefficients say if None. InputError: there are no spectra, or none of the rows
+    can be used.
     """
-    gaia = None
-    if "parallax" in {n.lower() for n in column_names(path)}:
-        gaia = read_gaia_source([path], options=ReadOptions(release=release))
+    with_parallax = [file for file in files if "parallax" in {n.lower() for n in column_names(file)}]
+    gaia = read_gaia_source(with_parallax, options=ReadOptions(release=release)) if with_parallax else None
     companions = Companions(gaia, None, None, None, None, None, (), {})
-    survey = SurveySettings(release=release, bands=(), select="all", xp=XpSettings(files=(str(path),)))
-    parts = list(stream_file(survey, path, companions, SeenIds()))
+    survey = SurveySettings(release=release, bands=(), select="all", xp=XpSettings(files=tuple(map(str, files))))
+    seen = SeenIds()
+    parts = [part for file in files for part in stream_file(survey, file, companions, seen)]
     rejected = [row for part in parts for row in part.rejected]
     tables = [part.table for part in parts if len(part.table)]
     sentence = ""
     if rejected:
-        sentence = f"{len(rejected)} rows cannot be used (first: row {rejected[0].row}, {rejected[0].reason})"
+        first = rejected[0]
+        sentence = f"{len(rejected)} rows cannot be used (first: {first.file}, row {first.row}, {first.reason})"
     if not tables:
         raise InputError(f"{path}: has no spectrum that can be used{'; ' if sentence else ''}{sentence}")
     if sentence:
@@ -59,7 +59,7 @@ def spectra_of_table(rows: Any, release: str | None = None) -> Spectra:
     path = Path(f"<table {next(NUMBER)} in memory>")
     MOUNTED[path] = _raw_table(rows)
     try:
-        return spectra_of_file(path, release)
+        return spectra_of_files(path, [path], release)
     finally:
         del MOUNTED[path]
 
@@ -72,18 +72,5 @@ def _raw_table(rows: Any) -> RawTable:
             f"a {type(rows).__name__} is no table; give a pandas, astropy or Arrow table of XP coefficients"
         )
     units = {n: str(u) for n in names if (u := getattr(rows[n], "unit", None)) is not None}
-    columns = {str(n): _cells(rows[n]) for n in names}
+    columns = {str(n): cells(rows[n]) for n in names}
     return RawTable(("0",), tuple(columns), sliced(len(rows), lambda part, name: columns[name][part]), units)
-
-
-def _cells(column: Any) -> Any:
-    """A column as NumPy array, masked where it has nulls, or as list of cells where these are arrays or text."""
-    if hasattr(column, "to_pylist"):  # Arrow; its integers with nulls stay integers
-        is_number = str(column.type).startswith(("int", "uint", "float", "double", "halffloat"))
-        return column.to_numpy() if is_number and not column.null_count else column.to_pylist()
-    if not hasattr(column, "to_numpy"):  # astropy, or an array
-        return np.ma.MaskedArray(column)
-    values = column.to_numpy()
-    if values.dtype.kind in "biuf":
-        return values
-    return [None if np.ndim(value) == 0 and pd.isna(value) else value for value in values]

@@ -31,13 +31,14 @@ def unit_change(declared: str, wanted: str) -> tuple[float, float] | None:
     have, want = _parse(declared), _parse(wanted)
     if have is None or want is None:
         return None
-    if have == u.dex and isinstance(want, u.DexUnit):
+    logarithms = [isinstance(one, u.DexUnit) for one in (have, want)]
+    if have in (u.dex, u.dimensionless_unscaled) and (logarithms[1] or want == u.dex):
         return 1.0, 0.0  # "dex" alone says that it is a logarithm, not of what
-    if isinstance(have, u.DexUnit) and want == u.dex and have.physical_unit == u.dimensionless_unscaled:
+    if logarithms[0] and want == u.dex and have.physical_unit == u.dimensionless_unscaled:
         return 1.0, 0.0
     try:
-        if isinstance(have, u.DexUnit) or isinstance(want, u.DexUnit):
-            return 1.0, float(have.to(want, 0.0))
+        if any(logarithms):
+            return (1.0, float(have.to(want, 0.0))) if all(logarithms) else None
         factor = float(have.to(want))
     except u.UnitsError:
         return None

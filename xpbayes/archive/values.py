@@ -50,7 +50,7 @@ def decode(column: Column, place: Place, cells: Any, n: int, where: str) -> Deco
     InputError: identifiers have been through floating point; a cell is an array where one number is wanted.
     """
     name = place.names[0] if place.names else column.name
-    raw, null = _plain([place.constant] * n if not place.names else cells, name, where)
+    raw, null = plain([place.constant] * n if not place.names else cells, name, where)
     if column.kind == "text":
         out = _text(raw, null)
     elif not isinstance(raw, np.ndarray):
@@ -60,7 +60,9 @@ def decode(column: Column, place: Place, cells: Any, n: int, where: str) -> Deco
     else:
         out = _whole(column, raw, null, where, name)
     if column.kind == "float":
-        _measure(column, place, out)
+        if (place.factor, place.shift) != (1.0, 0.0):
+            out.values = out.values * place.factor + place.shift if place.shift else out.values * place.factor
+        measure(column, out)
     if column.required:
         blank = out.values == "" if column.kind == "text" else out.values == NO_ID
         blank = np.isnan(out.values) if column.kind == "float" else blank
@@ -69,7 +71,7 @@ def decode(column: Column, place: Place, cells: Any, n: int, where: str) -> Deco
     return out
 
 
-def _plain(cells: Any, name: str, where: str) -> tuple[Any, NDArray[np.bool_]]:
+def plain(cells: Any, name: str, where: str) -> tuple[Any, NDArray[np.bool_]]:
     """Cells as a numeric array or a polars column of text, and which are null."""
     import polars as pl
 
@@ -104,8 +106,8 @@ def _plain(cells: Any, name: str, where: str) -> tuple[Any, NDArray[np.bool_]]:
             return np.array(kept, np.float64), null
         if all(-(2**63) <= int(v) < 2**63 for v in kept):
             return np.array([int(v) for v in kept], np.int64), null
-    plain = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values]
-    text = [None if is_null else str(v) for v, is_null in zip(plain, null.tolist(), strict=True)]
+    shown = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values]
+    text = [None if is_null else str(v) for v, is_null in zip(shown, null.tolist(), strict=True)]
     return pl.Series(values=text, dtype=pl.String), null
 
 
@@ -149,8 +151,8 @@ def _numbers_in_text(column: Column, raw: Any, where: str, name: str, release: s
         except OverflowError:
             out.reasons[i] = f"{column.name} {text[i][:30]} is beyond 2^63 - 1"
         except ValueError as error:
-            plain = str(error)
-            out.reasons[i] = plain if plain.startswith(column.name) else f"{column.name} is {plain}"
+            why = str(error)
+            out.reasons[i] = why if why.startswith(column.name) else f"{column.name} is {why}"
     if column.kind == "id":
         _outside(column, out)
     return out
@@ -202,11 +204,9 @@ def _outside(column: Column, out: Decoded) -> None:
         out.values[i] = NO_ID
 
 
-def _measure(column: Column, place: Place, out: Decoded) -> None:
-    """Take numbers to our unit, and those that nobody can have measured for missing."""
+def measure(column: Column, out: Decoded) -> None:
+    """Take numbers, in our unit, that nobody can have measured for missing."""
     values = out.values
-    if (place.factor, place.shift) != (1.0, 0.0):
-        values = out.values = values * place.factor + place.shift if place.shift else values * place.factor
     infinite = np.isinf(values)
     with np.errstate(invalid="ignore"):
         low, high = values <= column.low, values >= column.high

@@ -133,7 +133,7 @@ class Spectra:
             if not -len(self) <= index < len(self):
                 raise IndexError(f"row {index} of a table of {len(self)} stars")
             index = [index]
-        return self.take(index)
+        return self.take(rows_at(index))
 
     def __repr__(self) -> str:
         channels = f"{self.channels.n_xp} XP samples" + "".join(f", {band}" for band in self.channels.band_names)
@@ -254,6 +254,21 @@ def _measured(name: str, of: str, value: NDArray[np.float64], error: NDArray[np.
     inverse = np.zeros_like(value)
     np.divide(1.0, error, out=inverse, where=known)
     return {name: np.where(known, value, 0.0).astype(np.float32), f"{of}_inv_error": inverse.astype(np.float32)}
+
+
+def rows_at(index: Any) -> Any:
+    """A slice, a mask or row numbers, as NumPy takes them; what is masked selects nothing. InputError for anything else."""
+    if isinstance(index, slice):
+        return index
+    rows = np.asarray(index)
+    rows = rows if rows.size or rows.dtype.kind != "f" else rows.astype(np.intp)  # [] selects nothing
+    if rows.ndim != 1 or rows.dtype.kind not in "biu":
+        raise InputError(
+            f"an index of shape {rows.shape} and type {rows.dtype} selects no stars; give a mask, a slice or row numbers"
+        )
+    if isinstance(mask := getattr(index, "mask", None), np.ndarray):
+        return rows & ~mask if rows.dtype == bool else rows[~mask]
+    return rows
 
 
 def add_up_cuts(cuts: Iterable[Cut]) -> tuple[Cut, ...]:

@@ -160,6 +160,11 @@ class _Rows:
         scalars = pa.Table.from_batches(self._batches)
         columns = {name: scalars[name].to_numpy(zero_copy_only=False) for name in scalars.column_names}
         source_id = columns.pop("source_id")
+        if (bad := np.flatnonzero(source_id <= 0)).size:
+            raise InputError(
+                f"{path}: {bad.size} source_ids are outside 1 ... 2^63 - 1 (first: {source_id[bad[0]]}, row "
+                f"{start + bad[0]}); leave these rows out"
+            )
         again = repeated_ids(source_id)
         if again is not None:
             raise InputError(

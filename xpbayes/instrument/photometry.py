@@ -49,3 +49,17 @@ def magnitude_from_flux(flux: NDArray[np.floating], band: Band) -> NDArray[np.fl
     """Convert flux [1e-18 W m^-2 nm^-1] back to a Vega magnitude; NaN where the flux is not positive."""
     f = np.asarray(flux, dtype=np.float64)
     return np.where(f > 0, -2.5 * np.log10(np.where(f > 0, f, 1.0) / zero_point_flux(band)), np.nan)
+
+
+def measured_error(
+    flux: NDArray[np.floating], inverse_error: NDArray[np.floating], floor: float = FLUX_ERROR_FLOOR
+) -> NDArray[np.float64]:
+    """The error [mag] that `flux_from_magnitude` was given; NaN where missing or the flux is not positive.
+
+    An error below the floor was never raised to it, and stays; float32 holds one near the floor to 1e-5.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = 1.0 / (np.asarray(flux, np.float64) * np.asarray(inverse_error, np.float64))
+        own = np.sqrt(np.maximum(relative**2 - floor**2, 1e-10))
+        own = np.where(relative < floor * (1 - 1e-6), relative, own)
+        return np.where((relative > 0) & np.isfinite(relative), own / LN10_OVER_2P5, np.nan)

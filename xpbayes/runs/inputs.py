@@ -76,6 +76,8 @@ def trained_on(
 def read_stars(stars: Spectra | PathLike) -> tuple[Spectra, dict[str, Any]]:
     """All stars at once, and what they are: a table, a file, or a folder of files."""
     if isinstance(stars, Spectra):
+        if not len(stars):
+            raise InputError("a table in memory: has no stars; nothing to do")
         return stars, {"path": "a table in memory", "checksum": "", "n_stars": len(stars)}
     table = read_star_tables(stars)
     return table, source_of(stars, len(table))

@@ -134,6 +134,8 @@ def pick_stars(
     InputError if neither or both were asked for, a star is not there or cannot be used, or the channels differ.
     """
     source_ids = list(source_ids)  # an array has no truth
+    if isinstance(stars, Spectra):
+        read_stars(stars)  # refused if there are none
     if bool(source_ids) == (n_random is not None):
         raise InputError("name stars with --source-id, or ask for some with --random N; one of the two")
     if source_ids:
