@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from xpbayes.config import InferenceConfig
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, chunk_size
 from xpbayes.device import prepare_device, program
 from xpbayes.inference import on_device
@@ -29,6 +28,9 @@ from xpbayes.models.objective import spurious_at
 from xpbayes.models.pair import CompanionRidge
 from xpbayes.models.star_model import StarModel
 from xpbayes.models.theta import to_linear
+
+if TYPE_CHECKING:
+    from xpbayes.config import InferenceConfig
 
 DRAWN = ("mean", "std", "median", "low", "high")
 """What draws are summarised by."""
@@ -127,7 +129,7 @@ def _each(change: Callable[..., Any], *found: Posteriors) -> Posteriors:
 def fit_stars(
     model: StarModel,
     stars: Stars,
-    config: InferenceConfig,
+    config: "InferenceConfig",
     progress: Callable[[int, int, float], None] = lambda done, total, rate: None,
     seeds: NDArray[np.uint32] | None = None,
     ridge: CompanionRidge | None = None,
@@ -167,7 +169,7 @@ def _on_host(
     grid: StartGrid,
     blind: Stars,
     seeds: NDArray[np.uint32],
-    config: InferenceConfig,
+    config: "InferenceConfig",
     ridge: CompanionRidge | None,
     *,
     alone: bool,
@@ -194,7 +196,7 @@ def _on_host(
 
 
 def _on_device(
-    model: StarModel, grid: StartGrid, blind: Stars, seeds: NDArray[np.uint32], config: InferenceConfig
+    model: StarModel, grid: StartGrid, blind: Stars, seeds: NDArray[np.uint32], config: "InferenceConfig"
 ) -> Iterator[Posteriors]:
     """Chunk by chunk, the search as one program."""
     devices, bare = on_device.devices_to_use(), model.without_error

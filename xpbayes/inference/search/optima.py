@@ -4,20 +4,22 @@ Functions of some `xp`, the library of their arrays, NumPy's or JAX's, serve the
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
-from xpbayes.config import InferenceConfig
 from xpbayes.data.stars import STAR_BLOCK, Stars, by_blocks, replaced, rows_of_each
 from xpbayes.inference.model_error import fold_in_model_error
 from xpbayes.inference.search.solver import Solution, SolverState, StarChunk, StartPool, limits, solve
 from xpbayes.inference.search.starts import StartGrid, find_starts, first_guess
 from xpbayes.models.forward import ForwardModel
 from xpbayes.models.star_model import StarModel
+
+if TYPE_CHECKING:
+    from xpbayes.config import InferenceConfig
 
 FIRST_ITERATIONS = 20
 """The best start is followed so far for the flux that the model's error is taken of: next to its optimum will do."""
@@ -57,7 +59,7 @@ class Optima(NamedTuple):
     delta: Any  # (star,) L of the second above the best; inf if there is none
 
 
-def search(model: StarModel, grid: StartGrid, measured: Stars, config: InferenceConfig) -> Searched:
+def search(model: StarModel, grid: StartGrid, measured: Stars, config: "InferenceConfig") -> Searched:
     """Find every star's optima from several starts; `measured` as inference may see it, with its own whitening.
 
     The relative model error is taken of a predicted flux: of the nearest node's for the ranking of starts, then of the
@@ -86,7 +88,7 @@ def search(model: StarModel, grid: StartGrid, measured: Stars, config: Inference
 
 
 def _at_the_winner(
-    model: StarModel, measured: Stars, found: Searched, taken_at: NDArray[np.floating], config: InferenceConfig
+    model: StarModel, measured: Stars, found: Searched, taken_at: NDArray[np.floating], config: "InferenceConfig"
 ) -> Searched:
     """Take the relative error of the flux at the winner's optimum where the best start, `taken_at`, led elsewhere.
 
