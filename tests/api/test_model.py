@@ -6,6 +6,9 @@ import jax
 import numpy as np
 import pytest
 import xarray as xr
+from astropy import units as u
+from astropy.table import Column
+from astropy.utils.masked import Masked
 from numpy.testing import assert_allclose
 from numpyro.infer.util import log_density
 
@@ -86,11 +89,34 @@ def test_dataarrays_span_a_grid(model):
         ({"teff": 5800, "feh": [0, np.nan], "logg": 4.4}, "finite"),
         ({"teff": [5800, 5900], "feh": [0, 0, 0], "logg": 4.4}, "broadcast"),
         ({"teff": 5800, "feh": 0, "lgg": 4.4}, "no label 'lgg'"),
+        ({"teff": 5800 * u.deg_C, "feh": 0, "logg": 4.4}, "teff is in deg_C, which is no K"),
+        ({"teff": [5800 * u.K, 5900 * u.K], "feh": 0, "logg": 4.4}, "teff is not an array of numbers"),
+        ({"teff": 5800, "feh": 0, "logg": 4.4, "parallax": 100 * u.pc}, "parallax is in pc, which is no mas"),
+        ({"teff": 5800, "feh": 0, "logg": 4.4, "parallax": xr.DataArray(2, attrs={"units": "pc"})}, "is in pc"),
+        ({"teff": np.ma.array([5800, 4000], mask=[0, 1]), "feh": 0, "logg": 4.4}, "1 of 2 values of teff are masked"),
+        ({"teff": Masked([5800, 4000] * u.K, mask=[0, 1]), "feh": 0, "logg": 4.4}, r"masked \(first: number 1\)"),
     ],
 )
 def test_impossible_predictions_are_refused(model, arguments, sentence):
     with pytest.raises(InputError, match=sentence):
         model.predict(**arguments)
+
+
+def test_quantities_and_columns_are_converted(model):
+    plain = model.predict(teff=[5800.0, 4000.0], feh=0.1, logg=4.4, parallax=10.0, extinction=0.3)
+    given = {
+        "teff": Column([5.8, 4.0], unit="kK"),
+        "feh": 0.1 * u.one,
+        "logg": 2.4 * u.dex(u.m / u.s**2),
+        "parallax": Masked(0.01 * u.arcsec),
+        "extinction": xr.DataArray(300.0, attrs={"units": "mmag"}),
+    }
+    assert_allclose(model.predict(**given).flux, plain.flux, rtol=1e-6)
+    one = xpbayes.predict_flux(model, **given | {"teff": 5.8 * u.kK, "extinction": 300 * u.mmag})
+    assert_allclose(one.flux, plain.flux[0], rtol=1e-6)
+    assert one.parameters == pytest.approx({"teff": 5800, "feh": 0.1, "logg": 4.4, "extinction": 0.3, "parallax": 10})
+    again = model.predict(**{n: plain[n] for n in ("teff", "feh", "logg", "parallax", "extinction")})
+    assert_allclose(again.flux, plain.flux)
 
 
 def test_unknown_settings_are_refused(model, sample):
