@@ -56,6 +56,10 @@ def test_log_posterior_is_numpyros_up_to_a_constant(model, sample):
 def test_log_posterior_is_of_one_star(model, sample):
     with pytest.raises(InputError, match="2 were given"):
         model.log_posterior(sample.take(np.arange(2)))
+    of_one = model.log_posterior(sample.take(np.arange(1)))
+    for size in (4, 6):
+        with pytest.raises(InputError, match=r"of 5 numbers, teff \[kK\], feh, logg, ln E, ln parallax; .* \(\d,\)"):
+            of_one(np.zeros(size))
 
 
 def test_predictions_follow_the_inverse_square_law_and_the_curve(model):
@@ -124,3 +128,32 @@ def test_unknown_settings_are_refused(model, sample):
         model.fit(sample.take(np.arange(3)), n_stars=3)
     with pytest.raises(InputError, match="unknown setting 'sed'"):
         xpbayes.train(sample, sed=1)
+    for twice in ({"parallax": False, "use_parallax": True}, {"draws": 64, "n_draws": 0}):
+        with pytest.raises(InputError, match="is given under two names"):
+            model.fit(sample.take(np.arange(3)), **twice)
+
+
+@pytest.mark.parametrize("verb", ["fit", "sample", "compare", "log_posterior", "numpyro"])
+@pytest.mark.parametrize("given", ["stars.parquet", [1, 2], None])
+def test_what_holds_no_spectra_is_one_sentence(model, verb, given):
+    with pytest.raises(InputError, match=f"a {type(given).__name__} is no Spectra; xpbayes.Spectra.read"):
+        getattr(model, verb)(given)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda m: xpbayes.load(None),
+        lambda m: xpbayes.infer(m, [1, 2]),
+        lambda m: xpbayes.infer(m, {}),
+        lambda m: xpbayes.train({}),
+        lambda m: xpbayes.adapt(m, None),
+    ],
+)
+def test_what_is_no_path_is_one_sentence(model, ask):
+    with pytest.raises(InputError, match="is neither spectra nor a file|is named by its folder"):
+        ask(model)
+
+
+def test_models_are_equal_to_themselves_alone(model):
+    assert model == model and model != replace(model) and len({model, replace(model)}) == 2

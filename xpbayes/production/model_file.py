@@ -95,7 +95,7 @@ class _Header:
             raise ValueError("labels must be at least one name, and each once")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainedModel:
     """A model that can predict and infer."""
 

@@ -281,7 +281,8 @@ def list_column(table: pa.Table, name: str) -> NDArray[np.float64]:
     """(row, item) values of a column of lists of one size, or of a scalar one as a single item; NaN where null."""
     column = table[name].combine_chunks()
     items = items_of(column) if pa.types.is_nested(column.type) else column
-    return items.to_numpy(zero_copy_only=False).astype(np.float64).reshape(len(column), -1)
+    size = column.type.list_size if pa.types.is_fixed_size_list(column.type) else len(items) // max(len(column), 1)
+    return items.to_numpy(zero_copy_only=False).astype(np.float64).reshape(len(column), size)
 
 
 def items_of(column: pa.Array) -> pa.Array:

@@ -44,7 +44,16 @@ from xpbayes.models.extinction import NearInfraredLaw
 from xpbayes.production.model_file import CARD, TrainedModel
 from xpbayes.refinement.stage import calibrate_second_stage, learn_second_stage
 from xpbayes.runs.infer import infer
-from xpbayes.runs.inputs import PathLike, check_writable, read_stars, require_labels, saved, source_of, trained_on
+from xpbayes.runs.inputs import (
+    PathLike,
+    check_writable,
+    read_stars,
+    require_labels,
+    require_stars,
+    saved,
+    source_of,
+    trained_on,
+)
 from xpbayes.training.companions import counts_of
 from xpbayes.training.curve_variation import fit_law
 from xpbayes.training.learn import train as learn
@@ -163,7 +172,7 @@ def _training_set(
     stars: Spectra | PathLike, config: TrainingConfig, out: PathLike | None
 ) -> Iterator[tuple[TrainingSet, dict[str, Any]]]:
     """The stars of a training run and where they come from; in files beside the model while it is trained, if many."""
-    paths = [] if isinstance(stars, Spectra) else star_table_files(stars)
+    paths = [] if isinstance(stars, Spectra) else star_table_files(require_stars(stars))
     n_stars = n_rows(paths)
     if isinstance(stars, Spectra) or n_stars <= config.stars_in_memory:
         table, source = read_stars(stars)
