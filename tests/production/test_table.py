@@ -63,15 +63,16 @@ def test_a_star_without_a_solution_has_null_parameters(trained, table, monkeypat
 
     def fail_for_two(*arguments, **options):
         found = fit(*arguments, **options)
-        covariance, estimate = np.array(found.covariance), np.array(found.estimate)
-        covariance[2], estimate[4, 0] = np.nan, np.inf
-        return replace(found, covariance=covariance, estimate=estimate)
+        covariance, estimate, laplace = (np.array(of) for of in (found.covariance, found.estimate, found.laplace))
+        covariance[2], estimate[4, 0], laplace[5, -1, -1] = np.nan, np.inf, 0.0
+        return replace(found, covariance=covariance, estimate=estimate, laplace=laplace)
 
     monkeypatch.setattr(infer_run, "fit_stars", fail_for_two)
     few = table.take(np.arange(7))
     catalogue = infer(trained, few, config=SIMPLE)
-    lost = [2, 4]
-    assert [catalogue["status"][i].as_py() for i in lost] == ["solver met a non-finite value"] * 2
+    lost = [2, 4, 5]
+    reasons = ["solver met a non-finite value"] * 2 + ["an error of its parameters is 0 or not finite"]
+    assert [catalogue["status"][i].as_py() for i in lost] == reasons
     for field in catalogue.schema:
         if pa.types.is_fixed_size_list(field.type) and pa.types.is_floating(field.type.value_type):
             assert np.isnan(list_column(catalogue, field.name)[lost]).all(), field.name
@@ -85,9 +86,19 @@ def test_a_star_without_a_solution_has_null_parameters(trained, table, monkeypat
     ):
         assert all(np.isnan(np.asarray(catalogue[name].to_numpy(zero_copy_only=False), float)[lost])), name
     assert all(catalogue["quality_flags"][i].as_py() & QualityFlag.POOR_FIT for i in lost)
-    assert [catalogue["method"][i].as_py() for i in lost] == ["none"] * 2
+    assert [catalogue["method"][i].as_py() for i in lost] == ["none"] * 3
     assert_array_equal(catalogue["gdr3_source_id"].to_numpy(), few.source_id)
-    assert np.isfinite(list_column(catalogue, "stellar_params_est")[[0, 1, 3, 5, 6]]).all()
+    assert np.isfinite(list_column(catalogue, "stellar_params_est")[[0, 1, 3, 6]]).all()
+
+
+def test_a_parallax_whose_error_float32_cannot_hold_is_no_solution(trained, table):
+    few = table.take(np.arange(2))
+    few = few.replace(
+        columns=few.columns | {"parallax": np.array([1e6, 2.0]), "parallax_error": np.array([1e-3, 0.02])}
+    )
+    status = infer(trained, few, config=SIMPLE.model_copy(update={"use_parallax": True}))["status"].to_pylist()
+    assert status[0] in ("an error of its parameters is 0 or not finite", "solver met a non-finite value")
+    assert status[1] == OK
 
 
 def test_errors_belong_to_covariances_and_covariances_to_fisher_matrices(catalogue):

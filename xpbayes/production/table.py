@@ -69,8 +69,10 @@ def catalogue_rows(  # noqa: PLR0913 - what a row is made from
     finite: NDArray[np.bool_] = np.logical_and(
         np.isfinite(inferred.estimate).all(axis=1), np.isfinite(inferred.covariance).all(axis=(1, 2))
     )
+    matrices = (np.diagonal(of, axis1=1, axis2=2) for of in (inferred.covariance, inferred.laplace))
+    solved = finite & have_errors(*matrices, *of_draws(inferred.median, inferred.high - inferred.low, inferred.std))
     tried = np.flatnonzero(status == OK)
-    spread = partial(_spread, n, tried[finite], finite)
+    spread = partial(_spread, n, tried[solved], solved)
     estimate, covariance, chi2, ln_prior, laplace, median, low, high = (
         spread(getattr(inferred, name))
         for name in ("estimate", "covariance", "chi2", "ln_prior", "laplace", "median", "low", "high")
@@ -89,6 +91,7 @@ def catalogue_rows(  # noqa: PLR0913 - what a row is made from
     measured = table.is_measured("parallax") & use_parallax
     n_obs = table.channel_present().sum(axis=1)
     reason = status.astype("U64").copy()
+    reason[tried[~solved]] = "an error of its parameters is 0 or not finite"
     reason[tried[~finite]] = "solver met a non-finite value"
     nothing = np.full(n, np.nan, np.float32)
     # Of any length: NumPy would cut longer names.
@@ -148,6 +151,17 @@ def catalogue_rows(  # noqa: PLR0913 - what a row is made from
         rows["model_cov_triu"] = upper_triangle(model_covariance)
         rows["stellar_params_model_err"] = np.sqrt(np.diagonal(model_covariance, axis1=1, axis2=2))
     return rows
+
+
+def have_errors(*errors: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """(star,) whose (star, parameter) errors are all above 0 and finite; of a parallax of 1e6 mas float32 may hold none."""
+    return np.logical_and.reduce([((error > 0) & np.isfinite(error)).all(axis=1) for error in errors])
+
+
+def of_draws(median: NDArray[np.floating], *errors: NDArray[np.floating]) -> list[NDArray[np.floating]]:
+    """(star, parameter) errors of draws as `have_errors` judges them: 1 for stars that have none."""
+    drawn = np.isfinite(median).any(axis=1, keepdims=True)
+    return [np.where(drawn, error, 1.0) for error in errors]
 
 
 NOTHING = {"f": np.nan, "i": 0, "b": False, "O": "none"}

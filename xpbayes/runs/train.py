@@ -56,6 +56,7 @@ from xpbayes.runs.inputs import (
 )
 from xpbayes.training.companions import counts_of
 from xpbayes.training.curve_variation import fit_law
+from xpbayes.training.learn import FEW_ADVICE, FEW_STARS
 from xpbayes.training.learn import train as learn
 from xpbayes.training.self_cleaning import with_absolute_magnitudes
 from xpbayes.training.training_set import TrainingSet, n_rows, training_set, training_set_in_files
@@ -91,6 +92,8 @@ def train(
         training = chosen.table
         for cut in training.cuts:
             log.info(f"cut: {cut.what}: {cut.removed} removed, {cut.left} left")
+        if len(training) < FEW_STARS:
+            log.warning(f"training on {len(training)} stars may diverge{FEW_ADVICE}")
         checkpoint = None if out is None else Path(out) / CHECKPOINT
         near_infrared = _near_infrared_law(training, config)
         learned = learn(
