@@ -11,6 +11,7 @@ from tests.conftest import QUICK, with_columns
 from xpbayes.data.spectra import OK
 from xpbayes.errors import InputError
 from xpbayes.inference.linear_algebra import from_upper_triangle
+from xpbayes.production.flat import flat_table
 from xpbayes.production.table import catalogue_about, list_column, read_catalogue, write_catalogue
 from xpbayes.runs import infer as infer_run
 from xpbayes.runs.infer import infer
@@ -91,14 +92,27 @@ def test_a_star_without_a_solution_has_null_parameters(trained, table, monkeypat
     assert np.isfinite(list_column(catalogue, "stellar_params_est")[[0, 1, 3, 6]]).all()
 
 
-def test_a_parallax_whose_error_float32_cannot_hold_is_no_solution(trained, table):
-    few = table.take(np.arange(2))
-    few = few.replace(
-        columns=few.columns | {"parallax": np.array([1e6, 2.0]), "parallax_error": np.array([1e-3, 0.02])}
-    )
-    status = infer(trained, few, config=SIMPLE.model_copy(update={"use_parallax": True}))["status"].to_pylist()
-    assert status[0] in ("an error of its parameters is 0 or not finite", "solver met a non-finite value")
-    assert status[1] == OK
+def test_draws_that_say_of_no_error_leave_the_mode(trained, table, monkeypatch):
+    """All weight on one draw, or a parallax whose error float32 cannot hold."""
+    fit = infer_run.fit_stars
+
+    def collapse(*arguments, **options):
+        found = fit(*arguments, **options)
+        std = np.array(found.std)
+        std[1], std[2, -1] = np.nan, 0.0
+        return replace(found, std=std)
+
+    monkeypatch.setattr(infer_run, "fit_stars", collapse)
+    catalogue = infer(trained, table.take(np.arange(4)), config=SIMPLE.model_copy(update={"n_draws": 64}))
+    assert catalogue["status"].to_pylist() == [OK] * 4
+    assert np.isnan(list_column(catalogue, "stellar_params_median")).all(axis=1).tolist() == [False, True, True, False]
+    assert [m.split("+")[:3][-1] for m in catalogue["method"].to_pylist()] == [
+        "importance",
+        "laplace",
+        "laplace",
+        "importance",
+    ]
+    assert (flat_table(catalogue, catalogue_about(catalogue))["parallax_err"].to_numpy() > 0).all()
 
 
 def test_errors_belong_to_covariances_and_covariances_to_fisher_matrices(catalogue):

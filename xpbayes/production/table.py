@@ -4,6 +4,7 @@ A star that could not be solved has null parameters, the flag POOR_FIT and a sen
 """
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ def catalogue_rows(  # noqa: PLR0913 - what a row is made from
         np.isfinite(inferred.estimate).all(axis=1), np.isfinite(inferred.covariance).all(axis=(1, 2))
     )
     matrices = (np.diagonal(of, axis1=1, axis2=2) for of in (inferred.covariance, inferred.laplace))
-    solved = finite & have_errors(*matrices, *of_draws(inferred.median, inferred.high - inferred.low, inferred.std))
+    solved = finite & have_errors(*matrices)
+    inferred = _without_collapsed(inferred)
     tried = np.flatnonzero(status == OK)
     spread = partial(_spread, n, tried[solved], solved)
     estimate, covariance, chi2, ln_prior, laplace, median, low, high = (
@@ -95,7 +97,7 @@ def catalogue_rows(  # noqa: PLR0913 - what a row is made from
     reason[tried[~finite]] = "solver met a non-finite value"
     nothing = np.full(n, np.nan, np.float32)
     # Of any length: NumPy would cut longer names.
-    method = np.where(np.isnan(inferred.k_hat), MODE, DRAWS).astype(object)
+    method = np.where(np.isnan(inferred.median).all(axis=1), MODE, DRAWS).astype(object)
     if by_chains is not None:
         method[by_chains] = CHAINS
     if added is not None:
@@ -154,14 +156,23 @@ def catalogue_rows(  # noqa: PLR0913 - what a row is made from
 
 
 def have_errors(*errors: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """(star,) whose (star, parameter) errors are all above 0 and finite; of a parallax of 1e6 mas float32 may hold none."""
-    return np.logical_and.reduce([((error > 0) & np.isfinite(error)).all(axis=1) for error in errors])
+    """(star,) whose (star, parameter) errors, or their squares, are above 0 and finite as the catalogue has them."""
+    with np.errstate(over="ignore"):
+        single = [error.astype(np.float32) for error in errors]
+    return np.logical_and.reduce([((error > 0) & np.isfinite(error)).all(axis=1) for error in single])
 
 
-def of_draws(median: NDArray[np.floating], *errors: NDArray[np.floating]) -> list[NDArray[np.floating]]:
-    """(star, parameter) errors of draws as `have_errors` judges them: 1 for stars that have none."""
-    drawn = np.isfinite(median).any(axis=1, keepdims=True)
-    return [np.where(drawn, error, 1.0) for error in errors]
+def _without_collapsed(inferred: Posteriors) -> Posteriors:
+    """No summaries for stars whose draws say of a parameter that it has no error: mode and covariance stand for them.
+
+    One draw may have all the weight, and float32 no room for the error of a parallax of 1e6 mas.
+    """
+    sound = have_errors(inferred.std, inferred.high - inferred.low)[:, None]
+    kept: dict[str, Any] = {
+        name: np.where(sound, getattr(inferred, name), np.float32(np.nan))
+        for name in ("mean", "std", "median", "low", "high")
+    }
+    return replace(inferred, **kept)
 
 
 NOTHING = {"f": np.nan, "i": 0, "b": False, "O": "none"}

@@ -25,7 +25,7 @@ from xpbayes.errors import InputError
 from xpbayes.production.duplicates import Identifiers, find_repeated
 from xpbayes.production.manifest import MANIFEST, QUARANTINE, catalogue_metadata, part_records, read_complete, totals
 from xpbayes.production.parts import PART_PATTERN, PartRecord, is_intact
-from xpbayes.production.table import have_errors, list_column, of_draws
+from xpbayes.production.table import have_errors, list_column
 from xpbayes.schema import columns_of, id_column
 
 ESSENTIAL = ("stellar_params_est", "stellar_params_err", "stellar_params_cov_triu", "chi2_opt", "ln_prior")
@@ -147,7 +147,9 @@ def check_rows(table: pa.Table, about: Mapping[str, Any]) -> list[str]:
         if bad.any():
             problems.append(f"{int(bad.sum())} rows with status ok have no finite {name} ({_first(solved, bad)})")
     low, median, high, std = (list_column(solved, f"stellar_params_{name}") for name in ("p16", "median", "p84", "std"))
-    bad = ~have_errors(list_column(solved, "stellar_params_err"), *of_draws(median, high - low, std))
+    bad = ~have_errors(
+        list_column(solved, "stellar_params_err"), *(np.where(np.isfinite(median), e, 1.0) for e in (high - low, std))
+    )
     if bad.any():
         problems.append(
             f"{int(bad.sum())} rows with status ok have an error that is 0 or not finite ({_first(solved, bad)})"
