@@ -4,7 +4,6 @@ A star that could not be solved has null parameters, the flag POOR_FIT and a sen
 """
 
 import json
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,7 +71,6 @@ def catalogue_rows(  # noqa: PLR0913 - what a row is made from
     )
     matrices = (np.diagonal(of, axis1=1, axis2=2) for of in (inferred.covariance, inferred.laplace))
     solved = finite & have_errors(*matrices)
-    inferred = _without_collapsed(inferred)
     tried = np.flatnonzero(status == OK)
     spread = partial(_spread, n, tried[solved], solved)
     estimate, covariance, chi2, ln_prior, laplace, median, low, high = (
@@ -97,7 +95,7 @@ def catalogue_rows(  # noqa: PLR0913 - what a row is made from
     reason[tried[~finite]] = "solver met a non-finite value"
     nothing = np.full(n, np.nan, np.float32)
     # Of any length: NumPy would cut longer names.
-    method = np.where(np.isnan(inferred.median).all(axis=1), MODE, DRAWS).astype(object)
+    method = np.where(np.isnan(inferred.k_hat), MODE, DRAWS).astype(object)
     if by_chains is not None:
         method[by_chains] = CHAINS
     if added is not None:
@@ -160,19 +158,6 @@ def have_errors(*errors: NDArray[np.floating]) -> NDArray[np.bool_]:
     with np.errstate(over="ignore"):
         single = [error.astype(np.float32) for error in errors]
     return np.logical_and.reduce([((error > 0) & np.isfinite(error)).all(axis=1) for error in single])
-
-
-def _without_collapsed(inferred: Posteriors) -> Posteriors:
-    """No summaries for stars whose draws say of a parameter that it has no error: mode and covariance stand for them.
-
-    One draw may have all the weight, and float32 no room for the error of a parallax of 1e6 mas.
-    """
-    sound = have_errors(inferred.std, inferred.high - inferred.low)[:, None]
-    kept: dict[str, Any] = {
-        name: np.where(sound, getattr(inferred, name), np.float32(np.nan))
-        for name in ("mean", "std", "median", "low", "high")
-    }
-    return replace(inferred, **kept)
 
 
 NOTHING = {"f": np.nan, "i": 0, "b": False, "O": "none"}

@@ -146,10 +146,7 @@ def check_rows(table: pa.Table, about: Mapping[str, Any]) -> list[str]:
         bad: NDArray[np.bool_] = np.logical_not(np.isfinite(values).all(axis=1))
         if bad.any():
             problems.append(f"{int(bad.sum())} rows with status ok have no finite {name} ({_first(solved, bad)})")
-    low, median, high, std = (list_column(solved, f"stellar_params_{name}") for name in ("p16", "median", "p84", "std"))
-    bad = ~have_errors(
-        list_column(solved, "stellar_params_err"), *(np.where(np.isfinite(median), e, 1.0) for e in (high - low, std))
-    )
+    bad = ~have_errors(list_column(solved, "stellar_params_err"))
     if bad.any():
         problems.append(
             f"{int(bad.sum())} rows with status ok have an error that is 0 or not finite ({_first(solved, bad)})"
