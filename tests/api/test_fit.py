@@ -41,7 +41,7 @@ def test_values_are_those_of_the_catalogue(fit, model, sample):
 
 
 def test_without_draws_the_mode_is_recommended_with_its_laplace_error(model, sample):
-    fit = model.fit(sample.take(np.arange(20)), parallax=False, draws=0, **SETTINGS)
+    fit = model.fit(sample.take(np.arange(20)), use_parallax=False, n_draws=0, **SETTINGS)
     assert_allclose(fit.logg, fit.logg_mode)
     assert_allclose(fit.logg_err, np.sqrt(fit.covariance[:, 2, 2]))
     assert_allclose(fit.logg_p84 - fit.logg_p16, 2 * fit.logg_err, rtol=1e-6)
@@ -66,6 +66,25 @@ def test_slices_masks_and_single_stars(fit):
 def test_a_misspelt_column_is_answered_with_the_nearest(fit):
     with pytest.raises(AttributeError, match="tef_err.*did you mean 'teff_err'"):
         _ = fit.tef_err
+    star = fit[0]
+    with pytest.raises(AttributeError, match="a star has no 'tef' .did you mean 'teff'"):
+        _ = star.tef
+    for name in ("save", "to_pandas", "model", "about", "parameters", "catalogue"):
+        with pytest.raises(AttributeError, match=f"has: star.row.{name}"):
+            getattr(star, name)
+    assert {"teff", "teff_err", "optima", "spectra"} <= set(dir(star)) and len(star.spectra) == 1
+
+
+@pytest.mark.parametrize("index", [None, np.zeros((2, 2), int), "teff", 1.5, np.zeros(3, bool), np.array(1)])
+def test_what_picks_no_stars_is_one_sentence(fit, index):
+    with pytest.raises(InputError, match="picks no stars of a fit"):
+        fit[index]
+
+
+def test_a_fit_of_no_stars_is_shown_and_compared(fit):
+    none = fit[[]]
+    assert "Fit of 0 stars" in none._repr_html_() and none.covariance.shape == (0, 5, 5)
+    assert fit == fit and fit != none and len({fit, none}) == 2
 
 
 def test_tables_carry_units_and_descriptions(fit):

@@ -6,6 +6,9 @@ import jax
 import numpy as np
 import pytest
 import xarray as xr
+from astropy import units as u
+from astropy.table import Column
+from astropy.utils.masked import Masked
 from numpy.testing import assert_allclose
 from numpyro.infer.util import log_density
 
@@ -59,6 +62,10 @@ def test_a_table_without_stars_is_refused(model, sample, verb):
 def test_log_posterior_is_of_one_star(model, sample):
     with pytest.raises(InputError, match="2 were given"):
         model.log_posterior(sample.take(np.arange(2)))
+    of_one = model.log_posterior(sample.take(np.arange(1)))
+    for size in (4, 6):
+        with pytest.raises(InputError, match=r"of 5 numbers, teff \[kK\], feh, logg, ln E, ln parallax; .* \(\d,\)"):
+            of_one(np.zeros(size))
 
 
 def test_predictions_follow_the_inverse_square_law_and_the_curve(model):
@@ -92,6 +99,12 @@ def test_dataarrays_span_a_grid(model):
         ({"teff": 5800, "feh": [0, np.nan], "logg": 4.4}, "finite"),
         ({"teff": [5800, 5900], "feh": [0, 0, 0], "logg": 4.4}, "broadcast"),
         ({"teff": 5800, "feh": 0, "lgg": 4.4}, "no label 'lgg'"),
+        ({"teff": 5800 * u.deg_C, "feh": 0, "logg": 4.4}, "teff is in deg_C, which is no K"),
+        ({"teff": [5800 * u.K, 5900 * u.K], "feh": 0, "logg": 4.4}, "teff is not an array of numbers"),
+        ({"teff": 5800, "feh": 0, "logg": 4.4, "parallax": 100 * u.pc}, "parallax is in pc, which is no mas"),
+        ({"teff": 5800, "feh": 0, "logg": 4.4, "parallax": xr.DataArray(2, attrs={"units": "pc"})}, "is in pc"),
+        ({"teff": np.ma.array([5800, 4000], mask=[0, 1]), "feh": 0, "logg": 4.4}, "1 of 2 values of teff are masked"),
+        ({"teff": Masked([5800, 4000] * u.K, mask=[0, 1]), "feh": 0, "logg": 4.4}, r"masked \(first: number 1\)"),
     ],
 )
 def test_impossible_predictions_are_refused(model, arguments, sentence):
@@ -99,8 +112,54 @@ def test_impossible_predictions_are_refused(model, arguments, sentence):
         model.predict(**arguments)
 
 
+def test_quantities_and_columns_are_converted(model):
+    plain = model.predict(teff=[5800.0, 4000.0], feh=0.1, logg=4.4, parallax=10.0, extinction=0.3)
+    given = {
+        "teff": Column([5.8, 4.0], unit="kK"),
+        "feh": 0.1 * u.one,
+        "logg": 2.4 * u.dex(u.m / u.s**2),
+        "parallax": Masked(0.01 * u.arcsec),
+        "extinction": xr.DataArray(300.0, attrs={"units": "mmag"}),
+    }
+    assert_allclose(model.predict(**given).flux, plain.flux, rtol=1e-6)
+    one = xpbayes.predict_flux(model, **given | {"teff": 5.8 * u.kK, "extinction": 300 * u.mmag})
+    assert_allclose(one.flux, plain.flux[0], rtol=1e-6)
+    assert one.parameters == pytest.approx({"teff": 5800, "feh": 0.1, "logg": 4.4, "extinction": 0.3, "parallax": 10})
+    again = model.predict(**{n: plain[n] for n in ("teff", "feh", "logg", "parallax", "extinction")})
+    assert_allclose(again.flux, plain.flux)
+
+
 def test_unknown_settings_are_refused(model, sample):
     with pytest.raises(InputError, match="unknown setting 'n_stars'"):
         model.fit(sample.take(np.arange(3)), n_stars=3)
     with pytest.raises(InputError, match="unknown setting 'sed'"):
         xpbayes.train(sample, sed=1)
+    for twice in ({"parallax": False, "use_parallax": True}, {"draws": 64, "n_draws": 0}):
+        with pytest.raises(InputError, match="is given under two names"):
+            model.fit(sample.take(np.arange(3)), **twice)
+
+
+@pytest.mark.parametrize("verb", ["fit", "sample", "compare", "log_posterior", "numpyro"])
+@pytest.mark.parametrize("given", ["stars.parquet", [1, 2], None])
+def test_what_holds_no_spectra_is_one_sentence(model, verb, given):
+    with pytest.raises(InputError, match=f"a {type(given).__name__} is no Spectra; xpbayes.Spectra.read"):
+        getattr(model, verb)(given)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda m: xpbayes.load(None),
+        lambda m: xpbayes.infer(m, [1, 2]),
+        lambda m: xpbayes.infer(m, {}),
+        lambda m: xpbayes.train({}),
+        lambda m: xpbayes.adapt(m, None),
+    ],
+)
+def test_what_is_no_path_is_one_sentence(model, ask):
+    with pytest.raises(InputError, match="is neither spectra nor a file|is named by its folder"):
+        ask(model)
+
+
+def test_models_are_equal_to_themselves_alone(model):
+    assert model == model and model != replace(model) and len({model, replace(model)}) == 2

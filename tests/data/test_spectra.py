@@ -336,3 +336,7 @@ def test_other_bands_are_left_out_and_new_ones_missing(sample):
     assert stars.on(stars.channels) is stars
     with pytest.raises(InputError, match="channels"):
         stars.on(Channels(("g", "r"), (480.0, 620.0), 0))
+
+
+def test_spectra_are_the_same_if_they_are_one_object(sample):
+    assert sample == sample and sample != sample.take(np.arange(3)) and hash(sample)

@@ -11,6 +11,7 @@ from tests.conftest import QUICK, with_columns
 from xpbayes.data.spectra import OK
 from xpbayes.errors import InputError
 from xpbayes.inference.linear_algebra import from_upper_triangle
+from xpbayes.production.flat import flat_table
 from xpbayes.production.table import catalogue_about, list_column, read_catalogue, write_catalogue
 from xpbayes.runs import infer as infer_run
 from xpbayes.runs.infer import infer
@@ -61,18 +62,21 @@ def test_a_bad_star_has_a_row_with_a_reason(catalogue):
 def test_a_star_without_a_solution_has_null_parameters(trained, table, monkeypatch):
     fit = infer_run.fit_stars
 
-    def fail_for_two(*arguments, **options):
+    def fail_for_some(*arguments, **options):
         found = fit(*arguments, **options)
-        covariance, estimate = np.array(found.covariance), np.array(found.estimate)
-        covariance[2], estimate[4, 0], estimate[5, -2] = np.nan, np.inf, 1e37
-        return replace(found, covariance=covariance, estimate=estimate)
+        covariance, estimate, laplace = (np.array(of) for of in (found.covariance, found.estimate, found.laplace))
+        covariance[2], estimate[4, 0], laplace[5, -1, -1], estimate[6, -2] = np.nan, np.inf, 0.0, 1e37
+        return replace(found, covariance=covariance, estimate=estimate, laplace=laplace)
 
-    monkeypatch.setattr(infer_run, "fit_stars", fail_for_two)
+    monkeypatch.setattr(infer_run, "fit_stars", fail_for_some)
     few = table.take(np.arange(7))
     catalogue = infer(trained, few, config=SIMPLE)
-    lost = [2, 4, 5]
-    said = [catalogue["status"][i].as_py() for i in lost]
-    assert said[:2] == ["solver met a non-finite value"] * 2 and said[2].startswith("the fluxes bound neither")
+    lost = [2, 4, 5, 6]
+    reasons = ["solver met a non-finite value"] * 2 + [
+        "an error of its parameters is 0 or not finite",
+        "the fluxes bound neither extinction nor parallax",
+    ]
+    assert [catalogue["status"][i].as_py() for i in lost] == reasons
     for field in catalogue.schema:
         if pa.types.is_fixed_size_list(field.type) and pa.types.is_floating(field.type.value_type):
             assert np.isnan(list_column(catalogue, field.name)[lost]).all(), field.name
@@ -86,15 +90,24 @@ def test_a_star_without_a_solution_has_null_parameters(trained, table, monkeypat
     ):
         assert all(np.isnan(np.asarray(catalogue[name].to_numpy(zero_copy_only=False), float)[lost])), name
     assert all(catalogue["quality_flags"][i].as_py() & QualityFlag.POOR_FIT for i in lost)
-    assert [catalogue["method"][i].as_py() for i in lost] == ["none"] * 3
+    assert [catalogue["method"][i].as_py() for i in lost] == ["none"] * 4
     assert_array_equal(catalogue["gdr3_source_id"].to_numpy(), few.source_id)
-    assert np.isfinite(list_column(catalogue, "stellar_params_est")[[0, 1, 3, 6]]).all()
+    assert np.isfinite(list_column(catalogue, "stellar_params_est")[[0, 1, 3]]).all()
 
 
 def test_stars_of_which_none_can_be_solved_end_in_a_sentence(trained, table):
     few = table.take(np.arange(2))
     with pytest.raises(InputError, match="none of its 2 stars can be used"):
         infer(trained, replace(few, band_inverse_error=few.band_inverse_error * 1e30), config=SIMPLE)
+
+
+def test_where_draws_say_of_no_error_the_mode_is_recommended(catalogue):
+    """All weight may lie on one draw, and float32 holds no error of a parallax of 1e6 mas."""
+    at = catalogue.column_names.index("stellar_params_p16")
+    catalogue = catalogue.set_column(at, catalogue.schema.field(at), catalogue["stellar_params_p84"])
+    flat, solved = flat_table(catalogue, catalogue_about(catalogue)), np.array(catalogue["status"].to_pylist()) == OK
+    assert_array_equal(flat["parallax"].to_numpy(), flat["parallax_mode"].to_numpy())
+    assert (flat["parallax_err"].to_numpy()[solved] > 0).all()
 
 
 def test_errors_belong_to_covariances_and_covariances_to_fisher_matrices(catalogue):

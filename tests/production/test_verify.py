@@ -38,6 +38,7 @@ def plausible(n: int, seed: int) -> dict:
             matrix = factor @ factor.transpose(0, 2, 1)
             packed = matrix[:, *np.triu_indices(size)]
             rows[column.name] = np.where(np.isfinite(rows[column.name][:, :1]), packed, np.nan)
+    rows["stellar_params_err"] = 0.1 + np.abs(rows["stellar_params_err"])
     rows["source_id"] = rows["source_id"] + 1000 * seed
     return rows
 
@@ -110,6 +111,19 @@ def test_a_parameter_that_is_not_finite(tmp_path):
 
     found = problems(make(tmp_path, spoil))
     assert "part-00000-0001.parquet: 1 rows with status ok have no finite stellar_params_est (first: source_id" in found
+
+
+@pytest.mark.parametrize(("name", "value"), [("err", 0.0), ("err", np.inf)])
+def test_an_error_that_is_none(tmp_path, name, value):
+    def spoil(rows, block):
+        if block == 1:
+            rows[f"stellar_params_{name}"][0, 2] = value
+
+    found = problems(make(tmp_path, spoil))
+    assert (
+        "part-00000-0001.parquet: 1 rows with status ok have an error that is 0 or not finite (first: source_id"
+        in found
+    )
 
 
 def test_a_covariance_with_a_negative_eigenvalue(tmp_path):

@@ -15,7 +15,15 @@ from xpbayes.errors import InputError
 from xpbayes.models.forward import ln_absolute_flux
 from xpbayes.models.prior import ln_priors
 from xpbayes.runs.adapt import _with_distances, adapt, check_adaptation
-from xpbayes.training.adapt import AdaptationConfig, find_scale, fixed_sites, move_network, on_scale
+from xpbayes.training.adapt import (
+    LARGEST_OFFSET,
+    AdaptationConfig,
+    at_limit,
+    find_scale,
+    fixed_sites,
+    move_network,
+    on_scale,
+)
 from xpbayes.training.training_set import has_distance, training_cuts
 
 OFFSET_DEX, STRETCH = 0.25, 1.03
@@ -115,6 +123,33 @@ def test_worse_labels_fail_the_check():
     found = check_adaptation(old, worse)
     assert found.passed is False and "feh got worse" in found.line
     assert check_adaptation(old, [old[0], replace(old[1], bias=0.08)]).passed is False
+    far = check_adaptation(old, old, ["teff"])
+    assert far.passed is False and "teff is too far off" in far.line and "got worse" not in far.line
+
+
+def test_a_zero_point_that_is_gone_outweighs_a_little_scatter():
+    old = [Accuracy("feh", "all", 33, 0.042, -0.2, 0.68, 0.95)]
+    assert check_adaptation(old, [replace(old[0], scatter=0.053, bias=-0.009)]).passed
+    assert check_adaptation([replace(old[0], bias=0.0)], [replace(old[0], scatter=0.062, bias=0.0)]).passed is False
+
+
+def test_no_scale_moves_without_limit():
+    inferred = np.random.default_rng(0).normal(size=(100, 2))
+    move = find_scale(inferred, inferred + [-15.0, 0.2], np.zeros(2), np.ones(2))
+    np.testing.assert_allclose(move, [[-LARGEST_OFFSET, 0.2], [0.0, 0.0]], atol=1e-6)
+    assert at_limit(move).tolist() == [True, False]
+    assert at_limit(np.array([[0.2, 0.0], [0.1, np.log(1.5)]])).tolist() == [False, True]
+
+
+def test_labels_that_nobody_measured_are_told_of(trained, own, said):
+    feh = own.column("feh").copy()
+    feh[:5] = -9999.0
+    stars = with_columns(own, feh=feh).take(np.arange(30))
+    with pytest.raises(InputError, match="most others went with"):
+        xpbayes.adapt(trained, stars)
+    rule = "feh outside -9 ... 5 dex, or its error too large"
+    told = f"a table in memory: 5 labels taken for missing: {rule} (first: source_id {own.source_id[0]})"
+    assert said == [told]
 
 
 def test_too_few_stars_are_one_sentence(trained, own):

@@ -322,7 +322,9 @@ def test_no_high_quality_star_is_one_sentence(stars):
 
 def test_divergence_is_one_sentence(stars):
     wild = Phase(update="model", optimizer="sgd", learning_rate=1e3, epochs=3)
-    with pytest.raises(InputError, match=r"phase 1 \(model, sgd\) diverged; lower its learning_rate"):
+    with pytest.raises(
+        InputError, match=r"phase 1 \(model, sgd\) diverged on 600 stars, and fewer than 1000 are likely to; bring more"
+    ):
         train(*stars, TINY.model_copy(update={"phases": (wild,)}))
 
 

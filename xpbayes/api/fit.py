@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from xpbayes.data.spectra import OK, Spectra, rows_at
-from xpbayes.errors import nearest
+from xpbayes.errors import InputError, nearest
 from xpbayes.production.flat import columns_for, flat_table
 from xpbayes.production.table import list_column, text_column
 from xpbayes.schema import Column, QualityFlag
@@ -35,7 +35,7 @@ ROWS_SHOWN = 8
 """Of a fit in a notebook."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Flags:
     """The quality flags of some stars, (star,) bits; `flags.POOR_FIT` and so on are masks."""
 
@@ -57,7 +57,7 @@ class Flags:
         raise AttributeError(f"there is no flag '{name}'{nearest(name, QualityFlag.__members__)}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fit:
     """Stars and what is known of their parameters.
 
@@ -137,10 +137,17 @@ class Fit:
         return sorted({*object.__dir__(self), *self.columns})
 
     def __getitem__(self, index: Any) -> "Fit | Star":
-        """A `Star` for a number; a smaller `Fit` for a slice, a mask or an array of rows."""
+        """A `Star` for a number; a smaller `Fit` for a slice, a mask or an array of rows; InputError for anything else."""
         if isinstance(index, SupportsIndex) and not isinstance(index, np.ndarray):
             return Star(self._rows(np.array([range(len(self))[index]])))
-        return self._rows(np.arange(len(self))[rows_at(index)])
+        try:
+            rows = np.arange(len(self))[rows_at(index)]
+        except (IndexError, ValueError) as error:
+            raise InputError(
+                f"{index!r:.40} picks no stars of a fit; give a number, a slice, or a mask or row numbers of its "
+                f"{len(self)} stars; columns are attributes, as fit.teff"
+            ) from error
+        return self._rows(rows)
 
     def _rows(self, rows: NDArray[np.integer]) -> "Fit":
         return Fit(self.catalogue.take(pa.array(rows)), self.about, self.model, self.spectra.take(rows))
@@ -259,6 +266,11 @@ class Star:
         return self.row.covariance[0]
 
     @property
+    def spectra(self) -> Spectra:
+        """What was fitted."""
+        return self.row.spectra
+
+    @property
     def flags(self) -> QualityFlag:
         """The quality flags that are set."""
         return QualityFlag(int(self.row.flags.value[0]))
@@ -272,7 +284,15 @@ class Star:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name == "row":
             raise AttributeError(name)
-        return getattr(self.row, name)[0]
+        if name in self.row.columns:
+            return self.row.columns[name][0]
+        known = (
+            f"; its fit of one row has: star.row.{name}" if hasattr(self.row, name) else nearest(name, self.row.columns)
+        )
+        raise AttributeError(f"a star has no '{name}'{known}")
+
+    def __dir__(self) -> list[str]:
+        return sorted({*object.__dir__(self), *self.row.columns})
 
     def __repr__(self) -> str:
         if self.row.status[0] != OK:

@@ -62,17 +62,21 @@ class Model(TrainedModel):
             draws: draws from each star's posterior for medians and quantiles; the default of `InferenceConfig` if None,
                 0 for modes and covariances alone.
             progress: say on stderr how far it is.
-            settings: any other field of `InferenceConfig`.
+            settings: any other field of `InferenceConfig`; `n_draws` is `draws`, `use_parallax` is `parallax`.
 
         Raises:
             InputError: spectra and model do not fit together, no star can be used, or a setting is unknown.
         """
         from xpbayes.runs.infer import infer
 
-        config = _settings(InferenceConfig, use_parallax=parallax, n_draws=draws, **settings)
+        for ours, theirs in (({"use_parallax": parallax}, not parallax), ({"n_draws": draws}, draws is not None)):
+            if theirs and not ours.keys().isdisjoint(settings):
+                raise InputError(f"setting '{next(iter(ours))}' is given under two names; give it once")
+            settings = ours | settings
+        stars, config = self._on(spectra), _settings(InferenceConfig, **settings)
         with progress_shown(progress):
-            catalogue = infer(self, spectra.on(self.channels), config=config)
-        return Fit(catalogue, catalogue_about(catalogue), self, spectra.on(self.channels))
+            catalogue = infer(self, stars, config=config)
+        return Fit(catalogue, catalogue_about(catalogue), self, stars)
 
     def predict(self, *, extinction: Any = 0.0, parallax: Any = 1.0, xi: Any = 0.0, **labels: Any) -> "xr.Dataset":
         """Predict fluxes.
@@ -126,9 +130,9 @@ class Model(TrainedModel):
         with progress_shown(progress):
             groups = sample(
                 self,
-                spectra.on(self.channels),
+                stars := self._on(spectra),
                 out,
-                source_ids=spectra.source_id.tolist(),
+                source_ids=stars.source_id.tolist(),
                 inference=InferenceConfig(use_parallax=parallax),
                 sampling=sampling,
             )
@@ -140,8 +144,8 @@ class Model(TrainedModel):
         """Compare modes with Fisher and Laplace errors, importance draws and NUTS for the same stars."""
         from xpbayes.runs.compare import compare
 
-        inference = InferenceConfig(use_parallax=parallax)
-        return compare(self, spectra.on(self.channels), out, source_ids=spectra.source_id.tolist(), inference=inference)
+        stars, inference = self._on(spectra), InferenceConfig(use_parallax=parallax)
+        return compare(self, stars, out, source_ids=stars.source_id.tolist(), inference=inference)
 
     def check(
         self,
@@ -169,17 +173,28 @@ class Model(TrainedModel):
         """Ln posterior of one star up to a constant, for jax.jit, jax.grad and whatever needs a density (ZGR23 Eq. 17).
 
         It is a function of (parameter,): the labels (teff in kK), xi if the model's curve varies, ln E [mag] and ln
-        parallax [mas]. The measured parallax is used if asked.
+        parallax [mas], and refuses a vector of another length. The measured parallax is used if asked.
 
         Raises:
             InputError: not exactly one star, or it cannot be used.
         """
         from xpbayes.models.objective import objective
 
-        if len(spectra) != 1:
+        if len(self._on(spectra)) != 1:
             raise InputError(f"log_posterior is of one star, {len(spectra)} were given; give spectra[0] or so")
         star = self._batch(spectra, parallax=parallax).take(jnp.asarray(0))
-        return lambda theta_log: -0.5 * objective(self.star_model, star, theta_log)
+        xi = () if self.forward.curve_variation is None else ("xi",)
+        names = (*(f"{name} [kK]" if name == "teff" else name for name in self.labels), *xi, "ln E", "ln parallax")
+
+        def ln_posterior(theta_log: Float[Array, " parameter"]) -> Float[Array, ""]:
+            if jnp.shape(theta_log) != (len(names),):
+                shape = jnp.shape(theta_log)
+                raise InputError(
+                    f"ln posterior is of {len(names)} numbers, {', '.join(names)}; an array of shape {shape} was given"
+                )
+            return -0.5 * objective(self.star_model, star, theta_log)
+
+        return ln_posterior
 
     def numpyro(self, spectra: Spectra, *, parallax: bool = True) -> Callable[[], None]:
         """The NumPyro model of some stars (METHOD 5), for any inference of NumPyro's: MCMC(NUTS(model.numpyro(spectra))).
@@ -191,6 +206,15 @@ class Model(TrainedModel):
 
         return partial(star_posterior, self._batch(spectra, parallax=parallax), self.star_model)
 
+    def _on(self, spectra: Spectra) -> Spectra:
+        """Spectra on the model's bands; InputError for anything else than spectra."""
+        if not isinstance(spectra, Spectra):
+            raise InputError(
+                f"a {type(spectra).__name__} is no Spectra; xpbayes.Spectra.read(path) reads a file, "
+                f"xpbayes.Spectra.from_coefficients(table) takes a table, xpbayes.Spectra(flux, ...) arrays"
+            )
+        return spectra.on(self.channels)
+
     def _batch(self, spectra: Spectra, *, parallax: bool) -> Stars:
         """Stars as inference sees them, the model's error taken of the flux at their optima."""
         from xpbayes.inference.fit import fit_stars
@@ -198,7 +222,8 @@ class Model(TrainedModel):
         from xpbayes.models.theta import to_log
         from xpbayes.runs.sample import pick_stars
 
-        table = pick_stars(self, spectra.on(self.channels), spectra.source_id.tolist(), None, "all", 0)
+        stars = self._on(spectra)
+        table = pick_stars(self, stars, stars.source_id.tolist(), None, "all", 0)
         config = InferenceConfig(use_parallax=parallax, n_draws=0)
         batch = table.stars(self.labels, doubt_parallax=config.doubt_parallax)
         found = fit_stars(self.star_model, batch, config)

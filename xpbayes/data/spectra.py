@@ -37,7 +37,7 @@ class Cut:
     left: int
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)  # arrays have no one answer to whether they are the same
 class Spectra:
     """Stars with everything the archive knows about them.
 

@@ -46,8 +46,10 @@ BUNDLED = {
 def model_folder(model: str | os.PathLike[str]) -> Path:
     """The folder of a model: that itself, or of the bundled model of that name where there is no such folder.
 
-    InputError where there is neither, and the name is nearly that of a bundled model.
+    InputError where there is neither, and the name is nearly that of a bundled model, or where that is no path at all.
     """
+    if not isinstance(model, str | os.PathLike):
+        raise InputError(f"a model is named by its folder or as one that comes with the package, not by {model!r:.40}")
     name, folder = str(model), Path(model)
     if folder.exists():
         return folder

@@ -145,7 +145,7 @@ def forward_values(catalogue: pa.Table) -> Values:
     with np.errstate(invalid="ignore"):
         laplace = np.sqrt(diagonal(list_column(catalogue, "laplace_cov_triu"), mode.shape[1]))
     median, low, high = (list_column(catalogue, f"stellar_params_{name}") for name in ("median", "p16", "p84"))
-    drawn = np.isfinite(median)
+    drawn = np.isfinite(median) & (high != low)  # all weight may lie on one draw, and float32 hold no error of 1e6 mas
     value = np.where(drawn, median, mode)
     return Values(
         value,

@@ -95,22 +95,33 @@ class _Header:
             raise ValueError("labels must be at least one name, and each once")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """A model that can predict and infer."""
+    """A model that can predict and infer.
 
-    star_model: StarModel  # forward model, label prior and model error
-    channels: Channels  # that it predicts
-    labels: tuple[str, ...]  # names of the stellar labels, in order
-    card: dict[str, Any]  # see `runs.train` for its keys
-    confidence: ConfidenceNets | None = (
-        None  # of the estimates' reliability; None until `runs.confidence` has trained them
-    )
-    support: LabelSupport | None = None  # where in label space the model was trained; None in models of version 0.1
-    calibration: Calibration | None = None  # of posteriors, on stars kept aside; None if none were
-    transfer: Transfer | None = None  # to its instrument from another release's; None until `runs.transfer` learned one
-    second_stage: SecondStage | None = None  # refines labels; None if switched off, or there were too few stars
-    trust: Trust | None = None  # how far rows can be trusted; None if too few were kept aside, or trained before
+    Attributes:
+        star_model: forward model, label prior and model error.
+        channels: that it predicts.
+        labels: names of the stellar labels, in order.
+        card: what it was trained on and how well it does; see `runs.train` for its keys.
+        confidence: networks of the estimates' reliability; None until `runs.confidence` has trained them.
+        support: where in label space the model was trained; None in models of version 0.1.
+        calibration: of posteriors, on stars kept aside; None if none were.
+        transfer: to its instrument from another release's; None until `runs.transfer` learned one.
+        second_stage: refines labels; None if switched off, or there were too few stars.
+        trust: how far rows can be trusted; None if too few were kept aside, or trained before.
+    """
+
+    star_model: StarModel
+    channels: Channels
+    labels: tuple[str, ...]
+    card: dict[str, Any]
+    confidence: ConfidenceNets | None = None
+    support: LabelSupport | None = None
+    calibration: Calibration | None = None
+    transfer: Transfer | None = None
+    second_stage: SecondStage | None = None
+    trust: Trust | None = None
 
     @property
     def instrument(self) -> InstrumentId:

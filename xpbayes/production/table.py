@@ -72,11 +72,13 @@ def catalogue_rows(  # noqa: PLR0913 - what a row is made from
         np.isfinite(inferred.estimate).all(axis=1), np.isfinite(inferred.covariance).all(axis=(1, 2))
     )
     tried, reason = np.flatnonzero(status == OK), status.astype("U64").copy()
-    reason[tried[~finite]] = "solver met a non-finite value"
-    unbounded = finite & (inferred.estimate[:, -2] > UNSEEN)
+    unbounded: NDArray[np.bool_] = inferred.estimate[:, -2] > UNSEEN
+    has_errors = have_errors(*(np.diagonal(of, axis1=1, axis2=2) for of in (inferred.covariance, inferred.laplace)))
+    reason[tried[~has_errors]] = "an error of its parameters is 0 or not finite"
     reason[tried[unbounded]] = "the fluxes bound neither extinction nor parallax"
-    finite &= ~unbounded
-    spread = partial(_spread, n, tried[finite], finite)
+    reason[tried[~finite]] = "solver met a non-finite value"
+    solved = finite & has_errors & ~unbounded
+    spread = partial(_spread, n, tried[solved], solved)
     estimate, covariance, chi2, ln_prior, laplace, median, low, high = (
         spread(getattr(inferred, name))
         for name in ("estimate", "covariance", "chi2", "ln_prior", "laplace", "median", "low", "high")
@@ -152,6 +154,13 @@ def catalogue_rows(  # noqa: PLR0913 - what a row is made from
         rows["model_cov_triu"] = upper_triangle(model_covariance)
         rows["stellar_params_model_err"] = np.sqrt(np.diagonal(model_covariance, axis1=1, axis2=2))
     return rows
+
+
+def have_errors(*errors: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """(star,) whose (star, parameter) errors, or their squares, are above 0 and finite as the catalogue has them."""
+    with np.errstate(over="ignore"):
+        single = [error.astype(np.float32) for error in errors]
+    return np.logical_and.reduce([((error > 0) & np.isfinite(error)).all(axis=1) for error in single])
 
 
 NOTHING = {"f": np.nan, "i": 0, "b": False, "O": "none"}

@@ -25,7 +25,7 @@ from xpbayes.errors import InputError
 from xpbayes.production.duplicates import Identifiers, find_repeated
 from xpbayes.production.manifest import MANIFEST, QUARANTINE, catalogue_metadata, part_records, read_complete, totals
 from xpbayes.production.parts import PART_PATTERN, PartRecord, is_intact
-from xpbayes.production.table import list_column
+from xpbayes.production.table import have_errors, list_column
 from xpbayes.schema import columns_of, id_column
 
 ESSENTIAL = ("stellar_params_est", "stellar_params_err", "stellar_params_cov_triu", "chi2_opt", "ln_prior")
@@ -146,6 +146,11 @@ def check_rows(table: pa.Table, about: Mapping[str, Any]) -> list[str]:
         bad: NDArray[np.bool_] = np.logical_not(np.isfinite(values).all(axis=1))
         if bad.any():
             problems.append(f"{int(bad.sum())} rows with status ok have no finite {name} ({_first(solved, bad)})")
+    bad = ~have_errors(list_column(solved, "stellar_params_err"))
+    if bad.any():
+        problems.append(
+            f"{int(bad.sum())} rows with status ok have an error that is 0 or not finite ({_first(solved, bad)})"
+        )
     for column in columns:
         size = getattr(column.type, "list_size", 0)
         n = int((np.sqrt(8 * size + 1) - 1) / 2)

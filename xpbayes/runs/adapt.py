@@ -1,6 +1,7 @@
 """Bring a trained model to a few stars that have labels of their own, and say whether that helped."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -25,15 +26,25 @@ from xpbayes.runs.inputs import (
     saved,
     trained_on,
 )
-from xpbayes.training.adapt import AdaptationConfig, find_scale, move_network, moved_labels, on_scale
-from xpbayes.training.training_set import has_distance, training_cuts
+from xpbayes.training.adapt import (
+    LARGEST_OFFSET,
+    AdaptationConfig,
+    at_limit,
+    find_scale,
+    move_network,
+    moved_labels,
+    on_scale,
+)
+from xpbayes.training.training_set import has_distance, implausible, most_removed, training_cuts
 
 log = logging.getLogger(__name__)
 
+ERROR_OF_ROBUST = 1.2
+"""Standard error of a robust scatter, and of a median, in units of the scatter over the root of the number of stars."""
 LEAST = 40
 """Fewer stars say nothing that their own errors do not."""
 CHANCE = 2.0
-"""A scatter or a bias may come out larger by so many of its standard errors."""
+"""An error may come out larger by so many of its standard errors."""
 
 
 def adapt(
@@ -57,16 +68,20 @@ def adapt(
     table, source = read_stars(stars)
     require_labels(table.columns, trained.labels, str(source["path"]))
     table = stars_for(trained, table, str(source["path"]))
+    for name in trained.labels:
+        bad, what = implausible(table, name)
+        if bad.any():
+            first = table.source_id[bad][0]
+            log.info(f"{source['path']}: {bad.sum()} labels taken for missing: {what} (first: source_id {first})")
     how = TrainingConfig.model_validate(trained.card["settings"])
     kept = training_cuts(table, trained.labels, how.teff_max, how.min_channels, distances=False)
     split = Split(config.validation_fraction, seed=config.split_seed)
     held = split.on(Side.HELD_OUT, kept.source_id)
     training, held_out = kept.take(~held, "held out for validation, by source_id"), kept.take(held)
     if len(training) < LEAST or len(held_out) < LEAST // 4:
-        worst = max(kept.cuts, key=lambda cut: cut.removed)
         raise InputError(
             f"{source['path']}: {len(training)} stars are left to adapt to and {len(held_out)} to judge by (of {len(table)} "
-            f"{len(kept)} pass the cuts, of which '{worst.what}' took {worst.removed}; validation_fraction = "
+            f"{len(kept)} pass the cuts{most_removed(kept.cuts)}; validation_fraction = "
             f"{config.validation_fraction:g}), at least {LEAST} and {LEAST // 4} are needed; bring more stars"
         )
     lost = len(table) - len(kept)
@@ -92,7 +107,8 @@ def adapt(
     checks = check_training(
         star_model.forward, trained.channels, trained.labels, training.labels(trained.labels)[0], entries[1], []
     )
-    checks.append(check_adaptation(before, after))
+    far = [name for name, limited in zip(trained.labels, at_limit(scale), strict=True) if limited]
+    checks.append(check_adaptation(before, after, far))
     own = {name: value for name, value in trained.card.items() if name not in ("second_stage", "confidence")}
     card = {
         **own,
@@ -133,8 +149,11 @@ def _with_distances(training: Spectra, config: AdaptationConfig, where: str) -> 
     return training.take(known)
 
 
-def check_adaptation(before: list[Accuracy], after: list[Accuracy]) -> Check:
-    """Held-out stars must not be told worse than before, in scatter and bias of any label, but for chance."""
+def check_adaptation(before: list[Accuracy], after: list[Accuracy], far: Sequence[str] = ()) -> Check:
+    """Held-out stars must not be told worse than before but for chance, and no label's scale be at its limit (`far`).
+
+    What counts is the error as a whole, scatter and bias together: labels with another zero point are what adapting is for.
+    """
     told, worse = [], []
     for old, new in zip(before, after, strict=True):
         if new.group != "all":
@@ -144,16 +163,18 @@ def check_adaptation(before: list[Accuracy], after: list[Accuracy]) -> Check:
             f"{new.label} scatter {scale * old.scatter:.3g} to {scale * new.scatter:.3g}{unit}, "
             f"bias {scale * old.bias:+.2g} to {scale * new.bias:+.2g}{unit}"
         )
-        error = old.scatter / np.sqrt(2 * max(new.n, 1))
-        if (
-            new.scatter > old.scatter + CHANCE * error
-            or abs(new.bias) > abs(old.bias) + CHANCE * 1.25 * np.sqrt(2) * error
-        ):
+        error = ERROR_OF_ROBUST * old.scatter / np.sqrt(max(new.n, 1))
+        if np.hypot(new.scatter, new.bias) > np.hypot(old.scatter, old.bias) + CHANCE * error:
             worse.append(new.label)
+    questions = [
+        f"{', '.join(worse)} got worse: do these stars' labels and errors hold, and are there enough of every kind?"
+    ]
+    questions += [f"the scale of {', '.join(far)} is too far off to be adapted to: is it the right column and unit?"]
     return Check(
         "adaptation",
-        not worse,
+        not (worse or far),
         "; ".join(told),
-        f"no label of held-out stars worse than before by more than {CHANCE:g} standard errors",
-        f"{', '.join(worse)} got worse: do these stars' labels and errors hold, and are there enough of every kind?",
+        f"no label of held-out stars worse than before, scatter and bias together, by more than {CHANCE:g} standard "
+        f"errors, nor moved by more than {LARGEST_OFFSET:g} times its spread in training",
+        "; ".join(question for question, names in zip(questions, (worse, far), strict=True) if names),
     )

@@ -16,13 +16,21 @@ NONE = "not installed"
 
 @dataclass(frozen=True)
 class Examined:
-    """What was found; printed, it is a page."""
+    """What was found; printed, it is a page.
 
-    versions: dict[str, str]  # of Python and the packages that results depend on
-    instruments: tuple[str, ...]  # one line for each that spectra can be calibrated with
-    models: dict[str, int]  # of the installed GaiaXPy, "bp NAME" and "rp NAME", and their numbers of coefficients
-    missing: dict[str, tuple[str, ...]]  # per data release, what stands in the way of using it
-    changed: tuple[str, ...]  # what of GaiaXPy is not as xpbayes expects
+    Attributes:
+        versions: of Python and the packages that results depend on.
+        instruments: one line for each that spectra can be calibrated with.
+        models: of the installed GaiaXPy, "bp NAME" and "rp NAME", and their numbers of coefficients.
+        missing: per data release, what stands in the way of using it.
+        changed: what of GaiaXPy is not as xpbayes expects.
+    """
+
+    versions: dict[str, str]
+    instruments: tuple[str, ...]
+    models: dict[str, int]
+    missing: dict[str, tuple[str, ...]]
+    changed: tuple[str, ...]
 
     @property
     def ready(self) -> bool:

@@ -45,6 +45,7 @@ from xpbayes.runs.inputs import (
     choose_stars,
     created,
     load_if_path,
+    named_inputs,
     quarantine_of,
     stream_tables,
     versions,
@@ -102,7 +103,7 @@ def infer(
     for target in (out, quarantine_of(out)):
         check_writable(target, model, stars)
     if not isinstance(stars, Spectra):
-        stars = open_inputs(stars, companions)
+        stars = open_inputs(named_inputs(stars), companions)
         for target in (out, quarantine_of(out)):
             check_writable(target, stars)  # what was found beside the spectra is an input, too
     trained = load_if_path(model)

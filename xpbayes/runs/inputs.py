@@ -79,8 +79,24 @@ def read_stars(stars: Spectra | PathLike) -> tuple[Spectra, dict[str, Any]]:
         if not len(stars):
             raise InputError("a table in memory: has no stars; nothing to do")
         return stars, {"path": "a table in memory", "checksum": "", "n_stars": len(stars)}
-    table = read_star_tables(stars)
+    table = read_star_tables(require_stars(stars))
     return table, source_of(stars, len(table))
+
+
+def require_stars(stars: Any) -> PathLike:
+    """A file's or folder's name as it is; InputError for what holds no stars either, where stars are wanted."""
+    if not isinstance(stars, str | Path):
+        raise InputError(
+            f"a {type(stars).__name__} is neither spectra nor a file; give xpbayes.Spectra, or a path (a table in memory: "
+            f"xpbayes.Spectra.from_coefficients)"
+        )
+    return stars
+
+
+def named_inputs(stars: Any) -> list[PathLike | Survey]:
+    """What was given, one path or survey or several, as a list; InputError for anything else."""
+    given = list(stars) if isinstance(stars, list | tuple) else [stars]
+    return [one if isinstance(one, Survey) else require_stars(one) for one in given]
 
 
 def source_of(stars: PathLike, n_stars: int) -> dict[str, Any]:
@@ -107,7 +123,7 @@ def stream_tables(
     if isinstance(stars, Spectra):
         table, source = read_stars(stars)
         return iter([table]), source
-    named = [stars] if isinstance(stars, str | Path | Survey) else list(stars)
+    named = named_inputs(stars)
     paths = [Path(one) for one in named if not isinstance(one, Survey)]
     if twice := [path for path in paths if paths.count(path) > 1]:
         raise InputError(f"{twice[0]}: is named twice among the inputs; name every file once")

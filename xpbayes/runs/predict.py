@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpbayes.analysis.pages.prediction import Prediction
+from xpbayes.archive.units import is_declared, unit_change
 from xpbayes.channels import FLUX_UNIT
 from xpbayes.errors import InputError, nearest
 from xpbayes.models.forward import ln_absolute_fluxes
@@ -19,6 +20,7 @@ from xpbayes.runs.inputs import PathLike, load_if_path
 if TYPE_CHECKING:
     import xarray as xr
 
+LOGG_UNIT = "dex(cm / s2)"
 TEFF_RANGE = (1000.0, 100_000.0)
 """[K] Whatever lies outside was not given in kelvin."""
 
@@ -29,7 +31,7 @@ def predict_fluxes(
     """Predict fluxes (ZGR23 Eq. 8).
 
     Arguments are numbers, arrays, which are broadcast together along `star`, or xarray's DataArrays, which are broadcast
-    by the names of their dimensions.
+    by the names of their dimensions. Astropy's quantities, columns, and DataArrays that declare `units`, are converted.
 
     Args:
         extinction: E [mag], not negative.
@@ -43,7 +45,7 @@ def predict_fluxes(
         and the prediction an extrapolation. Coordinates are the arguments, the channels' names and their `wavelength`.
 
     Raises:
-        InputError: a label is missing or unknown, shapes do not fit together, or a value is not possible.
+        InputError: a label is missing or unknown, shapes or units do not fit, a value is masked or not possible.
     """
     import xarray as xr  # takes longer to import than to predict
 
@@ -89,7 +91,7 @@ def predict_flux(
         raise InputError(f"{several[0]} is not one number; predict_fluxes takes arrays")
     flux, ln_p = _predicted(trained, {name: np.array([value], np.float64) for name, value in given.items()})
     return Prediction(
-        parameters={**labels, "extinction": extinction, "parallax": parallax},
+        parameters={name: float(value) for name, value in given.items() if name != "xi"},
         channels=tuple(trained.channels.names),
         wavelength_nm=np.asarray(trained.channels.wavelengths),
         flux=flux[0],
@@ -100,7 +102,7 @@ def predict_flux(
 
 
 def _given(trained: TrainedModel, labels: dict[str, Any], extinction: Any, parallax: Any, xi: Any) -> dict[str, Any]:
-    """The arguments by name; InputError where the model has not these labels."""
+    """The arguments by name, as plain numbers or DataArrays; InputError where the model has not these labels."""
     for name in labels:
         if name not in trained.labels:
             raise InputError(f"the model has no label '{name}'{nearest(name, trained.labels)}")
@@ -113,7 +115,34 @@ def _given(trained: TrainedModel, labels: dict[str, Any], extinction: Any, paral
         given["xi"] = xi
     elif np.any(xi):
         raise InputError("the model does not know how the extinction curve varies; leave xi out")
-    return given
+    return {name: _plain(name, value) for name, value in given.items()}
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Numbers in the argument's unit, or a DataArray of them; InputError for another kind of unit and masked values."""
+    import xarray as xr
+
+    is_named = isinstance(value, xr.DataArray)
+    wanted = {"xi": "", "logg": LOGG_UNIT}.get(name, unit_of(name))
+    declared = value.attrs.get("units") if is_named else getattr(value, "unit", None)
+    factor, shift = 1.0, 0.0
+    if is_declared(declared):
+        change = unit_change(str(declared), wanted)
+        if change is None:
+            raise InputError(f"{name} is in {declared}, which is no {wanted or 'number'}; convert it")
+        factor, shift = change
+    masked = np.asarray(value.mask if hasattr(value, "unmasked") else np.ma.getmask(value))
+    if masked.any():
+        first = int(np.flatnonzero(masked)[0])
+        raise InputError(
+            f"{masked.sum()} of {masked.size} values of {name} are masked (first: number {first}); drop them"
+        )
+    try:
+        numbers = value if is_named else getattr(getattr(value, "unmasked", value), "value", value)
+        numbers = numbers.astype(np.float64) if is_named else np.asarray(numbers, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} is not an array of numbers ({error}); give numbers, or one quantity") from error
+    return factor * numbers + shift if (factor, shift) != (1.0, 0.0) else numbers
 
 
 def _predicted(
@@ -143,11 +172,10 @@ def _named(name: str, value: Any) -> "xr.DataArray":
     import xarray as xr
 
     if isinstance(value, xr.DataArray):
-        return value.astype(np.float64)
-    array = np.asarray(value, np.float64)
-    if array.ndim > 1:
-        raise InputError(f"{name} has {array.ndim} dimensions; give numbers, one-dimensional arrays, or DataArrays")
-    return xr.DataArray(array, dims=("star",) * array.ndim)
+        return value
+    if value.ndim > 1:
+        raise InputError(f"{name} has {value.ndim} dimensions; give numbers, one-dimensional arrays, or DataArrays")
+    return xr.DataArray(value, dims=("star",) * value.ndim)
 
 
 def _check_values(arguments: Mapping[str, NDArray[np.float64]]) -> None:

@@ -44,9 +44,19 @@ from xpbayes.models.extinction import NearInfraredLaw
 from xpbayes.production.model_file import CARD, TrainedModel
 from xpbayes.refinement.stage import calibrate_second_stage, learn_second_stage
 from xpbayes.runs.infer import infer
-from xpbayes.runs.inputs import PathLike, check_writable, read_stars, require_labels, saved, source_of, trained_on
+from xpbayes.runs.inputs import (
+    PathLike,
+    check_writable,
+    read_stars,
+    require_labels,
+    require_stars,
+    saved,
+    source_of,
+    trained_on,
+)
 from xpbayes.training.companions import counts_of
 from xpbayes.training.curve_variation import fit_law
+from xpbayes.training.learn import FEW_ADVICE, FEW_STARS
 from xpbayes.training.learn import train as learn
 from xpbayes.training.self_cleaning import with_absolute_magnitudes
 from xpbayes.training.training_set import TrainingSet, n_rows, training_set, training_set_in_files
@@ -82,6 +92,8 @@ def train(
         training = chosen.table
         for cut in training.cuts:
             log.info(f"cut: {cut.what}: {cut.removed} removed, {cut.left} left")
+        if len(training) < FEW_STARS:
+            log.warning(f"training on {len(training)} stars may diverge{FEW_ADVICE}")
         checkpoint = None if out is None else Path(out) / CHECKPOINT
         near_infrared = _near_infrared_law(training, config)
         learned = learn(
@@ -163,7 +175,7 @@ def _training_set(
     stars: Spectra | PathLike, config: TrainingConfig, out: PathLike | None
 ) -> Iterator[tuple[TrainingSet, dict[str, Any]]]:
     """The stars of a training run and where they come from; in files beside the model while it is trained, if many."""
-    paths = [] if isinstance(stars, Spectra) else star_table_files(stars)
+    paths = [] if isinstance(stars, Spectra) else star_table_files(require_stars(stars))
     n_stars = n_rows(paths)
     if isinstance(stars, Spectra) or n_stars <= config.stars_in_memory:
         table, source = read_stars(stars)

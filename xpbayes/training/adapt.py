@@ -33,6 +33,8 @@ ITERATIONS, OUTLYING = 30, 2.0
 """Of the scale's fit; residuals beyond so many robust sigma count little."""
 LIKELY_TILT, LARGEST_TILT = 0.05, 0.5
 """Stretches of such a size are expected before any star was seen, and none beyond."""
+LARGEST_OFFSET = 1.0
+"""In units of the training labels' spread; scales of surveys differ by less than half of it."""
 
 
 class AdaptationConfig(FrozenSettings):
@@ -96,7 +98,7 @@ def find_scale(
     """Find the offset and stretch of every label from what a model inferred of labelled stars.
 
     A model whose network and prior move to another scale infers what it inferred, moved: this is that move. Outliers count
-    little, and a stretch that few stars cannot tell stays near 1.
+    little, and a stretch that few stars cannot tell stays near 1; neither goes beyond its limit.
 
     Args:
         inferred: (star, label) posterior medians, from fluxes alone.
@@ -115,7 +117,13 @@ def find_scale(
         offset = np.sum(weight * (difference - tilt * x), axis=0) / np.sum(weight, axis=0)
         expected = (scatter / LIKELY_TILT) ** 2
         tilt = np.sum(weight * x * (difference - offset), axis=0) / (np.sum(weight * x**2, axis=0) + expected)
-    return np.stack([offset, np.log1p(np.clip(tilt, -LARGEST_TILT, LARGEST_TILT))])
+    limited = np.clip([offset, tilt], [[-LARGEST_OFFSET], [-LARGEST_TILT]], [[LARGEST_OFFSET], [LARGEST_TILT]])
+    return np.stack([limited[0], np.log1p(limited[1])])
+
+
+def at_limit(move: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(label,) whose offset or stretch `find_scale` has kept from going further."""
+    return np.asarray((np.abs([move[0], np.expm1(move[1])]) >= [[LARGEST_OFFSET], [LARGEST_TILT - 1e-9]]).any(axis=0))
 
 
 def on_scale(model: StarModel, move: Float[Array, "2 label"]) -> StarModel:

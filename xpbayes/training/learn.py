@@ -46,6 +46,9 @@ MIN_START_EXTINCTION = 0.02
 CURVE_GUESS_SLOPE = 1.5
 """R ~ (550 nm / wavelength)^1.5 before the first phase: close enough to any dust."""
 CURVE_GUESS_AT_550 = 2.8
+FEW_STARS = 1000
+"""Training on fewer is likely to diverge: 400 do, 1,200 do not."""
+FEW_ADVICE = f", and fewer than {FEW_STARS} are likely to; bring more, or adapt a trained model to them"
 GUESS_STARS = 100_000
 """Evenly picked: enough for a mean."""
 
@@ -234,8 +237,8 @@ class _Run(NamedTuple):
         """Raise InputError for a phase whose result is not finite."""
         if not sound:
             raise InputError(
-                f"training phase {self.number} ({self.phase.update}, {self.phase.method}) diverged; lower its "
-                f"learning_rate or set a gradient_clip"
+                f"training phase {self.number} ({self.phase.update}, {self.phase.method}) diverged on {len(self.stars)} "
+                f"stars{FEW_ADVICE if len(self.stars) < FEW_STARS else ''}; lower its learning_rate or set a gradient_clip"
             )
 
 

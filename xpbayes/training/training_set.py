@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from xpbayes.archive.labels import ANY_LABEL, PLAUSIBLE
 from xpbayes.config import TrainingConfig
 from xpbayes.data.spectra import MATRICES, OK, Cut, Spectra, add_up_cuts, join_star_tables
 from xpbayes.data.spectra_file import read_star_table_rows
@@ -20,6 +21,8 @@ from xpbayes.errors import InputError
 from xpbayes.identity import Side, Split
 
 STARS_AT_ONCE = 4096
+ALL_STARS = "stars in the table"
+"""The first of a run's cuts."""
 MIN_TRAINING_STARS = 200
 """Fewer stars cannot pin down a network and a 16-component prior."""
 
@@ -140,7 +143,7 @@ def _split(kept: Spectra, config: TrainingConfig, where: str) -> _Sides:
             f"{where}: {len(training)} training stars are left after the cuts, at least {MIN_TRAINING_STARS} are needed; "
             f"of {len(kept)} that passed, {int(held.sum())} are held out (validation_fraction = "
             f"{config.validation_fraction:g}), {int(aside.sum())} kept aside (calibration_fraction = "
-            f"{config.calibration_fraction:g}){_most(kept.cuts)}; bring more stars, or make these fractions smaller"
+            f"{config.calibration_fraction:g}){most_removed(kept.cuts)}; bring more stars, or make these fractions smaller"
         )
     rows_aside, rows_held = np.flatnonzero(aside), np.flatnonzero(held)
     return _Sides(
@@ -151,9 +154,10 @@ def _split(kept: Spectra, config: TrainingConfig, where: str) -> _Sides:
     )
 
 
-def _most(cuts: Sequence[Cut]) -> str:
-    """The cut that took most stars, in words; '' if none took any."""
-    largest = max(cuts, key=lambda c: c.removed, default=None)
+def most_removed(cuts: Sequence[Cut]) -> str:
+    """The cut of this run, not of what led to its table, that took most stars, in words; '' if none took any."""
+    first = max((i for i, cut in enumerate(cuts) if cut.what == ALL_STARS), default=0)
+    largest = max(cuts[first:], key=lambda c: c.removed, default=None)
     return f"; most others went with '{largest.what}', {largest.removed}" if largest and largest.removed else ""
 
 
@@ -163,6 +167,18 @@ def _most(cuts: Sequence[Cut]) -> str:
 def has_distance(table: Spectra) -> NDArray[np.bool_]:
     """(star,) which stars have a parallax, measured or spectroscopic."""
     return table.is_measured("parallax") | np.isfinite(table.column("spectroscopic_parallax"))
+
+
+def implausible(table: Spectra, label: str) -> tuple[NDArray[np.bool_], str]:
+    """(star,) whose label or error nobody can have measured, as where catalogues are read; and the rule in words.
+
+    Such are numbers that stand for missing ones, and those in another unit.
+    """
+    unit, low, high, greatest = PLAUSIBLE.get(label, ANY_LABEL)
+    value, error = table.column(label), table.column(f"{label}_error")
+    with np.errstate(invalid="ignore"):
+        bad = (value <= low) | (value >= high) | (error >= greatest)
+    return bad, f"{label} outside {low:g} ... {high:g} {unit.partition('(')[0]}".rstrip() + ", or its error too large"
 
 
 def training_cuts(
@@ -183,10 +199,13 @@ def training_cuts(
             sample of the spectrum, or nothing where there are bands alone.
         distances: training stars have a parallax, measured or spectroscopic.
     """
-    table = table.replace(cuts=(*table.cuts, Cut("stars in the table", 0, len(table))))
+    table = table.replace(cuts=(*table.cuts, Cut(ALL_STARS, 0, len(table))))
     problems = table.problems(labelled=True)
     for reason in sorted(set(problems.tolist()) - {OK}):
         table, problems = table.take(problems != reason, f"unusable: {reason}"), problems[problems != reason]
+    for name in labels:
+        bad, what = implausible(table, name)
+        table = table.take(~bad, what) if bad.any() else table
     label, error = table.labels(labels)
     complete = np.isfinite(label).all(axis=1) & np.isfinite(error).all(axis=1)
     table = table.take(complete, f"a label or its error is missing ({', '.join(labels)})")

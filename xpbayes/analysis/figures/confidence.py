@@ -99,15 +99,23 @@ class GoodOrBad:
 
 @dataclass(frozen=True)
 class ConfidenceCheck:
-    """Confidences judged on stars that trained neither the model nor the classifiers."""
+    """Confidences judged on stars that trained neither the model nor the classifiers.
 
-    targets: tuple[str, ...]  # labels with a classifier
-    confidence: NDArray[np.float64]  # (star, target), as the next
+    Attributes:
+        targets: labels with a classifier.
+        confidence: (star, target) probability that the label is reliable.
+        label, difference, pull: (star, target) measured, inferred minus that [kK, dex, ...], and the same over both errors.
+        reliability: one per target.
+        sides: good, bad and all of each target.
+    """
+
+    targets: tuple[str, ...]
+    confidence: NDArray[np.float64]
     label: NDArray[np.float64]
-    difference: NDArray[np.float64]  # inferred minus label
-    pull: NDArray[np.float64]  # the same over both errors
-    reliability: tuple[Reliability, ...]  # one per target
-    sides: tuple[GoodOrBad, ...]  # good, bad and all of each target
+    difference: NDArray[np.float64]
+    pull: NDArray[np.float64]
+    reliability: tuple[Reliability, ...]
+    sides: tuple[GoodOrBad, ...]
 
     def numbers(self) -> dict[str, Any]:
         """Everything but the single stars, JSON-ready; NaN as None."""

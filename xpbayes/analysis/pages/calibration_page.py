@@ -28,23 +28,38 @@ DUST_FREE = 3.0
 
 @dataclass(frozen=True)
 class CalibrationCheck:
-    """Simulated stars and how much of each posterior lies below the truth."""
+    """Simulated stars and how much of each posterior lies below the truth.
+
+    Attributes:
+        labels: names of the model's labels.
+        truth: (star, parameter) labels [kK, dex, ...], xi if the curve varies, E [mag], parallax [mas].
+        estimate: (star, parameter) the mode found.
+        mean, error: (star, parameter) of the importance posterior, and its standard deviation; NaN without draws.
+        unbounded: (star, 2) E as if it could be negative, and its error [mag].
+        shares: by method, (star, parameter) share of the posterior below the truth; NaN where not computed.
+        chi2_shares: (star,) share of chi^2 that the noise's law puts below the one at the truth.
+        chi2, n_obs: (star,) of the fluxes at the mode, and the number of channels.
+        magnitude, signal_to_noise: (star,) G of the template [mag], and of the simulated spectrum.
+        k_hat: (star,) of the importance weights.
+        settled: (star,) whose Markov chains can be trusted.
+        seconds: that it took.
+    """
 
     labels: tuple[str, ...]
-    truth: NDArray[np.float64]  # (star, parameter) labels, xi if the curve varies, E [mag], parallax [mas]
-    estimate: NDArray[np.float64]  # (star, parameter) the mode found
-    mean: NDArray[np.float64]  # (star, parameter) of the importance posterior; NaN without draws
-    error: NDArray[np.float64]  # (star, parameter) its standard deviation
-    unbounded: NDArray[np.float64]  # (star, 2) E as if it could be negative, and its error
-    shares: dict[str, NDArray[np.float64]]  # by method, (star, parameter) below the truth; NaN where not computed
-    chi2_shares: NDArray[np.float64]  # (star,) share of chi^2 that the noise's law puts below the one at the truth
-    chi2: NDArray[np.float64]  # (star,) of the fluxes at the mode
-    n_obs: NDArray[np.int64]  # (star,) channels
-    magnitude: NDArray[np.float64]  # (star,) G of the template
-    signal_to_noise: NDArray[np.float64]  # (star,) of the simulated spectrum
-    k_hat: NDArray[np.float64]  # (star,) of the importance weights
-    settled: NDArray[np.bool_]  # (star,) whose Markov chains can be trusted
-    seconds: float  # that it took
+    truth: NDArray[np.float64]
+    estimate: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    error: NDArray[np.float64]
+    unbounded: NDArray[np.float64]
+    shares: dict[str, NDArray[np.float64]]
+    chi2_shares: NDArray[np.float64]
+    chi2: NDArray[np.float64]
+    n_obs: NDArray[np.int64]
+    magnitude: NDArray[np.float64]
+    signal_to_noise: NDArray[np.float64]
+    k_hat: NDArray[np.float64]
+    settled: NDArray[np.bool_]
+    seconds: float
 
     @property
     def names(self) -> tuple[str, ...]:

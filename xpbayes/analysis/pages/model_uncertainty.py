@@ -24,14 +24,23 @@ METAL_POOR = -1.0
 
 @dataclass(frozen=True)
 class ModelUncertainty:
-    """How well training has determined a model, and what that adds to the errors of stars like its own."""
+    """How well training has determined a model, and what that adds to the errors of stars like its own.
+
+    Attributes:
+        labels: names of the model's labels.
+        factor: of the covariance of everything that was trained.
+        estimate: (star, parameter) optima of stars, without their labels [kK, dex, ..., mag, mas].
+        covariance: (star, parameter, parameter) of these, by Laplace.
+        added: (star, parameter, parameter) what the model's uncertainty adds.
+        n_training: stars that the model was trained on.
+    """
 
     labels: tuple[str, ...]
-    factor: NetworkCovariance  # of the covariance of everything that was trained
-    estimate: NDArray[np.float64]  # (star, parameter) optima of stars, without their labels
-    covariance: NDArray[np.float64]  # (star, parameter, parameter) of these, by Laplace
-    added: NDArray[np.float64]  # (star, parameter, parameter) what the model's uncertainty adds
-    n_training: int  # stars that the model was trained on
+    factor: NetworkCovariance
+    estimate: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    added: NDArray[np.float64]
+    n_training: int
 
     @property
     def names(self) -> tuple[str, ...]:

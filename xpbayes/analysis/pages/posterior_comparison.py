@@ -67,19 +67,31 @@ class Estimate:
 
 @dataclass(frozen=True)
 class PosteriorComparison:
-    """The same stars, by several methods."""
+    """The same stars, by several methods.
+
+    Attributes:
+        labels: names of the model's labels.
+        source_id: (star,) Gaia's identifiers.
+        methods: the cheap ones, by name.
+        nuts: mean and standard deviation of the chains.
+        covariance: (star, parameter, parameter) of Fisher, Laplace and NUTS, by name [kK, dex, ..., mag, mas].
+        draws: (star, draw, parameter) of NUTS.
+        settled: (star,) whose chains can be trusted; only these are counted.
+        k_hat, n_modes, signal_to_noise: (star,) of the importance weights; distinct optima; of the spectrum.
+        seconds: that solving with all cheap answers took, and NUTS.
+    """
 
     labels: tuple[str, ...]
-    source_id: NDArray[np.int64]  # (star,)
-    methods: dict[str, Estimate]  # the cheap ones, by name
-    nuts: Estimate  # mean and standard deviation of the chains
-    covariance: dict[str, NDArray[np.float64]]  # (star, parameter, parameter) of Fisher, Laplace and NUTS, by name
-    draws: NDArray[np.float32]  # (star, draw, parameter) of NUTS
-    settled: NDArray[np.bool_]  # (star,) whose chains can be trusted; only these are counted
-    k_hat: NDArray[np.float64]  # (star,) as the next two
+    source_id: NDArray[np.int64]
+    methods: dict[str, Estimate]
+    nuts: Estimate
+    covariance: dict[str, NDArray[np.float64]]
+    draws: NDArray[np.float32]
+    settled: NDArray[np.bool_]
+    k_hat: NDArray[np.float64]
     n_modes: NDArray[np.int64]
     signal_to_noise: NDArray[np.float64]
-    seconds: tuple[float, float]  # solving with all cheap answers, and NUTS
+    seconds: tuple[float, float]
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -17,15 +17,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A model spectrum."""
+    """A model spectrum.
 
-    parameters: Mapping[str, float]  # labels, extinction and parallax, in the units that are shown (Teff in K)
-    channels: tuple[str, ...]  # names
-    wavelength_nm: NDArray[np.float64]  # (channel,)
-    flux: NDArray[np.float64]  # (channel,) [1e-18 W m^-2 nm^-1]
-    model_error: NDArray[np.float64]  # (channel,) 1-sigma relative error of the model; 0 where it was not learned
-    ln_prior: float  # how common such stars are in the training sample
-    unlikely: bool  # ln_prior is below the model's threshold: the prediction is an extrapolation
+    Attributes:
+        parameters: labels, extinction and parallax, in the units that are shown [K, dex, ..., mag, mas].
+        channels, wavelength_nm: (channel,) names, and where they are [nm].
+        flux: (channel,) [1e-18 W m^-2 nm^-1].
+        model_error: (channel,) 1-sigma relative error of the model; 0 where it was not learned.
+        ln_prior: how common such stars are in the training sample.
+        unlikely: ln_prior is below the model's threshold: the prediction is an extrapolation.
+    """
+
+    parameters: Mapping[str, float]
+    channels: tuple[str, ...]
+    wavelength_nm: NDArray[np.float64]
+    flux: NDArray[np.float64]
+    model_error: NDArray[np.float64]
+    ln_prior: float
+    unlikely: bool
 
 
 def print_prediction(prediction: Prediction) -> None:

@@ -35,30 +35,47 @@ SAME_SOLUTION = 0.3
 
 @dataclass(frozen=True)
 class StarFit:
-    """One star, fitted."""
+    """One star, fitted; Teff is in kK.
+
+    Attributes:
+        source_id: of Gaia.
+        status: 'ok', or why there is no solution; the rest is then empty or NaN.
+        label_names: the model's labels.
+        value, low, high: (parameter,) recommended labels [kK, dex, ...], E [mag], parallax [mas], and their 68 % intervals.
+        estimate, error: (parameter,) ZGR23-compatible: the posterior's mode, where the spectrum is drawn, and Fisher errors.
+        measured_parallax, measured_parallax_error: Gaia's [mas], NaN where missing.
+        parallax_used: there is a measured parallax, and it entered the fit.
+        chi2, n_obs, dof, ln_prior, flags: as in the catalogue.
+        confidence: probability that each label is reliable, for labels that have a classifier.
+        modes: the optima.
+        wavelength_nm: (channel,) [nm].
+        spectrum: data and model at the estimate.
+        others: Delta L and model flux of further optima, up to a Delta L of 9.
+        release: that source_id is of.
+    """
 
     source_id: int
-    status: str  # 'ok', or why there is no solution; the rest is then empty or NaN
+    status: str
     label_names: tuple[str, ...]
-    value: NDArray[np.float64]  # (parameter,) recommended labels [kK, dex, ...], E [mag], parallax [mas]
-    low: NDArray[np.float64]  # (parameter,) of the 68 % interval
-    high: NDArray[np.float64]  # (parameter,)
-    estimate: NDArray[np.float64]  # (parameter,) ZGR23-compatible: the posterior's mode, where the spectrum is drawn
-    error: NDArray[np.float64]  # (parameter,) by Fisher
-    measured_parallax: float  # Gaia's [mas], NaN where missing
+    value: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    estimate: NDArray[np.float64]
+    error: NDArray[np.float64]
+    measured_parallax: float
     measured_parallax_error: float
-    parallax_used: bool  # there is a measured parallax, and it entered the fit
-    chi2: float  # as in the catalogue, and the next four
+    parallax_used: bool
+    chi2: float
     n_obs: int
     dof: int
     ln_prior: float
     flags: int
-    confidence: dict[str, float]  # probability that each label is reliable, for labels that have a classifier
-    modes: Modes  # the optima
-    wavelength_nm: NDArray[np.float64]  # (channel,)
-    spectrum: SpectrumFit | None = None  # data and model at the estimate
-    others: tuple[tuple[float, NDArray[np.float64]], ...] = ()  # Delta L and flux of further optima, up to 9
-    release: str = DEFAULT_RELEASE.name  # that source_id is of
+    confidence: dict[str, float]
+    modes: Modes
+    wavelength_nm: NDArray[np.float64]
+    spectrum: SpectrumFit | None = None
+    others: tuple[tuple[float, NDArray[np.float64]], ...] = ()
+    release: str = DEFAULT_RELEASE.name
 
     @property
     def title(self) -> str:
