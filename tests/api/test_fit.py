@@ -59,7 +59,7 @@ def test_slices_masks_and_single_stars(fit):
         fit[60]
     assert [s.source_id for s in some] == some.source_id.tolist()
     assert len(fit[np.ma.array([3, 4], mask=[1, 0])]) == 1
-    with pytest.raises(InputError, match="selects no stars"):
+    with pytest.raises(InputError, match="picks no stars of a fit"):
         fit[np.array([[0, 1], [1, 2]])]
 
 
