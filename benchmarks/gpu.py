@@ -156,7 +156,7 @@ def prepare(model_folder: str | None, star_table: str | None, folder: Path) -> N
     save_file(model_arrays(model.star_model), folder / MODEL_ARRAYS)  # the model's own folder is read with pydantic
     table = table.take(np.linspace(0, len(table) - 1, min(len(table), N_CARRIED)).astype(int))
     stars = table.stars(model.labels)
-    arrays = {name: np.asarray(value) for name, value in vars(stars).items()}
+    arrays = {name: np.asarray(value) for name, value in vars(stars).items() if value is not None}
     row, column = np.tril_indices(arrays["flux"].shape[1])
     if np.any(np.triu(arrays["whitening"], 1)):
         sys.exit("whitening factors are not lower triangles any more; they must be packed in another way")
@@ -184,7 +184,8 @@ def model_arrays(model: Any) -> dict[str, np.ndarray]:
     """The arrays of a `StarModel`, by name."""
     arrays = {f"weights.{i}": w for i, w in enumerate(model.forward.weights)}
     arrays |= {f"biases.{i}": b for i, b in enumerate(model.forward.biases)}
-    arrays |= {name: getattr(model.forward, name) for name in ("ln_curve", "label_center", "label_scale")}
+    of_forward = ("ln_curve", "label_center", "label_scale", "curve_variation")
+    arrays |= {name: value for name in of_forward if (value := getattr(model.forward, name)) is not None}
     for kind, part in (("prior", model.prior), ("error", model.error)):
         if part is not None:
             arrays |= {f"{kind}.{name}": value for name, value in vars(part).items()}
@@ -210,6 +211,7 @@ def model_of(arrays: dict[str, np.ndarray]) -> Any:
         ln_curve=jnp.asarray(arrays["ln_curve"]),
         label_center=jnp.asarray(arrays["label_center"]),
         label_scale=jnp.asarray(arrays["label_scale"]),
+        curve_variation=jnp.asarray(arrays["curve_variation"]) if "curve_variation" in arrays else None,
     )
     error = part("error")
     return StarModel(forward, LabelPrior(**part("prior")), ModelError(**error) if error else None)

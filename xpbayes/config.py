@@ -291,7 +291,8 @@ class InferenceConfig(FrozenSettings):
         False, description="sample stars with NUTS whose importance draws cannot be trusted or whose optima compete"
     )
     doubt_parallax: bool = Field(
-        True, description="take parallaxes for spurious as likely as fidelity_v2, RUWE and the fluxes have it"
+        True,
+        description="take parallaxes for spurious, with far larger errors, as fidelity_v2, RUWE and fluxes make it likely",
     )
     calibrate: bool = Field(True, description="use the calibration on stars kept aside, if the model has one")
     second_stage: bool = Field(True, description="refine the labels, if the model has a second stage")
@@ -324,7 +325,7 @@ class SamplingConfig(FrozenSettings):
         150,
         ge=150,
         multiple_of=50,
-        description="draws per chain that adapt step size and jumps; a fifth are NUTS steps",
+        description="draws per chain that adapt step size and jumps; a fifth have a NUTS step",
     )
     max_rounds: AtLeastOne = Field(
         8, description="a star that has not settled begins again, up to so many times, for longer"
@@ -348,7 +349,9 @@ class ConfidenceConfig(FrozenSettings):
         65_536, description="below so many stars, plateau and patience shrink in proportion, to 1/16 at least"
     )
     max_epochs: AtLeastOne = Field(20_000, description="stop here in any case")
-    balance: Share = Field(0.0, description="0: stars weigh the same; 1: good and bad together do; undone in the odds")
+    balance: Share = Field(
+        0.0, description="0: stars weigh the same; 1: good and bad together; the shift of odds is undone"
+    )
 
     def schedule_for(self, n_stars: int) -> tuple[int, int]:
         """Plateau and patience [epochs] for a sample: a small one is overfitted long before Appendix B's 256 epochs."""

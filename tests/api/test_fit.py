@@ -61,6 +61,8 @@ def test_slices_masks_and_single_stars(fit):
     assert len(fit[np.ma.array([3, 4], mask=[1, 0])]) == 1
     with pytest.raises(InputError, match="picks no stars of a fit"):
         fit[np.array([[0, 1], [1, 2]])]
+    with pytest.raises(InputError, match="picks no stars of a fit"):
+        fit[0, 1]
 
 
 def test_a_misspelt_column_is_answered_with_the_nearest(fit):

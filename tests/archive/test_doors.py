@@ -289,6 +289,7 @@ def test_the_user_says_which_column_is_the_identifier(tmp_path):
 
 
 def test_units_are_read_as_any_standard_spells_them():
+    assert unit_change("mag(ST)", "W / (m2 nm)") is None  # a logarithm, too
     assert unit_change("mas.yr**-1", "mas / yr") == (1.0, 0.0)
     assert_allclose(unit_change("arcsec", "mas"), (1000.0, 0.0))
     assert_allclose(unit_change("erg s-1 cm-2 Angstrom-1", "W / (m2 nm)"), (0.01, 0.0))

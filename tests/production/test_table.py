@@ -101,6 +101,11 @@ def test_stars_of_which_none_can_be_solved_end_in_a_sentence(trained, table):
         infer(trained, replace(few, band_inverse_error=few.band_inverse_error * 1e30), config=SIMPLE)
 
 
+def test_no_inputs_end_in_a_sentence(trained):
+    with pytest.raises(InputError, match="no input was named"):
+        infer(trained, sorted([]))
+
+
 def test_where_draws_say_of_no_error_the_mode_is_recommended(catalogue):
     """All weight may lie on one draw, and float32 holds no error of a parallax of 1e6 mas."""
     at = catalogue.column_names.index("stellar_params_p16")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from xpbayes.refinement.support import among_labels, make_feature_support, share_of_second_stage
+from xpbayes.refinement.support import _smallest, among_labels, make_feature_support, share_of_second_stage
 
 RNG = np.random.default_rng(5)
 N = 20_000
@@ -104,3 +104,11 @@ def test_at_the_edge_labels_lie_to_one_side(places):
     edge = share_of_second_stage(square, np.zeros((3, 3)), np.full(3, 0.7), mode[:3], sigma[:3])[1]
     assert edge[0].max() == edge[1, 1] == 0.0
     assert 0.2 < edge[1, 0] < edge[2, 1] == 1.0
+
+
+def test_the_smallest_are_those_of_a_sort_and_leave_values_as_they_were():
+    values = RNG.random((50, 40)).astype(np.float32)
+    values[0, 1:], values[1] = np.inf, values[2]
+    before, expected = values.copy(), np.sort(values, axis=1)[:, :3]
+    np.testing.assert_array_equal(np.stack(_smallest(values, 3), axis=1), expected)
+    np.testing.assert_array_equal(values, before)

@@ -217,7 +217,7 @@ class Spectra(table.Spectra):
         return out
 
     def magnitude(self, band: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(star,) Vega magnitudes in a band and their errors [mag] as measured, without the floor of fluxes.
+        """(star,) Vega magnitudes in a band and their errors [mag] as measured, without the 1 % floor of fluxes.
 
         InputError if the spectra do not have the band.
         """

@@ -26,11 +26,12 @@ def known_columns(labels: Iterable[str]) -> dict[str, Column]:
     """Columns of a star table, these labels among them, whose units and plausible ranges files are held to."""
     known = {c.name: replace(c, required=False) for c in (*FIELDS, *REDDENING_FIELDS) if c.kind == "float"}
     for end in ("", "_error"):
-        known[f"spectroscopic_parallax{end}"] = known[f"parallax{end}"]
+        name = f"spectroscopic_parallax{end}"
+        known[name] = replace(known[f"parallax{end}"], name=name)
     return known | {column.name: column for name in labels for column in label_columns(name)}
 
 
-def cells(column: Any) -> Any:
+def cells(column: Any, name: str = "an array") -> Any:
     """A column as NumPy array, masked where it has nulls, or as list of cells where these are arrays or text."""
     if hasattr(column, "to_pylist"):  # Arrow; its integers with nulls stay integers
         is_number = str(column.type).startswith(("int", "uint", "float", "double", "halffloat"))
@@ -38,7 +39,9 @@ def cells(column: Any) -> Any:
     try:
         values = np.asarray(column)  # without the unit and the mask that it may have
     except ValueError as error:
-        raise InputError(f"rows differ in length ({error}); give one row a star") from error
+        raise InputError(f"{name} has rows that differ in length ({error}); give one row a star") from error
+    if values.dtype.kind == "M":
+        return values
     if values.dtype.kind in "biuf":
         values = values.astype(values.dtype.newbyteorder("="), copy=False)  # FITS has the other one
     elif hasattr(column, "to_numpy"):
@@ -69,8 +72,8 @@ def numbers(values: Any, column: Column, name: str = "") -> NDArray[np.float64]:
         change = 1.0, 0.0  # what is declared is a name, as in files
     if change is None:
         raise InputError(f"{name} is in {unit}, which is no {column.unit}; convert it")
+    found = cells(values, name)
     try:
-        found = cells(values)
         if isinstance(found, np.ma.MaskedArray):
             found = np.ma.filled(found.astype(np.float64), np.nan)
         out = np.asarray(found, np.float64)
@@ -106,7 +109,7 @@ def measured(values: Any, column: Column, n: int, missing: Counter[str]) -> NDAr
 
 def other_column(values: Any, name: str, n: int) -> NDArray[Any]:
     """(star,) values of a column that is not ours, as they are: NaN, or empty text, where masked."""
-    found = cells(values)
+    found = cells(values, name)
     found = found if isinstance(found, list) else np.atleast_1d(found)
     require_shape(found, (n,), name)
     if isinstance(found, np.ndarray) and found.dtype.kind == "M":
@@ -123,7 +126,7 @@ def other_column(values: Any, name: str, n: int) -> NDArray[Any]:
 
 def identifiers(values: Any, n: int, release: str) -> NDArray[np.int64]:
     """(star,) Gaia's identifiers; InputError where one is missing, no such number, or through floating point."""
-    found = cells([values] if np.ndim(values) == 0 else values)
+    found = cells([values] if np.ndim(values) == 0 else values, SOURCE_ID.name)
     require_shape(found, (n,), SOURCE_ID.name)
     out = decode(SOURCE_ID, Place((SOURCE_ID.name,), release=release), found, n, WHERE)
     if out.reasons:

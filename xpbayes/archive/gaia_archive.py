@@ -217,7 +217,7 @@ class _Record(BaseModel):
     """What a folder holds: per chunk the checksum of its query and its number of rows, or 'split'."""
 
     version: int = VERSION
-    chunks: dict[str, _Chunk] = {}
+    chunks: dict[str, _Chunk]
 
 
 class _Folder:
@@ -230,7 +230,9 @@ class _Folder:
             raise InputError(f"{out}: cannot be made ({error.strerror}); choose another folder") from error
         self._file = out / RECORD
         is_new = not self._file.is_file()
-        self._record = _Record() if is_new else read_json(self._file, _Record, "delete it and fetch again", VERSION)
+        self._record = (
+            _Record(chunks={}) if is_new else read_json(self._file, _Record, "delete it and fetch again", VERSION)
+        )
 
     def fill(self, path: Path, query: str, fetch: Callable[[], Rows], patience: Patience) -> Rows:
         """Rows of a chunk, 'split' if it has too many: fetched, and its file written, unless that was done before."""

@@ -40,6 +40,7 @@ def spectra_of_files(path: Path, files: Sequence[Path], release: str | None = No
     parts = [part for file in files for part in stream_file(survey, file, companions, seen)]
     rejected = [row for part in parts for row in part.rejected]
     tables = [part.table for part in parts if len(part.table)]
+    names = [str(table.provenance["source"]) for table in tables]
     sentence = ""
     if rejected:
         first = rejected[0]
@@ -48,7 +49,7 @@ def spectra_of_files(path: Path, files: Sequence[Path], release: str | None = No
         raise InputError(f"{path}: has no spectrum that can be used{'; ' if sentence else ''}{sentence}")
     if sentence:
         log.warning("%s: %s", path, sentence)
-    return join_star_tables(tables, [path.name] * len(tables))
+    return join_star_tables(tables, names)
 
 
 def spectra_of_table(rows: Any, release: str | None = None) -> Spectra:

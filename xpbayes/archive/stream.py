@@ -104,8 +104,8 @@ def idle_companions(cuts: Iterable[Cut]) -> list[str]:
 def _join(
     survey: SurveySettings, path: Path, held: list[XpRows], rejected: list[Rejected], companions: Companions
 ) -> Part:
-    source_id, product = np.concatenate([rows.source_id for rows in held]), held[0].product
-    xp = CalibratedXp.join([rows.xp for rows in held])
+    source_id, product = np.concatenate([rows.source_id for rows in held]), held[-1].product
+    xp = CalibratedXp.join([rows.xp for rows in held])  # the first may hold no star, which tells of no instrument
     notes = dict(companions.notes)
     n, n_floored = len(source_id), int(xp.floored.sum())
     columns: dict[str, NDArray[Any]] = {}
@@ -162,7 +162,7 @@ def _join(
             **notes,
         },
         extra_units=units,
-        instrument=held[0].instrument,
+        instrument=held[-1].instrument,
     )
     table = _select(survey, table, path)
     return Part(table, tuple(rejected), n + len(rejected), n - len(table), n_floored, _n_uncorrected(table))

@@ -31,7 +31,7 @@ def unit_change(declared: str, wanted: str) -> tuple[float, float] | None:
     have, want = _parse(declared), _parse(wanted)
     if have is None or want is None:
         return None
-    logarithms = [isinstance(one, u.DexUnit) for one in (have, want)]
+    logarithms = [isinstance(one, u.function.FunctionUnitBase) for one in (have, want)]
     if have in (u.dex, u.dimensionless_unscaled) and (logarithms[1] or want == u.dex):
         return 1.0, 0.0  # "dex" alone says that it is a logarithm, not of what
     if logarithms[0] and want == u.dex and have.physical_unit == u.dimensionless_unscaled:

@@ -262,7 +262,7 @@ def rows_at(index: Any) -> Any:
         return index
     rows = np.asarray(index)
     rows = rows if rows.size or rows.dtype.kind != "f" else rows.astype(np.intp)  # [] selects nothing
-    if rows.ndim != 1 or rows.dtype.kind not in "biu":
+    if isinstance(index, tuple) or rows.ndim != 1 or rows.dtype.kind not in "biu":
         raise InputError(
             f"an index of shape {rows.shape} and type {rows.dtype} selects no stars; give a mask, a slice or row numbers"
         )

@@ -248,7 +248,10 @@ def _posteriors(
 
 
 def spurious_in(stars: Stars, parallax: Float[NDArray, "star draw"]) -> NDArray[np.float32] | None:
-    """(star,) mean over parallaxes [mas] of the probability that each measured one is spurious; NaN without one."""
+    """(star,) mean over parallaxes [mas] of the probability that each measured one is spurious.
+
+    NaN without a measured one, None if none is doubted.
+    """
     if stars.doubt is None:
         return None
     return np.asarray(by_blocks(_spurious, STAR_BLOCK, _light(stars), np.asarray(parallax, np.float32)))

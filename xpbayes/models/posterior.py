@@ -1,8 +1,10 @@
 """The posterior, twice the same density: as NumPyro models, and as the objective of the fast per-star solver.
 
-Both are built from the same functions (`forward`, `likelihood`, `prior`); tests/models compares them. A star is sampled
-in ln E and ln parallax with improper flat priors; the factor `jacobian` turns them into flat priors in E and parallax
-(METHOD 3: under AutoDelta a positive site with a flat prior would find another mode).
+Both are built from the same functions (`forward`, `likelihood`, `prior`); tests/models compares them. Sites are
+`labels`, `ln_E`, `ln_plx`, `xi` where the curve varies, `companion` of pairs (each star), and `weights_i`, `biases_i`,
+`ln_R`, `R1` (the model). A star is sampled in ln E and ln parallax with improper flat priors; the factor `jacobian`
+turns them into flat priors in E and parallax (METHOD 3: under AutoDelta a positive site with a flat prior would find
+another mode).
 """
 
 import math

@@ -253,7 +253,7 @@ def run_dask(
         stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": MOST_DEATHS}))
         cluster = stack.enter_context(local_cluster(slots(processes))) if scheduler is None else None
         try:
-            client = stack.enter_context(Client(scheduler or cluster, timeout="30s"))
+            client = stack.enter_context(Client(cluster if scheduler is None else scheduler, timeout="30s"))
         except (OSError, ValueError) as error:
             raise InputError(f"{scheduler}: no Dask scheduler answers there ({error}); check the address") from error
         log.info(f"dask: {len(client.scheduler_info()['workers'])} workers at {client.scheduler.address}")

@@ -278,14 +278,13 @@ def finished_tasks(
     folder: Path, tasks: Sequence["Task"], records: Sequence[PartRecord]
 ) -> dict["Task", list[PartRecord]]:
     """Find tasks of which every part is there and intact, by the records of all finished parts."""
-    done: dict[Task, list[PartRecord]] = {}
-    for task, mine in _parts_of_each(tasks, records):
-        damaged = [record for record in mine or () if not is_intact(folder, record)]
-        for record in damaged:
+    intact = []
+    for record in records:
+        if is_intact(folder, record):
+            intact.append(record)
+        else:
             log.info(f"{record.name}: is not what its record says (damaged or removed); it is made again")
-        if mine and not damaged:
-            done[task] = mine
-    return done
+    return {task: mine for task, mine in _parts_of_each(tasks, intact) if mine}
 
 
 # --------------------------------------------------------------------------------------------------------- completion

@@ -32,7 +32,7 @@ TYPICAL = 68.0
 def lessons_of(
     model: StarModel, stars: Stars, n_xp: int, scale: NDArray[np.floating] | None = None
 ) -> tuple[Lessons, NDArray[np.floating]]:
-    """What stars with labels teach, inferred blind, and the unit of relative residuals; of these stars if None."""
+    """What stars with labels teach, inferred blind, and the unit of relative residuals: `scale`, of these stars if None."""
     found = fit_stars(model, stars, BLIND)
     n = model.forward.n_labels
     fit = flux_only(model, stars, found, use_parallax=False)
@@ -94,8 +94,8 @@ def second_stage_of(
 def calibrate_second_stage(second: SecondStage, model: StarModel, cases: Sequence[Inferred]) -> SecondStage:
     """Find how far refined labels are to go and how wide they must be for 68 % of labels to lie within 68 % intervals.
 
-    Of real stars alone: copies are as noisy as they say, and faint stars are noisier. Cases are with parallaxes,
-    without, or once each.
+    Of real stars alone: copies are as noisy as they say, and faint stars are noisier. Cases are stars that
+    neither stage learned from, with parallaxes, without, or once each; in the first, stars without one are left out.
     """
     for case in cases:
         found = _adjustments(second, model, case)

@@ -138,7 +138,7 @@ def _smallest(values: NDArray[np.float32], n: int) -> list[NDArray[np.float32]]:
         at = values.argmin(axis=1)
         found.append((at, values[every, at]))
         values[every, at] = np.inf
-    for at, value in found:  # as they were
+    for at, value in reversed(found):  # as they were
         values[every, at] = value
     return [value for _, value in found]
 

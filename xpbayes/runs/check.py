@@ -44,6 +44,10 @@ def check(
     """Check error bars by simulation: truths from the prior, spectra from the likelihood, and what is inferred of them.
 
     Args:
+        model: a trained model, its folder, or the name of one that comes with the package.
+        inference: settings of inference; the defaults if None.
+        sampling: settings of sampling; the defaults if None.
+        seed: of everything random.
         stars: real stars whose noise is borrowed: a table or its path; the bundled sample if None.
         out: folder for report.html, table and shares; nothing is written if None.
         n_stars: simulated stars.

@@ -33,6 +33,10 @@ def compare(  # noqa: PLR0913 - what the verb of the command line can say
     """Compare mode + Fisher, Laplace and importance with NUTS for the same real stars.
 
     Args:
+        model: a trained model, its folder, or the name of one that comes with the package.
+        inference: settings of inference; the defaults if None.
+        sampling: settings of sampling; the defaults if None.
+        seed: of everything random.
         stars: a star table, its path, or a folder of star tables.
         out: folder for report.html and stars.csv; nothing is written if None.
         source_ids: which stars; or

@@ -31,6 +31,7 @@ def confidence(
     """Train classifiers of how reliable the estimates are (ZGR23 Section 4.4, Appendix B).
 
     Args:
+        model: a trained model, its folder, or the name of one that comes with the package.
         catalogue: what it inferred for stars that it never saw (``only="held-out"``).
         stars: the star table that the catalogue was inferred from, with labels.
         out: folder for the model with its classifiers, its own folder perhaps; nothing is written if None.

@@ -34,6 +34,8 @@ def fit(
     """Fit a handful of stars and find every optimum of their posteriors that many starts can reach.
 
     Args:
+        model: a trained model, its folder, or the name of one that comes with the package.
+        config: settings; the defaults if None.
         stars: a star table, or whatever else `infer` takes.
         source_ids: which stars; each fit's order is theirs.
         out: folder for ``fit.json`` and one figure a star; nothing is written if None.

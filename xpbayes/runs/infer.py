@@ -77,6 +77,8 @@ def infer(
     """Infer stellar parameters without labels.
 
     Args:
+        model: a trained model, its folder, or the name of one that comes with the package.
+        config: settings; the defaults if None.
         stars: a star table, its path, a folder of star tables; a file of XP spectra, a folder or pattern of them, a HATS
             catalogue or a survey.toml, which are then read, calibrated and solved part by part; or several of these.
         out: file for the catalogue, .parquet, .csv, .ecsv, .fits or .vot; nothing is written if None.

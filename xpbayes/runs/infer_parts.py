@@ -65,6 +65,7 @@ def infer_parts(  # noqa: PLR0913, PLR0915 - what the verb of the command line c
     However often the run is killed and gone on with, and whichever engine does it, the parts are the same bytes.
 
     Args:
+        config: settings; the defaults if None.
         model: folder of the model.
         inputs: star tables, folders of them, survey.toml files, files of XP spectra; one or several.
         out: folder for the catalogue: parts, ``manifest.json``, ``quarantine.csv``.

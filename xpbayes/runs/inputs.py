@@ -1,6 +1,7 @@
 """What the runs share: stars and models from wherever they are, choices among stars, outputs that can be written."""
 
 import logging
+import os
 import platform
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -83,19 +84,21 @@ def read_stars(stars: Spectra | PathLike) -> tuple[Spectra, dict[str, Any]]:
     return table, source_of(stars, len(table))
 
 
-def require_stars(stars: Any) -> PathLike:
+def require_stars(stars: Any) -> str | Path:
     """A file's or folder's name as it is; InputError for what holds no stars either, where stars are wanted."""
-    if not isinstance(stars, str | Path):
+    if not isinstance(stars, str | os.PathLike):
         raise InputError(
             f"a {type(stars).__name__} is neither spectra nor a file; give xpbayes.Spectra, or a path (a table in memory: "
             f"xpbayes.Spectra.from_coefficients)"
         )
-    return stars
+    return stars if isinstance(stars, str) else Path(stars)
 
 
 def named_inputs(stars: Any) -> list[PathLike | Survey]:
     """What was given, one path or survey or several, as a list; InputError for anything else."""
-    given = list(stars) if isinstance(stars, list | tuple) else [stars]
+    given = list(stars) if isinstance(stars, list | tuple | set | Iterator) else [stars]
+    if not given:
+        raise InputError("no input was named; name star tables, folders of them, files of XP spectra, or a survey.toml")
     return [one if isinstance(one, Survey) else require_stars(one) for one in given]
 
 

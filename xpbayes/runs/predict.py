@@ -34,6 +34,7 @@ def predict_fluxes(
     by the names of their dimensions. Astropy's quantities, columns, and DataArrays that declare `units`, are converted.
 
     Args:
+        model: a trained model, its folder, or the name of one that comes with the package.
         extinction: E [mag], not negative.
         parallax: [mas], positive.
         xi: of the star's extinction curve R + xi R1; 0 is the mean curve.
@@ -120,9 +121,7 @@ def _given(trained: TrainedModel, labels: dict[str, Any], extinction: Any, paral
 
 def _plain(name: str, value: Any) -> Any:
     """Numbers in the argument's unit, or a DataArray of them; InputError for another kind of unit and masked values."""
-    import xarray as xr
-
-    is_named = isinstance(value, xr.DataArray)
+    is_named = hasattr(value, "dims")  # a DataArray; xarray takes longer to import than a flux to predict
     wanted = {"xi": "", "logg": LOGG_UNIT}.get(name, unit_of(name))
     declared = value.attrs.get("units") if is_named else getattr(value, "unit", None)
     factor, shift = 1.0, 0.0

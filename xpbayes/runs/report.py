@@ -28,6 +28,7 @@ def report(
     """Write the report of a run: one self-contained HTML file.
 
     Args:
+        model: a trained model, its folder, or the name of one that comes with the package.
         catalogue: the catalogue file, or the folder of a catalogue in parts.
         stars: the star table that was inferred, with labels where known.
         out: HTML file.

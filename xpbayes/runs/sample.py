@@ -58,6 +58,9 @@ def sample(  # noqa: PLR0913 - what the verb of the command line can say
     """Draw from the posteriors of single stars with NUTS.
 
     Args:
+        model: a trained model, its folder, or the name of one that comes with the package.
+        inference: settings of inference; the defaults if None.
+        sampling: settings of sampling; the defaults if None.
         stars: a star table, its path, a folder of star tables, or (with source_ids) a survey.toml.
         out: netCDF file for ArviZ; nothing is written if None.
         source_ids: which stars; or

@@ -85,6 +85,8 @@ def star(  # noqa: PLR0913 - what the verb of the command line can say
     """Solve one star, found by its identifier alone.
 
     Args:
+        model: a trained model, its folder, or the name of one that comes with the package.
+        config: settings; the defaults if None.
         source_id: of Gaia.
         out: folder for the star's page, figure and numbers, and for what was fetched; nothing is kept if None.
         files: where to take the star from, as `infer` takes inputs; Gaia's archive is asked if there are none.

@@ -32,6 +32,7 @@ def transfer(
     """Learn a transfer, with which a model trained on one data release serves another one's stars.
 
     Args:
+        model: a trained model, its folder, or the name of one that comes with the package.
         pairs: star tables of both releases, or folders of them: some stars as each release has them.
         out: folder for the model with its transfer, its own folder perhaps; nothing is written if None.
         crosswalk: table with the other release's source_id and, as dr3_source_id or so, the model's; without one a star

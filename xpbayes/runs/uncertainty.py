@@ -51,6 +51,8 @@ def uncertainty(
     """Work out how well the training stars determine the model, and what is unknown of it adds to stars' errors.
 
     Args:
+        model: a trained model, its folder, or the name of one that comes with the package.
+        seed: of everything random.
         stars: the star table that it was trained on, or its path.
         out: folder of the model, which receives weight_factor.safetensors; nothing is written if None.
         n_stars: so many of its training stars, at random; the others are taken to be like them.

@@ -65,7 +65,7 @@ class Noise:
 
 
 class NoiseSource:
-    """Draws the noise of stars of any kind, as one model describes it: amplitude 1 and none of its own if it does not."""
+    """Draws the noise of stars of any kind as a model's error describes it: without one of amplitude 1, the model exact."""
 
     def __init__(self, model: TrainedModel) -> None:
         self.channels, self.labels, self.error = model.channels, model.labels, model.model_error

@@ -76,6 +76,10 @@ def simulate(
     real = [] if recipe.like is None else [recipe.like]
     for name in (TWO_MASS_FILE, UNWISE_FILE, GAIA_FILE, REDDENING_FILE, *LABEL_FILES.values(), TRUTH):
         refuse_overwriting(out / name, real)
+    try:
+        (out / "xp").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be made ({error.strerror}); choose another folder") from error
     errors = typical_errors() if recipe.like is None else errors_like(recipe.like)
     rng = np.random.default_rng(recipe.seed)
     stars = draw_stars(trained, n_stars, recipe, sky, rng)

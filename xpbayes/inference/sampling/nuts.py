@@ -73,9 +73,8 @@ class Draws:
     """Draws of some stars, NumPy; leading axes (star, chain, draw)."""
 
     theta: NDArray[np.float32]  # (star, chain, draw, parameter) labels, E [mag], parallax [mas]
-    ln_posterior: NDArray[
-        np.float32
-    ]  # (star, chain, draw) ln density of (labels, E, parallax), up to a star's constant
+    # (star, chain, draw) ln density of (labels, E, parallax), up to a star's constant
+    ln_posterior: NDArray[np.float32]
     diverging: NDArray[np.bool_]  # (star, chain, draw) the energy of a trajectory that led to it was lost
     accept_prob: NDArray[np.float32]  # (star, chain, draw) mean acceptance of the last trajectory's points
     n_steps: NDArray[np.int32]  # (star, chain, draw) leapfrog steps since the draw before

@@ -105,7 +105,10 @@ def _damped_step(hessian: Array, gradient: Array, damping: Array) -> Array:
 
 
 class SolverState(NamedTuple):
-    """One start: the best point so far with its derivatives, and the trial to evaluate next; of many in NumPy."""
+    """One start: the best point so far with its derivatives, and the trial to evaluate next; of many in NumPy.
+
+    Some are made by position: the order counts.
+    """
 
     theta_log: Any
     value: Any
