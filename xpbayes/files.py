@@ -40,6 +40,14 @@ def whole_file(path: Path, advice: str = "choose another output") -> Iterator[Pa
             temporary.unlink(missing_ok=True)
 
 
+def make_folder(path: Path, named: Path | None = None) -> None:
+    """Make a folder if it is not there; InputError if it cannot be made, which names the one that was asked for."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{named or path}: cannot be made ({error.strerror}); choose another folder") from error
+
+
 def write_text(path: Path, text: str, advice: str = "choose another output") -> Path:
     """Write text as UTF-8, whatever the locale; arguments and errors as for `whole_file`."""
     with whole_file(path, advice) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as stream:

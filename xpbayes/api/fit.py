@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from xpbayes.data.spectra import OK, Spectra, rows_at
 from xpbayes.errors import InputError, nearest
+from xpbayes.inference.linear_algebra import from_upper_triangle
 from xpbayes.production.flat import columns_for, flat_table
 from xpbayes.production.table import list_column, text_column
 from xpbayes.schema import Column, QualityFlag
@@ -108,11 +109,7 @@ class Fit:
     @property
     def covariance(self) -> NDArray[np.float64]:
         """(star, parameter, parameter) of `parameters`, by Laplace, prior included, in K, dex, mag and mas."""
-        n = len(self.parameters)
-        packed = list_column(self.catalogue, "laplace_cov_triu")
-        full = np.empty((len(self), n, n))
-        row, column = np.triu_indices(n)
-        full[:, row, column] = full[:, column, row] = packed
+        full = from_upper_triangle(list_column(self.catalogue, "laplace_cov_triu"))
         scale = np.array([1e3 if name == "teff" else 1.0 for name in self.parameters])
         return full * scale[:, None] * scale
 

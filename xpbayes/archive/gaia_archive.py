@@ -20,7 +20,7 @@ from xpbayes.archive.columns import SOURCE_ID
 from xpbayes.data.json_file import read_json, write_json
 from xpbayes.data.parquet import write_parquet
 from xpbayes.errors import InputError, nearest
-from xpbayes.files import reason_of, whole_file
+from xpbayes.files import make_folder, reason_of, whole_file
 from xpbayes.release import DEFAULT_RELEASE, Release, release_named
 
 log = logging.getLogger(__name__)
@@ -224,10 +224,7 @@ class _Folder:
     """Chunks on disk, made if absent, and the record of those that are finished."""
 
     def __init__(self, out: Path) -> None:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{out}: cannot be made ({error.strerror}); choose another folder") from error
+        make_folder(out)
         self._file = out / RECORD
         is_new = not self._file.is_file()
         self._record = (

@@ -24,7 +24,7 @@ from xpbayes.data.rejected import Rejected, write_quarantine
 from xpbayes.data.spectra import Cut, add_up_cuts
 from xpbayes.data.spectra_file import write_star_table
 from xpbayes.errors import InputError
-from xpbayes.files import file_checksum, locked, reason_of, remove_abandoned, whole_file
+from xpbayes.files import file_checksum, locked, make_folder, reason_of, remove_abandoned, whole_file
 from xpbayes.release import release_named
 
 log = logging.getLogger(__name__)
@@ -246,10 +246,7 @@ def _open_folder(out: Path) -> Path:
     work = out / WORK
     if out.is_dir() and not work.is_dir() and any(out.glob("*.parquet")):
         raise InputError(f"{out}: already holds star tables that prepare did not write; choose another folder")
-    try:
-        (work / DONE).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be made ({error.strerror}); choose another folder") from error
+    make_folder(work / DONE, out)
     return work
 
 

@@ -70,10 +70,6 @@ class Stars(eqx.Module):
         rows = index if isinstance(index, slice) else np.asarray(index)
         return jax.tree.map(lambda leaf: _rows(leaf, rows), self)
 
-    def padded(self, size: int) -> "Stars":
-        """Repeat the last star up to a fixed size: one compiled program then serves every chunk."""
-        return self if len(self) == size else self.take(np.minimum(np.arange(size), len(self) - 1))
-
     def blind(self, *, parallax: bool = True) -> "Stars":
         """Return the stars as inference may see them: no labels, no reddening, and no parallax unless it is kept."""
         return replace(

@@ -112,7 +112,7 @@ _mean_ln_snr = program(jax.vmap(mean_ln_snr))
 
 def ln_snr_of(stars: Stars) -> NDArray[np.float64]:
     """(star,) mean ln S/N of the channels, as measured."""
-    return np.asarray(by_blocks(_mean_ln_snr, STAR_BLOCK, stars) if len(stars) else [], np.float64)
+    return np.asarray(by_blocks(_mean_ln_snr, STAR_BLOCK, stars), np.float64)
 
 
 def n_channels_of(stars: Stars) -> NDArray[np.int64]:

@@ -49,8 +49,6 @@ def _kind_weights(error: ModelError, stars: Stars) -> NDArray[np.float64]:
 
 def scatter_of(scatter: Float[NDArray, "kind two"], error: ModelError, stars: Stars) -> NDArray[np.float64]:
     """(star, 2) scatter of E [mag] and ln parallax."""
-    if not len(stars):
-        return np.zeros((0, 2))
     weight = _kind_weights(error, stars)
     return np.sqrt(weight @ np.asarray(scatter, np.float64) ** 2)
 

@@ -22,6 +22,7 @@ from xpbayes.data.parquet import column_names, metadata_of, plain_text, read_par
 from xpbayes.data.rejected import read_quarantine
 from xpbayes.data.spectra import OK
 from xpbayes.errors import InputError
+from xpbayes.inference.linear_algebra import from_upper_triangle
 from xpbayes.production.duplicates import Identifiers, find_repeated
 from xpbayes.production.manifest import MANIFEST, QUARANTINE, catalogue_metadata, part_records, read_complete, totals
 from xpbayes.production.parts import PART_PATTERN, PartRecord, is_intact
@@ -164,10 +165,7 @@ def check_rows(table: pa.Table, about: Mapping[str, Any]) -> list[str]:
 
 def is_positive_semidefinite(packed: NDArray[np.float64], n: int) -> NDArray[np.bool_]:
     """(row,) whether (row, n (n + 1) / 2) upper triangles are so, up to float32 rounding; true where not finite."""
-    upper = np.triu_indices(n)
-    matrix = np.zeros((len(packed), n, n))
-    matrix[:, upper[0], upper[1]] = packed
-    matrix[:, upper[1], upper[0]] = packed
+    matrix = from_upper_triangle(packed)
     known = np.isfinite(packed).all(axis=1)
     matrix[~known] = np.eye(n)
     diagonal = np.diagonal(matrix, axis1=1, axis2=2)

@@ -137,8 +137,6 @@ def relative_residuals(
         stars: the stars.
         optimum: labels, xi if the curve varies, E [mag], parallax [mas].
     """
-    if not len(stars):
-        return np.zeros(stars.flux.shape, np.float32)
     at = np.array(optimum, np.float32)
     at[:, -2:] = np.maximum(at[:, -2:], TINY)
     return np.asarray(by_blocks(partial(_ratios, forward), STAR_BLOCK, stars, to_log(at)))

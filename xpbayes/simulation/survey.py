@@ -19,7 +19,7 @@ from xpbayes.channels import XP_GRID_NM
 from xpbayes.config import Recipe
 from xpbayes.data.parquet import fixed_list, write_parquet
 from xpbayes.errors import InputError
-from xpbayes.files import refuse_overwriting, write_text
+from xpbayes.files import make_folder, refuse_overwriting, write_text
 from xpbayes.production.model_file import TrainedModel, load_model
 from xpbayes.release import DEFAULT_RELEASE
 from xpbayes.simulation.files import (
@@ -76,10 +76,7 @@ def simulate(
     real = [] if recipe.like is None else [recipe.like]
     for name in (TWO_MASS_FILE, UNWISE_FILE, GAIA_FILE, REDDENING_FILE, *LABEL_FILES.values(), TRUTH):
         refuse_overwriting(out / name, real)
-    try:
-        (out / "xp").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be made ({error.strerror}); choose another folder") from error
+    make_folder(out / "xp", out)
     errors = typical_errors() if recipe.like is None else errors_like(recipe.like)
     rng = np.random.default_rng(recipe.seed)
     stars = draw_stars(trained, n_stars, recipe, sky, rng)
