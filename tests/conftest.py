@@ -64,8 +64,9 @@ SHORT_PHASES = (
 )
 SHORT_REFINEMENT = RefinementConfig(members=2, hidden=(16,), epochs=3, rows=1, max_stars=1000)
 SHORT_TRAINING = TrainingConfig(
-    phases=SHORT_PHASES, batch_size=128, prior_components=8, held_out_stars=0, refinement=SHORT_REFINEMENT
-)
+    hidden=(32, 32, 32), phases=SHORT_PHASES, batch_size=128, prior_components=8, held_out_stars=0,
+    calibration_stars=600, refinement=SHORT_REFINEMENT,
+)  # fmt: skip
 QUICK = InferenceConfig(
     use_parallax=False, n_nodes=256, n_starts=2, n_draws=64, n_more_draws=0, chunk_size=256, max_iterations=40
 )  # fmt: skip

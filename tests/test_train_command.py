@@ -121,8 +121,9 @@ def test_a_table_larger_than_memory_is_worked_on_in_files(star_file, settings, s
 @pytest.mark.parametrize(
     ("bands", "measured", "expected"),
     [
-        (("J", "Ks", "W2"), True, (2, 0, 0.12, False)),
-        (("J", "Ks", "W2"), False, (1, 0, 0.4, True)),
+        (("J", "Ks", "W2"), True, (2, 0, 0.116, False, None)),
+        (("J", "Ks", "W1", "W2"), True, (3, 0, 0.116, False, ((2, 3, 0, 1), 0.11, 0.47))),
+        (("J", "Ks", "W1", "W2"), False, (1, 0, 0.4, True, None)),
         (("J", "Ks"), True, None),
         (("W2",), False, None),
     ],
@@ -136,3 +137,21 @@ def test_what_fixes_the_grey_part_of_r(bands, measured, expected):
     law = _near_infrared_law(table, TrainingConfig())
     assert law is None if expected is None else tuple(law) == expected
     assert _near_infrared_law(table, TrainingConfig(preset="zgr23")) is None
+    if expected is not None and measured:
+        assert _near_infrared_law(table, TrainingConfig(w2_over_j=0.12)) == expected[:2] + (0.12, False, None)
+
+
+def test_published_laws_are_near_what_fixes_the_grey_part_of_r():
+    """Gordon et al. (2023) at R(V) = 3.1, monochromatic, and Wang & Chen (2019), Table 3: within 0.02, as is claimed."""
+    import astropy.units as u
+    from dust_extinction.parameter_averages import G23
+
+    law = _near_infrared_law(
+        SimpleNamespace(
+            channels=SimpleNamespace(names=("J", "Ks", "W1", "W2")), is_measured=lambda name: np.array([True])
+        ),
+        TrainingConfig(),
+    )
+    gordon = np.asarray(G23(Rv=3.1)([1.235, 2.159, 3.353, 4.603] * u.micron))
+    for curve in (gordon, np.array([0.243, 0.078, 0.039, 0.026])):
+        assert abs(float(law.ratio_of(curve)) - curve[3] / curve[0]) < 0.02

@@ -126,19 +126,19 @@ _GAUGE = Phase(update="gauge")
 _WEIGHTS = Phase(update="weights")
 
 DEFAULT_PHASES = (
-    _model(50, 4e-3, final=0.3),
+    _model(50, 2e-3, final=0.3),
     *(_STARS, _GAUGE),
-    _model(30, 3e-3, final=0.5),
+    _model(30, 1.5e-3, final=0.5),
     *(_STARS, _WEIGHTS, _GAUGE, *_ERROR),
-    _model(30, 3e-3, final=0.5),
+    _model(30, 1.5e-3, final=0.5),
     *(_STARS, _WEIGHTS, _GAUGE),
-    _model(30, 3e-3, final=0.5),
+    _model(30, 1.5e-3, final=0.5),
     *(_STARS, _WEIGHTS, _GAUGE),
-    _model(40, 3e-3),
+    _model(40, 1.5e-3),
     *(_STARS, _WEIGHTS, _GAUGE, *_ERROR),
-    _model(60, 2e-3),
+    _model(60, 1e-3),
     *(_STARS, _WEIGHTS, _GAUGE),
-    _model(120, 2e-3, final=0.005),
+    _model(120, 1e-3, final=0.005),
     *(_STARS, Phase(update="gauge", move_labels=False), *_ERROR),
 )
 
@@ -163,6 +163,7 @@ ZGR23_PHASES = (
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "zgr23": {
+        "hidden": (32, 32, 32),
         "phases": ZGR23_PHASES,
         "model_error": False,
         "second_stage": False,
@@ -216,7 +217,7 @@ class TrainingConfig(FrozenSettings):
 
     preset: Literal["default", "zgr23"] = Field("default", description="'zgr23': the paper's own six training phases")
     labels: tuple[str, ...] = Field(("teff", "feh", "logg"), min_length=1, description="label columns, Teff first")
-    hidden: tuple[int, ...] = Field((32, 32, 32), min_length=1, description="neurons per hidden layer")
+    hidden: tuple[int, ...] = Field((64, 64, 64), min_length=1, description="neurons per hidden layer")
     validation_fraction: Fraction = Field(0.2, description="share of source_ids held out")
     split_seed: NonNegativeInt = Field(0, description="which split by source_id")
     seed: NonNegativeInt = Field(0, description="of the initial weights and the batches")
@@ -230,10 +231,10 @@ class TrainingConfig(FrozenSettings):
         description="R(Ks) / R(J), which fixes the grey part of R where no training star has a measured parallax (0.41: "
         "Cardelli et al. 1989, 0.39: Gordon et al. 2023); 0: free",
     )
-    w2_over_j: Fraction = Field(
-        0.12,
-        description="R(W2) / R(J), which fixes it where stars have measured parallaxes (0.115: Gordon et al. 2023, 0.127: "
-        "Rieke et al. 1989; these tell it to 0.013 mag per mag of E, parallaxes hardly better); 0: free",
+    w2_over_j: Fraction | None = Field(
+        None,
+        description="R(W2) / R(J), which fixes it where stars have measured parallaxes; by default what published laws that "
+        "fall off from band to band as R does have (0.116 for a typical one; they scatter by 0.02); 0: free",
     )
     label_error_floor: tuple[float, ...] = Field(
         (0.02, 0.02, 0.02), description="added to label errors in quadrature [kK, dex, dex]; the last repeats"
@@ -248,7 +249,9 @@ class TrainingConfig(FrozenSettings):
         0.15, ge=0, le=0.5, description="share of training source_ids kept aside to calibrate posteriors on; 0: none"
     )
     calibration_stars: NonNegativeInt = Field(
-        6000, description="of these, so many are inferred at most; 0: no calibration"
+        8000,
+        description="so many stars are inferred to calibrate posteriors on, at most: those kept aside and, where these are "
+        "fewer, training stars beside them; 0: no calibration",
     )
     second_stage: bool = Field(True, description="learn to refine labels by what residuals tell; false is the paper")
     refinement: RefinementConfig = RefinementConfig()

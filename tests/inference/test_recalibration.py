@@ -10,8 +10,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from xpbayes.inference import recalibration
 from xpbayes.inference.recalibration import (
     INNER,
-    SPREAD,
+    TAIL,
     Calibration,
+    farther_off,
     fit_calibration,
     of_labels_only,
     recalibrated,
@@ -88,7 +89,7 @@ def _found(stars):
 
 
 def _fit(stars, **options):
-    return fit_calibration(_found(stars), References(stars.known, stars.variance), stars.ln_snr, SCALE, **options)
+    return fit_calibration(_found(stars), References.apart(stars.known, stars.variance), stars.ln_snr, SCALE, **options)
 
 
 def _apply(found, calibration, stars, inverse_error=0.0):
@@ -229,6 +230,7 @@ def test_a_parallax_of_its_own_narrows_what_fluxes_say_as_monte_carlo_has_it(gai
         np.float32(1),
         0 * flat,
         true / claimed / INNER * flat,
+        TAIL * flat[0],
         true / claimed * flat,
         flat,
     )
@@ -246,11 +248,11 @@ def test_a_parallax_of_its_own_narrows_what_fluxes_say_as_monte_carlo_has_it(gai
     assert_allclose(np.sqrt(after.covariance[:, 4, 4]), 1e-3 * np.std(both), rtol=0.03)
 
 
-def _inferred_from_labels(seed, n=6000):
-    """Posteriors whose E and ln parallax err with their labels and by a little more, and what was measured of the stars."""
+def _inferred_from_labels(seed, n=6000, rest=(0.006, 0.04)):
+    """Posteriors whose E and ln parallax err with their labels and by `rest`, and what was measured of the stars."""
     random = np.random.default_rng(seed)
     slope = np.array([[0.2, -0.05, 0.0], [-0.2, 0.0, 0.8]])
-    label_sigma, rest, label_error = np.array([0.08, 0.1, 0.15]), np.array([0.006, 0.04]), np.array([0.06, 0.08, 0.1])
+    label_sigma, rest, label_error = np.array([0.08, 0.1, 0.15]), np.array(rest), np.array([0.06, 0.08, 0.1])
     truth = np.array([5.0, 0.0, 3.0]) + random.normal(size=(n, 3))
     wrong = label_sigma * random.normal(size=(n, 3))
     error = wrong @ slope.T + rest * random.normal(size=(n, 2))
@@ -277,6 +279,26 @@ def _inferred_from_labels(seed, n=6000):
     return found, stars, error, covariance
 
 
+@pytest.mark.parametrize("claimed", [0.7, 1.5])
+def test_what_a_reference_shares_with_a_posterior_is_stretched_with_it(claimed):
+    """Half of E's variance is left where labels are known, and the posterior claims too much, or too little, of all.
+
+    6,000 references that half of the variance shows in tell a width to 1.92 / 2 / sqrt(6000) x 2 = 2.5 %.
+    """
+    found, stars, _, covariance = _inferred_from_labels(3, rest=(0.016, 0.13))
+    sigma = claimed * np.sqrt(np.diagonal(covariance)) * np.where(np.arange(5) == 4, found.estimate, 1.0)
+    wide = claimed**2 * found.laplace
+    claims = Found(
+        found.estimate, found.estimate, sigma, found.estimate - sigma, found.estimate + sigma, found.estimate, wide, wide,
+        np.linalg.inv(wide), found.estimate[:, :2], found.converged,
+    )  # fmt: skip
+    known = references(claims, stars)
+    assert 0.3 < np.median(known.shared[:, 3]) / np.median(sigma[:, 3]) ** 2 < 0.7
+    calibration = fit_calibration(claims, known, np.full(len(sigma), 4.0), SCALE)
+    for stretch in (calibration.stretch * INNER, calibration.laplace):
+        assert_allclose(np.exp(np.mean(np.log(stretch), axis=0)), 1 / claimed, rtol=0.08)
+
+
 @pytest.mark.parametrize("measured", ["both", "neither"])
 def test_references_err_as_they_say(measured):
     """The mean square of (inferred - reference) is the posterior's variance and the reference's, to 6 % (4 sigma)."""
@@ -289,9 +311,11 @@ def test_references_err_as_they_say(measured):
     known = references(found, stars)
     mode = np.column_stack([found.estimate[:, :4], np.log(found.estimate[:, 4])])
     assert_allclose(
-        np.mean((mode - known.value) ** 2, axis=0), known.variance.mean(axis=0) + np.diagonal(covariance), rtol=0.075
+        np.mean((mode - known.value) ** 2, axis=0),
+        (known.variance - known.shared).mean(axis=0) + np.diagonal(covariance),
+        rtol=0.075,
     )
-    assert np.all(known.variance.mean(axis=0)[3:] < [0.05**2, 0.1**2])
+    assert np.all((known.variance - known.shared).mean(axis=0)[3:] < [0.05**2, 0.1**2])
 
 
 def test_references_need_labels_and_an_optimum():
@@ -333,10 +357,47 @@ def test_an_old_calibration_of_labels_leaves_the_rest():
     found = _found(stars)
     after = _apply(found, of, stars, inverse_error=10.0)
     assert_allclose(after.median[:, :3], found.median[:, :3] - 0.1, rtol=1e-5)
-    assert_allclose(after.std[:, :3], SPREAD * 2.0 * found.std[:, :3], rtol=1e-5)
+    assert_allclose(after.std[:, :3], TAIL * INNER * 2.0 * found.std[:, :3], rtol=1e-5)
     for name in ("covariance", "laplace", "fisher"):
         assert_array_equal(getattr(after, name), getattr(found, name))
     assert_allclose(after.high[:, 3:], found.high[:, 3:], rtol=1e-6)
+
+
+@pytest.mark.parametrize("followed", [0.0, 0.06])
+def test_training_stars_nearer_to_their_references_are_seen_and_made_up_for(followed):
+    """Residuals of three quarters of the stars are smaller by what training follows.
+
+    Ratios of five 68 % quantiles of 1,000 and 3,000 stars, averaged, are known to 0.96 / sqrt(750 x 5) = 1.6 %.
+    """
+    stars = _stars(5)
+    aside = np.arange(N) % 4 == 0
+    value = np.where(aside[:, None], stars.known, stars.median - (1 - followed) * (stars.median - stars.known))
+    known, counts = References.apart(value, stars.variance), np.ones((N, 5))
+    factor = farther_off(_found(stars), known, aside, counts)
+    assert factor >= 1.0 and abs(factor - 1 / (1 - followed)) < 0.05
+    farther = np.where(aside, 1.0, 1 / (1 - followed))
+    made_up = fit_calibration(_found(stars), known, stars.ln_snr, SCALE, farther=farther)
+    plain = _fit(stars)
+    assert_allclose(made_up.stretch, plain.stretch, rtol=1e-4)
+    assert_allclose(made_up.offset, plain.offset, atol=1e-4)
+
+
+@pytest.mark.parametrize(("tails", "tail"), [(np.inf, 1.0), (4.0, TAIL)])
+def test_standard_deviations_hold_what_references_have_of_tails(tails, tail):
+    """4,000 stars tell a 95 % quantile to 0.95 / sqrt(4000) = 1.5 %, 300 more draw it to TAIL: 95 % of others lie within."""
+    stars = _stars(17, tails=tails)
+    calibration = _fit(stars)
+    assert_allclose(calibration.tail, tail, rtol=0.08)
+    other = _stars(18, tails=tails)
+    after = _apply(_found(other), calibration, other)
+    pull = np.abs(after.median[:, :4] - other.truth[:, :4]) / after.std[:, :4]
+    assert_allclose(np.mean(pull < 1.96, axis=0), 0.95, atol=0.02)
+
+
+def test_too_few_training_stars_beside_tell_of_nothing():
+    stars = _stars(5, n=300)
+    known = References.apart(stars.known, stars.variance)
+    assert farther_off(_found(stars), known, np.arange(300) < 250, np.ones((300, 5))) == 1.0
 
 
 @pytest.mark.thorough

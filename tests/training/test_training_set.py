@@ -13,6 +13,8 @@ from xpbayes.training import training_set as module
 from xpbayes.training.training_set import n_rows, training_set, training_set_in_files
 
 CONFIG = TrainingConfig(calibration_stars=20, held_out_stars=30)
+MORE = CONFIG.model_copy(update={"calibration_stars": 400})
+"""More than are kept aside."""
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,18 @@ def test_sides_do_not_overlap(both):
     memory, _ = both
     ids = np.concatenate([memory.table.source_id, memory.aside.source_id, memory.held_out.source_id])
     assert len(np.unique(ids)) == len(ids)
+
+
+def test_training_stars_stand_beside_few_kept_aside(files, both, tmp_path):
+    """So many in all; none where enough, or none, are kept aside; the same from files."""
+    table = read_star_tables(files[0].parent)
+    assert len(both[0].beside) == 0
+    assert len(training_set(table, MORE.model_copy(update={"calibration_fraction": 0.0}), "the sample").beside) == 0
+    memory, in_files = training_set(table, MORE, "the sample"), training_set_in_files(files, MORE, tmp_path)
+    assert 0 < len(memory.aside) < 400 and len(memory.aside) + len(memory.beside) == 400
+    assert np.isin(memory.beside.source_id, memory.table.source_id).all()
+    assert_array_equal(memory.beside.source_id, in_files.beside.source_id)
+    assert_array_equal(memory.beside.xp_whitening, in_files.beside.xp_whitening)
 
 
 def test_a_star_in_two_files_is_refused(files, sample, tmp_path):

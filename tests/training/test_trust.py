@@ -17,7 +17,7 @@ def _case(pull, reference_error=0.0, use_parallax=False):
     """Stars of unit errors, whose medians are so far from what is known; ln parallaxes count."""
     median = np.zeros((len(pull), 3)) + [0.0, 0.0, 1.0]
     published = SimpleNamespace(median=median, low=median - [1.0, 1.0, 0.5], high=median + [1.0, 2.0, 0.5])
-    known = References(np.array(pull, float), np.full((len(pull), 3), reference_error**2))
+    known = References.apart(np.array(pull, float), np.full((len(pull), 3), reference_error**2))
     return Case(None, None, published, use_parallax, known)
 
 

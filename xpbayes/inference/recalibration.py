@@ -1,20 +1,25 @@
 """Calibrate posteriors of all parameters, and the covariances at modes, on stars that training never saw.
 
 The model error is learned from residuals of stars at their own labels. How well parameters come out when they are sought
-it cannot show: training stars are fitted better than others, a kind's mean covariance is not each star's, and flat priors
-in E and parallax push the labels of most stars the same way. So stars kept aside are inferred as any star is, and for
-every kind of star two numbers per parameter are read off: the median of (posterior median - reference), and the factor
-by which posteriors must be stretched about their median for 68 % of references to lie within 68 % intervals, the
-references' own errors taken off (`inference.references`); cross-validation widens all of them by what such a fit promises
-too much.
+it cannot show: a kind's mean covariance is not each star's, and flat priors in E and parallax push the labels of most stars
+the same way. So stars kept aside are inferred as any star is, and for every kind of star two numbers per parameter are
+read off: the median of (posterior median - reference), and the factor by which posteriors must be stretched about their
+median for 68 % of references to lie within 68 % intervals, the references' own errors taken off (`inference.references`);
+cross-validation widens all of them by what such a fit promises too much.
 A star's posterior is then, in labels, E and ln parallax,
 
     value = median - offset + stretch * t * (draw - median),
 
-with t the amplitude of a Student t of `DOF` degrees of freedom: pulls of real labels have such tails. Kinds are regions
-in (labels, ln S/N), as inferred. After Kuleshov, Fenner & Ermon (2018), who recalibrate regressions on held-out data.
-Fisher's and Laplace's covariances C become diag(s) C diag(s) with factors s found around the mode in the same way; the
-modes themselves stay.
+with t the amplitude of a Student t of `DOF` degrees of freedom, but for its standard deviation: `tail` times half its 68 %
+interval, such that 95 % of references lie within 1.96 of it. Pulls of real labels have far tails, those of others less.
+Kinds are regions in (labels, ln S/N), as inferred. After Kuleshov, Fenner & Ermon (2018), who recalibrate regressions on
+held-out data. Fisher's and Laplace's covariances C become diag(s) C diag(s) with factors s found around the mode in the same
+way; the modes themselves stay.
+
+References err as much as posteriors, or more, so that few stars kept aside tell widths badly. Where there are no more,
+training stars are inferred blind beside them; these come out a little nearer to references whose noise the model has
+followed, and their distances count by one factor more: what all parameters of those kept aside are farther off
+(`farther_off`).
 
 Stars whose parallax was used and stars whose was not are calibrated apart. A measured parallax cannot judge the posterior
 that it went into; but where fluxes alone have a share w of what is known of ln parallax, and their errors are to be
@@ -43,8 +48,10 @@ if TYPE_CHECKING:
 DOF = 4.0
 INNER = float(stdtrit(DOF, ndtr(1.0)))
 """Half the 68 % interval of a Student t in units of its scale."""
-SPREAD = float(np.sqrt(DOF / (DOF - 2.0)))
-"""Its standard deviation likewise."""
+TAIL = float(np.sqrt(DOF / (DOF - 2.0))) / INNER
+"""Its standard deviation over that: where stars are too few to tell, and in models that do not say."""
+TAIL_STARS, LONGEST_TAIL = 300.0, 2.0
+"""A tail is drawn towards it with the weight of so many stars."""
 LN_SNR_UNIT = 0.3
 """Kinds are told apart by this much in ln S/N as by half the 16-84 % range of a training label."""
 MAX_KINDS, MIN_STARS_PER_KIND = 16, 100
@@ -55,12 +62,15 @@ PRIOR_STARS = 30.0
 LIKELY_STRETCH = 0.12
 """Widths of stars with parallaxes, which the scatter of luminosity sets, are likely right to within this, in ln: labels with
 errors as large as theirs could narrow them by chance."""
+Z_95 = 1.96
 N_ROUNDS, DAMPING = 25, 0.7
 SETTLED = 0.005
 """Rounds end once no stretch changes by more."""
 N_FOLDS = 5
 """Stars that a calibration was fitted to lie within its intervals by construction, others 1 to 2 % less often; what it
 says of stars left out shows by how much."""
+LEAST_SEEN = 0.05
+"""Of a posterior's variance, what its difference from a reference shows at least."""
 MIN_RATIO = 0.2
 """A parameter within its reference's error needs no width at all; one round narrows a kind by this factor at most."""
 
@@ -75,6 +85,9 @@ class KindCalibration:
     offset: Float[np.ndarray, "kind label+2"]  # (kind, parameter) of posterior medians [kK, dex, dex, ..., mag, -]
     # (kind, parameter) of posteriors about their medians; 0 where no reference judged it, and it stays
     stretch: Float[np.ndarray, "kind label+2"]
+    tail: Float[
+        np.ndarray, " label+2"
+    ]  # (parameter,) standard deviations over halves of 68 % intervals; a Gaussian's is 1
     fisher: Float[np.ndarray, "kind label+2"]  # (kind, parameter) factor of the Fisher matrix's standard errors
     laplace: Float[np.ndarray, "kind label+2"]  # and of the Laplace approximation's, about the mode
 
@@ -97,12 +110,17 @@ class Calibration:
         return None if self.scatter is None or error is None else scatter_of(self.scatter, error, stars)
 
 
+def tail_of_old(n_parameters: int) -> NDArray[np.float32]:
+    """(parameter,) `TAIL`, which all posteriors had before it was sought."""
+    return np.full(n_parameters, TAIL, np.float32)
+
+
 def of_labels_only(scale: NDArray, kinds: NDArray, width: NDArray, offset: NDArray, stretch: NDArray) -> Calibration:
     """A calibration of labels, E and parallax left as they are; arrays as in `KindCalibration`, without those two."""
     nothing = np.zeros((len(kinds), 2), np.float32)
     ones = np.ones((len(kinds), offset.shape[1] + 2), np.float32)
     offset, stretch = (np.concatenate([values, nothing], axis=1) for values in (offset, stretch))
-    of = KindCalibration(scale, kinds, width, offset, stretch, ones, ones)
+    of = KindCalibration(scale, kinds, width, offset, stretch, tail_of_old(offset.shape[1]), ones, ones)
     return Calibration(of, of)
 
 
@@ -132,7 +150,7 @@ class Known(NamedTuple):
     """Stars as inference has them, and what is known of them."""
 
     residual: NDArray[np.float64]  # (star, parameter) of what is to be calibrated minus the reference
-    half: NDArray[np.float64]  # (star, parameter) half the width of its interval, in units of which it is stretched
+    half: NDArray[np.float64]  # (star, parameter) half the width of its interval, without what the reference shares
     variance: NDArray[np.float64]  # (star, parameter) of residuals, not their own; infinite where nothing is known
     counts: NDArray[np.float64]  # (star, parameter) how much each star counts
 
@@ -148,8 +166,7 @@ class Known(NamedTuple):
     def told(self, stretch: NDArray[np.float64]) -> NDArray[np.float64]:
         """(star, parameter) how much a star tells of a stretch: all, or little where the reference's error hides it."""
         own = (stretch * self.half) ** 2
-        told = np.where(np.isfinite(self.variance), own / (own + np.maximum(self.variance, 0.0)), 0.0)
-        return self.counts * told
+        return self.counts * own / (own + self.variance)
 
 
 class _Factors(NamedTuple):
@@ -197,12 +214,12 @@ def _as_told(found: _Factors, known: Known, weight: NDArray[np.float64], neutral
     """The same, but narrowed no further than references tell whose own errors hide the posterior's."""
     told, pooled = known.told(np.full_like(known.half, neutral)), weight + PRIOR_STARS / len(weight)
     own = (neutral * known.half) ** 2
-    other = np.where(np.isfinite(known.variance), np.maximum(known.variance, 0.0), 0.0)
+    other = np.where(np.isfinite(known.variance), known.variance, 0.0)
     total = np.maximum(pooled.T @ told, 1e-9)
     noise = (pooled.T @ (told * (1.0 + other / np.maximum(own, 1e-30)))) / total  # variance of residuals over own
     error = 0.5 * VARIANCE_ERROR * noise * np.sqrt((pooled**2).T @ told**2) / total  # of ln stretch
     ratio = np.maximum(found.stretch / neutral, MIN_RATIO)
-    kept = 1.0 / (1.0 + (error / LIKELY_STRETCH) ** 4)
+    kept = 1.0 / (1.0 + (error / LIKELY_STRETCH) ** 2)
     return found._replace(stretch=neutral * np.where(ratio < 1.0, ratio**kept, ratio))
 
 
@@ -235,6 +252,45 @@ def fit_and_widen(
     return found._replace(stretch=found.stretch * (wider if neutral is None else np.maximum(wider, 1.0)))
 
 
+def _tail(known: Known, weight: NDArray[np.float64], of: _Factors) -> NDArray[np.float64]:
+    """(parameter,) factor of standard deviations, `half` of `known` as stretched: 95 % of references lie within 1.96."""
+    own2 = np.maximum((known.half * (weight @ of.stretch)) ** 2, 1e-30)
+    told, residual = known.told(weight @ of.stretch), known.residual - weight @ of.offset
+    tail = np.full(residual.shape[1], np.log(TAIL))
+    for i in np.flatnonzero(known.enough):
+        needed = ((residual[:, i] / Z_95) ** 2 - known.variance[:, i]) / own2[:, i]  # infinitely little if not known
+        square = weighted_quantiles(needed, told[:, i : i + 1], 0.95)[0]
+        n = told[:, i].sum()
+        tail[i] += n / (n + TAIL_STARS) * (0.5 * np.log(np.clip(square, 1.0, LONGEST_TAIL**2)) - tail[i])
+    return np.asarray(np.exp(tail))
+
+
+def farther_off(
+    found: "Posteriors", known: References, aside: NDArray[np.bool_], counts: Float[NDArray, "star parameter"]
+) -> float:
+    """By which factor stars kept aside are farther from references than the others, in errors of both; at least 1.
+
+    The geometric mean over parameters of 68 % quantiles' ratios: one parameter would tell it to 3 % from a thousand stars,
+    and what training follows of its stars' noise is as much for all.
+    """
+    median, low, high = _summary_in_sampled(found)
+    own = (0.5 * (high - low)) ** 2
+    ratios = []
+    for i in range(median.shape[1]):
+        square = own[:, i] + known.variance[:, i] - known.shared[:, i]
+        good = np.asarray(found.converged, bool) & np.isfinite(square) & (square > 0)
+        if min(np.sum(good & aside), np.sum(good & ~aside)) < MIN_STARS_PER_KIND:
+            continue
+        residual = median[:, i] - known.value[:, i]
+        pull = np.abs(residual - np.median(residual[good])) / np.sqrt(np.where(good, square, 1.0))
+        of_aside, of_others = (
+            weighted_quantiles(pull[some], counts[some, i : i + 1], WITHIN_ONE_SIGMA)[0]
+            for some in (good & aside, good & ~aside)
+        )
+        ratios.append(np.log(of_aside / of_others))
+    return float(np.exp(max(np.mean(ratios), 0.0))) if ratios else 1.0
+
+
 def fit_calibration(
     found: "Posteriors",
     known: References,
@@ -243,16 +299,18 @@ def fit_calibration(
     *,
     own_parallax: bool = False,
     counts: Float[NDArray, "star parameter"] | None = None,
+    farther: Float[NDArray, " star"] | None = None,
 ) -> KindCalibration | None:
     """Measure offsets, stretches and factors; None if fewer than `MIN_STARS_PER_KIND` stars can be used.
 
     A parameter that fewer stars have a reference of is left as it is. Kinds are told apart by labels in units of
     `label_scale`, and mean ln S/N of the channels. If the stars' parallaxes were used (`own_parallax`), ln parallax is
-    not judged, and widths are narrowed with care. `counts` say how much each star counts for each parameter.
+    not judged, and widths are narrowed with care. `counts` say how much each star counts for each parameter, `farther` by
+    how much its distances from references do.
     """
     n = len(label_scale)
     median, low, high = _summary_in_sampled(found)
-    half = 0.5 * (high - low)
+    half, std = 0.5 * (high - low), np.asarray(found.std, np.float64) * _unit(found)
     sound = np.isfinite(half).all(axis=1) & (half > 0).all(axis=1)  # one draw may have all the weight
     sound &= np.isfinite(known.variance[:, :n]).all(axis=1) & np.asarray(found.converged, bool)
     if sound.sum() < MIN_STARS_PER_KIND:
@@ -261,28 +319,34 @@ def fit_calibration(
     features = (np.column_stack([median[:, :n], ln_snr]) / scale)[sound]
     kinds, width = find_kinds(features)
     weight = kind_weights(features, kinds, width)
-    value, variance = known.value[sound], known.variance[sound].copy()
+    value, variance, shared = known.value[sound], known.variance[sound].copy(), known.shared[sound]
     if own_parallax:
         variance[:, -1] = np.inf
     told = np.isfinite(variance)
+    larger = np.ones((len(value), 1)) if farther is None else farther[sound, None]
 
-    def factors(center: NDArray[np.float64], sigma: NDArray[np.float64], *, shifted: bool) -> _Factors:
+    def known_of(center: NDArray[np.float64], sigma: NDArray[np.float64], unit: float = 1.0) -> Known:
         usable = told & np.isfinite(sigma[sound]) & (sigma[sound] > 0)
-        residual = np.where(usable, center[sound] - value, 0.0)
-        half = np.where(usable, sigma[sound], 1.0)
+        residual = np.where(usable, larger * (center[sound] - value), 0.0)
         count = np.ones_like(residual) if counts is None else counts[sound]
-        some = Known(residual, half, np.where(usable, variance, np.inf), count)
-        neutral = (1.0 / INNER if shifted else 1.0) if own_parallax else None
-        return fit_and_widen(some, weight, shifted=shifted, neutral=neutral)
+        # What the reference errs by as well is stretched as all of the posterior is, and not seen.
+        half = np.where(usable, sigma[sound], 1.0)
+        seen = np.sqrt(np.maximum(1.0 - shared * (unit / half) ** 2, LEAST_SEEN))
+        return Known(residual, seen * half, np.where(usable, variance, np.inf), count)
 
-    mode, fisher, laplace = in_sampled(found)
-    of_draws = factors(median, INNER * half, shifted=True)
+    def neutral(stretch: float) -> float | None:
+        return stretch if own_parallax else None
+
+    of_draws = fit_and_widen(known_of(median, INNER * half, INNER), weight, shifted=True, neutral=neutral(1.0 / INNER))
+    tail = _tail(known_of(median, INNER * std, INNER), weight, of_draws)
     judged = told.sum(axis=0) >= MIN_STARS_PER_KIND
     of_draws = of_draws._replace(stretch=np.where(judged, of_draws.stretch, 0.0))
-    of_fisher, of_laplace = (factors(mode, _sigma(covariance), shifted=False) for covariance in (fisher, laplace))
-    return KindCalibration(
-        *(np.asarray(v, np.float32) for v in (scale, kinds, width, *of_draws, of_fisher.stretch, of_laplace.stretch))
+    mode, *covariances = in_sampled(found)
+    of_modes = (
+        fit_and_widen(known_of(mode, _sigma(of)), weight, shifted=False, neutral=neutral(1.0)).stretch
+        for of in covariances
     )
+    return KindCalibration(*(np.asarray(v, np.float32) for v in (scale, kinds, width, *of_draws, tail, *of_modes)))
 
 
 def _sigma(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -298,6 +362,14 @@ def _summary_in_sampled(found: "Posteriors") -> tuple[NDArray[np.float64], NDArr
         with np.errstate(divide="ignore", invalid="ignore"):
             values[:, -1] = np.log(values[:, -1])
     return median, low, high
+
+
+def _unit(found: "Posteriors") -> NDArray[np.float64]:
+    """(star, parameter) from standard deviations to those in labels, E and ln parallax."""
+    unit = np.ones(np.shape(found.median))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        unit[:, -1] = 1.0 / found.median[:, -1]
+    return unit
 
 
 class _AtStars(NamedTuple):
@@ -319,7 +391,7 @@ def _at(calibration: KindCalibration, labels: NDArray[np.float64], ln_snr: NDArr
         weight @ getattr(calibration, name) for name in ("offset", "stretch", "fisher", "laplace")
     )
     known = stretch > 0
-    inner, mean, spread = (np.where(known, factor * stretch, 1.0) for factor in (INNER, 1.0, SPREAD))
+    inner, mean, spread = (np.where(known, factor * stretch, 1.0) for factor in (INNER, 1.0, INNER * calibration.tail))
     return _AtStars(offset, inner, mean, spread, fisher, laplace)
 
 

@@ -24,13 +24,18 @@ class References(NamedTuple):
     """What is known of stars beside their fluxes."""
 
     value: NDArray[np.float64]  # (star, parameter) labels, E [mag], ln parallax
-    # (star, parameter) by how much value differs from the truth beyond the posterior's own error; infinite where
-    # nothing is known. May be negative: see `references`.
-    variance: NDArray[np.float64]
+    variance: NDArray[np.float64]  # (star, parameter) of its own errors; infinite where nothing is known
+    # (star, parameter) of the posterior's variance, what value errs by as well: it drops out of their difference
+    shared: NDArray[np.float64]
+
+    @classmethod
+    def apart(cls, value: NDArray[np.float64], variance: NDArray[np.float64]) -> "References":
+        """Measurements whose errors are their own."""
+        return cls(value, variance, np.zeros_like(value))
 
     def take(self, rows: NDArray[np.integer]) -> "References":
         """Select stars."""
-        return References(self.value[rows], self.variance[rows])
+        return References(*(values[rows] for values in self))
 
 
 class Implied(NamedTuple):
@@ -89,19 +94,21 @@ def measured(stars: Stars) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 def references(found: "Posteriors", stars: Stars) -> References:
     """What is known of stars beside their fluxes, by results of inference without parallaxes.
 
-    What labels imply errs as the mode itself does in what labels do not decide, by `Implied.left`; so as a reference
-    its variance counts that with a negative sign. It is averaged with what was measured, each with the weight it
-    deserves.
+    What labels imply errs as the mode itself does in what labels do not decide, by `Implied.left`: what is `shared`. It is
+    averaged with what was measured, each with the weight it deserves.
     """
     implied = implied_by_labels(found, stars)
     value, error = measured(stars)
     own = implied.variance + implied.left
     share = own / (own + error**2)
-    variance = (1.0 - share) ** 2 * implied.variance - (1.0 - share**2) * implied.left
+    variance = (1.0 - share) ** 2 * implied.variance
     variance += np.where(share > 0, share * np.where(share > 0, error, 0.0), 0.0) ** 2
+    # The posterior's difference from the value keeps `share` of that error.
+    shared = np.column_stack([np.zeros_like(stars.labels), (1.0 - share**2) * implied.left])
     return References(
         np.concatenate([stars.labels, share * value + (1.0 - share) * implied.value], axis=1),
         np.where(implied.known[:, None], np.concatenate([label_variances(stars), variance], axis=1), np.inf),
+        np.where(implied.known[:, None], shared, 0.0),
     )
 
 

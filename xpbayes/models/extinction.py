@@ -12,8 +12,20 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
+STEEPEST, TINY = 1.7, 1e-6
 MAX_XI_ERROR = 0.7
 """Half of xi's variance at most may be its prior's for R(V) to mean anything."""
+
+
+class FallOff(NamedTuple):
+    """How a ratio of R in two bands goes with the way R falls off, which spectra do tell: whatever is grey drops out.
+
+    ratio + slope (fall - typical), fall = (R_a - R_b) / (R_c - R_d); none beyond `STEEPEST` times the typical one is known.
+    """
+
+    channels: tuple[int, int, int, int]  # a, b, c, d, by number
+    typical: float  # the fall at which the ratio is what it is said to be
+    slope: float
 
 
 class NearInfraredLaw(NamedTuple):
@@ -28,10 +40,24 @@ class NearInfraredLaw(NamedTuple):
     denominator: int
     ratio: float  # R of the first over R of the second
     of_variation: bool = True  # R1 is to obey it, too
+    fall_off: FallOff | None = None  # how the ratio goes with the shape of R; None if it does not
 
     def in_words(self, names: Sequence[str]) -> str:
         """Say what it holds of bands with these names."""
-        return f"R({names[self.numerator]}) / R({names[self.denominator]}) = {self.ratio:g}"
+        said = f"R({names[self.numerator]}) / R({names[self.denominator]}) = {self.ratio:g}"
+        if self.fall_off is None:
+            return said
+        a, b, c, d = (f"R({names[i]})" for i in self.fall_off.channels)
+        return f"{said} + {self.fall_off.slope:g} (({a} - {b}) / ({c} - {d}) - {self.fall_off.typical:g})"
+
+    def ratio_of(self, curve: Float[Array, " channel"]) -> Float[Array, ""] | float:
+        """The ratio that a curve of this shape has, without what is grey in it."""
+        if self.fall_off is None:
+            return self.ratio
+        channels, typical, slope = self.fall_off
+        a, b, c, d = (curve[i] for i in channels)
+        fall = jnp.clip((a - b) / jnp.maximum(c - d, TINY), typical / STEEPEST, typical * STEEPEST)
+        return self.ratio + slope * (fall - typical)
 
 
 @dataclass(frozen=True)
@@ -76,5 +102,6 @@ def grey_excess(curve: Float[Array, " channel"], law: NearInfraredLaw, *, positi
 
     At most nine tenths of the smallest R if what is left must stay `positive`.
     """
-    excess = (curve[law.numerator] - law.ratio * curve[law.denominator]) / (1.0 - law.ratio)
+    ratio = law.ratio_of(curve)
+    excess = (curve[law.numerator] - ratio * curve[law.denominator]) / (1.0 - ratio)
     return jnp.minimum(excess, 0.9 * jnp.min(curve)) if positive else excess

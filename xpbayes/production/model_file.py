@@ -20,7 +20,7 @@ from xpbayes.device import prepare_device
 from xpbayes.errors import InputError
 from xpbayes.files import file_checksum, save_arrays
 from xpbayes.inference.fit_quality import FitQuality
-from xpbayes.inference.recalibration import CASES, Calibration, KindCalibration, of_labels_only
+from xpbayes.inference.recalibration import CASES, Calibration, KindCalibration, of_labels_only, tail_of_old
 from xpbayes.inference.support import LabelSupport
 from xpbayes.inference.trust import Trust
 from xpbayes.inference.trust import feature_names as trust_feature_names
@@ -200,9 +200,15 @@ def _parts_in(arrays: Arrays) -> dict[str, type]:
 
 
 def _check_arrays(arrays: Arrays, n_labels: int, n_channels: int) -> None:
-    """Refuse arrays that are no model's, by what the classes that hold them say; `TAIL` gets its name of today."""
+    """Refuse arrays that are no model's, by what the classes that hold them say.
+
+    What older files lack or call otherwise is as today afterwards.
+    """
     if TAIL in arrays:
         arrays[INV_DOF] = arrays.pop(TAIL)
+    for case in CASES:
+        if f"calibration.{case}.kinds" in arrays:
+            arrays.setdefault(f"calibration.{case}.tail", tail_of_old(n_labels + 2))
     sizes = {"label": n_labels, "channel": n_channels, "target": n_labels + 3, "two": 2}
     check_layers(arrays, (n_labels,), (n_channels,))
     forward = shapes_of(ForwardModel)

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,23 +23,10 @@ from xpbayes.data.spectra import Spectra
 from xpbayes.data.spectra_file import star_table_files
 from xpbayes.files import locked, write_text
 from xpbayes.identity import Split
-from xpbayes.inference.fit import Inferred, fit_stars
-from xpbayes.inference.fit_quality import fit_quality_of
-from xpbayes.inference.recalibration import (
-    CASES,
-    INNER,
-    Calibration,
-    KindCalibration,
-    fit_calibration,
-    ln_snr_of,
-    n_channels_of,
-    recalibrated,
-)
-from xpbayes.inference.references import references
-from xpbayes.inference.scatter import fit_scatter, loosened, scatter_of, settled
+from xpbayes.inference.fit import Inferred
+from xpbayes.inference.recalibration import CASES
 from xpbayes.inference.support import make_support
-from xpbayes.inference.trust import Trust
-from xpbayes.models.extinction import NearInfraredLaw
+from xpbayes.models.extinction import FallOff, NearInfraredLaw
 from xpbayes.production.model_file import CARD, TrainedModel
 from xpbayes.refinement.stage import calibrate_second_stage, learn_second_stage
 from xpbayes.runs.infer import infer
@@ -54,13 +40,12 @@ from xpbayes.runs.inputs import (
     source_of,
     trained_on,
 )
-from xpbayes.training.companions import counts_of
+from xpbayes.training.calibrating import Calibrated, calibrate
 from xpbayes.training.curve_variation import fit_law
 from xpbayes.training.learn import FEW_ADVICE, FEW_STARS
 from xpbayes.training.learn import train as learn
 from xpbayes.training.self_cleaning import with_absolute_magnitudes
 from xpbayes.training.training_set import TrainingSet, n_rows, training_set, training_set_in_files
-from xpbayes.training.trust import Case, learn_trust
 from xpbayes.training.unshared_xi import with_unshared_xi
 
 log = logging.getLogger(__name__)
@@ -70,6 +55,9 @@ CHECKPOINT = "checkpoint.safetensors"
 DROPPED = "self_cleaning.csv"
 """Beside the model: who the last self-cleaning dropped, and why."""
 LOCK = ".lock"
+W2_OVER_J, FALL_OFF_BANDS, FALL_OFF = 0.116, ("W1", "W2", "J", "Ks"), (0.11, 0.47)
+"""R(W2) / R(J) of published laws, and how it goes with (R(W1) - R(W2)) / (R(J) - R(Ks)), by least squares: Gordon et al.
+(2023) at R(V) of 2.5 to 5, Gordon et al. (2021), Wang & Chen (2019), Rieke, Rieke & Paul (1989). It is known to 0.02 so."""
 SCRATCH = "training-stars"
 """Beside the model while it is trained on more stars than memory holds."""
 
@@ -135,11 +123,11 @@ def train(
         law = fit_law(model.forward, training.channels.wavelengths, model.model_error)
         if law is not None:
             model.card["reddening_law"] = {"family": "Gordon et al. 2023", "xi": law.xi, "r_v": law.at}
-        calibration, aside, trust = _calibrate(model, chosen.aside, config)
-        model = replace(model, calibration=calibration, trust=trust)
+        calibrated = calibrate(model.star_model, model.support, chosen, config)
+        model = replace(model, calibration=calibrated.calibration, trust=calibrated.trust)
         if config.second_stage:
-            model = _with_second_stage(model, chosen, aside, config)
-        model.card["calibration"] = _calibration_entry(calibration, chosen.aside, config.labels)
+            model = _with_second_stage(model, chosen, [case.inferred for case in calibrated.aside], config)
+        model.card["calibration"] = _calibration_entry(calibrated, chosen, config.labels)
         model.card["held_out"] = _assess(model, chosen.held_out, config) if len(chosen.held_out) else {}
         checks = check_training(
             model.forward, model.channels, model.labels, labels, model.card["held_out"], learned.phases
@@ -208,65 +196,6 @@ def _take_dropped(phases: list[dict[str, Any]], source_id: NDArray[np.int64]) ->
     return [f"{source_id[row]},{' and '.join(names)}" for row, names in sorted(reasons.items())]
 
 
-def _calibrate(
-    model: TrainedModel, kept_aside: Spectra, config: TrainingConfig
-) -> tuple[Calibration | None, list[Inferred], Trust | None]:
-    """Calibrate posteriors on stars that training did not see, as inference sees them: with parallax, and without.
-
-    Returns:
-        the calibration, how it leaves the posteriors of these stars in either case, and how far these can be trusted.
-    """
-    if not len(kept_aside):
-        return None, [], None
-    floor = config.floor_for(len(model.labels))
-    stars = kept_aside.stars(model.labels, label_error_floor=floor, doubt_parallax=InferenceConfig().doubt_parallax)
-    ln_snr, scale = ln_snr_of(stars), np.asarray(model.forward.label_scale, np.float64)
-    found = fit_stars(model.star_model, stars, InferenceConfig(use_parallax=False))
-    counts = counts_of(model.star_model, stars, model.labels, np.asarray(model.channels.wavelengths, np.float64))
-    spread = None if model.model_error is None else fit_scatter(found, stars, model.model_error, counts[:, -2])
-    scatter = np.zeros((len(stars), 2))
-    if spread is not None and model.model_error is not None:
-        scatter = scatter_of(spread, model.model_error, stars)
-    own = settled(found, stars, scatter, use_parallax=False)
-    known = references(own, stars)
-    flux_only = fit_calibration(own, known, ln_snr, scale, counts=counts)
-    quality = fit_quality_of(np.asarray(own.chi2, np.float64), n_channels_of(stars), ln_snr)
-    aside = [Inferred(stars, found, own, use_parallax=False)]
-    if flux_only is None:
-        log.info(f"not calibrated: {len(stars)} stars kept aside are too few; raise calibration_fraction")
-        return None, aside, None
-    with_parallax, known_of = None, [known]
-    measured = np.flatnonzero(stars.parallax_inv_error > 0)
-    if len(measured):
-        some, spread_of = stars.take(jnp.asarray(measured)), scatter[measured]
-        looked_at = loosened(some, spread_of)
-        found = fit_stars(model.star_model, looked_at, InferenceConfig())
-        own = settled(found, some, spread_of, use_parallax=True)
-        known_of.append(known.take(measured))
-        with_parallax = fit_calibration(
-            own, known_of[-1], ln_snr[measured], scale, own_parallax=True, counts=counts[measured]
-        )
-        aside.append(Inferred(looked_at, found, own, use_parallax=True))
-    calibration = Calibration(with_parallax or flux_only, flux_only, spread, quality)
-    aside = [
-        case._replace(published=recalibrated(case.published, calibration, case.stars, use_parallax=case.use_parallax))
-        for case in aside
-    ]
-    if spread is not None and spread.any():
-        extinction, parallax = np.median(scatter, axis=0)
-        log.info(f"stars of the same labels scatter by {extinction:.3f} mag in E and {100 * parallax:.1f}% in parallax")
-    for name, of in (("flux and parallax", with_parallax), ("flux alone", flux_only)):
-        if of is not None:
-            log.info(f"calibrated on {len(stars)} stars kept aside, {name}: {_in_words(of, model.labels)}")
-    cases = [Case(*case, known) for case, known in zip(aside, known_of, strict=True)]
-    wavelength = np.asarray(model.channels.wavelengths, np.float64)
-    trust = None
-    if model.support is not None:
-        at = (model.labels.index("feh"), model.labels.index("logg")) if {"feh", "logg"} <= set(model.labels) else None
-        trust = learn_trust(model.star_model, model.support, calibration, wavelength, cases, config.seed, at)
-    return calibration, aside, trust
-
-
 def _with_second_stage(
     model: TrainedModel, chosen: TrainingSet, aside: list[Inferred], config: TrainingConfig
 ) -> TrainedModel:
@@ -283,30 +212,25 @@ def _with_second_stage(
     return replace(model, second_stage=second, card=model.card | {"second_stage": entry})
 
 
-def _in_words(calibration: KindCalibration, labels: tuple[str, ...]) -> str:
-    """By how much a calibration stretches typical stars."""
-    stretch = np.median(calibration.stretch, axis=0)
-    parts = [
-        f"{name} {INNER * value:.2f}" for name, value in zip((*labels, "E", "parallax"), stretch, strict=True) if value
-    ]
-    return f"{len(calibration.kinds)} kinds, 68 % intervals stretched by {', '.join(parts)}"
-
-
-def _calibration_entry(calibration: Calibration | None, kept_aside: Spectra, labels: tuple[str, ...]) -> dict[str, Any]:
+def _calibration_entry(calibrated: Calibrated, chosen: TrainingSet, labels: tuple[str, ...]) -> dict[str, Any]:
     """What the card says of the calibration."""
+    calibration = calibrated.calibration
     if calibration is None:
         return {}
     parameters = (*labels, "E", "ln_parallax")
     judged = np.max(calibration.flux_only.stretch, axis=0) > 0
     entry: dict[str, Any] = {
-        "n_stars": len(kept_aside),
+        "n_stars": len(chosen.aside),
+        "n_training_stars_beside": len(chosen.beside),
+        "training_stars_farther": round(calibrated.farther, 4),
         "parameters": list(parameters),
         "not_calibrated": [name for name, known in zip(parameters, judged, strict=True) if not known],
     }
     if calibration.scatter is not None:
         entry["scatter"] = calibration.scatter.round(4).tolist()
     for case in CASES:
-        entry[case] = _by_kind(getattr(calibration, case), "offset", "stretch", "fisher", "laplace")
+        of = getattr(calibration, case)
+        entry[case] = _by_kind(of, "offset", "stretch", "fisher", "laplace") | {"tail": of.tail.round(4).tolist()}
     return entry
 
 
@@ -339,8 +263,15 @@ def _near_infrared_law(table: Spectra, config: TrainingConfig) -> NearInfraredLa
     """What fixes the grey part of R, by whether parallaxes were measured; None if it is left free."""
     names = table.channels.names
     measured = table.is_measured("parallax").any()
-    band, ratio = ("W2", config.w2_over_j) if measured else ("Ks", config.ks_over_j)
+    if not measured:
+        band, ratio = "Ks", config.ks_over_j
+    else:
+        band, ratio = "W2", W2_OVER_J if config.w2_over_j is None else config.w2_over_j
     if not ratio or not {"J", band} <= set(names):
         return None
+    fall_off = None
+    if measured and config.w2_over_j is None and set(FALL_OFF_BANDS) <= set(names):
+        a, b, c, d = map(names.index, FALL_OFF_BANDS)
+        fall_off = FallOff((a, b, c, d), *FALL_OFF)
     # Measured parallaxes and reddenings do tell how grey R1 is.
-    return NearInfraredLaw(names.index(band), names.index("J"), ratio, of_variation=not measured)
+    return NearInfraredLaw(names.index(band), names.index("J"), ratio, of_variation=not measured, fall_off=fall_off)

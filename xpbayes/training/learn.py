@@ -152,8 +152,8 @@ def train(
     phases: list[dict[str, Any]] = []
     done, belongs_to = 0, {}
     if checkpoint is not None:
-        law = None if near_infrared is None else list(near_infrared)
-        belongs_to = {"stars": tree_checksum(stars), "settings": config.model_dump(mode="json"), "near_infrared": law}
+        law, settings = jax.tree.leaves(near_infrared), config.model_dump(mode="json")
+        belongs_to = {"stars": tree_checksum(stars), "settings": settings, "near_infrared": law}
     if checkpoint is not None and resume and checkpoint.is_file():
         state, about = read_checkpoint(checkpoint, belongs_to)
         phases, done = about["phases"], about["done"]

@@ -34,6 +34,7 @@ class TrainingSet:
     table: Spectra  # the training stars; without fluxes where the stars are in files
     stars: Stars  # the same as the mathematics sees them
     aside: Spectra  # stars kept aside, evenly picked, on which posteriors are to be calibrated
+    beside: Spectra  # training stars, evenly picked, that are inferred blind beside them; none where none is kept aside
     held_out: Spectra  # held-out stars, evenly picked, on which the model is to be assessed; `n_held_out` in all
     n_held_out: int
 
@@ -43,6 +44,7 @@ class _Sides:
     """Rows of a table that passed the cuts: which are for what."""
 
     training: Spectra
+    beside: NDArray[np.intp]  # of the training stars
     aside: NDArray[np.intp]
     held_out: NDArray[np.intp]
     n_held_out: int
@@ -55,7 +57,8 @@ def training_set(table: Spectra, config: TrainingConfig, where: str) -> Training
     stars = sides.training.stars(
         config.labels, spectroscopic_parallax=True, label_error_floor=config.floor_for(len(config.labels))
     )
-    return TrainingSet(sides.training, stars, kept.take(sides.aside), kept.take(sides.held_out), sides.n_held_out)
+    aside, held_out = (kept.take(rows) for rows in (sides.aside, sides.held_out))
+    return TrainingSet(sides.training, stars, aside, sides.training.take(sides.beside), held_out, sides.n_held_out)
 
 
 def training_set_in_files(paths: Sequence[Path], config: TrainingConfig, scratch: Path) -> TrainingSet:
@@ -80,10 +83,11 @@ def training_set_in_files(paths: Sequence[Path], config: TrainingConfig, scratch
     together = together.replace(cuts=(*add_up_cuts(inherited), *_in_sequence(together.cuts)))
     sides = _split(together, config, str(paths[0] if len(paths) == 1 else paths[0].parent))
     training_ids = np.sort(sides.training.source_id)
-    few_ids = [np.sort(together.source_id[rows]) for rows in (sides.aside, sides.held_out)]
+    few = [together.source_id[sides.aside], sides.training.source_id[sides.beside], together.source_id[sides.held_out]]
+    few_ids = [np.sort(ids) for ids in few]
     n_labels = len(config.labels)
     stars = make_star_files(scratch, len(training_ids), len(together.channels), n_labels)
-    few: tuple[list[Spectra], list[Spectra]] = ([], [])
+    portions: tuple[list[Spectra], ...] = ([], [], [])
     at = 0
     for path in paths:
         for portion in _portions(path):
@@ -91,10 +95,10 @@ def training_set_in_files(paths: Sequence[Path], config: TrainingConfig, scratch
             part = mine.stars(config.labels, spectroscopic_parallax=True, label_error_floor=config.floor_for(n_labels))
             write_rows(stars, slice(at, at + len(mine)), part)
             at += len(mine)
-            for ids, tables in zip(few_ids, few, strict=True):
+            for ids, tables in zip(few_ids, portions, strict=True):
                 tables.append(portion.take(np.isin(portion.source_id, ids)))
-    aside, held_out = (join_star_tables(tables, names) for tables in few)
-    return TrainingSet(sides.training, stars, aside, held_out, sides.n_held_out)
+    aside, beside, held_out = (join_star_tables(tables, names) for tables in portions)
+    return TrainingSet(sides.training, stars, aside, beside, held_out, sides.n_held_out)
 
 
 def n_rows(paths: Sequence[Path]) -> int:
@@ -146,9 +150,11 @@ def _split(kept: Spectra, config: TrainingConfig, where: str) -> _Sides:
             f"{config.calibration_fraction:g}){most_removed(kept.cuts)}; bring more stars, or make these fractions smaller"
         )
     rows_aside, rows_held = np.flatnonzero(aside), np.flatnonzero(held)
+    rows_aside = rows_aside[evenly(len(rows_aside), config.calibration_stars)]
     return _Sides(
         training,
-        aside=rows_aside[evenly(len(rows_aside), config.calibration_stars)],
+        beside=evenly(len(training), config.calibration_stars - len(rows_aside) if len(rows_aside) else 0),
+        aside=rows_aside,
         held_out=rows_held[evenly(len(rows_held), config.held_out_stars)],
         n_held_out=len(rows_held),
     )

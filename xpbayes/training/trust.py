@@ -14,7 +14,7 @@ from scipy.stats import norm
 
 from xpbayes.config import InferenceConfig
 from xpbayes.data.stars import rows_of_each
-from xpbayes.inference.fit import fit_stars
+from xpbayes.inference.fit import Inferred, fit_stars
 from xpbayes.inference.recalibration import recalibrated
 from xpbayes.inference.references import References, measured
 from xpbayes.inference.scatter import loosened, settled
@@ -58,6 +58,11 @@ class Case(NamedTuple):
     use_parallax: bool  # whether parallaxes were used
     known: References
 
+    @property
+    def inferred(self) -> Inferred:
+        """Without what is known of them."""
+        return Inferred(*self[:4])
+
 
 class Evidence(NamedTuple):
     """What is known of published medians, (row, parameter) each."""
@@ -81,7 +86,7 @@ def judged(case: Case, *, parallax: bool = False) -> Evidence:
             values[:, -1] = np.log(values[:, -1])
         half = np.where(known.value > median, high - median, median - low)
         pull = np.abs(median - known.value) / half
-        spread2 = np.maximum(known.variance, 0.0) / half**2
+        spread2 = np.maximum(known.variance - known.shared, 0.0) / half**2
     there = np.isfinite(pull) & np.isfinite(spread2)
     there[:, -1] &= parallax or not case.use_parallax
     difference = np.where(there, np.minimum(pull, FARTHEST_PULL), 0.0)
@@ -208,6 +213,7 @@ def _with_poorer_parallaxes(
     half = 0.5 * (published.high - published.low)[:, -1].astype(np.float64)
     drawn = np.clip((half * np.asarray(stars.parallax_inv_error, np.float64)) ** 2, 0.0, 0.5)
     known.value[:, -1], known.variance[:, -1] = value, error**2 * np.maximum(1.0 - 2.0 * drawn, LEAST_SPREAD**2)
+    known.shared[:, -1] = 0.0
     return Case(looked_at, found, published, use_parallax=True, known=known)
 
 
