@@ -66,6 +66,9 @@ Z_95 = 1.96
 N_ROUNDS, DAMPING = 25, 0.7
 SETTLED = 0.005
 """Rounds end once no stretch changes by more."""
+LIKELY_FARTHER, FARTHER_ERROR = (0.03, 0.02), 0.7
+"""By how much stars kept aside are likely farther from references than training stars, in ln, and the error of what n of
+them say of that, times the square root of n."""
 N_FOLDS = 5
 """Stars that a calibration was fitted to lie within its intervals by construction, others 1 to 2 % less often; what it
 says of stars left out shows by how much."""
@@ -166,7 +169,7 @@ class Known(NamedTuple):
     def told(self, stretch: NDArray[np.float64]) -> NDArray[np.float64]:
         """(star, parameter) how much a star tells of a stretch: all, or little where the reference's error hides it."""
         own = (stretch * self.half) ** 2
-        return self.counts * own / (own + self.variance)
+        return self.counts * own / (own + np.maximum(self.variance, 0.0))
 
 
 class _Factors(NamedTuple):
@@ -214,7 +217,7 @@ def _as_told(found: _Factors, known: Known, weight: NDArray[np.float64], neutral
     """The same, but narrowed no further than references tell whose own errors hide the posterior's."""
     told, pooled = known.told(np.full_like(known.half, neutral)), weight + PRIOR_STARS / len(weight)
     own = (neutral * known.half) ** 2
-    other = np.where(np.isfinite(known.variance), known.variance, 0.0)
+    other = np.where(np.isfinite(known.variance), np.maximum(known.variance, 0.0), 0.0)
     total = np.maximum(pooled.T @ told, 1e-9)
     noise = (pooled.T @ (told * (1.0 + other / np.maximum(own, 1e-30)))) / total  # variance of residuals over own
     error = 0.5 * VARIANCE_ERROR * noise * np.sqrt((pooled**2).T @ told**2) / total  # of ln stretch
@@ -270,8 +273,8 @@ def farther_off(
 ) -> float:
     """By which factor stars kept aside are farther from references than the others, in errors of both; at least 1.
 
-    The geometric mean over parameters of 68 % quantiles' ratios: one parameter would tell it to 3 % from a thousand stars,
-    and what training follows of its stars' noise is as much for all.
+    The geometric mean over parameters of 68 % quantiles' ratios, for what training follows of its stars' noise is as much
+    for all, drawn to `LIKELY_FARTHER`: a thousand stars tell it to 2 %, as parameters err together.
     """
     median, low, high = _summary_in_sampled(found)
     own = (0.5 * (high - low)) ** 2
@@ -288,7 +291,10 @@ def farther_off(
             for some in (good & aside, good & ~aside)
         )
         ratios.append(np.log(of_aside / of_others))
-    return float(np.exp(max(np.mean(ratios), 0.0))) if ratios else 1.0
+    (likely, within), error = LIKELY_FARTHER, FARTHER_ERROR / np.sqrt(max(float(np.sum(aside)), 1.0))
+    share = within**2 / (within**2 + error**2) if ratios else 0.0
+    seen = float(np.mean(ratios)) if ratios else likely
+    return float(np.exp(max(likely + share * (seen - likely), 0.0)))
 
 
 def fit_calibration(

@@ -8,6 +8,7 @@ width r that the approximation has along. Reddening estimates and measured paral
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
 
 from xpbayes.data.stars import Stars
@@ -24,7 +25,9 @@ class References(NamedTuple):
     """What is known of stars beside their fluxes."""
 
     value: NDArray[np.float64]  # (star, parameter) labels, E [mag], ln parallax
-    variance: NDArray[np.float64]  # (star, parameter) of its own errors; infinite where nothing is known
+    # (star, parameter) of its own errors, less what scatter of stars at the same labels is in both; infinite where
+    # nothing is known
+    variance: NDArray[np.float64]
     # (star, parameter) of the posterior's variance, what value errs by as well: it drops out of their difference
     shared: NDArray[np.float64]
 
@@ -91,11 +94,12 @@ def measured(stars: Stars) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         return value, 1.0 / np.column_stack([weight, np.where(useful, parallax * inverse, 0.0)])
 
 
-def references(found: "Posteriors", stars: Stars) -> References:
+def references(found: "Posteriors", stars: Stars, scatter: Float[NDArray, "star two"] | None = None) -> References:
     """What is known of stars beside their fluxes, by results of inference without parallaxes.
 
-    What labels imply errs as the mode itself does in what labels do not decide, by `Implied.left`: what is `shared`. It is
-    averaged with what was measured, each with the weight it deserves.
+    What labels imply errs as the mode itself does in what labels do not decide, by `Implied.left`: what is `shared`, but for
+    the `scatter` of E [mag] and ln parallax at given labels that is in it, which was measured. It is averaged with what was
+    measured of the star, each with the weight it deserves.
     """
     implied = implied_by_labels(found, stars)
     value, error = measured(stars)
@@ -103,8 +107,10 @@ def references(found: "Posteriors", stars: Stars) -> References:
     share = own / (own + error**2)
     variance = (1.0 - share) ** 2 * implied.variance
     variance += np.where(share > 0, share * np.where(share > 0, error, 0.0), 0.0) ** 2
-    # The posterior's difference from the value keeps `share` of that error.
-    shared = np.column_stack([np.zeros_like(stars.labels), (1.0 - share**2) * implied.left])
+    # The posterior's difference from the value keeps `share` of what both err by.
+    known = 0.0 if scatter is None else np.minimum(scatter**2, implied.left)
+    variance -= (1.0 - share**2) * known
+    shared = np.column_stack([np.zeros_like(stars.labels), (1.0 - share**2) * (implied.left - known)])
     return References(
         np.concatenate([stars.labels, share * value + (1.0 - share) * implied.value], axis=1),
         np.where(implied.known[:, None], np.concatenate([label_variances(stars), variance], axis=1), np.inf),

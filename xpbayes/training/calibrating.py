@@ -83,7 +83,7 @@ def calibrate(
         spread = fit_scatter(found, stars, model.error, counts[:, -2])
         scatter = scatter_of(spread, model.error, stars)
     own = settled(found, stars, scatter, use_parallax=False)
-    known = references(own, stars)
+    known = references(own, stars, scatter)
     factor = farther_off(own, known, aside, counts)
     farther = np.where(aside, 1.0, factor)
     of = fit_calibration(own, known, ln_snr, scale, counts=counts, farther=farther)
