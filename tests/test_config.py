@@ -51,3 +51,17 @@ def test_settings_that_do_not_fit_together_are_named():
         parse_settings(Settings, {"training": {"phases": [{"update": "model", "optimizer": "newton"}]}}, "run")
     with pytest.raises(InputError, match=r"^the dust map: sky_edges must rise from a distance of 0 or more$"):
         parse_settings(DustMapConfig, {"sky_edges": ["1"]}, "the dust map")
+
+
+def test_the_network_is_as_wide_as_its_stars_can_teach():
+    """The paper's preset and a size of one's own do not ask how many there are."""
+    default = TrainingConfig()
+    assert [default.hidden_for(n) for n in (9_999, 10_000)] == [(32, 32, 32), (64, 64, 64)]
+    assert TrainingConfig(preset="zgr23").hidden_for(10**6) == (32, 32, 32)
+    assert TrainingConfig(hidden=(16,)).hidden_for(10**6) == (16,)
+
+
+def test_wider_networks_learn_more_slowly():
+    model, stars = (next(p for p in TrainingConfig().phases if p.update == update) for update in ("model", "stars"))
+    assert [model.for_width(n).learning_rate / model.learning_rate for n in (16, 32, 64)] == [1.0, 1.0, 0.5]
+    assert stars.for_width(64) == stars

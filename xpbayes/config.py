@@ -24,6 +24,8 @@ AtLeastOne = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Factor = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+NARROW, WIDE, WIDE_FROM = 32, 64, 10_000
+"""Neurons of a hidden layer, and from how many training stars on the wider network is better (benchmarks/RESULTS.md)."""
 
 
 def _power_of_two(value: int) -> int:
@@ -70,7 +72,11 @@ class Phase(FrozenSettings):
         None, description="default: adam for the model, newton - the second-order solver - for stars alone"
     )
     momentum: Fraction = Field(0.0, description="of SGD on the model; a star's SGD never has any")
-    learning_rate: PositiveFloat = Field(1e-3, description="rate at the start: of the model, or of stars moved alone")
+    learning_rate: PositiveFloat = Field(
+        1e-3,
+        description=f"rate at the start: of the model, if its layers have {NARROW} neurons, and as much less as they have "
+        "more, or of stars moved alone",
+    )
     star_learning_rate: PositiveFloat = Field(1e-4, description="the stars' rate at the start where both move")
     schedule: Literal["cosine", "steps"] = Field(
         "cosine", description="'cosine': falls to final_rate of the start; 'steps': times step_factor each step_epochs"
@@ -107,6 +113,12 @@ class Phase(FrozenSettings):
         """The optimiser in use."""
         return self.optimizer or {"stars": "newton", "both": "sgd"}.get(self.update, "adam")
 
+    def for_width(self, width: int) -> Self:
+        """The same phase with the rate for a model whose widest hidden layer has so many neurons (Yang et al. 2021)."""
+        if self.update not in ("model", "both") or width <= NARROW:
+            return self
+        return self.model_copy(update={"learning_rate": self.learning_rate * NARROW / width})
+
     def scaled(self, factor: float) -> Self:
         """The same phase with another number of gradient epochs; solver and EM iterations are left alone."""
         if factor == 1 or self.update not in ("model", "stars", "both") or self.method == "newton":
@@ -126,19 +138,19 @@ _GAUGE = Phase(update="gauge")
 _WEIGHTS = Phase(update="weights")
 
 DEFAULT_PHASES = (
-    _model(50, 2e-3, final=0.3),
+    _model(50, 4e-3, final=0.3),
     *(_STARS, _GAUGE),
-    _model(30, 1.5e-3, final=0.5),
+    _model(30, 3e-3, final=0.5),
     *(_STARS, _WEIGHTS, _GAUGE, *_ERROR),
-    _model(30, 1.5e-3, final=0.5),
+    _model(30, 3e-3, final=0.5),
     *(_STARS, _WEIGHTS, _GAUGE),
-    _model(30, 1.5e-3, final=0.5),
+    _model(30, 3e-3, final=0.5),
     *(_STARS, _WEIGHTS, _GAUGE),
-    _model(40, 1.5e-3),
+    _model(40, 3e-3),
     *(_STARS, _WEIGHTS, _GAUGE, *_ERROR),
-    _model(60, 1e-3),
+    _model(60, 2e-3),
     *(_STARS, _WEIGHTS, _GAUGE),
-    _model(120, 1e-3, final=0.005),
+    _model(120, 2e-3, final=0.005),
     *(_STARS, Phase(update="gauge", move_labels=False), *_ERROR),
 )
 
@@ -217,7 +229,12 @@ class TrainingConfig(FrozenSettings):
 
     preset: Literal["default", "zgr23"] = Field("default", description="'zgr23': the paper's own six training phases")
     labels: tuple[str, ...] = Field(("teff", "feh", "logg"), min_length=1, description="label columns, Teff first")
-    hidden: tuple[int, ...] = Field((64, 64, 64), min_length=1, description="neurons per hidden layer")
+    hidden: tuple[int, ...] | None = Field(
+        None,
+        min_length=1,
+        description=f"neurons per hidden layer; by default three layers of {WIDE}, or of {NARROW} where fewer than "
+        f"{WIDE_FROM} stars train them",
+    )
     validation_fraction: Fraction = Field(0.2, description="share of source_ids held out")
     split_seed: NonNegativeInt = Field(0, description="which split by source_id")
     seed: NonNegativeInt = Field(0, description="of the initial weights and the batches")
@@ -271,6 +288,10 @@ class TrainingConfig(FrozenSettings):
     def curve_varies(self) -> bool:
         """Whether a phase learns how the extinction curve varies, and stars have a xi."""
         return self.curve_variation and any(phase.update == "curve_variation" for phase in self.phases)
+
+    def hidden_for(self, n_stars: int) -> tuple[int, ...]:
+        """Neurons per hidden layer of a model that so many stars train."""
+        return self.hidden or (WIDE if n_stars >= WIDE_FROM else NARROW,) * 3
 
     def floor_for(self, n_labels: int) -> tuple[float, ...]:
         """Label error floor, one per label."""

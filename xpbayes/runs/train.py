@@ -78,6 +78,7 @@ def train(
     check_writable(out, stars, files=(CARD, DROPPED, "*.safetensors"))
     with _alone(out), _training_set(stars, config, out) as (chosen, source):
         training = chosen.table
+        config = config.model_copy(update={"hidden": config.hidden_for(len(training))})
         for cut in training.cuts:
             log.info(f"cut: {cut.what}: {cut.removed} removed, {cut.left} left")
         if len(training) < FEW_STARS:

@@ -114,7 +114,11 @@ def _guess_model(
     ln_absolute = ln_flux - 2 * theta_log[some, -1:] + np.exp(theta_log[some, -2:-1]) * curve
     mean = np.sum(np.where(use, ln_absolute, 0.0), axis=0) / np.maximum(use.sum(axis=0), 1)
     model = initial_model(
-        jax.random.key(config.seed), np.asarray(stars.labels), mean, np.log(curve), hidden=config.hidden
+        jax.random.key(config.seed),
+        np.asarray(stars.labels),
+        mean,
+        np.log(curve),
+        hidden=config.hidden_for(len(stars.labels)),
     )
     # Of no size at first: one shape of arrays from the first phase to the last, so that its programs serve all.
     return replace(model, curve_variation=jnp.zeros_like(model.ln_curve)) if config.curve_varies else model
@@ -171,7 +175,7 @@ def train(
         if number <= done or not getattr(config, phase.update, True):  # two kinds of phase have a switch
             continue
         begun = time.perf_counter()
-        phase = phase.scaled(config.epochs_scale)
+        phase = phase.scaled(config.epochs_scale).for_width(max(config.hidden_for(len(stars))))
         run = _Run(phase, number, stars, config, wavelength_nm, near_infrared)
         state, entry, summary = _RUNNERS[phase.update](run, state)
         entry = {"phase": number, **phase.model_dump(mode="json"), **entry, "seconds": time.perf_counter() - begun}
