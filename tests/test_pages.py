@@ -190,7 +190,7 @@ def test_code_of_the_recipes_runs(here, sample):
 def test_code_of_the_notebook_runs(here, bundled, monkeypatch, capsys):
     """As printed, on every eighth bundled star and those that it names."""
     named = np.flatnonzero(
-        (bundled.source_id == 1095334484320289280)
+        (bundled.source_id == 798262866449579008)
         | (abs(bundled.column("dec") + 47.48) < 0.7) & (abs(bundled.column("ra") - 201.7) < 1.0)
     )
     stars = bundled.take(np.union1d(np.arange(0, len(bundled), 8), named))
