@@ -88,9 +88,8 @@ class KindCalibration:
     offset: Float[np.ndarray, "kind label+2"]  # (kind, parameter) of posterior medians [kK, dex, dex, ..., mag, -]
     # (kind, parameter) of posteriors about their medians; 0 where no reference judged it, and it stays
     stretch: Float[np.ndarray, "kind label+2"]
-    tail: Float[
-        np.ndarray, " label+2"
-    ]  # (parameter,) standard deviations over halves of 68 % intervals; a Gaussian's is 1
+    # (parameter,) standard deviations over halves of 68 % intervals; a Gaussian's is 1
+    tail: Float[np.ndarray, " label+2"]
     fisher: Float[np.ndarray, "kind label+2"]  # (kind, parameter) factor of the Fisher matrix's standard errors
     laplace: Float[np.ndarray, "kind label+2"]  # and of the Laplace approximation's, about the mode
 
@@ -316,7 +315,9 @@ def fit_calibration(
     """
     n = len(label_scale)
     median, low, high = _summary_in_sampled(found)
-    half, std = 0.5 * (high - low), np.asarray(found.std, np.float64) * _unit(found)
+    half, std = 0.5 * (high - low), np.array(found.std, np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        std[:, -1] /= np.exp(median[:, -1])  # of ln parallax
     sound = np.isfinite(half).all(axis=1) & (half > 0).all(axis=1)  # one draw may have all the weight
     sound &= np.isfinite(known.variance[:, :n]).all(axis=1) & np.asarray(found.converged, bool)
     if sound.sum() < MIN_STARS_PER_KIND:
@@ -368,14 +369,6 @@ def _summary_in_sampled(found: "Posteriors") -> tuple[NDArray[np.float64], NDArr
         with np.errstate(divide="ignore", invalid="ignore"):
             values[:, -1] = np.log(values[:, -1])
     return median, low, high
-
-
-def _unit(found: "Posteriors") -> NDArray[np.float64]:
-    """(star, parameter) from standard deviations to those in labels, E and ln parallax."""
-    unit = np.ones(np.shape(found.median))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        unit[:, -1] = 1.0 / found.median[:, -1]
-    return unit
 
 
 class _AtStars(NamedTuple):

@@ -88,11 +88,10 @@ def calibrate(
     farther = np.where(aside, 1.0, factor)
     of = fit_calibration(own, known, ln_snr, scale, counts=counts, farther=farther)
     alone = _Looked(Case(stars, found, own, use_parallax=False, known=known), of, n_aside)
-    few = alone.of_aside
-    quality = fit_quality_of(np.asarray(few.published.chi2, np.float64), n_channels_of(few.stars), ln_snr[:n_aside])
+    quality = fit_quality_of(own.chi2[:n_aside].astype(np.float64), n_channels_of(stars)[:n_aside], ln_snr[:n_aside])
     if alone.calibration is None:
         log.info(f"not calibrated: {n_aside} stars kept aside are too few; raise calibration_fraction")
-        return Calibrated(aside=[few])
+        return Calibrated(aside=[alone.of_aside])
 
     looked = [alone]
     rows = np.flatnonzero(stars.parallax_inv_error > 0)
